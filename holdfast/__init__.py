@@ -1,0 +1,1 @@
+"""The client of Holdfast, the streaming inference service for recurrent networks."""

@@ -1,0 +1,48 @@
+"""Writes a step graph's contract into its metadata. The server reads it; see `service.model.contract`.
+
+Pure: dictionaries in, JSON text out.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+CONTRACT_VERSION = "1"
+
+
+def byte_network_contract(
+    hidden: int, state_names: Sequence[str], *, training: dict[str, Any], parity: dict[str, Any]
+) -> dict[str, str]:
+    """Returns the `metadata_props` of a network over bytes.
+
+    Args:
+        hidden: Units of each state tensor.
+        state_names: Names of the state tensors; input `x` is followed by output `x_next`.
+        training: Facts on the training, for people.
+        parity: Outcome of the parity gate, for people.
+    """
+    topics = {
+        "input": {"name": "token", "kind": "token_id", "dtype": "int64", "width": 1},
+        "states": [_state(name, hidden) for name in state_names],
+        "outputs": [
+            {"name": "logits", "dtype": "float32", "shape": [256], "role": "logits"},
+            {"name": "token_log_prob", "dtype": "float32", "shape": [], "role": "token_log_prob"},
+        ],
+        "vocabulary": {"kind": "bytes", "size": 256},
+        "training": training,
+        "parity": parity,
+    }
+    encoded = {f"holdfast.{name}": json.dumps(value) for name, value in topics.items()}
+    return {"holdfast.contract_version": CONTRACT_VERSION, **encoded}
+
+
+def _state(name: str, hidden: int) -> dict[str, Any]:
+    return {
+        "name": name,
+        "input": name,
+        "output": f"{name}_next",
+        "dtype": "float32",
+        "shape": [hidden],
+        "batch_axis": 0,
+        "initial": "zeros",
+    }

@@ -1,0 +1,1 @@
+"""The Holdfast server: `server` wires `rpc`, `engine`, `model` and `store` together."""

@@ -1,0 +1,1 @@
+"""The heart: which step may run (rules), which run together (step queue), and the engine around them."""

@@ -1,0 +1,196 @@
+"""Opens, reads and closes sessions: single records, loaded and committed one at a time.
+
+Chunks are the engine's. What is changed here is noticed there by the compare of its commits.
+"""
+
+import secrets
+from typing import NamedTuple
+
+from service.engine.engine import Engine
+from service.engine.served import served_model
+from service.errors import (
+    InvalidRequest,
+    ModelMismatch,
+    PositionConflict,
+    ServiceError,
+    SessionClosed,
+    SessionExists,
+    SessionNotFound,
+)
+from service.model.protocol import Model, Models
+from service.store.protocol import Found, StateStore, Write
+from service.store.record import NO_STAMP, Record, decode, draw_incarnation, encode
+
+MAX_ATTEMPTS = 16
+"""Attempts against other writers of the same record."""
+
+
+class OpenSession(NamedTuple):
+    """A live session.
+
+    Attributes:
+        record: What is stored.
+        model: The model it runs on.
+        is_resumed: It existed before.
+    """
+
+    record: Record
+    model: Model
+    is_resumed: bool
+
+
+class Sessions:
+    """Opens, reads and closes sessions.
+
+    Args:
+        models: The models served.
+        store: Where sessions live.
+        engine: Told when a record changes behind its back.
+        ttl_s: Time to live after a change; 0 is for ever.
+        tombstone_ttl_s: How long a closed session is remembered as closed.
+    """
+
+    def __init__(
+        self,
+        models: Models,
+        store: StateStore,
+        engine: Engine,
+        *,
+        ttl_s: float,
+        tombstone_ttl_s: float = 3600.0,
+    ) -> None:
+        self._models = models
+        self._store = store
+        self._engine = engine
+        self._ttl_s = ttl_s
+        self._tombstone_ttl_s = tombstone_ttl_s
+
+    async def open(
+        self,
+        key: bytes,
+        model_name: str,
+        model_version: int,
+        *,
+        must_be_new: bool = False,
+        state: bytes = b"",
+    ) -> OpenSession:
+        """Opens a session, or resumes the one that is stored.
+
+        Args:
+            key: Of its record.
+            model_name: "" only where the session exists.
+            model_version: 0 is the newest, or any where the session exists.
+            must_be_new: Refuse to resume.
+            state: Raw initial state, as in a record; b"" is the model's own.
+
+        Raises:
+            SessionExists, SessionNotFound, ModelNotFound, ModelMismatch, RecordCorrupt,
+            InvalidRequest, StoreUnavailable, StoreFull: Nothing was changed.
+        """
+        data = (await self._store.load([key]))[0]
+        for _ in range(MAX_ATTEMPTS):
+            stored = decode(data) if data is not None else None
+            if stored is not None and not stored.closed:
+                return self._resume(stored, model_name, model_version, must_be_new)
+            if not model_name:
+                raise SessionNotFound("no session has this id; name a model to open it", field="model")
+            model = self._models.find(model_name, model_version)
+            record = _new_record(model, state)
+            expected = stored.stamp if stored is not None else NO_STAMP
+            found = await self._replace(Write(key, expected, encode(record)), self._ttl_s)
+            if found is None:
+                return OpenSession(record, model, is_resumed=False)
+            data = found.record
+        raise PositionConflict("other writers keep changing this session")
+
+    async def read(self, key: bytes) -> OpenSession:
+        """Returns a live session.
+
+        Raises:
+            SessionNotFound, SessionClosed, ModelMismatch, RecordCorrupt, StoreUnavailable: As named.
+        """
+        data = (await self._store.load([key]))[0]
+        if data is None:
+            raise SessionNotFound("no session has this id", field="session_id")
+        record = decode(data)
+        if record.closed:
+            raise SessionClosed(f"the session was closed at position {record.position}")
+        return OpenSession(record, served_model(self._models, record), is_resumed=True)
+
+    async def close(self, key: bytes, incarnation: int) -> int:
+        """Replaces a session by a tombstone.
+
+        Args:
+            key: Of its record.
+            incarnation: The one to close; 0 is any.
+
+        Returns:
+            Its position at the end. A session closed before gives the same answer again.
+
+        Raises:
+            SessionNotFound, SessionClosed, RecordCorrupt, StoreUnavailable: As named.
+        """
+        data = (await self._store.load([key]))[0]
+        for _ in range(MAX_ATTEMPTS):
+            if data is None:
+                raise SessionNotFound("no session has this id", field="session_id")
+            stored = decode(data)
+            if incarnation not in (0, stored.incarnation):
+                raise SessionClosed(
+                    f"incarnation {incarnation} is over, the session was opened again",
+                    expected_position=stored.position,
+                )
+            if stored.closed:
+                return stored.position
+            tombstone = stored._replace(state=b"", replies=(), closed=True)
+            write = Write(key, stored.stamp, encode(tombstone))
+            found = await self._replace(write, self._tombstone_ttl_s)
+            if found is None:
+                return stored.position
+            data = found.record
+        raise PositionConflict("other writers keep changing this session")
+
+    async def expires_in_s(self, key: bytes) -> float:
+        """Returns the seconds until a session expires; 0 is never."""
+        return await self._store.time_to_live_s(key)
+
+    async def _replace(self, write: Write, ttl_s: float) -> Found | None:
+        """Commits one record; what is found instead is returned, what fails is raised."""
+        outcome = (await self._store.commit([write], ttl_s))[0]
+        if isinstance(outcome, ServiceError):
+            raise outcome
+        self._engine.forget(write.key)
+        return outcome
+
+    def _resume(
+        self, record: Record, model_name: str, model_version: int, must_be_new: bool
+    ) -> OpenSession:
+        if must_be_new:
+            raise SessionExists(
+                f"the id is taken by a session at position {record.position}",
+                field="session_id",
+                expected_position=record.position,
+            )
+        model = served_model(self._models, record)
+        if model_name not in ("", model.name) or model_version not in (0, model.version):
+            raise ModelMismatch(
+                f"the session runs on {model.name} version {model.version}, the request names "
+                f"{model_name or model.name} version {model_version or 'any'}",
+                field="model",
+            )
+        return OpenSession(record, model, is_resumed=True)
+
+
+def new_session_id() -> str:
+    """Returns an id that nobody can guess, 128 random bits."""
+    return secrets.token_hex(16)
+
+
+def _new_record(model: Model, state: bytes) -> Record:
+    expected = model.contract.state_bytes
+    if state and len(state) != expected:
+        raise InvalidRequest(
+            f"initial_state has {len(state)} bytes, the model's state has {expected}",
+            field="initial_state",
+        )
+    return Record(draw_incarnation(), 0, model.fingerprint, state or bytes(expected))

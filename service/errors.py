@@ -1,0 +1,197 @@
+"""What can go wrong with a request, one class per reason.
+
+`ServiceError`
+  InvalidRequest       the request itself is wrong
+  StateNotFinite       the step would leave NaN or infinity in the state
+  ModelNotFound        no such model or version is served
+  SessionNotFound      nothing is stored under the id
+  SessionLost          a record must have existed and is gone
+  SessionExpired       the session was idle for longer than its time to live
+  SessionClosed        the session, or the incarnation the client means, is over
+  SessionExists        a new session was asked for, and the id is taken
+  PositionConflict     other tokens were applied at this position
+  PositionGap          tokens before this position are missing
+  StoreRegressed       the store has lost steps it had acknowledged
+  RecordCorrupt        the stored record is damaged
+  ModelMismatch        the session runs on another model
+  AckLevelUnsupported  the store cannot give the acknowledgement level
+  Overloaded           a bound is reached; later is right
+  ReplyTooLarge        the reply could not be kept for a retry
+  StoreFull            the store has no memory left
+  StoreUnavailable     the store does not answer
+  Draining             this server is leaving
+  DeadlinePassed       the caller's time is up
+  NotImplementedYet    an rpc of the contract that this version does not have
+  ModelFailed          the model raised
+  InternalFailure      a fault of this server
+
+Knows no gRPC: the edge maps classes to status codes.
+"""
+
+from typing import ClassVar
+
+
+class ServiceError(Exception):
+    """A refusal with a stable reason.
+
+    Attributes:
+        reason: UPPER_SNAKE name that clients match on.
+        message: What was wrong, where, and what would be right.
+        field: Path of the request field at fault, "" if none is.
+        expected_position: Position the store holds, where that is what the client needs.
+        retry_after_s: Seconds after which the same request may succeed; None: do not repeat it.
+    """
+
+    reason: ClassVar[str] = ""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        field: str = "",
+        expected_position: int | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        self.expected_position = expected_position
+        self.retry_after_s = retry_after_s
+
+
+class InvalidRequest(ServiceError):
+    """The request is wrong in itself; it would be wrong at any time."""
+
+    reason = "INVALID_REQUEST"
+
+
+class StateNotFinite(ServiceError):
+    """The step would leave NaN or infinity in the state; the old state stays."""
+
+    reason = "STATE_NOT_FINITE"
+
+
+class ModelNotFound(ServiceError):
+    """No model of that name and version is served."""
+
+    reason = "MODEL_NOT_FOUND"
+
+
+class SessionNotFound(ServiceError):
+    """Nothing is stored under the id, and nothing says that it should be."""
+
+    reason = "SESSION_NOT_FOUND"
+
+
+class SessionLost(ServiceError):
+    """The client has seen steps of a session that the store does not know."""
+
+    reason = "SESSION_LOST"
+
+
+class SessionExpired(ServiceError):
+    """The session was idle for longer than its time to live."""
+
+    reason = "SESSION_EXPIRED"
+
+
+class SessionClosed(ServiceError):
+    """The session, or the incarnation the client means, is over."""
+
+    reason = "SESSION_CLOSED"
+
+
+class SessionExists(ServiceError):
+    """A new session was asked for, and the id is taken."""
+
+    reason = "SESSION_EXISTS"
+
+
+class PositionConflict(ServiceError):
+    """Other tokens were applied at this position; `expected_position` is where the session stands."""
+
+    reason = "POSITION_CONFLICT"
+
+
+class PositionGap(ServiceError):
+    """Tokens before this position are missing; `expected_position` is where the session stands."""
+
+    reason = "POSITION_GAP"
+
+
+class StoreRegressed(ServiceError):
+    """The store has lost acknowledged steps; resend from `expected_position`."""
+
+    reason = "STORE_REGRESSED"
+
+
+class RecordCorrupt(ServiceError):
+    """The stored record is damaged; it is left as found."""
+
+    reason = "RECORD_CORRUPT"
+
+
+class ModelMismatch(ServiceError):
+    """The session runs on another model than the one asked for or served."""
+
+    reason = "MODEL_MISMATCH"
+
+
+class AckLevelUnsupported(ServiceError):
+    """The store cannot give the acknowledgement level."""
+
+    reason = "ACK_LEVEL_UNSUPPORTED"
+
+
+class Overloaded(ServiceError):
+    """A bound on waiting work is reached."""
+
+    reason = "OVERLOADED"
+
+
+class ReplyTooLarge(ServiceError):
+    """The reply could not be kept for a retry; ask for fewer outputs or send fewer tokens."""
+
+    reason = "REPLY_TOO_LARGE"
+
+
+class StoreFull(ServiceError):
+    """The store has no memory left; sessions already stored are intact."""
+
+    reason = "STORE_FULL"
+
+
+class StoreUnavailable(ServiceError):
+    """The store does not answer; a write under way may or may not have happened."""
+
+    reason = "STORE_UNAVAILABLE"
+
+
+class Draining(ServiceError):
+    """This server is leaving; another one takes the same request."""
+
+    reason = "DRAINING"
+
+
+class DeadlinePassed(ServiceError):
+    """The caller's time was up before the chunk ran; nothing was changed."""
+
+    reason = "DEADLINE_PASSED"
+
+
+class NotImplementedYet(ServiceError):
+    """An rpc of the contract that this version does not have."""
+
+    reason = "NOT_IMPLEMENTED"
+
+
+class ModelFailed(ServiceError):
+    """The model raised while it ran; nothing was changed."""
+
+    reason = "MODEL_FAILED"
+
+
+class InternalFailure(ServiceError):
+    """A fault of this server; its log has the trace."""
+
+    reason = "INTERNAL"

@@ -1,0 +1,45 @@
+"""`holdfast serve`: settings in, exit code out."""
+
+import asyncio
+import logging
+import sys
+
+from pydantic import ValidationError
+from pydantic_settings import CliApp, SettingsError
+
+from service.config import Settings
+from service.model.step_graph import ModelFileError
+from service.server import StartError, serve
+from service.store.embedded import EmbeddedStoreError
+
+EXIT_CONFIGURATION = 2
+EXIT_FAILURE = 1
+
+
+def main(arguments: list[str]) -> int:
+    """Serves until told to stop.
+
+    Returns:
+        0 after a drain, 2 for wrong settings, 1 if the server cannot start.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    try:
+        settings = CliApp.run(Settings, cli_args=arguments)
+    except (ValidationError, SettingsError) as error:
+        print(f"holdfast serve: {_one_line(error)}", file=sys.stderr)
+        return EXIT_CONFIGURATION
+    try:
+        asyncio.run(serve(settings))
+    except (StartError, ModelFileError, EmbeddedStoreError) as error:
+        print(f"holdfast serve: {error}", file=sys.stderr)
+        return EXIT_FAILURE
+    return 0
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        return "; ".join(
+            f"--{'.'.join(str(part) for part in entry['loc']).replace('_', '-')}: {entry['msg']}"
+            for entry in error.errors()
+        )
+    return " ".join(str(error).split())

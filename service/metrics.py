@@ -1,0 +1,77 @@
+"""Every metric of the server, once. The only place that knows prometheus_client."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_SECONDS = (
+    50e-6, 100e-6, 200e-6, 400e-6, 800e-6, 1.6e-3, 3.2e-3, 6.4e-3, 12.8e-3, 25.6e-3, 51.2e-3,
+    0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4,
+)  # fmt: skip
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Metrics:
+    """Implements the engine's `Observer`; `scrape` gives the text."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._steps = self._counter("steps", "Steps committed: tokens applied.")
+        self._chunks = self._counter("chunks", "Chunks committed.")
+        self._replays = self._counter("replays", "Chunks answered from the record.")
+        self._conflicts = self._counter("conflicts", "Commits that found another record than expected.")
+        self._errors = Counter(
+            "holdfast_errors", "Chunks answered with an error.", ["reason"], registry=self.registry
+        )
+        self._batch_size = self._histogram("batch_size", "Chunks run together.", _SIZES)
+        self._queue_s = self._histogram("queue_seconds", "Wait of a chunk before it runs.")
+        self._load_s = self._histogram("state_load_seconds", "One read of cold states.")
+        self._run_s = self._histogram("run_seconds", "One batch through the model.")
+        self._commit_s = self._histogram("commit_seconds", "One commit of a batch.")
+        self._chunk_s = self._histogram("chunk_seconds", "A chunk from arrival to answer.")
+        self.store_up = Gauge("holdfast_store_up", "1 while the store answers.", registry=self.registry)
+
+    def scrape(self) -> bytes:
+        """Returns all metrics in the text format."""
+        return generate_latest(self.registry)
+
+    def loaded(self, session_count: int, load_s: float) -> None:
+        """See `Observer`."""
+        self._load_s.observe(load_s)
+
+    def ran(self, chunk_count: int, step_count: int, run_s: float) -> None:
+        """See `Observer`."""
+        self._batch_size.observe(chunk_count)
+        self._run_s.observe(run_s)
+
+    def committed(self, chunk_count: int, commit_s: float) -> None:
+        """See `Observer`."""
+        self._commit_s.observe(commit_s)
+
+    def waited(self, queue_s: float) -> None:
+        """See `Observer`."""
+        self._queue_s.observe(queue_s)
+
+    def applied(self, step_count: int, total_s: float) -> None:
+        """See `Observer`."""
+        self._steps.inc(step_count)
+        self._chunks.inc()
+        self._chunk_s.observe(total_s)
+
+    def replayed(self) -> None:
+        """See `Observer`."""
+        self._replays.inc()
+
+    def conflicted(self) -> None:
+        """See `Observer`."""
+        self._conflicts.inc()
+
+    def refused(self, reason: str) -> None:
+        """See `Observer`."""
+        self._errors.labels(reason).inc()
+
+    def _counter(self, name: str, text: str) -> Counter:
+        return Counter(f"holdfast_{name}", text, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
+        return Histogram(f"holdfast_{name}", text, buckets=buckets, registry=self.registry)

@@ -1,0 +1,1 @@
+"""Step graphs: what they promise (contract), how they run (step graph), where they lie (repository)."""

@@ -1,0 +1,301 @@
+"""What a step graph promises about its tensors, read from the graph's own metadata.
+
+A step graph takes one token and the state of B sessions and gives outputs and the next state. ONNX says
+nothing of which input belongs to which output, so the exporter writes it down in `metadata_props`, one
+JSON text per topic:
+
+    holdfast.contract_version  1
+    holdfast.input             {"name", "kind": "token_id" | "features", "dtype", "width"}
+    holdfast.states            [{"name", "input", "output", "dtype", "shape", "batch_axis", "initial"}]
+    holdfast.outputs           [{"name", "dtype", "shape", "role": "logits" | "token_log_prob" | "raw"}]
+    holdfast.vocabulary        {"kind": "bytes" | "ids", "size"}; absent for features
+
+Shapes are without the batch axis. Other topics are facts for people and passed on as they are. Pure:
+standard library and numpy.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+
+PREFIX = "holdfast."
+VERSION = "1"
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    "float32": np.dtype("<f4"),
+    "float16": np.dtype("<f2"),
+    "float64": np.dtype("<f8"),
+    "int64": np.dtype("<i8"),
+    "int32": np.dtype("<i4"),
+    "int8": np.dtype("i1"),
+    "bool": np.dtype("?"),
+}
+
+
+class ContractError(Exception):
+    """A graph does not say, or not rightly, what its tensors are; the message names the place."""
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """The token.
+
+    Attributes:
+        name: Graph input.
+        kind: Ids of a vocabulary, shape (B,), or features, shape (B, width).
+        dtype: int64 for ids, float32 for features.
+        width: Features per token; 1 for ids.
+    """
+
+    name: str
+    kind: Literal["token_id", "features"]
+    dtype: np.dtype[Any]
+    width: int
+
+
+@dataclass(frozen=True)
+class StateSpec:
+    """One recurrent tensor.
+
+    Attributes:
+        name: What clients call it.
+        input: Graph input that takes it.
+        output: Graph output that gives its successor.
+        dtype: Element type.
+        shape: Extents without the batch axis.
+        batch_axis: Where the batch axis goes in the graph's tensors.
+    """
+
+    name: str
+    input: str
+    output: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    batch_axis: int
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of one session's tensor."""
+        return self.dtype.itemsize * math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class OutputSpec:
+    """One output tensor.
+
+    Attributes:
+        name: Graph output.
+        dtype: Element type.
+        shape: Extents per token, without the batch axis, which is axis 0.
+        role: `logits` over the vocabulary, `token_log_prob` of the arriving token, or `raw`.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    role: Literal["logits", "token_log_prob", "raw"]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes per token."""
+        return self.dtype.itemsize * math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The ids a model knows: 0 .. size - 1; with kind `bytes` an id is a byte's value."""
+
+    kind: Literal["bytes", "ids"]
+    size: int
+
+
+@dataclass(frozen=True)
+class Contract:
+    """All that the service knows of a graph."""
+
+    input: InputSpec
+    states: tuple[StateSpec, ...]
+    outputs: tuple[OutputSpec, ...]
+    vocabulary: Vocabulary | None = None
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def state_bytes(self) -> int:
+        """Bytes of one session's state: all tensors one after the other."""
+        return sum(state.size_bytes for state in self.states)
+
+    @cached_property
+    def logits(self) -> OutputSpec | None:
+        """The output from which next tokens are ranked."""
+        return self._output_of_role("logits")
+
+    @cached_property
+    def token_log_prob(self) -> OutputSpec | None:
+        """The output that gives the log-probability of the arriving token."""
+        return self._output_of_role("token_log_prob")
+
+    def _output_of_role(self, role: str) -> OutputSpec | None:
+        return next((output for output in self.outputs if output.role == role), None)
+
+
+@dataclass(frozen=True)
+class GraphTensor:
+    """A tensor as the graph declares it: an extent is an int, the name of an axis, or None."""
+
+    dtype: str
+    shape: tuple[int | str | None, ...]
+
+
+def read_contract(
+    metadata: Mapping[str, str],
+    inputs: Mapping[str, GraphTensor],
+    outputs: Mapping[str, GraphTensor],
+) -> Contract:
+    """Reads a graph's contract and checks it against the graph.
+
+    Args:
+        metadata: The graph's `metadata_props`.
+        inputs: Its inputs by name.
+        outputs: Its outputs by name.
+
+    Raises:
+        ContractError: The contract is missing, malformed, or not what the graph has.
+    """
+    version = metadata.get(PREFIX + "contract_version")
+    if version is None:
+        raise ContractError(
+            f"metadata has no {PREFIX}contract_version, so nothing says which input and output are "
+            "the state; export it with model_export"
+        )
+    if version != VERSION:
+        raise ContractError(f"{PREFIX}contract_version is {version!r}, this server reads {VERSION!r}")
+    try:
+        contract = _parse(metadata)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ContractError(f"metadata cannot be read: {type(error).__name__}: {error}") from None
+    _check_values(contract)
+    _check_graph(contract, inputs, outputs)
+    return contract
+
+
+def _parse(metadata: Mapping[str, str]) -> Contract:
+    def topic(name: str) -> Any:
+        return json.loads(metadata[PREFIX + name])
+
+    known = {"contract_version", "input", "states", "outputs", "vocabulary"}
+    names = {key.removeprefix(PREFIX) for key in metadata if key.startswith(PREFIX)}
+    return Contract(
+        input=_parse_input(topic("input")),
+        states=tuple(_parse_state(entry) for entry in topic("states")),
+        outputs=tuple(_parse_output(entry) for entry in topic("outputs")),
+        vocabulary=_parse_vocabulary(topic("vocabulary")) if "vocabulary" in names else None,
+        facts={name: metadata[PREFIX + name] for name in sorted(names - known)},
+    )
+
+
+def _parse_input(entry: dict[str, Any]) -> InputSpec:
+    kind = _one_of(entry["kind"], "token_id", "features")
+    return InputSpec(str(entry["name"]), kind, DTYPES[entry["dtype"]], int(entry["width"]))
+
+
+def _parse_state(entry: dict[str, Any]) -> StateSpec:
+    _one_of(entry.get("initial", "zeros"), "zeros")
+    return StateSpec(
+        name=str(entry["name"]),
+        input=str(entry["input"]),
+        output=str(entry["output"]),
+        dtype=DTYPES[entry["dtype"]],
+        shape=_parse_shape(entry["shape"]),
+        batch_axis=int(entry["batch_axis"]),
+    )
+
+
+def _parse_output(entry: dict[str, Any]) -> OutputSpec:
+    role = _one_of(entry["role"], "logits", "token_log_prob", "raw")
+    return OutputSpec(str(entry["name"]), DTYPES[entry["dtype"]], _parse_shape(entry["shape"]), role)
+
+
+def _parse_vocabulary(entry: dict[str, Any]) -> Vocabulary:
+    return Vocabulary(_one_of(entry["kind"], "bytes", "ids"), int(entry["size"]))
+
+
+def _parse_shape(extents: list[Any]) -> tuple[int, ...]:
+    shape = tuple(int(extent) for extent in extents)
+    if any(extent < 1 for extent in shape):
+        raise ValueError(f"shape {list(shape)} has an extent below 1")
+    return shape
+
+
+def _one_of(value: Any, *choices: str) -> Any:
+    if value not in choices:
+        raise ValueError(f"{value!r} is not one of {', '.join(choices)}")
+    return value
+
+
+def _check_values(contract: Contract) -> None:
+    if not contract.states:
+        raise ContractError("holdfast.states is empty: a step graph has at least one state pair")
+    takes_ids = contract.input.kind == "token_id"
+    if takes_ids and contract.vocabulary is None:
+        raise ContractError("holdfast.vocabulary is missing, though the input is a token id")
+    if contract.input.dtype != DTYPES["int64" if takes_ids else "float32"]:
+        raise ContractError("holdfast.input: dtype must be int64 for a token_id, float32 for features")
+    for state in contract.states:
+        if not 0 <= state.batch_axis <= len(state.shape):
+            raise ContractError(f"state {state.name!r}: batch_axis {state.batch_axis} is out of range")
+    if contract.logits is not None and (
+        contract.vocabulary is None or contract.logits.shape != (contract.vocabulary.size,)
+    ):
+        raise ContractError(f"output {contract.logits.name!r}: logits need one value per token id")
+    if contract.token_log_prob is not None and contract.token_log_prob.shape != ():
+        raise ContractError("the output token_log_prob must be a scalar per token")
+
+
+def _check_graph(
+    contract: Contract, inputs: Mapping[str, GraphTensor], outputs: Mapping[str, GraphTensor]
+) -> None:
+    token = contract.input
+    token_shape: tuple[int, ...] = () if token.kind == "token_id" else (token.width,)
+    _check_tensor("input", token.name, inputs, token.dtype, token_shape, 0)
+    for state in contract.states:
+        _check_tensor("input", state.input, inputs, state.dtype, state.shape, state.batch_axis)
+        _check_tensor("output", state.output, outputs, state.dtype, state.shape, state.batch_axis)
+    for output in contract.outputs:
+        _check_tensor("output", output.name, outputs, output.dtype, output.shape, 0)
+    fed = {token.name, *(state.input for state in contract.states)}
+    for name in inputs:
+        if name not in fed:
+            raise ContractError(f"input {name!r} is neither the token nor a state of the contract")
+
+
+def _check_tensor(
+    what: str,
+    name: str,
+    tensors: Mapping[str, GraphTensor],
+    dtype: np.dtype[Any],
+    shape: tuple[int, ...],
+    batch_axis: int,
+) -> None:
+    tensor = tensors.get(name)
+    if tensor is None:
+        known = ", ".join(sorted(tensors))
+        raise ContractError(f"the contract names {what} {name!r}, the graph has {known}")
+    if DTYPES.get(tensor.dtype) != dtype:
+        raise ContractError(f"{what} {name!r} is {tensor.dtype}, the contract says {dtype.name}")
+    expected = (*shape[:batch_axis], "batch", *shape[batch_axis:])
+    if len(tensor.shape) != len(expected):
+        raise ContractError(f"{what} {name!r} has shape {tensor.shape}, the contract says {expected}")
+    for axis, (extent, wanted) in enumerate(zip(tensor.shape, expected, strict=True)):
+        if extent is None or extent == "":
+            raise ContractError(f"{what} {name!r}: axis {axis} has neither a name nor an extent")
+        if axis == batch_axis and not isinstance(extent, str):
+            raise ContractError(
+                f"{what} {name!r}: the batch axis {axis} is fixed at {extent}, it must be dynamic"
+            )
+        if axis != batch_axis and extent != wanted:
+            raise ContractError(f"{what} {name!r}: axis {axis} is {extent}, the contract says {wanted}")

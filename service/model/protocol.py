@@ -1,0 +1,71 @@
+"""What the engine needs of a model. Implementations: `step_graph.StepGraph`, and a fake in the tests."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.model.contract import Contract
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+class Model(Protocol):
+    """One network in one version, ready to run."""
+
+    @property
+    def name(self) -> str:
+        """Name in the repository."""
+        ...
+
+    @property
+    def version(self) -> int:
+        """Version, >= 1."""
+        ...
+
+    @property
+    def fingerprint(self) -> bytes:
+        """sha256 of the file, 32 bytes."""
+        ...
+
+    @property
+    def contract(self) -> Contract:
+        """Its tensors."""
+        ...
+
+    def step(self, tokens: NDArray[Any], states: Arrays) -> tuple[Arrays, Arrays]:
+        """Advances B sessions by one token each.
+
+        Args:
+            tokens: int64 (B,) ids, or float32 (B, width) features.
+            states: State name -> (B, ...), batch axis first whatever the graph has.
+
+        Returns:
+            Output name -> (B, ...), and state name -> (B, ...), new arrays.
+
+        Raises:
+            Exception: Whatever the runtime raises; nothing is kept from the call.
+        """
+        ...
+
+
+class Models(Protocol):
+    """The models served."""
+
+    def find(self, name: str, version: int = 0) -> Model:
+        """Returns a model; version 0 is the newest.
+
+        Raises:
+            ModelNotFound: None of that name and version.
+        """
+        ...
+
+    def find_fingerprint(self, fingerprint: bytes) -> Model | None:
+        """Returns the model with this fingerprint, if it is served."""
+        ...
+
+
+def initial_states(contract: Contract) -> dict[str, NDArray[Any]]:
+    """Returns the state of a session that has seen nothing: zeros, without a batch axis."""
+    return {state.name: np.zeros(state.shape, state.dtype) for state in contract.states}

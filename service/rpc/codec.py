@@ -1,0 +1,255 @@
+"""Between messages and the engine's values. Pure.
+
+What a chunk gave is encoded once, as the bytes of `holdfast.v1.Outputs`: these bytes are stored with
+the session and sent, now and in every replay.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from holdfast.v1 import holdfast_pb2 as pb
+from service.engine.batch import RowOutputs
+from service.engine.rules import Claim
+from service.engine.work import Answer, Selection, Work
+from service.errors import AckLevelUnsupported, InvalidRequest, ServiceError
+from service.model.contract import DTYPES, Contract
+from service.store.keys import session_key
+from service.store.record import token_digest
+
+MAX_ID_CHARS = 128
+TENANT = "default"
+"""Every caller's tenant, until callers are told apart by credentials."""
+
+_DTYPE_OF: dict[str, Any] = {name: pb.DataType.Value(f"DATA_TYPE_{name.upper()}") for name in DTYPES}
+_NUMPY_OF = {number: DTYPES[name] for name, number in _DTYPE_OF.items()}
+
+Tokens = tuple[Literal["text", "ids", "features"], NDArray[Any]]
+
+
+def key_of(session_id: str, field: str = "session_id") -> bytes:
+    """Returns the store key of a session.
+
+    Raises:
+        InvalidRequest: The id is empty, too long, or has control characters.
+    """
+    if not 1 <= len(session_id) <= MAX_ID_CHARS:
+        raise InvalidRequest(
+            f"{field} has {len(session_id)} characters, expected 1..{MAX_ID_CHARS}", field=field
+        )
+    if not session_id.isprintable():
+        raise InvalidRequest(f"{field} has control characters, expected printable text", field=field)
+    return session_key(TENANT, session_id)
+
+
+def to_work(
+    chunk: pb.Chunk,
+    answer: Callable[[Answer | ServiceError], None],
+    *,
+    max_tokens: int,
+    deadline_s: float | None = None,
+) -> Work:
+    """Turns a chunk into work for the engine.
+
+    Args:
+        chunk: As received.
+        answer: Gets the outcome.
+        max_tokens: Most tokens a chunk may have.
+        deadline_s: Monotonic time after which the caller no longer waits.
+
+    Raises:
+        InvalidRequest, AckLevelUnsupported: The chunk is wrong whatever its session is.
+    """
+    key = key_of(chunk.session_id, "chunk.session_id")
+    if chunk.model.version < 0:
+        raise InvalidRequest(
+            f"model.version is {chunk.model.version}, expected >= 0", field="chunk.model.version"
+        )
+    if chunk.ack_level not in (pb.ACK_LEVEL_UNSPECIFIED, pb.ACK_LEVEL_MEMORY):
+        raise AckLevelUnsupported("this server acknowledges at level memory only", field="chunk.ack_level")
+    kind, tokens = _tokens(chunk.tokens)
+    if len(tokens) == 0:
+        raise InvalidRequest("the chunk has no tokens, expected at least 1", field="chunk.tokens")
+    if len(tokens) > max_tokens:
+        raise InvalidRequest(
+            f"the chunk has {len(tokens)} tokens, at most {max_tokens} are taken", field="chunk.tokens"
+        )
+    return Work(
+        key=key,
+        claim=_claim(chunk, tokens),
+        kind=kind,
+        tokens=tokens,
+        answer=answer,
+        model_name=chunk.model.name,
+        model_version=chunk.model.version,
+        selection=_selection(chunk),
+        deadline_s=deadline_s,
+    )
+
+
+def _claim(chunk: pb.Chunk, tokens: NDArray[Any]) -> Claim:
+    return Claim(
+        token_count=len(tokens),
+        digest=token_digest(tokens.tobytes()),
+        position=chunk.position if chunk.HasField("position") else None,
+        acknowledged=chunk.acknowledged_position if chunk.HasField("acknowledged_position") else None,
+        incarnation=chunk.incarnation,
+        names_model=bool(chunk.model.name),
+    )
+
+
+def _selection(chunk: pb.Chunk) -> Selection | None:
+    if not chunk.HasField("outputs"):
+        return None
+    asked = chunk.outputs
+    return Selection(asked.top_k, asked.token_log_prob, tuple(asked.tensors), asked.state)
+
+
+def _tokens(tokens: pb.Tokens) -> Tokens:
+    kind = tokens.WhichOneof("kind")
+    if kind == "text":
+        return "text", np.frombuffer(tokens.text, np.uint8).astype(np.int64)
+    if kind == "ids":
+        return "ids", np.array(tokens.ids.values, np.int64)
+    if kind == "features":
+        return "features", _features(tokens.features)
+    raise InvalidRequest("the chunk has no tokens, expected text, ids or features", field="chunk.tokens")
+
+
+def _features(tensor: pb.Tensor) -> NDArray[Any]:
+    field = "chunk.tokens.features"
+    if tensor.dtype != pb.DATA_TYPE_FLOAT32:
+        raise InvalidRequest(
+            f"features are {pb.DataType.Name(tensor.dtype)}, expected DATA_TYPE_FLOAT32",
+            field=f"{field}.dtype",
+        )
+    if len(tensor.shape) != 2:
+        raise InvalidRequest(
+            f"features have {len(tensor.shape)} axes, expected 2: (tokens, width)",
+            field=f"{field}.shape",
+        )
+    return to_array(tensor, field)
+
+
+def to_array(tensor: pb.Tensor, field: str) -> NDArray[Any]:
+    """Reads a tensor.
+
+    Raises:
+        InvalidRequest: The dtype is not known, or the bytes are not what shape and dtype say.
+    """
+    dtype = _NUMPY_OF.get(tensor.dtype)
+    if dtype is None:
+        raise InvalidRequest(f"dtype {tensor.dtype} is not known", field=f"{field}.dtype")
+    if any(extent < 0 for extent in tensor.shape):
+        raise InvalidRequest(f"shape {list(tensor.shape)} has a negative extent", field=f"{field}.shape")
+    expected_bytes = dtype.itemsize
+    for extent in tensor.shape:
+        expected_bytes *= extent
+    if len(tensor.data) != expected_bytes:
+        raise InvalidRequest(
+            f"shape {list(tensor.shape)} of {dtype.name} needs {expected_bytes} bytes, "
+            f"data has {len(tensor.data)}",
+            field=f"{field}.data",
+        )
+    return np.frombuffer(tensor.data, dtype).reshape(tuple(tensor.shape))
+
+
+def to_tensor(name: str, array: NDArray[Any]) -> pb.NamedTensor:
+    """Writes a tensor."""
+    tensor = pb.Tensor(dtype=_DTYPE_OF[array.dtype.name], shape=array.shape, data=array.tobytes())
+    return pb.NamedTensor(name=name, tensor=tensor)
+
+
+def to_raw_state(tensors: Iterable[pb.NamedTensor], contract: Contract, field: str) -> bytes:
+    """Reads a state given by a client, as the raw bytes of a record; b"" if none is given.
+
+    Raises:
+        InvalidRequest: A tensor is missing, unknown, not finite, or has another shape or dtype.
+    """
+    given = {named.name: to_array(named.tensor, field) for named in tensors}
+    if not given:
+        return b""
+    wanted = {spec.name for spec in contract.states}
+    if given.keys() != wanted:
+        raise InvalidRequest(
+            f"state has tensors {sorted(given)}, the model has {sorted(wanted)}", field=field
+        )
+    for spec in contract.states:
+        array = given[spec.name]
+        if array.shape != spec.shape or array.dtype != spec.dtype:
+            raise InvalidRequest(
+                f"state {spec.name!r} is {array.dtype.name} {array.shape}, the model has "
+                f"{spec.dtype.name} {spec.shape}",
+                field=field,
+            )
+        if not np.isfinite(array).all():
+            raise InvalidRequest(f"state {spec.name!r} holds NaN or infinity", field=field)
+    return b"".join(given[spec.name].tobytes() for spec in contract.states)
+
+
+def from_raw_state(state: bytes, contract: Contract) -> list[pb.NamedTensor]:
+    """Writes the raw state of a record as tensors."""
+    tensors = []
+    offset = 0
+    for spec in contract.states:
+        part = np.frombuffer(state, spec.dtype, spec.size_bytes // spec.dtype.itemsize, offset)
+        tensors.append(to_tensor(spec.name, part.reshape(spec.shape)))
+        offset += spec.size_bytes
+    return tensors
+
+
+def encode_outputs(outputs: RowOutputs) -> bytes:
+    """Returns the serialised `Outputs` of a chunk."""
+    message = pb.Outputs(token_count=outputs.token_count)
+    if outputs.top_ids is not None and outputs.top_log_probs is not None:
+        message.top_k = outputs.top_ids.shape[1]
+        message.top_ids.extend(outputs.top_ids.ravel().tolist())
+        message.top_log_probs.extend(outputs.top_log_probs.ravel().tolist())
+    if outputs.token_log_probs is not None:
+        message.token_log_probs.extend(outputs.token_log_probs.tolist())
+    message.tensors.extend(_named(outputs.tensors))
+    message.state.extend(_named(outputs.state))
+    return message.SerializeToString()
+
+
+def _named(arrays: Mapping[str, NDArray[Any]]) -> list[pb.NamedTensor]:
+    return [to_tensor(name, np.ascontiguousarray(array)) for name, array in arrays.items()]
+
+
+_OUTPUTS_TAG = b"\x42"  # field 8, length-delimited
+_RESULT_TAG = b"\x0a"  # field 1, length-delimited
+
+
+def encode_reply(chunk: pb.Chunk, answer: Answer) -> bytes:
+    """Returns the serialised StepResponse, which is also the serialised StreamStepsResponse.
+
+    The outputs are stored bytes and are spliced in as they are.
+    """
+    header = pb.ChunkResult(
+        tag=chunk.tag,
+        session_id=chunk.session_id,
+        incarnation=answer.incarnation,
+        position=answer.position,
+        replayed=answer.replayed,
+        ack_level=pb.ACK_LEVEL_MEMORY,
+        model_version=answer.model_version,
+    ).SerializeToString()
+    outputs = answer.outputs
+    result = b"".join((header, _OUTPUTS_TAG, _varint(len(outputs)), outputs))
+    return b"".join((_RESULT_TAG, _varint(len(result)), result))
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 127:
+        encoded.append(value & 127 | 128)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
+
+
+def dtype_number(dtype: np.dtype[Any]) -> Any:
+    """Returns the `DataType` of a numpy dtype."""
+    return _DTYPE_OF[dtype.name]

@@ -1,0 +1,73 @@
+"""Turns errors into what goes over the wire: a code, and google.rpc details. One table, one place."""
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+
+from service import errors
+from service.errors import ServiceError
+
+DOMAIN = "holdfast"
+
+CODES: dict[type[ServiceError], grpc.StatusCode] = {
+    errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.StateNotFinite: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.ModelNotFound: grpc.StatusCode.NOT_FOUND,
+    errors.SessionNotFound: grpc.StatusCode.NOT_FOUND,
+    errors.SessionLost: grpc.StatusCode.NOT_FOUND,
+    errors.SessionExpired: grpc.StatusCode.NOT_FOUND,
+    errors.SessionClosed: grpc.StatusCode.NOT_FOUND,
+    errors.SessionExists: grpc.StatusCode.ALREADY_EXISTS,
+    errors.PositionConflict: grpc.StatusCode.ABORTED,
+    errors.PositionGap: grpc.StatusCode.OUT_OF_RANGE,
+    errors.StoreRegressed: grpc.StatusCode.DATA_LOSS,
+    errors.RecordCorrupt: grpc.StatusCode.DATA_LOSS,
+    errors.ModelMismatch: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.AckLevelUnsupported: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.ReplyTooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.StoreFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.StoreUnavailable: grpc.StatusCode.UNAVAILABLE,
+    errors.Draining: grpc.StatusCode.UNAVAILABLE,
+    errors.DeadlinePassed: grpc.StatusCode.DEADLINE_EXCEEDED,
+    errors.NotImplementedYet: grpc.StatusCode.UNIMPLEMENTED,
+    errors.ModelFailed: grpc.StatusCode.INTERNAL,
+    errors.InternalFailure: grpc.StatusCode.INTERNAL,
+}
+
+
+def to_status(error: ServiceError) -> status_pb2.Status:
+    """Returns the google.rpc.Status of an error, with all its details."""
+    details = [_error_info(error)]
+    if error.field:
+        violation = error_details_pb2.BadRequest.FieldViolation(
+            field=error.field, description=error.message
+        )
+        details.append(_packed(error_details_pb2.BadRequest(field_violations=[violation])))
+    if error.retry_after_s is not None:
+        nanos = round(error.retry_after_s * 1e9)
+        delay = duration_pb2.Duration(seconds=nanos // 10**9, nanos=nanos % 10**9)
+        details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
+    code: int = CODES[type(error)].value[0]
+    return status_pb2.Status(code=code, message=error.message, details=details)
+
+
+def to_trailers(error: ServiceError) -> tuple[tuple[str, bytes], ...]:
+    """Returns the trailing metadata that carries the details of a unary call's status."""
+    return (("grpc-status-details-bin", to_status(error).SerializeToString()),)
+
+
+def _error_info(error: ServiceError) -> any_pb2.Any:
+    metadata = {}
+    if error.field:
+        metadata["field"] = error.field
+    if error.expected_position is not None:
+        metadata["expected_position"] = str(error.expected_position)
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata)
+    return _packed(info)
+
+
+def _packed(message: object) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(message)  # type: ignore[arg-type]
+    return packed

@@ -1,0 +1,161 @@
+"""The record: what the store keeps per session, as bytes. Pure; knows no store and no model.
+
+Layout, little-endian:
+
+    offset  bytes  what
+    0       4      magic "HFR1"
+    4       4      number of kept replies
+    8       8      xxh3-64 of everything from offset 16, seeded with the number of kept replies
+    16      8      incarnation, > 0
+    24      8      position, >= 0; ~position (negative) marks the tombstone of a closed session
+    32      32     fingerprint: sha256 of the model file
+    64      8      bytes of state
+    72      ...    state: raw tensors, in the order of the model's contract
+            ...    kept replies, oldest first: position after the chunk (8), tokens in it (4),
+                   bytes of the reply (4), xxh3-128 of the tokens (16), the reply
+
+Bytes 16..31 are the *stamp*. It is all that a commit compares, which is why a tombstone must not share
+it with the record it replaces, and why it sits at a fixed offset that the script can cut out.
+
+Without its state and replies a record with one reply has 72 + 32 = 104 bytes.
+"""
+
+import secrets
+import struct
+from typing import NamedTuple
+
+import xxhash
+
+from service.errors import RecordCorrupt
+
+MAGIC = b"HFR1"
+STAMP_START = 16
+STAMP_END = 32
+NO_STAMP = b""
+"""Stamp of a session that is not stored."""
+
+_HEADER = struct.Struct("<4sIQqq32sQ")
+_BODY_HEADER = struct.Struct("<qq32sQ")
+_PREFIX = struct.Struct("<4sIQ")
+_STAMP = struct.Struct("<qq")
+_REPLY_HEADER = struct.Struct("<qII16s")
+
+FIXED_BYTES = _HEADER.size + _REPLY_HEADER.size
+
+
+class KeptReply(NamedTuple):
+    """A reply kept so that its chunk can be sent again.
+
+    Attributes:
+        position: Position after the chunk.
+        token_count: Tokens in the chunk.
+        digest: `token_digest` of the chunk, 16 bytes.
+        outputs: What the chunk gave, encoded by the edge.
+    """
+
+    position: int
+    token_count: int
+    digest: bytes
+    outputs: bytes
+
+
+class Record(NamedTuple):
+    """A session as the store keeps it.
+
+    Attributes:
+        incarnation: Random, > 0.
+        position: Tokens consumed; for a closed session, at the time it was closed.
+        closed: It is a tombstone: no state, no replies.
+        fingerprint: sha256 of the model file, 32 bytes.
+        state: Raw tensors, in the order of the model's contract.
+        replies: Replies kept, oldest first.
+    """
+
+    incarnation: int
+    position: int
+    fingerprint: bytes
+    state: bytes = b""
+    replies: tuple[KeptReply, ...] = ()
+    closed: bool = False
+
+    @property
+    def stamp(self) -> bytes:
+        """Incarnation and position as a commit compares them, 16 bytes."""
+        return stamp(self.incarnation, self.position, closed=self.closed)
+
+
+def draw_incarnation() -> int:
+    """Draws the number of a new incarnation: random, 1 .. 2^63 - 1."""
+    return secrets.randbelow(2**63 - 1) + 1
+
+
+def stamp(incarnation: int, position: int, *, closed: bool = False) -> bytes:
+    """Packs what a commit compares, 16 bytes."""
+    return _STAMP.pack(incarnation, ~position if closed else position)
+
+
+def token_digest(tokens: bytes) -> bytes:
+    """Digests the tokens of a chunk, raw, so that another chunk at the same position is noticed.
+
+    Returns:
+        16 bytes, xxh3-128.
+    """
+    return xxhash.xxh3_128_digest(tokens)
+
+
+def encode(record: Record) -> bytes:
+    """Turns a record into bytes; `decode` is the inverse."""
+    body = _BODY_HEADER.pack(
+        record.incarnation,
+        ~record.position if record.closed else record.position,
+        record.fingerprint,
+        len(record.state),
+    )
+    parts = [body, record.state]
+    for reply in record.replies:
+        parts += (
+            _REPLY_HEADER.pack(reply.position, reply.token_count, len(reply.outputs), reply.digest),
+            reply.outputs,
+        )
+    checked = b"".join(parts)
+    count = len(record.replies)
+    return _PREFIX.pack(MAGIC, count, xxhash.xxh3_64_intdigest(checked, count)) + checked
+
+
+def decode(data: bytes) -> Record:
+    """Turns bytes into the record they came from.
+
+    Raises:
+        RecordCorrupt: The bytes are not what `encode` gives; the message says where they differ.
+    """
+    if len(data) < _HEADER.size:
+        raise RecordCorrupt(f"record of {len(data)} bytes, shorter than its header of {_HEADER.size}")
+    magic, count, checksum, incarnation, position, fingerprint, state_bytes = _HEADER.unpack_from(data)
+    if magic != MAGIC:
+        raise RecordCorrupt(f"record starts with {magic!r}, expected {MAGIC!r}")
+    if xxhash.xxh3_64_intdigest(memoryview(data)[STAMP_START:], count) != checksum:
+        raise RecordCorrupt("record does not match its checksum")
+    state_end = _HEADER.size + state_bytes
+    return Record(
+        incarnation=incarnation,
+        position=~position if position < 0 else position,
+        fingerprint=fingerprint,
+        state=data[_HEADER.size : state_end],
+        replies=_decode_replies(data, state_end, count),
+        closed=position < 0,
+    )
+
+
+def _decode_replies(data: bytes, offset: int, count: int) -> tuple[KeptReply, ...]:
+    replies = []
+    for _ in range(count):
+        try:
+            position, token_count, size, digest = _REPLY_HEADER.unpack_from(data, offset)
+        except struct.error:
+            raise RecordCorrupt("record ends inside a kept reply") from None
+        offset += _REPLY_HEADER.size
+        replies.append(KeptReply(position, token_count, digest, data[offset : offset + size]))
+        offset += size
+    if offset != len(data):
+        raise RecordCorrupt(f"record has {len(data)} bytes, its lengths say {offset}")
+    return tuple(replies)

@@ -1,0 +1,173 @@
+"""The state store on one Redis or Valkey server."""
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import hiredis
+import redis.connection
+
+from service.errors import RecordCorrupt, ServiceError, StoreFull, StoreUnavailable
+from service.store.connection import RETRY_AFTER_S, Address, StoreConnection
+from service.store.protocol import Found, Outcome, Write
+
+_SCRIPT = files(__package__).joinpath("commit.lua").read_bytes()
+_SCRIPT_SHA = hashlib.sha1(_SCRIPT, usedforsecurity=False).hexdigest()
+
+SCHEMES = ("redis", "rediss", "unix")
+
+
+class UnsafeStore(Exception):
+    """The store could drop sessions without a word; the message says why and what to set."""
+
+
+def parse_url(url: str) -> Address:
+    """Reads `redis://[user[:password]@]host[:port][/db]`, `rediss://…` or `unix://[…@]path[?db=n]`.
+
+    Raises:
+        ValueError: Another scheme, or parts that cannot be read.
+    """
+    scheme = url.partition("://")[0]
+    if scheme not in SCHEMES:
+        expected = ", ".join(f"{known}://" for known in SCHEMES)
+        raise ValueError(f"scheme {scheme!r} is not one of {expected}")
+    parts: dict[str, Any] = dict(redis.connection.parse_url(url))  # type: ignore[no-untyped-call]
+    socket_path = parts.get("path")
+    return Address(
+        host=parts.get("host", "127.0.0.1"),
+        port=parts.get("port", 6379),
+        socket_path=Path(socket_path) if socket_path else None,
+        database=parts.get("db", 0),
+        username=parts.get("username"),
+        password=parts.get("password"),
+        tls=_tls_context() if scheme == "rediss" else None,
+    )
+
+
+def _tls_context() -> Any:
+    import ssl
+
+    return ssl.create_default_context()
+
+
+class RedisStore:
+    """Implements `StateStore`.
+
+    Args:
+        url: See `parse_url`.
+        timeout_s: Longest wait for any reply.
+        on_change: Called with whether the store answers, when that changes.
+    """
+
+    def __init__(
+        self, url: str, *, timeout_s: float, on_change: Callable[[bool], None] = lambda _: None
+    ) -> None:
+        self._connection = StoreConnection(parse_url(url), timeout_s=timeout_s, on_change=on_change)
+
+    @property
+    def is_available(self) -> bool:
+        """Whether the store answered when last asked."""
+        return self._connection.is_connected
+
+    async def open(self) -> None:
+        """Connects.
+
+        Raises:
+            StoreUnavailable: No server answers there, or it refuses the greeting.
+        """
+        await self._connection.open()
+
+    async def close(self) -> None:
+        """Closes the connection."""
+        await self._connection.close()
+
+    async def check_safe(self) -> None:
+        """Makes sure that the store keeps what it acknowledges.
+
+        Raises:
+            UnsafeStore: It may evict sessions, or does not write them to disk.
+            StoreUnavailable: No answer in time.
+        """
+        info = _parse_info(await self._ask("INFO"))
+        policy = info.get("maxmemory_policy", "")
+        if policy != "noeviction":
+            raise UnsafeStore(
+                f"eviction policy is {policy!r}, so sessions can vanish when memory is short; "
+                "set maxmemory-policy noeviction"
+            )
+        if info.get("aof_enabled") != "1":
+            raise UnsafeStore(
+                "the append-only file is off, so a restart of the store loses sessions; set appendonly yes"
+            )
+        if info.get("aof_last_write_status", "ok") != "ok":
+            raise UnsafeStore("writing the append-only file fails; see the log of the store")
+
+    async def load(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Reads records in one round trip; see `StateStore.load`."""
+        records: list[bytes | None] = await self._ask("MGET", *keys)
+        return records
+
+    async def commit(self, writes: Sequence[Write], ttl_s: float) -> list[Outcome]:
+        """Replaces records in one round trip; see `StateStore.commit`."""
+        ttl_ms = math.ceil(ttl_s * 1000)
+        arguments: list[Any] = [len(writes), *(write.key for write in writes)]
+        for write in writes:
+            arguments += (write.expected_stamp, write.record, ttl_ms)
+        refused = await self._run_script(arguments)
+        return _outcomes(len(writes), refused)
+
+    async def time_to_live_s(self, key: bytes) -> float:
+        """Returns the seconds until the record expires; see `StateStore.time_to_live_s`."""
+        left_ms: int = await self._ask("PTTL", key)
+        return max(left_ms, 0) / 1000
+
+    async def ping(self) -> None:
+        """Asks for a sign of life.
+
+        Raises:
+            StoreUnavailable: No answer in time.
+        """
+        await self._ask("PING")
+
+    async def _ask(self, *command: Any) -> Any:
+        reply = await self._connection.execute(*command)
+        if isinstance(reply, hiredis.ReplyError):
+            raise _error_of(str(reply))
+        return reply
+
+    async def _run_script(self, arguments: list[Any]) -> list[Any]:
+        """Runs commit.lua. A server that does not know it has executed nothing, so asking again is safe."""
+        reply = await self._connection.execute("EVALSHA", _SCRIPT_SHA, *arguments)
+        if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT"):
+            reply = await self._connection.execute("EVAL", _SCRIPT, *arguments)
+        if isinstance(reply, hiredis.ReplyError):
+            raise _error_of(str(reply))
+        entries: list[Any] = reply
+        return entries
+
+
+def _outcomes(count: int, refused: list[Any]) -> list[Outcome]:
+    outcomes: list[Outcome] = [None] * count
+    for number, kind, detail in zip(refused[::3], refused[1::3], refused[2::3], strict=True):
+        if kind == b"error":
+            outcomes[number - 1] = _error_of(detail.decode(errors="replace"))
+        else:
+            outcomes[number - 1] = Found(detail or None)
+    return outcomes
+
+
+def _error_of(message: str) -> ServiceError:
+    """Maps the store's error text, by its first word, to what a caller can act on."""
+    if message.startswith("OOM"):
+        return StoreFull("the store is out of memory: raise maxmemory or close sessions")
+    if message.startswith("WRONGTYPE"):
+        return RecordCorrupt("the key of this session holds something that is not a record")
+    return StoreUnavailable(f"store: {message}", retry_after_s=RETRY_AFTER_S)
+
+
+def _parse_info(text: bytes) -> dict[str, str]:
+    lines = text.decode().splitlines()
+    return dict(line.split(":", 1) for line in lines if ":" in line)

@@ -1,0 +1,120 @@
+"""Fakes for tests of pure logic: a model whose state is a running sum, a store in memory, an observer.
+
+With the running sum any mix-up of sessions, any lost or doubled token, is a wrong number.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from service.engine.batch import RowOutputs
+from service.errors import ModelNotFound, StoreUnavailable
+from service.model.contract import Contract, InputSpec, OutputSpec, StateSpec, Vocabulary
+from service.store.protocol import Found, Outcome, Write
+from service.store.record import STAMP_END, STAMP_START
+
+F32 = np.dtype("<f4")
+
+SUM_CONTRACT = Contract(
+    input=InputSpec("token", "token_id", np.dtype("<i8"), 1),
+    states=(StateSpec("sum", "sum", "sum_next", F32, (2,), 0),),
+    outputs=(OutputSpec("total", F32, (), "raw"),),
+    vocabulary=Vocabulary("bytes", 256),
+)
+
+
+class AccumulatorModel:
+    """State (sum of tokens, number of tokens); output: the sum. Token 255 makes the state infinite."""
+
+    name = "sum"
+    version = 1
+    contract = SUM_CONTRACT
+    fingerprint = hashlib.sha256(b"sum").digest()
+
+    def __init__(self):
+        self.batch_sizes = []
+        self.fail_with = None
+
+    def step(self, tokens, states):
+        if self.fail_with is not None:
+            raise self.fail_with
+        self.batch_sizes.append(len(tokens))
+        state = states["sum"].copy()
+        state[:, 0] += np.where(tokens == 255, np.inf, tokens)
+        state[:, 1] += 1
+        return {"total": state[:, 0].copy()}, {"sum": state}
+
+
+class FakeModels:
+    def __init__(self, model):
+        self.model = model
+
+    def find(self, name, version=0):
+        if name != self.model.name:
+            raise ModelNotFound(f"no model is named {name!r}")
+        return self.model
+
+    def find_fingerprint(self, fingerprint):
+        return self.model if fingerprint == self.model.fingerprint else None
+
+
+class MemoryStore:
+    """Implements StateStore on a dict, with switches for its faults."""
+
+    def __init__(self):
+        self.records: dict[bytes, bytes] = {}
+        self.is_available = True
+        self.lose_reply = False
+        self.load_count = 0
+        self.commit_count = 0
+
+    async def load(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        self._check()
+        self.load_count += 1
+        return [self.records.get(key) for key in keys]
+
+    async def commit(self, writes: Sequence[Write], ttl_s: float) -> list[Outcome]:
+        self._check()
+        self.commit_count += 1
+        outcomes = [self._write(write) for write in writes]
+        if self.lose_reply:
+            self.lose_reply = False
+            raise StoreUnavailable("reply lost", retry_after_s=0.1)
+        return outcomes
+
+    async def time_to_live_s(self, key: bytes) -> float:
+        return 0.0
+
+    def _write(self, write: Write) -> Outcome:
+        found = self.records.get(write.key)
+        if (found or b"")[STAMP_START:STAMP_END] != write.expected_stamp:
+            return Found(found)
+        self.records[write.key] = write.record
+        return None
+
+    def _check(self):
+        if not self.is_available:
+            raise StoreUnavailable("down", retry_after_s=0.1)
+
+
+class CountingObserver:
+    """Counts calls by name; keeps batch sizes and reasons."""
+
+    def __init__(self):
+        self.counts = Counter()
+        self.reasons = Counter()
+
+    def __getattr__(self, name):
+        def count(*arguments):
+            self.counts[name] += 1
+            if name == "refused":
+                self.reasons[arguments[0]] += 1
+
+        return count
+
+
+def encode_totals(outputs: RowOutputs) -> bytes:
+    """Encodes a row's output `total`, float32 (k,)."""
+    return outputs.tensors["total"].tobytes()

@@ -1,0 +1,182 @@
+import asyncio
+import random
+
+import numpy as np
+import pytest
+
+from service.engine.engine import Engine, EngineLimits
+from service.engine.rules import Claim
+from service.engine.work import Answer, Work
+from service.store.record import token_digest
+from tests.fakes import AccumulatorModel, CountingObserver, FakeModels, MemoryStore, encode_totals
+
+
+@pytest.fixture
+def model():
+    return AccumulatorModel()
+
+
+@pytest.fixture
+def store():
+    return MemoryStore()
+
+
+@pytest.fixture
+def observer():
+    return CountingObserver()
+
+
+@pytest.fixture
+async def start(model, store, observer):
+    engines = []
+
+    def create(**limits):
+        limits = EngineLimits(**limits)
+        engine = Engine(FakeModels(model), store, encode_totals, observer, limits)
+        engine.start()
+        engines.append(engine)
+        return engine
+
+    yield create
+    for engine in engines:
+        await engine.stop()
+
+
+async def send(engine, session, tokens, position=None, **claim):
+    """Returns the answer: position and the running totals, or the reason of the refusal."""
+    outcome = await asyncio.wait_for(submit(engine, session, tokens, position, **claim), 5)
+    if isinstance(outcome, Answer):
+        return outcome.position, np.frombuffer(outcome.outputs, np.float32).tolist(), outcome.replayed
+    return outcome.reason
+
+
+def submit(engine, session, tokens, position=None, **claim):
+    future = asyncio.get_running_loop().create_future()
+    array = np.array(tokens, np.int64)
+    asked = Claim(len(tokens), token_digest(array.tobytes()), position, **claim)
+    engine.submit(Work(session.encode(), asked, "ids", array, future.set_result, model_name="sum"))
+    return future
+
+
+async def test_streamed_equals_offline(start):
+    engine = start()
+    assert await send(engine, "s", [1, 2, 3], 0) == (3, [1, 3, 6], False)
+    assert await send(engine, "s", [4], 3) == (4, [10], False)
+
+
+async def test_a_retry_is_answered_from_the_record_and_the_model_not_run(start, model):
+    engine = start()
+    first = await send(engine, "s", [1, 2], 0)
+    runs = len(model.batch_sizes)
+    assert await send(engine, "s", [1, 2], 0) == (*first[:2], True)
+    assert len(model.batch_sizes) == runs
+
+
+async def test_every_unacknowledged_chunk_can_be_sent_again_on_another_replica(start):
+    engine, other = start(), start()
+    sent = [await send(engine, "s", [n], n - 1, acknowledged=0) for n in range(1, 5)]
+    again = [await send(other, "s", [n], n - 1, acknowledged=0) for n in range(1, 5)]
+    assert [reply[:2] for reply in again] == [reply[:2] for reply in sent]
+    assert all(replayed for *_, replayed in again)
+
+
+async def test_a_session_moves_between_replicas_without_loss(start):
+    engines = [start(), start(), start()]
+    total = 0
+    for position in range(30):
+        total += position
+        reply = await send(random.Random(position).choice(engines), "s", [position], position)
+        assert reply == (position + 1, [total], False)
+
+
+async def test_two_writers_one_wins_each_position(start, store):
+    one, two = start(), start()
+    await send(one, "s", [1], 0)
+    await send(two, "s", [1], 0)
+    outcomes = await asyncio.gather(send(one, "s", [2], 1), send(two, "s", [3], 1))
+    assert outcomes.count("POSITION_CONFLICT") == 1
+
+
+async def test_a_paused_replica_cannot_answer_from_its_old_memory(start):
+    old, new = start(), start()
+    await send(old, "s", [1], 0)
+    await send(new, "s", [2], 1)
+    assert await send(old, "s", [2], 1) == (2, [3], True)
+    assert await send(old, "s", [5], 2) == (3, [8], False)
+
+
+async def test_an_unknown_commit_outcome_is_found_out(start, store):
+    engine = start()
+    store.lose_reply = True
+    assert await send(engine, "s", [7], 0) == (1, [7], False)
+
+
+async def test_a_store_that_is_down_fails_the_batch_and_is_used_again(start, store):
+    engine = start()
+    await send(engine, "s", [1], 0)
+    store.is_available = False
+    assert await send(engine, "s", [2], 1) == "STORE_UNAVAILABLE"
+    store.is_available = True
+    assert await send(engine, "s", [2], 1) == (2, [3], False)
+
+
+async def test_the_model_raises_and_the_next_batch_works(start, model):
+    engine = start()
+    await send(engine, "s", [1], 0)
+    model.fail_with = RuntimeError("broken")
+    assert await send(engine, "s", [2], 1) == "MODEL_FAILED"
+    model.fail_with = None
+    assert await send(engine, "s", [2], 1) == (2, [3], False)
+
+
+async def test_a_state_that_is_not_finite_fails_its_own_row_only(start):
+    engine = start()
+    outcomes = await asyncio.gather(send(engine, "bad", [255], 0), send(engine, "good", [1], 0))
+    assert outcomes == ["STATE_NOT_FINITE", (1, [1], False)]
+    assert await send(engine, "bad", [4], 0) == (1, [4], False)
+
+
+async def test_a_bad_token_fails_nobody_else(start):
+    engine = start()
+    outcomes = await asyncio.gather(send(engine, "bad", [256], 0), send(engine, "good", [1], 0))
+    assert outcomes == ["INVALID_REQUEST", (1, [1], False)]
+
+
+async def test_random_interleavings_keep_sessions_apart(start, model):
+    engine = start(max_batch=7, hot_state_bytes=8 * 5)
+    rng = random.Random(1)
+    streams = {f"s{n}": [rng.randrange(255) for _ in range(40)] for n in range(20)}
+
+    async def run(session, tokens):
+        position = total = 0
+        while position < len(tokens):
+            chunk = tokens[position : position + rng.randint(1, 5)]
+            reply = await send(engine, session, chunk, position)
+            expected = [total := total + token for token in chunk]
+            position += len(chunk)
+            assert reply == (position, expected, False)
+
+    await asyncio.gather(*(run(*stream) for stream in streams.items()))
+    assert max(model.batch_sizes) > 1
+
+
+async def test_cancel_one_of_a_batch_and_the_rest_answer(start):
+    engine = start()
+    futures = [submit(engine, f"s{n}", [n], 0) for n in range(3)]
+    futures[1].cancel()
+    work_answers = await asyncio.gather(futures[0], futures[2])
+    assert [answer.position for answer in work_answers] == [1, 1]
+
+
+async def test_a_full_queue_refuses(start):
+    engine = start(max_waiting=2)
+    outcomes = await asyncio.gather(*(send(engine, f"s{n}", [1], 0) for n in range(4)))
+    assert outcomes.count("OVERLOADED") == 2
+
+
+async def test_drain_answers_what_was_taken_and_refuses_the_rest(start):
+    engine = start()
+    taken = submit(engine, "s", [1], 0)
+    await asyncio.wait_for(engine.drain(), 5)
+    assert taken.done()
+    assert await send(engine, "s", [2], 1) == "DRAINING"

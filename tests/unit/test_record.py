@@ -1,0 +1,56 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.errors import RecordCorrupt
+from service.store.record import STAMP_END, STAMP_START, KeptReply, Record, decode, encode
+
+int63 = st.integers(0, 2**63 - 1)
+replies = st.builds(
+    KeptReply, int63, st.integers(1, 2**32 - 1), st.binary(min_size=16, max_size=16), st.binary(max_size=80)
+)
+records = st.builds(
+    Record,
+    incarnation=st.integers(1, 2**63 - 1),
+    position=int63,
+    fingerprint=st.binary(min_size=32, max_size=32),
+    state=st.binary(max_size=200),
+    replies=st.lists(replies, max_size=4).map(tuple),
+    closed=st.booleans(),
+)
+
+
+@given(records)
+def test_decode_is_the_inverse_of_encode(record):
+    assert decode(encode(record)) == record
+
+
+@given(records)
+def test_the_stamp_lies_where_the_script_cuts_it_out(record):
+    assert encode(record)[STAMP_START:STAMP_END] == record.stamp
+
+
+@given(records, st.data())
+def test_any_flipped_bit_is_noticed(record, data):
+    encoded = bytearray(encode(record))
+    bit = data.draw(st.integers(0, 8 * len(encoded) - 1))
+    encoded[bit // 8] ^= 1 << bit % 8
+    with pytest.raises(RecordCorrupt):
+        decode(bytes(encoded))
+
+
+@given(records, st.data())
+def test_any_truncation_is_noticed(record, data):
+    encoded = encode(record)
+    with pytest.raises(RecordCorrupt):
+        decode(encoded[: data.draw(st.integers(0, len(encoded) - 1))])
+
+
+def test_a_tombstone_never_has_the_stamp_of_the_record_it_replaces():
+    live = Record(7, 0, b"f" * 32)
+    assert live._replace(closed=True).stamp != live.stamp
+
+
+def test_overhead_with_one_reply_is_at_most_160_bytes():
+    record = Record(7, 9, b"f" * 32, b"s" * 1024, (KeptReply(9, 1, b"d" * 16, b"o" * 40),))
+    assert len(encode(record)) - 1024 - 40 <= 160
