@@ -53,7 +53,9 @@ def build_graph(network: StepNetwork) -> onnx.ModelProto:
     """Builds the step graph: inputs token (batch,) and states, outputs as in `StepNetwork.forward`."""
     builder = _GraphBuilder(network)
     nodes = builder.build()
-    states = [(name, ["batch", network.hidden]) for name in network.state_names]
+    states: list[tuple[str, list[str | int]]] = [
+        (name, ["batch", network.hidden]) for name in network.state_names
+    ]
     graph = helper.make_graph(
         nodes,
         f"{network.kind}-step",

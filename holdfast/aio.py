@@ -1,0 +1,173 @@
+"""The asyncio client."""
+
+import asyncio
+import time
+from typing import Any, Self
+
+import grpc
+import grpc.aio
+from numpy.typing import NDArray
+
+from holdfast.errors import HoldfastError, from_rpc
+from holdfast.retry import RetryPolicy
+from holdfast.session import AsyncSession
+from holdfast.tls import Tls, channel_credentials
+from holdfast.tokens import to_tensor
+from holdfast.v1 import holdfast_pb2 as pb
+from holdfast.v1 import holdfast_pb2_grpc as stubs
+
+DEFAULT_TIMEOUT_S = 30.0
+DEFAULT_REPLAY_TOKENS = 65_536
+
+_OPTIONS = [
+    ("grpc.enable_retries", 0),  # this library retries, and knows when that is right
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.keepalive_time_ms", 300_000),
+    ("grpc.max_receive_message_length", 16 << 20),
+    ("grpc.use_local_subchannel_pool", 1),
+]
+
+
+class AsyncClient:
+    """Speaks to a Holdfast server from asyncio. `holdfast.Client` has the same methods without it.
+
+    Args:
+        address: HOST:PORT.
+        token: Bearer token sent with every call.
+        tls: True for TLS with the system's authorities, or a `Tls`; default is plain text.
+        retry: Pauses between attempts.
+        timeout_s: Longest wait of a call, retries included; of a stream, without any progress.
+        replay_tokens: Tokens per session kept to send again after a loss in the store.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        token: str | None = None,
+        tls: bool | Tls = False,
+        retry: RetryPolicy | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        replay_tokens: int = DEFAULT_REPLAY_TOKENS,
+    ) -> None:
+        if tls:
+            credentials = channel_credentials(tls)
+            self._channel = grpc.aio.secure_channel(address, credentials, options=_OPTIONS)
+        else:
+            self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        self.stub: Any = stubs.StreamingInferenceServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self.metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        self._retry = retry or RetryPolicy()
+        self._timeout_s = timeout_s
+        self._replay_tokens = replay_tokens
+
+    async def __aenter__(self) -> Self:
+        """Returns itself."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Closes the connection."""
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes the connection; sessions live on in the store."""
+        await self._channel.close()
+
+    async def session(
+        self,
+        session_id: str = "",
+        *,
+        model: str = "",
+        version: int = 0,
+        must_be_new: bool = False,
+        initial_state: dict[str, NDArray[Any]] | None = None,
+    ) -> AsyncSession:
+        """Opens a session, or resumes the one that exists.
+
+        Args:
+            session_id: 1..128 printable characters; "" lets the server make one.
+            model: Name of the model; may be left out to resume.
+            version: Of the model; 0 is the newest, or any to resume.
+            must_be_new: Refuse to resume.
+            initial_state: State by name to start from, without a batch axis.
+
+        Raises:
+            SessionExists, ModelNotFound, ModelMismatch, HoldfastError: As named.
+        """
+        state = [
+            pb.NamedTensor(name=name, tensor=to_tensor(array))
+            for name, array in (initial_state or {}).items()
+        ]
+        request = pb.OpenSessionRequest(
+            session_id=session_id,
+            model=pb.ModelRef(name=model, version=version) if model else None,
+            must_be_new=must_be_new,
+            initial_state=state,
+        )
+        return AsyncSession(self, await self.call("OpenSession", request), self._replay_tokens)
+
+    async def models(self) -> list[pb.Model]:
+        """Returns every model served."""
+        return list((await self.call("ListModels", pb.ListModelsRequest())).models)
+
+    async def model(self, name: str, version: int = 0) -> pb.Model:
+        """Returns one model; version 0 is the newest.
+
+        Raises:
+            ModelNotFound: There is none.
+        """
+        request = pb.GetModelRequest(model=pb.ModelRef(name=name, version=version))
+        found: pb.Model = (await self.call("GetModel", request)).model
+        return found
+
+    # -- for sessions ---------------------------------------------------------------------------
+
+    async def call(self, rpc: str, request: Any, *, deadline_s: float | None = None) -> Any:
+        """Calls an rpc until it succeeds, fails for good, or the time is up.
+
+        Raises:
+            HoldfastError: See `holdfast.errors`.
+        """
+        until_s = self.deadline_s(None) if deadline_s is None else deadline_s
+        attempt = 0
+        while True:
+            try:
+                return await self.call_once(rpc, request, until_s)
+            except HoldfastError as error:
+                if not error.retryable:
+                    raise
+                attempt += 1
+                await self.pause(error, attempt, until_s)
+
+    async def call_once(self, rpc: str, request: Any, deadline_s: float) -> Any:
+        """Calls an rpc once.
+
+        Raises:
+            HoldfastError: See `holdfast.errors`.
+        """
+        try:
+            method = getattr(self.stub, rpc)
+            return await method(request, timeout=self.left_s(deadline_s), metadata=self.metadata)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc(error) from None
+
+    async def pause(self, error: HoldfastError, attempt: int, deadline_s: float) -> None:
+        """Waits before the next attempt.
+
+        Raises:
+            HoldfastError: The given one, if the pause would outlast the time limit.
+        """
+        pause_s = self._retry.pause_s(attempt, error.retry_after_s)
+        if time.monotonic() + pause_s >= deadline_s:
+            raise error
+        await asyncio.sleep(pause_s)
+
+    def deadline_s(self, timeout_s: float | None) -> float:
+        """Returns the monotonic time at which a call that starts now has to be done."""
+        return time.monotonic() + (self._timeout_s if timeout_s is None else timeout_s)
+
+    def left_s(self, deadline_s: float) -> float:
+        """Returns the seconds left, at least a moment."""
+        return max(0.001, deadline_s - time.monotonic())

@@ -1,0 +1,243 @@
+"""What a client may have to handle: one class per reason of the service, below `HoldfastError`.
+
+`HoldfastError.retryable` says whether the same call may succeed later. The library itself retries such
+errors within the call's time limit, so one that reaches the caller has lasted that long.
+"""
+
+from typing import Any, ClassVar
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+
+_DETAILS_KEY = "grpc-status-details-bin"
+_CODE_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
+
+
+class HoldfastError(Exception):
+    """A call failed.
+
+    Attributes:
+        reason: UPPER_SNAKE name, stable.
+        code: Name of the gRPC status code.
+        expected_position: Position the store holds, where that matters; else None.
+        retry_after_s: Pause the server asks for; None if it asks for none.
+        metadata: Further facts from the server, by name.
+    """
+
+    default_reason: ClassVar[str] = ""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: str = "",
+        code: str = "UNKNOWN",
+        metadata: dict[str, str] | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason or self.default_reason
+        self.code = code
+        self.metadata = metadata or {}
+        self.retry_after_s = retry_after_s
+        position = self.metadata.get("expected_position")
+        self.expected_position = int(position) if position is not None else None
+
+    @property
+    def retryable(self) -> bool:
+        """Whether the same call may succeed later."""
+        return self.code in ("UNAVAILABLE", "DEADLINE_EXCEEDED") or self.retry_after_s is not None
+
+
+class InvalidRequest(HoldfastError):
+    """The request is wrong in itself."""
+
+    default_reason = "INVALID_REQUEST"
+
+
+class StateNotFinite(HoldfastError):
+    """The step would leave NaN or infinity in the state; nothing was changed."""
+
+    default_reason = "STATE_NOT_FINITE"
+
+
+class ModelNotFound(HoldfastError):
+    """No such model or version is served."""
+
+    default_reason = "MODEL_NOT_FOUND"
+
+
+class SessionNotFound(HoldfastError):
+    """No session has this id."""
+
+    default_reason = "SESSION_NOT_FOUND"
+
+
+class SessionLost(HoldfastError):
+    """A session that ran is gone from the store."""
+
+    default_reason = "SESSION_LOST"
+
+
+class SessionExpired(HoldfastError):
+    """The session was idle for too long."""
+
+    default_reason = "SESSION_EXPIRED"
+
+
+class SessionClosed(HoldfastError):
+    """The session, or this incarnation of it, is over."""
+
+    default_reason = "SESSION_CLOSED"
+
+
+class SessionExists(HoldfastError):
+    """A new session was asked for, and the id is taken."""
+
+    default_reason = "SESSION_EXISTS"
+
+
+class PositionConflict(HoldfastError):
+    """Another writer has applied other tokens here; `expected_position` is where the session stands."""
+
+    default_reason = "POSITION_CONFLICT"
+
+
+class PositionGap(HoldfastError):
+    """Tokens before this position are missing."""
+
+    default_reason = "POSITION_GAP"
+
+
+class StoreRegressed(HoldfastError):
+    """The store has lost steps older than what this client still has."""
+
+    default_reason = "STORE_REGRESSED"
+
+
+class RecordCorrupt(HoldfastError):
+    """The stored record is damaged."""
+
+    default_reason = "RECORD_CORRUPT"
+
+
+class ModelMismatch(HoldfastError):
+    """The session runs on another model."""
+
+    default_reason = "MODEL_MISMATCH"
+
+
+class AckLevelUnsupported(HoldfastError):
+    """The store cannot give the acknowledgement level."""
+
+    default_reason = "ACK_LEVEL_UNSUPPORTED"
+
+
+class Overloaded(HoldfastError):
+    """The server has too much waiting."""
+
+    default_reason = "OVERLOADED"
+
+
+class ReplyTooLarge(HoldfastError):
+    """The reply could not be kept for a retry: send fewer tokens or ask for fewer outputs."""
+
+    default_reason = "REPLY_TOO_LARGE"
+
+
+class StoreFull(HoldfastError):
+    """The store has no memory left."""
+
+    default_reason = "STORE_FULL"
+
+
+class StoreUnavailable(HoldfastError):
+    """The server's store does not answer."""
+
+    default_reason = "STORE_UNAVAILABLE"
+
+
+class Draining(HoldfastError):
+    """The server is leaving."""
+
+    default_reason = "DRAINING"
+
+
+class DeadlinePassed(HoldfastError):
+    """The time limit ran out; the step may or may not have been applied, the next call settles it."""
+
+    default_reason = "DEADLINE_PASSED"
+
+
+class NotImplementedYet(HoldfastError):
+    """The server does not have this rpc."""
+
+    default_reason = "NOT_IMPLEMENTED"
+
+
+class ModelFailed(HoldfastError):
+    """The model raised; nothing was changed."""
+
+    default_reason = "MODEL_FAILED"
+
+
+class InternalFailure(HoldfastError):
+    """A fault of the server."""
+
+    default_reason = "INTERNAL"
+
+
+class ServerUnavailable(HoldfastError):
+    """No server answers at the address."""
+
+    default_reason = "SERVER_UNAVAILABLE"
+
+
+class MessageTooLarge(HoldfastError):
+    """The request is larger than the server takes."""
+
+    default_reason = "MESSAGE_TOO_LARGE"
+
+
+_BY_REASON = {kind.default_reason: kind for kind in HoldfastError.__subclasses__()}
+
+_BY_CODE: dict[str, type[HoldfastError]] = {
+    "UNAVAILABLE": ServerUnavailable,
+    "UNKNOWN": ServerUnavailable,
+    "INTERNAL": ServerUnavailable,
+    "CANCELLED": ServerUnavailable,
+    "DEADLINE_EXCEEDED": DeadlinePassed,
+    "RESOURCE_EXHAUSTED": MessageTooLarge,
+}
+"""Of statuses that gRPC makes itself, which carry no details: a connection that breaks has many names."""
+
+
+def from_rpc(error: grpc.RpcError) -> HoldfastError:
+    """Turns the error of a call into the class of its reason."""
+    call: Any = error
+    for key, value in call.trailing_metadata() or ():
+        if key == _DETAILS_KEY:
+            return from_status(status_pb2.Status.FromString(value))
+    name = call.code().name
+    kind = _BY_CODE.get(name, HoldfastError)
+    code = "UNAVAILABLE" if kind is ServerUnavailable else name
+    return kind(call.details() or name, code=code)
+
+
+def from_status(status: status_pb2.Status) -> HoldfastError:
+    """Turns a google.rpc.Status into the class of its reason."""
+    info = error_details_pb2.ErrorInfo()
+    retry = error_details_pb2.RetryInfo()
+    retry_after_s = None
+    for detail in status.details:
+        if detail.Unpack(retry):
+            retry_after_s = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
+        else:
+            detail.Unpack(info)
+    return _BY_REASON.get(info.reason, HoldfastError)(
+        status.message,
+        reason=info.reason,
+        code=_CODE_NAMES.get(status.code, "UNKNOWN"),
+        metadata=dict(info.metadata),
+        retry_after_s=retry_after_s,
+    )

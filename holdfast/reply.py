@@ -1,0 +1,62 @@
+"""The reply to a chunk."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from holdfast.tokens import to_arrays
+from holdfast.v1 import holdfast_pb2 as pb
+
+
+class StepReply:
+    """What a chunk of k tokens gave. Parts are read when asked for.
+
+    Attributes:
+        position: Tokens the session has consumed, this chunk included.
+        replayed: The chunk had been applied before; this is the reply kept from then.
+        ack_level: `memory`, `fsynced`, `replicated` or `fsynced_and_replicated`.
+        model_version: Version that ran.
+        token_count: k.
+    """
+
+    def __init__(self, result: pb.ChunkResult) -> None:
+        self._result = result
+        self.position: int = result.position
+        self.replayed: bool = result.replayed
+        self.model_version: int = result.model_version
+        self.token_count: int = result.outputs.token_count
+
+    @property
+    def ack_level(self) -> str:
+        """How durable the commit was when the reply left."""
+        return pb.AckLevel.Name(self._result.ack_level).removeprefix("ACK_LEVEL_").lower()
+
+    @cached_property
+    def top(self) -> list[list[tuple[int, float]]]:
+        """Per token of the chunk the likeliest next tokens: (id, log-probability), best first."""
+        outputs = self._result.outputs
+        pairs = list(zip(outputs.top_ids, outputs.top_log_probs, strict=True))
+        width = outputs.top_k
+        return [pairs[row * width : (row + 1) * width] for row in range(self.token_count)]
+
+    @cached_property
+    def token_log_probs(self) -> NDArray[np.float32] | None:
+        """Log p(token | all tokens before it), float32 (k,); None if not asked for."""
+        values = self._result.outputs.token_log_probs
+        return np.array(values, np.float32) if values else None
+
+    @cached_property
+    def outputs(self) -> Mapping[str, NDArray[Any]]:
+        """Output tensors asked for, (k, ...) by name."""
+        return to_arrays(self._result.outputs.tensors)
+
+    @cached_property
+    def state(self) -> Mapping[str, NDArray[Any]]:
+        """State after the chunk by name, without a batch axis, if asked for."""
+        return to_arrays(self._result.outputs.state)
+
+    def __repr__(self) -> str:
+        return f"StepReply(position={self.position}, replayed={self.replayed})"

@@ -1,0 +1,24 @@
+"""How long to wait before a call is sent again. Pure."""
+
+import random
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """Exponential backoff with full jitter, so that clients do not come back all at once.
+
+    Attributes:
+        initial_s: Upper bound of the first pause.
+        factor: Growth of the bound.
+        max_s: Largest bound.
+    """
+
+    initial_s: float = 0.05
+    factor: float = 2.0
+    max_s: float = 1.0
+
+    def pause_s(self, attempt: int, retry_after_s: float | None = None) -> float:
+        """Returns the pause before attempt 1, 2, …; at least what the server asks for."""
+        bound_s = min(self.max_s, self.initial_s * self.factor ** min(attempt - 1, 32))
+        return (retry_after_s or 0.0) + random.uniform(0, bound_s)  # noqa: S311 -- no secret
