@@ -68,7 +68,7 @@ def _train_one(recipe: Recipe, corpus: Corpus, held_out: bytes, out: Path) -> Ro
     target = folder / MODEL_NAMES[recipe.network] / "1" / "model.onnx"
     parity = export(network, target, training=_facts(recipe, network, corpus, bits), text=held_out)
     print(
-        f"{recipe.network}: {bits:.3f} bits/byte, parity {parity.max_abs_difference:.1e} -> {target}",
+        f"{recipe.network}: {bits:.3f} bits/byte, parity {parity.max_difference:.1e} -> {target}",
         flush=True,
     )
     return Row(recipe.network, _parameter_count(network), target.stat().st_size, bits)

@@ -2,8 +2,8 @@
 
 Both sides run the same tokens and feed back their own states, so that a difference in one step has 500
 steps to grow; an exporter that mistakes a gate passes a single step far more easily. Even rows run real
-text and are held to the absolute tolerance. Odd rows run random bytes, which drive logits far out; there
-the tolerance is relative to magnitudes above 1.
+text, odd rows random bytes, which drive the logits far out. The tolerance is absolute up to magnitude 1
+and relative above it: near 32 neighbouring float32 numbers are 4e-6 apart already.
 """
 
 from typing import NamedTuple
@@ -25,11 +25,11 @@ class ParityError(Exception):
 
 
 class Parity(NamedTuple):
-    """What the gate measured: the largest absolute difference over all outputs and states."""
+    """What the gate measured: the largest difference over all outputs and states."""
 
     steps: int
     batches: tuple[int, ...]
-    max_abs_difference: float
+    max_difference: float
 
 
 def check_parity(network: StepNetwork, graph: bytes, text: bytes) -> Parity:
@@ -84,5 +84,4 @@ def _largest_difference(
 
 def _difference(expected: NDArray[np.float32], given: NDArray[np.float32]) -> float:
     scale = np.maximum(1.0, np.abs(expected))
-    scale[0::2] = 1.0
     return float((np.abs(expected - given) / scale).max())

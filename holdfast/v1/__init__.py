@@ -1,0 +1,1 @@
+"""Stubs generated from proto/holdfast/v1/holdfast.proto by `make proto`."""

@@ -58,8 +58,7 @@ async def _write(client, name, data, rng, nemesis):
             await asyncio.sleep(0.0 if nemesis.done() else rng.uniform(0, 1.2))
 
     log_probs = [
-        reply.token_log_probs
-        async for reply in session.stream(pieces(), chunk=64, token_log_prob=True)
+        reply.token_log_probs async for reply in session.stream(pieces(), chunk=64, token_log_prob=True)
     ]
     return np.concatenate(log_probs), session.position
 

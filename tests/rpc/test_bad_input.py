@@ -1,0 +1,139 @@
+"""Bad input over a real socket: the code and reason of the table, and nothing changed."""
+
+import numpy as np
+import pytest
+
+from holdfast.v1 import holdfast_pb2 as pb
+
+F32, F64 = pb.DATA_TYPE_FLOAT32, pb.DATA_TYPE_FLOAT64
+
+
+def ids(*values):
+    return pb.Tokens(ids=pb.TokenIds(values=values))
+
+
+def features(array, *, dtype=F32, shape=None, data=None):
+    array = np.asarray(array, np.float32)
+    shape = array.shape if shape is None else shape
+    return pb.Tokens(features=pb.Tensor(dtype=dtype, shape=shape, data=data or array.tobytes()))
+
+
+NAN = float("nan")
+INVALID = ("INVALID_ARGUMENT", "INVALID_REQUEST")
+
+CASES = {
+    "unknown model": ({"model": "nobody", "text": b"x"}, ("NOT_FOUND", "MODEL_NOT_FOUND")),
+    "unknown session": ({"position": 4, "text": b"x"}, ("NOT_FOUND", "SESSION_LOST")),
+    "no model named": ({"model": "", "text": b"x"}, ("NOT_FOUND", "SESSION_NOT_FOUND")),
+    "id out of vocabulary": ({"tokens": ids(1, 256)}, INVALID),
+    "negative id": ({"tokens": ids(-1)}, INVALID),
+    "empty chunk": ({"tokens": pb.Tokens(text=b"")}, INVALID),
+    "no tokens": ({}, INVALID),
+    "text without vocabulary": ({"model": "features", "text": b"x"}, INVALID),
+    "features with vocabulary": ({"tokens": features([[1, 2]])}, INVALID),
+    "wrong width": ({"model": "features", "tokens": features([[1, 2, 3]])}, INVALID),
+    "wrong dtype": ({"model": "features", "tokens": features([[1, 2]], dtype=F64)}, INVALID),
+    "NaN": ({"model": "features", "tokens": features([[1, NAN]])}, INVALID),
+    "bytes not of the shape": ({"model": "features", "tokens": features([[1, 2]], shape=(2, 2))}, INVALID),
+    "negative extent": ({"model": "features", "tokens": features([[1, 2]], shape=(-1, 2))}, INVALID),
+    "negative position": ({"position": -1, "text": b"x"}, INVALID),
+    "acknowledged ahead": ({"position": 0, "acknowledged_position": 1, "text": b"x"}, INVALID),
+    "chunk too large": ({"text": bytes(257)}, INVALID),
+    "top_k too large": ({"text": b"x", "outputs": pb.OutputSelection(top_k=257)}, INVALID),
+    "unknown output": ({"text": b"x", "outputs": pb.OutputSelection(tensors=["no"])}, INVALID),
+    "reply too large": (
+        {"text": bytes(100), "outputs": pb.OutputSelection(tensors=["logits"])},
+        ("RESOURCE_EXHAUSTED", "REPLY_TOO_LARGE"),
+    ),
+    "message over the limit": ({"text": bytes(70_000)}, ("RESOURCE_EXHAUSTED", "MESSAGE_TOO_LARGE")),
+    "level not offered": (
+        {"text": b"x", "ack_level": pb.ACK_LEVEL_FSYNCED},
+        ("FAILED_PRECONDITION", "ACK_LEVEL_UNSUPPORTED"),
+    ),
+    "infinite state": (
+        {"model": "features", "tokens": features([[3e38, 0], [3e38, 0]])},
+        ("INVALID_ARGUMENT", "STATE_NOT_FINITE"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("fields", "expected"), CASES.values(), ids=CASES.keys())
+def test_a_bad_chunk_is_refused_and_opens_nothing(rpc, fields, expected):
+    error = rpc.step("fresh", **fields)
+    assert (error.code, error.reason) == expected
+    assert rpc.call("GetSession", pb.GetSessionRequest(session_id="fresh")).reason == "SESSION_NOT_FOUND"
+
+
+@pytest.mark.parametrize("session_id", ["", "x" * 129, "a\nb", "a\x00b"])
+def test_a_bad_session_id_is_refused_by_every_rpc(rpc, session_id):
+    assert rpc.step(session_id, text=b"x").reason == "INVALID_REQUEST"
+    for name, request in [("GetSession", pb.GetSessionRequest), ("CloseSession", pb.CloseSessionRequest)]:
+        assert rpc.call(name, request(session_id=session_id)).reason == "INVALID_REQUEST"
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"position": 1, "text": b"x"}, ("ABORTED", "POSITION_CONFLICT")),
+        ({"position": 0, "text": b"abd"}, ("ABORTED", "POSITION_CONFLICT")),
+        ({"position": 4, "text": b"x"}, ("OUT_OF_RANGE", "POSITION_GAP")),
+        ({"position": 9, "acknowledged_position": 8, "text": b"x"}, ("DATA_LOSS", "STORE_REGRESSED")),
+    ],
+    ids=["behind", "other tokens", "ahead", "store behind"],
+)
+def test_a_chunk_out_of_place_is_refused_with_the_position(rpc, fields, expected):
+    rpc.step("placed", position=0, text=b"abc")
+    error = rpc.step("placed", **fields)
+    assert (error.code, error.reason, error.expected_position) == (*expected, 3)
+    session = rpc.call("GetSession", pb.GetSessionRequest(session_id="placed")).session
+    assert session.position == 3
+
+
+def test_another_model_or_version_is_refused(rpc):
+    rpc.step("owned", position=0, text=b"abc")
+    assert rpc.step("owned", model="python-source-feedforward", text=b"x").reason == "MODEL_MISMATCH"
+    request = pb.GetModelRequest(model=pb.ModelRef(name="python-source", version=9))
+    assert rpc.call("GetModel", request).reason == "MODEL_NOT_FOUND"
+
+
+def test_a_closed_session_is_remembered_as_closed(rpc):
+    opened = rpc.call(
+        "OpenSession", pb.OpenSessionRequest(session_id="ended", model=pb.ModelRef(name="python-source"))
+    )
+    rpc.step("ended", position=0, text=b"abc")
+    close = pb.CloseSessionRequest(session_id="ended", incarnation=opened.session.incarnation)
+    assert rpc.call("CloseSession", close).position == 3
+    assert rpc.call("CloseSession", close).position == 3
+    assert rpc.step("ended", position=3, text=b"x").reason == "SESSION_CLOSED"
+    assert rpc.step("ended", position=0, text=b"x").result.position == 1
+    assert rpc.call("CloseSession", close).reason == "SESSION_CLOSED"
+
+
+def test_must_be_new_refuses_a_taken_id(rpc):
+    request = pb.OpenSessionRequest(
+        session_id="taken", model=pb.ModelRef(name="python-source"), must_be_new=True
+    )
+    assert not rpc.call("OpenSession", request).resumed
+    error = rpc.call("OpenSession", request)
+    assert (error.code, error.reason) == ("ALREADY_EXISTS", "SESSION_EXISTS")
+
+
+def test_an_error_on_a_stream_leaves_the_stream_alive(rpc):
+    model = pb.ModelRef(name="python-source")
+    tokens = [pb.Tokens(text=b"a"), ids(999), pb.Tokens(text=b"b")]
+    positions = [0, 1, 1]
+    requests = [
+        pb.StreamStepsRequest(
+            chunk=pb.Chunk(session_id="alive", model=model, tokens=given, position=position, tag=tag)
+        )
+        for tag, (given, position) in enumerate(zip(tokens, positions, strict=True))
+    ]
+    replies = list(rpc.stub.StreamSteps(iter(requests), timeout=10))
+    assert [reply.WhichOneof("outcome") for reply in replies] == ["result", "error", "result"]
+    assert replies[1].error.tag == 1
+    assert replies[2].result.position == 2
+
+
+def test_what_is_not_built_says_so(rpc):
+    error = rpc.call("ForkSession", pb.ForkSessionRequest(session_id="x"))
+    assert (error.code, error.reason) == ("UNIMPLEMENTED", "NOT_IMPLEMENTED")

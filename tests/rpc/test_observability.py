@@ -1,0 +1,50 @@
+"""Metrics, health and reflection of a running server."""
+
+import re
+
+import pytest
+from grpc_reflection.v1alpha import reflection_pb2
+
+from tests.rpc.conftest import MODEL
+
+
+def test_metrics_count_what_happened(rpc):
+    rpc.step("counted", position=0, text=b"abc")
+    rpc.step("counted", position=0, text=b"abc")
+    rpc.step("counted", position=1, text=b"x")
+    status, text = rpc.server.get("/metrics")
+    assert status == 200
+    for name in ("steps_total", "chunks_total", "replays_total"):
+        value = re.search(rf"^holdfast_{name} (\S+)$", text, re.MULTILINE)[1]
+        assert float(value) >= 1, name
+    assert 'holdfast_errors_total{reason="POSITION_CONFLICT"}' in text
+    for stage in ("queue", "state_load", "run", "commit", "chunk"):
+        assert f'holdfast_{stage}_seconds_bucket{{le="5e-05"}}' in text
+    assert "counted" not in text
+
+
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+def test_reflection_lists_the_service(rpc, version):
+    method = rpc.channel.stream_stream(
+        f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+        request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+        response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+    )
+    [reply] = method(iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=5)
+    names = {service.name for service in reply.list_services_response.service}
+    assert "holdfast.v1.StreamingInferenceService" in names
+
+
+def test_pages(rpc):
+    assert rpc.server.get("/livez")[0] == 200
+    assert rpc.server.get("/readyz")[0] == 200
+    assert rpc.server.get("/nothing")[0] == 404
+
+
+def test_models_are_described(rpc):
+    from holdfast.v1 import holdfast_pb2 as pb
+
+    model = rpc.call("GetModel", pb.GetModelRequest(model=pb.ModelRef(name=MODEL))).model
+    assert (model.version, model.is_newest, model.state_bytes) == (1, True, 1024)
+    assert (model.vocabulary.size, model.vocabulary.is_bytes) == (256, True)
+    assert "parity" in model.facts

@@ -1,0 +1,91 @@
+"""Who may import what: imports point downwards, and each library has one home."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FILES = [
+    path
+    for folder in ("holdfast", "service", "model_export")
+    for path in (ROOT / folder).rglob("*.py")
+    if "_pb2" not in path.name
+]
+LAYERS = {
+    "service.engine": 1,
+    "service.model": 0,
+    "service.store": 0,
+    "service.rpc": 2,
+    "service.server": 3,
+}
+HOMES = {
+    "grpc": ("holdfast", "service.rpc", "service.server"),
+    "grpc_health": ("service.server",),
+    "grpc_reflection": ("service.rpc",),
+    "onnxruntime": ("service.model", "model_export", "service.demo"),
+    "redis": ("service.store",),
+    "hiredis": ("service.store",),
+    "prometheus_client": ("service.metrics",),
+    "torch": ("model_export",),
+    "onnx": ("model_export",),
+    "pydantic": ("service.config", "service.main"),
+}
+PURE = {
+    "service.engine.rules",
+    "service.engine.step_queue",
+    "service.store.record",
+    "service.model.contract",
+    "holdfast.tokens",
+    "holdfast.replay_buffer",
+}
+IMPURE = {"asyncio", "time", "socket", "grpc", "os", "threading", "redis"}
+
+
+def module_name(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+def within(module, package):
+    return module == package or module.startswith(package + ".")
+
+
+def layer(module):
+    return next((level for package, level in LAYERS.items() if within(module, package)), None)
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_imports_point_downwards_and_libraries_stay_home(path):
+    module = module_name(path)
+    for imported in imports(path):
+        homes = HOMES.get(imported.partition(".")[0])
+        if homes is not None:
+            assert any(within(module, home) for home in homes), f"{module} imports {imported}"
+        if module in PURE:
+            assert imported.partition(".")[0] not in IMPURE, f"{module} is pure, yet imports {imported}"
+        mine, theirs = layer(module), layer(imported)
+        if mine is not None and theirs is not None:
+            assert mine >= theirs, f"{module} imports {imported} above it"
+        if within(module, "holdfast") and module != "holdfast.cli":
+            assert not within(imported, "service"), f"{module} imports the server"
+
+
+def test_proto_has_no_package_file():
+    assert not list((ROOT / "proto").rglob("__init__.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_every_public_name_has_a_docstring(path):
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree), "the file does not say what it owns"
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), node.name
