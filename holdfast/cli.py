@@ -1,10 +1,12 @@
 """The command `holdfast`. A subcommand is imported when it is called: a client need not have a server."""
 
+import importlib
 import sys
 
-USAGE = """usage: holdfast serve [--help] [options]
+USAGE = """usage: holdfast COMMAND [--help] [options]
 
-serve   runs a server: gRPC, metrics, and by default an embedded store"""
+serve   runs a server: gRPC, metrics, and by default an embedded store
+demo    streams text through a server that is killed half-way, and judges the outputs"""
 
 
 def main() -> None:
@@ -13,18 +15,19 @@ def main() -> None:
         print(USAGE)
         raise SystemExit(0 if len(sys.argv) > 1 else 2)
     command, arguments = sys.argv[1], sys.argv[2:]
-    if command == "serve":
-        raise SystemExit(_serve(arguments))
+    if command in ("serve", "demo"):
+        raise SystemExit(_run_server_side(command, arguments))
     print(f"holdfast: no command {command!r}\n{USAGE}", file=sys.stderr)
     raise SystemExit(2)
 
 
-def _serve(arguments: list[str]) -> int:
+def _run_server_side(command: str, arguments: list[str]) -> int:
+    module = {"serve": "service.main", "demo": "service.demo.main"}[command]
     try:
-        from service.main import main as serve
+        run = importlib.import_module(module).main
     except ModuleNotFoundError as error:
-        print(
-            f"holdfast serve needs {error.name}: pip install 'holdfast[server,embedded]'", file=sys.stderr
-        )
+        needed = "pip install 'holdfast[server,embedded]'"
+        print(f"holdfast {command} needs {error.name}: {needed}", file=sys.stderr)
         return 2
-    return serve(arguments)
+    code: int = run(arguments)
+    return code

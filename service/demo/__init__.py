@@ -1,0 +1,1 @@
+"""`holdfast demo`: a network's memory, served live, surviving the death of its server."""
