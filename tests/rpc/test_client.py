@@ -1,0 +1,165 @@
+"""The client against a real server: selections, resume, healing after a store that went back."""
+
+import asyncio
+
+import numpy as np
+import pytest
+import redis
+
+import holdfast
+from holdfast.errors import DeadlinePassed, HoldfastError, InvalidRequest, ServerUnavailable, StoreRegressed
+from tests.oracle import run
+from tests.server import ServerProcess, running
+
+MODEL = "python-source"
+TEXT = b"def f(x):\n    return x + 1\n"
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with holdfast.Client(server.address, timeout_s=20) as client:
+        yield client
+
+
+def test_a_step_gives_what_was_asked_for(client):
+    session = client.session("asked", model=MODEL)
+    reply = session.step("import num", top_k=3, token_log_prob=True, outputs=["logits"], state=True)
+    logits, log_probs = run(MODEL, b"import num")
+    np.testing.assert_allclose(reply.token_log_probs, log_probs, atol=1e-5)
+    np.testing.assert_allclose(reply.outputs["logits"], logits, atol=1e-5)
+    assert [token for token, _ in reply.top[-1]] == np.argsort(-logits[-1])[:3].tolist()
+    assert (reply.position, reply.token_count, reply.replayed, reply.ack_level) == (10, 10, False, "memory")
+    np.testing.assert_array_equal(reply.state["h"], session.state()["h"])
+
+
+def test_by_default_five_candidates_come(client):
+    reply = client.session("default", model=MODEL).step("a")
+    assert len(reply.top[0]) == 5
+    assert reply.token_log_probs is None
+
+
+@pytest.mark.parametrize("tokens", [TEXT.decode(), TEXT, list(TEXT), np.frombuffer(TEXT, np.uint8)])
+def test_tokens_of_every_form_are_the_same_tokens(client, tokens):
+    session = client.session(model=MODEL)
+    np.testing.assert_allclose(
+        session.step(tokens, token_log_prob=True).token_log_probs, run(MODEL, TEXT)[1], atol=1e-5
+    )
+
+
+def test_features_and_raw_outputs(client):
+    session = client.session("vectors", model="features")
+    reply = session.step(np.array([[1, 2], [3, 4]], np.float32))
+    np.testing.assert_array_equal(reply.outputs["y"], [[1, 2], [4, 6]])
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((2, 2)), np.zeros(3, np.float32), [1.5]])
+def test_tokens_of_no_known_form_are_refused_before_they_are_sent(client, wrong):
+    with pytest.raises((TypeError, ValueError)):
+        client.session("never", model=MODEL).step(wrong)
+
+
+def test_a_refused_chunk_leaves_the_session_usable(client):
+    session = client.session("usable", model=MODEL)
+    with pytest.raises(InvalidRequest):
+        session.step([300])
+    assert session.step("a").position == 1
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+def test_a_stream_equals_the_uninterrupted_run(client, chunk):
+    replies = list(client.session(model=MODEL).stream(TEXT, chunk=chunk, token_log_prob=True))
+    given = np.concatenate([reply.token_log_probs for reply in replies])
+    np.testing.assert_allclose(given, run(MODEL, TEXT)[1], atol=1e-5)
+
+
+def test_a_stream_left_early_is_settled_by_the_next_call(client):
+    session = client.session("early", model=MODEL)
+    stream = session.stream(TEXT)
+    first = [next(stream) for _ in range(3)]
+    stream.close()
+    assert first[-1].position == 3
+    position = session.step("x").position
+    assert 4 <= position <= len(TEXT) + 1
+    assert session.position == position
+
+
+def test_a_second_client_resumes_where_the_first_stood(client, server):
+    client.session("shared", model=MODEL).step(TEXT)
+    with holdfast.Client(server.address) as other:
+        session = other.session("shared")
+        assert (session.resumed, session.position, session.model) == (True, len(TEXT), MODEL)
+
+
+async def test_an_async_iterable_of_pieces_is_streamed(server):
+    async def pieces():
+        for start in range(0, len(TEXT), 5):
+            await asyncio.sleep(0)
+            yield TEXT[start : start + 5]
+
+    async with holdfast.AsyncClient(server.address) as client:
+        session = await client.session(model=MODEL)
+        replies = [reply async for reply in session.stream(pieces(), chunk=3, token_log_prob=True)]
+    given = np.concatenate([reply.token_log_probs for reply in replies])
+    np.testing.assert_allclose(given, run(MODEL, TEXT)[1], atol=1e-5)
+
+
+def regress(data_dir, change):
+    """Puts the store back to what it held before `change` ran."""
+    with redis.Redis(unix_socket_path=str(data_dir / "store.sock")) as store:
+        [key] = store.keys("holdfast:v1:*")
+        before = store.get(key)
+        change()
+        store.set(key, before)
+
+
+def test_steps_lost_by_the_store_are_sent_again(tmp_path):
+    data = tmp_path / "data"
+    with running(data) as server, holdfast.Client(server.address) as client:
+        session = client.session("s", model=MODEL)
+        session.step(TEXT[:5])
+        regress(data, lambda: [session.step(TEXT[n : n + 1]) for n in range(5, 12)])
+        given = session.step(TEXT[12:], token_log_prob=True).token_log_probs
+        np.testing.assert_allclose(given, run(MODEL, TEXT)[1][12:], atol=1e-5)
+
+
+def test_a_stream_heals_after_a_loss_in_the_store(tmp_path):
+    data = tmp_path / "data"
+    with running(data) as server, holdfast.Client(server.address) as client:
+        session = client.session("s", model=MODEL)
+        session.step(TEXT[:5])
+        regress(data, lambda: session.step(TEXT[5:12]))
+        replies = list(session.stream(TEXT[12:], token_log_prob=True))
+        given = np.concatenate([reply.token_log_probs for reply in replies])
+        np.testing.assert_allclose(given, run(MODEL, TEXT)[1][12:], atol=1e-5)
+
+
+def test_a_loss_older_than_the_buffer_is_raised(tmp_path):
+    data = tmp_path / "data"
+    with running(data) as server, holdfast.Client(server.address, replay_tokens=4) as client:
+        session = client.session("s", model=MODEL)
+        session.step(TEXT[:5])
+        regress(data, lambda: [session.step(TEXT[n : n + 1]) for n in range(5, 20)])
+        with pytest.raises(StoreRegressed) as caught:
+            session.step(TEXT[20:])
+        assert caught.value.expected_position == 5
+
+
+def test_a_chunk_whose_fate_is_unknown_is_settled_by_the_next_call(tmp_path):
+    data = tmp_path / "data"
+    server = ServerProcess(data)
+    with holdfast.Client(server.address) as client:
+        session = client.session("s", model=MODEL)
+        session.step(TEXT[:5])
+        server.kill()
+        with pytest.raises((ServerUnavailable, DeadlinePassed)):
+            session.step(TEXT[5:9], timeout_s=0.3)
+        server = ServerProcess(data, grpc_address=server.address)
+        given = session.step(TEXT[9:], token_log_prob=True).token_log_probs
+        np.testing.assert_allclose(given, run(MODEL, TEXT)[1][9:], atol=1e-5)
+        assert session.position == len(TEXT)
+    server.stop()
+
+
+def test_no_server_is_an_error_of_the_tree():
+    with holdfast.Client("127.0.0.1:1", timeout_s=0.2) as client, pytest.raises(HoldfastError):
+        client.models()

@@ -1,0 +1,61 @@
+"""The models that ship: small, what their contract says, and ordered by what memory is worth."""
+
+import math
+
+import numpy as np
+import pytest
+
+from model_export.corpus import join, load_corpus
+from service.config import Settings
+from service.model.repository import ModelRepository
+
+NAMES = ("python-source", "python-source-elman", "python-source-feedforward")
+
+
+@pytest.fixture(scope="module")
+def repository():
+    return ModelRepository(Settings().models)
+
+
+def log_probs(model, data):
+    states = {spec.name: np.zeros((1, *spec.shape), spec.dtype) for spec in model.contract.states}
+    for byte in data:
+        outputs, states = model.step(np.array([byte]), states)
+        yield outputs["token_log_prob"][0], outputs["logits"][0]
+
+
+def test_the_shipped_models_are_served(repository):
+    assert tuple(model.name for model in repository) == NAMES
+
+
+def test_they_are_small():
+    for name in NAMES:
+        assert (Settings().models / name / "1" / "model.onnx").stat().st_size <= 3_000_000
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_token_log_prob_is_the_readout_of_the_state_before(repository, name):
+    data = b"def f(x):\n    return x\n"
+    steps = list(log_probs(repository.find(name), data))
+    for (log_prob, _), (_, before), byte in zip(steps[1:], steps, data[1:], strict=False):
+        expected = before[byte] - math.log(np.exp(before.astype(np.float64)).sum())
+        assert log_prob == pytest.approx(expected, abs=1e-4)
+
+
+def test_memory_pays(repository):
+    text = join(load_corpus().held_out)[50_000:54_000]
+    bits = [
+        -np.mean([log_prob for log_prob, _ in log_probs(repository.find(name), text)]) / math.log(2)
+        for name in NAMES
+    ]
+    assert bits == sorted(bits)
+
+
+def test_batched_equals_alone(repository):
+    model = repository.find("python-source")
+    rng = np.random.default_rng(0)
+    tokens, states = rng.integers(0, 256, 33), rng.standard_normal((33, 256)).astype(np.float32)
+    together, _ = model.step(tokens, {"h": states})
+    for row in range(33):
+        alone, _ = model.step(tokens[row : row + 1], {"h": states[row : row + 1]})
+        np.testing.assert_allclose(together["logits"][row], alone["logits"][0], atol=1e-4)
