@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
-SOURCES := holdfast service model_export tests benchmarks
+SOURCES := holdfast service model_export tests proto
 
 .PHONY: demo serve test check train proto format clean
 
