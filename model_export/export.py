@@ -27,7 +27,7 @@ def export(network: StepNetwork, target: Path, *, training: dict[str, Any], text
         network: Trained, in evaluation mode.
         target: The file to write; its folder is made. It appears only if the gate lets it pass.
         training: Facts to record.
-        text: Bytes for the gate to run, besides random ones.
+        text: Bytes for the gate to run.
 
     Returns:
         What the gate measured.

@@ -86,6 +86,8 @@ class Screen:
         self._events.append(text)
         if self._live is None:
             print(text, flush=True)
+        else:
+            self._live.update(self._render())
 
     def _figures(self) -> str:
         rate = self._count / (time.monotonic() - self._started_s)

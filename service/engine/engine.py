@@ -35,6 +35,7 @@ from service.errors import (
     InternalFailure,
     PositionConflict,
     ServiceError,
+    SessionExpired,
     StoreUnavailable,
 )
 from service.model.protocol import Model, Models
@@ -376,8 +377,24 @@ class Engine:
         if work.conflict_count > MAX_CONFLICTS:
             self._hot.discard(work.key)
             self._refuse(work.key, work, PositionConflict("other writers keep coming first"))
+        elif found.record is None and self._has_expired(work.key, verified_s):
+            self._hot.discard(work.key)
+            self._refuse(work.key, work, self._expired())
         else:
             self._take_in(work.key, work, found.record, verified_s)
+
+    def _has_expired(self, key: bytes, now_s: float) -> bool:
+        """Whether a record that is gone is one that this server saw, longer ago than it could live."""
+        session, ttl_s = self._hot.get(key), self._limits.session_ttl_s
+        if session is None or not session.is_stored or not ttl_s:
+            return False
+        return now_s - session.verified_s >= ttl_s
+
+    def _expired(self) -> SessionExpired:
+        return SessionExpired(
+            f"the session was idle for more than {self._limits.session_ttl_s:g} s; open it again to "
+            "start from position 0"
+        )
 
     # -- ends ---------------------------------------------------------------------------------
 

@@ -180,3 +180,19 @@ async def test_drain_answers_what_was_taken_and_refuses_the_rest(start):
     await asyncio.wait_for(engine.drain(), 5)
     assert taken.done()
     assert await send(engine, "s", [2], 1) == "DRAINING"
+
+
+async def test_a_session_idle_for_too_long_is_told_apart_from_a_lost_one(start, store):
+    engine = start(session_ttl_s=0.001)
+    await send(engine, "idle", [1], 0)
+    store.records.clear()  # as the store's clock would
+    await asyncio.sleep(0.002)
+    assert await send(engine, "idle", [2], 1) == "SESSION_EXPIRED"
+    assert await send(engine, "idle", [2], 1) == "SESSION_LOST"
+
+
+async def test_a_record_that_vanished_early_is_lost(start, store):
+    engine = start()
+    await send(engine, "s", [1], 0)
+    store.records.clear()
+    assert await send(engine, "s", [2], 1) == "SESSION_LOST"

@@ -1,0 +1,65 @@
+import json
+
+import numpy as np
+import pytest
+
+from model_export.contract import byte_network_contract
+from service.model.contract import ContractError, GraphTensor, read_contract
+
+METADATA = byte_network_contract(8, ["h", "c"], training={"seed": 1}, parity={})
+INPUTS = {"token": GraphTensor("int64", ("batch",))}
+OUTPUTS = {
+    "logits": GraphTensor("float32", ("batch", 256)),
+    "token_log_prob": GraphTensor("float32", ("batch",)),
+}
+for name in ("h", "c"):
+    INPUTS[name] = GraphTensor("float32", ("batch", 8))
+    OUTPUTS[f"{name}_next"] = GraphTensor("float32", ("batch", 8))
+
+
+def test_what_the_exporter_writes_the_server_reads():
+    contract = read_contract(METADATA, INPUTS, OUTPUTS)
+    assert [state.name for state in contract.states] == ["h", "c"]
+    assert contract.state_bytes == 2 * 8 * 4
+    assert contract.vocabulary.size == 256
+    assert contract.logits.name == "logits"
+    assert contract.token_log_prob.dtype == np.float32
+    assert json.loads(contract.facts["training"]) == {"seed": 1}
+
+
+def changed(topic, **values):
+    entry = json.loads(METADATA[f"holdfast.{topic}"])
+    target = entry[0] if isinstance(entry, list) else entry
+    target.update(values)
+    return {**METADATA, f"holdfast.{topic}": json.dumps(entry)}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({}, "contract_version"),
+        ({**METADATA, "holdfast.contract_version": "2"}, "'2'"),
+        ({**METADATA, "holdfast.input": "{"}, "cannot be read"),
+        ({**METADATA, "holdfast.states": "[]"}, "at least one state pair"),
+        (
+            {key: value for key, value in METADATA.items() if "vocabulary" not in key},
+            "vocabulary is missing",
+        ),
+        (changed("input", dtype="int32"), "dtype must be int64"),
+        (changed("states", input="nobody"), "'nobody'"),
+        (changed("states", shape=[9]), "axis 1 is 8"),
+        (changed("states", shape=[0]), "below 1"),
+        (changed("states", dtype="float64"), "is float32"),
+        (changed("states", batch_axis=5), "out of range"),
+        (changed("states", initial="ones"), "'ones'"),
+        (changed("vocabulary", size=300), "one value per token id"),
+    ],
+)
+def test_a_wrong_contract_is_refused_with_the_place(metadata, message):
+    with pytest.raises(ContractError, match=message):
+        read_contract(metadata, INPUTS, OUTPUTS)
+
+
+def test_an_input_that_nobody_feeds_is_refused():
+    with pytest.raises(ContractError, match="'extra'"):
+        read_contract(METADATA, {**INPUTS, "extra": GraphTensor("float32", ("batch",))}, OUTPUTS)
