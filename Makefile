@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
-SOURCES := holdfast service model_export tests proto
+SOURCES := holdfast service model_export tests proto benchmarks
 
-.PHONY: demo serve test check train proto format clean
+.PHONY: demo serve test check train proto bench format clean
 
 demo: $(VENV)/.server           ## a network's memory, served live, surviving kill -9
 	$(BIN)/holdfast demo
@@ -28,6 +28,9 @@ format: $(VENV)/.dev
 
 train: $(VENV)/.train           ## trains, exports and checks the shipped models
 	$(BIN)/python -m model_export train
+
+bench: $(VENV)/.server          ## beside an echo that keeps nothing, in turns
+	$(BIN)/python -m benchmarks
 
 proto: $(VENV)/.dev             ## regenerates the committed stubs
 	$(BIN)/python proto/generate.py
