@@ -4,6 +4,7 @@ import asyncio
 import logging
 import sys
 
+import uvloop
 from pydantic import ValidationError
 from pydantic_settings import CliApp, SettingsError
 
@@ -29,7 +30,8 @@ def main(arguments: list[str]) -> int:
         print(f"holdfast serve: {_one_line(error)}", file=sys.stderr)
         return EXIT_CONFIGURATION
     try:
-        asyncio.run(serve(settings))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(settings))
     except (StartError, ModelFileError, EmbeddedStoreError) as error:
         print(f"holdfast serve: {error}", file=sys.stderr)
         return EXIT_FAILURE

@@ -201,25 +201,40 @@ def from_raw_state(state: bytes, contract: Contract) -> list[pb.NamedTensor]:
 
 
 def encode_outputs(outputs: RowOutputs) -> bytes:
-    """Returns the serialised `Outputs` of a chunk."""
-    message = pb.Outputs(token_count=outputs.token_count)
+    """Returns the serialised `Outputs` of a chunk.
+
+    The numeric columns are fixed-width on the wire, so an array's bytes are their encoding.
+    """
+    parts = [_TOKEN_COUNT_TAG, _varint(outputs.token_count)]
     if outputs.top_ids is not None and outputs.top_log_probs is not None:
-        message.top_k = outputs.top_ids.shape[1]
-        message.top_ids.extend(outputs.top_ids.ravel().tolist())
-        message.top_log_probs.extend(outputs.top_log_probs.ravel().tolist())
+        parts += (_TOP_K_TAG, _varint(outputs.top_ids.shape[1]))
+        parts += _column(_TOP_IDS_TAG, outputs.top_ids)
+        parts += _column(_TOP_LOG_PROBS_TAG, outputs.top_log_probs)
     if outputs.token_log_probs is not None:
-        message.token_log_probs.extend(outputs.token_log_probs.tolist())
-    message.tensors.extend(_named(outputs.tensors))
-    message.state.extend(_named(outputs.state))
-    return message.SerializeToString()
+        parts += _column(_TOKEN_LOG_PROBS_TAG, outputs.token_log_probs)
+    if outputs.tensors or outputs.state:
+        rest = pb.Outputs(tensors=_named(outputs.tensors), state=_named(outputs.state))
+        parts.append(rest.SerializeToString())
+    return b"".join(parts)
+
+
+def _column(tag: bytes, values: NDArray[Any]) -> tuple[bytes, bytes, bytes]:
+    data = values.tobytes()
+    return tag, _varint(len(data)), data
 
 
 def _named(arrays: Mapping[str, NDArray[Any]]) -> list[pb.NamedTensor]:
     return [to_tensor(name, np.ascontiguousarray(array)) for name, array in arrays.items()]
 
 
-_OUTPUTS_TAG = b"\x42"  # field 8, length-delimited
-_RESULT_TAG = b"\x0a"  # field 1, length-delimited
+# Tags: number of the field times 8, plus 0 for a varint or 2 for bytes that follow their length.
+_TOKEN_COUNT_TAG = b"\x08"
+_TOP_K_TAG = b"\x10"
+_TOP_IDS_TAG = b"\x1a"
+_TOP_LOG_PROBS_TAG = b"\x22"
+_TOKEN_LOG_PROBS_TAG = b"\x2a"
+_OUTPUTS_TAG = b"\x42"  # of ChunkResult
+_RESULT_TAG = b"\x0a"  # of StepResponse and StreamStepsResponse
 
 
 def encode_reply(chunk: pb.Chunk, answer: Answer) -> bytes:

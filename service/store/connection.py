@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hiredis
 
@@ -205,8 +205,7 @@ class _RespProtocol(asyncio.Protocol):
         self._why = "the server closed the connection"
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but ancestry
         self._loop = asyncio.get_running_loop()
 
     def send(self, command: tuple[Any, ...]) -> asyncio.Future[Any]:

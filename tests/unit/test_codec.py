@@ -1,0 +1,57 @@
+"""What is encoded by hand is what protobuf would have encoded."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from holdfast.v1 import holdfast_pb2 as pb
+from service.engine.batch import RowOutputs, top_candidates
+from service.engine.work import Answer, Selection, reply_bytes
+from service.rpc.codec import encode_outputs, encode_reply
+from tests.fakes import SUM_CONTRACT
+
+
+@given(st.integers(1, 300), st.integers(0, 40), st.booleans(), st.booleans())
+def test_outputs_read_back_as_they_were(count, top_k, with_log_probs, with_tensors):
+    rng = np.random.default_rng(count)
+    ids = rng.integers(0, 2**31, (count, top_k), np.int32) if top_k else None
+    log_probs = rng.standard_normal((count, top_k)).astype(np.float32) if top_k else None
+    surprise = rng.standard_normal(count).astype(np.float32) if with_log_probs else None
+    tensors = {"total": rng.standard_normal(count).astype(np.float32)} if with_tensors else {}
+    state = {"sum": np.ones(2, np.float32)} if with_tensors else {}
+    encoded = encode_outputs(RowOutputs(count, ids, log_probs, surprise, tensors, state))
+    message = pb.Outputs.FromString(encoded)
+    assert (message.token_count, message.top_k) == (count, top_k)
+    assert list(message.top_ids) == ([] if ids is None else ids.ravel().tolist())
+    assert list(message.top_log_probs) == ([] if ids is None else log_probs.ravel().tolist())
+    assert list(message.token_log_probs) == ([] if surprise is None else surprise.tolist())
+    assert [tensor.name for tensor in message.tensors] == list(tensors)
+    selection = Selection(top_k, with_log_probs, tuple(tensors), bool(state))
+    assert len(encoded) <= reply_bytes(selection, SUM_CONTRACT, count)
+
+
+@given(st.binary(max_size=40_000), st.integers(0, 2**62), st.integers(-(2**62), 2**62))
+def test_a_reply_reads_back_as_it_was(junk, position, tag):
+    outputs = pb.Outputs(token_count=1, tensors=[pb.NamedTensor(tensor=pb.Tensor(data=junk))])
+    chunk = pb.Chunk(session_id="s", tag=tag)
+    answer = Answer(7, position, 3, True, outputs.SerializeToString())
+    for kind, field in ((pb.StepResponse, "result"), (pb.StreamStepsResponse, "result")):
+        result = getattr(kind.FromString(encode_reply(chunk, answer)), field)
+        assert (result.tag, result.session_id, result.position, result.replayed) == (
+            tag,
+            "s",
+            position,
+            True,
+        )
+        assert result.outputs == outputs
+
+
+@pytest.mark.parametrize("top_k", [1, 5, 256])
+def test_top_candidates_are_the_sorted_log_softmax(top_k):
+    logits = np.random.default_rng(0).standard_normal((9, 256)).astype(np.float32) * 9
+    ids, log_probs = top_candidates(logits, top_k)
+    expected = logits - np.log(np.exp(logits.astype(np.float64)).sum(axis=1, keepdims=True))
+    order = np.argsort(-logits, axis=1)[:, :top_k]
+    np.testing.assert_array_equal(ids, order)
+    np.testing.assert_allclose(log_probs, np.take_along_axis(expected, order, 1), atol=1e-4)
