@@ -5,7 +5,7 @@ from model_export.train import Recipe
 RECIPES = (
     Recipe("feedforward", hidden=256, steps=400),
     Recipe("elman", hidden=256, steps=3000, peak_rate=2e-3),
-    Recipe("gru", hidden=256, steps=1800, peak_rate=3e-3),
+    Recipe("gru", hidden=256, steps=4000),
     Recipe("lstm", hidden=256, steps=1600),
 )
 

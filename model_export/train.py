@@ -30,8 +30,6 @@ class Recipe:
         window: Tokens per stream and update.
         peak_rate: Highest learning rate; it falls to a hundredth along a cosine.
         clip: Largest norm of the gradient.
-        weight_decay: Pull of the weights towards zero; more keeps a plain recurrence calm, so that
-            rounding does not grow over hundreds of steps.
         seed: Of the initial weights.
     """
 
@@ -42,7 +40,6 @@ class Recipe:
     window: int = 64
     peak_rate: float = 4e-3
     clip: float = 1.0
-    weight_decay: float = 0.01
     seed: int = 20261123
 
 
@@ -50,9 +47,7 @@ def train(recipe: Recipe, data: bytes, progress: Progress) -> StepNetwork:
     """Trains a network on the bytes and returns it in evaluation mode."""
     torch.manual_seed(recipe.seed)
     network = NETWORKS[recipe.network](recipe.hidden)
-    optimiser = torch.optim.AdamW(
-        network.parameters(), lr=recipe.peak_rate, weight_decay=recipe.weight_decay
-    )
+    optimiser = torch.optim.AdamW(network.parameters(), lr=recipe.peak_rate, weight_decay=0.01)
     states = network.initial(recipe.batch)
     for step, (tokens, targets) in enumerate(windows(data, recipe)):
         for group in optimiser.param_groups:
