@@ -16,7 +16,7 @@ serve: $(VENV)/.server          ## a server with the shipped models and an embed
 test: $(VENV)/.dev $(VENV)/.protobuf7
 	$(BIN)/python -m pytest
 
-check: $(VENV)/.dev             ## format, lint, strict types, architecture, fresh stubs
+check: $(VENV)/.dev $(VENV)/.protobuf7   ## format, lint, strict types, architecture, fresh stubs
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
