@@ -6,6 +6,7 @@ the ratios of medians and the CPU time per step say more.
 
 import argparse
 import asyncio
+import os
 import statistics
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 MODEL = pb.ModelRef(name="python-source")
 SERVE = [sys.executable, "-c", "from holdfast.cli import main; main()", "serve"]
 ECHO = [sys.executable, "-m", "benchmarks.echo_server"]
-TICKS_PER_S = 100
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 class Round(NamedTuple):

@@ -15,7 +15,7 @@ from holdfast.reply import StepReply
 from model_export.corpus import load_corpus
 from service.config import EMBEDDED, Settings
 from service.demo.oracle import Uninterrupted, run_uninterrupted
-from service.demo.processes import DemoServer
+from service.demo.processes import ServerProcess
 from service.demo.screen import Screen, verdict
 
 MODEL = "python-source"
@@ -104,7 +104,7 @@ def _served(
     data_dir: Path, store: str, data: bytes, without: Uninterrupted, screen: Screen
 ) -> Iterator[StepReply]:
     """Yields the reply to every byte; half-way the server is killed and another one takes over."""
-    server = DemoServer(data_dir, store)
+    server = ServerProcess(data_dir, "--store", store)
     try:
         screen.event(f"server {server.pid} serves at {server.address}")
         with holdfast.Client(server.address) as client:
@@ -118,7 +118,7 @@ def _served(
                 if index + 1 == len(data) // 2:
                     server.kill()
                     screen.event(f"server {server.pid} killed with SIGKILL after byte {index + 1}")
-                    server = DemoServer(data_dir, store, server.address)
+                    server = ServerProcess(data_dir, "--store", store, grpc_address=server.address)
                     screen.event(f"server {server.pid} took over; the stream goes on")
             session.close()
     finally:

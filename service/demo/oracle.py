@@ -20,16 +20,30 @@ class Uninterrupted(NamedTuple):
     token_log_probs: NDArray[np.float32]
 
 
+class ByteNetwork:
+    """A shipped step graph with its state, run by onnxruntime alone.
+
+    Args:
+        path: The ONNX file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self._h = np.zeros((1, self._session.get_inputs()[1].shape[1]), np.float32)
+
+    def step(self, byte: int) -> tuple[NDArray[np.float32], float]:
+        """Takes one byte; returns the logits of the next one, (256,), and this one's log-probability."""
+        feed = {"token": np.array([byte], np.int64), "h": self._h}
+        logits, log_prob, self._h = self._session.run(["logits", "token_log_prob", "h_next"], feed)
+        return logits[0], log_prob[0]
+
+
 def run_uninterrupted(path: Path, data: bytes) -> Uninterrupted:
-    """Runs bytes through a shipped step graph, one after the other, with onnxruntime alone."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    h = np.zeros((1, session.get_inputs()[1].shape[1]), np.float32)
-    logits, log_probs = [], []
-    for byte in data:
-        feed = {"token": np.array([byte], np.int64), "h": h}
-        step_logits, log_prob, h = session.run(["logits", "token_log_prob", "h_next"], feed)
-        logits.append(step_logits[0])
-        log_probs.append(log_prob[0])
-    return Uninterrupted(np.array(logits), np.array(log_probs))
+    """Runs bytes through a shipped step graph, one after the other."""
+    network = ByteNetwork(path)
+    steps = [network.step(byte) for byte in data]
+    return Uninterrupted(
+        np.array([logits for logits, _ in steps]), np.array([log_prob for _, log_prob in steps])
+    )

@@ -1,4 +1,4 @@
-"""The demo's servers: `holdfast serve` as processes that can be killed."""
+"""Servers as processes that can be killed: `holdfast serve`, started and waited for."""
 
 import re
 import signal
@@ -7,49 +7,52 @@ import sys
 from pathlib import Path
 from typing import Self
 
-_READY = re.compile(r"ready grpc=(\S+) http=(\S+)")
+_READY = re.compile(r"ready grpc=(\S+) http=(\S+)\n")
 
 
-class DemoServer:
-    """A server process.
+class ServerProcess:
+    """A `holdfast serve` process, ready to serve.
 
     Args:
-        data_dir: Folder of the embedded store.
-        store: As in `holdfast serve --store`.
-        address: HOST:PORT to listen on; port 0 takes a free one.
+        data_dir: Folder of the embedded store, made if missing; the server's log goes there.
+        flags: Further flags of `holdfast serve`.
+        grpc_address: HOST:PORT to listen on; port 0 takes a free one.
+
+    Attributes:
+        address: HOST:PORT of gRPC.
+        http: HOST:PORT of HTTP.
+        pid: Its process id.
 
     Raises:
-        RuntimeError: It does not start; what it said is in the message.
+        RuntimeError: It does not start; what it said last is in the message.
     """
 
-    def __init__(self, data_dir: Path, store: str, address: str = "127.0.0.1:0") -> None:
-        self._log = (data_dir / "demo-server.log").open("a+")
+    def __init__(self, data_dir: Path, *flags: str, grpc_address: str = "127.0.0.1:0") -> None:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        log_path = data_dir / "server.log"
         command = [sys.executable, "-c", "from holdfast.cli import main; main()", "serve"]
-        command += ["--data-dir", str(data_dir), "--store", store]
-        command += ["--grpc-address", address, "--http-address", "127.0.0.1:0"]
-        self._process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=self._log, text=True, start_new_session=True
-        )
+        command += ["--data-dir", str(data_dir), "--grpc-address", grpc_address]
+        command += ["--http-address", "127.0.0.1:0", *flags]
+        with log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
+            )
         assert self._process.stdout is not None
-        ready = _READY.match(self._process.stdout.readline())
+        with self._process.stdout as output:
+            ready = _READY.fullmatch(output.readline())
         if ready is None:
             self._process.wait()
-            self._log.seek(0)
-            raise RuntimeError(f"the server did not start: {self._log.read()[-500:].strip()}")
-        self.address = ready[1]
-
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        return self._process.pid
+            raise RuntimeError(f"the server did not start: {log_path.read_text()[-500:].strip()}")
+        self.address, self.http = ready.groups()
+        self.pid = self._process.pid
 
     def kill(self) -> None:
-        """Kills it with SIGKILL."""
+        """Kills it with SIGKILL: no drain, no goodbye."""
         self._end(signal.SIGKILL)
 
-    def stop(self) -> None:
-        """Ends it with SIGTERM."""
-        self._end(signal.SIGTERM)
+    def stop(self) -> int:
+        """Ends it with SIGTERM, unless it has ended; returns its exit code."""
+        return self._end(signal.SIGTERM)
 
     def __enter__(self) -> Self:
         """Returns itself."""
@@ -59,10 +62,6 @@ class DemoServer:
         """Stops it."""
         self.stop()
 
-    def _end(self, number: signal.Signals) -> None:
-        if self._process.poll() is None:
-            self._process.send_signal(number)
-        self._process.wait(30)
-        if self._process.stdout is not None:
-            self._process.stdout.close()
-        self._log.close()
+    def _end(self, number: signal.Signals) -> int:
+        self._process.send_signal(number)  # does nothing to a process that has ended
+        return self._process.wait(30)

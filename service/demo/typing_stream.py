@@ -10,7 +10,8 @@ from pathlib import Path
 
 import holdfast
 from service.config import Settings
-from service.demo.processes import DemoServer
+from service.demo.oracle import ByteNetwork
+from service.demo.processes import ServerProcess
 from service.demo.screen import Screen
 
 MODEL = "python-source"
@@ -28,35 +29,20 @@ def type_live(data_dir: Path, store: str) -> int:
     if not sys.stdin.isatty():
         print("holdfast demo --type needs a terminal", file=sys.stderr)
         return 2
-    with DemoServer(data_dir, store) as server, holdfast.Client(server.address) as client:
+    with ServerProcess(data_dir, "--store", store) as server, holdfast.Client(server.address) as client:
         session = client.session(SESSION_ID, model=MODEL)
         model_file = Settings().models / "python-source-feedforward" / "1" / "model.onnx"
-        memoryless = _Memoryless(model_file)
+        without_memory = ByteNetwork(model_file)
         with Screen("type; Ctrl-D leaves, and the network remembers you", 0) as screen, _raw():
             known = "remembers" if session.resumed else "has never met"
             screen.event(f"the network {known} you: position {session.position}")
             for byte in _keys():
                 reply = session.step(bytes([byte]), top_k=5, token_log_prob=True)
                 assert reply.token_log_probs is not None
-                surprise = float(reply.token_log_probs[0])
-                screen.add(byte, surprise, memoryless.log_prob(byte), reply.top[0])
+                _, without = without_memory.step(byte)
+                screen.add(byte, float(reply.token_log_probs[0]), without, reply.top[0])
         print(f"position {session.position}; run it again, and it goes on from here")
     return 0
-
-
-class _Memoryless:
-    """The comparison: log-probability of a byte by the byte before it alone."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._before = b""
-
-    def log_prob(self, byte: int) -> float:
-        from service.demo.oracle import run_uninterrupted
-
-        pair = self._before + bytes([byte])
-        self._before = pair[-1:]
-        return float(run_uninterrupted(self._path, pair).token_log_probs[-1])
 
 
 def _keys() -> Iterator[int]:

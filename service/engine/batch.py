@@ -67,7 +67,6 @@ class Ran:
     """What came of running one chunk: a record to commit, or the reason there is none."""
 
     step: Step
-    state_row: NDArray[np.uint8] | None
     outcome: Record | ServiceError
 
 
@@ -87,7 +86,7 @@ def run_batch(model: Model, steps: Sequence[Step], encode: EncodeOutputs) -> lis
         assert rows.shape == (len(ordered), model.contract.state_bytes), "state of another shape"
     except Exception as error:  # noqa: BLE001 -- a model may raise anything; its batch fails, no more
         reason = f"model {model.name} version {model.version} failed: {type(error).__name__}: {error}"
-        return [Ran(step, None, ModelFailed(reason)) for step in ordered]
+        return [Ran(step, ModelFailed(reason)) for step in ordered]
     finite = _finite_rows(states)
     ranked = _BatchOutputs(outputs, ordered)
     state_bytes = rows.tobytes()
@@ -95,26 +94,24 @@ def run_batch(model: Model, steps: Sequence[Step], encode: EncodeOutputs) -> lis
     return [
         _finish(
             step,
-            rows[index],
             state_bytes[index * size : (index + 1) * size],
             encode(ranked.row(index, states)),
         )
         if finite[index]
-        else Ran(step, None, _not_finite(step))
+        else Ran(step, _not_finite(step))
         for index, step in enumerate(ordered)
     ]
 
 
-def _finish(step: Step, row: NDArray[np.uint8], state: bytes, outputs: bytes) -> Ran:
+def _finish(step: Step, state: bytes, outputs: bytes) -> Ran:
     session, claim = step.session, step.work.claim
     position = session.position + claim.token_count
     reply = KeptReply(position, claim.token_count, claim.digest, outputs)
     try:
         kept = keep_replies(session.replies, reply, claim)
     except ServiceError as error:
-        return Ran(step, None, error)
-    record = Record(session.incarnation, position, session.model.fingerprint, state, kept)
-    return Ran(step, row, record)
+        return Ran(step, error)
+    return Ran(step, Record(session.incarnation, position, session.model.fingerprint, state, kept))
 
 
 def _not_finite(step: Step) -> StateNotFinite:

@@ -20,8 +20,6 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-
 from service.engine import rules
 from service.engine.batch import EncodeOutputs, Ran, Step, run_batch
 from service.engine.hot_state import HotSession, HotSessions
@@ -129,16 +127,6 @@ class Engine:
         self._idle = asyncio.Event()
         self._idle.set()
         self._is_draining = False
-
-    @property
-    def waiting_count(self) -> int:
-        """Chunks that wait for their turn."""
-        return len(self._queue)
-
-    @property
-    def hot_state_bytes(self) -> int:
-        """State bytes held in memory."""
-        return self._hot.held_bytes
 
     def start(self) -> None:
         """Starts the task that drives the engine."""
@@ -442,14 +430,9 @@ def _by_model(steps: Sequence[Step]) -> list[tuple[Model, list[Step]]]:
 def _keep_states(applied: list[tuple[Ran, Record]]) -> None:
     """Writes the new states of committed chunks into the hot rows, one assignment per model."""
     for rows, group in itertools.groupby(applied, key=lambda pair: pair[0].step.session.rows):
-        results = [result for result, _ in group]
-        slots = [result.step.session.slot for result in results]
-        rows.scatter(slots, np.stack([_row(result) for result in results]))
-
-
-def _row(result: Ran) -> Any:
-    assert result.state_row is not None, "bug: a committed chunk has a state"
-    return result.state_row
+        pairs = list(group)
+        slots = [result.step.session.slot for result, _ in pairs]
+        rows.scatter(slots, b"".join(record.state for _, record in pairs))
 
 
 def _draining() -> Draining:

@@ -84,9 +84,9 @@ class StateRows:
         """Copies the states in `slots` into arrays (B, ...) by state name."""
         return split_rows(self._contract, self._rows[slots])
 
-    def scatter(self, slots: Sequence[int], rows: NDArray[np.uint8]) -> None:
-        """Replaces the states in `slots` by rows of raw bytes, (B, state_bytes)."""
-        self._rows[slots] = rows
+    def scatter(self, slots: Sequence[int], states: bytes) -> None:
+        """Replaces the states in `slots` by raw states, one after the other."""
+        self._rows[slots] = np.frombuffer(states, np.uint8).reshape(len(slots), -1)
 
     def _grow(self) -> None:
         count = len(self._rows)
@@ -131,14 +131,6 @@ class HotSessions:
         self._sessions: OrderedDict[bytes, HotSession] = OrderedDict()
         self._rows: dict[bytes, StateRows] = {}
         self._held_bytes = 0
-
-    def __len__(self) -> int:
-        return len(self._sessions)
-
-    @property
-    def held_bytes(self) -> int:
-        """State bytes of all hot sessions."""
-        return self._held_bytes
 
     def get(self, key: bytes) -> HotSession | None:
         """Returns a session and marks it as used."""

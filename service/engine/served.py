@@ -1,4 +1,4 @@
-"""Finds the model that a stored session runs on."""
+"""The model that a stored session runs on: found by its record, held against what a request names."""
 
 from service.errors import ModelMismatch, RecordCorrupt
 from service.model.protocol import Model, Models
@@ -24,3 +24,23 @@ def served_model(models: Models, record: Record) -> Model:
             f"{model.version} has {model.contract.state_bytes}"
         )
     return model
+
+
+def check_named(model: Model, name: str, version: int) -> None:
+    """Holds the model of a session against what a request names.
+
+    Args:
+        model: The session's.
+        name: As in the request; "" is any.
+        version: As in the request; 0 is any.
+
+    Raises:
+        ModelMismatch: The request names another one.
+    """
+    if name in ("", model.name) and version in (0, model.version):
+        return
+    asked = f"{name or model.name} version {version or 'any'}"
+    raise ModelMismatch(
+        f"the session runs on {model.name} version {model.version}, the request names {asked}",
+        field="model",
+    )

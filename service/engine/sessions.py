@@ -7,10 +7,9 @@ import secrets
 from typing import NamedTuple
 
 from service.engine.engine import Engine
-from service.engine.served import served_model
+from service.engine.served import check_named, served_model
 from service.errors import (
     InvalidRequest,
-    ModelMismatch,
     PositionConflict,
     ServiceError,
     SessionClosed,
@@ -172,12 +171,7 @@ class Sessions:
                 expected_position=record.position,
             )
         model = served_model(self._models, record)
-        if model_name not in ("", model.name) or model_version not in (0, model.version):
-            raise ModelMismatch(
-                f"the session runs on {model.name} version {model.version}, the request names "
-                f"{model_name or model.name} version {model_version or 'any'}",
-                field="model",
-            )
+        check_named(model, model_name, model_version)
         return OpenSession(record, model, is_resumed=True)
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.engine.rules import MAX_KEPT_REPLY_BYTES, Claim
-from service.errors import InvalidRequest, ModelMismatch, ReplyTooLarge, ServiceError
+from service.engine.served import check_named
+from service.errors import InvalidRequest, ReplyTooLarge, ServiceError
 from service.model.contract import Contract
 from service.model.protocol import Model
 
@@ -102,7 +103,7 @@ def validate(work: Work, model: Model) -> Selection:
         InvalidRequest: Tokens or selection do not suit the model.
         ReplyTooLarge: The reply could not be kept for a retry.
     """
-    _check_model(work, model)
+    check_named(model, work.model_name, work.model_version)
     _check_tokens(work, model.contract)
     selection = _complete(work.selection, model.contract)
     size_bytes = reply_bytes(selection, model.contract, work.claim.token_count)
@@ -129,17 +130,6 @@ def reply_bytes(selection: Selection, contract: Contract, token_count: int) -> i
 
 def _tensor_overhead(name: str) -> int:
     return _ENCODING_BYTES + 4 * len(name)
-
-
-def _check_model(work: Work, model: Model) -> None:
-    same_name = work.model_name in ("", model.name)
-    if same_name and work.model_version in (0, model.version):
-        return
-    asked = f"{work.model_name or model.name} version {work.model_version or 'any'}"
-    raise ModelMismatch(
-        f"the session runs on {model.name} version {model.version}, the request names {asked}",
-        field="model",
-    )
 
 
 def _check_tokens(work: Work, contract: Contract) -> None:

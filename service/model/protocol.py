@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 from service.model.contract import Contract
@@ -64,8 +63,3 @@ class Models(Protocol):
     def find_fingerprint(self, fingerprint: bytes) -> Model | None:
         """Returns the model with this fingerprint, if it is served."""
         ...
-
-
-def initial_states(contract: Contract) -> dict[str, NDArray[Any]]:
-    """Returns the state of a session that has seen nothing: zeros, without a batch axis."""
-    return {state.name: np.zeros(state.shape, state.dtype) for state in contract.states}

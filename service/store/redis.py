@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import ssl
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -43,14 +44,8 @@ def parse_url(url: str) -> Address:
         database=parts.get("db", 0),
         username=parts.get("username"),
         password=parts.get("password"),
-        tls=_tls_context() if scheme == "rediss" else None,
+        tls=ssl.create_default_context() if scheme == "rediss" else None,
     )
-
-
-def _tls_context() -> Any:
-    import ssl
-
-    return ssl.create_default_context()
 
 
 class RedisStore:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.server import running
+from service.demo.processes import ServerProcess
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.e2e
 
 def test_the_client_example_runs(tmp_path):
     [example] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    with running(tmp_path / "data") as server:
+    with ServerProcess(tmp_path / "data") as server:
         code = example.replace("localhost:50051", server.address)
         result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr

@@ -8,8 +8,8 @@ import pytest
 
 import holdfast
 from model_export.corpus import join, load_corpus
+from service.demo.processes import ServerProcess
 from tests.oracle import run
-from tests.server import ServerProcess
 
 SESSIONS = 50
 BYTES_PER_SESSION = 400

@@ -12,7 +12,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from holdfast.errors import from_rpc
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
-from tests.server import ServerProcess, running
+from service.demo.processes import ServerProcess
+from tests.server import get
 
 MODEL = pb.ModelRef(name="python-source")
 
@@ -48,19 +49,19 @@ def store_of(data_dir):
 
 def test_a_store_that_dies_is_noticed_at_once_and_used_again(tmp_path):
     data = tmp_path / "data"
-    with running(data) as server:
+    with ServerProcess(data) as server:
         first = step(server.address, "s", b"abc", 0)
         with store_of(data) as client:
             pid = client.info("server")["process_id"]
         os.kill(pid, signal.SIGKILL)
-        wait_for(lambda: server.get("/readyz")[0] == 503, 5)
+        wait_for(lambda: get(server, "/readyz")[0] == 503, 5)
         wait_for(lambda: health(server.address) == "NOT_SERVING", 1)
-        assert server.get("/livez")[0] == 200
+        assert get(server, "/livez")[0] == 200
         error = step(server.address, "s", b"d", 3)
         assert (error.code, error.reason) == ("UNAVAILABLE", "STORE_UNAVAILABLE")
         assert error.retry_after_s > 0
-        with running(data):  # another server restarts the store from its file
-            wait_for(lambda: server.get("/readyz")[0] == 200, 5)
+        with ServerProcess(data):  # another server restarts the store from its file
+            wait_for(lambda: get(server, "/readyz")[0] == 200, 5)
             wait_for(lambda: health(server.address) == "SERVING", 5)
             again = step(server.address, "s", b"abc", 0)
             assert (again.position, again.replayed, again.outputs) == (3, True, first.outputs)
@@ -69,9 +70,9 @@ def test_a_store_that_dies_is_noticed_at_once_and_used_again(tmp_path):
 
 def test_a_damaged_record_is_refused_and_left_as_found(tmp_path):
     data = tmp_path / "data"
-    with running(data) as server:
+    with ServerProcess(data) as server:
         step(server.address, "s", b"abc", 0)
-    with running(data) as server, store_of(data) as client:  # a new server: nothing is hot
+    with ServerProcess(data) as server, store_of(data) as client:  # a new server: nothing is hot
         [key] = client.keys("holdfast:v1:*")
         record = bytearray(client.get(key))
         record[100] ^= 1
@@ -84,17 +85,17 @@ def test_a_damaged_record_is_refused_and_left_as_found(tmp_path):
 
 def test_a_store_that_may_evict_is_refused_at_start(tmp_path):
     data = tmp_path / "data"
-    with running(data):
+    with ServerProcess(data):
         with store_of(data) as client:
             client.config_set("maxmemory-policy", "allkeys-lru")
         with pytest.raises(RuntimeError):
             ServerProcess(tmp_path / "other", "--store", f"unix://{data / 'store.sock'}")
-        assert "maxmemory-policy noeviction" in (tmp_path / "other.log").read_text()
+        assert "maxmemory-policy noeviction" in (tmp_path / "other" / "server.log").read_text()
 
 
 def test_a_script_flush_is_survived(tmp_path):
     data = tmp_path / "data"
-    with running(data) as server, store_of(data) as client:
+    with ServerProcess(data) as server, store_of(data) as client:
         step(server.address, "s", b"a", 0)
         client.script_flush()
         assert step(server.address, "s", b"b", 1).position == 2
@@ -109,5 +110,5 @@ def test_sigterm_drains_and_the_last_server_stops_the_store(tmp_path):
     assert two.stop() == 0
     with store_of(data) as client, pytest.raises(redis.ConnectionError):
         client.ping()
-    with running(data) as server:
+    with ServerProcess(data) as server:
         assert step(server.address, "s", b"e", 4).position == 5

@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 
+from service.demo.processes import ServerProcess
 from tests.oracle import run
-from tests.server import running
 
 TOKENS = 150
 
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.faults
 
 def test_every_position_is_applied_once_and_the_loser_is_told(tmp_path):
     data = tmp_path / "data"
-    with running(data) as one, running(data) as two:
+    with ServerProcess(data) as one, ServerProcess(data) as two:
         writers = [
             subprocess.Popen(
                 [sys.executable, "-c", WRITER, address, letter, str(TOKENS)],

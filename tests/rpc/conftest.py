@@ -4,9 +4,9 @@ import pytest
 from holdfast.errors import from_rpc
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
+from service.demo.processes import ServerProcess
 from tests.models import write_features_model
 from tests.oracle import MODELS
-from tests.server import running
 
 MODEL = "python-source"
 
@@ -41,7 +41,7 @@ def server(tmp_path_factory):
         (models / shipped.name).symlink_to(shipped)
     write_features_model(models / "features" / "1" / "model.onnx")
     flags = ["--models", str(models), "--max-message-bytes", "65536", "--max-chunk-tokens", "256"]
-    with running(folder / "data", *flags) as server:
+    with ServerProcess(folder / "data", *flags) as server:
         yield server
 
 

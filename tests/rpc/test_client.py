@@ -8,8 +8,8 @@ import redis
 
 import holdfast
 from holdfast.errors import DeadlinePassed, HoldfastError, InvalidRequest, ServerUnavailable, StoreRegressed
+from service.demo.processes import ServerProcess
 from tests.oracle import run
-from tests.server import ServerProcess, running
 
 MODEL = "python-source"
 TEXT = b"def f(x):\n    return x + 1\n"
@@ -114,7 +114,7 @@ def regress(data_dir, change):
 
 def test_steps_lost_by_the_store_are_sent_again(tmp_path):
     data = tmp_path / "data"
-    with running(data) as server, holdfast.Client(server.address) as client:
+    with ServerProcess(data) as server, holdfast.Client(server.address) as client:
         session = client.session("s", model=MODEL)
         session.step(TEXT[:5])
         regress(data, lambda: [session.step(TEXT[n : n + 1]) for n in range(5, 12)])
@@ -124,7 +124,7 @@ def test_steps_lost_by_the_store_are_sent_again(tmp_path):
 
 def test_a_stream_heals_after_a_loss_in_the_store(tmp_path):
     data = tmp_path / "data"
-    with running(data) as server, holdfast.Client(server.address) as client:
+    with ServerProcess(data) as server, holdfast.Client(server.address) as client:
         session = client.session("s", model=MODEL)
         session.step(TEXT[:5])
         regress(data, lambda: session.step(TEXT[5:12]))
@@ -135,7 +135,7 @@ def test_a_stream_heals_after_a_loss_in_the_store(tmp_path):
 
 def test_a_loss_older_than_the_buffer_is_raised(tmp_path):
     data = tmp_path / "data"
-    with running(data) as server, holdfast.Client(server.address, replay_tokens=4) as client:
+    with ServerProcess(data) as server, holdfast.Client(server.address, replay_tokens=4) as client:
         session = client.session("s", model=MODEL)
         session.step(TEXT[:5])
         regress(data, lambda: [session.step(TEXT[n : n + 1]) for n in range(5, 20)])

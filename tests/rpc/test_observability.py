@@ -6,13 +6,14 @@ import pytest
 from grpc_reflection.v1alpha import reflection_pb2
 
 from tests.rpc.conftest import MODEL
+from tests.server import get
 
 
 def test_metrics_count_what_happened(rpc):
     rpc.step("counted", position=0, text=b"abc")
     rpc.step("counted", position=0, text=b"abc")
     rpc.step("counted", position=1, text=b"x")
-    status, text = rpc.server.get("/metrics")
+    status, text = get(rpc.server, "/metrics")
     assert status == 200
     for name in ("steps_total", "chunks_total", "replays_total"):
         value = re.search(rf"^holdfast_{name} (\S+)$", text, re.MULTILINE)[1]
@@ -36,9 +37,9 @@ def test_reflection_lists_the_service(rpc, version):
 
 
 def test_pages(rpc):
-    assert rpc.server.get("/livez")[0] == 200
-    assert rpc.server.get("/readyz")[0] == 200
-    assert rpc.server.get("/nothing")[0] == 404
+    assert get(rpc.server, "/livez")[0] == 200
+    assert get(rpc.server, "/readyz")[0] == 200
+    assert get(rpc.server, "/nothing")[0] == 404
 
 
 def test_models_are_described(rpc):
