@@ -62,6 +62,7 @@ class AsyncSession:
         self._lock = asyncio.Lock()
         self._tag = 0
         self._reply_bytes = 0
+        self._deadline_s = 0.0
         self.session_id: str = reply.session.session_id
         self.model: str = reply.session.model.name
         self.model_version: int = reply.session.model.version
@@ -143,19 +144,18 @@ class AsyncSession:
         """
         chosen = selection(top_k, token_log_prob, outputs, state)
         async with self._lock:
-            deadline_s = self._client.deadline_s(timeout_s)
-            await self._settle(deadline_s)
+            self._deadline_s = self._client.deadline_s(timeout_s)
+            await self._settle(self._deadline_s)
             source = _Source(_pieces(tokens, chunk))
             attempt = 0
             while not (source.is_empty and not self._unanswered):
                 try:
-                    async for reply in self._stream_once(source, chosen, deadline_s):
+                    async for reply in self._stream_once(source, chosen, timeout_s):
                         attempt = 0
-                        deadline_s = self._client.deadline_s(timeout_s)
                         yield reply
                 except HoldfastError as error:
                     attempt += 1
-                    await self._recover(error, attempt, deadline_s)
+                    await self._recover(error, attempt, self._deadline_s)
 
     async def state(self) -> dict[str, NDArray[Any]]:
         """Returns the stored state by name, without a batch axis."""
@@ -249,9 +249,13 @@ class AsyncSession:
     # -- many chunks --------------------------------------------------------------------------
 
     async def _stream_once(
-        self, source: "_Source", chosen: pb.OutputSelection | None, deadline_s: float
+        self, source: "_Source", chosen: pb.OutputSelection | None, timeout_s: float | None
     ) -> AsyncIterator[StepReply]:
-        """Streams over one call until the source is empty and all is answered, or something fails."""
+        """Streams over one call until the source is empty and all is answered, or something fails.
+
+        The time limit starts anew with every reply, and with a chunk sent when none was under way: a
+        source may be silent for as long as it likes.
+        """
         call = self._client.stub.StreamSteps(metadata=self._client.metadata)
         reading: asyncio.Task[Any] | None = None
         try:
@@ -264,6 +268,8 @@ class AsyncSession:
                 if len(self._unanswered) < self._window() and not source.is_empty:
                     tokens = await source.next_or(reading)
                     if tokens is not None:
+                        if not self._unanswered:
+                            self._deadline_s = self._client.deadline_s(timeout_s)
                         sent = self._make(tokens, chosen)
                         self._unanswered.append(sent)
                         await call.write(pb.StreamStepsRequest(chunk=sent.chunk))
@@ -271,10 +277,12 @@ class AsyncSession:
                     if reading is None:
                         continue
                 assert reading is not None
-                reply = await asyncio.wait_for(asyncio.shield(reading), self._client.left_s(deadline_s))
+                left_s = self._client.left_s(self._deadline_s)
+                message = await asyncio.wait_for(asyncio.shield(reading), left_s)
                 reading = None
-                yield self._take(reply)
-                deadline_s = max(deadline_s, self._client.deadline_s(None))
+                reply = self._take(message)
+                self._deadline_s = self._client.deadline_s(timeout_s)
+                yield reply
             await call.done_writing()
         except grpc.aio.AioRpcError as error:
             raise from_rpc(error) from None

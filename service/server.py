@@ -21,7 +21,7 @@ from service.rpc.codec import encode_outputs
 from service.rpc.reflection import add_reflection
 from service.rpc.servicer import SERVICE_NAME, Servicer
 from service.store.embedded import EmbeddedStore
-from service.store.redis import RedisStore
+from service.store.redis import RedisStore, UnsafeStore
 
 _log = logging.getLogger(__name__)
 
@@ -93,8 +93,8 @@ class Server:
             await store.open()
             if not self._settings.allow_volatile_store:
                 await store.check_safe()
-        except ServiceError as error:
-            raise StartError(error.message) from None
+        except (ServiceError, UnsafeStore) as error:
+            raise StartError(str(error)) from None
         except ValueError as error:
             raise StartError(f"--store {url}: {error}") from None
         return store

@@ -4,6 +4,7 @@ import os
 import pty
 import re
 import select
+import signal
 import sys
 import time
 
@@ -21,11 +22,18 @@ def visit(data_dir, keys):
         os.environ["TERM"] = "xterm"
         arguments = ["-c", PROGRAM, "demo", "--type", "--data-dir", str(data_dir)]
         os.execv(sys.executable, [sys.executable, *arguments])
-    shown = read_until(terminal, b"network")
-    os.write(terminal, keys + b"\x04")
-    shown += read_until(terminal, None)
-    assert os.waitpid(pid, 0)[1] == 0, shown
-    os.close(terminal)
+    status = None
+    try:
+        shown = read_until(terminal, b"network")
+        os.write(terminal, keys + b"\x04")
+        shown += read_until(terminal, None)
+        status = os.waitpid(pid, 0)[1]
+    finally:
+        if status is None:
+            os.kill(pid, signal.SIGINT)  # the demo stops its server on the way out
+            os.waitpid(pid, 0)
+        os.close(terminal)
+    assert status == 0, shown
     return shown.decode(errors="replace")
 
 

@@ -1,6 +1,8 @@
 """The client against a real server: selections, resume, healing after a store that went back."""
 
 import asyncio
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -101,6 +103,38 @@ async def test_an_async_iterable_of_pieces_is_streamed(server):
         replies = [reply async for reply in session.stream(pieces(), chunk=3, token_log_prob=True)]
     given = np.concatenate([reply.token_log_probs for reply in replies])
     np.testing.assert_allclose(given, run(MODEL, TEXT)[1], atol=1e-5)
+
+
+async def test_a_source_may_be_silent_for_longer_than_the_time_limit(server):
+    async def pieces():
+        yield TEXT[:5]
+        await asyncio.sleep(1)
+        yield TEXT[5:]
+
+    async with holdfast.AsyncClient(server.address, timeout_s=0.5) as client:
+        session = await client.session(model=MODEL)
+        positions = [reply.position async for reply in session.stream(pieces(), chunk=64)]
+    assert positions == [5, len(TEXT)]
+
+
+async def test_a_stream_keeps_its_own_time_limit(tmp_path):
+    server = ServerProcess(tmp_path / "data")
+    async with holdfast.AsyncClient(server.address, timeout_s=60) as client:
+        session = await client.session("s", model=MODEL)
+        stream = session.stream(TEXT, timeout_s=0.5)
+        assert (await anext(stream)).position == 1
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(ServerUnavailable):
+                await asyncio.wait_for(_exhaust(stream), 20)
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+            server.stop()
+
+
+async def _exhaust(stream):
+    async for _ in stream:
+        pass
 
 
 def regress(data_dir, change):
