@@ -5,9 +5,9 @@ Both sides run the same real text and feed back their own states, so that a diff
 more than 0.1 here. The tolerance is 1e-5, absolute up to magnitude 1 and relative above it: near 32
 neighbouring float32 numbers are 4e-6 apart already.
 
-A network with long memory amplifies rounding too, in PyTorch as in onnxruntime. So its own noise is
-measured in the same loop, as the difference between the network in float32 and in float64. Two float32
-runs, each so far from the truth, may be twice as far apart, and that is allowed.
+A network may amplify rounding instead of damping it; the difference then measures the network rather
+than its graph, and grows with the stream. The training avoids that (see `train`), and the float32 noise of
+the network itself, its difference from float64 in the same loop, is recorded beside the outcome.
 """
 
 import copy
@@ -55,7 +55,7 @@ def check_parity(network: StepNetwork, graph: bytes, text: bytes) -> Parity:
         text: Real bytes; the rows run different parts of them.
 
     Raises:
-        ParityError: Some difference is above 1e-5 and above twice the network's own noise, or not a number.
+        ParityError: Some difference is above 1e-5, or not a number.
     """
     session = _session(graph)
     precise = copy.deepcopy(network).double()
@@ -63,10 +63,10 @@ def check_parity(network: StepNetwork, graph: bytes, text: bytes) -> Parity:
     for batch in BATCHES:
         difference, own = _largest_differences(network, precise, session, _tokens(text, batch))
         worst, noise = max(worst, difference), max(noise, own)
-    if not worst <= max(TOLERANCE, 2 * noise):
+    if not worst <= TOLERANCE:
         raise ParityError(
-            f"largest difference after {STEPS} steps is {worst:g}, over {TOLERANCE:g} and over twice "
-            f"the network's own float32 noise of {noise:g}"
+            f"largest difference in {STEPS} steps is {worst:g}, at most {TOLERANCE:g} is let through; "
+            f"the network in float32 differs from itself in float64 by {noise:g}"
         )
     return Parity(STEPS, BATCHES, worst, noise)
 

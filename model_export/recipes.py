@@ -3,9 +3,9 @@
 from model_export.train import Recipe
 
 RECIPES = (
-    Recipe("feedforward", hidden=256, steps=400),
+    Recipe("feedforward", hidden=256, steps=400, state_noise=0.0),
     Recipe("elman", hidden=256, steps=3000, peak_rate=2e-3),
-    Recipe("gru", hidden=256, steps=4000),
+    Recipe("gru", hidden=256, steps=3200),
     Recipe("lstm", hidden=256, steps=1600),
 )
 
