@@ -58,7 +58,9 @@ def train(recipe: Recipe, data: bytes, progress: Progress) -> StepNetwork:
     """Trains a network on the bytes and returns it in evaluation mode."""
     torch.manual_seed(recipe.seed)
     network = NETWORKS[recipe.network](recipe.hidden)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=recipe.peak_rate, weight_decay=recipe.weight_decay)
+    optimiser = torch.optim.AdamW(
+        network.parameters(), lr=recipe.peak_rate, weight_decay=recipe.weight_decay
+    )
     states = network.initial(recipe.batch)
     for step, (tokens, targets) in enumerate(windows(data, recipe)):
         for group in optimiser.param_groups:
