@@ -22,7 +22,7 @@ def byte_network_contract(
         parity: Outcome of the parity gate, for people.
     """
     topics = {
-        "input": {"name": "token", "kind": "token_id", "dtype": "int64", "width": 1},
+        "input": {"name": "token", "kind": "token_id", "dtype": "int64", "width": 1, "time_axis": True},
         "states": [_state(name, hidden) for name in state_names],
         "outputs": [
             {"name": "logits", "dtype": "float32", "shape": [256], "role": "logits"},

@@ -1,8 +1,8 @@
 """Turns a trained network into a step graph and lets it out only through the parity gate.
 
 The graph is built node by node, since a step of a cell is about ten operations and every one of them
-costs in serving. One product with h gives both the gates and the logits of the step before, from which
-`token_log_prob` follows.
+costs in serving. It has a time axis: only what needs the state of the step before runs step by step, in a
+Scan; looking up the inputs and ranking the outputs are one operation each for all tokens.
 """
 
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from model_export.contract import byte_network_contract
@@ -50,7 +51,11 @@ def export(network: StepNetwork, target: Path, *, training: dict[str, Any], text
 
 
 def build_graph(network: StepNetwork) -> onnx.ModelProto:
-    """Builds the step graph: inputs token (batch,) and states, outputs as in `StepNetwork.forward`."""
+    """Builds the step graph: T calls of `StepNetwork.forward` in one, for any T >= 1.
+
+    Inputs are token (time, batch) and the states (batch, hidden); outputs logits (time, batch, 256),
+    token_log_prob (time, batch) and the next states.
+    """
     builder = _GraphBuilder(network)
     nodes = builder.build()
     states: list[tuple[str, list[str | int]]] = [
@@ -60,12 +65,12 @@ def build_graph(network: StepNetwork) -> onnx.ModelProto:
         nodes,
         f"{network.kind}-step",
         inputs=[
-            helper.make_tensor_value_info("token", TensorProto.INT64, ["batch"]),
+            helper.make_tensor_value_info("token", TensorProto.INT64, ["time", "batch"]),
             *(_float_info(name, shape) for name, shape in states),
         ],
         outputs=[
-            _float_info("logits", ["batch", VOCABULARY_SIZE]),
-            _float_info("token_log_prob", ["batch"]),
+            _float_info("logits", ["time", "batch", VOCABULARY_SIZE]),
+            _float_info("token_log_prob", ["time", "batch"]),
             *(_float_info(f"{name}_next", shape) for name, shape in states),
         ],
         initializer=builder.initializers,
@@ -94,48 +99,75 @@ class _GraphBuilder:
     def build(self) -> list[onnx.NodeProto]:
         network = self._network
         self._weight("table", network.table)
-        self._weight("readout", network.readout.weight.T)
-        self._weight("readout_bias", network.readout.bias)
-        self._product_with_h()
-        self._surprise()
         self._add("Gather", ["table", "token"], ["input_gates"])
-        getattr(self, f"_{network.kind}")()
-        self._add("Gemm", ["h_next", "readout", "readout_bias"], ["logits"])
+        if network.recurrent is None:
+            self._feedforward()
+        else:
+            self._scan(network.recurrent)
+        self._readout()
+        self._surprise()
         return self._nodes
 
-    def _product_with_h(self) -> None:
-        """[W_hh h + b, W_hy h + c] as one product; without memory only the second."""
-        network = self._network
-        if network.recurrent is None:
-            self._add("Gemm", ["h", "readout", "readout_bias"], ["logits_before"])
-            return
-        joined = np.concatenate([_array(network.recurrent.weight), _array(network.readout.weight)])
-        bias = np.concatenate([_array(network.recurrent.bias), _array(network.readout.bias)])
-        self._weight("joined", joined.T)
-        self._weight("joined_bias", bias)
-        self._add("Gemm", ["h", "joined", "joined_bias"], ["product"])
-        sizes = [network.gate_count * self._hidden, VOCABULARY_SIZE]
-        self._split("product", sizes, ["hidden_gates", "logits_before"])
+    def _feedforward(self) -> None:
+        self._add("Tanh", ["input_gates"], ["h_all"])
+        self._constant("last", -1)
+        self._add("Gather", ["h_all", "last"], ["h_next"], axis=0)
+
+    def _scan(self, recurrent: torch.nn.Linear) -> None:
+        """Runs the cell over the time axis of input_gates; h_all gets h after every token."""
+        self._weight("recurrent", recurrent.weight.T)
+        self._weight("recurrent_bias", recurrent.bias)
+        states = list(self._network.state_names)
+        last_states = [f"{name}_next" for name in states]
+        outside, self._nodes = self._nodes, []
+        self._add("Gemm", ["h", "recurrent", "recurrent_bias"], ["hidden_gates"])
+        getattr(self, f"_{self._network.kind}")()
+        self._add("Identity", ["h_next"], ["h_here"])
+        shape: list[str | int] = ["batch", self._hidden]
+        body = helper.make_graph(
+            self._nodes,
+            "step",
+            inputs=[
+                *(_float_info(name, shape) for name in states),
+                _float_info("step_gates", ["batch", self._network.gate_count * self._hidden]),
+            ],
+            outputs=[_float_info(name, shape) for name in [*last_states, "h_here"]],
+        )
+        self._nodes = outside
+        inputs, outputs = [*states, "input_gates"], [*last_states, "h_all"]
+        self._add("Scan", inputs, outputs, body=body, num_scan_inputs=1)
+
+    def _readout(self) -> None:
+        """Logits of the state given and of the state after every token: (time + 1, batch, 256)."""
+        self._weight("readout", self._network.readout.weight.T)
+        self._weight("readout_bias", self._network.readout.bias)
+        self._constant("time_axis", [0])
+        self._constant("first", [0])
+        self._constant("second", [1])
+        self._constant("before_last", [-1])
+        self._constant("end", [np.iinfo(np.int64).max])
+        self._add("Unsqueeze", ["h", "time_axis"], ["h_given"])
+        self._add("Concat", ["h_given", "h_all"], ["h_every"], axis=0)
+        self._add("MatMul", ["h_every", "readout"], ["product"])
+        self._add("Add", ["product", "readout_bias"], ["logits_every"])
+        self._add("Slice", ["logits_every", "second", "end", "time_axis"], ["logits"])
+        self._add("Slice", ["logits_every", "first", "before_last", "time_axis"], ["logits_before"])
 
     def _surprise(self) -> None:
-        """token_log_prob = log_softmax(W_hy h_(t-1) + c)[token]."""
-        self._constant("last_axis", [1])
-        self._add("LogSoftmax", ["logits_before"], ["log_probs_before"], axis=1)
+        """token_log_prob_t = log_softmax(W_hy h_(t-1) + c)[token_t]."""
+        self._constant("last_axis", [2])
+        self._add("LogSoftmax", ["logits_before"], ["log_probs_before"], axis=2)
         self._add("Unsqueeze", ["token", "last_axis"], ["token_column"])
-        gathered = ["log_prob_column"]
-        self._add("GatherElements", ["log_probs_before", "token_column"], gathered, axis=1)
-        self._add("Squeeze", ["log_prob_column", "last_axis"], ["token_log_prob"])
-
-    def _feedforward(self) -> None:
-        self._add("Tanh", ["input_gates"], ["h_next"])
+        self._add("GatherElements", ["log_probs_before", "token_column"], ["chosen"], axis=2)
+        self._add("Squeeze", ["chosen", "last_axis"], ["token_log_prob"])
 
     def _elman(self) -> None:
-        self._add("Add", ["input_gates", "hidden_gates"], ["sum"])
+        self._add("Add", ["step_gates", "hidden_gates"], ["sum"])
         self._add("Tanh", ["sum"], ["h_next"])
 
     def _gru(self) -> None:
         size = self._hidden
-        self._split("input_gates", [2 * size, size], ["input_rz", "input_n"])
+        self._split("step_gates", [2 * size, size], ["input_rz", "input_n"])
         self._split("hidden_gates", [2 * size, size], ["hidden_rz", "hidden_n"])
         self._add("Add", ["input_rz", "hidden_rz"], ["sum_rz"])
         self._add("Sigmoid", ["sum_rz"], ["rz"])
@@ -149,7 +181,7 @@ class _GraphBuilder:
 
     def _lstm(self) -> None:
         size = self._hidden
-        self._add("Add", ["input_gates", "hidden_gates"], ["sum"])
+        self._add("Add", ["step_gates", "hidden_gates"], ["sum"])
         self._split("sum", [3 * size, size], ["sum_ifo", "sum_g"])
         self._add("Sigmoid", ["sum_ifo"], ["ifo"])
         self._split("ifo", [size, size, size], ["i", "f", "o"])
@@ -168,7 +200,7 @@ class _GraphBuilder:
         self._constant(sizes_name, sizes)
         self._add("Split", [source, sizes_name], outputs, axis=1)
 
-    def _constant(self, name: str, values: list[int]) -> None:
+    def _constant(self, name: str, values: int | list[int]) -> None:
         self.initializers.append(numpy_helper.from_array(np.array(values, np.int64), name))
 
     def _weight(self, name: str, values: Any) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from service.engine.batch import RowOutputs
+from service.engine.batch import GroupOutputs
 from service.errors import ModelNotFound, StoreUnavailable
 from service.model.contract import Contract, InputSpec, OutputSpec, StateSpec, Vocabulary
 from service.store.protocol import Found, Outcome, Write
@@ -37,14 +37,14 @@ class AccumulatorModel:
         self.batch_sizes = []
         self.fail_with = None
 
-    def step(self, tokens, states):
+    def run(self, tokens, states):
         if self.fail_with is not None:
             raise self.fail_with
-        self.batch_sizes.append(len(tokens))
-        state = states["sum"].copy()
-        state[:, 0] += np.where(tokens == 255, np.inf, tokens)
-        state[:, 1] += 1
-        return {"total": state[:, 0].copy()}, {"sum": state}
+        self.batch_sizes.append(tokens.shape[1])
+        totals = states["sum"][:, 0] + np.cumsum(np.where(tokens == 255, np.inf, tokens), axis=0)
+        counts = states["sum"][:, 1] + len(tokens)
+        state = np.stack([totals[-1], counts], axis=1).astype(np.float32)
+        return {"total": totals.astype(np.float32)}, {"sum": state}
 
 
 class FakeModels:
@@ -115,6 +115,6 @@ class CountingObserver:
         return count
 
 
-def encode_totals(outputs: RowOutputs) -> bytes:
-    """Encodes a row's output `total`, float32 (k,)."""
-    return outputs.tensors["total"].tobytes()
+def encode_totals(outputs: GroupOutputs) -> list[bytes]:
+    """Encodes each row's output `total`, float32 (k,)."""
+    return [row.tobytes() for row in outputs.tensors["total"].reshape(outputs.row_count, -1)]

@@ -35,9 +35,9 @@ class ByteNetwork:
 
     def step(self, byte: int) -> tuple[NDArray[np.float32], float]:
         """Takes one byte; returns the logits of the next one, (256,), and this one's log-probability."""
-        feed = {"token": np.array([byte], np.int64), "h": self._h}
+        feed = {"token": np.array([[byte]], np.int64), "h": self._h}
         logits, log_prob, self._h = self._session.run(["logits", "token_log_prob", "h_next"], feed)
-        return logits[0], log_prob[0]
+        return logits[0, 0], log_prob[0, 0]
 
 
 def run_uninterrupted(path: Path, data: bytes) -> Uninterrupted:

@@ -1,17 +1,18 @@
 """What a step graph promises about its tensors, read from the graph's own metadata.
 
-A step graph takes one token and the state of B sessions and gives outputs and the next state. ONNX says
-nothing of which input belongs to which output, so the exporter writes it down in `metadata_props`, one
-JSON text per topic:
+A step graph takes tokens and the state of B sessions and gives outputs and the next state: one token each,
+or T each if the graph has a time axis. ONNX says nothing of which input belongs to which output, so the
+exporter writes it down in `metadata_props`, one JSON text per topic:
 
     holdfast.contract_version  1
-    holdfast.input             {"name", "kind": "token_id" | "features", "dtype", "width"}
+    holdfast.input             {"name", "kind": "token_id" | "features", "dtype", "width", "time_axis"}
     holdfast.states            [{"name", "input", "output", "dtype", "shape", "batch_axis", "initial"}]
     holdfast.outputs           [{"name", "dtype", "shape", "role": "logits" | "token_log_prob" | "raw"}]
     holdfast.vocabulary        {"kind": "bytes" | "ids", "size"}; absent for features
 
-Shapes are without the batch axis. Other topics are facts for people and passed on as they are. Pure:
-standard library and numpy.
+Shapes are without time and batch axis. With `"time_axis": true` (default false) the input and all outputs,
+but not the states, have a time axis before their batch axis. Other topics are facts for people and passed
+on as they are. Pure: standard library and numpy.
 """
 
 import json
@@ -47,15 +48,17 @@ class InputSpec:
 
     Attributes:
         name: Graph input.
-        kind: Ids of a vocabulary, shape (B,), or features, shape (B, width).
+        kind: Ids of a vocabulary, shape ([T,] B), or features, shape ([T,] B, width).
         dtype: int64 for ids, float32 for features.
         width: Features per token; 1 for ids.
+        has_time_axis: The graph takes T tokens of each session at once.
     """
 
     name: str
     kind: Literal["token_id", "features"]
     dtype: np.dtype[Any]
     width: int
+    has_time_axis: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ class OutputSpec:
     Attributes:
         name: Graph output.
         dtype: Element type.
-        shape: Extents per token, without the batch axis, which is axis 0.
+        shape: Extents per token, without time and batch axis.
         role: `logits` over the vocabulary, `token_log_prob` of the arriving token, or `raw`.
     """
 
@@ -114,9 +117,9 @@ class Vocabulary:
     size: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Contract:
-    """All that the service knows of a graph."""
+    """All that the service knows of a graph. Equal to itself only, so that it can be a key."""
 
     input: InputSpec
     states: tuple[StateSpec, ...]
@@ -200,7 +203,13 @@ def _parse(metadata: Mapping[str, str]) -> Contract:
 
 def _parse_input(entry: dict[str, Any]) -> InputSpec:
     kind = _one_of(entry["kind"], "token_id", "features")
-    return InputSpec(str(entry["name"]), kind, DTYPES[entry["dtype"]], int(entry["width"]))
+    return InputSpec(
+        name=str(entry["name"]),
+        kind=kind,
+        dtype=DTYPES[entry["dtype"]],
+        width=int(entry["width"]),
+        has_time_axis=_one_of(entry.get("time_axis", False), True, False),
+    )
 
 
 def _parse_state(entry: dict[str, Any]) -> StateSpec:
@@ -231,9 +240,9 @@ def _parse_shape(extents: list[Any]) -> tuple[int, ...]:
     return shape
 
 
-def _one_of(value: Any, *choices: str) -> Any:
+def _one_of(value: Any, *choices: str | bool) -> Any:
     if value not in choices:
-        raise ValueError(f"{value!r} is not one of {', '.join(choices)}")
+        raise ValueError(f"{value!r} is not one of {', '.join(map(str, choices))}")
     return value
 
 
@@ -261,12 +270,18 @@ def _check_graph(
 ) -> None:
     token = contract.input
     token_shape: tuple[int, ...] = () if token.kind == "token_id" else (token.width,)
-    _check_tensor("input", token.name, inputs, token.dtype, token_shape, 0)
+    leading = ("time", "batch") if token.has_time_axis else ("batch",)
+    _check_tensor("input", token.name, inputs, token.dtype, (*leading, *token_shape))
     for state in contract.states:
-        _check_tensor("input", state.input, inputs, state.dtype, state.shape, state.batch_axis)
-        _check_tensor("output", state.output, outputs, state.dtype, state.shape, state.batch_axis)
+        axes: tuple[int | str, ...] = (
+            *state.shape[: state.batch_axis],
+            "batch",
+            *state.shape[state.batch_axis :],
+        )
+        _check_tensor("input", state.input, inputs, state.dtype, axes)
+        _check_tensor("output", state.output, outputs, state.dtype, axes)
     for output in contract.outputs:
-        _check_tensor("output", output.name, outputs, output.dtype, output.shape, 0)
+        _check_tensor("output", output.name, outputs, output.dtype, (*leading, *output.shape))
     fed = {token.name, *(state.input for state in contract.states)}
     for name in inputs:
         if name not in fed:
@@ -278,24 +293,24 @@ def _check_tensor(
     name: str,
     tensors: Mapping[str, GraphTensor],
     dtype: np.dtype[Any],
-    shape: tuple[int, ...],
-    batch_axis: int,
+    expected: tuple[int | str, ...],
 ) -> None:
+    """Checks one tensor; `expected` has the extent of each axis, or the name of a dynamic one."""
     tensor = tensors.get(name)
     if tensor is None:
         known = ", ".join(sorted(tensors))
         raise ContractError(f"the contract names {what} {name!r}, the graph has {known}")
     if DTYPES.get(tensor.dtype) != dtype:
         raise ContractError(f"{what} {name!r} is {tensor.dtype}, the contract says {dtype.name}")
-    expected = (*shape[:batch_axis], "batch", *shape[batch_axis:])
     if len(tensor.shape) != len(expected):
         raise ContractError(f"{what} {name!r} has shape {tensor.shape}, the contract says {expected}")
     for axis, (extent, wanted) in enumerate(zip(tensor.shape, expected, strict=True)):
         if extent is None or extent == "":
             raise ContractError(f"{what} {name!r}: axis {axis} has neither a name nor an extent")
-        if axis == batch_axis and not isinstance(extent, str):
-            raise ContractError(
-                f"{what} {name!r}: the batch axis {axis} is fixed at {extent}, it must be dynamic"
-            )
-        if axis != batch_axis and extent != wanted:
+        if isinstance(wanted, str):
+            if not isinstance(extent, str):
+                raise ContractError(
+                    f"{what} {name!r}: the {wanted} axis {axis} is fixed at {extent}, it must be dynamic"
+                )
+        elif extent != wanted:
             raise ContractError(f"{what} {name!r}: axis {axis} is {extent}, the contract says {wanted}")

@@ -33,15 +33,15 @@ class Model(Protocol):
         """Its tensors."""
         ...
 
-    def step(self, tokens: NDArray[Any], states: Arrays) -> tuple[Arrays, Arrays]:
-        """Advances B sessions by one token each.
+    def run(self, tokens: NDArray[Any], states: Arrays) -> tuple[Arrays, Arrays]:
+        """Advances B sessions by T tokens each.
 
         Args:
-            tokens: int64 (B,) ids, or float32 (B, width) features.
+            tokens: int64 (T, B) ids, or float32 (T, B, width) features; T >= 1.
             states: State name -> (B, ...), batch axis first whatever the graph has.
 
         Returns:
-            Output name -> (B, ...), and state name -> (B, ...), new arrays.
+            Output name -> (T, B, ...), and state name -> (B, ...), new arrays.
 
         Raises:
             Exception: Whatever the runtime raises; nothing is kept from the call.

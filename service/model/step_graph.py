@@ -54,8 +54,18 @@ class StepGraph:
         self._output_names = [output.name for output in self.contract.outputs]
         self._next_names = [state.output for state in self.contract.states]
 
-    def step(self, tokens: NDArray[Any], states: Arrays) -> tuple[Arrays, Arrays]:
-        """Advances B sessions by one token each; see `Model.step`."""
+    def run(self, tokens: NDArray[Any], states: Arrays) -> tuple[Arrays, Arrays]:
+        """Advances B sessions by T tokens each; see `Model.run`."""
+        if self.contract.input.has_time_axis:
+            return self._call(tokens, states)
+        rows: list[Arrays] = []
+        for row in tokens:
+            outputs, states = self._call(row, states)
+            rows.append(outputs)
+        return {name: np.stack([row[name] for row in rows]) for name in self._output_names}, states
+
+    def _call(self, tokens: NDArray[Any], states: Arrays) -> tuple[Arrays, Arrays]:
+        """Runs the graph once: one token each, or T with a time axis."""
         feed: dict[str, NDArray[Any]] = {self.contract.input.name: tokens}
         for spec in self.contract.states:
             feed[spec.input] = _to_graph(states[spec.name], spec.batch_axis)

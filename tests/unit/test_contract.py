@@ -7,10 +7,10 @@ from model_export.contract import byte_network_contract
 from service.model.contract import ContractError, GraphTensor, read_contract
 
 METADATA = byte_network_contract(8, ["h", "c"], training={"seed": 1}, parity={})
-INPUTS = {"token": GraphTensor("int64", ("batch",))}
+INPUTS = {"token": GraphTensor("int64", ("time", "batch"))}
 OUTPUTS = {
-    "logits": GraphTensor("float32", ("batch", 256)),
-    "token_log_prob": GraphTensor("float32", ("batch",)),
+    "logits": GraphTensor("float32", ("time", "batch", 256)),
+    "token_log_prob": GraphTensor("float32", ("time", "batch")),
 }
 for name in ("h", "c"):
     INPUTS[name] = GraphTensor("float32", ("batch", 8))
@@ -46,6 +46,8 @@ def changed(topic, **values):
             "vocabulary is missing",
         ),
         (changed("input", dtype="int32"), "dtype must be int64"),
+        (changed("input", time_axis=False), r"'token' has shape \('time', 'batch'\)"),
+        (changed("input", time_axis="yes"), "'yes' is not one of True, False"),
         (changed("states", input="nobody"), "'nobody'"),
         (changed("states", shape=[9]), "axis 1 is 8"),
         (changed("states", shape=[0]), "below 1"),
@@ -63,3 +65,9 @@ def test_a_wrong_contract_is_refused_with_the_place(metadata, message):
 def test_an_input_that_nobody_feeds_is_refused():
     with pytest.raises(ContractError, match="'extra'"):
         read_contract(METADATA, {**INPUTS, "extra": GraphTensor("float32", ("batch",))}, OUTPUTS)
+
+
+def test_a_time_axis_must_be_dynamic():
+    fixed = {**INPUTS, "token": GraphTensor("int64", (1, "batch"))}
+    with pytest.raises(ContractError, match="the time axis 0 is fixed at 1"):
+        read_contract(METADATA, fixed, OUTPUTS)

@@ -31,10 +31,10 @@ def test_the_step_graph_computes_what_the_network_computes(kind, tmp_path):
 def test_the_gate_stops_a_tampered_graph():
     network = Elman(16).eval()
     graph = build_graph(network)
-    weight = next(tensor for tensor in graph.graph.initializer if tensor.name == "joined")
+    weight = next(tensor for tensor in graph.graph.initializer if tensor.name == "recurrent")
     values = onnx.numpy_helper.to_array(weight).copy()
     values[0, 0] += 0.01
-    weight.CopyFrom(onnx.numpy_helper.from_array(values, "joined"))
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, "recurrent"))
     with pytest.raises(ParityError):
         check_parity(network, graph.SerializeToString(), TEXT)
 

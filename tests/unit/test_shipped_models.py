@@ -20,8 +20,8 @@ def repository():
 def log_probs(model, data):
     states = {spec.name: np.zeros((1, *spec.shape), spec.dtype) for spec in model.contract.states}
     for byte in data:
-        outputs, states = model.step(np.array([byte]), states)
-        yield outputs["token_log_prob"][0], outputs["logits"][0]
+        outputs, states = model.run(np.array([[byte]]), states)
+        yield outputs["token_log_prob"][0, 0], outputs["logits"][0, 0]
 
 
 def test_the_shipped_models_are_served(repository):
@@ -54,8 +54,23 @@ def test_memory_pays(repository):
 def test_batched_equals_alone(repository):
     model = repository.find("python-source")
     rng = np.random.default_rng(0)
-    tokens, states = rng.integers(0, 256, 33), rng.standard_normal((33, 256)).astype(np.float32)
-    together, _ = model.step(tokens, {"h": states})
+    tokens, states = rng.integers(0, 256, (1, 33)), rng.uniform(-1, 1, (33, 256)).astype(np.float32)
+    together, _ = model.run(tokens, {"h": states})
     for row in range(33):
-        alone, _ = model.step(tokens[row : row + 1], {"h": states[row : row + 1]})
-        np.testing.assert_allclose(together["logits"][row], alone["logits"][0], atol=1e-4)
+        alone, _ = model.run(tokens[:, row : row + 1], {"h": states[row : row + 1]})
+        np.testing.assert_allclose(together["logits"][:, row], alone["logits"][:, 0], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_many_steps_in_one_call_equal_single_steps(repository, name):
+    model = repository.find(name)
+    text = np.frombuffer(join(load_corpus().held_out)[50_000:50_512], np.uint8).astype(np.int64)
+    tokens = text.reshape(8, 64).T
+    first = {"h": np.zeros((8, 256), np.float32)}
+    together, last = model.run(tokens, first)
+    states = first
+    for index, row in enumerate(tokens):
+        single, states = model.run(row[np.newaxis], states)
+        for output, values in single.items():
+            np.testing.assert_allclose(together[output][index], values[0], atol=1e-5, rtol=1e-5)
+    np.testing.assert_allclose(last["h"], states["h"], atol=1e-5)
