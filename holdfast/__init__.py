@@ -9,6 +9,7 @@ from importlib.metadata import version
 
 from holdfast.aio import AsyncClient
 from holdfast.client import Client, Session
+from holdfast.columns import BatchPipeline, BatchReply
 from holdfast.errors import HoldfastError
 from holdfast.reply import StepReply
 from holdfast.retry import RetryPolicy
@@ -20,6 +21,8 @@ __version__ = version("holdfast")
 __all__ = [
     "AsyncClient",
     "AsyncSession",
+    "BatchPipeline",
+    "BatchReply",
     "Client",
     "HoldfastError",
     "RetryPolicy",

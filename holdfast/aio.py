@@ -2,12 +2,14 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Any, Self
 
 import grpc
 import grpc.aio
 from numpy.typing import NDArray
 
+from holdfast.columns import BatchPipeline, BatchReply, Rows, columns_message
 from holdfast.errors import HoldfastError, from_rpc
 from holdfast.retry import RetryPolicy
 from holdfast.session import AsyncSession
@@ -107,6 +109,52 @@ class AsyncClient:
             initial_state=state,
         )
         return AsyncSession(self, await self.call("OpenSession", request), self._replay_tokens)
+
+    async def step_batch(
+        self,
+        model: str,
+        session_ids: Sequence[str],
+        tokens: Rows,
+        positions: Sequence[int] | None = None,
+        *,
+        timeout_s: float | None = None,
+        **options: Any,
+    ) -> BatchReply:
+        """Applies the same number of tokens to each of many sessions, opening those that are new.
+
+        Args:
+            model: Of all sessions.
+            session_ids: B distinct ids.
+            tokens: T tokens for each: B * T bytes, ids (B,) or (B, T), or float32 features (B, width) or
+                (B, T, width).
+            positions: Tokens each session has consumed before. None appends where each session stands;
+                then the call is not repeated when the connection breaks.
+            timeout_s: Longest wait, retries included; default is the client's.
+            **options: version, top_k, token_log_prob and outputs, as in `AsyncSession.step`.
+
+        Returns:
+            The reply; rows fail one by one, see `BatchReply.errors`.
+
+        Raises:
+            HoldfastError: The batch as a whole was refused, or its fate is unknown.
+        """
+        columns = columns_message(session_ids, tokens, positions, model=model, **options)
+        request, deadline_s = pb.StepBatchRequest(columns=columns), self.deadline_s(timeout_s)
+        if positions is None:
+            reply = await self.call_once("StepBatch", request, deadline_s)
+        else:
+            reply = await self.call("StepBatch", request, deadline_s=deadline_s)
+        return BatchReply(reply.result)
+
+    def batches(self, model: str, *, max_in_flight: int = 4, **options: Any) -> BatchPipeline:
+        """Returns a pipeline of batches over one stream, as a context manager.
+
+        Args:
+            model: Of all sessions.
+            max_in_flight: Batches sent ahead of their replies.
+            **options: version, top_k, token_log_prob and outputs, as in `AsyncSession.step`.
+        """
+        return BatchPipeline(self, {"model": model, **options}, max_in_flight)
 
     async def models(self) -> list[pb.Model]:
         """Returns every model served."""

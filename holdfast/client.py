@@ -5,12 +5,13 @@ So there is one implementation of positions, retries and resending, whichever wa
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from typing import Any, Self, TypeVar
 
 from numpy.typing import NDArray
 
 from holdfast.aio import AsyncClient
+from holdfast.columns import BatchReply, Rows
 from holdfast.reply import StepReply
 from holdfast.session import AsyncSession, Pieces
 from holdfast.tokens import TokenSource
@@ -86,6 +87,17 @@ class Client:
             initial_state=initial_state,
         )
         return Session(self._thread, self._thread.run(opened))
+
+    def step_batch(
+        self,
+        model: str,
+        session_ids: Sequence[str],
+        tokens: Rows,
+        positions: Sequence[int] | None = None,
+        **options: Any,
+    ) -> BatchReply:
+        """Applies the same number of tokens to each of many sessions; see `AsyncClient.step_batch`."""
+        return self._thread.run(self._client.step_batch(model, session_ids, tokens, positions, **options))
 
     def models(self) -> list[pb.Model]:
         """Returns every model served."""

@@ -1,6 +1,11 @@
 """Every metric of the server, once. The only place that knows prometheus_client."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.registry import Collector
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -9,6 +14,32 @@ _SECONDS = (
     0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4,
 )  # fmt: skip
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class _Histogram(Collector):
+    """A histogram that takes a whole batch of values at once; one by one they cost a tenth of a step."""
+
+    def __init__(
+        self, name: str, text: str, buckets: tuple[float, ...], registry: CollectorRegistry
+    ) -> None:
+        self._name = name
+        self._text = text
+        self._buckets = buckets
+        self._counts = np.zeros(len(buckets) + 1, np.int64)
+        self._sum = 0.0
+        registry.register(self)
+
+    def observe(self, values: Sequence[float]) -> None:
+        """Counts each value in the bucket whose upper bound is the first that is not below it."""
+        places = np.searchsorted(self._buckets, values)
+        self._counts += np.bincount(places, minlength=len(self._counts))
+        self._sum += sum(values)
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        """Yields the one family; for the registry."""
+        bounds = [*map(str, self._buckets), "+Inf"]
+        pairs = list(zip(bounds, np.cumsum(self._counts).tolist(), strict=True))
+        yield HistogramMetricFamily(self._name, self._text, buckets=pairs, sum_value=self._sum)
 
 
 class Metrics:
@@ -37,25 +68,25 @@ class Metrics:
 
     def loaded(self, session_count: int, load_s: float) -> None:
         """See `Observer`."""
-        self._load_s.observe(load_s)
+        self._load_s.observe([load_s])
 
     def ran(self, chunk_count: int, step_count: int, run_s: float) -> None:
         """See `Observer`."""
-        self._batch_size.observe(chunk_count)
-        self._run_s.observe(run_s)
+        self._batch_size.observe([chunk_count])
+        self._run_s.observe([run_s])
 
     def committed(self, chunk_count: int, commit_s: float) -> None:
         """See `Observer`."""
-        self._commit_s.observe(commit_s)
+        self._commit_s.observe([commit_s])
 
-    def waited(self, queue_s: float) -> None:
+    def waited(self, queue_s: Sequence[float]) -> None:
         """See `Observer`."""
         self._queue_s.observe(queue_s)
 
-    def applied(self, step_count: int, total_s: float) -> None:
+    def applied(self, step_count: int, total_s: Sequence[float]) -> None:
         """See `Observer`."""
         self._steps.inc(step_count)
-        self._chunks.inc()
+        self._chunks.inc(len(total_s))
         self._chunk_s.observe(total_s)
 
     def replayed(self) -> None:
@@ -73,5 +104,5 @@ class Metrics:
     def _counter(self, name: str, text: str) -> Counter:
         return Counter(f"holdfast_{name}", text, registry=self.registry)
 
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
-        return Histogram(f"holdfast_{name}", text, buckets=buckets, registry=self.registry)
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...] = _SECONDS) -> _Histogram:
+        return _Histogram(f"holdfast_{name}", text, buckets, self.registry)

@@ -1,10 +1,11 @@
 """Runs the chunks of a batch through a model and makes their replies and next records.
 
-Rows are ordered by length, longest first, so that step t of all chunks longer than t is one call on
-the first rows of the arrays. No I/O.
+Rows are ordered by length, longest first, so that the chunks that have tokens left are always the first
+rows of the arrays; they run together, as many tokens in one call as all of them have. No I/O.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -18,6 +19,9 @@ from service.errors import ModelFailed, ServiceError, StateNotFinite
 from service.model.contract import Contract
 from service.model.protocol import Model
 from service.store.record import KeptReply, Record
+
+MAX_STEPS_PER_CALL = 4096
+"""Tokens times rows in one call of the model; with 256 logits each they take 4 MiB."""
 
 
 class Step(NamedTuple):
@@ -34,18 +38,20 @@ class Step(NamedTuple):
     selection: Selection
 
 
-class RowOutputs(NamedTuple):
-    """What one chunk of k tokens gave, for the edge to encode.
+class GroupOutputs(NamedTuple):
+    """What R chunks of k tokens gave, all with the same selection, for the edge to encode.
 
     Attributes:
+        row_count: R.
         token_count: k.
-        top_ids: int32 (k, top_k), best first; None if not asked for.
-        top_log_probs: float32 (k, top_k).
-        token_log_probs: float32 (k,); None if not asked for.
-        tensors: Output name -> (k, ...).
-        state: State name -> array without a batch axis.
+        top_ids: int32 (R * k, top_k), best first; None if not asked for.
+        top_log_probs: float32 (R * k, top_k).
+        token_log_probs: float32 (R * k,); None if not asked for.
+        tensors: Output name -> (R * k, ...).
+        state: State name -> (R, ...).
     """
 
+    row_count: int
     token_count: int
     top_ids: NDArray[np.int32] | None
     top_log_probs: NDArray[np.float32] | None
@@ -55,10 +61,10 @@ class RowOutputs(NamedTuple):
 
 
 class EncodeOutputs(Protocol):
-    """Turns a row's outputs into the bytes that are stored and sent. Implemented by the edge."""
+    """Turns outputs into the bytes that are stored and sent. Implemented by the edge."""
 
-    def __call__(self, outputs: RowOutputs) -> bytes:
-        """Returns the encoded outputs."""
+    def __call__(self, outputs: GroupOutputs) -> list[bytes]:
+        """Returns the encoded outputs of each row."""
         ...
 
 
@@ -88,15 +94,11 @@ def run_batch(model: Model, steps: Sequence[Step], encode: EncodeOutputs) -> lis
         reason = f"model {model.name} version {model.version} failed: {type(error).__name__}: {error}"
         return [Ran(step, ModelFailed(reason)) for step in ordered]
     finite = _finite_rows(states)
-    ranked = _BatchOutputs(outputs, ordered)
+    encoded = _encode_groups(ordered, outputs, states, encode)
     state_bytes = rows.tobytes()
     size = model.contract.state_bytes
     return [
-        _finish(
-            step,
-            state_bytes[index * size : (index + 1) * size],
-            encode(ranked.row(index, states)),
-        )
+        _finish(step, state_bytes[index * size : (index + 1) * size], encoded[index])
         if finite[index]
         else Ran(step, _not_finite(step))
         for index, step in enumerate(ordered)
@@ -129,7 +131,7 @@ def _finite_rows(states: dict[str, NDArray[Any]]) -> NDArray[np.bool_]:
 
 
 def _run(model: Model, ordered: Sequence[Step]) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
-    """Runs all steps of all chunks.
+    """Runs all tokens of all chunks.
 
     Returns:
         Needed outputs by name, (N, ...) with the tokens of each row together; last states (B, ...).
@@ -137,32 +139,16 @@ def _run(model: Model, ordered: Sequence[Step]) -> tuple[dict[str, NDArray[Any]]
     counts = [step.work.claim.token_count for step in ordered]
     states = ordered[0].session.rows.gather([step.session.slot for step in ordered])
     needed = _needed_outputs(model.contract, ordered)
-    if counts[0] == 1:
-        tokens = np.concatenate([step.work.tokens for step in ordered])
-        outputs, next_states = model.step(tokens, states)
-        return {name: outputs[name] for name in needed}, dict(next_states)
-    return _run_chunks(model, ordered, counts, states, needed)
-
-
-def _run_chunks(
-    model: Model,
-    ordered: Sequence[Step],
-    counts: list[int],
-    states: dict[str, NDArray[Any]],
-    needed: list[str],
-) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
-    starts = np.concatenate([[0], np.cumsum(counts)])
     tokens = np.concatenate([step.work.tokens for step in ordered])
+    if counts[0] == 1:
+        outputs, next_states = model.run(tokens[np.newaxis], states)
+        return {name: outputs[name][0] for name in needed}, dict(next_states)
+    starts = np.concatenate([[0], np.cumsum(counts)])
     specs = {output.name: output for output in model.contract.outputs}
-    collected = {
-        name: np.empty((int(starts[-1]), *specs[name].shape), specs[name].dtype) for name in needed
-    }
-    active = len(ordered)
-    for index in range(counts[0]):
-        while counts[active - 1] <= index:
-            active -= 1
-        places = starts[:active] + index
-        outputs, next_states = model.step(
+    collected = {name: np.empty((len(tokens), *specs[name].shape), specs[name].dtype) for name in needed}
+    for begin, end, active in _spans(counts):
+        places = starts[:active] + np.arange(begin, end)[:, np.newaxis]
+        outputs, next_states = model.run(
             tokens[places], {name: array[:active] for name, array in states.items()}
         )
         for name in needed:
@@ -170,6 +156,22 @@ def _run_chunks(
         for name, array in states.items():
             array[:active] = next_states[name]
     return collected, states
+
+
+def _spans(counts: list[int]) -> Iterator[tuple[int, int, int]]:
+    """Yields (begin, end, active): tokens begin..end of the first `active` chunks run in one call.
+
+    Args:
+        counts: Tokens per chunk, descending. A span ends where a chunk does, and before its outputs
+            would take much memory.
+    """
+    begin, active = 0, len(counts)
+    while active:
+        end = min(counts[active - 1], begin + max(1, MAX_STEPS_PER_CALL // active))
+        yield begin, end, active
+        begin = end
+        while active and counts[active - 1] <= begin:
+            active -= 1
 
 
 def _needed_outputs(contract: Contract, steps: Sequence[Step]) -> list[str]:
@@ -184,40 +186,48 @@ def _needed_outputs(contract: Contract, steps: Sequence[Step]) -> list[str]:
     return [output.name for output in contract.outputs if output.name in needed]
 
 
-class _BatchOutputs:
-    """The outputs of a batch, ranked, ready to be cut into rows."""
-
-    def __init__(self, outputs: dict[str, NDArray[Any]], ordered: Sequence[Step]) -> None:
-        self._outputs = outputs
-        self._ordered = ordered
-        self._contract = ordered[0].session.model.contract
-        self._starts = np.concatenate(
-            [[0], np.cumsum([step.work.claim.token_count for step in ordered])]
-        ).tolist()
-        top_k = max(step.selection.top_k for step in ordered)
-        if top_k:
-            assert self._contract.logits is not None
-            logits = outputs[self._contract.logits.name]
-            self._top_ids, self._top_log_probs = top_candidates(logits, top_k)
-
-    def row(self, index: int, states: dict[str, NDArray[Any]]) -> RowOutputs:
-        selection = self._ordered[index].selection
-        rows = slice(self._starts[index], self._starts[index + 1])
+def _encode_groups(
+    ordered: Sequence[Step],
+    outputs: dict[str, NDArray[Any]],
+    states: dict[str, NDArray[Any]],
+    encode: EncodeOutputs,
+) -> list[bytes]:
+    """Ranks the next tokens, and encodes neighbouring rows of the same length and selection together."""
+    contract = ordered[0].session.model.contract
+    top_k = max(step.selection.top_k for step in ordered)
+    top_ids = top_log_probs = None
+    if top_k:
+        assert contract.logits is not None, "bug: a selection ranks what the model does not have"
+        top_ids, top_log_probs = top_candidates(outputs[contract.logits.name], top_k)
+    encoded: list[bytes] = []
+    row = token = 0
+    for (count, selection), group in itertools.groupby(ordered, _shape_of_reply):
+        row_end = row + sum(1 for _ in group)
+        token_end = token + (row_end - row) * count
+        tokens, rows = slice(token, token_end), slice(row, row_end)
         ids = log_probs = surprise = None
-        if selection.top_k:
-            ids = self._top_ids[rows, : selection.top_k]
-            log_probs = self._top_log_probs[rows, : selection.top_k]
-        if selection.token_log_prob:
-            assert self._contract.token_log_prob is not None
-            surprise = self._outputs[self._contract.token_log_prob.name][rows]
-        return RowOutputs(
-            token_count=rows.stop - rows.start,
-            top_ids=ids,
-            top_log_probs=log_probs,
-            token_log_probs=surprise,
-            tensors={name: self._outputs[name][rows] for name in selection.tensors},
-            state={name: states[name][index] for name in states} if selection.state else {},
+        if selection.top_k and top_ids is not None and top_log_probs is not None:
+            ids = top_ids[tokens, : selection.top_k]
+            log_probs = top_log_probs[tokens, : selection.top_k]
+        if selection.token_log_prob and contract.token_log_prob is not None:
+            surprise = outputs[contract.token_log_prob.name][tokens]
+        encoded += encode(
+            GroupOutputs(
+                row_count=row_end - row,
+                token_count=count,
+                top_ids=ids,
+                top_log_probs=log_probs,
+                token_log_probs=surprise,
+                tensors={name: outputs[name][tokens] for name in selection.tensors},
+                state={name: states[name][rows] for name in states} if selection.state else {},
+            )
         )
+        row, token = row_end, token_end
+    return encoded
+
+
+def _shape_of_reply(step: Step) -> tuple[int, Selection]:
+    return step.work.claim.token_count, step.selection
 
 
 def top_candidates(

@@ -77,11 +77,11 @@ class Observer(Protocol):
     def committed(self, chunk_count: int, commit_s: float) -> None:
         """A batch was offered to the store and answered by it."""
 
-    def waited(self, queue_s: float) -> None:
-        """A chunk left the queue to run."""
+    def waited(self, queue_s: Sequence[float]) -> None:
+        """Chunks left the queue to run; the wait of each."""
 
-    def applied(self, step_count: int, total_s: float) -> None:
-        """A chunk was answered after its commit."""
+    def applied(self, step_count: int, total_s: Sequence[float]) -> None:
+        """Chunks are answered after their commit: steps in all of them, and the time of each."""
 
     def replayed(self) -> None:
         """A chunk was answered from the record."""
@@ -292,8 +292,7 @@ class Engine:
 
     def _run(self, steps: Sequence[Step]) -> list[Ran]:
         started_s = time.monotonic()
-        for step in steps:
-            self._observer.waited(started_s - step.work.arrived_s)
+        self._observer.waited([started_s - step.work.arrived_s for step in steps])
         ran: list[Ran] = []
         for model, group in _by_model(steps):
             ran += run_batch(model, group, self._encode_outputs)
@@ -343,13 +342,12 @@ class Engine:
     def _settle(self, ready: list[tuple[Ran, Record]], outcomes: list[Outcome], started_s: float) -> None:
         applied = [pair for pair, outcome in zip(ready, outcomes, strict=True) if outcome is None]
         _keep_states(applied)
-        now_s = time.monotonic()
+        self._count_applied(applied)
         for (result, record), outcome in zip(ready, outcomes, strict=True):
             work, session = result.step.work, result.step.session
             if outcome is None:
                 session.record = record._replace(state=b"")
                 session.verified_s = started_s
-                self._observer.applied(work.claim.token_count, now_s - work.arrived_s)
                 self._answer(work, _answer_of(record, session))
                 self._release(work.key)
             elif isinstance(outcome, Found):
@@ -357,6 +355,13 @@ class Engine:
             else:
                 self._hot.discard(work.key)
                 self._refuse(work.key, work, outcome)
+
+    def _count_applied(self, applied: list[tuple[Ran, Record]]) -> None:
+        now_s = time.monotonic()
+        works = [result.step.work for result, _ in applied]
+        if works:
+            step_count = sum(work.claim.token_count for work in works)
+            self._observer.applied(step_count, [now_s - work.arrived_s for work in works])
 
     def _conflict(self, work: Work, found: Found, verified_s: float) -> None:
         """Another writer came first: decide again on what is stored now."""

@@ -3,6 +3,7 @@
 The edge makes a `Work` from a request; the engine answers it with an `Answer` or a ServiceError.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -105,15 +106,21 @@ def validate(work: Work, model: Model) -> Selection:
     """
     check_named(model, work.model_name, work.model_version)
     _check_tokens(work, model.contract)
-    selection = _complete(work.selection, model.contract)
-    size_bytes = reply_bytes(selection, model.contract, work.claim.token_count)
+    return _checked(work.selection, model.contract, work.claim.token_count)
+
+
+@functools.lru_cache(4096)
+def _checked(selection: Selection | None, contract: Contract, token_count: int) -> Selection:
+    """Completes a selection and checks it; callers ask for the same few again and again."""
+    complete = _complete(selection, contract)
+    size_bytes = reply_bytes(complete, contract, token_count)
     if size_bytes > MAX_KEPT_REPLY_BYTES:
         raise ReplyTooLarge(
             f"the reply would have up to {size_bytes} bytes, at most {MAX_KEPT_REPLY_BYTES} are kept "
             "for a retry: send fewer tokens in a chunk or ask for fewer outputs",
             field="outputs",
         )
-    return selection
+    return complete
 
 
 def reply_bytes(selection: Selection, contract: Contract, token_count: int) -> int:
@@ -140,7 +147,7 @@ def _check_tokens(work: Work, contract: Contract) -> None:
         raise InvalidRequest("the model has a vocabulary: send text or ids, not features", field="tokens")
     elif work.kind == "text" and vocabulary.kind != "bytes":
         raise InvalidRequest("the model's vocabulary is not bytes: send ids, not text", field="tokens.text")
-    else:
+    elif work.kind == "ids":
         _check_ids(work.tokens, vocabulary.size)
 
 

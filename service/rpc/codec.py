@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from holdfast.v1 import holdfast_pb2 as pb
-from service.engine.batch import RowOutputs
+from service.engine.batch import GroupOutputs
 from service.engine.rules import Claim
 from service.engine.work import Answer, Selection, Work
 from service.errors import AckLevelUnsupported, InvalidRequest, ServiceError
@@ -63,12 +63,7 @@ def to_work(
         InvalidRequest, AckLevelUnsupported: The chunk is wrong whatever its session is.
     """
     key = key_of(chunk.session_id, "chunk.session_id")
-    if chunk.model.version < 0:
-        raise InvalidRequest(
-            f"model.version is {chunk.model.version}, expected >= 0", field="chunk.model.version"
-        )
-    if chunk.ack_level not in (pb.ACK_LEVEL_UNSPECIFIED, pb.ACK_LEVEL_MEMORY):
-        raise AckLevelUnsupported("this server acknowledges at level memory only", field="chunk.ack_level")
+    check_model_and_level(chunk, "chunk")
     kind, tokens = _tokens(chunk.tokens)
     if len(tokens) == 0:
         raise InvalidRequest("the chunk has no tokens, expected at least 1", field="chunk.tokens")
@@ -84,7 +79,7 @@ def to_work(
         answer=answer,
         model_name=chunk.model.name,
         model_version=chunk.model.version,
-        selection=_selection(chunk),
+        selection=to_selection(chunk),
         deadline_s=deadline_s,
     )
 
@@ -100,10 +95,26 @@ def _claim(chunk: pb.Chunk, tokens: NDArray[Any]) -> Claim:
     )
 
 
-def _selection(chunk: pb.Chunk) -> Selection | None:
-    if not chunk.HasField("outputs"):
+def check_model_and_level(asked: pb.Chunk | pb.Columns, field: str) -> None:
+    """Checks what chunks and columns have in common.
+
+    Raises:
+        InvalidRequest, AckLevelUnsupported: As named.
+    """
+    version = asked.model.version
+    if version < 0:
+        raise InvalidRequest(f"model.version is {version}, expected >= 0", field=f"{field}.model.version")
+    if asked.ack_level not in (pb.ACK_LEVEL_UNSPECIFIED, pb.ACK_LEVEL_MEMORY):
+        raise AckLevelUnsupported(
+            "this server acknowledges at level memory only", field=f"{field}.ack_level"
+        )
+
+
+def to_selection(message: pb.Chunk | pb.Columns) -> Selection | None:
+    """Reads what a reply should hold; None leaves it to the model."""
+    if not message.HasField("outputs"):
         return None
-    asked = chunk.outputs
+    asked = message.outputs
     return Selection(asked.top_k, asked.token_log_prob, tuple(asked.tensors), asked.state)
 
 
@@ -200,27 +211,45 @@ def from_raw_state(state: bytes, contract: Contract) -> list[pb.NamedTensor]:
     return tensors
 
 
-def encode_outputs(outputs: RowOutputs) -> bytes:
-    """Returns the serialised `Outputs` of a chunk.
+def encode_outputs(outputs: GroupOutputs) -> list[bytes]:
+    """Returns the serialised `Outputs` of each row.
 
-    The numeric columns are fixed-width on the wire, so an array's bytes are their encoding.
+    The numeric columns are fixed-width on the wire, so an array's bytes are their encoding, and rows of
+    the same shape differ in these bytes only: they are put together as one matrix of bytes.
     """
-    parts = [_TOKEN_COUNT_TAG, _varint(outputs.token_count)]
+    rows = outputs.row_count
+    parts = [np.frombuffer(_TOKEN_COUNT_TAG + _varint(outputs.token_count), np.uint8)]
     if outputs.top_ids is not None and outputs.top_log_probs is not None:
-        parts += (_TOP_K_TAG, _varint(outputs.top_ids.shape[1]))
-        parts += _column(_TOP_IDS_TAG, outputs.top_ids)
-        parts += _column(_TOP_LOG_PROBS_TAG, outputs.top_log_probs)
+        parts.append(np.frombuffer(_TOP_K_TAG + _varint(outputs.top_ids.shape[1]), np.uint8))
+        parts += _column(_TOP_IDS_TAG, outputs.top_ids, rows)
+        parts += _column(_TOP_LOG_PROBS_TAG, outputs.top_log_probs, rows)
     if outputs.token_log_probs is not None:
-        parts += _column(_TOKEN_LOG_PROBS_TAG, outputs.token_log_probs)
+        parts += _column(_TOKEN_LOG_PROBS_TAG, outputs.token_log_probs, rows)
+    size = sum(part.shape[-1] for part in parts)
+    matrix = np.empty((rows, size), np.uint8)
+    end = 0
+    for part in parts:
+        start, end = end, end + part.shape[-1]
+        matrix[:, start:end] = part
+    joined = matrix.tobytes()
+    encoded = [joined[start : start + size] for start in range(0, rows * size, size)]
     if outputs.tensors or outputs.state:
-        rest = pb.Outputs(tensors=_named(outputs.tensors), state=_named(outputs.state))
-        parts.append(rest.SerializeToString())
-    return b"".join(parts)
+        return [fixed + _rest(outputs, row) for row, fixed in enumerate(encoded)]
+    return encoded
 
 
-def _column(tag: bytes, values: NDArray[Any]) -> tuple[bytes, bytes, bytes]:
-    data = values.tobytes()
-    return tag, _varint(len(data)), data
+def _column(tag: bytes, values: NDArray[Any], rows: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Returns tag and length, and the bytes of each row (rows, n)."""
+    data = np.ascontiguousarray(values).reshape(rows, -1).view(np.uint8)
+    return np.frombuffer(tag + _varint(data.shape[1]), np.uint8), data
+
+
+def _rest(outputs: GroupOutputs, row: int) -> bytes:
+    count = outputs.token_count
+    tokens = slice(row * count, (row + 1) * count)
+    tensors = {name: array[tokens] for name, array in outputs.tensors.items()}
+    state = {name: array[row] for name, array in outputs.state.items()}
+    return pb.Outputs(tensors=_named(tensors), state=_named(state)).SerializeToString()
 
 
 def _named(arrays: Mapping[str, NDArray[Any]]) -> list[pb.NamedTensor]:
@@ -233,8 +262,8 @@ _TOP_K_TAG = b"\x10"
 _TOP_IDS_TAG = b"\x1a"
 _TOP_LOG_PROBS_TAG = b"\x22"
 _TOKEN_LOG_PROBS_TAG = b"\x2a"
-_OUTPUTS_TAG = b"\x42"  # of ChunkResult
-_RESULT_TAG = b"\x0a"  # of StepResponse and StreamStepsResponse
+_OUTPUTS_TAG = b"\x42"  # of ChunkResult and ColumnsResult
+_RESULT_TAG = b"\x0a"  # of the responses to steps and batches, streamed or not
 
 
 def encode_reply(chunk: pb.Chunk, answer: Answer) -> bytes:
@@ -251,12 +280,31 @@ def encode_reply(chunk: pb.Chunk, answer: Answer) -> bytes:
         ack_level=pb.ACK_LEVEL_MEMORY,
         model_version=answer.model_version,
     ).SerializeToString()
-    outputs = answer.outputs
+    return splice_outputs(header, answer.outputs)
+
+
+def splice_outputs(header: bytes, outputs: bytes) -> bytes:
+    """Returns a serialised reply.
+
+    Args:
+        header: Serialised ChunkResult or ColumnsResult without outputs.
+        outputs: Serialised Outputs.
+    """
     result = b"".join((header, _OUTPUTS_TAG, _varint(len(outputs)), outputs))
     return b"".join((_RESULT_TAG, _varint(len(result)), result))
 
 
+def delimited(number: int, payload: bytes) -> bytes:
+    """Returns a serialised field of bytes."""
+    return b"".join((_varint(number << 3 | 2), _varint(len(payload)), payload))
+
+
+_ONE_BYTE = [bytes([value]) for value in range(128)]
+
+
 def _varint(value: int) -> bytes:
+    if value < 128:
+        return _ONE_BYTE[value]
     encoded = bytearray()
     while value > 127:
         encoded.append(value & 127 | 128)

@@ -18,8 +18,9 @@ from service.model.contract import Contract
 from service.model.protocol import Model
 from service.model.repository import ModelRepository
 from service.rpc import codec
+from service.rpc.columns import ColumnsCall
 from service.rpc.status import CODES, to_trailers
-from service.rpc.streams import StepStream
+from service.rpc.streams import BatchStream, StepStream
 from service.store.record import Record
 
 _log = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ class Servicer:
             "GetSession": self.get_session,
             "CloseSession": self.close_session,
             "Step": self.step,
+            "StepBatch": self.step_batch,
             "ListModels": self.list_models,
             "GetModel": self.get_model,
         }
@@ -64,6 +66,9 @@ class Servicer:
         }
         handlers["StreamSteps"] = grpc.stream_stream_rpc_method_handler(
             self.stream_steps, request_deserializer=pb.StreamStepsRequest.FromString
+        )
+        handlers["StreamBatches"] = grpc.stream_stream_rpc_method_handler(
+            self.stream_batches, request_deserializer=pb.StreamBatchesRequest.FromString
         )
         return grpc.method_handlers_generic_handler(SERVICE_NAME, handlers)
 
@@ -127,6 +132,25 @@ class Servicer:
         if isinstance(result, ServiceError):
             raise result
         return codec.encode_reply(request.chunk, result)
+
+    async def step_batch(self, request: pb.StepBatchRequest, context: Any) -> bytes:
+        """Applies rows; the reply is encoded already."""
+        if not request.HasField("columns"):
+            raise InvalidRequest("the request has no columns", field="columns")
+        done = asyncio.Event()
+        call = ColumnsCall(
+            request.columns, done.set, max_tokens=self._max_chunk_tokens, deadline_s=_deadline_s(context)
+        )
+        call.submit(self._engine)
+        try:
+            await done.wait()
+        finally:
+            call.cancel()  # if the caller left before the rows ran
+        return call.reply()
+
+    async def stream_batches(self, _: Any, context: Any) -> None:
+        """Applies rows as they come."""
+        await BatchStream(self._engine, context, max_tokens=self._max_chunk_tokens).serve()
 
     async def stream_steps(self, _: Any, context: Any) -> None:
         """Applies chunks as they come."""

@@ -1,9 +1,11 @@
-"""One StreamSteps call: chunks in, replies out as the engine gives them.
+"""Streams of chunks and of columns: requests in, replies out as the engine gives them.
 
 The engine answers the chunks of a session in order, so a list of finished replies is all it takes.
 """
 
 import asyncio
+from abc import ABC, abstractmethod
+from collections import deque
 from typing import Any
 
 import grpc.aio
@@ -13,14 +15,15 @@ from service.engine.engine import Engine
 from service.engine.work import Answer, Work
 from service.errors import ServiceError
 from service.rpc.codec import encode_reply, to_work
+from service.rpc.columns import ColumnsCall
 from service.rpc.status import to_status
 
 MAX_UNANSWERED = 1024
 """Chunks of one stream under way; reading pauses beyond it, and HTTP/2 flow control does the rest."""
 
 
-class StepStream:
-    """Serves one call.
+class _ReplyStream(ABC):
+    """One call: reads requests while it writes replies.
 
     Args:
         engine: Applies the chunks.
@@ -33,7 +36,6 @@ class StepStream:
         self._context = context
         self._max_tokens = max_tokens
         self._replies: list[bytes] = []
-        self._unanswered: set[Work] = set()
         self._pending_count = 0
         self._changed = asyncio.Event()
         self._has_room = asyncio.Event()
@@ -52,13 +54,12 @@ class StepStream:
             await reader
         finally:
             reader.cancel()
-            for work in self._unanswered:
-                work.is_cancelled = True
+            self._cancel()
 
     async def _read(self) -> None:
         try:
             while (request := await self._context.read()) is not grpc.aio.EOF:
-                self._submit(request.chunk)
+                self._submit(request)
                 if self._pending_count >= MAX_UNANSWERED:
                     self._has_room.clear()
                     await self._has_room.wait()
@@ -66,17 +67,38 @@ class StepStream:
             self._is_read = True
             self._changed.set()
 
-    def _submit(self, chunk: pb.Chunk) -> None:
+    @abstractmethod
+    def _submit(self, request: Any) -> None:
+        """Gives a request to the engine; sees to its reply."""
+
+    @abstractmethod
+    def _cancel(self) -> None:
+        """The call has ended: what has not run yet is skipped."""
+
+    def _finish(self, reply: bytes, chunk_count: int) -> None:
+        """Lets a reply go, and as many chunks in as it answers."""
+        self._pending_count -= chunk_count
+        self._has_room.set()
+        self._replies.append(reply)
+        self._changed.set()
+
+
+class StepStream(_ReplyStream):
+    """Serves one StreamSteps call."""
+
+    def __init__(self, engine: Engine, context: Any, *, max_tokens: int) -> None:
+        super().__init__(engine, context, max_tokens=max_tokens)
+        self._unanswered: set[Work] = set()
+
+    def _submit(self, request: pb.StreamStepsRequest) -> None:
+        chunk = request.chunk
         self._pending_count += 1
         work: Work | None = None
 
         def answer(outcome: Answer | ServiceError) -> None:
-            self._pending_count -= 1
-            self._has_room.set()
             if work is not None:
                 self._unanswered.discard(work)
-            self._replies.append(_encode(chunk, outcome))
-            self._changed.set()
+            self._finish(_encode(chunk, outcome), 1)
 
         try:
             work = to_work(chunk, answer, max_tokens=self._max_tokens)
@@ -85,6 +107,48 @@ class StepStream:
         else:
             self._unanswered.add(work)
             self._engine.submit(work)
+
+    def _cancel(self) -> None:
+        for work in self._unanswered:
+            work.is_cancelled = True
+
+
+class BatchStream(_ReplyStream):
+    """Serves one StreamBatches call; replies leave in the order of the requests."""
+
+    def __init__(self, engine: Engine, context: Any, *, max_tokens: int) -> None:
+        super().__init__(engine, context, max_tokens=max_tokens)
+        self._calls: deque[ColumnsCall | bytes] = deque()
+
+    def _submit(self, request: pb.StreamBatchesRequest) -> None:
+        try:
+            call = ColumnsCall(request.columns, self._flush, max_tokens=self._max_tokens)
+        except ServiceError as error:
+            refusal = pb.ChunkError(tag=request.columns.tag, status=to_status(error))
+            self._calls.append(pb.StreamBatchesResponse(error=refusal).SerializeToString())
+            self._flush()
+        else:
+            self._calls.append(call)
+            self._pending_count += call.row_count
+            call.submit(self._engine)
+            self._flush()  # every row may have been refused before the call was in line
+
+    def _flush(self) -> None:
+        """Sends what is finished, up to the first request that is not."""
+        while self._calls:
+            first = self._calls[0]
+            if isinstance(first, bytes):
+                self._finish(first, 0)
+            elif first.is_done:
+                self._finish(first.reply(), first.row_count)
+            else:
+                return
+            self._calls.popleft()
+
+    def _cancel(self) -> None:
+        for call in self._calls:
+            if isinstance(call, ColumnsCall):
+                call.cancel()
 
 
 def _encode(chunk: pb.Chunk, outcome: Answer | ServiceError) -> bytes:

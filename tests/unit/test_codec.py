@@ -6,29 +6,36 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.v1 import holdfast_pb2 as pb
-from service.engine.batch import RowOutputs, top_candidates
+from service.engine.batch import GroupOutputs, top_candidates
 from service.engine.work import Answer, Selection, reply_bytes
 from service.rpc.codec import encode_outputs, encode_reply
 from tests.fakes import SUM_CONTRACT
 
 
-@given(st.integers(1, 300), st.integers(0, 40), st.booleans(), st.booleans())
-def test_outputs_read_back_as_they_were(count, top_k, with_log_probs, with_tensors):
+@given(st.integers(1, 5), st.integers(1, 300), st.integers(0, 40), st.booleans(), st.booleans())
+def test_outputs_read_back_as_they_were(rows, count, top_k, with_log_probs, with_tensors):
     rng = np.random.default_rng(count)
-    ids = rng.integers(0, 2**31, (count, top_k), np.int32) if top_k else None
-    log_probs = rng.standard_normal((count, top_k)).astype(np.float32) if top_k else None
-    surprise = rng.standard_normal(count).astype(np.float32) if with_log_probs else None
-    tensors = {"total": rng.standard_normal(count).astype(np.float32)} if with_tensors else {}
-    state = {"sum": np.ones(2, np.float32)} if with_tensors else {}
-    encoded = encode_outputs(RowOutputs(count, ids, log_probs, surprise, tensors, state))
-    message = pb.Outputs.FromString(encoded)
-    assert (message.token_count, message.top_k) == (count, top_k)
-    assert list(message.top_ids) == ([] if ids is None else ids.ravel().tolist())
-    assert list(message.top_log_probs) == ([] if ids is None else log_probs.ravel().tolist())
-    assert list(message.token_log_probs) == ([] if surprise is None else surprise.tolist())
-    assert [tensor.name for tensor in message.tensors] == list(tensors)
+    every = rows * count
+    ids = rng.integers(0, 2**31, (every, top_k), np.int32) if top_k else None
+    log_probs = rng.standard_normal((every, top_k)).astype(np.float32) if top_k else None
+    surprise = rng.standard_normal(every).astype(np.float32) if with_log_probs else None
+    tensors = {"total": rng.standard_normal(every).astype(np.float32)} if with_tensors else {}
+    state = {"sum": rng.standard_normal((rows, 2)).astype(np.float32)} if with_tensors else {}
+    encoded = encode_outputs(GroupOutputs(rows, count, ids, log_probs, surprise, tensors, state))
+    assert len(encoded) == rows
     selection = Selection(top_k, with_log_probs, tuple(tensors), bool(state))
-    assert len(encoded) <= reply_bytes(selection, SUM_CONTRACT, count)
+    for row, data in enumerate(encoded):
+        part = slice(row * count, (row + 1) * count)
+        message = pb.Outputs.FromString(data)
+        assert (message.token_count, message.top_k) == (count, top_k)
+        assert list(message.top_ids) == ([] if ids is None else ids[part].ravel().tolist())
+        assert list(message.top_log_probs) == ([] if ids is None else log_probs[part].ravel().tolist())
+        assert list(message.token_log_probs) == ([] if surprise is None else surprise[part].tolist())
+        for named, values in zip(message.tensors, tensors.values(), strict=True):
+            assert named.tensor.data == values[part].tobytes()
+        for named, values in zip(message.state, state.values(), strict=True):
+            assert named.tensor.data == values[row].tobytes()
+        assert len(data) <= reply_bytes(selection, SUM_CONTRACT, count)
 
 
 @given(st.binary(max_size=40_000), st.integers(0, 2**62), st.integers(-(2**62), 2**62))

@@ -1,0 +1,209 @@
+"""The next tokens of many sessions in one message, and the reply to it: for gateways and backfills."""
+
+import asyncio
+from collections import deque
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self
+
+import grpc.aio
+import numpy as np
+from numpy.typing import NDArray
+
+from holdfast.errors import HoldfastError, ServerUnavailable, from_rpc, from_status
+from holdfast.tokens import selection, to_arrays
+from holdfast.v1 import holdfast_pb2 as pb
+
+if TYPE_CHECKING:
+    from holdfast.aio import AsyncClient
+
+Rows = bytes | Sequence[int] | NDArray[Any]
+"""Tokens of B rows: B * T bytes, ids (B,) or (B, T), or float32 features (B, width) or (B, T, width)."""
+
+
+class BatchReply:
+    """What B rows of T tokens gave. Entries of rows in `errors` are zero.
+
+    Attributes:
+        positions: Tokens each session has consumed, int64 (B,).
+        incarnations: Of each session, int64 (B,).
+        errors: Error by row, for rows that changed nothing.
+        replayed_rows: Rows that had been applied before; their replies are those kept from then.
+        model_version: Version that ran.
+    """
+
+    def __init__(self, result: pb.ColumnsResult) -> None:
+        self._outputs = result.outputs
+        self.positions: NDArray[np.int64] = np.array(result.positions, np.int64)
+        self.incarnations: NDArray[np.int64] = np.array(result.incarnations, np.int64)
+        self.errors: dict[int, HoldfastError] = {
+            error.row: from_status(error.status) for error in result.errors
+        }
+        self.replayed_rows: list[int] = list(result.replayed_rows)
+        self.model_version: int = result.model_version
+
+    @cached_property
+    def top_ids(self) -> NDArray[np.int32]:
+        """The likeliest next tokens after each token, best first: int32 (B, T, top_k)."""
+        return self._per_token(self._outputs.top_ids, np.int32, self._outputs.top_k)
+
+    @cached_property
+    def top_log_probs(self) -> NDArray[np.float32]:
+        """Their log-probabilities, float32 (B, T, top_k)."""
+        return self._per_token(self._outputs.top_log_probs, np.float32, self._outputs.top_k)
+
+    @cached_property
+    def token_log_probs(self) -> NDArray[np.float32] | None:
+        """Log p(token | all tokens before it), float32 (B, T); None if not asked for."""
+        values = self._outputs.token_log_probs
+        return self._per_token(values, np.float32) if values else None
+
+    @cached_property
+    def outputs(self) -> Mapping[str, NDArray[Any]]:
+        """Output tensors asked for, (B, T, ...) by name."""
+        rows = len(self.positions)
+        return {
+            name: array.reshape(rows, len(array) // rows, *array.shape[1:])
+            for name, array in to_arrays(self._outputs.tensors).items()
+        }
+
+    def _per_token(self, values: Any, dtype: Any, *width: int) -> NDArray[Any]:
+        rows = len(self.positions)
+        return np.array(values, dtype).reshape(rows, self._outputs.token_count // rows, *width)
+
+    def __repr__(self) -> str:
+        return f"BatchReply(rows={len(self.positions)}, errors={len(self.errors)})"
+
+
+class BatchPipeline:
+    """Sends batches ahead of their replies, over one stream. Made by `AsyncClient.batches`.
+
+    When the connection breaks, every batch under way fails with ServerUnavailable, and the next `submit`
+    connects anew. Rows sent again with the positions they had are answered as the first time.
+    """
+
+    def __init__(self, client: "AsyncClient", options: dict[str, Any], max_in_flight: int) -> None:
+        self._client = client
+        self._options = options
+        self._room = asyncio.Semaphore(max_in_flight)
+        self._sending = asyncio.Lock()
+        self._waiting: deque[asyncio.Future[BatchReply]] = deque()
+        self._call: Any = None
+        self._reader: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        """Returns itself."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Waits for the replies under way and ends the stream."""
+        await asyncio.gather(*self._waiting, return_exceptions=True)
+        if self._call is not None:
+            self._call.cancel()
+        if self._reader is not None:
+            await asyncio.gather(self._reader, return_exceptions=True)
+
+    async def submit(
+        self, session_ids: Sequence[str], tokens: Rows, positions: Sequence[int] | None = None
+    ) -> asyncio.Future[BatchReply]:
+        """Sends one batch; waits only while `max_in_flight` of them are under way.
+
+        Args:
+            session_ids: B distinct ids.
+            tokens: T tokens for each.
+            positions: Tokens each session has consumed before; None appends, not safe to send again.
+
+        Returns:
+            Future of the reply. It raises HoldfastError if the batch was refused as a whole or the
+            connection broke.
+        """
+        columns = columns_message(session_ids, tokens, positions, **self._options)
+        await self._room.acquire()
+        reply: asyncio.Future[BatchReply] = asyncio.get_running_loop().create_future()
+        reply.add_done_callback(lambda _: self._room.release())
+        async with self._sending:
+            if self._call is None:
+                self._call = self._client.stub.StreamBatches(metadata=self._client.metadata)
+                self._reader = asyncio.create_task(self._read(self._call))
+            self._waiting.append(reply)
+            try:
+                await self._call.write(pb.StreamBatchesRequest(columns=columns))
+            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                self._fail(ServerUnavailable("the stream was cut", code="UNAVAILABLE"))
+        return reply
+
+    async def _read(self, call: Any) -> None:
+        error: HoldfastError = ServerUnavailable("the server ended the stream", code="UNAVAILABLE")
+        try:
+            while (message := await call.read()) is not grpc.aio.EOF:
+                _settle(self._waiting.popleft(), message)
+        except grpc.aio.AioRpcError as failure:
+            error = from_rpc(failure)
+        except asyncio.CancelledError:
+            error = ServerUnavailable("the stream was cut", code="UNAVAILABLE")
+        if self._call is call:
+            self._fail(error)
+
+    def _fail(self, error: HoldfastError) -> None:
+        self._call = None
+        waiting, self._waiting = self._waiting, deque()
+        for reply in waiting:
+            if not reply.done():
+                reply.set_exception(error)
+
+
+def _settle(reply: asyncio.Future[BatchReply], message: pb.StreamBatchesResponse) -> None:
+    if reply.done():
+        return
+    if message.WhichOneof("outcome") == "error":
+        reply.set_exception(from_status(message.error.status))
+    else:
+        reply.set_result(BatchReply(message.result))
+
+
+def columns_message(
+    session_ids: Sequence[str],
+    tokens: Rows,
+    positions: Sequence[int] | None,
+    *,
+    model: str,
+    version: int = 0,
+    top_k: int | None = None,
+    token_log_prob: bool = False,
+    outputs: bool | Sequence[str] | None = None,
+) -> pb.Columns:
+    """Writes the rows.
+
+    Raises:
+        ValueError: The tokens are not a whole number for each row.
+        TypeError: The tokens are neither bytes, nor integers, nor float32.
+    """
+    columns = pb.Columns(
+        model=pb.ModelRef(name=model, version=version),
+        session_ids=session_ids,
+        positions=positions,
+        outputs=selection(top_k, token_log_prob, outputs, state=False),
+    )
+    rows = len(session_ids)
+    if isinstance(tokens, bytes | bytearray | memoryview):
+        columns.tokens_per_row = _per_row(len(tokens), rows)
+        columns.text = bytes(tokens)
+        return columns
+    array = np.asarray(tokens)
+    if np.issubdtype(array.dtype, np.integer):
+        columns.tokens_per_row = _per_row(array.size, rows)
+        columns.ids.values.extend(array.ravel().tolist())
+        return columns
+    if array.dtype != np.float32:
+        raise TypeError(f"tokens are {array.dtype}, expected bytes, integers or float32 features")
+    if array.ndim not in (2, 3) or len(array) != rows:
+        raise ValueError(f"features are {array.shape}, expected ({rows}, width) or ({rows}, T, width)")
+    columns.tokens_per_row = 1 if array.ndim == 2 else array.shape[1]
+    columns.features = array.tobytes()
+    return columns
+
+
+def _per_row(count: int, rows: int) -> int:
+    if rows == 0 or count == 0 or count % rows:
+        raise ValueError(f"{count} tokens for {rows} sessions, expected the same number for each")
+    return count // rows
