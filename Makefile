@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 SOURCES := holdfast service model_export tests proto benchmarks
 
-.PHONY: demo serve test check train proto bench format clean
+.PHONY: demo serve test check train proto bench bench-quick format clean
 
 demo: $(VENV)/.server           ## a network's memory, served live, surviving kill -9
 	$(BIN)/holdfast demo
@@ -29,8 +29,11 @@ format: $(VENV)/.dev
 train: $(VENV)/.train           ## trains, exports and checks the shipped models
 	$(BIN)/python -m model_export train
 
-bench: $(VENV)/.server          ## beside an echo that keeps nothing, in turns
+bench: $(VENV)/.server          ## beside an echo and onnxruntime alone, in turns; benchmarks/results
 	$(BIN)/python -m benchmarks
+
+bench-quick: $(VENV)/.server    ## the same in half a minute
+	$(BIN)/python -m benchmarks --rounds 2 --seconds 1
 
 proto: $(VENV)/.dev             ## regenerates the committed stubs
 	$(BIN)/python proto/generate.py

@@ -1,8 +1,9 @@
 """Every metric of the server, once. The only place that knows prometheus_client."""
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
-import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
@@ -25,20 +26,21 @@ class _Histogram(Collector):
         self._name = name
         self._text = text
         self._buckets = buckets
-        self._counts = np.zeros(len(buckets) + 1, np.int64)
+        self._counts = [0] * (len(buckets) + 1)
         self._sum = 0.0
         registry.register(self)
 
-    def observe(self, values: Sequence[float]) -> None:
+    def observe(self, *values: float) -> None:
         """Counts each value in the bucket whose upper bound is the first that is not below it."""
-        places = np.searchsorted(self._buckets, values)
-        self._counts += np.bincount(places, minlength=len(self._counts))
+        counts, buckets = self._counts, self._buckets
+        for value in values:
+            counts[bisect_left(buckets, value)] += 1
         self._sum += sum(values)
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
         """Yields the one family; for the registry."""
         bounds = [*map(str, self._buckets), "+Inf"]
-        pairs = list(zip(bounds, np.cumsum(self._counts).tolist(), strict=True))
+        pairs = list(zip(bounds, accumulate(self._counts), strict=True))
         yield HistogramMetricFamily(self._name, self._text, buckets=pairs, sum_value=self._sum)
 
 
@@ -68,26 +70,26 @@ class Metrics:
 
     def loaded(self, session_count: int, load_s: float) -> None:
         """See `Observer`."""
-        self._load_s.observe([load_s])
+        self._load_s.observe(load_s)
 
     def ran(self, chunk_count: int, step_count: int, run_s: float) -> None:
         """See `Observer`."""
-        self._batch_size.observe([chunk_count])
-        self._run_s.observe([run_s])
+        self._batch_size.observe(chunk_count)
+        self._run_s.observe(run_s)
 
     def committed(self, chunk_count: int, commit_s: float) -> None:
         """See `Observer`."""
-        self._commit_s.observe([commit_s])
+        self._commit_s.observe(commit_s)
 
     def waited(self, queue_s: Sequence[float]) -> None:
         """See `Observer`."""
-        self._queue_s.observe(queue_s)
+        self._queue_s.observe(*queue_s)
 
     def applied(self, step_count: int, total_s: Sequence[float]) -> None:
         """See `Observer`."""
         self._steps.inc(step_count)
         self._chunks.inc(len(total_s))
-        self._chunk_s.observe(total_s)
+        self._chunk_s.observe(*total_s)
 
     def replayed(self) -> None:
         """See `Observer`."""

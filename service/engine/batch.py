@@ -243,15 +243,18 @@ def top_candidates(
         Ids, int32 (N, top_k), best first, and their log-probabilities, float32 (N, top_k): the
         log-softmax of the logits.
     """
-    size = logits.shape[1]
+    count, size = logits.shape
     if top_k < size:
-        candidates = np.argpartition(logits, size - top_k, axis=1)[:, size - top_k :]
+        candidates = logits.argpartition(size - top_k, axis=1)[:, size - top_k :]
+        candidates.sort(axis=1)  # so that of equal logits the smaller id comes first
     else:
         candidates = np.broadcast_to(np.arange(size), logits.shape)
-    values = np.take_along_axis(logits, candidates, axis=1)
-    order = np.lexsort((candidates, -values), axis=1)
-    ids = np.take_along_axis(candidates, order, axis=1).astype(np.int32)
-    values = np.take_along_axis(values, order, axis=1)
+    rows = np.arange(count)[:, np.newaxis]
+    values = logits[rows, candidates]
+    order = (-values).argsort(axis=1, kind="stable")
+    values = values[rows, order]
     peak = values[:, :1]
-    normaliser = peak + np.log(np.exp(logits - peak).sum(axis=1, keepdims=True))
-    return ids, values - normaliser
+    scaled = logits - peak
+    np.exp(scaled, out=scaled)
+    values -= peak + np.log(scaled.sum(axis=1, keepdims=True))
+    return candidates[rows, order].astype(np.int32), values
