@@ -73,6 +73,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--file", type=Path, help="text to stream (default: a held-out source file)")
     parser.add_argument("--bytes", type=int, default=DEFAULT_BYTES, help="at most so many bytes")
     parser.add_argument("--type", action="store_true", help="your keystrokes are the stream")
+    parser.add_argument("--picture", type=Path, help="save the last screen of a good run as SVG")
     parser.add_argument("--data-dir", type=Path, help="folder of the embedded store (default: temporary)")
     return parser.parse_args(arguments)
 
@@ -85,10 +86,12 @@ def _stream_file(data_dir: Path, options: argparse.Namespace) -> int:
     with Screen(title, len(data)) as screen:
         replies = list(_served(data_dir, options.store, data, without, screen))
     judged = judge(replies, expected)
-    verdict(
-        f"lost {judged.lost}  applied twice {judged.twice}  max difference {judged.max_difference:.1e}",
-        is_good=judged.is_good,
+    summary = (
+        f"lost {judged.lost}  applied twice {judged.twice}  max difference {judged.max_difference:.1e}"
     )
+    verdict(summary, is_good=judged.is_good)
+    if options.picture is not None and judged.is_good:
+        screen.save_picture(options.picture, summary)
     return 0 if judged.is_good else 1
 
 

@@ -3,10 +3,12 @@
 Without a terminal it prints a line now and then instead.
 """
 
+import io
 import math
 import sys
 import time
 from collections import deque
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -17,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 SHOWN_CHARS = 1400
+PICTURE_WIDTH = 100
 LINES = 20
 BITS = 1 / math.log(2)
 
@@ -88,6 +91,12 @@ class Screen:
             print(text, flush=True)
         else:
             self._live.update(self._render())
+
+    def save_picture(self, path: Path, verdict: str) -> None:
+        """Writes what is shown now, with the verdict below, as SVG."""
+        console = Console(record=True, width=PICTURE_WIDTH, file=io.StringIO(), force_terminal=True)
+        console.print(self._render(), Text(verdict, "bold green"), sep="\n")
+        console.save_svg(str(path), title="holdfast demo")
 
     def _figures(self) -> str:
         rate = self._count / (time.monotonic() - self._started_s)

@@ -18,10 +18,12 @@ def test_the_demo_survives_the_kill_and_says_so(tmp_path):
     text = tmp_path / "text.py"
     text.write_text("def memory(tokens):\n    return sum(tokens)\n" * 8)
     command = [sys.executable, "-c", "from holdfast.cli import main; main()", "demo", "--file", str(text)]
+    command += ["--picture", str(tmp_path / "demo.svg")]
     result = subprocess.run(command, capture_output=True, text=True, timeout=90)
     assert result.returncode == 0, result.stderr
     assert "killed with SIGKILL" in result.stdout
     assert "lost 0  applied twice 0  max difference" in result.stdout.splitlines()[-1]
+    assert "SIGKILL" in (tmp_path / "demo.svg").read_text()
 
 
 def reply(position, log_prob):
