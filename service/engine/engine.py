@@ -1,7 +1,8 @@
 """The engine: takes chunks, and answers each one after its commit. Load, run, commit, answer.
 
 Owns the step queue, the hot sessions and the one task that drives them. Whenever the engine is free it
-takes what waits, without a timer: the busier it is, the larger its batches. The commit of a batch
+takes what waits: the busier it is, the larger its batches; `pace` says when more are worth a moment's
+wait. The commit of a batch
 overlaps the run of the next one; a session whose commit is under way is held.
 
 Invariants:
@@ -20,9 +21,10 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from service.engine import rules
+from service.engine import pace, rules
 from service.engine.batch import EncodeOutputs, Ran, Step, run_batch
 from service.engine.hot_state import HotSession, HotSessions
+from service.engine.pace import Pace
 from service.engine.rules import Verdict
 from service.engine.served import served_model
 from service.engine.step_queue import StepQueue
@@ -123,6 +125,8 @@ class Engine:
         self._commit_turn = asyncio.Semaphore(1)
         self._tasks: set[asyncio.Task[None]] = set()
         self._driver: asyncio.Task[None] | None = None
+        self._pace = Pace()
+        self._arrival_count = 0
         self._unanswered_count = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -152,6 +156,8 @@ class Engine:
         """Takes a chunk; `work.answer` gets the outcome, possibly before this returns."""
         self._unanswered_count += 1
         self._idle.clear()
+        self._arrival_count += 1
+        self._pace.came(work.key)
         work.arrived_s = time.monotonic()
         try:
             if self._is_draining:
@@ -173,9 +179,22 @@ class Engine:
             await self._awake.wait()
             self._awake.clear()
             while self._queue.has_ready:
+                await self._gather()
                 items = self._queue.take(self._limits.max_batch)
                 await self._guard(items, self._advance(items))
                 await asyncio.sleep(0)  # requests and replies move between batches
+
+    async def _gather(self) -> None:
+        """Waits for more chunks, where `Pace` says that it pays."""
+        now_s = time.monotonic()
+        self._pace.sample(now_s, time.process_time())
+        until_s = now_s + pace.MAX_WAIT_S
+        while len(self._queue) < self._limits.max_batch and self._pace.expects_more(now_s):
+            count = self._arrival_count
+            await asyncio.sleep(pace.QUIET_S)
+            now_s = time.monotonic()
+            if self._arrival_count == count or now_s >= until_s:
+                return
 
     async def _advance(self, items: Items) -> None:
         """One turn: load what is cold, run what is hot, commit, answer."""
@@ -342,12 +361,14 @@ class Engine:
     def _settle(self, ready: list[tuple[Ran, Record]], outcomes: list[Outcome], started_s: float) -> None:
         applied = [pair for pair, outcome in zip(ready, outcomes, strict=True) if outcome is None]
         _keep_states(applied)
-        self._count_applied(applied)
+        now_s = time.monotonic()
+        self._count_applied(applied, now_s)
         for (result, record), outcome in zip(ready, outcomes, strict=True):
             work, session = result.step.work, result.step.session
             if outcome is None:
                 session.record = record._replace(state=b"")
                 session.verified_s = started_s
+                self._pace.answered(work.key, now_s)
                 self._answer(work, _answer_of(record, session))
                 self._release(work.key)
             elif isinstance(outcome, Found):
@@ -356,8 +377,7 @@ class Engine:
                 self._hot.discard(work.key)
                 self._refuse(work.key, work, outcome)
 
-    def _count_applied(self, applied: list[tuple[Ran, Record]]) -> None:
-        now_s = time.monotonic()
+    def _count_applied(self, applied: list[tuple[Ran, Record]], now_s: float) -> None:
         works = [result.step.work for result, _ in applied]
         if works:
             step_count = sum(work.claim.token_count for work in works)

@@ -1,0 +1,59 @@
+"""Decides whether a batch waits for more chunks. Pure: times are given.
+
+A batch costs the event loop a few hundred microseconds whether it is small or large, and so do requests
+on their way in. On a loop with time to spare a batch leaves at once. On a busy one small batches starve
+the requests that would make them larger: 64 unary callers then run one by one, at a third of the speed.
+So a batch waits only where waiting pays: the process uses most of a core, and sessions that were answered
+a moment ago have not come back yet.
+"""
+
+BUSY_SHARE = 0.75
+"""CPU time over wall time from which the loop counts as busy."""
+
+SAMPLE_S = 0.02
+"""Shortest stretch over which that share is taken."""
+
+RETURN_S = 0.005
+"""A session that was answered so long ago is not waited for."""
+
+MAX_WAIT_S = 0.004
+"""Longest wait of a batch."""
+
+QUIET_S = 0.001
+"""A batch goes when no chunk has come for so long."""
+
+
+class Pace:
+    """What is known of the load."""
+
+    def __init__(self) -> None:
+        self._answered_s: dict[bytes, float] = {}
+        self._is_busy = False
+        self._sampled_s = 0.0
+        self._sampled_cpu_s = 0.0
+
+    def came(self, key: bytes) -> None:
+        """A chunk of a session has come."""
+        self._answered_s.pop(key, None)
+
+    def answered(self, key: bytes, now_s: float) -> None:
+        """A session was answered, and may come back soon."""
+        self._answered_s.pop(key, None)  # so that the dictionary stays in the order of time
+        self._answered_s[key] = now_s
+
+    def sample(self, now_s: float, cpu_s: float) -> None:
+        """Takes the CPU time of the process so far."""
+        elapsed_s = now_s - self._sampled_s
+        if elapsed_s >= SAMPLE_S:
+            self._is_busy = cpu_s - self._sampled_cpu_s >= BUSY_SHARE * elapsed_s
+            self._sampled_s, self._sampled_cpu_s = now_s, cpu_s
+
+    def expects_more(self, now_s: float) -> bool:
+        """Tells whether it pays to wait."""
+        answered_s = self._answered_s
+        while answered_s:
+            oldest = next(iter(answered_s))
+            if now_s - answered_s[oldest] < RETURN_S:
+                break
+            del answered_s[oldest]
+        return self._is_busy and bool(answered_s)
