@@ -6,7 +6,7 @@ from service.engine.pace import RETURN_S, SAMPLE_S, Pace
 def busy(share=1.0):
     pace = Pace()
     pace.sample(100.0, 50.0)
-    pace.sample(100.0 + SAMPLE_S, 50.0 + share * SAMPLE_S)
+    pace.sample(100.0 + 2 * SAMPLE_S, 50.0 + 2 * share * SAMPLE_S)
     return pace
 
 
@@ -44,8 +44,8 @@ def test_only_the_last_answer_of_a_session_counts():
 
 def test_the_share_is_taken_over_a_stretch():
     pace = busy()
-    pace.sample(100.0 + 1.5 * SAMPLE_S, 50.0 + SAMPLE_S)  # too short to say anything
+    pace.sample(100.0 + 2.5 * SAMPLE_S, 50.0 + 2 * SAMPLE_S)  # too short to say anything
     pace.answered(b"a", 101.0)
     assert pace.expects_more(101.0)
-    pace.sample(101.0, 50.0 + SAMPLE_S)
+    pace.sample(101.0, 50.0 + 2 * SAMPLE_S)
     assert not pace.expects_more(101.0)
