@@ -23,6 +23,9 @@ from service.store.record import KeptReply, Record
 MAX_STEPS_PER_CALL = 4096
 """Tokens times rows in one call of the model; with 256 logits each they take 4 MiB."""
 
+FEW = 8
+"""Up to so many candidates are picked one by one."""
+
 
 class Step(NamedTuple):
     """A chunk about to run.
@@ -143,6 +146,10 @@ def _run(model: Model, ordered: Sequence[Step]) -> tuple[dict[str, NDArray[Any]]
     if counts[0] == 1:
         outputs, next_states = model.run(tokens[np.newaxis], states)
         return {name: outputs[name][0] for name in needed}, dict(next_states)
+    if counts[0] == counts[-1] and len(tokens) <= MAX_STEPS_PER_CALL:
+        in_time = tokens.reshape(len(counts), counts[0], *tokens.shape[1:]).swapaxes(0, 1)
+        outputs, next_states = model.run(np.ascontiguousarray(in_time), states)
+        return {name: _by_row(outputs[name]) for name in needed}, dict(next_states)
     starts = np.concatenate([[0], np.cumsum(counts)])
     specs = {output.name: output for output in model.contract.outputs}
     collected = {name: np.empty((len(tokens), *specs[name].shape), specs[name].dtype) for name in needed}
@@ -156,6 +163,11 @@ def _run(model: Model, ordered: Sequence[Step]) -> tuple[dict[str, NDArray[Any]]
         for name, array in states.items():
             array[:active] = next_states[name]
     return collected, states
+
+
+def _by_row(output: NDArray[Any]) -> NDArray[Any]:
+    """Turns (T, B, ...) into (B * T, ...), the tokens of each row together."""
+    return output.swapaxes(0, 1).reshape(-1, *output.shape[2:])
 
 
 def _spans(counts: list[int]) -> Iterator[tuple[int, int, int]]:
@@ -243,18 +255,39 @@ def top_candidates(
         Ids, int32 (N, top_k), best first, and their log-probabilities, float32 (N, top_k): the
         log-softmax of the logits.
     """
+    ids, values = _pick_largest(logits, top_k) if top_k <= FEW else _sort_largest(logits, top_k)
+    if top_k <= FEW and not np.isfinite(values).all():  # picking marks what it took by -inf
+        ids, values = _sort_largest(logits, top_k)
+    peak = values[:, :1]
+    scaled = logits - peak
+    np.exp(scaled, out=scaled)
+    values -= peak + np.log(scaled.sum(axis=1, keepdims=True))
+    return ids, values
+
+
+def _pick_largest(logits: NDArray[np.float32], top_k: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Takes the largest, one after the other; of equal ones the smallest id."""
+    count = len(logits)
+    ids = np.empty((count, top_k), np.int32)
+    values = np.empty((count, top_k), np.float32)
+    left, rows = logits.copy(), np.arange(count)
+    for place in range(top_k):
+        best = left.argmax(axis=1)
+        ids[:, place] = best
+        values[:, place] = left[rows, best]
+        left[rows, best] = -np.inf
+    return ids, values
+
+
+def _sort_largest(logits: NDArray[np.float32], top_k: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Takes the largest and sorts them by value, then by id."""
     count, size = logits.shape
     if top_k < size:
         candidates = logits.argpartition(size - top_k, axis=1)[:, size - top_k :]
-        candidates.sort(axis=1)  # so that of equal logits the smaller id comes first
+        candidates.sort(axis=1)
     else:
         candidates = np.broadcast_to(np.arange(size), logits.shape)
     rows = np.arange(count)[:, np.newaxis]
     values = logits[rows, candidates]
     order = (-values).argsort(axis=1, kind="stable")
-    values = values[rows, order]
-    peak = values[:, :1]
-    scaled = logits - peak
-    np.exp(scaled, out=scaled)
-    values -= peak + np.log(scaled.sum(axis=1, keepdims=True))
-    return candidates[rows, order].astype(np.int32), values
+    return candidates[rows, order].astype(np.int32), values[rows, order]

@@ -62,3 +62,21 @@ def test_top_candidates_are_the_sorted_log_softmax(top_k):
     order = np.argsort(-logits, axis=1)[:, :top_k]
     np.testing.assert_array_equal(ids, order)
     np.testing.assert_allclose(log_probs, np.take_along_axis(expected, order, 1), atol=1e-4)
+
+
+@pytest.mark.parametrize("top_k", [1, 3, 8, 16])
+def test_of_equal_logits_the_smaller_id_comes_first(top_k):
+    logits = np.zeros((2, 16), np.float32)
+    logits[1, 5] = 1
+    ids, _ = top_candidates(logits, top_k)
+    np.testing.assert_array_equal(ids[0], range(top_k))
+    np.testing.assert_array_equal(ids[1], [5, *(other for other in range(16) if other != 5)][:top_k])
+
+
+def test_candidates_that_are_impossible_are_still_distinct():
+    logits = np.full((1, 16), -np.inf, np.float32)
+    logits[0, 3] = 0
+    ids, log_probs = top_candidates(logits, 5)
+    assert ids[0].tolist()[0] == 3
+    assert len(set(ids[0].tolist())) == 5
+    np.testing.assert_array_equal(log_probs[0], [0] + [-np.inf] * 4)
