@@ -1,4 +1,4 @@
-"""`make bench`: Holdfast beside an echo that keeps nothing and beside onnxruntime alone, in turns.
+"""`make bench`: Holdfast beside an echo, a plain server and onnxruntime alone, in turns.
 
 Steps per second move with whatever else the machine does; the ratios of medians and the CPU time per
 step say more.
@@ -17,10 +17,9 @@ from rich.console import Console
 from rich.progress import Progress, TimeRemainingColumn
 
 from benchmarks import report
-from benchmarks.contestants import Field, peak_memory_bytes
+from benchmarks.contestants import MODEL_FILE, Field, peak_memory_bytes
 from benchmarks.loads import Columns, Round, Streams, Unary, bare, load
 
-_MODEL = Path(__file__).parent.parent / "models" / "python-source" / "1" / "model.onnx"
 _RESULTS = Path(__file__).parent / "results"
 
 
@@ -57,11 +56,16 @@ def _turns(field: Field) -> dict[str, Turn]:
     """Returns every contestant with its load, by the label of the report, neighbours to be compared."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
-    session = ort.InferenceSession(_MODEL, options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(MODEL_FILE, options, providers=["CPUExecutionProvider"])
     turns: dict[str, Turn] = {}
-    for contestant in (field.holdfast, field.echo):
-        for kind, caller in (("64 streams", Streams()), ("64 unary callers", Unary())):
-            turns[f"{contestant.name} {kind}"] = partial(load, contestant, caller, 64)
+    for kind, count in (("64 streams", 64), ("256 streams", 256), ("1 stream", 1)):
+        contestants = [field.holdfast] if count == 256 else [field.holdfast, field.echo]
+        for contestant in contestants:
+            turns[f"{contestant.name} {kind}"] = partial(load, contestant, Streams(kind), count)
+    for kind, count in (("64 unary callers", 64), ("256 unary callers", 256)):
+        other = field.echo if count == 64 else field.plain
+        for contestant in (field.holdfast, other):
+            turns[f"{contestant.name} {kind}"] = partial(load, contestant, Unary(kind), count)
     for rows, count in ((256, 1), (64, 16)):
         kind = f"{rows} rows x {count}"
         turns[f"holdfast {kind}"] = partial(load, field.holdfast, Columns(rows, count), 2)

@@ -10,6 +10,8 @@ from typing import Self
 from service.demo.processes import ServerProcess
 from service.store.embedded import EmbeddedStore
 
+MODEL_FILE = Path(__file__).parent.parent / "models" / "python-source" / "1" / "model.onnx"
+
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -49,7 +51,7 @@ class Contestant:
 
 
 class Field:
-    """Starts all servers and ends them.
+    """Starts all servers and ends them. Holdfast and `plain` share one store, and take turns with it.
 
     Args:
         folder: For the store and the log.
@@ -66,17 +68,21 @@ class Field:
             stack.callback(store.release)
             server = stack.enter_context(ServerProcess(self._folder / "server", "--store", store.url))
             self.holdfast = Contestant("holdfast", server.address, server.pid, store.pid)
-            echo = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.echo_server"], stdout=subprocess.PIPE, text=True
+            self.echo = self._start(stack, "echo", None, "benchmarks.echo_server")
+            self.plain = self._start(
+                stack, "plain", store.pid, "benchmarks.peers.plain", str(MODEL_FILE), store.url
             )
-            stack.callback(echo.wait, 30)
-            stack.callback(echo.terminate)
-            assert echo.stdout is not None
-            address = echo.stdout.readline().split("grpc=")[1].split()[0]
-            self.echo = Contestant("echo", address, echo.pid, None)
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
         """Ends every process."""
         self._stack.close()
+
+    def _start(self, stack: ExitStack, name: str, store_pid: int | None, *module: str) -> Contestant:
+        process = subprocess.Popen([sys.executable, "-m", *module], stdout=subprocess.PIPE, text=True)
+        stack.callback(process.wait, 30)
+        stack.callback(process.terminate)
+        assert process.stdout is not None
+        address = process.stdout.readline().split("grpc=")[1].split()[0]
+        return Contestant(name, address, process.pid, store_pid)

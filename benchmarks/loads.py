@@ -70,9 +70,10 @@ async def _load(contestant: Contestant, caller: Caller, count: int, seconds: flo
 
 
 class Streams:
-    """One token per message, one session per stream."""
+    """One token per message, one session per stream; `name` sets its sessions apart."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self._name = name
         self._positions: dict[int, int] = {}
 
     async def __call__(self, stub: Any, number: int, until_s: float, latencies: list[float]) -> int:
@@ -82,7 +83,10 @@ class Streams:
         start = position = self._positions.get(number, 0)
         while (sent_s := time.monotonic()) < until_s:
             chunk = pb.Chunk(
-                session_id=f"stream-{number}", model=MODEL, tokens=pb.Tokens(text=b"x"), position=position
+                session_id=f"{self._name}-{number}",
+                model=MODEL,
+                tokens=pb.Tokens(text=b"x"),
+                position=position,
             )
             await call.write(pb.StreamStepsRequest(chunk=chunk))
             reply = await call.read()
@@ -96,9 +100,10 @@ class Streams:
 
 
 class Unary:
-    """One token per call, one session per caller."""
+    """One token per call, one session per caller; `name` sets its sessions apart."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self._name = name
         self._positions: dict[int, int] = {}
 
     async def __call__(self, stub: Any, number: int, until_s: float, latencies: list[float]) -> int:
@@ -106,7 +111,10 @@ class Unary:
         start = position = self._positions.get(number, 0)
         while (sent_s := time.monotonic()) < until_s:
             chunk = pb.Chunk(
-                session_id=f"unary-{number}", model=MODEL, tokens=pb.Tokens(text=b"x"), position=position
+                session_id=f"{self._name}-{number}",
+                model=MODEL,
+                tokens=pb.Tokens(text=b"x"),
+                position=position,
             )
             await stub.Step(pb.StepRequest(chunk=chunk))
             latencies.append(time.monotonic() - sent_s)

@@ -52,6 +52,20 @@ TARGETS = (
         "onnxruntime 64 rows x 16",
         0.7,
     ),
+    Target(
+        "256 sessions: unary steps/s over plain's",
+        "steps_per_s",
+        "holdfast 256 unary callers",
+        "plain 256 unary callers",
+        2,
+    ),
+    Target(
+        "256 sessions: streams' steps/s over plain's unary",
+        "steps_per_s",
+        "holdfast 256 streams",
+        "plain 256 unary callers",
+        5.5,
+    ),
 )
 
 Rounds = Mapping[str, Sequence[Round]]

@@ -1,0 +1,71 @@
+"""What one would write first: unary calls, and per token one GET, one run of one row, one SET.
+
+Same model, same store, same contract, redis-py's asyncio client with its pool. It keeps no position, so it
+is not exactly once: a retry applies its token again.
+"""
+
+import asyncio
+import sys
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import numpy as np
+import onnxruntime as ort
+import redis.asyncio
+
+from holdfast.v1 import holdfast_pb2 as pb
+from service.engine.batch import top_candidates
+
+_SERVICE = "holdfast.v1.StreamingInferenceService"
+_TOP_K = 5
+
+
+class Plain:
+    """Serves Step.
+
+    Args:
+        model: The ONNX file.
+        store: URL of the store.
+    """
+
+    def __init__(self, model: Path, store: str) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        self._hidden = self._session.get_inputs()[1].shape[1]
+        self._redis = redis.asyncio.Redis.from_url(store)
+
+    async def step(self, request: pb.StepRequest, _: object) -> pb.StepResponse:
+        """Takes one token."""
+        chunk = request.chunk
+        key = f"plain:{chunk.session_id}"
+        stored = await self._redis.get(key)
+        h = np.frombuffer(stored, np.float32) if stored else np.zeros(self._hidden, np.float32)
+        feed = {"token": np.array([[chunk.tokens.text[0]]], np.int64), "h": h[np.newaxis]}
+        logits, next_h = self._session.run(["logits", "h_next"], feed)
+        await self._redis.set(key, next_h.tobytes(), ex=86_400)
+        ids, log_probs = top_candidates(logits[0], _TOP_K)
+        outputs = pb.Outputs(
+            token_count=1, top_k=_TOP_K, top_ids=ids[0].tolist(), top_log_probs=log_probs[0].tolist()
+        )
+        return pb.StepResponse(result=pb.ChunkResult(session_id=chunk.session_id, outputs=outputs))
+
+
+async def main(model: Path, store: str) -> None:
+    """Serves on a free port, printed, until the process is ended."""
+    server = grpc.aio.server()
+    handler = grpc.unary_unary_rpc_method_handler(
+        Plain(model, store).step,
+        request_deserializer=pb.StepRequest.FromString,
+        response_serializer=pb.StepResponse.SerializeToString,
+    )
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, {"Step": handler}),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    print(f"ready grpc=127.0.0.1:{port} http=none", flush=True)
+    await server.wait_for_termination()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(Path(sys.argv[1]), sys.argv[2]))
