@@ -29,10 +29,10 @@ format: $(VENV)/.dev
 train: $(VENV)/.train           ## trains, exports and checks the shipped models
 	$(BIN)/python -m model_export train
 
-bench: $(VENV)/.server          ## beside an echo and onnxruntime alone, in turns; benchmarks/results
+bench: $(VENV)/.server          ## beside an echo, a plain server and onnxruntime alone; benchmarks/results
 	$(BIN)/python -m benchmarks
 
-bench-quick: $(VENV)/.server    ## the same in half a minute
+bench-quick: $(VENV)/.server    ## the same in a minute
 	$(BIN)/python -m benchmarks --rounds 2 --seconds 1
 
 proto: $(VENV)/.dev             ## regenerates the committed stubs
