@@ -33,7 +33,7 @@ bench: $(VENV)/.server          ## beside an echo, a plain server and onnxruntim
 	$(BIN)/python -m benchmarks
 
 bench-quick: $(VENV)/.server    ## the same in a minute
-	$(BIN)/python -m benchmarks --rounds 2 --seconds 1
+	$(BIN)/python -m benchmarks --rounds 2 --seconds 1 --out build/bench
 
 proto: $(VENV)/.dev             ## regenerates the committed stubs
 	$(BIN)/python proto/generate.py
