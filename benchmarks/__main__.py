@@ -18,7 +18,7 @@ from rich.progress import Progress, TimeRemainingColumn
 
 from benchmarks import report
 from benchmarks.contestants import MODEL_FILE, Field, peak_memory_bytes
-from benchmarks.loads import Columns, Round, Streams, Unary, bare, load
+from benchmarks.loads import ClosedLoop, Round, bare, columns, load, streams, unary
 
 _RESULTS = Path(__file__).parent / "results"
 
@@ -61,14 +61,15 @@ def _turns(field: Field) -> dict[str, Turn]:
     for kind, count in (("64 streams", 64), ("256 streams", 256), ("1 stream", 1)):
         contestants = [field.holdfast] if count == 256 else [field.holdfast, field.echo]
         for contestant in contestants:
-            turns[f"{contestant.name} {kind}"] = partial(load, contestant, Streams(kind), count)
+            turns[f"{contestant.name} {kind}"] = partial(load, contestant, ClosedLoop(kind, streams), count)
     for kind, count in (("64 unary callers", 64), ("256 unary callers", 256)):
         other = field.echo if count == 64 else field.plain
         for contestant in (field.holdfast, other):
-            turns[f"{contestant.name} {kind}"] = partial(load, contestant, Unary(kind), count)
+            turns[f"{contestant.name} {kind}"] = partial(load, contestant, ClosedLoop(kind, unary), count)
     for rows, count in ((256, 1), (64, 16)):
         kind = f"{rows} rows x {count}"
-        turns[f"holdfast {kind}"] = partial(load, field.holdfast, Columns(rows, count), 2)
+        caller = ClosedLoop(kind, columns(rows, count), rows=rows, tokens_per_row=count)
+        turns[f"holdfast {kind}"] = partial(load, field.holdfast, caller, 2)
         turns[f"onnxruntime {kind}"] = partial(bare, session, rows, count)
     return turns
 

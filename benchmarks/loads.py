@@ -5,7 +5,8 @@ Sessions live on from turn to turn, so that after the first turn all of them are
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, NamedTuple
 
 import grpc.aio
@@ -69,90 +70,99 @@ async def _load(contestant: Contestant, caller: Caller, count: int, seconds: flo
     )
 
 
-class Streams:
-    """One token per message, one session per stream; `name` sets its sessions apart."""
+Send = Callable[[int], Awaitable[None]]
+"""Sends the next message at a position and returns after its reply."""
 
-    def __init__(self, name: str) -> None:
+OpenCall = Callable[[Any, str], AbstractAsyncContextManager[Send]]
+"""Given stub and the name of a caller; sessions are named after it."""
+
+
+class ClosedLoop:
+    """Implements `Caller`: each caller has sessions of its own and one message under way.
+
+    Args:
+        name: Sets its sessions apart from those of other loads.
+        open_call: `streams`, `unary` or `columns(rows, tokens_per_row)`.
+        rows: Sessions in a message.
+        tokens_per_row: Tokens of each.
+    """
+
+    def __init__(self, name: str, open_call: OpenCall, *, rows: int = 1, tokens_per_row: int = 1) -> None:
         self._name = name
-        self._positions: dict[int, int] = {}
-
-    async def __call__(self, stub: Any, number: int, until_s: float, latencies: list[float]) -> int:
-        """Streams until the time is up; see `Caller`."""
-        call = stub.StreamSteps()
-        """Calls until the time is up; see `Caller`."""
-        start = position = self._positions.get(number, 0)
-        while (sent_s := time.monotonic()) < until_s:
-            chunk = pb.Chunk(
-                session_id=f"{self._name}-{number}",
-                model=MODEL,
-                tokens=pb.Tokens(text=b"x"),
-                position=position,
-            )
-            await call.write(pb.StreamStepsRequest(chunk=chunk))
-            reply = await call.read()
-            if reply is grpc.aio.EOF or reply.WhichOneof("outcome") != "result":
-                raise RuntimeError(f"stream {number}: {reply}")
-            latencies.append(time.monotonic() - sent_s)
-            position += 1
-        await call.done_writing()
-        self._positions[number] = position
-        return position - start
-
-
-class Unary:
-    """One token per call, one session per caller; `name` sets its sessions apart."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._positions: dict[int, int] = {}
-
-    async def __call__(self, stub: Any, number: int, until_s: float, latencies: list[float]) -> int:
-        """Calls until the time is up; see `Caller`."""
-        start = position = self._positions.get(number, 0)
-        while (sent_s := time.monotonic()) < until_s:
-            chunk = pb.Chunk(
-                session_id=f"{self._name}-{number}",
-                model=MODEL,
-                tokens=pb.Tokens(text=b"x"),
-                position=position,
-            )
-            await stub.Step(pb.StepRequest(chunk=chunk))
-            latencies.append(time.monotonic() - sent_s)
-            position += 1
-        self._positions[number] = position
-        return position - start
-
-
-class Columns:
-    """Rows in columns, one message under way per caller; each caller has sessions of its own."""
-
-    def __init__(self, rows: int, tokens_per_row: int) -> None:
+        self._open_call = open_call
         self._rows = rows
         self._tokens_per_row = tokens_per_row
         self._positions: dict[int, int] = {}
 
     async def __call__(self, stub: Any, number: int, until_s: float, latencies: list[float]) -> int:
-        """Streams until the time is up; see `Caller`."""
-        rows, count = self._rows, self._tokens_per_row
-        call = stub.StreamBatches()
+        """Sends until the time is up; see `Caller`."""
         start = position = self._positions.get(number, 0)
-        columns = pb.Columns(
-            model=MODEL,
-            session_ids=[f"row-{rows}-{count}-{number}-{row}" for row in range(rows)],
-            tokens_per_row=count,
-            text=b"x" * (rows * count),
-        )
-        while (sent_s := time.monotonic()) < until_s:
-            columns.positions[:] = [position] * rows
-            await call.write(pb.StreamBatchesRequest(columns=columns))
-            reply = await call.read()
-            if reply is grpc.aio.EOF or reply.WhichOneof("outcome") != "result" or reply.result.errors:
-                raise RuntimeError(f"columns {number}: {reply}")
-            latencies.append(time.monotonic() - sent_s)
-            position += count
-        await call.done_writing()
+        async with self._open_call(stub, f"{self._name}-{number}") as send:
+            while (sent_s := time.monotonic()) < until_s:
+                await send(position)
+                latencies.append(time.monotonic() - sent_s)
+                position += self._tokens_per_row
         self._positions[number] = position
-        return (position - start) * rows
+        return (position - start) * self._rows
+
+
+@asynccontextmanager
+async def streams(stub: Any, name: str) -> AsyncIterator[Send]:
+    """One token per message on a stream."""
+    call = stub.StreamSteps()
+
+    async def send(position: int) -> None:
+        await call.write(pb.StreamStepsRequest(chunk=_chunk(name, position)))
+        _check(await call.read())
+
+    yield send
+    await call.done_writing()
+
+
+@asynccontextmanager
+async def unary(stub: Any, name: str) -> AsyncIterator[Send]:
+    """One token per call."""
+
+    async def send(position: int) -> None:
+        await stub.Step(pb.StepRequest(chunk=_chunk(name, position)))
+
+    yield send
+
+
+def columns(rows: int, tokens_per_row: int) -> OpenCall:
+    """Rows in columns on a stream."""
+
+    @asynccontextmanager
+    async def open_call(stub: Any, name: str) -> AsyncIterator[Send]:
+        call = stub.StreamBatches()
+        message = pb.Columns(
+            model=MODEL,
+            session_ids=[f"{name}-{row}" for row in range(rows)],
+            tokens_per_row=tokens_per_row,
+            text=b"x" * (rows * tokens_per_row),
+        )
+
+        async def send(position: int) -> None:
+            message.positions[:] = [position] * rows
+            await call.write(pb.StreamBatchesRequest(columns=message))
+            reply = await call.read()
+            _check(reply)
+            if reply.result.errors:
+                raise RuntimeError(f"rows failed: {reply.result.errors[0]}")
+
+        yield send
+        await call.done_writing()
+
+    return open_call
+
+
+def _chunk(session_id: str, position: int) -> pb.Chunk:
+    return pb.Chunk(session_id=session_id, model=MODEL, tokens=pb.Tokens(text=b"x"), position=position)
+
+
+def _check(reply: Any) -> None:
+    if reply is grpc.aio.EOF or reply.WhichOneof("outcome") != "result":
+        raise RuntimeError(f"no result: {reply}")
 
 
 def bare(session: ort.InferenceSession, rows: int, tokens_per_row: int, seconds: float) -> Round:
