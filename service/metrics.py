@@ -7,6 +7,7 @@ from itertools import accumulate
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -39,7 +40,7 @@ class _Histogram(Collector):
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
         """Yields the one family; for the registry."""
-        bounds = [*map(str, self._buckets), "+Inf"]
+        bounds = [*map(floatToGoString, self._buckets), "+Inf"]
         pairs = list(zip(bounds, accumulate(self._counts), strict=True))
         yield HistogramMetricFamily(self._name, self._text, buckets=pairs, sum_value=self._sum)
 
