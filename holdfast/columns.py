@@ -124,7 +124,7 @@ class BatchPipeline:
         async with self._sending:
             if self._call is None:
                 self._call = self._client.stub.StreamBatches(metadata=self._client.metadata)
-                self._reader = asyncio.create_task(self._read(self._call))
+                self._reader = asyncio.create_task(self._read(self._call, self._waiting))
             self._waiting.append(reply)
             try:
                 await self._call.write(pb.StreamBatchesRequest(columns=columns))
@@ -132,11 +132,12 @@ class BatchPipeline:
                 self._fail(ServerUnavailable("the stream was cut", code="UNAVAILABLE"))
         return reply
 
-    async def _read(self, call: Any) -> None:
+    async def _read(self, call: Any, waiting: deque[asyncio.Future[BatchReply]]) -> None:
+        """Settles the batches sent on one call, and no others: a later call has a line of its own."""
         error: HoldfastError = ServerUnavailable("the server ended the stream", code="UNAVAILABLE")
         try:
             while (message := await call.read()) is not grpc.aio.EOF:
-                _settle(self._waiting.popleft(), message)
+                _settle(waiting.popleft(), message)
         except grpc.aio.AioRpcError as failure:
             error = from_rpc(failure)
         except asyncio.CancelledError:
