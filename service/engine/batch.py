@@ -143,9 +143,6 @@ def _run(model: Model, ordered: Sequence[Step]) -> tuple[dict[str, NDArray[Any]]
     states = ordered[0].session.rows.gather([step.session.slot for step in ordered])
     needed = _needed_outputs(model.contract, ordered)
     tokens = np.concatenate([step.work.tokens for step in ordered])
-    if counts[0] == 1:
-        outputs, next_states = model.run(tokens[np.newaxis], states)
-        return {name: outputs[name][0] for name in needed}, dict(next_states)
     if counts[0] == counts[-1] and len(tokens) <= MAX_STEPS_PER_CALL:
         in_time = tokens.reshape(len(counts), counts[0], *tokens.shape[1:]).swapaxes(0, 1)
         outputs, next_states = model.run(np.ascontiguousarray(in_time), states)
@@ -188,8 +185,7 @@ def _spans(counts: list[int]) -> Iterator[tuple[int, int, int]]:
 
 def _needed_outputs(contract: Contract, steps: Sequence[Step]) -> list[str]:
     needed: set[str] = set()
-    for step in steps:
-        selection = step.selection
+    for selection in {step.selection for step in steps}:
         needed.update(selection.tensors)
         if selection.top_k and contract.logits is not None:
             needed.add(contract.logits.name)
@@ -255,8 +251,9 @@ def top_candidates(
         Ids, int32 (N, top_k), best first, and their log-probabilities, float32 (N, top_k): the
         log-softmax of the logits.
     """
-    ids, values = _pick_largest(logits, top_k) if top_k <= FEW else _sort_largest(logits, top_k)
-    if top_k <= FEW and not np.isfinite(values).all():  # picking marks what it took by -inf
+    choose = _pick_largest if top_k <= FEW else _sort_largest
+    ids, values = choose(logits, top_k)
+    if not np.isfinite(values).all():  # picking marks what it took by -inf
         ids, values = _sort_largest(logits, top_k)
     peak = values[:, :1]
     scaled = logits - peak

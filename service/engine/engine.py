@@ -2,8 +2,7 @@
 
 Owns the step queue, the hot sessions and the one task that drives them. Whenever the engine is free it
 takes what waits: the busier it is, the larger its batches; `pace` says when more are worth a moment's
-wait. The commit of a batch
-overlaps the run of the next one; a session whose commit is under way is held.
+wait. The commit of a batch overlaps the run of the next one; a session whose commit is under way is held.
 
 Invariants:
 - Every work that `submit` takes is answered exactly once, whatever the model or the store does.
@@ -126,7 +125,6 @@ class Engine:
         self._tasks: set[asyncio.Task[None]] = set()
         self._driver: asyncio.Task[None] | None = None
         self._pace = Pace()
-        self._arrival_count = 0
         self._unanswered_count = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -156,7 +154,6 @@ class Engine:
         """Takes a chunk; `work.answer` gets the outcome, possibly before this returns."""
         self._unanswered_count += 1
         self._idle.clear()
-        self._arrival_count += 1
         self._pace.came(work.key)
         work.arrived_s = time.monotonic()
         try:
@@ -190,10 +187,10 @@ class Engine:
         self._pace.sample(now_s, time.process_time())
         until_s = now_s + pace.MAX_WAIT_S
         while len(self._queue) < self._limits.max_batch and self._pace.expects_more(now_s):
-            count = self._arrival_count
+            count = self._pace.arrival_count
             await asyncio.sleep(pace.QUIET_S)
             now_s = time.monotonic()
-            if self._arrival_count == count or now_s >= until_s:
+            if self._pace.arrival_count == count or now_s >= until_s:
                 return
 
     async def _advance(self, items: Items) -> None:

@@ -24,9 +24,14 @@ QUIET_S = 0.001
 
 
 class Pace:
-    """What is known of the load."""
+    """What is known of the load.
+
+    Attributes:
+        arrival_count: Chunks that have come so far.
+    """
 
     def __init__(self) -> None:
+        self.arrival_count = 0
         self._answered_s: dict[bytes, float] = {}
         self._is_busy = False
         self._sampled_s = 0.0
@@ -34,6 +39,7 @@ class Pace:
 
     def came(self, key: bytes) -> None:
         """A chunk of a session has come."""
+        self.arrival_count += 1
         self._answered_s.pop(key, None)
 
     def answered(self, key: bytes, now_s: float) -> None:

@@ -26,7 +26,8 @@ TENANT = "default"
 _DTYPE_OF: dict[str, Any] = {name: pb.DataType.Value(f"DATA_TYPE_{name.upper()}") for name in DTYPES}
 _NUMPY_OF = {number: DTYPES[name] for name, number in _DTYPE_OF.items()}
 
-Tokens = tuple[Literal["text", "ids", "features"], NDArray[Any]]
+TokenKind = Literal["text", "ids", "features"]
+Tokens = tuple[TokenKind, NDArray[Any]]
 
 
 def key_of(session_id: str, field: str = "session_id") -> bytes:

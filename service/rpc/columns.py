@@ -59,10 +59,10 @@ class ColumnsCall:
             )
         self._columns = columns
         self._on_done = on_done
-        self._row_tokens = _row_tokens(columns, max_tokens)
+        kind, tokens = _row_tokens(columns, max_tokens)
         self._outcomes: list[Answer | ServiceError | None] = [None] * len(columns.session_ids)
         self._left_count = len(self._outcomes)
-        self._works = self._make_works(deadline_s)
+        self._works = self._make_works(kind, tokens, deadline_s)
 
     @property
     def row_count(self) -> int:
@@ -113,8 +113,10 @@ class ColumnsCall:
         )
         return codec.splice_outputs(result.SerializeToString(), stacked)
 
-    def _make_works(self, deadline_s: float | None) -> list[Work]:
-        columns, (kind, tokens) = self._columns, self._row_tokens
+    def _make_works(
+        self, kind: codec.TokenKind, tokens: NDArray[Any], deadline_s: float | None
+    ) -> list[Work]:
+        columns = self._columns
         claims = self._claims(tokens)
         selection = codec.to_selection(columns)
         works = []
