@@ -19,6 +19,7 @@ from rich.progress import Progress, TimeRemainingColumn
 from benchmarks import report
 from benchmarks.contestants import MODEL_FILE, Field, peak_memory_bytes
 from benchmarks.loads import ClosedLoop, Round, bare, columns, load, streams, unary
+from service.demo.oracle import open_graph
 
 _RESULTS = Path(__file__).parent / "results"
 
@@ -54,9 +55,7 @@ Turn = Callable[[float], Round]
 
 def _turns(field: Field) -> dict[str, Turn]:
     """Returns every contestant with its load, by the label of the report, neighbours to be compared."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = ort.InferenceSession(MODEL_FILE, options, providers=["CPUExecutionProvider"])
+    session = open_graph(MODEL_FILE)
     turns: dict[str, Turn] = {}
     for kind, count in (("64 streams", 64), ("256 streams", 256), ("1 stream", 1)):
         contestants = [field.holdfast] if count == 256 else [field.holdfast, field.echo]

@@ -9,15 +9,14 @@ import sys
 from pathlib import Path
 
 import grpc
-import grpc.aio
 import numpy as np
-import onnxruntime as ort
 import redis.asyncio
 
+from benchmarks.serving import serve
 from holdfast.v1 import holdfast_pb2 as pb
+from service.demo.oracle import open_graph
 from service.engine.batch import top_candidates
 
-_SERVICE = "holdfast.v1.StreamingInferenceService"
 _TOP_K = 5
 
 
@@ -30,9 +29,7 @@ class Plain:
     """
 
     def __init__(self, model: Path, store: str) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        self._session = open_graph(model)
         self._hidden = self._session.get_inputs()[1].shape[1]
         self._redis = redis.asyncio.Redis.from_url(store)
 
@@ -53,18 +50,13 @@ class Plain:
 
 
 async def main(model: Path, store: str) -> None:
-    """Serves on a free port, printed, until the process is ended."""
-    server = grpc.aio.server()
+    """Serves until the process is ended."""
     handler = grpc.unary_unary_rpc_method_handler(
         Plain(model, store).step,
         request_deserializer=pb.StepRequest.FromString,
         response_serializer=pb.StepResponse.SerializeToString,
     )
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, {"Step": handler}),))
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    print(f"ready grpc=127.0.0.1:{port} http=none", flush=True)
-    await server.wait_for_termination()
+    await serve({"Step": handler})
 
 
 if __name__ == "__main__":

@@ -20,6 +20,13 @@ class Uninterrupted(NamedTuple):
     token_log_probs: NDArray[np.float32]
 
 
+def open_graph(path: Path) -> ort.InferenceSession:
+    """Opens a step graph in onnxruntime alone, to run on one thread."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
 class ByteNetwork:
     """A shipped step graph with its state, run by onnxruntime alone.
 
@@ -28,9 +35,7 @@ class ByteNetwork:
     """
 
     def __init__(self, path: Path) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self._session = open_graph(path)
         self._h = np.zeros((1, self._session.get_inputs()[1].shape[1]), np.float32)
 
     def step(self, byte: int) -> tuple[NDArray[np.float32], float]:
