@@ -31,12 +31,12 @@ class _Histogram(Collector):
         self._sum = 0.0
         registry.register(self)
 
-    def observe(self, *values: float) -> None:
-        """Counts each value in the bucket whose upper bound is the first that is not below it."""
+    def observe(self, values: Sequence[float], each: int = 1) -> None:
+        """Counts values, each of them `each` times, in the first bucket whose upper bound is not below."""
         counts, buckets = self._counts, self._buckets
         for value in values:
-            counts[bisect_left(buckets, value)] += 1
-        self._sum += sum(values)
+            counts[bisect_left(buckets, value)] += each
+        self._sum += each * sum(values)
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
         """Yields the one family; for the registry."""
@@ -71,26 +71,26 @@ class Metrics:
 
     def loaded(self, session_count: int, load_s: float) -> None:
         """See `Observer`."""
-        self._load_s.observe(load_s)
+        self._load_s.observe((load_s,))
 
     def ran(self, chunk_count: int, step_count: int, run_s: float) -> None:
         """See `Observer`."""
-        self._batch_size.observe(chunk_count)
-        self._run_s.observe(run_s)
+        self._batch_size.observe((chunk_count,))
+        self._run_s.observe((run_s,))
 
     def committed(self, chunk_count: int, commit_s: float) -> None:
         """See `Observer`."""
-        self._commit_s.observe(commit_s)
+        self._commit_s.observe((commit_s,))
 
-    def waited(self, queue_s: Sequence[float]) -> None:
+    def waited(self, queue_s: Sequence[float], each: int) -> None:
         """See `Observer`."""
-        self._queue_s.observe(*queue_s)
+        self._queue_s.observe(queue_s, each)
 
-    def applied(self, step_count: int, total_s: Sequence[float]) -> None:
+    def applied(self, step_count: int, total_s: Sequence[float], each: int) -> None:
         """See `Observer`."""
         self._steps.inc(step_count)
-        self._chunks.inc(len(total_s))
-        self._chunk_s.observe(*total_s)
+        self._chunks.inc(each * len(total_s))
+        self._chunk_s.observe(total_s, each)
 
     def replayed(self) -> None:
         """See `Observer`."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -262,6 +263,6 @@ def _serialize(reply: Any) -> bytes:
     return serialized
 
 
-def _deadline_s(context: Any) -> float | None:
+def _deadline_s(context: Any) -> float:
     remaining_s = context.time_remaining()
-    return None if remaining_s is None else time.monotonic() + remaining_s
+    return math.inf if remaining_s is None else time.monotonic() + remaining_s

@@ -94,23 +94,18 @@ def test_numbers_out_of_range_are_refused(asked, field):
     assert caught.value.field == field
 
 
-def test_without_acknowledgement_only_the_last_reply_is_kept():
-    new = KeptReply(12, 2, b"new", b"three")
-    assert keep_replies(KEPT, new, claim(10)) == (new,)
-
-
 def test_unacknowledged_replies_are_kept():
     new = KeptReply(12, 2, b"new", b"three")
-    assert keep_replies(KEPT, new, claim(10, acknowledged=8)) == (KEPT[1], new)
+    assert keep_replies(KEPT, new, 8) == (KEPT[1], new)
 
 
 def test_too_many_unacknowledged_replies_are_refused():
     many = tuple(KeptReply(index + 1, 1, b"", b"") for index in range(MAX_KEPT_REPLIES))
     with pytest.raises(Overloaded):
-        keep_replies(many, KeptReply(99, 1, b"", b""), claim(98, acknowledged=0))
+        keep_replies(many, KeptReply(99, 1, b"", b""), 0)
 
 
 def test_too_large_unacknowledged_replies_are_refused():
     large = (KeptReply(1, 1, b"", bytes(MAX_KEPT_REPLY_BYTES)),)
     with pytest.raises(Overloaded):
-        keep_replies(large, KeptReply(2, 1, b"", b"x"), claim(1, acknowledged=0))
+        keep_replies(large, KeptReply(2, 1, b"", b"x"), 0)
