@@ -86,13 +86,13 @@ class Ran:
     Attributes:
         steps: The block.
         states: Raw next states, (B, state_bytes).
-        is_finite: Which of them have neither NaN nor infinity, (B,).
+        is_finite: Which of them have neither NaN nor infinity, (B,); None if all.
         outputs: Encoded, (B, n).
     """
 
     steps: Steps
     states: NDArray[np.uint8]
-    is_finite: NDArray[np.bool_]
+    is_finite: NDArray[np.bool_] | None
     outputs: NDArray[np.uint8]
 
 
@@ -131,7 +131,7 @@ def run_batch(
         tokens_end = token + len(steps.block) * steps.block.asked.token_count
         part = slice(row, rows_end)
         encoded = encode(_outputs_of(steps, outputs, after, slice(token, tokens_end), part))
-        ran.append(Ran(steps, rows[part], finite[part], encoded))
+        ran.append(Ran(steps, rows[part], None if finite is None else finite[part], encoded))
         row, token = rows_end, tokens_end
     return ran
 
@@ -140,10 +140,14 @@ def _joined(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
-def _finite_rows(states: dict[str, NDArray[Any]]) -> NDArray[np.bool_]:
-    finite = [np.isfinite(array).reshape(len(array), -1).all(axis=1) for array in states.values()]
-    combined: NDArray[np.bool_] = finite[0] if len(finite) == 1 else np.logical_and.reduce(finite)
-    return combined
+def _finite_rows(states: dict[str, NDArray[Any]]) -> NDArray[np.bool_] | None:
+    finite = [np.isfinite(array) for array in states.values()]
+    if all(np.count_nonzero(array) == array.size for array in finite):
+        return None
+    rows: NDArray[np.bool_] = np.logical_and.reduce(
+        [array.reshape(len(array), -1).all(axis=1) for array in finite]
+    )
+    return rows
 
 
 def _run(

@@ -67,8 +67,9 @@ class Block:
         tokens: (B, k) bytes or ids, (B, k, width) features; dtype by kind, see `TOKEN_DTYPES`.
         digests: `record.token_digest` of each row, uint8 (B, 16).
         positions: Claimed, int64 (B,); `NOT_GIVEN` is "append".
-        acknowledged: Position of the last reply the client has, int64 (B,); `NOT_GIVEN` where not said.
-        incarnations: Meant by the client, int64 (B,); 0 is any.
+        acknowledged: Position of the last reply the client has, int64 (B,); `NOT_GIVEN` where not said;
+            None where no row says.
+        incarnations: Meant by the client, int64 (B,); 0 is any; None where every row means any.
         arrived_s: Monotonic time of arrival: of each row, or one for all.
         deadline_s: Monotonic time after which the caller no longer waits.
         is_gathered: It is made of single chunks.
@@ -81,8 +82,8 @@ class Block:
     tokens: NDArray[Any]
     digests: NDArray[np.uint8]
     positions: NDArray[np.int64]
-    acknowledged: NDArray[np.int64]
-    incarnations: NDArray[np.int64]
+    acknowledged: NDArray[np.int64] | None
+    incarnations: NDArray[np.int64] | None
     arrived_s: list[float]
     deadline_s: float = math.inf
     is_gathered: bool = False
@@ -100,8 +101,8 @@ class Block:
             tokens=self.tokens[chosen],
             digests=self.digests[chosen],
             positions=self.positions[chosen],
-            acknowledged=self.acknowledged[chosen],
-            incarnations=self.incarnations[chosen],
+            acknowledged=None if self.acknowledged is None else self.acknowledged[chosen],
+            incarnations=None if self.incarnations is None else self.incarnations[chosen],
             arrived_s=[self.arrived_s[place] for place in places] if self.is_gathered else self.arrived_s,
         )
 
@@ -131,6 +132,8 @@ def gather(works: Sequence[Work]) -> Block:
     """Joins single chunks that ask for the same."""
     claims = [work.claim for work in works]
     asked = works[0].asked
+    acknowledged = [claim.acknowledged for claim in claims]
+    incarnations = [claim.incarnation for claim in claims]
     return Block(
         owner=_Singles(works),
         rows=np.arange(len(works)),
@@ -139,10 +142,10 @@ def gather(works: Sequence[Work]) -> Block:
         tokens=to_tokens(asked, b"".join([work.raw for work in works]), len(works)),
         digests=np.frombuffer(b"".join([claim.digest for claim in claims]), np.uint8).reshape(-1, 16),
         positions=_column([NOT_GIVEN if claim.position is None else claim.position for claim in claims]),
-        acknowledged=_column(
-            [NOT_GIVEN if claim.acknowledged is None else claim.acknowledged for claim in claims]
-        ),
-        incarnations=_column([claim.incarnation for claim in claims]),
+        acknowledged=_column([NOT_GIVEN if position is None else position for position in acknowledged])
+        if any(position is not None for position in acknowledged)
+        else None,
+        incarnations=_column(incarnations) if any(incarnations) else None,
         arrived_s=[work.arrived_s for work in works],
         is_gathered=True,
     )

@@ -280,13 +280,13 @@ class Engine:
         """Returns what runs, split by model; looks at the other rows one by one."""
         standing = self._hot.standing(slots)
         runs = rules.continues(standing.stands_at, block.positions, block.incarnations)
-        if not runs.all():
+        if np.count_nonzero(runs) < len(block):
             for place in np.flatnonzero(~runs).tolist():
                 self._decide_alone(block.work(place), int(slots[place]), cold)
             chosen = np.flatnonzero(runs)
             block, slots, standing = block.part(chosen), slots[chosen], standing.part(chosen)
         numbers = standing.models
-        if len(block) and (numbers == numbers[0]).all():
+        if len(block) and np.count_nonzero(numbers == numbers[0]) == len(block):
             return self._check(block, slots, standing)
         ready: list[Steps] = []
         for number in np.unique(numbers):

@@ -59,24 +59,35 @@ def make_offers(ran: Ran, tails: Sequence[bytes]) -> tuple[list[Offer], Refused]
     Returns:
         At most two offers, of rows that keep one reply and of others; and rows that have no record.
     """
-    count = ran.steps.block.asked.token_count
-    refused: Refused = [(int(row), _not_finite(count)) for row in np.flatnonzero(~ran.is_finite)]
-    acknowledged = ran.steps.block.acknowledged
-    sends_ahead = (acknowledged >= 0) & (acknowledged < ran.steps.standing.stands_at[:, 1])
-    if not refused and not sends_ahead.any():
+    sends_ahead = _sends_ahead(ran)
+    if sends_ahead is None and ran.is_finite is None:
         return [_offer_alike(ran)], []
+    every = np.ones(len(ran.states), np.bool_)
+    is_finite = every if ran.is_finite is None else ran.is_finite
+    is_ahead = ~every if sends_ahead is None else sends_ahead
+    count = ran.steps.block.asked.token_count
+    refused: Refused = [(int(row), _not_finite(count)) for row in np.flatnonzero(~is_finite)]
     offers = []
-    alike = np.flatnonzero(ran.is_finite & ~sends_ahead)
+    alike = np.flatnonzero(is_finite & ~is_ahead)
     if len(alike):
         offers.append(_offer_alike(_part(ran, alike)))
-    ahead = np.flatnonzero(ran.is_finite & sends_ahead)
+    ahead = np.flatnonzero(is_finite & is_ahead)
     if len(ahead):
         offers += _offer_each(ran, ahead, tails, refused)
     return offers, refused
 
 
+def _sends_ahead(ran: Ran) -> NDArray[np.bool_] | None:
+    """Tells which clients have not yet the reply to the last chunk; None if all have."""
+    acknowledged = ran.steps.block.acknowledged
+    if acknowledged is None:
+        return None
+    is_ahead: NDArray[np.bool_] = (acknowledged >= 0) & (acknowledged < ran.steps.standing.stands_at[:, 1])
+    return is_ahead if is_ahead.any() else None
+
+
 def _part(ran: Ran, chosen: NDArray[np.int64]) -> Ran:
-    return Ran(ran.steps.part(chosen), ran.states[chosen], ran.is_finite[chosen], ran.outputs[chosen])
+    return Ran(ran.steps.part(chosen), ran.states[chosen], None, ran.outputs[chosen])
 
 
 def _next_stamps(ran: Ran) -> NDArray[np.int64]:
@@ -106,6 +117,8 @@ def _offer_each(
 ) -> list[Offer]:
     """Offers rows that keep several replies; adds those that would keep too many to `refused`."""
     block, fingerprint = ran.steps.block, ran.steps.model.fingerprint
+    acknowledged = block.acknowledged
+    assert acknowledged is not None, "bug: nobody sends ahead"
     stamps, outputs = _next_stamps(ran), _cut(ran.outputs)
     rows, records, kept_tails = [], [], []
     for row in chosen.tolist():
@@ -113,7 +126,7 @@ def _offer_each(
         digest = block.digests[row].tobytes()
         reply = KeptReply(position, block.asked.token_count, digest, outputs[row])
         try:
-            kept = keep_replies(decode_replies(tails[row]), reply, int(block.acknowledged[row]))
+            kept = keep_replies(decode_replies(tails[row]), reply, int(acknowledged[row]))
         except ServiceError as error:
             refused.append((row, error))
             continue

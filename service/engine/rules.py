@@ -124,7 +124,7 @@ def decide(stored: Record | None, claim: Claim) -> Verdict | KeptReply:
 def continues(
     stands_at: NDArray[np.int64],
     positions: NDArray[np.int64],
-    incarnations: NDArray[np.int64],
+    incarnations: NDArray[np.int64] | None,
 ) -> NDArray[np.bool_]:
     """Tells which of B chunks just run: those for which `decide` says RUN, or OPEN with a model named.
 
@@ -132,11 +132,11 @@ def continues(
         stands_at: Incarnation and position of each session, (B, 2); of one that is not stored its new
             incarnation and 0.
         positions: Claimed, (B,); negative is none.
-        incarnations: Meant, (B,); 0 is any.
+        incarnations: Meant, (B,); 0 is any; None is any for all.
     """
-    here = (positions == stands_at[:, 1]) | (positions < 0)
-    same = (incarnations == 0) | (incarnations == stands_at[:, 0])
-    runs: NDArray[np.bool_] = here & same
+    runs: NDArray[np.bool_] = (positions == stands_at[:, 1]) | (positions < 0)
+    if incarnations is not None:
+        runs &= (incarnations == 0) | (incarnations == stands_at[:, 0])
     return runs
 
 

@@ -91,7 +91,8 @@ class Work:
         asked: What it asks.
         claim: Position and identity, for the rules.
         raw: The tokens, (k,) or (k, width), row-major; dtype by kind, see `block.TOKEN_DTYPES`.
-        answer: Called once, on the event loop, with the outcome.
+        answer: Called once, on the event loop, with this work and its outcome.
+        request: What the caller wants to find here again.
         deadline_s: Monotonic time after which the caller no longer waits.
         arrived_s: Monotonic time of arrival.
         is_cancelled: The caller has gone; skip it if it has not run yet.
@@ -103,7 +104,8 @@ class Work:
     asked: Asked
     claim: Claim
     raw: bytes
-    answer: Callable[[Answer | ServiceError], None]
+    answer: "Callable[[Work, Answer | ServiceError], None]"
+    request: Any = None
     deadline_s: float = math.inf
     arrived_s: float = 0.0
     is_cancelled: bool = False
@@ -114,7 +116,7 @@ class Work:
         """Gives the outcome to the caller; a caller that cannot take it must not hurt its neighbours."""
         self.is_answered = True
         try:
-            self.answer(outcome)
+            self.answer(self, outcome)
         except Exception:  # noqa: BLE001 -- logged, whatever it is
             _log.exception("bug: a caller could not take its answer")
 

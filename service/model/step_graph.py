@@ -72,7 +72,7 @@ class StepGraph:
         results = self._session.run(self._output_names + self._next_names, feed)
         outputs = dict(zip(self._output_names, results, strict=False))
         next_states = {
-            spec.name: np.moveaxis(result, spec.batch_axis, 0)
+            spec.name: _from_graph(result, spec.batch_axis)
             for spec, result in zip(self.contract.states, results[len(self._output_names) :], strict=True)
         }
         return outputs, next_states
@@ -116,6 +116,10 @@ def _read_contract(session: ort.InferenceSession) -> Contract:
 
 def _graph_tensor(node: Any) -> GraphTensor:
     return GraphTensor(_ORT_DTYPES.get(node.type, node.type), tuple(node.shape))
+
+
+def _from_graph(states: NDArray[Any], batch_axis: int) -> NDArray[Any]:
+    return np.moveaxis(states, batch_axis, 0) if batch_axis else states
 
 
 def _to_graph(states: NDArray[Any], batch_axis: int) -> NDArray[Any]:

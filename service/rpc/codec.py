@@ -50,7 +50,7 @@ def key_of(session_id: str, field: str = "session_id") -> bytes:
 
 def to_work(
     chunk: pb.Chunk,
-    answer: Callable[[Answer | ServiceError], None],
+    answer: Callable[[Work, Answer | ServiceError], None],
     *,
     max_tokens: int,
     deadline_s: float = math.inf,
@@ -59,7 +59,7 @@ def to_work(
 
     Args:
         chunk: As received.
-        answer: Gets the outcome.
+        answer: Gets the outcome, and the work with the chunk as its `request`.
         max_tokens: Most tokens a chunk may have.
         deadline_s: Monotonic time after which the caller no longer waits.
 
@@ -83,7 +83,7 @@ def to_work(
         incarnation=chunk.incarnation,
         names_model=bool(asked.model_name),
     )
-    return Work(key, asked, claim, raw, answer, deadline_s)
+    return Work(key, asked, claim, raw, answer, chunk, deadline_s)
 
 
 def check_model_and_level(asked: pb.Chunk | pb.Columns, field: str) -> None:

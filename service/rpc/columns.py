@@ -7,7 +7,6 @@ bytes with the same layout in all rows; the columns of the reply are cut out of 
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -116,7 +115,8 @@ class ColumnsCall:
                 asked=self._asked,
                 claim=self._claim(row),
                 raw=self._raw_of(row),
-                answer=partial(self._answer, row),
+                answer=self._settled,
+                request=row,
                 deadline_s=self._deadline_s,
                 is_cancelled=self._is_cancelled,
                 is_answered=any(row in applied.rows for applied in self._applied),
@@ -168,8 +168,8 @@ class ColumnsCall:
                 tokens=tokens[rows],
                 digests=self._digests(rows),
                 positions=positions[rows],
-                acknowledged=acknowledged[rows],
-                incarnations=incarnations[rows],
+                acknowledged=None if acknowledged is None else acknowledged[rows],
+                incarnations=None if incarnations is None else incarnations[rows],
                 arrived_s=[],
                 deadline_s=self._deadline_s,
             )
@@ -219,6 +219,9 @@ class ColumnsCall:
             acknowledged=columns.acknowledged_positions[row] if columns.acknowledged_positions else None,
             incarnation=columns.incarnations[row] if columns.incarnations else 0,
         )
+
+    def _settled(self, work: Work, outcome: Answer | ServiceError) -> None:
+        self._answer(work.request, outcome)
 
     def _answer(self, row: int, outcome: Answer | ServiceError) -> None:
         self._outcomes[row] = outcome
@@ -279,24 +282,27 @@ def _check_count(name: str, given: int, rows: int, count: int) -> None:
 Column = NDArray[np.int64]
 
 
-def _claimed(columns: pb.Columns) -> tuple[Column, Column, Column]:
-    """Returns positions, acknowledged positions and incarnations of the rows."""
+def _claimed(columns: pb.Columns) -> tuple[Column, Column | None, Column | None]:
+    """Returns positions, acknowledged positions and incarnations of the rows; None where not given."""
     rows = len(columns.session_ids)
     return (
         np.array(columns.positions or [NOT_GIVEN] * rows, np.int64),
-        np.array(columns.acknowledged_positions or [NOT_GIVEN] * rows, np.int64),
-        np.array(columns.incarnations or [0] * rows, np.int64),
+        np.array(columns.acknowledged_positions, np.int64) if columns.acknowledged_positions else None,
+        np.array(columns.incarnations, np.int64) if columns.incarnations else None,
     )
 
 
-def _are_right(columns: pb.Columns, positions: Column, acknowledged: Column, incarnations: Column) -> bool:
+def _are_right(
+    columns: pb.Columns, positions: Column, acknowledged: Column | None, incarnations: Column | None
+) -> bool:
     """Tells whether `rules.check` would let every row pass."""
-    is_right = incarnations >= 0
-    if columns.positions:
-        is_right &= positions >= 0
-    if columns.acknowledged_positions:
-        is_right &= (acknowledged >= 0) & (acknowledged <= positions)
-    return bool(is_right.all())
+    if columns.positions and positions.min() < 0:
+        return False
+    if incarnations is not None and incarnations.min() < 0:
+        return False
+    if acknowledged is None:
+        return True
+    return bool(((acknowledged >= 0) & (acknowledged <= positions)).all())
 
 
 # -- outputs --------------------------------------------------------------------------------------

@@ -15,6 +15,8 @@ from service.store.record import NO_STAMP
 Buffer = bytes | memoryview
 
 _STAMP_BYTES = len(NO_STAMP)
+_MATRIX_PAYS = 8
+"""Fewer records than this are packed faster one by one."""
 
 
 def pack_script(command: bytes, script: bytes, writes: Sequence[Writes], ttl_ms: int) -> list[Buffer]:
@@ -35,14 +37,16 @@ def pack_script(command: bytes, script: bytes, writes: Sequence[Writes], ttl_ms:
 
 
 def _arguments(writes: Writes) -> Buffer:
-    if isinstance(writes.records, np.ndarray):
+    if isinstance(writes.records, np.ndarray) and len(writes.records) >= _MATRIX_PAYS:
         return _frame(writes.expected, writes.records).data.cast("B")
     starts = range(0, len(writes.expected), _STAMP_BYTES)
     stamps = [writes.expected[start : start + _STAMP_BYTES] for start in starts]
     return b"".join(
-        _bulk(argument)
-        for stamp, record in zip(stamps, writes.records, strict=True)
-        for argument in (stamp, record)
+        [
+            _bulk(argument)
+            for stamp, record in zip(stamps, writes.records, strict=True)
+            for argument in (stamp, bytes(record))
+        ]
     )
 
 

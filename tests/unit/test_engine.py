@@ -55,7 +55,8 @@ def submit(engine, session, tokens, position=None, **claim):
     raw = np.array(tokens, np.int64).tobytes()
     asked = Asked("ids", len(tokens), model_name="sum")
     claimed = Claim(len(tokens), token_digest(raw), position, **claim)
-    engine.submit(Work(session.encode(), asked, claimed, raw, future.set_result))
+    work = Work(session.encode(), asked, claimed, raw, lambda _, outcome: future.set_result(outcome))
+    engine.submit(work)
     return future
 
 
