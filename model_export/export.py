@@ -10,7 +10,7 @@ import onnx
 from onnx import helper
 
 from model_export.contract import byte_network_contract
-from model_export.graph import Weights, build_graph
+from model_export.graph import Layer, Weights, build_graph
 from model_export.networks import StepNetwork
 from model_export.parity import Parity, check_parity
 
@@ -47,11 +47,10 @@ def export(network: StepNetwork, target: Path, *, training: dict[str, Any], text
 def weights_of(network: StepNetwork) -> Weights:
     """Takes the weights out of a network."""
     recurrent = network.recurrent
-    return Weights(
-        kind=network.kind,
-        table=network.table.detach().numpy(),
+    layer = Layer(
+        inputs=network.table.detach().numpy(),
         recurrent=None if recurrent is None else recurrent.weight.detach().numpy().T,
-        recurrent_bias=None if recurrent is None else recurrent.bias.detach().numpy(),
-        readout=network.readout.weight.detach().numpy().T,
-        readout_bias=network.readout.bias.detach().numpy(),
+        bias=None if recurrent is None else recurrent.bias.detach().numpy(),
     )
+    readout = network.readout
+    return Weights(network.kind, [layer], readout.weight.detach().numpy().T, readout.bias.detach().numpy())

@@ -32,10 +32,10 @@ def test_the_step_graph_computes_what_the_network_computes(kind, tmp_path):
 def test_the_gate_stops_a_tampered_graph():
     network = Elman(16).eval()
     graph = build_graph(weights_of(network))
-    weight = next(tensor for tensor in graph.graph.initializer if tensor.name == "recurrent")
+    weight = next(tensor for tensor in graph.graph.initializer if tensor.name == "recurrent_h")
     values = onnx.numpy_helper.to_array(weight).copy()
     values[0, 0] += 0.01
-    weight.CopyFrom(onnx.numpy_helper.from_array(values, "recurrent"))
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, "recurrent_h"))
     with pytest.raises(ParityError):
         check_parity(network, graph.SerializeToString(), TEXT)
 
