@@ -164,7 +164,7 @@ def _run(
     dtype = model.contract.input.dtype
     if counts[0] == counts[-1] and counts[0] * sum(rows) <= MAX_STEPS_PER_CALL:
         tokens = _joined([steps.block.tokens for steps in ordered])
-        outputs, after = model.run(tokens.swapaxes(0, 1).astype(dtype, "C"), states)
+        outputs, after = model.run(tokens.swapaxes(0, 1).astype(dtype, "C"), states, needed)
         return {name: _by_row(outputs[name]) for name in needed}, dict(after)
     return _run_in_spans(model, ordered, np.repeat(counts, rows), states, needed)
 
@@ -174,7 +174,7 @@ def _run_in_spans(
     ordered: Sequence[Steps],
     counts: NDArray[np.int64],
     states: dict[str, NDArray[Any]],
-    needed: Sequence[str],
+    needed: tuple[str, ...],
 ) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
     shape = () if model.contract.input.kind == "token_id" else (model.contract.input.width,)
     flat = _joined([steps.block.tokens.reshape(-1, *shape) for steps in ordered])
@@ -184,7 +184,8 @@ def _run_in_spans(
     collected = {name: np.empty((len(tokens), *specs[name].shape), specs[name].dtype) for name in needed}
     for begin, end, active in _spans(counts.tolist()):
         places = starts[:active] + np.arange(begin, end)[:, np.newaxis]
-        outputs, after = model.run(tokens[places], {name: array[:active] for name, array in states.items()})
+        active_states = {name: array[:active] for name, array in states.items()}
+        outputs, after = model.run(tokens[places], active_states, needed)
         for name in needed:
             collected[name][places] = outputs[name]
         for name, array in states.items():
@@ -213,7 +214,7 @@ def _spans(counts: list[int]) -> Iterator[tuple[int, int, int]]:
             active -= 1
 
 
-def _needed_outputs(contract: Contract, group: Sequence[Steps]) -> list[str]:
+def _needed_outputs(contract: Contract, group: Sequence[Steps]) -> tuple[str, ...]:
     needed: set[str] = set()
     for steps in group:
         needed.update(steps.selection.tensors)
@@ -221,7 +222,7 @@ def _needed_outputs(contract: Contract, group: Sequence[Steps]) -> list[str]:
             needed.add(contract.logits.name)
         if steps.selection.token_log_prob and contract.token_log_prob is not None:
             needed.add(contract.token_log_prob.name)
-    return [output.name for output in contract.outputs if output.name in needed]
+    return tuple(output.name for output in contract.outputs if output.name in needed)
 
 
 def _outputs_of(

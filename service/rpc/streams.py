@@ -19,8 +19,8 @@ from service.rpc.columns import ColumnsCall
 from service.rpc.status import to_status
 
 MAX_UNANSWERED = 1024
-"""Chunks of one stream whose replies are not written; beyond it reading pauses, and HTTP/2 flow control does
-the rest. So a client that sends and does not read is held back, and holds nobody else."""
+"""Chunks of one stream whose replies are not written; beyond it reading pauses, and HTTP/2 flow control
+does the rest. So a client that sends and does not read is held back, and holds nobody else."""
 
 
 class _ReplyStream(ABC):
