@@ -203,6 +203,9 @@ class Engine:
             await self._awake.wait()
             self._awake.clear()
             while self._queue.has_ready:
+                if len(self._queue) < self._limits.max_batch:
+                    async with self._commit_turn:
+                        pass
                 await self._gather()
                 items = self._queue.take(self._limits.max_batch)
                 await self._guard(items, self._advance(items))

@@ -1,4 +1,7 @@
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from service.engine.rules import (
     MAX_KEPT_REPLIES,
@@ -6,6 +9,7 @@ from service.engine.rules import (
     Claim,
     Verdict,
     check,
+    continues,
     decide,
     keep_replies,
 )
@@ -14,6 +18,7 @@ from service.errors import (
     Overloaded,
     PositionConflict,
     PositionGap,
+    ServiceError,
     SessionClosed,
     SessionLost,
     SessionNotFound,
@@ -76,6 +81,31 @@ def test_position_zero_opens(stored, position):
 def test_what_is_gone_is_never_silently_a_zero_state(stored, asked, error):
     with pytest.raises(error):
         decide(stored, asked)
+
+
+small = st.integers(0, 3)
+
+
+@given(st.lists(st.tuples(small, small, st.none() | small, st.integers(0, 2)), min_size=1))
+def test_rows_continue_where_single_chunks_run(rows):
+    """Each row: stored incarnation (0: nothing) and position, claimed position, meant incarnation."""
+    drawn = 2
+    stands_at = [(stored, position) if stored else (drawn + 7, 0) for stored, position, *_ in rows]
+    positions = [-1 if claimed is None else claimed for *_, claimed, _ in rows]
+    meant = [incarnation for *_, incarnation in rows]
+    runs = continues(np.array(stands_at), np.array(positions), np.array(meant))
+    for row, (stored, position, claimed, incarnation) in enumerate(rows):
+        record = Record(stored, position, b"f" * 32) if stored else None
+        assert runs[row] == _runs(record, claim(claimed, incarnation=incarnation))
+    if not any(meant):
+        assert (continues(np.array(stands_at), np.array(positions), None) == runs).all()
+
+
+def _runs(record, asked):
+    try:
+        return isinstance(decide(record, asked), Verdict)
+    except ServiceError:
+        return False
 
 
 @pytest.mark.parametrize(
