@@ -75,7 +75,6 @@ class Server:
     async def stop(self) -> None:
         """Drains: readiness off, chunks under way answered, streams ended, all within the limit."""
         self._is_draining = True
-        self._metrics.workers.set(0)
         await self._health.enter_graceful_shutdown()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._settings.drain_timeout_s):

@@ -86,10 +86,10 @@ def assert_uninterrupted(data, log_probs, position):
 
 async def test_both_workers_serve_and_one_scrape_counts_them_all(server):
     before = samples(server)[0]
-    async with holdfast.AsyncClient(server.address, timeout_s=20, connections=32) as client:
+    async with holdfast.AsyncClient(server.address, timeout_s=20, connections=SESSIONS) as client:
         given = await asyncio.gather(*(write(client, f"all-{n}", data) for n, data in enumerate(STREAMS)))
         assert len(workers_of(server)) == 2
-        # 32 connections leave a worker out once in 2 ** 31 runs
+        # so many connections leave a worker out once in 2 ** 15 runs
         assert all(connection_count(pid, server) > 0 for pid in workers_of(server))
     for data, outcome in zip(STREAMS, given, strict=True):
         assert_uninterrupted(data, *outcome)
@@ -171,7 +171,8 @@ def kill_workers(server):
 def test_a_worker_that_cannot_start_again_is_tried_until_it_can(tmp_path):
     data = tmp_path / "data"
     with ServerProcess(data, "--workers", "2") as server, holdfast.Client(server.address) as client:
-        client.session("s", model=MODEL).step("abc")
+        session = client.session("s", model=MODEL)
+        session.step("abc")
         with store_of(data) as store:
             os.kill(store.info("server")["process_id"], signal.SIGKILL)
         wait_for(lambda: get(server, "/readyz")[0] == 503, 5)
@@ -181,7 +182,7 @@ def test_a_worker_that_cannot_start_again_is_tried_until_it_can(tmp_path):
         with ServerProcess(data):  # another server restarts the store from its file
             wait_for(lambda: samples(server)[1]["holdfast_workers"] == 2, 20)
             wait_for(lambda: get(server, "/readyz")[0] == 200, 5)
-            assert client.session("s").step("d").position == 4
+            assert session.step("d").position == 4
 
 
 @pytest.mark.faults

@@ -29,7 +29,7 @@ def test_it_is_live_while_every_loop_turns():
     stuck = worker(7, silent_s=STALLED_AFTER_S + 1)
     assert supervisor(worker(5), worker(6)).why_not_live() is None
     assert "worker 7" in supervisor(worker(5), stuck).why_not_live()
-    stuck.metrics.workers.set(0)  # not yet serving, or draining
+    stuck.metrics.workers.set(0)  # it only starts
     assert supervisor(worker(5), stuck).why_not_live() is None
 
 
