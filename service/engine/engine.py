@@ -285,6 +285,9 @@ class Engine:
         """Returns what runs, split by model; looks at the other rows one by one."""
         standing = self._hot.standing(slots)
         runs = rules.continues(standing.stands_at, block.positions, block.incarnations)
+        if block.acknowledged is not None:
+            is_ahead = rules.sends_ahead(standing.stands_at, block.acknowledged)
+            runs &= ~is_ahead | self._hot.has_tails(slots)
         if np.count_nonzero(runs) < len(block):
             for place in np.flatnonzero(~runs).tolist():
                 self._decide_alone(block.work(place), int(slots[place]), cold)
@@ -318,8 +321,7 @@ class Engine:
 
     def _decide_alone(self, work: Work, slot: int, cold: list[Work | Block]) -> None:
         """Answers a chunk that does not just run, or has it loaded if the answer could be out of date."""
-        is_fresh = self._hot.verified_s(slot) >= work.arrived_s
-        if not is_fresh:
+        if not self._hot.knows_all(slot, work.arrived_s):
             self._hot.discard(work.key)
             cold.append(work)
             return
@@ -453,8 +455,7 @@ class Engine:
             first += len(offer.stamps)
 
     def _make_offers(self, ran: Ran) -> list[Offer]:
-        tails = [self._hot.tail(slot) for slot in ran.steps.slots.tolist()]
-        offers, refused = make_offers(ran, tails)
+        offers, refused = make_offers(ran, self._hot.tail)
         block = ran.steps.block
         for place, error in refused:
             self._refuse(block.work(place), error)
@@ -597,7 +598,7 @@ def _part(offer: Offer, chosen: NDArray[np.int64]) -> Offer:
         stamps=offer.stamps[chosen],
         states=offer.states[chosen],
         outputs=offer.outputs[chosen],
-        tails=[offer.tails[place] for place in chosen.tolist()],
+        tails=None if offer.tails is None else [offer.tails[place] for place in chosen.tolist()],
     )
 
 
