@@ -78,8 +78,12 @@ class ClosedLoop:
         """All its sessions."""
         return [session_id for sessions in self._sessions for session_id in sessions]
 
-    async def run(self, stub: Any, seconds: float) -> Took:
+    async def run(self, stubs: Sequence[Any], seconds: float) -> Took:
         """Loads a server for a while.
+
+        Args:
+            stubs: One per connection; callers take them in turns.
+            seconds: How long messages are sent.
 
         Raises:
             LoadFailed, grpc.RpcError: Of the first message that failed; the other callers have stopped.
@@ -89,7 +93,9 @@ class ClosedLoop:
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [
-                    group.create_task(self._call(stub, number, started_s + seconds, latencies_s))
+                    group.create_task(
+                        self._call(stubs[number % len(stubs)], number, started_s + seconds, latencies_s)
+                    )
                     for number in range(len(self._sessions))
                 ]
         except* (LoadFailed, grpc.RpcError) as failed:

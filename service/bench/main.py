@@ -5,7 +5,7 @@ import asyncio
 import contextlib
 import secrets
 import sys
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import grpc
@@ -110,7 +110,7 @@ async def _bench(options: argparse.Namespace) -> tuple[str, list[Row]]:
             with _progress(len(loads) * options.seconds) as progress:
                 for name, loop in loads.items():
                     async with _ticking(progress, name):
-                        rows.append(await _measure(client.stub, name, loop, options))
+                        rows.append(await _measure([client.stub], name, loop, options))
     return f"{options.target}, model {model.name} version {model.version}", rows
 
 
@@ -142,11 +142,11 @@ def _loads(model: pb.Model, metadata: Any, stream_counts: list[int]) -> dict[str
     return loads
 
 
-async def _measure(stub: Any, name: str, loop: ClosedLoop, options: argparse.Namespace) -> Row:
+async def _measure(stubs: Sequence[Any], name: str, loop: ClosedLoop, options: argparse.Namespace) -> Row:
     if not options.http:
-        return Row(name, await loop.run(stub, options.seconds), {})
+        return Row(name, await loop.run(stubs, options.seconds), {})
     before = await asyncio.to_thread(scrape, options.http)
-    took = await loop.run(stub, options.seconds)
+    took = await loop.run(stubs, options.seconds)
     after = await asyncio.to_thread(scrape, options.http)
     means = {
         column: None if (value := mean(before, after, f"holdfast_{histogram}")) is None else value * scale

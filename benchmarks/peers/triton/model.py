@@ -1,10 +1,11 @@
-"""The step graph in Triton's Python backend, the state of every sequence in this process's memory.
+"""The step graph in Triton's Python backend; the state of each sequence is a row of one array.
 
 Runs inside Triton, in its own environment: it knows numpy, onnxruntime and Triton's utilities, and nothing
 of this project.
 """
 
 import json
+from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
@@ -14,16 +15,16 @@ TOP_K = 5
 
 
 class TritonPythonModel:
-    """Gives each sequence a row of one array from its start to its end."""
+    """Gives each sequence a row from its start to its end."""
 
     def initialize(self, arguments):
-        """Opens the graph named in the configuration, on one thread."""
-        parameters = json.loads(arguments["model_config"])["parameters"]
+        """Opens the graph that lies beside this file, on one thread."""
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
-        path = parameters["step_graph"]["string_value"]
-        self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        capacity = int(parameters["capacity"]["string_value"])
+        graph = Path(__file__).with_name("step_graph.onnx")
+        self._session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        batching = json.loads(arguments["model_config"])["sequence_batching"]
+        capacity = int(batching["oldest"]["max_candidate_sequences"])
         self._states = np.zeros((capacity, self._session.get_inputs()[1].shape[1]), np.float32)
         self._free = list(range(capacity))
         self._rows = {}
@@ -31,8 +32,8 @@ class TritonPythonModel:
     def execute(self, requests):
         """Takes one token of each request's sequence; all of them run together."""
         rows = [self._row(request) for request in requests]
-        tokens = [pb_utils.get_input_tensor_by_name(request, "token").as_numpy()[0, 0] for request in requests]
-        feed = {"token": np.array(tokens, np.int64)[np.newaxis], "h": self._states[rows]}
+        tokens = [pb_utils.get_input_tensor_by_name(request, "token").as_numpy() for request in requests]
+        feed = {"token": np.concatenate(tokens, axis=1), "h": self._states[rows]}
         logits, self._states[rows] = self._session.run(["logits", "h_next"], feed)
         ids, log_probs = top_candidates(logits[0])
         for request in requests:
@@ -58,13 +59,13 @@ class TritonPythonModel:
 
 
 def top_candidates(logits):
-    """Returns ids and log-probabilities of the likeliest tokens of each row, best first, as Holdfast does."""
-    rest = logits.copy()
-    rows = np.arange(len(rest))
-    ids = np.empty((len(rest), TOP_K), np.int32)
-    for rank in range(TOP_K):
-        ids[:, rank] = rest.argmax(axis=1)
-        rest[rows, ids[:, rank]] = -np.inf
-    best = logits[rows[:, np.newaxis], ids]
-    shifted = logits - best[:, :1]
-    return ids, best - best[:, :1] - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    """Returns ids and log-probabilities of the likeliest tokens, (B, 5), best first, as Holdfast does."""
+    left, rows = logits.copy(), np.arange(len(logits))
+    ids = np.empty((len(logits), TOP_K), np.int32)
+    for place in range(TOP_K):
+        best = left.argmax(axis=1)
+        ids[:, place] = best
+        left[rows, best] = -np.inf
+    values = logits[rows[:, np.newaxis], ids]
+    peak = values[:, :1]
+    return ids, values - peak - np.log(np.exp(logits - peak).sum(axis=1, keepdims=True))
