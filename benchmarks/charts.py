@@ -10,6 +10,7 @@ _WIDTH, _LEFT, _GAP, _TOP = 960, 170, 24, 66
 _ROW, _BAR, _HEADING, _VALUE_WIDTH = 22, 14, 34, 62
 _FONT = "system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif"
 _OURS, _OTHERS, _INK, _FAINT = "#0f766e", "#94a3b8", "#1e293b", "#64748b"
+_DOTTED = f'stroke="{_INK}" stroke-dasharray="2 3"'
 
 
 class Row(NamedTuple):
@@ -18,7 +19,7 @@ class Row(NamedTuple):
     Attributes:
         name: At the left.
         spreads: One per column; None where there is none.
-        is_ceiling: Drawn hollow, with a line through the other rows.
+        is_ceiling: Drawn hollow, with a line past the other rows.
     """
 
     name: str
@@ -54,33 +55,42 @@ def draw(title: str, columns: Sequence[str], groups: Sequence[Group]) -> str:
 
 
 def _rows(rows: Sequence[Row], top: float, lefts: Sequence[float], width: float) -> list[str]:
-    parts = []
-    for number, row in enumerate(rows):
-        colour = _INK if row.name.startswith("holdfast") else _FAINT
-        parts.append(_text(_LEFT - 12, top + _ROW * number + 15, row.name, colour=colour, anchor="end"))
+    tops = [top + _ROW * number for number in range(len(rows))]
+    parts = [
+        _text(_LEFT - 12, y + 15, row.name, colour=_INK if _is_ours(row) else _FAINT, anchor="end")
+        for row, y in zip(rows, tops, strict=True)
+    ]
     for column, left in enumerate(lefts):
-        spreads = [row.spreads[column] for row in rows]
-        longest = max((spread.high for spread in spreads if spread), default=0.0) or 1.0
-        for number, (row, spread) in enumerate(zip(rows, spreads, strict=True)):
-            if spread is not None:
-                parts += _bar(row, spread, left, top + _ROW * number, width / longest)
-                if row.is_ceiling:
-                    x = left + spread.median * width / longest
-                    line = f'd="M{x:.1f} {top}v{_ROW * len(rows)}" stroke="{_INK}"'
-                    parts.append(f'<path {line} stroke-dasharray="2 3"/>')
+        bars = [
+            (row, spread, y)
+            for row, y in zip(rows, tops, strict=True)
+            if (spread := row.spreads[column]) is not None
+        ]
+        scale = width / max((spread.high for _, spread, _ in bars), default=1.0)
+        parts += [_bar(row, spread, left, y, scale) for row, spread, y in bars]
+        parts += [
+            f'<path d="M{left + spread.median * scale:.1f} {top}v{_ROW * len(rows)}" {_DOTTED}/>'
+            for row, spread, _ in bars
+            if row.is_ceiling
+        ]
+        parts += [
+            _text(left + spread.high * scale + 6, y + 15, _figure(spread.median)) for _, spread, y in bars
+        ]
     return parts
 
 
-def _bar(row: Row, spread: Spread, left: float, top: float, scale: float) -> list[str]:
-    length, y = spread.median * scale, top + (_ROW - _BAR) / 2
-    fill = "none" if row.is_ceiling else _OURS if row.name.startswith("holdfast") else _OTHERS
+def _bar(row: Row, spread: Spread, left: float, top: float, scale: float) -> str:
+    y = top + (_ROW - _BAR) / 2
+    fill = "none" if row.is_ceiling else _OURS if _is_ours(row) else _OTHERS
     edge = f' stroke="{_FAINT}"' if row.is_ceiling else ""
-    middle, end = y + _BAR / 2, left + spread.high * scale
-    return [
-        f'<rect x="{left:.1f}" y="{y}" width="{length:.1f}" height="{_BAR}" rx="2" fill="{fill}"{edge}/>',
-        f'<path d="M{left + spread.low * scale:.1f} {middle}H{end:.1f}" stroke="{_INK}" opacity=".55"/>',
-        _text(max(end, left + length) + 6, y + 11, _figure(spread.median)),
-    ]
+    low, middle, high = (left + value * scale for value in (spread.low, spread.median, spread.high))
+    size = f'width="{middle - left:.1f}" height="{_BAR}" rx="2"'
+    whisker = f'd="M{low:.1f} {y + _BAR / 2}H{high:.1f}" stroke="{_INK}" opacity=".55"'
+    return f'<rect x="{left:.1f}" y="{y}" {size} fill="{fill}"{edge}/><path {whisker}/>'
+
+
+def _is_ours(row: Row) -> bool:
+    return row.name.startswith("holdfast")
 
 
 def _figure(value: float) -> str:
@@ -97,7 +107,6 @@ def _text(
     colour: str = _INK,
     anchor: str = "start",
 ) -> str:
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" font-weight="{weight}" fill="{colour}" '
-        f'text-anchor="{anchor}">{escape(text)}</text>'
-    )
+    halo = 'stroke="#ffffff" stroke-width="3" paint-order="stroke"'
+    style = f'font-size="{size}" font-weight="{weight}" fill="{colour}" text-anchor="{anchor}" {halo}'
+    return f'<text x="{x:.1f}" y="{y:.1f}" {style}>{escape(text)}</text>'
