@@ -11,10 +11,13 @@ from service.bench.loads import ClosedLoop
 
 _OPTIONS = [("grpc.use_local_subchannel_pool", 1)]
 
+_runner = asyncio.Runner()
+"""One loop for all turns: what is left of a call that broke is delivered to the loop it began on."""
+
 
 def load(contestant: Contestant, loop: ClosedLoop, seconds: float) -> Round:
     """Loads a contestant for a while."""
-    return asyncio.run(_load(contestant, loop, seconds))
+    return _runner.run(_load(contestant, loop, seconds))
 
 
 async def _load(contestant: Contestant, loop: ClosedLoop, seconds: float) -> Round:

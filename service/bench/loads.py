@@ -15,6 +15,9 @@ from service.bench.payload import Payload
 DRAWS = 16
 """Messages drawn beforehand and sent in turns: drawing costs more than sending."""
 
+PATIENCE_S = 30.0
+"""Longest wait for the last replies."""
+
 Metadata = tuple[tuple[str, str], ...]
 
 Send = Callable[[int], Awaitable[None]]
@@ -91,7 +94,7 @@ class ClosedLoop:
         latencies_s: list[float] = []
         started_s = time.monotonic()
         try:
-            async with asyncio.TaskGroup() as group:
+            async with asyncio.timeout(seconds + PATIENCE_S), asyncio.TaskGroup() as group:
                 tasks = [
                     group.create_task(
                         self._call(stubs[number % len(stubs)], number, started_s + seconds, latencies_s)
@@ -100,6 +103,8 @@ class ClosedLoop:
                 ]
         except* (LoadFailed, grpc.RpcError) as failed:
             raise failed.exceptions[0] from None
+        except* TimeoutError:
+            raise LoadFailed(f"no reply within {PATIENCE_S:g} s") from None
         return Took(sum(task.result() for task in tasks), time.monotonic() - started_s, latencies_s)
 
     async def _call(self, stub: Any, number: int, until_s: float, latencies_s: list[float]) -> int:

@@ -152,6 +152,7 @@ class TritonServer:
     def _reason(self, process: "subprocess.Popen[bytes]") -> str:
         if process.returncode < 0:
             return f"it died of {signal.Signals(-process.returncode).name}"
-        lines = self._log.read_text(errors="replace").split("\n")
-        errors = [line for line in lines if line.startswith("E") or "error" in line.lower()]
-        return f"it ended with code {process.returncode}: {' '.join(errors[-1:])[-200:]}"
+        lines = self._log.read_text(errors="replace").splitlines()
+        errors = [line for line in lines if line.startswith(("E", "tritonserver:", "error"))]
+        said = " ".join((errors or lines)[:1]).replace(f"{_BUNDLE}/", "")
+        return f"it ended with code {process.returncode}: {said[:200]}"
