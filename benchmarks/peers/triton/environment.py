@@ -9,6 +9,9 @@ VENV = _ROOT / "build" / "triton-venv"
 PYTHON_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 PACKAGES = VENV / "lib" / f"python{PYTHON_VERSION}" / "site-packages"
 
+_RUNTIME = ("onnxruntime", "flatbuffers", "packaging", "protobuf")
+"""At the versions of constraints.txt, so that all contestants run the same onnxruntime."""
+
 _READY = VENV / ".ready"
 
 
@@ -29,11 +32,11 @@ def prepare() -> None:
     """
     if is_prepared():
         return
-    pip = [str(VENV / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "--quiet", "install"]
+    pip = [str(VENV / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    pip += ["install", "--no-deps"]
     _run([sys.executable, "-m", "venv", "--clear", str(VENV)])
-    _run([*pip, "--no-deps", "--requirement", str(Path(__file__).with_name("requirements.txt"))])
-    # it asks for an older numpy than its stub needs, so its dependencies are not checked again
-    _run([*pip, "--constraint", str(_ROOT / "constraints.txt"), "onnxruntime", "numpy"])
+    _run([*pip, "--requirement", str(Path(__file__).with_name("requirements.txt"))])
+    _run([*pip, "--constraint", str(_ROOT / "constraints.txt"), *_RUNTIME])
     _READY.touch()
 
 

@@ -32,13 +32,14 @@ async def streams(stub: Any, _: Sequence[str]) -> AsyncIterator[Send]:
     """A stream per caller."""
     call = stub.ModelStreamInfer()
 
-    async def exchange(request: Any) -> None:
+    async def exchange(request: Any) -> Any:
         await call.write(request)
         reply = await call.read()
         if reply is grpc.aio.EOF:
             raise LoadFailed("Triton ended the stream")
         if reply.error_message:
             raise LoadFailed(reply.error_message)
+        return reply.infer_response
 
     async with _sequence(exchange) as send:
         yield send
@@ -57,7 +58,9 @@ async def _sequence(exchange: Any) -> AsyncIterator[Send]:
     sequence_id = next(_sequence_ids)
     tokens = np.random.default_rng(sequence_id).integers(256, size=DRAWS)
     requests = [_request(sequence_id, token) for token in tokens]
-    await exchange(_request(sequence_id, tokens[0], "sequence_start"))
+    reply = await exchange(_request(sequence_id, tokens[0], "sequence_start"))
+    if not all(reply.raw_output_contents):
+        raise LoadFailed("Triton answered with empty tensors")
 
     async def send(position: int) -> None:
         await exchange(requests[position % DRAWS])
