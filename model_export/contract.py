@@ -9,6 +9,9 @@ from typing import Any
 
 CONTRACT_VERSION = "1"
 
+SWITCH = "token_log_prob_wanted"
+"""Optional input, bool, true if it is not fed; if false, token_log_prob is zeros and costs nothing."""
+
 
 def byte_network_contract(
     hidden: int, state_names: Sequence[str], *, training: dict[str, Any], parity: dict[str, Any]
@@ -26,7 +29,13 @@ def byte_network_contract(
         "states": [_state(name, hidden) for name in state_names],
         "outputs": [
             {"name": "logits", "dtype": "float32", "shape": [256], "role": "logits"},
-            {"name": "token_log_prob", "dtype": "float32", "shape": [], "role": "token_log_prob"},
+            {
+                "name": "token_log_prob",
+                "dtype": "float32",
+                "shape": [],
+                "role": "token_log_prob",
+                "switch": SWITCH,
+            },
         ],
         "vocabulary": {"kind": "bytes", "size": 256},
         "training": training,

@@ -1,24 +1,18 @@
 """Turns a trained network into a step graph and lets it out only through the parity gate.
 
-The graph is built node by node, since a step of a cell is about ten operations and every one of them
-costs in serving. It has a time axis: only what needs the state of the step before runs step by step, in a
-Scan; looking up the inputs and ranking the outputs are one operation each for all tokens.
+How the graph is built is told in `graph`; here weights leave torch and the file is written.
 """
 
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
-import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 
 from model_export.contract import byte_network_contract
-from model_export.networks import VOCABULARY_SIZE, StepNetwork
+from model_export.graph import Layer, Weights, build_graph
+from model_export.networks import StepNetwork
 from model_export.parity import Parity, check_parity
-
-OPSET = 20
-IR_VERSION = 10
 
 
 def export(network: StepNetwork, target: Path, *, training: dict[str, Any], text: bytes) -> Parity:
@@ -36,7 +30,7 @@ def export(network: StepNetwork, target: Path, *, training: dict[str, Any], text
     Raises:
         ParityError: The graph does not compute what the network computes; no file is left.
     """
-    model = build_graph(network)
+    model = build_graph(weights_of(network))
     parity = check_parity(network, model.SerializeToString(), text)
     metadata = byte_network_contract(
         network.hidden, network.state_names, training=training, parity=parity._asdict()
@@ -50,166 +44,13 @@ def export(network: StepNetwork, target: Path, *, training: dict[str, Any], text
     return parity
 
 
-def build_graph(network: StepNetwork) -> onnx.ModelProto:
-    """Builds the step graph: T calls of `StepNetwork.forward` in one, for any T >= 1.
-
-    Inputs are token (time, batch) and the states (batch, hidden); outputs logits (time, batch, 256),
-    token_log_prob (time, batch) and the next states.
-    """
-    builder = _GraphBuilder(network)
-    nodes = builder.build()
-    states: list[tuple[str, list[str | int]]] = [
-        (name, ["batch", network.hidden]) for name in network.state_names
-    ]
-    graph = helper.make_graph(
-        nodes,
-        f"{network.kind}-step",
-        inputs=[
-            helper.make_tensor_value_info("token", TensorProto.INT64, ["time", "batch"]),
-            *(_float_info(name, shape) for name, shape in states),
-        ],
-        outputs=[
-            _float_info("logits", ["time", "batch", VOCABULARY_SIZE]),
-            _float_info("token_log_prob", ["time", "batch"]),
-            *(_float_info(f"{name}_next", shape) for name, shape in states),
-        ],
-        initializer=builder.initializers,
+def weights_of(network: StepNetwork) -> Weights:
+    """Takes the weights out of a network."""
+    recurrent = network.recurrent
+    layer = Layer(
+        inputs=network.table.detach().numpy(),
+        recurrent=None if recurrent is None else recurrent.weight.detach().numpy().T,
+        bias=None if recurrent is None else recurrent.bias.detach().numpy(),
     )
-    return helper.make_model(
-        graph,
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        ir_version=IR_VERSION,
-        producer_name="holdfast",
-    )
-
-
-def _float_info(name: str, shape: list[str | int]) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-
-
-class _GraphBuilder:
-    """Collects nodes and weights; each method adds the nodes of one equation."""
-
-    def __init__(self, network: StepNetwork) -> None:
-        self._network = network
-        self._hidden = network.hidden
-        self._nodes: list[onnx.NodeProto] = []
-        self.initializers: list[onnx.TensorProto] = []
-
-    def build(self) -> list[onnx.NodeProto]:
-        network = self._network
-        self._weight("table", network.table)
-        self._add("Gather", ["table", "token"], ["input_gates"])
-        if network.recurrent is None:
-            self._feedforward()
-        else:
-            self._scan(network.recurrent)
-        self._readout()
-        self._surprise()
-        return self._nodes
-
-    def _feedforward(self) -> None:
-        self._add("Tanh", ["input_gates"], ["h_all"])
-        self._constant("last", -1)
-        self._add("Gather", ["h_all", "last"], ["h_next"], axis=0)
-
-    def _scan(self, recurrent: torch.nn.Linear) -> None:
-        """Runs the cell over the time axis of input_gates; h_all gets h after every token."""
-        self._weight("recurrent", recurrent.weight.T)
-        self._weight("recurrent_bias", recurrent.bias)
-        states = list(self._network.state_names)
-        last_states = [f"{name}_next" for name in states]
-        outside, self._nodes = self._nodes, []
-        self._add("Gemm", ["h", "recurrent", "recurrent_bias"], ["hidden_gates"])
-        getattr(self, f"_{self._network.kind}")()
-        self._add("Identity", ["h_next"], ["h_here"])
-        shape: list[str | int] = ["batch", self._hidden]
-        body = helper.make_graph(
-            self._nodes,
-            "step",
-            inputs=[
-                *(_float_info(name, shape) for name in states),
-                _float_info("step_gates", ["batch", self._network.gate_count * self._hidden]),
-            ],
-            outputs=[_float_info(name, shape) for name in [*last_states, "h_here"]],
-        )
-        self._nodes = outside
-        inputs, outputs = [*states, "input_gates"], [*last_states, "h_all"]
-        self._add("Scan", inputs, outputs, body=body, num_scan_inputs=1)
-
-    def _readout(self) -> None:
-        """Logits of the state given and of the state after every token: (time + 1, batch, 256)."""
-        self._weight("readout", self._network.readout.weight.T)
-        self._weight("readout_bias", self._network.readout.bias)
-        self._constant("time_axis", [0])
-        self._constant("first", [0])
-        self._constant("second", [1])
-        self._constant("before_last", [-1])
-        self._constant("end", [np.iinfo(np.int64).max])
-        self._add("Unsqueeze", ["h", "time_axis"], ["h_given"])
-        self._add("Concat", ["h_given", "h_all"], ["h_every"], axis=0)
-        self._add("MatMul", ["h_every", "readout"], ["product"])
-        self._add("Add", ["product", "readout_bias"], ["logits_every"])
-        self._add("Slice", ["logits_every", "second", "end", "time_axis"], ["logits"])
-        self._add("Slice", ["logits_every", "first", "before_last", "time_axis"], ["logits_before"])
-
-    def _surprise(self) -> None:
-        """token_log_prob_t = log_softmax(W_hy h_(t-1) + c)[token_t]."""
-        self._constant("last_axis", [2])
-        self._add("LogSoftmax", ["logits_before"], ["log_probs_before"], axis=2)
-        self._add("Unsqueeze", ["token", "last_axis"], ["token_column"])
-        self._add("GatherElements", ["log_probs_before", "token_column"], ["chosen"], axis=2)
-        self._add("Squeeze", ["chosen", "last_axis"], ["token_log_prob"])
-
-    def _elman(self) -> None:
-        self._add("Add", ["step_gates", "hidden_gates"], ["sum"])
-        self._add("Tanh", ["sum"], ["h_next"])
-
-    def _gru(self) -> None:
-        size = self._hidden
-        self._split("step_gates", [2 * size, size], ["input_rz", "input_n"])
-        self._split("hidden_gates", [2 * size, size], ["hidden_rz", "hidden_n"])
-        self._add("Add", ["input_rz", "hidden_rz"], ["sum_rz"])
-        self._add("Sigmoid", ["sum_rz"], ["rz"])
-        self._split("rz", [size, size], ["r", "z"])
-        self._add("Mul", ["r", "hidden_n"], ["reset"])
-        self._add("Add", ["input_n", "reset"], ["sum_n"])
-        self._add("Tanh", ["sum_n"], ["n"])
-        self._add("Sub", ["h", "n"], ["change"])
-        self._add("Mul", ["z", "change"], ["kept"])
-        self._add("Add", ["n", "kept"], ["h_next"])
-
-    def _lstm(self) -> None:
-        size = self._hidden
-        self._add("Add", ["step_gates", "hidden_gates"], ["sum"])
-        self._split("sum", [3 * size, size], ["sum_ifo", "sum_g"])
-        self._add("Sigmoid", ["sum_ifo"], ["ifo"])
-        self._split("ifo", [size, size, size], ["i", "f", "o"])
-        self._add("Tanh", ["sum_g"], ["g"])
-        self._add("Mul", ["f", "c"], ["kept"])
-        self._add("Mul", ["i", "g"], ["added"])
-        self._add("Add", ["kept", "added"], ["c_next"])
-        self._add("Tanh", ["c_next"], ["squashed"])
-        self._add("Mul", ["o", "squashed"], ["h_next"])
-
-    def _add(self, kind: str, inputs: list[str], outputs: list[str], **attributes: Any) -> None:
-        self._nodes.append(helper.make_node(kind, inputs, outputs, **attributes))
-
-    def _split(self, source: str, sizes: list[int], outputs: list[str]) -> None:
-        sizes_name = f"{source}_sizes"
-        self._constant(sizes_name, sizes)
-        self._add("Split", [source, sizes_name], outputs, axis=1)
-
-    def _constant(self, name: str, values: int | list[int]) -> None:
-        self.initializers.append(numpy_helper.from_array(np.array(values, np.int64), name))
-
-    def _weight(self, name: str, values: Any) -> None:
-        array = np.ascontiguousarray(_array(values), np.float32)
-        self.initializers.append(numpy_helper.from_array(array, name))
-
-
-def _array(values: Any) -> np.ndarray[Any, np.dtype[Any]]:
-    if isinstance(values, np.ndarray):
-        return values
-    array: np.ndarray[Any, np.dtype[Any]] = values.detach().numpy()
-    return array
+    readout = network.readout
+    return Weights(network.kind, [layer], readout.weight.detach().numpy().T, readout.bias.detach().numpy())

@@ -82,6 +82,7 @@ def check_parity(network: StepNetwork, graph: bytes, text: bytes) -> Parity:
 def _session(graph: bytes) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
+    options.log_severity_level = 3  # it warns of every input with a default
     return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 

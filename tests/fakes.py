@@ -12,8 +12,8 @@ import numpy as np
 from service.engine.batch import GroupOutputs
 from service.errors import ModelNotFound, StoreUnavailable
 from service.model.contract import Contract, InputSpec, OutputSpec, StateSpec, Vocabulary
-from service.store.protocol import Found, Outcome, Write
-from service.store.record import STAMP_END, STAMP_START
+from service.store.protocol import Found, Refusals, Writes
+from service.store.record import NO_STAMP, STAMP_END, STAMP_START
 
 F32 = np.dtype("<f4")
 
@@ -37,7 +37,7 @@ class AccumulatorModel:
         self.batch_sizes = []
         self.fail_with = None
 
-    def run(self, tokens, states):
+    def run(self, tokens, states, needed=None):
         if self.fail_with is not None:
             raise self.fail_with
         self.batch_sizes.append(tokens.shape[1])
@@ -75,24 +75,27 @@ class MemoryStore:
         self.load_count += 1
         return [self.records.get(key) for key in keys]
 
-    async def commit(self, writes: Sequence[Write], ttl_s: float) -> list[Outcome]:
+    async def commit(self, writes: Sequence[Writes], ttl_s: float) -> Refusals:
         self._check()
         self.commit_count += 1
-        outcomes = [self._write(write) for write in writes]
+        refusals = {}
+        number = 0
+        for part in writes:
+            for row, (key, record) in enumerate(zip(part.keys, part.records, strict=True)):
+                found = self.records.get(key)
+                stamp = found[STAMP_START:STAMP_END] if found else NO_STAMP
+                if stamp == part.expected[16 * row : 16 * (row + 1)]:
+                    self.records[key] = bytes(record)
+                else:
+                    refusals[number] = Found(found)
+                number += 1
         if self.lose_reply:
             self.lose_reply = False
             raise StoreUnavailable("reply lost", retry_after_s=0.1)
-        return outcomes
+        return refusals
 
     async def time_to_live_s(self, key: bytes) -> float:
         return 0.0
-
-    def _write(self, write: Write) -> Outcome:
-        found = self.records.get(write.key)
-        if (found or b"")[STAMP_START:STAMP_END] != write.expected_stamp:
-            return Found(found)
-        self.records[write.key] = write.record
-        return None
 
     def _check(self):
         if not self.is_available:
@@ -115,6 +118,6 @@ class CountingObserver:
         return count
 
 
-def encode_totals(outputs: GroupOutputs) -> list[bytes]:
+def encode_totals(outputs: GroupOutputs) -> np.ndarray:
     """Encodes each row's output `total`, float32 (k,)."""
-    return [row.tobytes() for row in outputs.tensors["total"].reshape(outputs.row_count, -1)]
+    return outputs.tensors["total"].reshape(outputs.row_count, -1).view(np.uint8)

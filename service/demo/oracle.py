@@ -24,6 +24,7 @@ def open_graph(path: Path) -> ort.InferenceSession:
     """Opens a step graph in onnxruntime alone, to run on one thread."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
+    options.log_severity_level = 3  # it warns of every input with a default
     return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 

@@ -1,10 +1,9 @@
-"""Runs the chunks of a batch through a model and makes their replies and next records.
+"""Runs the chunks of a batch through a model. No I/O.
 
-Rows are ordered by length, longest first, so that the chunks that have tokens left are always the first
-rows of the arrays; they run together, as many tokens in one call as all of them have. No I/O.
+Blocks are ordered by length, longest first, so that the chunks that have tokens left are always the first
+rows of the arrays; they run together, as many tokens in one call as all of them have.
 """
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -12,13 +11,12 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from service.engine.hot_state import HotSession, join_rows
-from service.engine.rules import keep_replies
-from service.engine.work import Selection, Work
-from service.errors import ModelFailed, ServiceError, StateNotFinite
+from service.engine.block import Block
+from service.engine.hot_state import Standing, join_rows, split_rows
+from service.engine.work import Selection
+from service.errors import ModelFailed
 from service.model.contract import Contract
 from service.model.protocol import Model
-from service.store.record import KeptReply, Record
 
 MAX_STEPS_PER_CALL = 4096
 """Tokens times rows in one call of the model; with 256 logits each they take 4 MiB."""
@@ -27,18 +25,28 @@ FEW = 8
 """Up to so many candidates are picked one by one."""
 
 
-class Step(NamedTuple):
-    """A chunk about to run.
+class Steps(NamedTuple):
+    """A block about to run.
 
     Attributes:
-        work: The chunk.
-        session: Its session, at the position where the chunk belongs.
+        block: Its chunks.
+        slots: Of its sessions among the hot ones, int64 (B,).
+        standing: Where they stand: where the chunks belong.
+        model: The model of all of them.
         selection: What to return, completed.
     """
 
-    work: Work
-    session: HotSession
+    block: Block
+    slots: NDArray[np.int64]
+    standing: Standing
+    model: Model
     selection: Selection
+
+    def part(self, chosen: NDArray[np.int64]) -> "Steps":
+        """Returns some of the rows, by index."""
+        return self._replace(
+            block=self.block.part(chosen), slots=self.slots[chosen], standing=self.standing.part(chosen)
+        )
 
 
 class GroupOutputs(NamedTuple):
@@ -66,99 +74,122 @@ class GroupOutputs(NamedTuple):
 class EncodeOutputs(Protocol):
     """Turns outputs into the bytes that are stored and sent. Implemented by the edge."""
 
-    def __call__(self, outputs: GroupOutputs) -> list[bytes]:
-        """Returns the encoded outputs of each row."""
+    def __call__(self, outputs: GroupOutputs) -> NDArray[np.uint8]:
+        """Returns the encoded outputs of each row, (R, n)."""
         ...
 
 
 @dataclass(slots=True)
 class Ran:
-    """What came of running one chunk: a record to commit, or the reason there is none."""
+    """What came of running a block.
 
-    step: Step
-    outcome: Record | ServiceError
+    Attributes:
+        steps: The block.
+        states: Raw next states, (B, state_bytes).
+        is_finite: Which of them have neither NaN nor infinity, (B,); None if all.
+        outputs: Encoded, (B, n).
+    """
+
+    steps: Steps
+    states: NDArray[np.uint8]
+    is_finite: NDArray[np.bool_] | None
+    outputs: NDArray[np.uint8]
 
 
-def run_batch(model: Model, steps: Sequence[Step], encode: EncodeOutputs) -> list[Ran]:
-    """Runs chunks of distinct sessions of one model.
+def run_batch(
+    model: Model, group: Sequence[Steps], states: Sequence[NDArray[np.uint8]], encode: EncodeOutputs
+) -> list[Ran]:
+    """Runs blocks of distinct sessions of one model.
 
-    Never raises on account of the model or of one chunk: a model that fails, or gives shapes that its
-    contract does not have, fails this batch; a state that is not finite fails its own row.
+    Args:
+        model: The model.
+        group: The blocks.
+        states: Raw states of the sessions of each block, (B, state_bytes).
+        encode: Encodes what they gave.
 
     Returns:
-        One result per step, in an order of its own.
+        One result per block, in an order of its own.
+
+    Raises:
+        ModelFailed: The model raised, or gave shapes that its contract does not have.
     """
-    ordered = sorted(steps, key=lambda step: -step.work.claim.token_count)
+    order = sorted(range(len(group)), key=lambda index: -group[index].block.asked.token_count)
+    ordered = [group[index] for index in order]
+    before = _joined([states[index] for index in order])
     try:
-        outputs, states = _run(model, ordered)
-        rows = join_rows(model.contract, states)
-        assert rows.shape == (len(ordered), model.contract.state_bytes), "state of another shape"
-    except Exception as error:  # noqa: BLE001 -- a model may raise anything; its batch fails, no more
+        outputs, after = _run(model, ordered, split_rows(model.contract, before))
+        rows = join_rows(model.contract, after)
+        assert rows.shape == before.shape, f"states of {rows.shape}, expected {before.shape}"
+    except Exception as error:  # a model may raise anything; its batch fails, no more
         reason = f"model {model.name} version {model.version} failed: {type(error).__name__}: {error}"
-        return [Ran(step, ModelFailed(reason)) for step in ordered]
-    finite = _finite_rows(states)
-    encoded = _encode_groups(ordered, outputs, states, encode)
-    state_bytes = rows.tobytes()
-    size = model.contract.state_bytes
-    return [
-        _finish(step, state_bytes[index * size : (index + 1) * size], encoded[index])
-        if finite[index]
-        else Ran(step, _not_finite(step))
-        for index, step in enumerate(ordered)
-    ]
+        raise ModelFailed(reason) from error
+    finite = _finite_rows(after)
+    ran: list[Ran] = []
+    row = token = 0
+    for steps in ordered:
+        rows_end = row + len(steps.block)
+        tokens_end = token + len(steps.block) * steps.block.asked.token_count
+        part = slice(row, rows_end)
+        encoded = encode(_outputs_of(steps, outputs, after, slice(token, tokens_end), part))
+        ran.append(Ran(steps, rows[part], None if finite is None else finite[part], encoded))
+        row, token = rows_end, tokens_end
+    return ran
 
 
-def _finish(step: Step, state: bytes, outputs: bytes) -> Ran:
-    session, claim = step.session, step.work.claim
-    position = session.position + claim.token_count
-    reply = KeptReply(position, claim.token_count, claim.digest, outputs)
-    try:
-        kept = keep_replies(session.replies, reply, claim)
-    except ServiceError as error:
-        return Ran(step, error)
-    return Ran(step, Record(session.incarnation, position, session.model.fingerprint, state, kept))
+def _joined(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
-def _not_finite(step: Step) -> StateNotFinite:
-    count = step.work.claim.token_count
-    return StateNotFinite(
-        f"after these {count} tokens the state would hold NaN or infinity; nothing was changed",
-        field="tokens",
+def _finite_rows(states: dict[str, NDArray[Any]]) -> NDArray[np.bool_] | None:
+    finite = [np.isfinite(array) for array in states.values()]
+    if all(np.count_nonzero(array) == array.size for array in finite):
+        return None
+    rows: NDArray[np.bool_] = np.logical_and.reduce(
+        [array.reshape(len(array), -1).all(axis=1) for array in finite]
     )
+    return rows
 
 
-def _finite_rows(states: dict[str, NDArray[Any]]) -> NDArray[np.bool_]:
-    finite = [np.isfinite(array).reshape(len(array), -1).all(axis=1) for array in states.values()]
-    combined: NDArray[np.bool_] = np.logical_and.reduce(finite)
-    return combined
-
-
-def _run(model: Model, ordered: Sequence[Step]) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+def _run(
+    model: Model, ordered: Sequence[Steps], states: dict[str, NDArray[Any]]
+) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
     """Runs all tokens of all chunks.
 
     Returns:
         Needed outputs by name, (N, ...) with the tokens of each row together; last states (B, ...).
     """
-    counts = [step.work.claim.token_count for step in ordered]
-    states = ordered[0].session.rows.gather([step.session.slot for step in ordered])
     needed = _needed_outputs(model.contract, ordered)
-    tokens = np.concatenate([step.work.tokens for step in ordered])
-    if counts[0] == counts[-1] and len(tokens) <= MAX_STEPS_PER_CALL:
-        in_time = tokens.reshape(len(counts), counts[0], *tokens.shape[1:]).swapaxes(0, 1)
-        outputs, next_states = model.run(np.ascontiguousarray(in_time), states)
-        return {name: _by_row(outputs[name]) for name in needed}, dict(next_states)
+    counts = [steps.block.asked.token_count for steps in ordered]
+    rows = [len(steps.block) for steps in ordered]
+    dtype = model.contract.input.dtype
+    if counts[0] == counts[-1] and counts[0] * sum(rows) <= MAX_STEPS_PER_CALL:
+        tokens = _joined([steps.block.tokens for steps in ordered])
+        outputs, after = model.run(tokens.swapaxes(0, 1).astype(dtype, "C"), states, needed)
+        return {name: _by_row(outputs[name]) for name in needed}, dict(after)
+    return _run_in_spans(model, ordered, np.repeat(counts, rows), states, needed)
+
+
+def _run_in_spans(
+    model: Model,
+    ordered: Sequence[Steps],
+    counts: NDArray[np.int64],
+    states: dict[str, NDArray[Any]],
+    needed: tuple[str, ...],
+) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+    shape = () if model.contract.input.kind == "token_id" else (model.contract.input.width,)
+    flat = _joined([steps.block.tokens.reshape(-1, *shape) for steps in ordered])
+    tokens = flat.astype(model.contract.input.dtype)
     starts = np.concatenate([[0], np.cumsum(counts)])
     specs = {output.name: output for output in model.contract.outputs}
     collected = {name: np.empty((len(tokens), *specs[name].shape), specs[name].dtype) for name in needed}
-    for begin, end, active in _spans(counts):
+    for begin, end, active in _spans(counts.tolist()):
         places = starts[:active] + np.arange(begin, end)[:, np.newaxis]
-        outputs, next_states = model.run(
-            tokens[places], {name: array[:active] for name, array in states.items()}
-        )
+        active_states = {name: array[:active] for name, array in states.items()}
+        outputs, after = model.run(tokens[places], active_states, needed)
         for name in needed:
             collected[name][places] = outputs[name]
         for name, array in states.items():
-            array[:active] = next_states[name]
+            array[:active] = after[name]
     return collected, states
 
 
@@ -183,59 +214,41 @@ def _spans(counts: list[int]) -> Iterator[tuple[int, int, int]]:
             active -= 1
 
 
-def _needed_outputs(contract: Contract, steps: Sequence[Step]) -> list[str]:
+def _needed_outputs(contract: Contract, group: Sequence[Steps]) -> tuple[str, ...]:
     needed: set[str] = set()
-    for selection in {step.selection for step in steps}:
-        needed.update(selection.tensors)
-        if selection.top_k and contract.logits is not None:
+    for steps in group:
+        needed.update(steps.selection.tensors)
+        if steps.selection.top_k and contract.logits is not None:
             needed.add(contract.logits.name)
-        if selection.token_log_prob and contract.token_log_prob is not None:
+        if steps.selection.token_log_prob and contract.token_log_prob is not None:
             needed.add(contract.token_log_prob.name)
-    return [output.name for output in contract.outputs if output.name in needed]
+    return tuple(output.name for output in contract.outputs if output.name in needed)
 
 
-def _encode_groups(
-    ordered: Sequence[Step],
+def _outputs_of(
+    steps: Steps,
     outputs: dict[str, NDArray[Any]],
     states: dict[str, NDArray[Any]],
-    encode: EncodeOutputs,
-) -> list[bytes]:
-    """Ranks the next tokens, and encodes neighbouring rows of the same length and selection together."""
-    contract = ordered[0].session.model.contract
-    top_k = max(step.selection.top_k for step in ordered)
-    top_ids = top_log_probs = None
-    if top_k:
+    tokens: slice,
+    rows: slice,
+) -> GroupOutputs:
+    """Picks what one block asked for."""
+    selection, contract = steps.selection, steps.model.contract
+    ids = log_probs = surprise = None
+    if selection.top_k:
         assert contract.logits is not None, "bug: a selection ranks what the model does not have"
-        top_ids, top_log_probs = top_candidates(outputs[contract.logits.name], top_k)
-    encoded: list[bytes] = []
-    row = token = 0
-    for (count, selection), group in itertools.groupby(ordered, _shape_of_reply):
-        row_end = row + sum(1 for _ in group)
-        token_end = token + (row_end - row) * count
-        tokens, rows = slice(token, token_end), slice(row, row_end)
-        ids = log_probs = surprise = None
-        if selection.top_k and top_ids is not None and top_log_probs is not None:
-            ids = top_ids[tokens, : selection.top_k]
-            log_probs = top_log_probs[tokens, : selection.top_k]
-        if selection.token_log_prob and contract.token_log_prob is not None:
-            surprise = outputs[contract.token_log_prob.name][tokens]
-        encoded += encode(
-            GroupOutputs(
-                row_count=row_end - row,
-                token_count=count,
-                top_ids=ids,
-                top_log_probs=log_probs,
-                token_log_probs=surprise,
-                tensors={name: outputs[name][tokens] for name in selection.tensors},
-                state={name: states[name][rows] for name in states} if selection.state else {},
-            )
-        )
-        row, token = row_end, token_end
-    return encoded
-
-
-def _shape_of_reply(step: Step) -> tuple[int, Selection]:
-    return step.work.claim.token_count, step.selection
+        ids, log_probs = top_candidates(outputs[contract.logits.name][tokens], selection.top_k)
+    if selection.token_log_prob and contract.token_log_prob is not None:
+        surprise = outputs[contract.token_log_prob.name][tokens]
+    return GroupOutputs(
+        row_count=len(steps.block),
+        token_count=steps.block.asked.token_count,
+        top_ids=ids,
+        top_log_probs=log_probs,
+        token_log_probs=surprise,
+        tensors={name: outputs[name][tokens] for name in selection.tensors},
+        state={name: states[name][rows] for name in states} if selection.state else {},
+    )
 
 
 def top_candidates(

@@ -4,30 +4,37 @@ Owns the step queue, the hot sessions and the one task that drives them. Wheneve
 takes what waits: the busier it is, the larger its batches; `pace` says when more are worth a moment's
 wait. The commit of a batch overlaps the run of the next one; a session whose commit is under way is held.
 
+Chunks go through it as blocks, in arrays: those of a message in columns from the start, single ones from
+the moment a batch is taken. A row leaves its block, to be looked at alone, when it does not just run.
+
 Invariants:
-- Every work that `submit` takes is answered exactly once, whatever the model or the store does.
+- Every chunk that is submitted is answered exactly once, whatever the model or the store does.
 - A success is answered only after its commit.
 - A refusal that depends on the stored position, and a replay, is answered only from a record that was
-  read after the work arrived; see `rules`.
+  read after the chunk arrived; see `rules`.
 - No exception of a model or the store ends the loop.
 """
 
 import asyncio
-import itertools
 import logging
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from service.engine import pace, rules
-from service.engine.batch import EncodeOutputs, Ran, Step, run_batch
-from service.engine.hot_state import HotSession, HotSessions
+from service.engine.batch import EncodeOutputs, Ran, Steps, run_batch
+from service.engine.block import Applied, Block, gather
+from service.engine.hot_state import HotSessions, Standing
+from service.engine.offer import Offer, make_offers
 from service.engine.pace import Pace
 from service.engine.rules import Verdict
 from service.engine.served import served_model
 from service.engine.step_queue import StepQueue
-from service.engine.work import Answer, Work, validate
+from service.engine.work import Answer, Asked, Work, check_tokens, validate
 from service.errors import (
     DeadlinePassed,
     Draining,
@@ -38,15 +45,16 @@ from service.errors import (
     StoreUnavailable,
 )
 from service.model.protocol import Model, Models
-from service.store.protocol import Found, Outcome, StateStore, Write
-from service.store.record import KeptReply, Record, decode, encode
+from service.store.protocol import Found, Refusals, StateStore
+from service.store.record import KeptReply, Record, decode
 
 _log = logging.getLogger(__name__)
 
 MAX_CONFLICTS = 16
 """A chunk without position that loses against other writers so often gives up."""
 
-Items = list[tuple[bytes, Work]]
+Items = Sequence[Work | Block]
+"""What a batch is made of: single chunks, and blocks of them."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +62,9 @@ class EngineLimits:
     """Bounds of the engine.
 
     Attributes:
-        max_batch: Most sessions in one batch; beyond 64 the gain per step is flat.
+        max_batch: Most single chunks in one batch; beyond 64 the gain per step is flat.
         max_waiting: Most chunks waiting; beyond it new ones are refused.
-        hot_state_bytes: State kept in memory.
+        hot_state_bytes: State and kept replies held in memory.
         session_ttl_s: Time to live of a session after a commit; 0 is for ever.
     """
 
@@ -78,11 +86,11 @@ class Observer(Protocol):
     def committed(self, chunk_count: int, commit_s: float) -> None:
         """A batch was offered to the store and answered by it."""
 
-    def waited(self, queue_s: Sequence[float]) -> None:
-        """Chunks left the queue to run; the wait of each."""
+    def waited(self, queue_s: Sequence[float], each: int = 1) -> None:
+        """Chunks left the queue to run; the wait of each, or of `each` chunks that came together."""
 
-    def applied(self, step_count: int, total_s: Sequence[float]) -> None:
-        """Chunks are answered after their commit: steps in all of them, and the time of each."""
+    def applied(self, step_count: int, total_s: Sequence[float], each: int = 1) -> None:
+        """Chunks are answered after their commit: all their steps, and the time of each or of `each`."""
 
     def replayed(self) -> None:
         """A chunk was answered from the record."""
@@ -100,7 +108,7 @@ class Engine:
     Args:
         models: The models served.
         store: Where sessions live.
-        encode_outputs: Turns what a chunk gave into the bytes that are stored and sent.
+        encode_outputs: Turns what chunks gave into the bytes that are stored and sent.
         observer: Counts.
         limits: Bounds.
     """
@@ -118,7 +126,7 @@ class Engine:
         self._encode_outputs = encode_outputs
         self._observer = observer
         self._limits = limits
-        self._queue: StepQueue[bytes, Work] = StepQueue(limits.max_waiting)
+        self._queue: StepQueue[bytes, Work | Block] = StepQueue(limits.max_waiting)
         self._hot = HotSessions(limits.hot_state_bytes, self._queue.__contains__)
         self._awake = asyncio.Event()
         self._commit_turn = asyncio.Semaphore(1)
@@ -147,22 +155,33 @@ class Engine:
             await asyncio.gather(self._driver, return_exceptions=True)
         await asyncio.gather(*self._tasks, return_exceptions=True)
         while items := self._queue.take(self._limits.max_batch):
-            for key, work in items:
-                self._refuse(key, work, _draining())
+            for work in _works(items):
+                self._refuse(work, _draining())
 
     def submit(self, work: Work) -> None:
-        """Takes a chunk; `work.answer` gets the outcome, possibly before this returns."""
-        self._unanswered_count += 1
-        self._idle.clear()
+        """Takes a chunk; it is settled with its outcome, possibly before this returns."""
         self._pace.came(work.key)
         work.arrived_s = time.monotonic()
+        self._take_over(1)
         try:
-            if self._is_draining:
-                raise _draining()
+            self._check_open()
             rules.check(work.claim)
             self._queue.push(work.key, work)
         except ServiceError as error:
-            self._answer(work, error)
+            self._settle(work, error)
+        else:
+            self._awake.set()
+
+    def submit_block(self, block: Block) -> None:
+        """Takes chunks of distinct sessions; their owner gets the outcomes, maybe before this returns."""
+        block.arrived_s = [time.monotonic()]
+        self._take_over(len(block))
+        try:
+            self._check_open()
+            self._queue.push_group(block.keys, block)
+        except ServiceError as error:
+            for work in block.works():
+                self._settle(work, error)
         else:
             self._awake.set()
 
@@ -171,11 +190,22 @@ class Engine:
         if key not in self._queue:
             self._hot.discard(key)
 
+    def _take_over(self, count: int) -> None:
+        self._unanswered_count += count
+        self._idle.clear()
+
+    def _check_open(self) -> None:
+        if self._is_draining:
+            raise _draining()
+
     async def _drive(self) -> None:
         while True:
             await self._awake.wait()
             self._awake.clear()
             while self._queue.has_ready:
+                if len(self._queue) < self._limits.max_batch:
+                    async with self._commit_turn:
+                        pass
                 await self._gather()
                 items = self._queue.take(self._limits.max_batch)
                 await self._guard(items, self._advance(items))
@@ -195,190 +225,294 @@ class Engine:
 
     async def _advance(self, items: Items) -> None:
         """One turn: load what is cold, run what is hot, commit, answer."""
-        steps, cold = self._plan(items)
+        ready, cold = self._plan(items)
         if cold:
             self._spawn(self._guard(cold, self._load(cold)))
-        if steps:
-            ran = self._run(steps)
+        if ready:
+            ran = self._run(ready)
             await self._commit_turn.acquire()
-            running = [(step.work.key, step.work) for step in steps]
-            self._spawn(self._guard(running, self._commit(ran)))
+            self._spawn(self._guard([steps.block for steps in ready], self._commit(ran)))
 
     async def _guard(self, items: Items, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Answers the work of a stage that failed in a way nobody foresaw; the loop goes on."""
+        """Answers the chunks of a stage that failed in a way nobody foresaw; the loop goes on."""
         try:
             await coroutine
         except Exception:  # noqa: BLE001 -- whatever it is, these callers get an answer
             _log.exception("bug: a stage of the engine failed")
-            for key, work in items:
+            for work in _works(items):
                 if not work.is_answered:
-                    self._hot.discard(key)
-                    self._refuse(key, work, InternalFailure("the server failed on this chunk"))
+                    self._hot.discard(work.key)
+                    self._refuse(work, InternalFailure("the server failed on this chunk"))
 
     # -- plan ---------------------------------------------------------------------------------
 
-    def _plan(self, items: Items) -> tuple[list[Step], Items]:
-        """Sorts work into steps to run and sessions to load; answers the rest."""
-        now_s = time.monotonic()
-        steps: list[Step] = []
-        cold: Items = []
-        for key, work in items:
-            if work.is_cancelled or (work.deadline_s is not None and work.deadline_s < now_s):
-                self._refuse(key, work, DeadlinePassed("the caller no longer waits; nothing was run"))
-                continue
-            session = self._hot.get(key)
-            if session is None:
-                cold.append((key, work))
-                continue
-            try:
-                step = self._decide(key, work, session)
-            except ServiceError as error:
-                self._refuse(key, work, error)
-            except _Unverified:
-                self._hot.discard(key)
-                cold.append((key, work))
+    def _plan(self, items: Items) -> tuple[list[Steps], list[Work | Block]]:
+        """Sorts chunks into steps to run and sessions to load; answers the rest."""
+        blocks, cold = self._to_blocks(items)
+        ready: list[Steps] = []
+        for block in blocks:
+            slots = self._hot.find(block.keys)
+            if None in slots:
+                cold.append(block)
             else:
-                if step is not None:
-                    steps.append(step)
-        return steps, cold
+                ready += self._decide(block, np.array(slots), cold)
+        return ready, cold
 
-    def _decide(self, key: bytes, work: Work, session: HotSession) -> Step | None:
-        """Returns the step to run; None if the work was answered by a replay.
+    def _to_blocks(self, items: Items) -> tuple[list[Block], list[Work | Block]]:
+        """Drops what nobody waits for, and joins single chunks of hot sessions that ask for the same."""
+        now_s = time.monotonic()
+        blocks: list[Block] = []
+        cold: list[Work | Block] = []
+        alike: dict[Asked, list[Work]] = {}
+        for item in items:
+            if isinstance(item, Block):
+                if item.owner.is_cancelled or item.deadline_s < now_s:
+                    self._refuse_all(item, _late())
+                else:
+                    blocks.append(item)
+            elif item.is_cancelled or item.deadline_s < now_s:
+                self._refuse(item, _late())
+            elif item.key in self._hot:
+                alike.setdefault(item.asked, []).append(item)
+            else:
+                cold.append(item)
+        blocks += map(gather, alike.values())
+        return blocks, cold
 
-        Raises:
-            ServiceError: The work is refused.
-            _Unverified: The answer depends on a record that may be out of date.
-        """
-        is_fresh = session.verified_s >= work.arrived_s
+    def _decide(self, block: Block, slots: NDArray[np.int64], cold: list[Work | Block]) -> list[Steps]:
+        """Returns what runs, split by model; looks at the other rows one by one."""
+        standing = self._hot.standing(slots)
+        runs = rules.continues(standing.stands_at, block.positions, block.incarnations)
+        if np.count_nonzero(runs) < len(block):
+            for place in np.flatnonzero(~runs).tolist():
+                self._decide_alone(block.work(place), int(slots[place]), cold)
+            chosen = np.flatnonzero(runs)
+            block, slots, standing = block.part(chosen), slots[chosen], standing.part(chosen)
+        numbers = standing.models
+        if len(block) and np.count_nonzero(numbers == numbers[0]) == len(block):
+            return self._check(block, slots, standing)
+        ready: list[Steps] = []
+        for number in np.unique(numbers):
+            chosen = np.flatnonzero(numbers == number)
+            ready += self._check(block.part(chosen), slots[chosen], standing.part(chosen))
+        return ready
+
+    def _check(self, block: Block, slots: NDArray[np.int64], standing: Standing) -> list[Steps]:
+        """Returns the rows that suit their model, none or one block; refuses the others."""
+        model = self._hot.model(standing.models[0])
         try:
-            verdict = rules.decide(session.record, work.claim)
-        except ServiceError:
-            if is_fresh:
-                raise
-            raise _Unverified from None
-        if isinstance(verdict, KeptReply):
-            if not is_fresh:
-                raise _Unverified
-            self._replay(key, work, session, verdict)
-            return None
-        return Step(work, session, validate(work, session.model))
+            selection = validate(block.asked, model)
+        except ServiceError as error:
+            self._refuse_all(block, error)
+            return []
+        steps = Steps(block, slots, standing, model, selection)
+        wrong = check_tokens(block.asked, block.tokens, model.contract)
+        if not wrong:
+            return [steps]
+        for place, reason in wrong.items():
+            self._refuse(block.work(place), reason)
+        chosen = np.setdiff1d(np.arange(len(block)), list(wrong))
+        return [steps.part(chosen)] if len(chosen) else []
 
-    def _replay(self, key: bytes, work: Work, session: HotSession, reply: KeptReply) -> None:
+    def _decide_alone(self, work: Work, slot: int, cold: list[Work | Block]) -> None:
+        """Answers a chunk that does not just run, or has it loaded if the answer could be out of date."""
+        is_fresh = self._hot.verified_s(slot) >= work.arrived_s
+        if not is_fresh:
+            self._hot.discard(work.key)
+            cold.append(work)
+            return
+        try:
+            verdict = rules.decide(self._hot.record(slot), work.claim)
+        except ServiceError as error:
+            self._refuse(work, error)
+            return
+        assert isinstance(verdict, KeptReply), "bug: a chunk that runs was held to be out of place"
+        self._replay(work, slot, verdict)
+
+    def _replay(self, work: Work, slot: int, reply: KeptReply) -> None:
         self._observer.replayed()
-        model = session.model
-        self._answer(work, Answer(session.incarnation, reply.position, model.version, True, reply.outputs))
-        self._release(key)
+        record = self._hot.record(slot)
+        assert record is not None, "bug: a reply is kept where nothing is stored"
+        model = self._hot.model_at(slot)
+        answer = Answer(record.incarnation, reply.position, model.version, True, reply.outputs)
+        self._settle(work, answer)
+        self._release((work.key,))
 
     # -- load ---------------------------------------------------------------------------------
 
     async def _load(self, items: Items) -> None:
-        """Reads cold sessions in one round trip and puts their work back at the front."""
+        """Reads cold sessions in one round trip; then what waited for them is decided."""
         started_s = time.monotonic()
+        keys = [key for item in items for key in self._cold_keys(item)]
         try:
-            records = await self._store.load([key for key, _ in items])
+            records = await self._store.load(keys)
         except ServiceError as error:
-            for key, work in items:
-                self._refuse(key, work, error)
+            for item in items:
+                self._refuse_item(item, error)
             return
-        self._observer.loaded(len(items), time.monotonic() - started_s)
-        for (key, work), data in zip(items, records, strict=True):
-            self._take_in(key, work, data, started_s)
+        self._observer.loaded(len(keys), time.monotonic() - started_s)
+        loaded = dict(zip(keys, records, strict=True))
+        for item in items:
+            if isinstance(item, Work):
+                self._take_in(item, loaded[item.key], started_s)
+            else:
+                self._take_in_block(item, loaded, started_s)
 
-    def _take_in(self, key: bytes, work: Work, data: bytes | None, verified_s: float) -> None:
-        """Makes a session hot from what the store holds, and lets its work be decided again."""
+    def _cold_keys(self, item: Work | Block) -> list[bytes]:
+        if isinstance(item, Work):
+            return [item.key]
+        slots = self._hot.find(item.keys)
+        return [key for key, slot in zip(item.keys, slots, strict=True) if slot is None]
+
+    def _take_in(self, work: Work, data: bytes | None, verified_s: float) -> None:
+        """Makes a session hot from what the store holds, and lets its chunk be decided again."""
         try:
-            record = decode(data) if data is not None else None
-            model = self._model_for(record, work)
+            self._heat(work.key, work.claim, work.asked, data, verified_s)
         except ServiceError as error:
-            self._hot.discard(key)
-            self._refuse(key, work, error)
-            return
-        self._hot.put(key, model, record, verified_s=verified_s)
-        self._queue.put_back(key, work)
+            self._hot.discard(work.key)
+            self._refuse(work, error)
+        else:
+            self._put_back(work, 1)
+
+    def _take_in_block(self, block: Block, loaded: dict[bytes, bytes | None], verified_s: float) -> None:
+        """Makes the cold sessions of a block hot; rows that have none leave it."""
+        stays = np.ones(len(block), np.bool_)
+        for place, key in enumerate(block.keys):
+            if key not in loaded:
+                continue
+            work = block.work(place)
+            try:
+                self._heat(key, work.claim, block.asked, loaded[key], verified_s)
+            except ServiceError as error:
+                stays[place] = False
+                self._refuse(work, error)
+        if stays.all():
+            self._put_back(block, len(block))
+        elif stays.any():
+            self._put_back(block.part(np.flatnonzero(stays)), int(stays.sum()))
+
+    def _put_back(self, item: Work | Block, count: int) -> None:
+        self._queue.put_back(item, count)
         self._awake.set()
 
-    def _model_for(self, record: Record | None, work: Work) -> Model:
+    def _heat(
+        self, key: bytes, claim: rules.Claim, asked: Asked, data: bytes | None, verified_s: float
+    ) -> None:
+        record = decode(data) if data is not None else None
+        self._hot.put(key, self._model_for(record, claim, asked), record, verified_s=verified_s)
+
+    def _model_for(self, record: Record | None, claim: rules.Claim, asked: Asked) -> Model:
         if record is None or record.closed:
-            verdict = rules.decide(record, work.claim)
+            verdict = rules.decide(record, claim)
             assert verdict is Verdict.OPEN, "bug: nothing is stored, yet the session runs"
-            return self._models.find(work.model_name, work.model_version)
+            return self._models.find(asked.model_name, asked.model_version)
         return served_model(self._models, record)
 
     # -- run ----------------------------------------------------------------------------------
 
-    def _run(self, steps: Sequence[Step]) -> list[Ran]:
+    def _run(self, ready: Sequence[Steps]) -> list[Ran]:
+        """Runs a batch, model by model; a model that fails has its chunks refused."""
         started_s = time.monotonic()
-        self._observer.waited([started_s - step.work.arrived_s for step in steps])
+        groups: dict[bytes, list[Steps]] = {}
+        chunk_count = step_count = 0
+        for steps in ready:
+            groups.setdefault(steps.model.fingerprint, []).append(steps)
+            chunk_count += len(steps.block)
+            step_count += len(steps.block) * steps.block.asked.token_count
+            self._observer.waited(*steps.block.ages_s(started_s))
         ran: list[Ran] = []
-        for model, group in _by_model(steps):
-            ran += run_batch(model, group, self._encode_outputs)
-        step_count = sum(step.work.claim.token_count for step in steps)
-        self._observer.ran(len(steps), step_count, time.monotonic() - started_s)
+        for group in groups.values():
+            states = [self._hot.gather(steps.standing) for steps in group]
+            try:
+                ran += run_batch(group[0].model, group, states, self._encode_outputs)
+            except ServiceError as error:
+                for steps in group:
+                    self._refuse_all(steps.block, error)
+        self._observer.ran(chunk_count, step_count, time.monotonic() - started_s)
         return ran
 
     # -- commit and answer --------------------------------------------------------------------
 
-    async def _commit(self, ran: list[Ran]) -> None:
+    async def _commit(self, ran: Sequence[Ran]) -> None:
         """Offers the records of a batch to the store and answers each chunk by its outcome."""
+        offers: list[Offer] = []
         try:
-            writes: list[Write] = []
-            ready: list[tuple[Ran, Record]] = []
             for result in ran:
-                if isinstance(result.outcome, ServiceError):
-                    self._refuse(result.step.work.key, result.step.work, result.outcome)
-                else:
-                    work, session = result.step.work, result.step.session
-                    writes.append(Write(work.key, session.stamp, encode(result.outcome)))
-                    ready.append((result, result.outcome))
+                offers += self._make_offers(result)
             started_s = time.monotonic()
-            outcomes = await self._offer(writes) if writes else []
+            refusals = await self._offer(offers) if offers else {}
         finally:
             self._commit_turn.release()
-        self._observer.committed(len(writes), time.monotonic() - started_s)
-        self._settle(ready, outcomes, started_s)
+        self._observer.committed(sum(len(offer.stamps) for offer in offers), time.monotonic() - started_s)
+        first = 0
+        for offer in offers:
+            self._conclude(offer, refusals, first, started_s)
+            first += len(offer.stamps)
 
-    async def _offer(self, writes: list[Write]) -> list[Outcome]:
+    def _make_offers(self, ran: Ran) -> list[Offer]:
+        tails = [self._hot.tail(slot) for slot in ran.steps.slots.tolist()]
+        offers, refused = make_offers(ran, tails)
+        block = ran.steps.block
+        for place, error in refused:
+            self._refuse(block.work(place), error)
+        return offers
+
+    async def _offer(self, offers: Sequence[Offer]) -> Refusals:
         try:
-            return await self._store.commit(writes, self._limits.session_ttl_s)
+            return await self._store.commit([offer.writes for offer in offers], self._limits.session_ttl_s)
         except StoreUnavailable as error:
-            return await self._find_out(writes, error)
+            return await self._find_out(offers, error)
 
-    async def _find_out(self, writes: list[Write], error: StoreUnavailable) -> list[Outcome]:
-        """Reads back what became of writes whose outcome is unknown.
+    async def _find_out(self, offers: Sequence[Offer], error: StoreUnavailable) -> Refusals:
+        """Reads back what became of records whose fate is unknown.
 
         A record that is found is a fact. One that is not may still arrive, from the buffer of the
         broken connection, so its caller is told to try again and the compare decides.
         """
+        keys = [key for offer in offers for key in offer.writes.keys]
+        sent = [bytes(record) for offer in offers for record in offer.writes.records]
         try:
-            found = await self._store.load([write.key for write in writes])
+            found = await self._store.load(keys)
         except StoreUnavailable:
-            return [error] * len(writes)
-        return [None if data == write.record else error for write, data in zip(writes, found, strict=True)]
+            return dict.fromkeys(range(len(keys)), error)
+        return {
+            number: error
+            for number, (data, record) in enumerate(zip(found, sent, strict=True))
+            if data != record
+        }
 
-    def _settle(self, ready: list[tuple[Ran, Record]], outcomes: list[Outcome], started_s: float) -> None:
-        applied = [pair for pair, outcome in zip(ready, outcomes, strict=True) if outcome is None]
-        _keep_states(applied)
-        now_s = time.monotonic()
-        self._count_applied(applied, now_s)
-        for (result, record), outcome in zip(ready, outcomes, strict=True):
-            work, session = result.step.work, result.step.session
-            if outcome is None:
-                session.record = record._replace(state=b"")
-                session.verified_s = started_s
-                self._pace.answered(work.key, now_s)
-                self._answer(work, _answer_of(record, session))
-                self._release(work.key)
-            elif isinstance(outcome, Found):
-                self._conflict(work, outcome, started_s)
+    def _conclude(self, offer: Offer, refusals: Refusals, first: int, started_s: float) -> None:
+        """Answers the rows of an offer, whose records count from `first`."""
+        steps = offer.steps
+        refused = (
+            [place for place in range(len(steps.block)) if first + place in refusals] if refusals else []
+        )
+        if refused:
+            applied = np.setdiff1d(np.arange(len(steps.block)), refused)
+            if len(applied):
+                self._apply(_part(offer, applied), started_s)
+        else:
+            self._apply(offer, started_s)
+        for place in refused:
+            work = steps.block.work(place)
+            refusal = refusals[first + place]
+            if isinstance(refusal, Found):
+                self._conflict(work, refusal, started_s)
             else:
                 self._hot.discard(work.key)
-                self._refuse(work.key, work, outcome)
+                self._refuse(work, refusal)
 
-    def _count_applied(self, applied: list[tuple[Ran, Record]], now_s: float) -> None:
-        works = [result.step.work for result, _ in applied]
-        if works:
-            step_count = sum(work.claim.token_count for work in works)
-            self._observer.applied(step_count, [now_s - work.arrived_s for work in works])
+    def _apply(self, offer: Offer, started_s: float) -> None:
+        """Takes committed records into memory and answers their chunks."""
+        steps, block = offer.steps, offer.steps.block
+        self._hot.keep(steps.slots, steps.standing, offer.stamps, offer.states, offer.tails, started_s)
+        now_s = time.monotonic()
+        self._observer.applied(len(block) * block.asked.token_count, *block.ages_s(now_s))
+        if block.is_gathered:
+            self._pace.answered(block.keys, now_s)
+        block.owner.applied(Applied(block.rows, offer.stamps, steps.model.version, offer.outputs))
+        self._answered(len(block))
+        self._release(block.keys)
 
     def _conflict(self, work: Work, found: Found, verified_s: float) -> None:
         """Another writer came first: decide again on what is stored now."""
@@ -386,19 +520,19 @@ class Engine:
         work.conflict_count += 1
         if work.conflict_count > MAX_CONFLICTS:
             self._hot.discard(work.key)
-            self._refuse(work.key, work, PositionConflict("other writers keep coming first"))
+            self._refuse(work, PositionConflict("other writers keep coming first"))
         elif found.record is None and self._has_expired(work.key, verified_s):
             self._hot.discard(work.key)
-            self._refuse(work.key, work, self._expired())
+            self._refuse(work, self._expired())
         else:
-            self._take_in(work.key, work, found.record, verified_s)
+            self._take_in(work, found.record, verified_s)
 
     def _has_expired(self, key: bytes, now_s: float) -> bool:
         """Whether a record that is gone is one that this server saw, longer ago than it could live."""
-        session, ttl_s = self._hot.get(key), self._limits.session_ttl_s
-        if session is None or not session.is_stored or not ttl_s:
+        [slot], ttl_s = self._hot.find((key,)), self._limits.session_ttl_s
+        if slot is None or not self._hot.is_stored(slot) or not ttl_s:
             return False
-        return now_s - session.verified_s >= ttl_s
+        return now_s - self._hot.verified_s(slot) >= ttl_s
 
     def _expired(self) -> SessionExpired:
         return SessionExpired(
@@ -408,28 +542,35 @@ class Engine:
 
     # -- ends ---------------------------------------------------------------------------------
 
-    def _refuse(self, key: bytes, work: Work, error: ServiceError) -> None:
-        """Answers work that was taken from the queue with an error."""
-        session = self._hot.get(key)
-        if session is not None and not session.is_stored:
-            self._hot.discard(key)  # it was only about to be opened
-        self._answer(work, error)
-        self._release(key)
+    def _refuse_all(self, block: Block, error: ServiceError) -> None:
+        for work in block.works():
+            self._refuse(work, error)
 
-    def _answer(self, work: Work, outcome: Answer | ServiceError) -> None:
+    def _refuse_item(self, item: Work | Block, error: ServiceError) -> None:
+        for work in _works((item,)):
+            self._refuse(work, error)
+
+    def _refuse(self, work: Work, error: ServiceError) -> None:
+        """Answers a chunk that was taken from the queue with an error."""
+        [slot] = self._hot.find((work.key,))
+        if slot is not None and not self._hot.is_stored(slot):
+            self._hot.discard(work.key)  # it was only about to be opened
+        self._settle(work, error)
+        self._release((work.key,))
+
+    def _settle(self, work: Work, outcome: Answer | ServiceError) -> None:
         if isinstance(outcome, ServiceError):
             self._observer.refused(outcome.reason)
-        work.is_answered = True
-        self._unanswered_count -= 1
+        work.settle(outcome)
+        self._answered(1)
+
+    def _answered(self, count: int) -> None:
+        self._unanswered_count -= count
         if self._unanswered_count == 0:
             self._idle.set()
-        try:
-            work.answer(outcome)
-        except Exception:  # noqa: BLE001 -- one caller's fault must not reach its neighbours
-            _log.exception("bug: a caller could not take its answer")
 
-    def _release(self, key: bytes) -> None:
-        self._queue.release(key)
+    def _release(self, keys: Iterable[bytes]) -> None:
+        self._queue.release(keys)
         self._awake.set()
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
@@ -438,29 +579,28 @@ class Engine:
         task.add_done_callback(self._tasks.discard)
 
 
-class _Unverified(Exception):
-    """An answer would rest on a record that the store may no longer hold."""
+def _works(items: Items) -> Iterable[Work]:
+    """Yields every chunk as one of its own."""
+    for item in items:
+        if isinstance(item, Work):
+            yield item
+        else:
+            yield from item.works()
 
 
-def _by_model(steps: Sequence[Step]) -> list[tuple[Model, list[Step]]]:
-    groups: dict[bytes, list[Step]] = {}
-    for step in steps:
-        groups.setdefault(step.session.model.fingerprint, []).append(step)
-    return [(group[0].session.model, group) for group in groups.values()]
+def _part(offer: Offer, chosen: NDArray[np.int64]) -> Offer:
+    return offer._replace(
+        steps=offer.steps.part(chosen),
+        stamps=offer.stamps[chosen],
+        states=offer.states[chosen],
+        outputs=offer.outputs[chosen],
+        tails=[offer.tails[place] for place in chosen.tolist()],
+    )
 
 
-def _keep_states(applied: list[tuple[Ran, Record]]) -> None:
-    """Writes the new states of committed chunks into the hot rows, one assignment per model."""
-    for rows, group in itertools.groupby(applied, key=lambda pair: pair[0].step.session.rows):
-        pairs = list(group)
-        slots = [result.step.session.slot for result, _ in pairs]
-        rows.scatter(slots, b"".join(record.state for _, record in pairs))
+def _late() -> DeadlinePassed:
+    return DeadlinePassed("the caller no longer waits; nothing was run")
 
 
 def _draining() -> Draining:
     return Draining("this server is leaving; another one takes the request", retry_after_s=0.05)
-
-
-def _answer_of(record: Record, session: HotSession) -> Answer:
-    reply = record.replies[-1]
-    return Answer(record.incarnation, record.position, session.model.version, False, reply.outputs)

@@ -1,97 +1,241 @@
 """The states of sessions that ran lately, in this process's memory, so that a step need not read the store.
 
-A copy may be out of date: another replica may have moved the session on. That is harmless, since a
-commit compares stamps. Least recently used sessions give way beyond `max_bytes`.
+A copy may be out of date: another replica may have moved the session on. That is harmless, since a commit
+compares stamps. A session has a *slot*, and what is known of it stands in that row of a few arrays, so that
+a batch is read and written by index. Least recently used sessions give way beyond `max_bytes`.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.model.contract import Contract
 from service.model.protocol import Model
-from service.store.record import NO_STAMP, KeptReply, Record, draw_incarnation
+from service.store.record import Record, decode_replies, draw_incarnation, encode_replies
 
 _FIRST_ROWS = 64
+_OLDEST_SHARE = 8
+"""Room is made among the least recently used eighth, until a sixteenth of the bound is free."""
+
+_STAMP = slice(0, 2)
+_STANDS_AT = slice(2, 4)
+_INCARNATION, _POSITION, _MODEL, _ROW, _COLUMN_COUNT = range(2, 7)
 
 
-@dataclass(slots=True, eq=False)
-class HotSession:
-    """A session whose state is in memory.
+class Standing(NamedTuple):
+    """Where B sessions stand, as far as this process knows.
 
     Attributes:
-        model: The model it runs on.
-        rows: Where its state lies.
-        slot: Its row there.
-        record: What the store is believed to hold, without the state; None if nothing.
-        incarnation: Of the record, or the one drawn for a session about to be opened.
-        verified_s: Monotonic time at which the store was known to hold `record`.
+        stamps: Stamps that a commit must find, int64 (B, 2): incarnation and position.
+        stands_at: Incarnation and position, int64 (B, 2); of a session about to be opened a new one and 0.
+        models: Numbers of their models, int64 (B,).
+        rows: Where their states lie, int64 (B,).
     """
 
-    model: Model
-    rows: "StateRows"
-    slot: int
-    record: Record | None
-    incarnation: int
-    verified_s: float
+    stamps: NDArray[np.int64]
+    stands_at: NDArray[np.int64]
+    models: NDArray[np.int64]
+    rows: NDArray[np.int64]
 
-    @property
-    def is_stored(self) -> bool:
-        """Whether the store holds a live record; else the session is about to be opened."""
-        return self.record is not None and not self.record.closed
-
-    @property
-    def position(self) -> int:
-        """Tokens consumed."""
-        return self.record.position if self.record is not None and not self.record.closed else 0
-
-    @property
-    def replies(self) -> tuple[KeptReply, ...]:
-        """Replies kept for retries."""
-        return self.record.replies if self.record is not None else ()
-
-    @property
-    def stamp(self) -> bytes:
-        """Stamp that a commit must find."""
-        return NO_STAMP if self.record is None else self.record.stamp
+    def part(self, chosen: NDArray[Any]) -> "Standing":
+        """Returns some of the sessions, by index or mask."""
+        return Standing(*(column[chosen] for column in self))
 
 
-class StateRows:
-    """The states of one model's sessions: one row of raw bytes each, tensors one after the other."""
+class HotSessions:
+    """Hot sessions by key.
 
-    def __init__(self, contract: Contract) -> None:
-        self._contract = contract
-        self._rows = np.zeros((_FIRST_ROWS, contract.state_bytes), np.uint8)
+    Args:
+        max_bytes: Bound on the bytes of state and kept replies held.
+        is_busy: Tells whether a session has work waiting or under way; such sessions stay, whatever
+            the bound, so the bound on waiting work adds to it.
+    """
+
+    def __init__(self, max_bytes: int, is_busy: Callable[[bytes], bool]) -> None:
+        self._max_bytes = max_bytes
+        self._is_busy = is_busy
+        self._slots: dict[bytes, int] = {}
+        self._keys: list[bytes | None] = [None] * _FIRST_ROWS
+        self._tails: list[bytes] = [b""] * _FIRST_ROWS
+        self._columns = np.zeros((_FIRST_ROWS, _COLUMN_COUNT), np.int64)
+        self._verified_s = np.zeros(_FIRST_ROWS)
+        self._used = np.zeros(_FIRST_ROWS, np.int64)
+        self._turn = 0
         self._free = list(range(_FIRST_ROWS))
+        self._models: list[tuple[Model, _StateRows]] = []
+        self._model_numbers: dict[bytes, int] = {}
+        self._held_bytes = 0
 
-    def claim(self, state: bytes) -> int:
-        """Stores a state, raw or b"" for the initial one, and returns its slot."""
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._slots
+
+    def find(self, keys: Sequence[bytes]) -> list[int | None]:
+        """Returns the slot of each session; None if it is not hot."""
+        return list(map(self._slots.get, keys))
+
+    def standing(self, slots: NDArray[np.int64]) -> Standing:
+        """Returns where sessions stand, and marks them as used."""
+        self._turn += 1
+        self._used[slots] = self._turn
+        columns = self._columns[slots]
+        return Standing(columns[:, _STAMP], columns[:, _STANDS_AT], columns[:, _MODEL], columns[:, _ROW])
+
+    def model(self, number: np.int64) -> Model:
+        """Returns the model of that number."""
+        return self._models[number][0]
+
+    def model_at(self, slot: int) -> Model:
+        """Returns the model that a session runs on."""
+        return self.model(self._columns[slot, _MODEL])
+
+    def record(self, slot: int) -> Record | None:
+        """Returns what the store is believed to hold, without the state; None if nothing."""
+        incarnation, position = self._columns[slot, _STAMP].tolist()
+        if incarnation == 0:
+            return None
+        fingerprint = self.model_at(slot).fingerprint
+        if position < 0:
+            return Record(incarnation, ~position, fingerprint, closed=True)
+        return Record(incarnation, position, fingerprint, b"", decode_replies(self._tails[slot]))
+
+    def is_stored(self, slot: int) -> bool:
+        """Whether the store is believed to hold a live record; else the session is about to be opened."""
+        return bool(self._columns[slot, 0] == self._columns[slot, _INCARNATION])
+
+    def verified_s(self, slot: int) -> float:
+        """Returns the monotonic time at which the store was known to hold the record."""
+        return float(self._verified_s[slot])
+
+    def tail(self, slot: int) -> bytes:
+        """Returns the kept replies, as `record.encode_replies` gives them."""
+        return self._tails[slot]
+
+    def put(self, key: bytes, model: Model, record: Record | None, *, verified_s: float) -> None:
+        """Takes in what the store holds, instead of what was known of the session before."""
+        self.discard(key)
         if not self._free:
             self._grow()
         slot = self._free.pop()
-        self._rows[slot] = np.frombuffer(state, np.uint8) if state else 0
-        return slot
+        number = self._number(model)
+        if record is None:
+            stamp, stands_at, state, tail = (0, 0), (draw_incarnation(), 0), b"", b""
+        elif record.closed:
+            stamp, state, tail = (record.incarnation, ~record.position), b"", b""
+            stands_at = (draw_incarnation(), 0)
+        else:
+            stamp = stands_at = (record.incarnation, record.position)
+            state, tail = record.state, encode_replies(record.replies)
+        row = self._models[number][1].claim(state)
+        self._columns[slot] = (*stamp, *stands_at, number, row)
+        self._verified_s[slot] = verified_s
+        self._turn += 1
+        self._used[slot] = self._turn
+        self._keys[slot], self._tails[slot] = key, tail
+        self._slots[key] = slot
+        self._held_bytes += model.contract.state_bytes + len(tail)
+        self._shrink()
 
-    def release(self, slot: int) -> None:
-        """Frees a slot."""
+    def discard(self, key: bytes) -> None:
+        """Forgets a session, if it is hot."""
+        slot = self._slots.pop(key, None)
+        if slot is None:
+            return
+        _, _, _, _, number, row = self._columns[slot].tolist()
+        model, rows = self._models[number]
+        rows.release(row)
+        self._held_bytes -= model.contract.state_bytes + len(self._tails[slot])
+        self._keys[slot], self._tails[slot] = None, b""
         self._free.append(slot)
 
-    def gather(self, slots: Sequence[int]) -> dict[str, NDArray[Any]]:
-        """Copies the states in `slots` into arrays (B, ...) by state name."""
-        return split_rows(self._contract, self._rows[slots])
+    def gather(self, standing: Standing) -> NDArray[np.uint8]:
+        """Copies the raw states of sessions of one model, (B, state_bytes)."""
+        states: NDArray[np.uint8] = self._models[standing.models[0]][1].rows[standing.rows]
+        return states
 
-    def scatter(self, slots: Sequence[int], states: bytes) -> None:
-        """Replaces the states in `slots` by raw states, one after the other."""
-        self._rows[slots] = np.frombuffer(states, np.uint8).reshape(len(slots), -1)
+    def keep(
+        self,
+        slots: NDArray[np.int64],
+        standing: Standing,
+        stamps: NDArray[np.int64],
+        states: NDArray[np.uint8],
+        tails: Sequence[bytes],
+        verified_s: float,
+    ) -> None:
+        """Takes in records of one model that are committed.
+
+        Args:
+            slots: Of the sessions.
+            standing: Where they stood before.
+            stamps: Of the records, (B, 2).
+            states: Raw, (B, state_bytes).
+            tails: Kept replies.
+            verified_s: Monotonic time at which the store is known to have held the records.
+        """
+        self._columns[slots, _STAMP] = stamps
+        self._columns[slots, _STANDS_AT] = stamps
+        self._models[standing.models[0]][1].rows[standing.rows] = states
+        self._verified_s[slots] = verified_s
+        kept = self._tails
+        for slot, tail in zip(slots.tolist(), tails, strict=True):
+            self._held_bytes += len(tail) - len(kept[slot])
+            kept[slot] = tail
+        self._shrink()
+
+    def _number(self, model: Model) -> int:
+        number = self._model_numbers.get(model.fingerprint)
+        if number is None:
+            number = self._model_numbers[model.fingerprint] = len(self._models)
+            self._models.append((model, _StateRows(model.contract.state_bytes)))
+        return number
 
     def _grow(self) -> None:
-        count = len(self._rows)
-        self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
+        count = len(self._keys)
+        self._keys += [None] * count
+        self._tails += [b""] * count
+        self._columns = np.concatenate([self._columns, np.zeros_like(self._columns)])
+        self._verified_s = np.concatenate([self._verified_s, np.zeros_like(self._verified_s)])
+        self._used = np.concatenate([self._used, np.zeros_like(self._used)])
         self._free.extend(range(count, 2 * count))
+
+    def _shrink(self) -> None:
+        """Forgets idle sessions that were not used for long, where the bound is passed."""
+        if self._held_bytes <= self._max_bytes:
+            return
+        target_bytes = self._max_bytes - self._max_bytes // (2 * _OLDEST_SHARE)
+        live = np.fromiter(self._slots.values(), np.int64, len(self._slots))
+        count = 1 + (len(live) - 1) // _OLDEST_SHARE
+        oldest = live[np.argpartition(self._used[live], count - 1)[:count]]
+        for slot in oldest.tolist():
+            key = self._keys[slot]
+            assert key is not None, "bug: a slot in use has no session"
+            if not self._is_busy(key):
+                self.discard(key)
+                if self._held_bytes <= target_bytes:
+                    return
+
+
+class _StateRows:
+    """The states of one model's sessions: one row of raw bytes each, tensors one after the other."""
+
+    def __init__(self, state_bytes: int) -> None:
+        self.rows = np.zeros((_FIRST_ROWS, state_bytes), np.uint8)
+        self._free = list(range(_FIRST_ROWS))
+
+    def claim(self, state: bytes) -> int:
+        """Stores a state, raw or b"" for the initial one, and returns its row."""
+        if not self._free:
+            count = len(self.rows)
+            self.rows = np.concatenate([self.rows, np.zeros_like(self.rows)])
+            self._free.extend(range(count, 2 * count))
+        row = self._free.pop()
+        self.rows[row] = np.frombuffer(state, np.uint8) if state else 0
+        return row
+
+    def release(self, row: int) -> None:
+        """Frees a row."""
+        self._free.append(row)
 
 
 def split_rows(contract: Contract, rows: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
@@ -114,65 +258,3 @@ def join_rows(contract: Contract, states: dict[str, NDArray[Any]]) -> NDArray[np
     if len(parts) == 1:
         return parts[0].view(np.uint8)
     return np.concatenate([part.view(np.uint8) for part in parts], axis=1)
-
-
-class HotSessions:
-    """Hot sessions by key, least recently used first.
-
-    Args:
-        max_bytes: Bound on the state bytes held.
-        is_busy: Tells whether a session has work waiting or under way; such sessions stay, whatever
-            the bound, so the bound on waiting work adds to it.
-    """
-
-    def __init__(self, max_bytes: int, is_busy: Callable[[bytes], bool]) -> None:
-        self._max_bytes = max_bytes
-        self._is_busy = is_busy
-        self._sessions: OrderedDict[bytes, HotSession] = OrderedDict()
-        self._rows: dict[bytes, StateRows] = {}
-        self._held_bytes = 0
-
-    def get(self, key: bytes) -> HotSession | None:
-        """Returns a session and marks it as used."""
-        session = self._sessions.get(key)
-        if session is not None:
-            self._sessions.move_to_end(key)
-        return session
-
-    def put(self, key: bytes, model: Model, record: Record | None, *, verified_s: float) -> HotSession:
-        """Takes in what the store holds, instead of what was known of the session before."""
-        self.discard(key)
-        rows = self._rows.get(model.fingerprint)
-        if rows is None:
-            rows = self._rows[model.fingerprint] = StateRows(model.contract)
-        state = record.state if record is not None else b""
-        session = HotSession(
-            model=model,
-            rows=rows,
-            slot=rows.claim(state),
-            record=record._replace(state=b"") if record is not None else None,
-            incarnation=draw_incarnation() if record is None or record.closed else record.incarnation,
-            verified_s=verified_s,
-        )
-        self._sessions[key] = session
-        self._held_bytes += model.contract.state_bytes
-        self._shrink()
-        return session
-
-    def discard(self, key: bytes) -> None:
-        """Forgets a session, if it is hot."""
-        session = self._sessions.pop(key, None)
-        if session is not None:
-            session.rows.release(session.slot)
-            self._held_bytes -= session.model.contract.state_bytes
-
-    def _shrink(self) -> None:
-        """Forgets idle sessions, oldest first, until the bound holds or each was looked at once."""
-        for _ in range(len(self._sessions)):
-            if self._held_bytes <= self._max_bytes:
-                return
-            key = next(iter(self._sessions))
-            if self._is_busy(key):
-                self._sessions.move_to_end(key)
-            else:
-                self.discard(key)

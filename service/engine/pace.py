@@ -7,6 +7,8 @@ So a batch waits only where waiting pays: the process uses most of a core, and s
 a moment ago have not come back yet.
 """
 
+from collections.abc import Iterable
+
 BUSY_SHARE = 0.75
 """CPU time over wall time from which the loop counts as busy."""
 
@@ -42,10 +44,11 @@ class Pace:
         self.arrival_count += 1
         self._answered_s.pop(key, None)
 
-    def answered(self, key: bytes, now_s: float) -> None:
-        """A session was answered, and may come back soon."""
-        self._answered_s.pop(key, None)  # so that the dictionary stays in the order of time
-        self._answered_s[key] = now_s
+    def answered(self, keys: Iterable[bytes], now_s: float) -> None:
+        """Sessions were answered, and may come back soon."""
+        for key in keys:
+            self._answered_s.pop(key, None)  # so that the dictionary stays in the order of time
+            self._answered_s[key] = now_s
 
     def sample(self, now_s: float, cpu_s: float) -> None:
         """Takes the CPU time of the process so far."""

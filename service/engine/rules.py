@@ -24,6 +24,9 @@ an old state is harmless, the commit refuses it. A refusal or a replay is final,
 from enum import Enum
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from service.errors import (
     InvalidRequest,
     Overloaded,
@@ -118,15 +121,34 @@ def decide(stored: Record | None, claim: Claim) -> Verdict | KeptReply:
     return _find_reply(stored, claim)
 
 
-def keep_replies(replies: tuple[KeptReply, ...], new: KeptReply, claim: Claim) -> tuple[KeptReply, ...]:
-    """Returns the replies to store with `new`: those the client has not acknowledged, and `new`.
+def continues(
+    stands_at: NDArray[np.int64],
+    positions: NDArray[np.int64],
+    incarnations: NDArray[np.int64] | None,
+) -> NDArray[np.bool_]:
+    """Tells which of B chunks just run: those for which `decide` says RUN, or OPEN with a model named.
+
+    Args:
+        stands_at: Incarnation and position of each session, (B, 2); of one that is not stored its new
+            incarnation and 0.
+        positions: Claimed, (B,); negative is none.
+        incarnations: Meant, (B,); 0 is any; None is any for all.
+    """
+    runs: NDArray[np.bool_] = (positions == stands_at[:, 1]) | (positions < 0)
+    if incarnations is not None:
+        runs &= (incarnations == 0) | (incarnations == stands_at[:, 0])
+    return runs
+
+
+def keep_replies(
+    replies: tuple[KeptReply, ...], new: KeptReply, acknowledged: int
+) -> tuple[KeptReply, ...]:
+    """Returns the replies to store with `new`: those after the position acknowledged, and `new`.
 
     Raises:
         Overloaded: There would be too many; the client sends too far ahead.
     """
-    if claim.acknowledged is None:
-        return (new,)
-    kept = (*(reply for reply in replies if reply.position > claim.acknowledged), new)
+    kept = (*(reply for reply in replies if reply.position > acknowledged), new)
     size_bytes = sum(len(reply.outputs) for reply in kept)
     if len(kept) > 1 and (len(kept) > MAX_KEPT_REPLIES or size_bytes > MAX_KEPT_REPLY_BYTES):
         raise Overloaded(

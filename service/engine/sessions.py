@@ -17,7 +17,7 @@ from service.errors import (
     SessionNotFound,
 )
 from service.model.protocol import Model, Models
-from service.store.protocol import Found, StateStore, Write
+from service.store.protocol import Found, StateStore, Writes
 from service.store.record import NO_STAMP, Record, decode, draw_incarnation, encode
 
 MAX_ATTEMPTS = 16
@@ -96,7 +96,7 @@ class Sessions:
             model = self._models.find(model_name, model_version)
             record = _new_record(model, state)
             expected = stored.stamp if stored is not None else NO_STAMP
-            found = await self._replace(Write(key, expected, encode(record)), self._ttl_s)
+            found = await self._replace(key, expected, record, self._ttl_s)
             if found is None:
                 return OpenSession(record, model, is_resumed=False)
             data = found.record
@@ -142,8 +142,7 @@ class Sessions:
             if stored.closed:
                 return stored.position
             tombstone = stored._replace(state=b"", replies=(), closed=True)
-            write = Write(key, stored.stamp, encode(tombstone))
-            found = await self._replace(write, self._tombstone_ttl_s)
+            found = await self._replace(key, stored.stamp, tombstone, self._tombstone_ttl_s)
             if found is None:
                 return stored.position
             data = found.record
@@ -153,13 +152,14 @@ class Sessions:
         """Returns the seconds until a session expires; 0 is never."""
         return await self._store.time_to_live_s(key)
 
-    async def _replace(self, write: Write, ttl_s: float) -> Found | None:
+    async def _replace(self, key: bytes, expected: bytes, record: Record, ttl_s: float) -> Found | None:
         """Commits one record; what is found instead is returned, what fails is raised."""
-        outcome = (await self._store.commit([write], ttl_s))[0]
-        if isinstance(outcome, ServiceError):
-            raise outcome
-        self._engine.forget(write.key)
-        return outcome
+        refusals = await self._store.commit([Writes((key,), expected, (encode(record),))], ttl_s)
+        refusal = refusals.get(0)
+        if isinstance(refusal, ServiceError):
+            raise refusal
+        self._engine.forget(key)
+        return refusal
 
     def _resume(
         self, record: Record, model_name: str, model_version: int, must_be_new: bool

@@ -1,12 +1,17 @@
 """Decides which waiting chunks run together. Pure: no clock, no I/O, no model.
 
-Invariants: a batch holds at most one chunk per session, since a step needs the state that the one
-before it leaves; chunks of a session leave in the order they came; sessions take turns; a session
-handed out stays held until `release`, so that its next chunk cannot overtake its commit.
+Invariants: a batch holds at most one chunk per session, since a step needs the state that the one before
+it leaves; chunks of a session leave in the order they came; a session whose chunk is ready or handed out
+is held until `release`, so that its next chunk cannot overtake its commit.
+
+A group is chunks of distinct sessions that leave together, once each of these sessions is free. Whoever
+comes after it waits behind it. No two groups wait for each other: a group joins all its lines at once, so
+the order of arrival is the same in all of them.
 """
 
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable, Iterable
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from service.errors import Overloaded
@@ -15,25 +20,35 @@ Key = TypeVar("Key", bound=Hashable)
 Item = TypeVar("Item")
 
 
+@dataclass(slots=True)
+class _Group(Generic[Item]):
+    """A group that still waits for `missing` of its sessions."""
+
+    item: Item
+    count: int
+    missing: int = 0
+
+
 class StepQueue(Generic[Key, Item]):
     """First in, first out per session; every session at most once per batch.
 
     Args:
-        max_waiting: Bound on waiting items; beyond it `push` refuses.
+        max_waiting: Bound on waiting chunks; beyond it pushing is refused.
     """
 
     def __init__(self, max_waiting: int) -> None:
         self._max_waiting = max_waiting
-        self._sessions: dict[Key, deque[Item]] = {}
-        self._ready: deque[Key] = deque()
+        self._nobody: deque[Item | _Group[Item]] = deque(maxlen=0)  # shared by all that are held alone
+        self._lines: dict[Key, deque[Item | _Group[Item]]] = {}
+        self._ready: deque[tuple[Item, int]] = deque()
         self._waiting_count = 0
 
     def __len__(self) -> int:
         return self._waiting_count
 
     def __contains__(self, key: Key) -> bool:
-        """Whether the session has items waiting or is held."""
-        return key in self._sessions
+        """Whether the session has chunks waiting or is held."""
+        return key in self._lines
 
     @property
     def has_ready(self) -> bool:
@@ -41,39 +56,86 @@ class StepQueue(Generic[Key, Item]):
         return bool(self._ready)
 
     def push(self, key: Key, item: Item) -> None:
-        """Adds an item behind those of its session.
+        """Adds a chunk behind those of its session.
 
         Raises:
-            Overloaded: `max_waiting` items wait already.
+            Overloaded: `max_waiting` chunks wait already.
         """
-        if self._waiting_count >= self._max_waiting:
+        self._admit(1)
+        if key in self._lines:
+            self._stand_in_line(key, item)
+        else:
+            self._lines[key] = self._nobody
+            self._ready.append((item, 1))
+
+    def push_group(self, keys: Collection[Key], item: Item) -> None:
+        """Adds a group, one chunk of each of these distinct sessions.
+
+        Raises:
+            Overloaded: With the group more than `max_waiting` chunks would wait.
+        """
+        count = len(keys)
+        self._admit(count)
+        if self._lines.keys().isdisjoint(keys):
+            self._lines.update(dict.fromkeys(keys, self._nobody))
+            self._ready.append((item, count))
+            return
+        group = _Group(item, count)
+        for key in keys:
+            if key in self._lines:
+                self._stand_in_line(key, group)
+                group.missing += 1
+            else:
+                self._lines[key] = self._nobody
+
+    def take(self, max_count: int) -> list[Item]:
+        """Hands out what is ready, up to `max_count` chunks or one group beyond; the sessions stay held."""
+        taken: list[Item] = []
+        count = 0
+        while self._ready and count < max_count:
+            item, weight = self._ready.popleft()
+            taken.append(item)
+            count += weight
+        self._waiting_count -= count
+        return taken
+
+    def put_back(self, item: Item, count: int) -> None:
+        """Returns what was handed out, `count` chunks; it is ready, its sessions stay held."""
+        self._waiting_count += count
+        self._ready.append((item, count))
+
+    def release(self, keys: Iterable[Key]) -> None:
+        """Lets the next chunks of held sessions go."""
+        lines, nobody = self._lines, self._nobody
+        for key in keys:
+            if lines[key] is nobody:
+                del lines[key]
+            else:
+                self._next(key)
+
+    def _admit(self, count: int) -> None:
+        if self._waiting_count + count > self._max_waiting:
             raise Overloaded(
-                f"{self._waiting_count} chunks wait already, the limit of this server",
+                f"{self._waiting_count} chunks wait already, with {count} more it would be beyond the "
+                f"{self._max_waiting} that this server takes",
                 retry_after_s=0.05,
             )
-        waiting = self._sessions.get(key)
-        if waiting is None:
-            waiting = self._sessions[key] = deque()
-            self._ready.append(key)
-        waiting.append(item)
-        self._waiting_count += 1
+        self._waiting_count += count
 
-    def take(self, max_count: int) -> list[tuple[Key, Item]]:
-        """Hands out the first item of up to `max_count` sessions and holds these sessions."""
-        count = min(max_count, len(self._ready))
-        self._waiting_count -= count
-        taken = [self._ready.popleft() for _ in range(count)]
-        return [(key, self._sessions[key].popleft()) for key in taken]
-
-    def put_back(self, key: Key, item: Item) -> None:
-        """Returns an item handed out to the front of its session, which is released."""
-        self._sessions[key].appendleft(item)
-        self._waiting_count += 1
-        self.release(key)
-
-    def release(self, key: Key) -> None:
-        """Lets the next item of a held session go."""
-        if self._sessions[key]:
-            self._ready.append(key)
+    def _stand_in_line(self, key: Key, entry: Item | _Group[Item]) -> None:
+        if self._lines[key] is self._nobody:
+            self._lines[key] = deque((entry,))
         else:
-            del self._sessions[key]
+            self._lines[key].append(entry)
+
+    def _next(self, key: Key) -> None:
+        line = self._lines[key]
+        entry = line.popleft()
+        if not line:
+            self._lines[key] = self._nobody
+        if not isinstance(entry, _Group):
+            self._ready.append((entry, 1))
+            return
+        entry.missing -= 1
+        if entry.missing == 0:
+            self._ready.append((entry.item, entry.count))

@@ -4,6 +4,8 @@ The edge makes a `Work` from a request; the engine answers it with an `Answer` o
 """
 
 import functools
+import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -16,6 +18,8 @@ from service.engine.served import check_named
 from service.errors import InvalidRequest, ReplyTooLarge, ServiceError
 from service.model.contract import Contract
 from service.model.protocol import Model
+
+_log = logging.getLogger(__name__)
 
 ALL_TENSORS = "*"
 DEFAULT_TOP_K = 5
@@ -58,19 +62,37 @@ class Answer(NamedTuple):
     outputs: bytes
 
 
+class Asked(NamedTuple):
+    """What chunks that share a block have in common.
+
+    Attributes:
+        kind: What the tokens are: bytes of text, ids, or features.
+        token_count: k >= 1.
+        width: Features per token; 1 for text and ids.
+        model_name: Model named by the request; "" if none.
+        model_version: Its version; 0 is any, or the newest where the session is opened.
+        selection: What to return; None is the default of the model.
+    """
+
+    kind: Literal["text", "ids", "features"]
+    token_count: int
+    width: int = 1
+    model_name: str = ""
+    model_version: int = 0
+    selection: Selection | None = None
+
+
 @dataclass(slots=True, eq=False)
 class Work:
     """One chunk on its way through the engine.
 
     Attributes:
         key: Store key of its session.
+        asked: What it asks.
         claim: Position and identity, for the rules.
-        kind: What the tokens are: bytes of text, ids, or features.
-        tokens: int64 (k,) for text and ids, float32 (k, width) for features.
-        answer: Called once, on the event loop, with the outcome; must not raise.
-        model_name: Model named by the request; "" if none.
-        model_version: Its version; 0 is any, or the newest where the session is opened.
-        selection: What to return; None is the default of the model.
+        raw: The tokens, (k,) or (k, width), row-major; dtype by kind, see `block.TOKEN_DTYPES`.
+        answer: Called once, on the event loop, with this work and its outcome.
+        request: What the caller wants to find here again.
         deadline_s: Monotonic time after which the caller no longer waits.
         arrived_s: Monotonic time of arrival.
         is_cancelled: The caller has gone; skip it if it has not run yet.
@@ -79,34 +101,40 @@ class Work:
     """
 
     key: bytes
+    asked: Asked
     claim: Claim
-    kind: Literal["text", "ids", "features"]
-    tokens: NDArray[Any]
-    answer: Callable[[Answer | ServiceError], None]
-    model_name: str = ""
-    model_version: int = 0
-    selection: Selection | None = None
-    deadline_s: float | None = None
+    raw: bytes
+    answer: "Callable[[Work, Answer | ServiceError], None]"
+    request: Any = None
+    deadline_s: float = math.inf
     arrived_s: float = 0.0
     is_cancelled: bool = False
     conflict_count: int = 0
     is_answered: bool = False
 
+    def settle(self, outcome: Answer | ServiceError) -> None:
+        """Gives the outcome to the caller; a caller that cannot take it must not hurt its neighbours."""
+        self.is_answered = True
+        try:
+            self.answer(self, outcome)
+        except Exception:  # noqa: BLE001 -- logged, whatever it is
+            _log.exception("bug: a caller could not take its answer")
 
-def validate(work: Work, model: Model) -> Selection:
-    """Checks a chunk against the model of its session, before it shares a batch with others.
+
+def validate(asked: Asked, model: Model) -> Selection:
+    """Checks what chunks ask against the model of their sessions, before they share a batch with others.
 
     Returns:
         The selection, defaults and "*" filled in.
 
     Raises:
         ModelMismatch: The request names another model.
-        InvalidRequest: Tokens or selection do not suit the model.
+        InvalidRequest: The kind of tokens or the selection does not suit the model.
         ReplyTooLarge: The reply could not be kept for a retry.
     """
-    check_named(model, work.model_name, work.model_version)
-    _check_tokens(work, model.contract)
-    return _checked(work.selection, model.contract, work.claim.token_count)
+    check_named(model, asked.model_name, asked.model_version)
+    _check_kind(asked, model.contract)
+    return _checked(asked.selection, model.contract, asked.token_count)
 
 
 @functools.lru_cache(4096)
@@ -139,40 +167,56 @@ def _tensor_overhead(name: str) -> int:
     return _ENCODING_BYTES + 4 * len(name)
 
 
-def _check_tokens(work: Work, contract: Contract) -> None:
-    vocabulary = contract.vocabulary
+def _check_kind(asked: Asked, contract: Contract) -> None:
+    vocabulary, width = contract.vocabulary, contract.input.width
     if vocabulary is None:
-        _check_features(work, contract.input.width)
-    elif work.kind == "features":
+        if asked.kind != "features":
+            raise InvalidRequest(
+                f"the model has no vocabulary: send float32 features of width {width}", field="tokens"
+            )
+        if asked.width != width:
+            raise InvalidRequest(
+                f"features have width {asked.width}, the model takes {width}",
+                field="tokens.features.shape",
+            )
+    elif asked.kind == "features":
         raise InvalidRequest("the model has a vocabulary: send text or ids, not features", field="tokens")
-    elif work.kind == "text" and vocabulary.kind != "bytes":
+    elif asked.kind == "text" and vocabulary.kind != "bytes":
         raise InvalidRequest("the model's vocabulary is not bytes: send ids, not text", field="tokens.text")
-    elif work.kind == "ids":
-        _check_ids(work.tokens, vocabulary.size)
 
 
-def _check_features(work: Work, width: int) -> None:
-    if work.kind != "features":
-        raise InvalidRequest(
-            f"the model has no vocabulary: send float32 features of width {width}", field="tokens"
+def check_tokens(asked: Asked, tokens: NDArray[Any], contract: Contract) -> dict[int, InvalidRequest]:
+    """Checks the values of tokens.
+
+    Args:
+        asked: Checked by `validate`.
+        tokens: Of B rows, see `block.Block.tokens`.
+        contract: Of the model.
+
+    Returns:
+        Why rows cannot run, by row.
+    """
+    if asked.kind == "text":
+        return {}
+    if asked.kind == "features":
+        is_right = np.isfinite(tokens).all(axis=2)
+    else:
+        assert contract.vocabulary is not None, "bug: ids passed without a vocabulary"
+        is_right = (tokens >= 0) & (tokens < contract.vocabulary.size)
+    if is_right.all():
+        return {}
+    wrong = {int(row): int(is_right[row].argmin()) for row in np.flatnonzero(~is_right.all(axis=1))}
+    return {row: _wrong_token(asked, tokens[row], place, contract) for row, place in wrong.items()}
+
+
+def _wrong_token(asked: Asked, tokens: NDArray[Any], place: int, contract: Contract) -> InvalidRequest:
+    if asked.kind == "features" or contract.vocabulary is None:
+        return InvalidRequest(
+            f"features of token {place} hold NaN or infinity", field="tokens.features.data"
         )
-    if work.tokens.shape[1] != width:
-        raise InvalidRequest(
-            f"features have width {work.tokens.shape[1]}, the model takes {width}",
-            field="tokens.features.shape",
-        )
-    if not np.isfinite(work.tokens).all():
-        row = int(np.argmin(np.isfinite(work.tokens).all(axis=1)))
-        raise InvalidRequest(f"features of token {row} hold NaN or infinity", field="tokens.features.data")
-
-
-def _check_ids(ids: NDArray[Any], size: int) -> None:
-    if ids.min() >= 0 and ids.max() < size:
-        return
-    index = int(np.argmax((ids < 0) | (ids >= size)))
-    raise InvalidRequest(
-        f"token {index} is {ids[index]}, the vocabulary has ids 0..{size - 1}",
-        field=f"tokens.ids.values[{index}]",
+    return InvalidRequest(
+        f"token {place} is {tokens[place]}, the vocabulary has ids 0..{contract.vocabulary.size - 1}",
+        field=f"tokens.ids.values[{place}]",
     )
 
 

@@ -7,12 +7,14 @@ exporter writes it down in `metadata_props`, one JSON text per topic:
     holdfast.contract_version  1
     holdfast.input             {"name", "kind": "token_id" | "features", "dtype", "width", "time_axis"}
     holdfast.states            [{"name", "input", "output", "dtype", "shape", "batch_axis", "initial"}]
-    holdfast.outputs           [{"name", "dtype", "shape", "role": "logits" | "token_log_prob" | "raw"}]
+    holdfast.outputs           [{"name", "dtype", "shape", "role", "switch"}], the role one of "logits",
+                               "token_log_prob" and "raw"
     holdfast.vocabulary        {"kind": "bytes" | "ids", "size"}; absent for features
 
 Shapes are without time and batch axis. With `"time_axis": true` (default false) the input and all outputs,
-but not the states, have a time axis before their batch axis. Other topics are facts for people and passed
-on as they are. Pure: standard library and numpy.
+but not the states, have a time axis before their batch axis. An output may name as its `"switch"` a bool
+input with a default: fed with false, the graph saves the work for this output. Other topics are facts for
+people and passed on as they are. Pure: standard library and numpy.
 """
 
 import json
@@ -96,12 +98,14 @@ class OutputSpec:
         dtype: Element type.
         shape: Extents per token, without time and batch axis.
         role: `logits` over the vocabulary, `token_log_prob` of the arriving token, or `raw`.
+        switch: Input that spares the graph this output when it is false; None without one.
     """
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     role: Literal["logits", "token_log_prob", "raw"]
+    switch: str | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -158,6 +162,7 @@ def read_contract(
     metadata: Mapping[str, str],
     inputs: Mapping[str, GraphTensor],
     outputs: Mapping[str, GraphTensor],
+    switches: Mapping[str, GraphTensor] | None = None,
 ) -> Contract:
     """Reads a graph's contract and checks it against the graph.
 
@@ -165,6 +170,7 @@ def read_contract(
         metadata: The graph's `metadata_props`.
         inputs: Its inputs by name.
         outputs: Its outputs by name.
+        switches: Its inputs with a default, by name.
 
     Raises:
         ContractError: The contract is missing, malformed, or not what the graph has.
@@ -183,6 +189,9 @@ def read_contract(
         raise ContractError(f"metadata cannot be read: {type(error).__name__}: {error}") from None
     _check_values(contract)
     _check_graph(contract, inputs, outputs)
+    for output in contract.outputs:
+        if output.switch is not None:
+            _check_tensor("switch", output.switch, switches or {}, DTYPES["bool"], ())
     return contract
 
 
@@ -226,7 +235,8 @@ def _parse_state(entry: dict[str, Any]) -> StateSpec:
 
 def _parse_output(entry: dict[str, Any]) -> OutputSpec:
     role = _one_of(entry["role"], "logits", "token_log_prob", "raw")
-    return OutputSpec(str(entry["name"]), DTYPES[entry["dtype"]], _parse_shape(entry["shape"]), role)
+    shape = _parse_shape(entry["shape"])
+    return OutputSpec(str(entry["name"]), DTYPES[entry["dtype"]], shape, role, entry.get("switch"))
 
 
 def _parse_vocabulary(entry: dict[str, Any]) -> Vocabulary:

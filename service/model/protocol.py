@@ -33,12 +33,15 @@ class Model(Protocol):
         """Its tensors."""
         ...
 
-    def run(self, tokens: NDArray[Any], states: Arrays) -> tuple[Arrays, Arrays]:
+    def run(
+        self, tokens: NDArray[Any], states: Arrays, needed: tuple[str, ...] | None = None
+    ) -> tuple[Arrays, Arrays]:
         """Advances B sessions by T tokens each.
 
         Args:
             tokens: int64 (T, B) ids, or float32 (T, B, width) features; T >= 1.
             states: State name -> (B, ...), batch axis first whatever the graph has.
+            needed: Names of outputs to return; None is all of them.
 
         Returns:
             Output name -> (T, B, ...), and state name -> (B, ...), new arrays.

@@ -25,6 +25,10 @@ _ORT_DTYPES = {
 }
 
 
+_OFF = np.array(False)
+"""Value of a switch."""
+
+
 class ModelFileError(Exception):
     """A model file cannot be served; the message names the file and the reason."""
 
@@ -51,29 +55,35 @@ class StepGraph:
             self.contract = _read_contract(self._session)
         except (OSError, ContractError, _NotAGraph) as error:
             raise ModelFileError(f"{path}: {error}") from None
-        self._output_names = [output.name for output in self.contract.outputs]
+        self._every_output = tuple(output.name for output in self.contract.outputs)
         self._next_names = [state.output for state in self.contract.states]
 
-    def run(self, tokens: NDArray[Any], states: Arrays) -> tuple[Arrays, Arrays]:
+    def run(
+        self, tokens: NDArray[Any], states: Arrays, needed: tuple[str, ...] | None = None
+    ) -> tuple[Arrays, Arrays]:
         """Advances B sessions by T tokens each; see `Model.run`."""
+        names = self._every_output if needed is None else needed
         if self.contract.input.has_time_axis:
-            return self._call(tokens, states)
+            return self._call(tokens, states, names)
         rows: list[Arrays] = []
         for row in tokens:
-            outputs, states = self._call(row, states)
+            outputs, states = self._call(row, states, names)
             rows.append(outputs)
-        return {name: np.stack([row[name] for row in rows]) for name in self._output_names}, states
+        return {name: np.stack([row[name] for row in rows]) for name in names}, states
 
-    def _call(self, tokens: NDArray[Any], states: Arrays) -> tuple[Arrays, Arrays]:
+    def _call(self, tokens: NDArray[Any], states: Arrays, names: tuple[str, ...]) -> tuple[Arrays, Arrays]:
         """Runs the graph once: one token each, or T with a time axis."""
         feed: dict[str, NDArray[Any]] = {self.contract.input.name: tokens}
         for spec in self.contract.states:
             feed[spec.input] = _to_graph(states[spec.name], spec.batch_axis)
-        results = self._session.run(self._output_names + self._next_names, feed)
-        outputs = dict(zip(self._output_names, results, strict=False))
+        for output in self.contract.outputs:
+            if output.switch is not None and output.name not in names:
+                feed[output.switch] = _OFF
+        results = self._session.run([*names, *self._next_names], feed)
+        outputs = dict(zip(names, results, strict=False))
         next_states = {
-            spec.name: np.moveaxis(result, spec.batch_axis, 0)
-            for spec, result in zip(self.contract.states, results[len(self._output_names) :], strict=True)
+            spec.name: _from_graph(result, spec.batch_axis)
+            for spec, result in zip(self.contract.states, results[len(names) :], strict=True)
         }
         return outputs, next_states
 
@@ -111,11 +121,16 @@ def _read_contract(session: ort.InferenceSession) -> Contract:
         session.get_modelmeta().custom_metadata_map,
         {node.name: _graph_tensor(node) for node in session.get_inputs()},
         {node.name: _graph_tensor(node) for node in session.get_outputs()},
+        {node.name: _graph_tensor(node) for node in session.get_overridable_initializers()},
     )
 
 
 def _graph_tensor(node: Any) -> GraphTensor:
     return GraphTensor(_ORT_DTYPES.get(node.type, node.type), tuple(node.shape))
+
+
+def _from_graph(states: NDArray[Any], batch_axis: int) -> NDArray[Any]:
+    return np.moveaxis(states, batch_axis, 0) if batch_axis else states
 
 
 def _to_graph(states: NDArray[Any], batch_axis: int) -> NDArray[Any]:

@@ -4,7 +4,9 @@ What a chunk gave is encoded once, as the bytes of `holdfast.v1.Outputs`: these 
 the session and sent, now and in every replay.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import functools
+import math
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import numpy as np
@@ -12,8 +14,9 @@ from numpy.typing import NDArray
 
 from holdfast.v1 import holdfast_pb2 as pb
 from service.engine.batch import GroupOutputs
+from service.engine.block import TOKEN_DTYPES
 from service.engine.rules import Claim
-from service.engine.work import Answer, Selection, Work
+from service.engine.work import Answer, Asked, Selection, Work
 from service.errors import AckLevelUnsupported, InvalidRequest, ServiceError
 from service.model.contract import DTYPES, Contract
 from service.store.keys import session_key
@@ -27,11 +30,11 @@ _DTYPE_OF: dict[str, Any] = {name: pb.DataType.Value(f"DATA_TYPE_{name.upper()}"
 _NUMPY_OF = {number: DTYPES[name] for name, number in _DTYPE_OF.items()}
 
 TokenKind = Literal["text", "ids", "features"]
-Tokens = tuple[TokenKind, NDArray[Any]]
 
 
+@functools.lru_cache(1 << 16)
 def key_of(session_id: str, field: str = "session_id") -> bytes:
-    """Returns the store key of a session.
+    """Returns the store key of a session; those that come often are remembered.
 
     Raises:
         InvalidRequest: The id is empty, too long, or has control characters.
@@ -47,16 +50,16 @@ def key_of(session_id: str, field: str = "session_id") -> bytes:
 
 def to_work(
     chunk: pb.Chunk,
-    answer: Callable[[Answer | ServiceError], None],
+    answer: Callable[[Work, Answer | ServiceError], None],
     *,
     max_tokens: int,
-    deadline_s: float | None = None,
+    deadline_s: float = math.inf,
 ) -> Work:
     """Turns a chunk into work for the engine.
 
     Args:
         chunk: As received.
-        answer: Gets the outcome.
+        answer: Gets the outcome, and the work with the chunk as its `request`.
         max_tokens: Most tokens a chunk may have.
         deadline_s: Monotonic time after which the caller no longer waits.
 
@@ -65,35 +68,22 @@ def to_work(
     """
     key = key_of(chunk.session_id, "chunk.session_id")
     check_model_and_level(chunk, "chunk")
-    kind, tokens = _tokens(chunk.tokens)
-    if len(tokens) == 0:
-        raise InvalidRequest("the chunk has no tokens, expected at least 1", field="chunk.tokens")
-    if len(tokens) > max_tokens:
+    kind, raw, count, width = _tokens(chunk.tokens)
+    if not 1 <= count <= max_tokens:
         raise InvalidRequest(
-            f"the chunk has {len(tokens)} tokens, at most {max_tokens} are taken", field="chunk.tokens"
+            f"the chunk has {count} tokens, expected 1..{max_tokens}", field="chunk.tokens"
         )
-    return Work(
-        key=key,
-        claim=_claim(chunk, tokens),
-        kind=kind,
-        tokens=tokens,
-        answer=answer,
-        model_name=chunk.model.name,
-        model_version=chunk.model.version,
-        selection=to_selection(chunk),
-        deadline_s=deadline_s,
-    )
-
-
-def _claim(chunk: pb.Chunk, tokens: NDArray[Any]) -> Claim:
-    return Claim(
-        token_count=len(tokens),
-        digest=token_digest(tokens.tobytes()),
+    model = chunk.model
+    asked = Asked(kind, count, width, model.name, model.version, to_selection(chunk))
+    claim = Claim(
+        token_count=count,
+        digest=token_digest(raw),
         position=chunk.position if chunk.HasField("position") else None,
         acknowledged=chunk.acknowledged_position if chunk.HasField("acknowledged_position") else None,
         incarnation=chunk.incarnation,
-        names_model=bool(chunk.model.name),
+        names_model=bool(asked.model_name),
     )
+    return Work(key, asked, claim, raw, answer, chunk, deadline_s)
 
 
 def check_model_and_level(asked: pb.Chunk | pb.Columns, field: str) -> None:
@@ -119,14 +109,18 @@ def to_selection(message: pb.Chunk | pb.Columns) -> Selection | None:
     return Selection(asked.top_k, asked.token_log_prob, tuple(asked.tensors), asked.state)
 
 
-def _tokens(tokens: pb.Tokens) -> Tokens:
+def _tokens(tokens: pb.Tokens) -> tuple[TokenKind, bytes, int, int]:
+    """Returns kind, raw tokens, how many they are, and features per token."""
     kind = tokens.WhichOneof("kind")
     if kind == "text":
-        return "text", np.frombuffer(tokens.text, np.uint8).astype(np.int64)
+        text = tokens.text
+        return "text", text, len(text), 1
     if kind == "ids":
-        return "ids", np.array(tokens.ids.values, np.int64)
+        ids = np.array(tokens.ids.values, TOKEN_DTYPES["ids"])
+        return "ids", ids.tobytes(), len(ids), 1
     if kind == "features":
-        return "features", _features(tokens.features)
+        features = _features(tokens.features)
+        return "features", tokens.features.data, *features.shape
     raise InvalidRequest("the chunk has no tokens, expected text, ids or features", field="chunk.tokens")
 
 
@@ -212,49 +206,53 @@ def from_raw_state(state: bytes, contract: Contract) -> list[pb.NamedTensor]:
     return tensors
 
 
-def encode_outputs(outputs: GroupOutputs) -> list[bytes]:
-    """Returns the serialised `Outputs` of each row.
+def encode_outputs(outputs: GroupOutputs) -> NDArray[np.uint8]:
+    """Returns the serialised `Outputs` of each row, (R, n).
 
-    The numeric columns are fixed-width on the wire, so an array's bytes are their encoding, and rows of
-    the same shape differ in these bytes only: they are put together as one matrix of bytes.
+    Numbers are fixed-width on the wire, so an array's bytes are their encoding, and rows of the same shape
+    differ in these bytes only: what frames them is written once.
     """
-    rows = outputs.row_count
-    parts = [np.frombuffer(_TOKEN_COUNT_TAG + _varint(outputs.token_count), np.uint8)]
+    rows, count = outputs.row_count, outputs.token_count
+    parts: list[bytes | NDArray[np.uint8]] = [_TOKEN_COUNT_TAG + _varint(count)]
     if outputs.top_ids is not None and outputs.top_log_probs is not None:
-        parts.append(np.frombuffer(_TOP_K_TAG + _varint(outputs.top_ids.shape[1]), np.uint8))
+        parts.append(_TOP_K_TAG + _varint(outputs.top_ids.shape[1]))
         parts += _column(_TOP_IDS_TAG, outputs.top_ids, rows)
         parts += _column(_TOP_LOG_PROBS_TAG, outputs.top_log_probs, rows)
     if outputs.token_log_probs is not None:
         parts += _column(_TOKEN_LOG_PROBS_TAG, outputs.token_log_probs, rows)
-    size = sum(part.shape[-1] for part in parts)
-    matrix = np.empty((rows, size), np.uint8)
+    for name, array in outputs.tensors.items():
+        parts += _named_column(_TENSORS_TAG, name, array, (count, *array.shape[1:]), rows)
+    for name, array in outputs.state.items():
+        parts += _named_column(_STATE_TAG, name, array, array.shape[1:], rows)
+    sizes = [len(part) if isinstance(part, bytes) else part.shape[1] for part in parts]
+    matrix = np.empty((rows, sum(sizes)), np.uint8)
     end = 0
-    for part in parts:
-        start, end = end, end + part.shape[-1]
-        matrix[:, start:end] = part
-    joined = matrix.tobytes()
-    encoded = [joined[start : start + size] for start in range(0, rows * size, size)]
-    if outputs.tensors or outputs.state:
-        return [fixed + _rest(outputs, row) for row, fixed in enumerate(encoded)]
-    return encoded
+    for part, size in zip(parts, sizes, strict=True):
+        start, end = end, end + size
+        matrix[:, start:end] = np.frombuffer(part, np.uint8) if isinstance(part, bytes) else part
+    return matrix
 
 
-def _column(tag: bytes, values: NDArray[Any], rows: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Returns tag and length, and the bytes of each row (rows, n)."""
-    data = np.ascontiguousarray(values).reshape(rows, -1).view(np.uint8)
-    return np.frombuffer(tag + _varint(data.shape[1]), np.uint8), data
+def _column(tag: bytes, values: NDArray[Any], rows: int) -> tuple[bytes, NDArray[np.uint8]]:
+    """Returns tag and length, and the bytes of each row (R, n)."""
+    data = _row_bytes(values, rows)
+    return tag + _varint(data.shape[1]), data
 
 
-def _rest(outputs: GroupOutputs, row: int) -> bytes:
-    count = outputs.token_count
-    tokens = slice(row * count, (row + 1) * count)
-    tensors = {name: array[tokens] for name, array in outputs.tensors.items()}
-    state = {name: array[row] for name, array in outputs.state.items()}
-    return pb.Outputs(tensors=_named(tensors), state=_named(state)).SerializeToString()
+def _row_bytes(values: NDArray[Any], rows: int) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(values).reshape(rows, -1).view(np.uint8)
 
 
-def _named(arrays: Mapping[str, NDArray[Any]]) -> list[pb.NamedTensor]:
-    return [to_tensor(name, np.ascontiguousarray(array)) for name, array in arrays.items()]
+def _named_column(
+    tag: bytes, name: str, values: NDArray[Any], shape: tuple[int, ...], rows: int
+) -> tuple[bytes, NDArray[np.uint8]]:
+    """Returns what comes before the data of a NamedTensor, its last bytes, and the data of each row."""
+    data = _row_bytes(values, rows)
+    empty = pb.Tensor(dtype=_DTYPE_OF[values.dtype.name], shape=shape).SerializeToString()
+    head = empty + _DATA_TAG + _varint(data.shape[1])
+    named = pb.NamedTensor(name=name).SerializeToString()
+    named += _TENSOR_TAG + _varint(len(head) + data.shape[1]) + head
+    return tag + _varint(len(named) + data.shape[1]) + named, data
 
 
 # Tags: number of the field times 8, plus 0 for a varint or 2 for bytes that follow their length.
@@ -263,6 +261,10 @@ _TOP_K_TAG = b"\x10"
 _TOP_IDS_TAG = b"\x1a"
 _TOP_LOG_PROBS_TAG = b"\x22"
 _TOKEN_LOG_PROBS_TAG = b"\x2a"
+_TENSORS_TAG = b"\x32"
+_STATE_TAG = b"\x3a"
+_TENSOR_TAG = b"\x12"  # of NamedTensor
+_DATA_TAG = b"\x1a"  # of Tensor
 _OUTPUTS_TAG = b"\x42"  # of ChunkResult and ColumnsResult
 _RESULT_TAG = b"\x0a"  # of the responses to steps and batches, streamed or not
 

@@ -1,25 +1,32 @@
 """Columns: one message with the next tokens of many sessions, and one reply to it.
 
-Rows are chunks like any other: they share batches with everything else that waits, and each of them
-succeeds or fails alone. The replies of rows that gave the same outputs differ only in their numbers, never
-in their layout, so a reply in columns is cut out of them without reading any single one.
+Rows are chunks like any other: they share the queue with everything else that waits, and each of them
+succeeds or fails alone. They go to the engine as blocks, and what these gave comes back as a matrix of
+bytes with the same layout in all rows; the columns of the reply are cut out of it.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from holdfast.v1 import holdfast_pb2 as pb
+from service.engine import rules
+from service.engine.block import NOT_GIVEN, TOKEN_DTYPES, Applied, Block, to_tokens
 from service.engine.engine import Engine
 from service.engine.rules import Claim
-from service.engine.work import Answer, Work
+from service.engine.work import Answer, Asked, Work
 from service.errors import InvalidRequest, ServiceError
 from service.rpc import codec
 from service.rpc.status import to_status
 from service.store.record import token_digest
+
+MAX_BLOCK_ROWS = 256
+MAX_BLOCK_STEPS = 4096
+"""Bounds on what goes through the engine at once, so that a large message leaves room for others."""
 
 _OTHER_LAYOUT = InvalidRequest(
     "the tokens are applied, but the reply to this row is laid out unlike the others', being kept from a "
@@ -30,7 +37,7 @@ _OTHER_LAYOUT = InvalidRequest(
 
 
 class ColumnsCall:
-    """One message on its way.
+    """One message on its way; owns its rows.
 
     Args:
         columns: As received.
@@ -48,7 +55,7 @@ class ColumnsCall:
         on_done: Callable[[], None],
         *,
         max_tokens: int,
-        deadline_s: float | None = None,
+        deadline_s: float = math.inf,
     ) -> None:
         codec.check_model_and_level(columns, "columns")
         if not columns.model.name:
@@ -58,115 +65,181 @@ class ColumnsCall:
                 "columns give no state: read it with GetSession", field="columns.outputs.state"
             )
         self._columns = columns
+        self._session_ids = columns.session_ids
+        self._asked, self._raw = _tokens(columns, max_tokens)
         self._on_done = on_done
-        kind, tokens = _row_tokens(columns, max_tokens)
-        self._outcomes: list[Answer | ServiceError | None] = [None] * len(columns.session_ids)
-        self._left_count = len(self._outcomes)
-        self._works = self._make_works(kind, tokens, deadline_s)
+        self._deadline_s = deadline_s
+        self._is_cancelled = False
+        self._left_count = self.row_count
+        self._works: dict[int, Work] = {}
+        self._outcomes: dict[int, Answer | ServiceError] = {}
+        self._applied: list[Applied] = []
 
     @property
     def row_count(self) -> int:
         """B."""
-        return len(self._outcomes)
+        return len(self._session_ids)
 
     @property
     def is_done(self) -> bool:
         """Whether every row is answered."""
         return self._left_count == 0
 
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether the caller has gone; see `Owner`."""
+        return self._is_cancelled
+
     def submit(self, engine: Engine) -> None:
         """Gives the rows to the engine."""
-        for work in self._works:
-            engine.submit(work)
+        for block in self._blocks():
+            engine.submit_block(block)
 
     def cancel(self) -> None:
         """The caller has gone: rows that have not run yet are skipped."""
-        for work in self._works:
+        self._is_cancelled = True
+        for work in self._works.values():
             work.is_cancelled = True
+
+    def applied(self, applied: Applied) -> None:
+        """Takes rows that are committed; see `Owner`."""
+        self._applied.append(applied)
+        self._answered(len(applied.rows))
+
+    def work(self, row: int) -> Work:
+        """Returns a row as a chunk of its own, the same one each time; see `Owner`."""
+        work = self._works.get(row)
+        if work is None:
+            work = self._works[row] = Work(
+                key=codec.key_of(self._session_ids[row]),
+                asked=self._asked,
+                claim=self._claim(row),
+                raw=self._raw_of(row),
+                answer=self._settled,
+                request=row,
+                deadline_s=self._deadline_s,
+                is_cancelled=self._is_cancelled,
+                is_answered=any(row in applied.rows for applied in self._applied),
+            )
+        return work
 
     def reply(self) -> bytes:
         """Returns the serialised StepBatchResponse, which is also the serialised StreamBatchesResponse."""
-        applied = [outcome if isinstance(outcome, Answer) else None for outcome in self._outcomes]
-        stacked, strangers = stack_outputs(
-            [answer.outputs if answer else None for answer in applied],
-            self._columns.tokens_per_row or 1,
-            template=next((answer.outputs for answer in applied if answer and not answer.replayed), None),
-        )
-        for row in strangers:
-            applied[row], self._outcomes[row] = None, _OTHER_LAYOUT
+        stamps = np.zeros((self.row_count, 2), np.int64)
+        for applied in self._applied:
+            stamps[applied.rows] = applied.stamps
+        stack = self._stack()
+        for row in stack.strangers:
+            self._outcomes[row] = _OTHER_LAYOUT
+            stamps[row] = 0
+        version, replayed, errors = 0, [], []
+        for row, outcome in sorted(self._outcomes.items()):
+            if isinstance(outcome, ServiceError):
+                errors.append(pb.RowError(row=row, status=to_status(outcome)))
+                continue
+            stamps[row] = outcome.incarnation, outcome.position
+            version = max(version, outcome.model_version)
+            if outcome.replayed:
+                replayed.append(row)
         result = pb.ColumnsResult(
             tag=self._columns.tag,
-            positions=[answer.position if answer else 0 for answer in applied],
-            incarnations=[answer.incarnation if answer else 0 for answer in applied],
-            replayed_rows=[
-                row for row, answer in enumerate(applied) if answer is not None and answer.replayed
-            ],
-            errors=[
-                pb.RowError(row=row, status=to_status(outcome))
-                for row, outcome in enumerate(self._outcomes)
-                if isinstance(outcome, ServiceError)
-            ],
+            replayed_rows=replayed,
+            errors=errors,
             ack_level=pb.ACK_LEVEL_MEMORY,
-            model_version=max(
-                (answer.model_version for answer in applied if answer is not None), default=0
-            ),
-        )
-        return codec.splice_outputs(result.SerializeToString(), stacked)
+            model_version=max([version, *(applied.model_version for applied in self._applied)]),
+        ).SerializeToString()
+        result += codec.delimited(_POSITIONS, stamps[:, 1].tobytes())
+        result += codec.delimited(_INCARNATIONS, stamps[:, 0].tobytes())
+        return codec.splice_outputs(result, stack.outputs)
 
-    def _make_works(
-        self, kind: codec.TokenKind, tokens: NDArray[Any], deadline_s: float | None
-    ) -> list[Work]:
-        columns = self._columns
-        claims = self._claims(tokens)
-        selection = codec.to_selection(columns)
-        works = []
-        for row, (session_id, claim) in enumerate(zip(columns.session_ids, claims, strict=True)):
+    def _blocks(self) -> Iterator[Block]:
+        """Yields the rows that are well-formed; answers the others."""
+        positions, acknowledged, incarnations = claimed = _claimed(self._columns)
+        keys, places = self._keys(_are_right(self._columns, *claimed))
+        step = max(1, min(MAX_BLOCK_ROWS, MAX_BLOCK_STEPS // self._asked.token_count))
+        tokens = to_tokens(self._asked, self._raw, self.row_count)
+        for start in range(0, len(keys), step):
+            rows = places[start : start + step]
+            yield Block(
+                owner=self,
+                rows=rows,
+                asked=self._asked,
+                keys=keys[start : start + step],
+                tokens=tokens[rows],
+                digests=self._digests(rows),
+                positions=positions[rows],
+                acknowledged=None if acknowledged is None else acknowledged[rows],
+                incarnations=None if incarnations is None else incarnations[rows],
+                arrived_s=[],
+                deadline_s=self._deadline_s,
+            )
+
+    def _keys(self, are_right: bool) -> tuple[list[bytes], NDArray[np.int64]]:
+        """Returns the store keys of well-formed rows and their numbers; answers the others.
+
+        Args:
+            are_right: The numbers of all rows are in their range.
+        """
+        every = np.arange(self.row_count)
+        if are_right:
+            try:
+                return list(map(codec.key_of, self._session_ids)), every
+            except InvalidRequest:  # found again below, with its row
+                pass
+        keys, bad = [], []
+        for row, session_id in enumerate(self._session_ids):
             try:
                 key = codec.key_of(session_id, f"columns.session_ids[{row}]")
+                rules.check(self._claim(row))
+                keys.append(key)
             except InvalidRequest as error:
+                bad.append(row)
                 self._answer(row, error)
-                continue
-            works.append(
-                Work(
-                    key=key,
-                    claim=claim,
-                    kind=kind,
-                    tokens=tokens[row],
-                    answer=partial(self._answer, row),
-                    model_name=columns.model.name,
-                    model_version=columns.model.version,
-                    selection=selection,
-                    deadline_s=deadline_s,
-                )
-            )
-        return works
+        return keys, np.setdiff1d(every, bad)
 
-    def _claims(self, tokens: NDArray[Any]) -> list[Claim]:
-        columns, count = self._columns, tokens.shape[1]
-        size = tokens[0].nbytes
-        raw = tokens.tobytes()
-        return [
-            Claim(
-                count, token_digest(raw[row * size : (row + 1) * size]), position, acknowledged, incarnation
-            )
-            for row, position, acknowledged, incarnation in zip(
-                range(len(tokens)),
-                columns.positions or [None] * len(tokens),
-                columns.acknowledged_positions or [None] * len(tokens),
-                columns.incarnations or [0] * len(tokens),
-                strict=True,
-            )
-        ]
+    def _digests(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        raw, size = self._raw, self._row_bytes
+        digest = xxhash.xxh3_128_digest
+        joined = b"".join([digest(raw[row * size : (row + 1) * size]) for row in rows.tolist()])
+        return np.frombuffer(joined, np.uint8).reshape(-1, 16)
+
+    @property
+    def _row_bytes(self) -> int:
+        return len(self._raw) // self.row_count
+
+    def _raw_of(self, row: int) -> bytes:
+        return self._raw[row * self._row_bytes : (row + 1) * self._row_bytes]
+
+    def _claim(self, row: int) -> Claim:
+        columns = self._columns
+        return Claim(
+            token_count=self._asked.token_count,
+            digest=token_digest(self._raw_of(row)),
+            position=columns.positions[row] if columns.positions else None,
+            acknowledged=columns.acknowledged_positions[row] if columns.acknowledged_positions else None,
+            incarnation=columns.incarnations[row] if columns.incarnations else 0,
+        )
+
+    def _settled(self, work: Work, outcome: Answer | ServiceError) -> None:
+        self._answer(work.request, outcome)
 
     def _answer(self, row: int, outcome: Answer | ServiceError) -> None:
         self._outcomes[row] = outcome
-        self._left_count -= 1
+        self._answered(1)
+
+    def _answered(self, count: int) -> None:
+        self._left_count -= count
         if self._left_count == 0:
             self._on_done()
 
+    def _stack(self) -> "_Stack":
+        answers = {row: outcome for row, outcome in self._outcomes.items() if isinstance(outcome, Answer)}
+        count = self.row_count * self._asked.token_count
+        return stack_outputs(self.row_count, count, self._applied, answers)
 
-def _row_tokens(columns: pb.Columns, max_tokens: int) -> codec.Tokens:
-    """Returns the tokens, (B, T) ids or (B, T, width) features, after all columns were checked."""
+
+def _tokens(columns: pb.Columns, max_tokens: int) -> tuple[Asked, bytes]:
+    """Returns what all rows ask and their tokens, row-major, after all columns were checked."""
     rows, count = len(columns.session_ids), columns.tokens_per_row or 1
     if rows == 0:
         raise InvalidRequest("the message has no rows, expected at least 1", field="columns.session_ids")
@@ -181,12 +254,13 @@ def _row_tokens(columns: pb.Columns, max_tokens: int) -> codec.Tokens:
         if length not in (0, rows):
             raise InvalidRequest(f"{name} has {length} entries for {rows} rows", field=f"columns.{name}")
     kind = columns.WhichOneof("tokens")
+    asked = Asked(kind, count, 1, columns.model.name, columns.model.version, codec.to_selection(columns))
     if kind == "text":
         _check_count("text", len(columns.text), rows, count)
-        return "text", np.frombuffer(columns.text, np.uint8).astype(np.int64).reshape(rows, count)
+        return asked, columns.text
     if kind == "ids":
         _check_count("ids.values", len(columns.ids.values), rows, count)
-        return "ids", np.array(columns.ids.values, np.int64).reshape(rows, count)
+        return asked, np.array(columns.ids.values, TOKEN_DTYPES["ids"]).tobytes()
     if kind == "features":
         size_bytes = len(columns.features)
         if size_bytes == 0 or size_bytes % (4 * rows * count):
@@ -194,7 +268,7 @@ def _row_tokens(columns: pb.Columns, max_tokens: int) -> codec.Tokens:
                 f"features have {size_bytes} bytes, expected 4 * width for each of {rows} x {count} tokens",
                 field="columns.features",
             )
-        return "features", np.frombuffer(columns.features, "<f4").reshape(rows, count, -1)
+        return asked._replace(width=size_bytes // (4 * rows * count)), columns.features
     raise InvalidRequest("columns have no tokens, expected text, ids or features", field="columns.tokens")
 
 
@@ -203,6 +277,32 @@ def _check_count(name: str, given: int, rows: int, count: int) -> None:
         raise InvalidRequest(
             f"{name} has {given} tokens, expected {count} for each of {rows} rows", field=f"columns.{name}"
         )
+
+
+Column = NDArray[np.int64]
+
+
+def _claimed(columns: pb.Columns) -> tuple[Column, Column | None, Column | None]:
+    """Returns positions, acknowledged positions and incarnations of the rows; None where not given."""
+    rows = len(columns.session_ids)
+    return (
+        np.array(columns.positions or [NOT_GIVEN] * rows, np.int64),
+        np.array(columns.acknowledged_positions, np.int64) if columns.acknowledged_positions else None,
+        np.array(columns.incarnations, np.int64) if columns.incarnations else None,
+    )
+
+
+def _are_right(
+    columns: pb.Columns, positions: Column, acknowledged: Column | None, incarnations: Column | None
+) -> bool:
+    """Tells whether `rules.check` would let every row pass."""
+    if columns.positions and positions.min() < 0:
+        return False
+    if incarnations is not None and incarnations.min() < 0:
+        return False
+    if acknowledged is None:
+        return True
+    return bool(((acknowledged >= 0) & (acknowledged <= positions)).all())
 
 
 # -- outputs --------------------------------------------------------------------------------------
@@ -216,6 +316,8 @@ class _Field(NamedTuple):
     end: int
 
 
+_POSITIONS = pb.ColumnsResult.POSITIONS_FIELD_NUMBER
+_INCARNATIONS = pb.ColumnsResult.INCARNATIONS_FIELD_NUMBER
 _TENSORS = pb.Outputs.TENSORS_FIELD_NUMBER
 _NUMERIC = {
     pb.Outputs.TOP_IDS_FIELD_NUMBER,
@@ -224,26 +326,37 @@ _NUMERIC = {
 }
 
 
+class _Stack(NamedTuple):
+    """Outputs of all rows in one message, and the rows that did not fit in."""
+
+    outputs: bytes
+    strangers: list[int]
+
+
 def stack_outputs(
-    rows: Sequence[bytes | None], token_count: int, *, template: bytes | None = None
-) -> tuple[bytes, list[int]]:
-    """Joins the serialised Outputs of rows with `token_count` tokens each into one.
+    row_count: int, token_count: int, applied: Sequence[Applied], answers: Mapping[int, Answer]
+) -> _Stack:
+    """Joins the serialised Outputs of rows into one.
 
     Args:
-        rows: B of them; None is a row that failed, whose entries are zero.
-        token_count: T.
-        template: The row whose layout counts; default is the first.
+        row_count: B; entries of rows that are not given are zero.
+        token_count: Of all rows together.
+        applied: Rows that came in blocks.
+        answers: Rows that were answered alone. The layout is that of rows which ran now, if there are any.
 
     Returns:
-        Serialised Outputs of B * T tokens, row-major; and the rows with another layout, which are zero too.
+        Serialised Outputs, row-major; and the rows with another layout, which are zero too.
     """
-    template = template or next((outputs for outputs in rows if outputs is not None), None)
+    template = _template(applied, answers)
     if template is None:
-        return pb.Outputs(token_count=len(rows) * token_count).SerializeToString(), []
+        return _Stack(pb.Outputs(token_count=token_count).SerializeToString(), [])
     head = pb.Outputs.FromString(template)
     columns = _columns_of(template, head)
-    matrix, strangers = _align(rows, template, columns)
-    stacked = pb.Outputs(token_count=len(rows) * token_count, top_k=head.top_k)
+    if len(applied) == 1 and len(applied[0].rows) == row_count:
+        matrix, strangers = applied[0].outputs, list[int]()
+    else:
+        matrix, strangers = _align(row_count, template, columns, applied, answers)
+    stacked = pb.Outputs(token_count=token_count, top_k=head.top_k)
     parts, tensors = [], iter(head.tensors)
     for field in columns:
         data = matrix[:, field.payload : field.end].tobytes()
@@ -252,9 +365,17 @@ def stack_outputs(
             continue
         named = next(tensors)
         named.tensor.data = data
-        named.tensor.shape[0] = len(rows) * token_count
+        named.tensor.shape[0] = token_count
         stacked.tensors.append(named)
-    return b"".join((stacked.SerializeToString(), *parts)), strangers
+    return _Stack(b"".join((stacked.SerializeToString(), *parts)), strangers)
+
+
+def _template(applied: Sequence[Applied], answers: Mapping[int, Answer]) -> bytes | None:
+    if applied:
+        first: bytes = applied[0].outputs[0].tobytes()
+        return first
+    ran_first = sorted(answers.values(), key=lambda answer: answer.replayed)
+    return ran_first[0].outputs if ran_first else None
 
 
 def _columns_of(template: bytes, head: pb.Outputs) -> list[_Field]:
@@ -269,23 +390,31 @@ def _columns_of(template: bytes, head: pb.Outputs) -> list[_Field]:
 
 
 def _align(
-    rows: Sequence[bytes | None], template: bytes, columns: Sequence[_Field]
+    row_count: int,
+    template: bytes,
+    columns: Sequence[_Field],
+    applied: Sequence[Applied],
+    answers: Mapping[int, Answer],
 ) -> tuple[NDArray[np.uint8], list[int]]:
-    """Returns rows as bytes (B, len(template)), zero where failed or laid out otherwise; and the latter."""
-    size, nothing = len(template), bytes(len(template))
-    fits = [outputs is not None and len(outputs) == size for outputs in rows]
-    joined = b"".join(
-        outputs if fit and outputs is not None else nothing for outputs, fit in zip(rows, fits, strict=True)
-    )
-    matrix = np.frombuffer(bytearray(joined), np.uint8).reshape(len(rows), size)
+    """Returns rows as bytes (B, n), zero where missing or laid out otherwise; and the latter."""
+    size = len(template)
+    matrix = np.zeros((row_count, size), np.uint8)
+    is_given = np.zeros(row_count, np.bool_)
+    for piece in applied:
+        is_given[piece.rows] = True
+        if piece.outputs.shape[1] == size:
+            matrix[piece.rows] = piece.outputs
+    for row, answer in answers.items():
+        is_given[row] = True
+        if len(answer.outputs) == size:
+            matrix[row] = np.frombuffer(answer.outputs, np.uint8)
     is_frame = np.ones(size, np.bool_)
     for field in columns:
         is_frame[field.payload : field.end] = False
     frame = np.frombuffer(template, np.uint8)[is_frame]
-    same = (matrix[:, is_frame] == frame).all(axis=1)
-    strangers = [row for row, outputs in enumerate(rows) if outputs is not None and not same[row]]
+    strangers = np.flatnonzero(is_given & (matrix[:, is_frame] != frame).any(axis=1))
     matrix[strangers] = 0
-    return matrix, strangers
+    return matrix, strangers.tolist()
 
 
 def _fields(message: bytes) -> list[_Field]:

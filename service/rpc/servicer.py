@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -12,7 +13,7 @@ import grpc.aio
 from holdfast.v1 import holdfast_pb2 as pb
 from service.engine.engine import Engine
 from service.engine.sessions import OpenSession, Sessions, new_session_id
-from service.engine.work import Answer
+from service.engine.work import Answer, Work
 from service.errors import InternalFailure, InvalidRequest, NotImplementedYet, ServiceError
 from service.model.contract import Contract
 from service.model.protocol import Model
@@ -114,7 +115,7 @@ class Servicer:
             raise InvalidRequest("the request has no chunk", field="chunk")
         outcome: asyncio.Future[Answer | ServiceError] = asyncio.get_running_loop().create_future()
 
-        def answer(value: Answer | ServiceError) -> None:
+        def answer(_: Work, value: Answer | ServiceError) -> None:
             if not outcome.done():
                 outcome.set_result(value)
 
@@ -262,6 +263,6 @@ def _serialize(reply: Any) -> bytes:
     return serialized
 
 
-def _deadline_s(context: Any) -> float | None:
+def _deadline_s(context: Any) -> float:
     remaining_s = context.time_remaining()
-    return None if remaining_s is None else time.monotonic() + remaining_s
+    return math.inf if remaining_s is None else time.monotonic() + remaining_s

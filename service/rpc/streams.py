@@ -19,7 +19,8 @@ from service.rpc.columns import ColumnsCall
 from service.rpc.status import to_status
 
 MAX_UNANSWERED = 1024
-"""Chunks of one stream under way; reading pauses beyond it, and HTTP/2 flow control does the rest."""
+"""Chunks of one stream whose replies are not written; beyond it reading pauses, and HTTP/2 flow control
+does the rest. So a client that sends and does not read is held back, and holds nobody else."""
 
 
 class _ReplyStream(ABC):
@@ -35,22 +36,24 @@ class _ReplyStream(ABC):
         self._engine = engine
         self._context = context
         self._max_tokens = max_tokens
-        self._replies: list[bytes] = []
+        self._replies: list[tuple[bytes, int]] = []
         self._pending_count = 0
-        self._changed = asyncio.Event()
-        self._has_room = asyncio.Event()
+        self._wakes_writer = _Bell()
+        self._wakes_reader = _Bell()
         self._is_read = False
 
     async def serve(self) -> None:
         """Returns when the client has sent its last chunk and has every reply."""
         reader = asyncio.create_task(self._read())
         try:
-            while not (self._is_read and self._pending_count == 0 and not self._replies):
-                await self._changed.wait()
-                self._changed.clear()
+            while not (self._is_read and self._pending_count == 0):
+                if not self._replies:
+                    await self._wakes_writer.wait()
                 replies, self._replies = self._replies, []
-                for reply in replies:
+                for reply, chunk_count in replies:
                     await self._context.write(reply)
+                    self._pending_count -= chunk_count
+                    self._wakes_reader.ring()
             await reader
         finally:
             reader.cancel()
@@ -60,12 +63,11 @@ class _ReplyStream(ABC):
         try:
             while (request := await self._context.read()) is not grpc.aio.EOF:
                 self._submit(request)
-                if self._pending_count >= MAX_UNANSWERED:
-                    self._has_room.clear()
-                    await self._has_room.wait()
+                while self._pending_count >= MAX_UNANSWERED:
+                    await self._wakes_reader.wait()
         finally:
             self._is_read = True
-            self._changed.set()
+            self._wakes_writer.ring()
 
     @abstractmethod
     def _submit(self, request: Any) -> None:
@@ -76,11 +78,28 @@ class _ReplyStream(ABC):
         """The call has ended: what has not run yet is skipped."""
 
     def _finish(self, reply: bytes, chunk_count: int) -> None:
-        """Lets a reply go, and as many chunks in as it answers."""
-        self._pending_count -= chunk_count
-        self._has_room.set()
-        self._replies.append(reply)
-        self._changed.set()
+        """Lets a reply go; once it is written, as many chunks come in as it answers."""
+        self._replies.append((reply, chunk_count))
+        self._wakes_writer.ring()
+
+
+class _Bell:
+    """Wakes one task; a third of the price of an `asyncio.Event`, twice per chunk."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._waiter: asyncio.Future[None] | None = None
+
+    async def wait(self) -> None:
+        """Returns at the next `ring`; what rang before does not count."""
+        self._waiter = self._loop.create_future()
+        await self._waiter
+
+    def ring(self) -> None:
+        """Wakes the task that waits, if there is one."""
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
 
 class StepStream(_ReplyStream):
@@ -91,22 +110,18 @@ class StepStream(_ReplyStream):
         self._unanswered: set[Work] = set()
 
     def _submit(self, request: pb.StreamStepsRequest) -> None:
-        chunk = request.chunk
         self._pending_count += 1
-        work: Work | None = None
-
-        def answer(outcome: Answer | ServiceError) -> None:
-            if work is not None:
-                self._unanswered.discard(work)
-            self._finish(_encode(chunk, outcome), 1)
-
         try:
-            work = to_work(chunk, answer, max_tokens=self._max_tokens)
+            work = to_work(request.chunk, self._answer, max_tokens=self._max_tokens)
         except ServiceError as error:
-            answer(error)
+            self._finish(_encode(request.chunk, error), 1)
         else:
             self._unanswered.add(work)
             self._engine.submit(work)
+
+    def _answer(self, work: Work, outcome: Answer | ServiceError) -> None:
+        self._unanswered.discard(work)
+        self._finish(_encode(work.request, outcome), 1)
 
     def _cancel(self) -> None:
         for work in self._unanswered:
@@ -126,6 +141,7 @@ class BatchStream(_ReplyStream):
         except ServiceError as error:
             refusal = pb.ChunkError(tag=request.columns.tag, status=to_status(error))
             self._calls.append(pb.StreamBatchesResponse(error=refusal).SerializeToString())
+            self._pending_count += 1
             self._flush()
         else:
             self._calls.append(call)
@@ -138,7 +154,7 @@ class BatchStream(_ReplyStream):
         while self._calls:
             first = self._calls[0]
             if isinstance(first, bytes):
-                self._finish(first, 0)
+                self._finish(first, 1)
             elif first.is_done:
                 self._finish(first.reply(), first.row_count)
             else:

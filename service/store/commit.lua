@@ -1,32 +1,34 @@
 -- Replaces records whose stamp is the expected one; the others are left alone.
 --
--- KEYS: one per session. ARGV, three per key: the expected stamp (bytes 16..31 of the record, "" for a key
--- that must not exist), the new record, its time to live in milliseconds ("0": for ever).
+-- KEYS: one per session. ARGV: the time to live in milliseconds ("0": for ever), then two per key: the
+-- expected stamp (bytes 16..31 of the record; sixteen zeros for a key that must not exist) and the new record.
 -- Returns what was not written, three entries each: number of the key from 1, "found" and the record found
 -- ("" if none), or "error" and the store's error. All written is an empty list.
+local nothing = string.rep('\0', 16)
+local ttl = ARGV[1]
 local refused = {}
+local function refuse(i, kind, detail)
+  refused[#refused + 1] = i
+  refused[#refused + 1] = kind
+  refused[#refused + 1] = detail
+end
 for i, key in ipairs(KEYS) do
   local found = redis.pcall('GETRANGE', key, 16, 31)
+  local expected = ARGV[2 * i]
   if type(found) == 'table' then
-    refused[#refused + 1] = i
-    refused[#refused + 1] = 'error'
-    refused[#refused + 1] = found['err']
-  elseif found == ARGV[3 * i - 2] then
+    refuse(i, 'error', found['err'])
+  elseif found == expected or (found == '' and expected == nothing) then
     local done
-    if ARGV[3 * i] == '0' then
-      done = redis.pcall('SET', key, ARGV[3 * i - 1])
+    if ttl == '0' then
+      done = redis.pcall('SET', key, ARGV[2 * i + 1])
     else
-      done = redis.pcall('SET', key, ARGV[3 * i - 1], 'PX', ARGV[3 * i])
+      done = redis.pcall('SET', key, ARGV[2 * i + 1], 'PX', ttl)
     end
     if done['err'] then
-      refused[#refused + 1] = i
-      refused[#refused + 1] = 'error'
-      refused[#refused + 1] = done['err']
+      refuse(i, 'error', done['err'])
     end
   else
-    refused[#refused + 1] = i
-    refused[#refused + 1] = 'found'
-    refused[#refused + 1] = redis.call('GET', key) or ''
+    refuse(i, 'found', redis.call('GET', key) or '')
   end
 end
 return refused

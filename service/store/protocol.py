@@ -4,26 +4,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from service.errors import ServiceError
 
 
-class Write(NamedTuple):
-    """One record to commit.
+class Writes(NamedTuple):
+    """Records to commit, of B distinct sessions.
 
     Attributes:
-        key: Where.
-        expected_stamp: Stamp the stored record must have; "" where none may exist.
-        record: The new record, encoded.
+        keys: Where.
+        expected: Stamps that the stored records must have, one after the other, 16 bytes each;
+            `record.NO_STAMP` where none may be stored.
+        records: The new records, encoded: one by one, or (B, size) where all have one size.
     """
 
-    key: bytes
-    expected_stamp: bytes
-    record: bytes
+    keys: Sequence[bytes]
+    expected: bytes
+    records: Sequence[bytes] | NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A write was refused because another record is stored.
+    """A record was not written because another one is stored.
 
     Attributes:
         record: What is stored instead, encoded; None if nothing is.
@@ -32,8 +36,8 @@ class Found:
     record: bytes | None
 
 
-Outcome = None | Found | ServiceError
-"""Of one write: None is committed; `Found` and errors have changed nothing."""
+Refusals = dict[int, Found | ServiceError]
+"""Why records were not written, by their number in the call; nothing was changed for them."""
 
 
 class StateStore(Protocol):
@@ -47,21 +51,21 @@ class StateStore(Protocol):
         """
         ...
 
-    async def commit(self, writes: Sequence[Write], ttl_s: float) -> list[Outcome]:
+    async def commit(self, writes: Sequence[Writes], ttl_s: float) -> Refusals:
         """Replaces each record that has the expected stamp, in one round trip.
 
         Check, write and new expiry of a key are one atomic act: of two replicas on one session one
-        wins. The writes of a call are independent.
+        wins. The records of a call are independent.
 
         Args:
-            writes: Distinct keys.
+            writes: Distinct keys; the records count through from 0.
             ttl_s: Time to live from now, by the store's clock; 0 is for ever.
 
         Returns:
-            One outcome per write, in order.
+            The records that were not written; all others are committed.
 
         Raises:
-            StoreUnavailable: No answer in time; each write may or may not have happened.
+            StoreUnavailable: No answer in time; each record may or may not have been written.
         """
         ...
 

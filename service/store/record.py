@@ -24,15 +24,17 @@ import secrets
 import struct
 from typing import NamedTuple
 
+import numpy as np
 import xxhash
+from numpy.typing import NDArray
 
 from service.errors import RecordCorrupt
 
 MAGIC = b"HFR1"
 STAMP_START = 16
 STAMP_END = 32
-NO_STAMP = b""
-"""Stamp of a session that is not stored."""
+NO_STAMP = bytes(STAMP_END - STAMP_START)
+"""Stamp of a session that is not stored; no record has it, since an incarnation is not 0."""
 
 _HEADER = struct.Struct("<4sIQqq32sQ")
 _BODY_HEADER = struct.Struct("<qq32sQ")
@@ -40,7 +42,8 @@ _PREFIX = struct.Struct("<4sIQ")
 _STAMP = struct.Struct("<qq")
 _REPLY_HEADER = struct.Struct("<qII16s")
 
-FIXED_BYTES = _HEADER.size + _REPLY_HEADER.size
+REPLY_BYTES = _REPLY_HEADER.size
+"""What a kept reply has beside its outputs."""
 
 
 class KeptReply(NamedTuple):
@@ -111,15 +114,65 @@ def encode(record: Record) -> bytes:
         record.fingerprint,
         len(record.state),
     )
-    parts = [body, record.state]
-    for reply in record.replies:
+    checked = b"".join((body, record.state, encode_replies(record.replies)))
+    count = len(record.replies)
+    return _PREFIX.pack(MAGIC, count, xxhash.xxh3_64_intdigest(checked, count)) + checked
+
+
+def encode_replies(replies: tuple[KeptReply, ...]) -> bytes:
+    """Returns the end of a record, its kept replies; `decode_replies` is the inverse."""
+    parts: list[bytes] = []
+    for reply in replies:
         parts += (
             _REPLY_HEADER.pack(reply.position, reply.token_count, len(reply.outputs), reply.digest),
             reply.outputs,
         )
-    checked = b"".join(parts)
-    count = len(record.replies)
-    return _PREFIX.pack(MAGIC, count, xxhash.xxh3_64_intdigest(checked, count)) + checked
+    return b"".join(parts)
+
+
+def encode_rows(
+    stamps: NDArray[np.int64],
+    fingerprint: bytes,
+    states: NDArray[np.uint8],
+    token_count: int,
+    digests: NDArray[np.uint8],
+    outputs: NDArray[np.uint8],
+) -> NDArray[np.uint8]:
+    """Encodes B live records of one model that keep one reply each; a row is what `encode` gives.
+
+    Args:
+        stamps: (B, 2), incarnation and position.
+        fingerprint: Of the model, 32 bytes.
+        states: (B, n).
+        token_count: Tokens in the chunk that each reply answers.
+        digests: (B, 16), of these chunks.
+        outputs: (B, m), the replies.
+
+    Returns:
+        (B, size), C-contiguous.
+    """
+    rows, state_bytes = states.shape
+    reply_start = _HEADER.size + state_bytes
+    outputs_start = reply_start + _REPLY_HEADER.size
+    size = outputs_start + outputs.shape[1]
+    matrix = np.empty((rows, size), np.uint8)
+    matrix[:, : _HEADER.size] = np.frombuffer(
+        _HEADER.pack(MAGIC, 1, 0, 0, 0, fingerprint, state_bytes), np.uint8
+    )
+    matrix[:, STAMP_START:STAMP_END] = stamps.view(np.uint8)
+    matrix[:, _HEADER.size : reply_start] = states
+    matrix[:, reply_start:outputs_start] = np.frombuffer(
+        _REPLY_HEADER.pack(0, token_count, outputs.shape[1], bytes(16)), np.uint8
+    )
+    matrix[:, reply_start : reply_start + 8] = stamps[:, 1:].copy().view(np.uint8)
+    matrix[:, outputs_start - 16 : outputs_start] = digests
+    matrix[:, outputs_start:] = outputs
+    flat = matrix.data.cast("B")
+    starts = range(STAMP_START, rows * size, size)
+    checked = size - STAMP_START
+    checksums = [xxhash.xxh3_64_intdigest(flat[start : start + checked], 1) for start in starts]
+    matrix[:, 8:STAMP_START] = np.array(checksums, "<u8")[:, np.newaxis].view(np.uint8)
+    return matrix
 
 
 def decode(data: bytes) -> Record:
@@ -141,14 +194,20 @@ def decode(data: bytes) -> Record:
         position=~position if position < 0 else position,
         fingerprint=fingerprint,
         state=data[_HEADER.size : state_end],
-        replies=_decode_replies(data, state_end, count),
+        replies=_checked_replies(data[state_end:], count),
         closed=position < 0,
     )
 
 
-def _decode_replies(data: bytes, offset: int, count: int) -> tuple[KeptReply, ...]:
+def decode_replies(data: bytes) -> tuple[KeptReply, ...]:
+    """Turns what `encode_replies` gave into the replies it came from.
+
+    Raises:
+        RecordCorrupt: The bytes end inside a reply.
+    """
     replies = []
-    for _ in range(count):
+    offset = 0
+    while offset < len(data):
         try:
             position, token_count, size, digest = _REPLY_HEADER.unpack_from(data, offset)
         except struct.error:
@@ -157,5 +216,12 @@ def _decode_replies(data: bytes, offset: int, count: int) -> tuple[KeptReply, ..
         replies.append(KeptReply(position, token_count, digest, data[offset : offset + size]))
         offset += size
     if offset != len(data):
-        raise RecordCorrupt(f"record has {len(data)} bytes, its lengths say {offset}")
+        raise RecordCorrupt(f"the kept replies have {len(data)} bytes, their lengths say {offset}")
     return tuple(replies)
+
+
+def _checked_replies(data: bytes, count: int) -> tuple[KeptReply, ...]:
+    replies = decode_replies(data)
+    if len(replies) != count:
+        raise RecordCorrupt(f"record has {len(replies)} kept replies, its header says {count}")
+    return replies

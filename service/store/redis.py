@@ -13,10 +13,11 @@ import redis.connection
 
 from service.errors import RecordCorrupt, ServiceError, StoreFull, StoreUnavailable
 from service.store.connection import RETRY_AFTER_S, Address, StoreConnection
-from service.store.protocol import Found, Outcome, Write
+from service.store.packing import pack_script
+from service.store.protocol import Found, Refusals, Writes
 
 _SCRIPT = files(__package__).joinpath("commit.lua").read_bytes()
-_SCRIPT_SHA = hashlib.sha1(_SCRIPT, usedforsecurity=False).hexdigest()
+_SCRIPT_SHA = hashlib.sha1(_SCRIPT, usedforsecurity=False).hexdigest().encode()
 
 SCHEMES = ("redis", "rediss", "unix")
 
@@ -105,14 +106,16 @@ class RedisStore:
         records: list[bytes | None] = await self._ask("MGET", *keys)
         return records
 
-    async def commit(self, writes: Sequence[Write], ttl_s: float) -> list[Outcome]:
+    async def commit(self, writes: Sequence[Writes], ttl_s: float) -> Refusals:
         """Replaces records in one round trip; see `StateStore.commit`."""
         ttl_ms = math.ceil(ttl_s * 1000)
-        arguments: list[Any] = [len(writes), *(write.key for write in writes)]
-        for write in writes:
-            arguments += (write.expected_stamp, write.record, ttl_ms)
-        refused = await self._run_script(arguments)
-        return _outcomes(len(writes), refused)
+        reply = await self._connection.send(pack_script(b"EVALSHA", _SCRIPT_SHA, writes, ttl_ms))
+        if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT"):
+            # a server that does not know the script has executed nothing, so asking again is safe
+            reply = await self._connection.send(pack_script(b"EVAL", _SCRIPT, writes, ttl_ms))
+        if isinstance(reply, hiredis.ReplyError):
+            raise _error_of(str(reply))
+        return _refusals(reply)
 
     async def time_to_live_s(self, key: bytes) -> float:
         """Returns the seconds until the record expires; see `StateStore.time_to_live_s`."""
@@ -133,25 +136,15 @@ class RedisStore:
             raise _error_of(str(reply))
         return reply
 
-    async def _run_script(self, arguments: list[Any]) -> list[Any]:
-        """Runs commit.lua. A server that does not know it has executed nothing, so asking again is safe."""
-        reply = await self._connection.execute("EVALSHA", _SCRIPT_SHA, *arguments)
-        if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT"):
-            reply = await self._connection.execute("EVAL", _SCRIPT, *arguments)
-        if isinstance(reply, hiredis.ReplyError):
-            raise _error_of(str(reply))
-        entries: list[Any] = reply
-        return entries
 
-
-def _outcomes(count: int, refused: list[Any]) -> list[Outcome]:
-    outcomes: list[Outcome] = [None] * count
-    for number, kind, detail in zip(refused[::3], refused[1::3], refused[2::3], strict=True):
+def _refusals(entries: list[Any]) -> Refusals:
+    refusals: Refusals = {}
+    for number, kind, detail in zip(entries[::3], entries[1::3], entries[2::3], strict=True):
         if kind == b"error":
-            outcomes[number - 1] = _error_of(detail.decode(errors="replace"))
+            refusals[number - 1] = _error_of(detail.decode(errors="replace"))
         else:
-            outcomes[number - 1] = Found(detail or None)
-    return outcomes
+            refusals[number - 1] = Found(detail or None)
+    return refusals
 
 
 def _error_of(message: str) -> ServiceError:

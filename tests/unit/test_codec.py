@@ -24,7 +24,7 @@ def test_outputs_read_back_as_they_were(rows, count, top_k, with_log_probs, with
     encoded = encode_outputs(GroupOutputs(rows, count, ids, log_probs, surprise, tensors, state))
     assert len(encoded) == rows
     selection = Selection(top_k, with_log_probs, tuple(tensors), bool(state))
-    for row, data in enumerate(encoded):
+    for row, data in enumerate(map(bytes, encoded)):
         part = slice(row * count, (row + 1) * count)
         message = pb.Outputs.FromString(data)
         assert (message.token_count, message.top_k) == (count, top_k)

@@ -12,13 +12,14 @@ OUTPUTS = {
     "logits": GraphTensor("float32", ("time", "batch", 256)),
     "token_log_prob": GraphTensor("float32", ("time", "batch")),
 }
+SWITCHES = {"token_log_prob_wanted": GraphTensor("bool", ())}
 for name in ("h", "c"):
     INPUTS[name] = GraphTensor("float32", ("batch", 8))
     OUTPUTS[f"{name}_next"] = GraphTensor("float32", ("batch", 8))
 
 
 def test_what_the_exporter_writes_the_server_reads():
-    contract = read_contract(METADATA, INPUTS, OUTPUTS)
+    contract = read_contract(METADATA, INPUTS, OUTPUTS, SWITCHES)
     assert [state.name for state in contract.states] == ["h", "c"]
     assert contract.state_bytes == 2 * 8 * 4
     assert contract.vocabulary.size == 256
@@ -59,7 +60,7 @@ def changed(topic, **values):
 )
 def test_a_wrong_contract_is_refused_with_the_place(metadata, message):
     with pytest.raises(ContractError, match=message):
-        read_contract(metadata, INPUTS, OUTPUTS)
+        read_contract(metadata, INPUTS, OUTPUTS, SWITCHES)
 
 
 def test_an_input_that_nobody_feeds_is_refused():
@@ -71,3 +72,16 @@ def test_a_time_axis_must_be_dynamic():
     fixed = {**INPUTS, "token": GraphTensor("int64", (1, "batch"))}
     with pytest.raises(ContractError, match="the time axis 0 is fixed at 1"):
         read_contract(METADATA, fixed, OUTPUTS)
+
+
+@pytest.mark.parametrize(
+    ("switches", "message"),
+    [
+        ({}, "switch 'token_log_prob_wanted', the graph has"),
+        ({"token_log_prob_wanted": GraphTensor("int64", ())}, "is int64, the contract says bool"),
+        ({"token_log_prob_wanted": GraphTensor("bool", (1,))}, "has shape"),
+    ],
+)
+def test_a_switch_is_an_optional_bool_of_the_graph(switches, message):
+    with pytest.raises(ContractError, match=message):
+        read_contract(METADATA, INPUTS, OUTPUTS, switches)

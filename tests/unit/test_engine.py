@@ -6,7 +6,7 @@ import pytest
 
 from service.engine.engine import Engine, EngineLimits
 from service.engine.rules import Claim
-from service.engine.work import Answer, Work
+from service.engine.work import Answer, Asked, Work
 from service.store.record import token_digest
 from tests.fakes import AccumulatorModel, CountingObserver, FakeModels, MemoryStore, encode_totals
 
@@ -52,9 +52,11 @@ async def send(engine, session, tokens, position=None, **claim):
 
 def submit(engine, session, tokens, position=None, **claim):
     future = asyncio.get_running_loop().create_future()
-    array = np.array(tokens, np.int64)
-    asked = Claim(len(tokens), token_digest(array.tobytes()), position, **claim)
-    engine.submit(Work(session.encode(), asked, "ids", array, future.set_result, model_name="sum"))
+    raw = np.array(tokens, np.int64).tobytes()
+    asked = Asked("ids", len(tokens), model_name="sum")
+    claimed = Claim(len(tokens), token_digest(raw), position, **claim)
+    work = Work(session.encode(), asked, claimed, raw, lambda _, outcome: future.set_result(outcome))
+    engine.submit(work)
     return future
 
 

@@ -6,7 +6,8 @@ import pytest
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 
-from model_export.export import build_graph, export  # noqa: E402
+from model_export.export import export, weights_of  # noqa: E402
+from model_export.graph import build_graph  # noqa: E402
 from model_export.networks import NETWORKS, Elman, Gru, Lstm  # noqa: E402
 from model_export.parity import ParityError, check_parity  # noqa: E402
 from model_export.train import Recipe, train  # noqa: E402
@@ -30,11 +31,11 @@ def test_the_step_graph_computes_what_the_network_computes(kind, tmp_path):
 
 def test_the_gate_stops_a_tampered_graph():
     network = Elman(16).eval()
-    graph = build_graph(network)
-    weight = next(tensor for tensor in graph.graph.initializer if tensor.name == "recurrent")
+    graph = build_graph(weights_of(network))
+    weight = next(tensor for tensor in graph.graph.initializer if tensor.name == "recurrent_h")
     values = onnx.numpy_helper.to_array(weight).copy()
     values[0, 0] += 0.01
-    weight.CopyFrom(onnx.numpy_helper.from_array(values, "recurrent"))
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, "recurrent_h"))
     with pytest.raises(ParityError):
         check_parity(network, graph.SerializeToString(), TEXT)
 

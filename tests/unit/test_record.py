@@ -1,9 +1,20 @@
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import RecordCorrupt
-from service.store.record import STAMP_END, STAMP_START, KeptReply, Record, decode, encode
+from service.store.record import (
+    STAMP_END,
+    STAMP_START,
+    KeptReply,
+    Record,
+    decode,
+    decode_replies,
+    encode,
+    encode_replies,
+    encode_rows,
+)
 
 int63 = st.integers(0, 2**63 - 1)
 replies = st.builds(
@@ -23,6 +34,26 @@ records = st.builds(
 @given(records)
 def test_decode_is_the_inverse_of_encode(record):
     assert decode(encode(record)) == record
+
+
+@given(records)
+def test_replies_read_back_alone(record):
+    assert decode_replies(encode_replies(record.replies)) == record.replies
+
+
+@given(st.integers(1, 9), st.integers(0, 40), st.integers(0, 40), st.integers(1, 2**32 - 1))
+def test_rows_are_what_single_records_are(rows, state_bytes, output_bytes, token_count):
+    rng = np.random.default_rng(rows)
+    stamps = rng.integers(1, 2**63 - 1, (rows, 2))
+    fingerprint = rng.bytes(32)
+    states = rng.integers(0, 256, (rows, state_bytes), np.uint8)
+    digests = rng.integers(0, 256, (rows, 16), np.uint8)
+    outputs = rng.integers(0, 256, (rows, output_bytes), np.uint8)
+    encoded = encode_rows(stamps, fingerprint, states, token_count, digests, outputs)
+    for row, (incarnation, position) in enumerate(stamps.tolist()):
+        reply = KeptReply(position, token_count, digests[row].tobytes(), outputs[row].tobytes())
+        alone = Record(incarnation, position, fingerprint, states[row].tobytes(), (reply,))
+        assert encoded[row].tobytes() == encode(alone)
 
 
 @given(records)

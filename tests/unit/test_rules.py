@@ -1,4 +1,7 @@
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from service.engine.rules import (
     MAX_KEPT_REPLIES,
@@ -6,6 +9,7 @@ from service.engine.rules import (
     Claim,
     Verdict,
     check,
+    continues,
     decide,
     keep_replies,
 )
@@ -14,6 +18,7 @@ from service.errors import (
     Overloaded,
     PositionConflict,
     PositionGap,
+    ServiceError,
     SessionClosed,
     SessionLost,
     SessionNotFound,
@@ -78,6 +83,31 @@ def test_what_is_gone_is_never_silently_a_zero_state(stored, asked, error):
         decide(stored, asked)
 
 
+small = st.integers(0, 3)
+
+
+@given(st.lists(st.tuples(small, small, st.none() | small, st.integers(0, 2)), min_size=1))
+def test_rows_continue_where_single_chunks_run(rows):
+    """Each row: stored incarnation (0: nothing) and position, claimed position, meant incarnation."""
+    drawn = 2
+    stands_at = [(stored, position) if stored else (drawn + 7, 0) for stored, position, *_ in rows]
+    positions = [-1 if claimed is None else claimed for *_, claimed, _ in rows]
+    meant = [incarnation for *_, incarnation in rows]
+    runs = continues(np.array(stands_at), np.array(positions), np.array(meant))
+    for row, (stored, position, claimed, incarnation) in enumerate(rows):
+        record = Record(stored, position, b"f" * 32) if stored else None
+        assert runs[row] == _runs(record, claim(claimed, incarnation=incarnation))
+    if not any(meant):
+        assert (continues(np.array(stands_at), np.array(positions), None) == runs).all()
+
+
+def _runs(record, asked):
+    try:
+        return isinstance(decide(record, asked), Verdict)
+    except ServiceError:
+        return False
+
+
 @pytest.mark.parametrize(
     ("asked", "field"),
     [
@@ -94,23 +124,18 @@ def test_numbers_out_of_range_are_refused(asked, field):
     assert caught.value.field == field
 
 
-def test_without_acknowledgement_only_the_last_reply_is_kept():
-    new = KeptReply(12, 2, b"new", b"three")
-    assert keep_replies(KEPT, new, claim(10)) == (new,)
-
-
 def test_unacknowledged_replies_are_kept():
     new = KeptReply(12, 2, b"new", b"three")
-    assert keep_replies(KEPT, new, claim(10, acknowledged=8)) == (KEPT[1], new)
+    assert keep_replies(KEPT, new, 8) == (KEPT[1], new)
 
 
 def test_too_many_unacknowledged_replies_are_refused():
     many = tuple(KeptReply(index + 1, 1, b"", b"") for index in range(MAX_KEPT_REPLIES))
     with pytest.raises(Overloaded):
-        keep_replies(many, KeptReply(99, 1, b"", b""), claim(98, acknowledged=0))
+        keep_replies(many, KeptReply(99, 1, b"", b""), 0)
 
 
 def test_too_large_unacknowledged_replies_are_refused():
     large = (KeptReply(1, 1, b"", bytes(MAX_KEPT_REPLY_BYTES)),)
     with pytest.raises(Overloaded):
-        keep_replies(large, KeptReply(2, 1, b"", b"x"), claim(1, acknowledged=0))
+        keep_replies(large, KeptReply(2, 1, b"", b"x"), 0)

@@ -1,0 +1,182 @@
+"""Chunks that move through the engine together: rows of a message, or single chunks that wait together.
+
+All chunks of a block are of distinct sessions, equally long, and ask for the same, so that what is said of
+them lies in arrays and a batch is a few operations on these, however many rows it has. A row becomes an
+object of its own, a `Work`, only when it is cold, a retry, refused, or came first as one.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.engine.work import Answer, Asked, Work
+
+NOT_GIVEN = -1
+"""Where a chunk names no position, or acknowledges none."""
+
+TOKEN_DTYPES: dict[Literal["text", "ids", "features"], np.dtype[Any]] = {
+    "text": np.dtype("u1"),
+    "ids": np.dtype("<i8"),
+    "features": np.dtype("<f4"),
+}
+
+
+class Applied(NamedTuple):
+    """Rows of a block that are committed.
+
+    Attributes:
+        rows: Their numbers, as their owner counts, int64 (R,).
+        stamps: Incarnation and position of each, int64 (R, 2).
+        model_version: Version that ran.
+        outputs: What each gave, encoded by the edge, uint8 (R, n).
+    """
+
+    rows: NDArray[np.int64]
+    stamps: NDArray[np.int64]
+    model_version: int
+    outputs: NDArray[np.uint8]
+
+
+class Owner(Protocol):
+    """Who gets the outcomes of a block; every row gets one."""
+
+    def applied(self, applied: Applied) -> None:
+        """Takes rows that are committed; must not raise."""
+
+    def work(self, row: int) -> Work:
+        """Returns a row as a chunk of its own, which is answered alone."""
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether the caller has gone."""
+
+
+@dataclass(slots=True, eq=False)
+class Block:
+    """B chunks of k tokens each.
+
+    Attributes:
+        owner: Gets the outcomes.
+        rows: Number of each row, as the owner counts, int64 (B,).
+        asked: What all of them ask.
+        keys: Store keys of the sessions.
+        tokens: (B, k) bytes or ids, (B, k, width) features; dtype by kind, see `TOKEN_DTYPES`.
+        digests: `record.token_digest` of each row, uint8 (B, 16).
+        positions: Claimed, int64 (B,); `NOT_GIVEN` is "append".
+        acknowledged: Position of the last reply the client has, int64 (B,); `NOT_GIVEN` where not said;
+            None where no row says.
+        incarnations: Meant by the client, int64 (B,); 0 is any; None where every row means any.
+        arrived_s: Monotonic time of arrival: of each row, or one for all.
+        deadline_s: Monotonic time after which the caller no longer waits.
+        is_gathered: It is made of single chunks.
+    """
+
+    owner: Owner
+    rows: NDArray[np.int64]
+    asked: Asked
+    keys: list[bytes]
+    tokens: NDArray[Any]
+    digests: NDArray[np.uint8]
+    positions: NDArray[np.int64]
+    acknowledged: NDArray[np.int64] | None
+    incarnations: NDArray[np.int64] | None
+    arrived_s: list[float]
+    deadline_s: float = math.inf
+    is_gathered: bool = False
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def part(self, chosen: NDArray[np.int64]) -> "Block":
+        """Returns some of the rows, by index."""
+        places = chosen.tolist()
+        return replace(
+            self,
+            rows=self.rows[chosen],
+            keys=[self.keys[place] for place in places],
+            tokens=self.tokens[chosen],
+            digests=self.digests[chosen],
+            positions=self.positions[chosen],
+            acknowledged=None if self.acknowledged is None else self.acknowledged[chosen],
+            incarnations=None if self.incarnations is None else self.incarnations[chosen],
+            arrived_s=[self.arrived_s[place] for place in places] if self.is_gathered else self.arrived_s,
+        )
+
+    def works(self) -> list[Work]:
+        """Returns every row as a chunk of its own."""
+        return [self.owner.work(row) for row in self.rows.tolist()]
+
+    def work(self, place: int) -> Work:
+        """Returns the row with this index as a chunk of its own."""
+        return self.owner.work(int(self.rows[place]))
+
+    def ages_s(self, now_s: float) -> tuple[list[float], int]:
+        """Returns how long rows have been here, and for how many rows each figure stands."""
+        each = 1 if self.is_gathered else len(self)
+        return [now_s - arrived_s for arrived_s in self.arrived_s], each
+
+
+def to_tokens(asked: Asked, raw: bytes, row_count: int) -> NDArray[Any]:
+    """Views raw tokens of rows as an array; see `Block.tokens`."""
+    tokens = np.frombuffer(raw, TOKEN_DTYPES[asked.kind])
+    if asked.kind == "features":
+        return tokens.reshape(row_count, asked.token_count, asked.width)
+    return tokens.reshape(row_count, asked.token_count)
+
+
+def gather(works: Sequence[Work]) -> Block:
+    """Joins single chunks that ask for the same."""
+    claims = [work.claim for work in works]
+    asked = works[0].asked
+    acknowledged = [claim.acknowledged for claim in claims]
+    incarnations = [claim.incarnation for claim in claims]
+    return Block(
+        owner=_Singles(works),
+        rows=np.arange(len(works)),
+        asked=asked,
+        keys=[work.key for work in works],
+        tokens=to_tokens(asked, b"".join([work.raw for work in works]), len(works)),
+        digests=np.frombuffer(b"".join([claim.digest for claim in claims]), np.uint8).reshape(-1, 16),
+        positions=_column([NOT_GIVEN if claim.position is None else claim.position for claim in claims]),
+        acknowledged=_column([NOT_GIVEN if position is None else position for position in acknowledged])
+        if any(position is not None for position in acknowledged)
+        else None,
+        incarnations=_column(incarnations) if any(incarnations) else None,
+        arrived_s=[work.arrived_s for work in works],
+        is_gathered=True,
+    )
+
+
+def _column(values: list[int]) -> NDArray[np.int64]:
+    return np.array(values, np.int64)
+
+
+class _Singles:
+    """Owns a block of single chunks."""
+
+    def __init__(self, works: Sequence[Work]) -> None:
+        self._works = works
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Each of them is looked at before they are joined."""
+        return False
+
+    def work(self, row: int) -> Work:
+        """Returns the chunk."""
+        return self._works[row]
+
+    def applied(self, applied: Applied) -> None:
+        """Answers each chunk."""
+        size = applied.outputs.shape[1]
+        joined = applied.outputs.tobytes()
+        for index, (row, (incarnation, position)) in enumerate(
+            zip(applied.rows.tolist(), applied.stamps.tolist(), strict=True)
+        ):
+            outputs = joined[index * size : (index + 1) * size]
+            answer = Answer(incarnation, position, applied.model_version, False, outputs)
+            self._works[row].settle(answer)

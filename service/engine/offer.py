@@ -1,0 +1,149 @@
+"""Turns what ran into records to commit. Pure: no clock, no I/O.
+
+Most rows keep one reply, and their records have one layout: these become one matrix. A row whose client
+sends ahead keeps several, as many as it has not acknowledged, and is encoded by itself.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.engine.batch import Ran, Steps
+from service.engine.rules import keep_replies
+from service.errors import ServiceError, StateNotFinite
+from service.store.protocol import Writes
+from service.store.record import (
+    REPLY_BYTES,
+    KeptReply,
+    Record,
+    decode_replies,
+    encode,
+    encode_replies,
+    encode_rows,
+)
+
+
+class Offer(NamedTuple):
+    """Rows of a block whose records are offered to the store.
+
+    Attributes:
+        steps: The rows.
+        stamps: Of the records, int64 (B, 2).
+        states: Raw, (B, state_bytes).
+        outputs: Encoded, (B, n).
+        tails: The replies that each record keeps, encoded.
+        writes: The records.
+    """
+
+    steps: Steps
+    stamps: NDArray[np.int64]
+    states: NDArray[np.uint8]
+    outputs: NDArray[np.uint8]
+    tails: list[bytes]
+    writes: Writes
+
+
+Refused = list[tuple[int, ServiceError]]
+"""Rows of a block, by index, that cannot be committed, and why."""
+
+
+def make_offers(ran: Ran, tails: Sequence[bytes]) -> tuple[list[Offer], Refused]:
+    """Makes the records of a block.
+
+    Args:
+        ran: What it gave.
+        tails: Replies that the present record of each row keeps, encoded.
+
+    Returns:
+        At most two offers, of rows that keep one reply and of others; and rows that have no record.
+    """
+    sends_ahead = _sends_ahead(ran)
+    if sends_ahead is None and ran.is_finite is None:
+        return [_offer_alike(ran)], []
+    every = np.ones(len(ran.states), np.bool_)
+    is_finite = every if ran.is_finite is None else ran.is_finite
+    is_ahead = ~every if sends_ahead is None else sends_ahead
+    count = ran.steps.block.asked.token_count
+    refused: Refused = [(int(row), _not_finite(count)) for row in np.flatnonzero(~is_finite)]
+    offers = []
+    alike = np.flatnonzero(is_finite & ~is_ahead)
+    if len(alike):
+        offers.append(_offer_alike(_part(ran, alike)))
+    ahead = np.flatnonzero(is_finite & is_ahead)
+    if len(ahead):
+        offers += _offer_each(ran, ahead, tails, refused)
+    return offers, refused
+
+
+def _sends_ahead(ran: Ran) -> NDArray[np.bool_] | None:
+    """Tells which clients have not yet the reply to the last chunk; None if all have."""
+    acknowledged = ran.steps.block.acknowledged
+    if acknowledged is None:
+        return None
+    is_ahead: NDArray[np.bool_] = (acknowledged >= 0) & (acknowledged < ran.steps.standing.stands_at[:, 1])
+    return is_ahead if is_ahead.any() else None
+
+
+def _part(ran: Ran, chosen: NDArray[np.int64]) -> Ran:
+    return Ran(ran.steps.part(chosen), ran.states[chosen], None, ran.outputs[chosen])
+
+
+def _next_stamps(ran: Ran) -> NDArray[np.int64]:
+    stamps = ran.steps.standing.stands_at.copy()
+    stamps[:, 1] += ran.steps.block.asked.token_count
+    return stamps
+
+
+def _offer_alike(ran: Ran) -> Offer:
+    block, standing, model = ran.steps.block, ran.steps.standing, ran.steps.model
+    stamps = _next_stamps(ran)
+    records = encode_rows(
+        stamps, model.fingerprint, ran.states, block.asked.token_count, block.digests, ran.outputs
+    )
+    replies = records[:, records.shape[1] - REPLY_BYTES - ran.outputs.shape[1] :]
+    writes = Writes(block.keys, standing.stamps.tobytes(), records)
+    return Offer(ran.steps, stamps, ran.states, ran.outputs, _cut(replies), writes)
+
+
+def _cut(rows: NDArray[np.uint8]) -> list[bytes]:
+    joined, size = rows.tobytes(), rows.shape[1]
+    return [joined[start : start + size] for start in range(0, len(joined), size)]
+
+
+def _offer_each(
+    ran: Ran, chosen: NDArray[np.int64], tails: Sequence[bytes], refused: Refused
+) -> list[Offer]:
+    """Offers rows that keep several replies; adds those that would keep too many to `refused`."""
+    block, fingerprint = ran.steps.block, ran.steps.model.fingerprint
+    acknowledged = block.acknowledged
+    assert acknowledged is not None, "bug: nobody sends ahead"
+    stamps, outputs = _next_stamps(ran), _cut(ran.outputs)
+    rows, records, kept_tails = [], [], []
+    for row in chosen.tolist():
+        incarnation, position = stamps[row].tolist()
+        digest = block.digests[row].tobytes()
+        reply = KeptReply(position, block.asked.token_count, digest, outputs[row])
+        try:
+            kept = keep_replies(decode_replies(tails[row]), reply, int(acknowledged[row]))
+        except ServiceError as error:
+            refused.append((row, error))
+            continue
+        rows.append(row)
+        state = ran.states[row].tobytes()
+        records.append(encode(Record(incarnation, position, fingerprint, state, kept)))
+        kept_tails.append(encode_replies(kept))
+    if not rows:
+        return []
+    part = np.array(rows)
+    steps = ran.steps.part(part)
+    writes = Writes(steps.block.keys, steps.standing.stamps.tobytes(), records)
+    return [Offer(steps, stamps[part], ran.states[part], ran.outputs[part], kept_tails, writes)]
+
+
+def _not_finite(token_count: int) -> StateNotFinite:
+    return StateNotFinite(
+        f"after these {token_count} tokens the state would hold NaN or infinity; nothing was changed",
+        field="tokens",
+    )
