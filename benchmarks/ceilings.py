@@ -78,7 +78,7 @@ async def _commits(store: EmbeddedStore, seconds: float) -> Round:
         position += 1
         writes = Writes([key], expected, [_record(incarnation, position)])
         sent_s = time.monotonic()
-        refusals = await client.commit(writes, TTL_S)
+        refusals = await client.commit([writes], TTL_S)
         latencies_s.append(time.monotonic() - sent_s)
         assert not refusals, f"bug: the commit was refused: {refusals}"
         expected = stamp(incarnation, position)
