@@ -89,28 +89,27 @@ def _payload() -> Payload:
     return Payload(pb.Model(name="python-source", vocabulary=pb.Vocabulary(size=256, is_bytes=True)))
 
 
-def _loaded(name: str, open_call: OpenCall, count: int, *contestants: Contestant) -> Turns:
-    return {
-        Label(name, contestant.name): partial(
-            load, contestant, ClosedLoop(f"{contestant.name} {name}", count, open_call)
-        )
-        for contestant in contestants
-    }
+def _loaded(
+    name: str,
+    open_call: OpenCall,
+    count: int,
+    *contestants: Contestant,
+    rows: int = 1,
+    tokens_per_row: int = 1,
+) -> Turns:
+    turns: Turns = {}
+    for contestant in contestants:
+        sessions = f"{contestant.name} {name}"
+        loop = ClosedLoop(sessions, count, open_call, rows=rows, tokens_per_row=tokens_per_row)
+        turns[Label(name, contestant.name)] = partial(load, contestant, loop)
+    return turns
 
 
 def _in_columns(rows: int, tokens_per_row: int, *contestants: Contestant) -> Turns:
     name, open_call = columns_name(rows, tokens_per_row), columns(_payload(), tokens_per_row)
-    turns: Turns = {}
-    for contestant in contestants:
-        loop = ClosedLoop(
-            f"{contestant.name} {name}",
-            MESSAGES_OF_COLUMNS,
-            open_call,
-            rows=rows,
-            tokens_per_row=tokens_per_row,
-        )
-        turns[Label(name, contestant.name)] = partial(load, contestant, loop)
-    return turns
+    return _loaded(
+        name, open_call, MESSAGES_OF_COLUMNS, *contestants, rows=rows, tokens_per_row=tokens_per_row
+    )
 
 
 def _bare(rows: int, tokens_per_row: int) -> Turns:
