@@ -24,7 +24,7 @@ MESSAGES_OF_COLUMNS = 2
 _SHARE_OF_CEILINGS = 1 / 3
 """Of a turn's time: what runs alone, on one thread, settles sooner."""
 
-_WARM_UP_S = 0.5
+_WARM_UP_S = 1.0
 
 
 class TurnFailed(Exception):
