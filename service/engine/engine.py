@@ -100,7 +100,7 @@ class Observer(Protocol):
         """A commit found another record than expected."""
 
     def refused(self, reason: str) -> None:
-        """A chunk was answered with an error."""
+        """A chunk was answered with an error, and its caller still waits for it."""
 
 
 class Engine:
@@ -563,7 +563,7 @@ class Engine:
         self._release((work.key,))
 
     def _settle(self, work: Work, outcome: Answer | ServiceError) -> None:
-        if isinstance(outcome, ServiceError):
+        if isinstance(outcome, ServiceError) and not work.is_cancelled:
             self._observer.refused(outcome.reason)
         work.settle(outcome)
         self._answered(1)

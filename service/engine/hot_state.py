@@ -215,7 +215,8 @@ class HotSessions:
         number = self._model_numbers.get(model.fingerprint)
         if number is None:
             number = self._model_numbers[model.fingerprint] = len(self._models)
-            self._models.append((model, _StateRows(model.contract.state_bytes)))
+            size_bytes = model.contract.state_bytes
+            self._models.append((model, _StateRows(size_bytes, self._max_bytes // size_bytes)))
         return number
 
     def _grow(self) -> None:
@@ -245,19 +246,30 @@ class HotSessions:
 
 
 class _StateRows:
-    """The states of one model's sessions: one row of raw bytes each, tensors one after the other."""
+    """The states of one model's sessions: one row of raw bytes each, tensors one after the other.
 
-    def __init__(self, state_bytes: int) -> None:
-        self.rows = np.zeros((_FIRST_ROWS, state_bytes), np.uint8)
-        self._free = list(range(_FIRST_ROWS))
+    All rows that the bound allows are there from the start; memory that was never written to costs nothing.
+
+    Args:
+        state_bytes: Bytes of a row.
+        count: Rows that the bound allows; busy sessions may need more.
+    """
+
+    def __init__(self, state_bytes: int, count: int) -> None:
+        self.rows = np.zeros((count + _FIRST_ROWS, state_bytes), np.uint8)
+        self._free: list[int] = []
+        self._used_count = 0
 
     def claim(self, state: bytes) -> int:
         """Stores a state, raw or b"" for the initial one, and returns its row."""
-        if not self._free:
-            count = len(self.rows)
-            self.rows = np.concatenate([self.rows, np.zeros_like(self.rows)])
-            self._free.extend(range(count, 2 * count))
-        row = self._free.pop()
+        if self._free:
+            row = self._free.pop()
+        else:
+            row = self._used_count
+            self._used_count += 1
+            if row == len(self.rows):
+                more = np.zeros((row // 8 + _FIRST_ROWS, self.rows.shape[1]), np.uint8)
+                self.rows = np.concatenate([self.rows, more])
         self.rows[row] = np.frombuffer(state, np.uint8) if state else 0
         return row
 

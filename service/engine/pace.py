@@ -7,6 +7,7 @@ So a batch waits only where waiting pays: the process uses most of a core, and s
 a moment ago have not come back yet.
 """
 
+from collections import OrderedDict
 from collections.abc import Iterable
 
 BUSY_SHARE = 0.75
@@ -34,7 +35,7 @@ class Pace:
 
     def __init__(self) -> None:
         self.arrival_count = 0
-        self._answered_s: dict[bytes, float] = {}
+        self._answered_s: OrderedDict[bytes, float] = OrderedDict()  # oldest first
         self._is_busy = False
         self._sampled_s = 0.0
         self._sampled_cpu_s = 0.0
@@ -47,8 +48,9 @@ class Pace:
     def answered(self, keys: Iterable[bytes], now_s: float) -> None:
         """Sessions were answered, and may come back soon."""
         for key in keys:
-            self._answered_s.pop(key, None)  # so that the dictionary stays in the order of time
             self._answered_s[key] = now_s
+            self._answered_s.move_to_end(key)
+        self._forget_old(now_s)
 
     def sample(self, now_s: float, cpu_s: float) -> None:
         """Takes the CPU time of the process so far."""
@@ -59,10 +61,10 @@ class Pace:
 
     def expects_more(self, now_s: float) -> bool:
         """Tells whether it pays to wait."""
+        self._forget_old(now_s)
+        return self._is_busy and bool(self._answered_s)
+
+    def _forget_old(self, now_s: float) -> None:
         answered_s = self._answered_s
-        while answered_s:
-            oldest = next(iter(answered_s))
-            if now_s - answered_s[oldest] < RETURN_S:
-                break
-            del answered_s[oldest]
-        return self._is_busy and bool(answered_s)
+        while answered_s and now_s - next(iter(answered_s.values())) >= RETURN_S:
+            answered_s.popitem(last=False)
