@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from service.engine import pace, rules
 from service.engine.batch import EncodeOutputs, Ran, Steps
 from service.engine.block import Applied, Block, gather
+from service.engine.busy_clock import BusyClock
 from service.engine.hot_state import HotSessions, Standing
 from service.engine.offer import Offer, make_offers
 from service.engine.pace import Pace
@@ -134,6 +135,7 @@ class Engine:
         self._tasks: set[asyncio.Task[None]] = set()
         self._driver: asyncio.Task[None] | None = None
         self._pace = Pace()
+        self._busy_clock = BusyClock()
         self._unanswered_count = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -156,6 +158,7 @@ class Engine:
             await asyncio.gather(self._driver, return_exceptions=True)
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._runner.close()
+        self._busy_clock.close()
         while items := self._queue.take(self._limits.max_batch):
             for work in _works(items):
                 self._refuse(work, _draining())
@@ -216,7 +219,7 @@ class Engine:
     async def _gather(self) -> None:
         """Waits for more chunks, where `Pace` says that it pays."""
         now_s = time.monotonic()
-        self._pace.sample(now_s, time.process_time())
+        self._pace.sample(now_s, self._busy_clock.read_s())
         until_s = now_s + pace.MAX_WAIT_S
         while len(self._queue) < self._limits.max_batch and self._pace.expects_more(now_s):
             count = self._pace.arrival_count
