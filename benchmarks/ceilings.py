@@ -21,12 +21,17 @@ from service.store.record import NO_STAMP, KeptReply, Record, draw_incarnation, 
 from service.store.redis import RedisStore
 
 PIPELINE = 64
+IDLE_PAUSE_S = 1e-3
+"""Between the calls that an idle server would make: about what one session that waits for each reply leaves."""
+
 STATE_BYTES = 1024
 TTL_S = 3600.0
 
 
-def bare(session: ort.InferenceSession, rows: int, tokens_per_row: int, seconds: float) -> Round:
-    """Runs a GRU step graph, its state fed back."""
+def bare(
+    session: ort.InferenceSession, rows: int, tokens_per_row: int, seconds: float, *, pause_s: float = 0.0
+) -> Round:
+    """Runs a GRU step graph, its state fed back, with pauses if asked for."""
     tokens = np.full((tokens_per_row, rows), ord("x"), np.int64)
     h = np.zeros((rows, session.get_inputs()[1].shape[1]), np.float32)
     switches = {"token_log_prob_wanted": np.array(False)}  # as for the servers: nobody asks for it
@@ -35,7 +40,7 @@ def bare(session: ort.InferenceSession, rows: int, tokens_per_row: int, seconds:
         nonlocal h
         h = session.run(["logits", "h_next"], {"token": tokens, "h": h, **switches})[1]
 
-    return _timed(run, rows * tokens_per_row, seconds)
+    return _timed(run, rows * tokens_per_row, seconds, pause_s)
 
 
 def store_writes(store: EmbeddedStore, seconds: float) -> Round:
@@ -61,13 +66,13 @@ def store_writes(store: EmbeddedStore, seconds: float) -> Round:
     return turn._replace(store_us=store_us)
 
 
-def commits(store: EmbeddedStore, seconds: float) -> Round:
-    """Commits one record at a time as the server does, each waited for."""
+def commits(store: EmbeddedStore, seconds: float, *, pause_s: float = 0.0) -> Round:
+    """Commits one record at a time as the server does, each waited for, with pauses if asked for."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_commits(store, seconds))
+        return runner.run(_commits(store, seconds, pause_s))
 
 
-async def _commits(store: EmbeddedStore, seconds: float) -> Round:
+async def _commits(store: EmbeddedStore, seconds: float, pause_s: float) -> Round:
     client = RedisStore(store.url, timeout_s=1.0)
     await client.open()
     key, incarnation = f"ceiling:{secrets.token_hex(4)}".encode(), draw_incarnation()
@@ -82,6 +87,7 @@ async def _commits(store: EmbeddedStore, seconds: float) -> Round:
         latencies_s.append(time.monotonic() - sent_s)
         assert not refusals, f"bug: the commit was refused: {refusals}"
         expected = stamp(incarnation, position)
+        await asyncio.sleep(pause_s)
     took = Took(position, time.monotonic() - started_s, latencies_s)
     store_us = (cpu_s(store.pid) - store_s) / position * 1e6
     await client.close()
@@ -95,11 +101,14 @@ def _record(incarnation: int, position: int) -> bytes:
     return encode(Record(incarnation, position, bytes(32), bytes(STATE_BYTES), (reply,)))
 
 
-def _timed(call: Callable[[], None], steps_per_call: int, seconds: float) -> Round:
+def _timed(call: Callable[[], None], steps_per_call: int, seconds: float, pause_s: float = 0.0) -> Round:
     latencies_s: list[float] = []
     started_s = ended_s = time.monotonic()
     while ended_s < started_s + seconds:
         began_s = ended_s
+        if pause_s:
+            time.sleep(pause_s)
+            began_s = time.monotonic()
         call()
         ended_s = time.monotonic()
         latencies_s.append(ended_s - began_s)
