@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from service.engine import pace, rules
 from service.engine.batch import EncodeOutputs, Ran, Steps
+from service.engine.bell import Bell
 from service.engine.block import Applied, Block, gather
 from service.engine.busy_clock import BusyClock
 from service.engine.hot_state import HotSessions, Standing
@@ -130,7 +131,7 @@ class Engine:
         self._limits = limits
         self._queue: StepQueue[bytes, Work | Block] = StepQueue(limits.max_waiting)
         self._hot = HotSessions(limits.hot_state_bytes, self._queue.__contains__)
-        self._awake = asyncio.Event()
+        self._bell = Bell()
         self._commit_turn = asyncio.Semaphore(1)
         self._tasks: set[asyncio.Task[None]] = set()
         self._driver: asyncio.Task[None] | None = None
@@ -175,7 +176,7 @@ class Engine:
         except ServiceError as error:
             self._settle(work, error)
         else:
-            self._awake.set()
+            self._bell.ring()
 
     def submit_block(self, block: Block) -> None:
         """Takes chunks of distinct sessions; their owner gets the outcomes, maybe before this returns."""
@@ -188,7 +189,7 @@ class Engine:
             for work in block.works():
                 self._settle(work, error)
         else:
-            self._awake.set()
+            self._bell.ring()
 
     def forget(self, key: bytes) -> None:
         """Drops a session from memory, because its record was changed by other means than a chunk."""
@@ -205,19 +206,18 @@ class Engine:
 
     async def _drive(self) -> None:
         while True:
-            await self._awake.wait()
-            self._awake.clear()
-            while self._queue.has_ready:
-                if len(self._queue) < self._limits.max_batch:
-                    async with self._commit_turn:
-                        pass
-                await self._gather()
-                items = self._queue.take(self._limits.max_batch)
-                await self._guard(items, self._advance(items))
-                await asyncio.sleep(0)  # requests and replies move between batches
+            while not self._queue.has_ready:
+                await self._bell.wait()
+            await self._gather()
+            items = self._queue.take(self._limits.max_batch)
+            await self._guard(items, self._advance(items))
+            await asyncio.sleep(0)  # requests and replies move between batches
 
     async def _gather(self) -> None:
-        """Waits for more chunks, where `Pace` says that it pays."""
+        """Waits for more chunks: while a commit is under way, and where `Pace` says that it pays."""
+        if len(self._queue) < self._limits.max_batch:
+            async with self._commit_turn:
+                pass
         now_s = time.monotonic()
         self._pace.sample(now_s, self._busy_clock.read_s())
         until_s = now_s + pace.MAX_WAIT_S
@@ -400,7 +400,7 @@ class Engine:
 
     def _put_back(self, item: Work | Block, count: int) -> None:
         self._queue.put_back(item, count)
-        self._awake.set()
+        self._bell.ring()
 
     def _heat(
         self, key: bytes, claim: rules.Claim, asked: Asked, data: bytes | None, verified_s: float
@@ -578,10 +578,10 @@ class Engine:
 
     def _release(self, keys: Iterable[bytes]) -> None:
         self._queue.release(keys)
-        self._awake.set()
+        self._bell.ring()
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(coroutine)
+        task = asyncio.create_task(coroutine, name="engine stage")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

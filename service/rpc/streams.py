@@ -11,6 +11,7 @@ from typing import Any
 import grpc.aio
 
 from holdfast.v1 import holdfast_pb2 as pb
+from service.engine.bell import Bell
 from service.engine.engine import Engine
 from service.engine.work import Answer, Work
 from service.errors import ServiceError
@@ -46,8 +47,8 @@ class _ReplyStream(ABC):
         self._pending_count = 0
         self._largest_bytes = 0
         self._is_over = False
-        self._wakes_writer = _Bell()
-        self._wakes_reader = _Bell()
+        self._wakes_writer = Bell()
+        self._wakes_reader = Bell()
         self._is_read = False
 
     async def serve(self) -> None:
@@ -98,25 +99,6 @@ class _ReplyStream(ABC):
         self._replies.append((reply, chunk_count))
         self._largest_bytes = max(self._largest_bytes, len(reply) // chunk_count)
         self._wakes_writer.ring()
-
-
-class _Bell:
-    """Wakes one task; a third of the price of an `asyncio.Event`, twice per chunk."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._waiter: asyncio.Future[None] | None = None
-
-    async def wait(self) -> None:
-        """Returns at the next `ring`; what rang before does not count."""
-        self._waiter = self._loop.create_future()
-        await self._waiter
-
-    def ring(self) -> None:
-        """Wakes the task that waits, if there is one."""
-        waiter = self._waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
 
 
 class StepStream(_ReplyStream):
