@@ -1,0 +1,330 @@
+"""Growth: what one more stored session costs, from a thousand to a million of them.
+
+Three questions: does a step get slower as the store fills, what does an idle session take there, and
+what does a session pay whose state is not in the server's memory. A second server with a thousand sessions
+takes turns with the one that grows, so that what else the machine does falls on both.
+"""
+
+import argparse
+import asyncio
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import redis
+import uvloop
+from rich.console import Console
+from rich.progress import Progress
+
+from benchmarks.contestants import Contestant
+from benchmarks.footprint import resident_bytes
+from benchmarks.loads import Caller, Round, load
+from benchmarks.population import Columns, Population, Streams
+from benchmarks.section import Ratio, Section
+from service.config import Settings
+from service.demo.processes import ServerProcess
+from service.store.embedded import EmbeddedStore
+from service.store.redis import RedisStore
+
+MODEL = "python-source"
+STATE_BYTES = 1024
+"""GRU-256 in float32."""
+RECORD_BYTES = 160
+"""What a record may add to state and key, beside the reply it keeps."""
+FEW = 1_024
+"""Sessions of the server that does not grow; also the part in use of the many, in some loads."""
+SIZES = (100_000, 1_000_000)
+STREAMS = (1, 16, 64, 256, 1024)
+COMPARED = ("64 streams", "256 rows x 1")
+"""Loads whose speed is compared with that at few sessions; they have more turns."""
+ROUNDS = 4
+COLD_ROUNDS = 5
+LITTLE_MEMORY_BYTES = 64 * STATE_BYTES
+"""Hot states of the server on which every session is cold."""
+
+
+class Stage(NamedTuple):
+    """What was measured at one number of stored sessions.
+
+    Attributes:
+        stored: Sessions in the store.
+        hot_share: Part of them that fits in the server's memory.
+        server_bytes: Resident memory of the server.
+        store_bytes: Resident memory of the store.
+        bytes_per_session: What the store's allocator gave out for each, from `used_memory`.
+        rounds: By label of the load.
+        beside: The same on the server with few sessions, in the same turns.
+    """
+
+    stored: int
+    hot_share: float
+    server_bytes: int
+    store_bytes: int
+    bytes_per_session: float
+    rounds: dict[str, list[Round]]
+    beside: dict[str, list[Round]]
+
+    def over_few(self, label: str) -> float:
+        """Steps per second over those with few sessions stored."""
+        return _median(self.rounds[label], "steps_per_s") / _median(self.beside[label], "steps_per_s")
+
+
+class Cold(NamedTuple):
+    """One caller at a time on a server that keeps 64 states: medians over rounds of p50, milliseconds.
+
+    Attributes:
+        hot_ms: A step of the session of the step before.
+        cold_ms: A step of another session each time.
+        round_trip_ms: Reading one record over a connection like the server's.
+    """
+
+    hot_ms: float
+    cold_ms: float
+    round_trip_ms: float
+
+    @property
+    def extra_round_trips(self) -> float:
+        """What being cold adds."""
+        return (self.cold_ms - self.hot_ms) / self.round_trip_ms
+
+
+def measure(folder: Path, quick: bool) -> Section:
+    """Fills a store step by step; see `benchmarks.section.Measure`."""
+    return grow(folder, (10_000,), 0.2) if quick else grow(folder, SIZES, 1.0)
+
+
+def grow(folder: Path, sizes: Sequence[int], seconds: float) -> Section:
+    """Measures at each size beside a server with few sessions, then with every session cold.
+
+    Args:
+        folder: For stores and logs.
+        sizes: Stored sessions, ascending.
+        seconds: Of each load.
+    """
+    with ExitStack() as stack, Progress() as progress:
+        bar = progress.add_task("", total=3 * len(sizes) + 1)
+        few = _Site(stack, folder / "few", FEW)
+        few.fill(FEW)
+        many = _Site(stack, folder / "many", sizes[-1])
+        stages = []
+        for size in sizes:
+            progress.update(bar, description=f"{size:,} sessions: filling")
+            many.fill(size)
+            progress.update(bar, description=f"{size:,} sessions: loads", advance=2)
+            stages.append(_stage(few, many, seconds))
+            progress.advance(bar)
+        progress.update(bar, description="every session cold")
+        cold, rounds = _cold(stack, folder / "cold", many, seconds)
+        progress.advance(bar)
+        return _section(stages, cold, rounds, many.key_bytes())
+
+
+class _Site:
+    """A server on a store of its own, and the sessions there.
+
+    Args:
+        stack: Ends both.
+        folder: For the store and the logs.
+        count: Most sessions.
+    """
+
+    def __init__(self, stack: ExitStack, folder: Path, count: int) -> None:
+        self.store = EmbeddedStore.start(folder)
+        stack.callback(self.store.release)
+        server = stack.enter_context(ServerProcess(folder, "--store", self.store.url))
+        self.contestant = Contestant("holdfast", server.address, server.pid, self.store.pid)
+        self.population = Population(MODEL, count)
+        self.stored = 0
+        self._client = stack.enter_context(redis.Redis.from_url(self.store.url))
+        self._empty_bytes = self._used_bytes()
+
+    def fill(self, size: int) -> None:
+        """Opens sessions up to `size` by their first token."""
+        numbers, callers = np.arange(self.stored, size), 4
+        load(self.contestant, Columns(self.population, numbers, callers, rows=512, once=True), callers, 0.0)
+        self.stored = size
+
+    def bytes_per_session(self) -> float:
+        return (self._used_bytes() - self._empty_bytes) / self.stored
+
+    def any_key(self) -> bytes:
+        key: bytes = self._client.randomkey()
+        return key
+
+    def key_bytes(self) -> float:
+        return statistics.mean(len(self.any_key()) for _ in range(100))
+
+    def _used_bytes(self) -> int:
+        return int(self._client.info("memory")["used_memory"])
+
+
+def _stage(few: _Site, many: _Site, seconds: float) -> Stage:
+    """Takes every load in turns on both servers."""
+    footprint = (
+        resident_bytes(many.contestant.server_pid),
+        resident_bytes(many.store.pid),
+        many.bytes_per_session(),
+    )
+    labels = list(_loads(many, many.stored))
+    rounds: dict[str, list[Round]] = {label: [] for label in labels}
+    beside: dict[str, list[Round]] = {label: [] for label in labels}
+    for turn in range(ROUNDS):
+        for label, (caller, count) in _loads(few, FEW).items():
+            if turn and not label.startswith(COMPARED):
+                continue
+            beside[label].append(load(few.contestant, caller, count, seconds))
+            caller, count = _loads(many, many.stored)[label]
+            rounds[label].append(load(many.contestant, caller, count, seconds))
+    hot_share = min(1.0, Settings().hot_state_bytes / STATE_BYTES / many.stored)
+    return Stage(many.stored, hot_share, *footprint, rounds, beside)
+
+
+def _loads(site: _Site, size: int) -> dict[str, tuple[Caller, int]]:
+    """Returns callers and their number by label."""
+    everyone, in_use = np.arange(size), np.arange(FEW)
+    loads: dict[str, tuple[Caller, int]] = {}
+    for used, suffix, counts in ((in_use, f", {FEW:,} in use", (64,)), (everyone, ", all in use", STREAMS)):
+        for count in counts:
+            loads[f"{count} streams{suffix}"] = Streams(site.population, used, count), count
+        loads[f"256 rows x 1{suffix}"] = Columns(site.population, used, 2, rows=256), 2
+    return loads
+
+
+def _cold(stack: ExitStack, folder: Path, many: _Site, seconds: float) -> tuple[Cold, dict[str, Round]]:
+    """Measures on a second server beside the first, on the same store, that can keep next to nothing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    flags = ("--store", many.store.url, "--hot-state-bytes", str(LITTLE_MEMORY_BYTES))
+    server = stack.enter_context(ServerProcess(folder, *flags))
+    contestant = Contestant("holdfast", server.address, server.pid, many.store.pid)
+    everyone = np.arange(many.stored)
+
+    def p50_ms(numbers: np.ndarray) -> float:
+        return load(contestant, Streams(many.population, numbers, 1), 1, seconds).p50_ms
+
+    turns = []
+    for _ in range(COLD_ROUNDS):
+        hot_ms = p50_ms(everyone[:1])
+        turns.append((hot_ms, p50_ms(everyone), _round_trip_ms(many, hot_ms / 1e3, seconds)))
+    rounds = {
+        "64 streams, all cold": load(contestant, Streams(many.population, everyone, 64), 64, seconds),
+        "256 rows x 1, all cold": load(
+            contestant, Columns(many.population, everyone, 2, rows=256), 2, seconds
+        ),
+    }
+    return Cold(*(statistics.median(column) for column in zip(*turns, strict=True))), rounds
+
+
+def _round_trip_ms(many: _Site, pause_s: float, seconds: float) -> float:
+    """Returns the median time to read one record, when the store has been idle for `pause_s` before."""
+    keys = [many.any_key() for _ in range(64)]
+
+    async def read() -> float:
+        store = RedisStore(many.store.url, timeout_s=1.0)
+        await store.open()
+        trips_s: list[float] = []
+        until_s = time.monotonic() + seconds
+        while (started_s := time.monotonic()) < until_s:
+            await store.load([keys[len(trips_s) % len(keys)]])
+            trips_s.append(time.monotonic() - started_s)
+            await asyncio.sleep(pause_s)
+        await store.close()
+        return statistics.median(trips_s) * 1e3
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(read())
+
+
+def _section(stages: list[Stage], cold: Cold, cold_rounds: dict[str, Round], key_bytes: float) -> Section:
+    last = stages[-1]
+    size = f"{last.stored:,}"
+    stored_bytes = last.bytes_per_session / (STATE_BYTES + RECORD_BYTES + key_bytes)
+    ratios = [
+        Ratio(f"{size} stored: bytes each over state + {RECORD_BYTES} + key", stored_bytes, at_most=1.3),
+        Ratio("a cold session: extra p50 in store round trips", cold.extra_round_trips, at_most=1.2),
+    ]
+    for label in COMPARED:
+        for suffix in (f", {FEW:,} in use", ", all in use"):
+            name = f"{label}{suffix}: steps/s at {size} stored over at {FEW:,}"
+            ratios.append(Ratio(name, last.over_few(label + suffix), at_least=0.85))
+    text = "\n\n".join(
+        [_introduction(), _footprints(stages), _table(stages), _cold_text(cold, cold_rounds)]
+    )
+    data = {
+        "stages": [stage._asdict() for stage in stages],
+        "cold": cold._asdict(),
+        "cold_rounds": cold_rounds,
+    }
+    return Section("Growth", text, ratios, data)
+
+
+def _introduction() -> str:
+    mib = Settings().hot_state_bytes >> 20
+    return (
+        "One server on one embedded store, in turns with a server that has few sessions. With `all in use` "
+        f"every message goes to other sessions; what fits in {mib} MiB of states is hot, the rest is read."
+    )
+
+
+def _footprints(stages: list[Stage]) -> str:
+    lines = ["| stored | hot at most | server MiB | store MiB | bytes each |", "|---:|---:|---:|---:|---:|"]
+    lines += [
+        f"| {stage.stored:,} | {stage.hot_share:.0%} | {stage.server_bytes / 2**20:,.0f} | "
+        f"{stage.store_bytes / 2**20:,.0f} | {stage.bytes_per_session:,.0f} |"
+        for stage in stages
+    ]
+    return "\n".join(lines)
+
+
+def _table(stages: list[Stage]) -> str:
+    lines = [
+        f"| stored | load | steps/s | over at {FEW:,} | p50 ms | p99 ms | server us/step | store us/step |",
+        "|---:|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for stage in stages:
+        for label, rounds in stage.rounds.items():
+            steps, p50, p99, server, store = (
+                _median(rounds, figure)
+                for figure in ("steps_per_s", "p50_ms", "p99_ms", "server_us", "store_us")
+            )
+            lines.append(
+                f"| {stage.stored:,} | {label} | {steps:,.0f} | {stage.over_few(label):.2f} | {p50:.2f} | "
+                f"{p99:.2f} | {server:.1f} | {store:.1f} |"
+            )
+    return "\n".join(lines)
+
+
+def _cold_text(cold: Cold, rounds: dict[str, Round]) -> str:
+    loads = "; ".join(
+        f"{label}: {turn.steps_per_s:,.0f} steps/s, {turn.server_us:.0f} us of server and "
+        f"{turn.store_us:.0f} us of store each"
+        for label, turn in rounds.items()
+    )
+    return (
+        f"On a server that keeps 64 states a caller alone waits {cold.cold_ms:.3f} ms (p50) for a step of "
+        f"another session each time, {cold.hot_ms:.3f} ms for one of the same session; reading one record, "
+        f"as seldom as that, takes {cold.round_trip_ms:.3f} ms. {loads}."
+    )
+
+
+def _median(rounds: list[Round], figure: str) -> float:
+    return float(statistics.median(getattr(turn, figure) for turn in rounds))
+
+
+def main() -> None:
+    """Prints the section."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=__doc__)
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="stored sessions, ascending")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of each load")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="holdfast-") as folder:
+        section = grow(Path(folder), options.sizes, options.seconds)
+    Console(width=160).print(section.text, *section.ratios, sep="\n\n", highlight=False)
+
+
+if __name__ == "__main__":
+    main()

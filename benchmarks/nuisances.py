@@ -1,0 +1,328 @@
+"""What must not matter: clients that do not read, that fall silent, or that change their minds.
+
+Sixteen paced streams are watched while a nuisance goes on in a process of its own, and in quiet before
+and after it. The server may neither keep memory or descriptors for those who misbehave nor let the others
+wait for them.
+"""
+
+import argparse
+import asyncio
+import multiprocessing
+import random
+import re
+import statistics
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.request import urlopen
+
+import grpc.aio
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+
+from benchmarks.footprint import descriptor_count, resident_bytes
+from benchmarks.loads import MODEL
+from benchmarks.section import Ratio, Section
+from holdfast.v1 import holdfast_pb2 as pb
+from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
+from service.demo.processes import ServerProcess
+
+WATCHED = 16
+PERIOD_S = 0.01
+"""Between two tokens of a watched stream; the server is far from busy."""
+ROUNDS = 3
+QUIET_S = 2.0
+NUISANCE_S = 4.0
+SETTLE_S = 0.5
+"""Left to the server, after a nuisance has gone, to let go of it."""
+
+SLOW_READERS = 8
+SILENT_STREAMS = 200
+CANCELLED_CALLS = 10_000
+"""In all rounds together."""
+CANCELLERS = 32
+LONGEST_PATIENCE_S = 0.004
+"""A call is cancelled at a random moment up to it."""
+
+
+class Watch(NamedTuple):
+    """What the watched streams saw in a period, milliseconds."""
+
+    p50_ms: float
+    p99_ms: float
+
+
+class Outcome(NamedTuple):
+    """What one nuisance did; one entry per round.
+
+    Attributes:
+        quiet: Before and after it.
+        disturbed: While it lasted.
+        held_bytes: Resident memory of the server at its end, while its calls were still open.
+    """
+
+    quiet: list[Watch]
+    disturbed: list[Watch]
+    held_bytes: list[int]
+
+    def over_quiet(self, figure: str) -> float:
+        """A figure of the watched streams over that in quiet, medians."""
+        disturbed, quiet = (
+            statistics.median(getattr(watch, figure) for watch in watches)
+            for watches in (self.disturbed, self.quiet)
+        )
+        return float(disturbed / quiet)
+
+
+def measure(folder: Path, quick: bool) -> Section:
+    """Runs all nuisances; see `benchmarks.section.Measure`."""
+    return disturb(folder, 1, 0.2) if quick else disturb(folder, ROUNDS, 1.0)
+
+
+def disturb(folder: Path, rounds: int, scale: float) -> Section:
+    """Runs every nuisance in each round.
+
+    Args:
+        folder: For the store and the logs.
+        rounds: How often.
+        scale: Factor on the length of all periods and on the number of cancelled calls.
+    """
+    with ServerProcess(folder) as server, Progress() as progress:
+        bar = progress.add_task("", total=rounds * len(NUISANCES))
+        outcomes = {name: Outcome([], [], []) for name in NUISANCES}
+        for name in NUISANCES:  # first a taste of each, so that what stays for good is there
+            _disturb(server, name, Outcome([], [], []), 0.1)
+        before = _footprint(server)
+        for _ in range(rounds):
+            for name, outcome in outcomes.items():
+                progress.update(bar, description=name)
+                _disturb(server, name, outcome, scale)
+                progress.advance(bar)
+        after = _footprint(server)
+        answered_share = asyncio.run(_answered_share(server.address))
+        refusals = _refusals(server)
+    return _section(outcomes, before, after, refusals, answered_share)
+
+
+def _disturb(server: ServerProcess, name: str, outcome: Outcome, scale: float) -> None:
+    """Quiet, the nuisance, its sudden death, quiet."""
+    outcome.quiet.append(_watch(server.address, QUIET_S * scale))
+    with _Nuisance(name, server.address, scale):
+        outcome.disturbed.append(_watch(server.address, NUISANCE_S * scale))
+        outcome.held_bytes.append(resident_bytes(server.pid))
+    time.sleep(SETTLE_S)
+    outcome.quiet.append(_watch(server.address, QUIET_S * scale))
+
+
+class _Nuisance:
+    """A process that misbehaves until it is killed."""
+
+    def __init__(self, name: str, address: str, scale: float) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._begun = context.Event()
+        self._process = context.Process(target=_misbehave, args=(name, address, scale, self._begun))
+
+    def __enter__(self) -> None:
+        self._process.start()
+        if not self._begun.wait(30):
+            raise RuntimeError("the nuisance does not begin")
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.join()
+
+
+def _misbehave(name: str, address: str, scale: float, begun: Event) -> None:
+    async def run() -> None:
+        async with grpc.aio.insecure_channel(address) as channel:
+            stub = StreamingInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
+            await stub.ListModels(pb.ListModelsRequest())
+            begun.set()
+            await NUISANCES[name](stub, scale)
+            await asyncio.sleep(3600)
+
+    asyncio.run(run())
+
+
+async def _read_nothing(stub: Any, _: float) -> None:
+    """Sends as fast as it may, asks for much, reads nothing."""
+
+    async def send(number: int) -> None:
+        call = stub.StreamSteps()
+        outputs = pb.OutputSelection(tensors=["logits"])
+        request = pb.StreamStepsRequest(chunk=_chunk(f"slow-{number}", b"x" * 60, outputs))
+        while True:
+            await call.write(request)
+
+    await asyncio.gather(*map(send, range(SLOW_READERS)))
+
+
+async def _fall_silent(stub: Any, scale: float) -> None:
+    """Opens streams, sends a chunk on each and is never heard of again."""
+    calls = []
+    for number in range(int(SILENT_STREAMS * scale)):
+        call = stub.StreamSteps()
+        await call.write(pb.StreamStepsRequest(chunk=_chunk(f"silent-{number}")))
+        await call.read()
+        calls.append(call)
+    await asyncio.sleep(3600)
+
+
+async def _cancel_calls(stub: Any, scale: float) -> None:
+    """Begins calls, one half of them streams, and cancels them at random moments."""
+    numbers = iter(range(int(CANCELLED_CALLS * scale / ROUNDS)))
+    pause_s = NUISANCE_S * CANCELLERS * ROUNDS / CANCELLED_CALLS
+
+    async def cancel_some(session_id: str) -> None:
+        for number in numbers:
+            begun_s = time.monotonic()
+            if number % 2:
+                call = stub.Step(pb.StepRequest(chunk=_chunk(session_id)))
+            else:
+                call = stub.StreamSteps()
+                await call.write(pb.StreamStepsRequest(chunk=_chunk(session_id)))
+            await asyncio.sleep(random.uniform(0, LONGEST_PATIENCE_S))
+            call.cancel()
+            await asyncio.sleep(max(0.0, begun_s + pause_s - time.monotonic()))
+
+    await asyncio.gather(*(cancel_some(f"cancelled-{number}") for number in range(CANCELLERS)))
+
+
+NUISANCES: dict[str, Callable[[Any, float], Awaitable[None]]] = {
+    "slow readers": _read_nothing,
+    "silent streams": _fall_silent,
+    "cancelled calls": _cancel_calls,
+}
+
+
+def _watch(address: str, seconds: float) -> Watch:
+    latencies = asyncio.run(_watch_streams(address, seconds))
+    p50, p99 = np.percentile(latencies, [50, 99]) * 1e3
+    return Watch(float(p50), float(p99))
+
+
+async def _watch_streams(address: str, seconds: float) -> list[float]:
+    """Returns the seconds from each token to its reply."""
+    latencies: list[float] = []
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = StreamingInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
+        until_s = time.monotonic() + seconds
+
+        async def step_on(number: int) -> None:
+            call = stub.StreamSteps()
+            request = pb.StreamStepsRequest(chunk=_chunk(f"watched-{number}"))
+            due_s = time.monotonic() + PERIOD_S * number / WATCHED
+            while due_s < until_s:
+                await asyncio.sleep(due_s - time.monotonic())
+                sent_s = time.monotonic()
+                await call.write(request)
+                await call.read()
+                latencies.append(time.monotonic() - sent_s)
+                due_s = max(due_s + PERIOD_S, time.monotonic())
+            await call.done_writing()
+
+        await asyncio.gather(*map(step_on, range(WATCHED)))
+    return latencies
+
+
+def _chunk(session_id: str, text: bytes = b"x", outputs: pb.OutputSelection | None = None) -> pb.Chunk:
+    """Returns tokens without a position: whatever became of the chunks before, they are appended."""
+    return pb.Chunk(session_id=session_id, model=MODEL, tokens=pb.Tokens(text=text), outputs=outputs)
+
+
+def _footprint(server: ServerProcess) -> tuple[int, int]:
+    """Returns memory and descriptors."""
+    return resident_bytes(server.pid), descriptor_count(server.pid)
+
+
+def _refusals(server: ServerProcess) -> dict[str, int]:
+    """Returns the errors that the server has counted, by reason."""
+    with urlopen(f"http://{server.http}/metrics") as page:
+        lines = page.read().decode().splitlines()
+    found = (re.fullmatch(r'holdfast_errors_total\{reason="(\w+)"\} (\S+)', line) for line in lines)
+    return {match[1]: int(float(match[2])) for match in found if match}
+
+
+async def _answered_share(address: str) -> float:
+    """Returns the part of the sessions of cancelled calls that take another step."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = StreamingInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
+        requests = [pb.StepRequest(chunk=_chunk(f"cancelled-{number}")) for number in range(CANCELLERS)]
+        steps = (stub.Step(request, timeout=5) for request in requests)
+        replies = await asyncio.gather(*steps, return_exceptions=True)
+    return sum(not isinstance(reply, BaseException) for reply in replies) / CANCELLERS
+
+
+def _section(
+    outcomes: dict[str, Outcome],
+    before: tuple[int, int],
+    after: tuple[int, int],
+    refusals: dict[str, int],
+    answered_share: float,
+) -> Section:
+    ratios = [
+        Ratio("memory after all nuisances over before", after[0] / before[0], at_most=1.15),
+        Ratio("descriptors after all nuisances over before", after[1] / before[1], at_most=1.0),
+        Ratio("sessions of cancelled calls that step on, of all", answered_share, at_least=1.0),
+    ]
+    for name, outcome in outcomes.items():
+        held = statistics.median(outcome.held_bytes) / before[0]
+        ratios += [
+            Ratio(f"{name}: memory while they last over before", held, at_most=1.5),
+            Ratio(
+                f"{name}: p99 of other streams over that in quiet",
+                outcome.over_quiet("p99_ms"),
+                at_most=2.0,
+            ),
+        ]
+    listed = ", ".join(f"{count:,} {reason}" for reason, count in refusals.items()) or "none"
+    text = (
+        f"{WATCHED} streams with a token every {PERIOD_S * 1e3:.0f} ms each, in quiet and while a process "
+        f"misbehaves that is killed in the end: {SLOW_READERS} streams that send and never read, "
+        f"{SILENT_STREAMS} that fall silent and never end, {CANCELLED_CALLS:,} calls cancelled within "
+        f"{LONGEST_PATIENCE_S * 1e3:.0f} ms, half of them streams.\n\n{_table(outcomes)}\n\n"
+        f"Memory {before[0] / 2**20:.1f} MiB before, {after[0] / 2**20:.1f} after; descriptors {before[1]} "
+        f"and {after[1]}. Errors counted: {listed}."
+    )
+    data = {
+        "outcomes": {name: outcome._asdict() for name, outcome in outcomes.items()},
+        "before": before,
+        "after": after,
+        "refusals": refusals,
+    }
+    return Section("Nuisances", text, ratios, data)
+
+
+def _table(outcomes: dict[str, Outcome]) -> str:
+    lines = [
+        "| nuisance | p50 ms, quiet | p50 ms | p99 ms, quiet | p99 ms | memory MiB |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, outcome in outcomes.items():
+        figures = (
+            statistics.median(getattr(watch, figure) for watch in watches)
+            for figure in ("p50_ms", "p99_ms")
+            for watches in (outcome.quiet, outcome.disturbed)
+        )
+        cells = " | ".join(f"{value:.2f}" for value in figures)
+        lines.append(f"| {name} | {cells} | {statistics.median(outcome.held_bytes) / 2**20:.0f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Prints the section."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.nuisances", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--scale", type=float, default=1.0, help="of times and calls")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="holdfast-") as folder:
+        section = disturb(Path(folder), options.rounds, options.scale)
+    Console(width=160).print(section.text, *section.ratios, sep="\n\n", highlight=False)
+
+
+if __name__ == "__main__":
+    main()
