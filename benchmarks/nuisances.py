@@ -24,6 +24,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
+from benchmarks.contestants import cpu_s
 from benchmarks.footprint import descriptor_count, resident_bytes
 from benchmarks.loads import MODEL
 from benchmarks.section import Ratio, Section
@@ -31,16 +32,19 @@ from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.demo.processes import ServerProcess
 
+TITLE = "What must not matter"
 WATCHED = 16
 PERIOD_S = 0.01
 """Between two tokens of a watched stream; the server is far from busy."""
 ROUNDS = 3
-QUIET_S = 2.0
-NUISANCE_S = 4.0
+QUIET_S = 1.5
+NUISANCE_S = 3.0
 SETTLE_S = 0.5
 """Left to the server, after a nuisance has gone, to let go of it."""
 
-SLOW_READERS = 8
+SLOW_READERS = 4
+SLOW_TOKENS = 60
+"""In a chunk: with all logits a reply comes near the 64 KiB it may have."""
 SILENT_STREAMS = 200
 CANCELLED_CALLS = 10_000
 """In all rounds together."""
@@ -80,7 +84,9 @@ class Outcome(NamedTuple):
 
 def measure(folder: Path, quick: bool) -> Section:
     """Runs all nuisances; see `benchmarks.section.Measure`."""
-    return disturb(folder, 1, 0.2) if quick else disturb(folder, ROUNDS, 1.0)
+    if quick:
+        return Section(TITLE, "Left out of a quick run.")
+    return disturb(folder, ROUNDS, 1.0)
 
 
 def disturb(folder: Path, rounds: int, scale: float) -> Section:
@@ -111,7 +117,7 @@ def disturb(folder: Path, rounds: int, scale: float) -> Section:
 def _disturb(server: ServerProcess, name: str, outcome: Outcome, scale: float) -> None:
     """Quiet, the nuisance, its sudden death, quiet."""
     outcome.quiet.append(_watch(server.address, QUIET_S * scale))
-    with _Nuisance(name, server.address, scale):
+    with _Nuisance(name, server, scale):
         outcome.disturbed.append(_watch(server.address, NUISANCE_S * scale))
         outcome.held_bytes.append(resident_bytes(server.pid))
     time.sleep(SETTLE_S)
@@ -119,60 +125,69 @@ def _disturb(server: ServerProcess, name: str, outcome: Outcome, scale: float) -
 
 
 class _Nuisance:
-    """A process that misbehaves until it is killed."""
+    """A process that misbehaves until it is killed. Those that only hold on have come to rest at first."""
 
-    def __init__(self, name: str, address: str, scale: float) -> None:
+    def __init__(self, name: str, server: ServerProcess, scale: float) -> None:
         context = multiprocessing.get_context("spawn")
         self._begun = context.Event()
-        self._process = context.Process(target=_misbehave, args=(name, address, scale, self._begun))
+        self._process = context.Process(target=_misbehave, args=(name, server.address, scale, self._begun))
+        self._rests = name in RESTING
+        self._server_pid = server.pid
 
     def __enter__(self) -> None:
         self._process.start()
-        if not self._begun.wait(30):
+        if not self._begun.wait(60):
             raise RuntimeError("the nuisance does not begin")
+        while self._rests and self._server_share() > RESTING_SHARE:
+            pass
 
     def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.join()
 
+    def _server_share(self) -> float:
+        """Returns the part of a core that the server uses."""
+        begun_s = cpu_s(self._server_pid)
+        time.sleep(SETTLE_S)
+        return (cpu_s(self._server_pid) - begun_s) / SETTLE_S
+
 
 def _misbehave(name: str, address: str, scale: float, begun: Event) -> None:
     async def run() -> None:
         async with grpc.aio.insecure_channel(address) as channel:
-            stub = StreamingInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
-            await stub.ListModels(pb.ListModelsRequest())
-            begun.set()
-            await NUISANCES[name](stub, scale)
+            await NUISANCES[name](StreamingInferenceServiceStub(channel), scale, begun)  # type: ignore[no-untyped-call]
             await asyncio.sleep(3600)
 
     asyncio.run(run())
 
 
-async def _read_nothing(stub: Any, _: float) -> None:
+async def _read_nothing(stub: Any, _: float, begun: Event) -> None:
     """Sends as fast as it may, asks for much, reads nothing."""
+    outputs = pb.OutputSelection(tensors=["logits"])
 
     async def send(number: int) -> None:
         call = stub.StreamSteps()
-        outputs = pb.OutputSelection(tensors=["logits"])
-        request = pb.StreamStepsRequest(chunk=_chunk(f"slow-{number}", b"x" * 60, outputs))
+        request = pb.StreamStepsRequest(chunk=_chunk(f"slow-{number}", b"x" * SLOW_TOKENS, outputs))
         while True:
             await call.write(request)
 
+    begun.set()
     await asyncio.gather(*map(send, range(SLOW_READERS)))
 
 
-async def _fall_silent(stub: Any, scale: float) -> None:
+async def _fall_silent(stub: Any, _: float, begun: Event) -> None:
     """Opens streams, sends a chunk on each and is never heard of again."""
     calls = []
-    for number in range(int(SILENT_STREAMS * scale)):
+    for number in range(SILENT_STREAMS):
         call = stub.StreamSteps()
         await call.write(pb.StreamStepsRequest(chunk=_chunk(f"silent-{number}")))
         await call.read()
         calls.append(call)
+    begun.set()
     await asyncio.sleep(3600)
 
 
-async def _cancel_calls(stub: Any, scale: float) -> None:
+async def _cancel_calls(stub: Any, scale: float, begun: Event) -> None:
     """Begins calls, one half of them streams, and cancels them at random moments."""
     numbers = iter(range(int(CANCELLED_CALLS * scale / ROUNDS)))
     pause_s = NUISANCE_S * CANCELLERS * ROUNDS / CANCELLED_CALLS
@@ -189,14 +204,20 @@ async def _cancel_calls(stub: Any, scale: float) -> None:
             call.cancel()
             await asyncio.sleep(max(0.0, begun_s + pause_s - time.monotonic()))
 
+    begun.set()
     await asyncio.gather(*(cancel_some(f"cancelled-{number}") for number in range(CANCELLERS)))
 
 
-NUISANCES: dict[str, Callable[[Any, float], Awaitable[None]]] = {
+NUISANCES: dict[str, Callable[[Any, float, Event], Awaitable[None]]] = {
     "slow readers": _read_nothing,
     "silent streams": _fall_silent,
     "cancelled calls": _cancel_calls,
 }
+
+RESTING = ("slow readers", "silent streams")
+"""Nuisances that send no more after a while, and only hold what they hold."""
+RESTING_SHARE = 0.1
+"""Of a core: below it the server has done what they had sent."""
 
 
 def _watch(address: str, seconds: float) -> Watch:
@@ -235,7 +256,8 @@ def _chunk(session_id: str, text: bytes = b"x", outputs: pb.OutputSelection | No
 
 
 def _footprint(server: ServerProcess) -> tuple[int, int]:
-    """Returns memory and descriptors."""
+    """Returns memory and descriptors, once those who have left are forgotten."""
+    time.sleep(SETTLE_S)
     return resident_bytes(server.pid), descriptor_count(server.pid)
 
 
@@ -294,7 +316,7 @@ def _section(
         "after": after,
         "refusals": refusals,
     }
-    return Section("Nuisances", text, ratios, data)
+    return Section(TITLE, text, ratios, data)
 
 
 def _table(outcomes: dict[str, Outcome]) -> str:
