@@ -29,11 +29,11 @@ format: $(VENV)/.dev
 train: $(VENV)/.train           ## trains, exports and checks the shipped models
 	$(BIN)/python -m model_export train
 
-bench: $(VENV)/.server          ## beside an echo, a plain server and onnxruntime alone; benchmarks/results
+bench: $(VENV)/.server          ## beside peers and ceilings, in turns; benchmarks/results
 	$(BIN)/python -m benchmarks
 
-bench-quick: $(VENV)/.server    ## the same in a minute
-	$(BIN)/python -m benchmarks --rounds 2 --seconds 1 --out build/bench
+bench-quick: $(VENV)/.server    ## the same in two minutes; without Triton until `make bench` has set it up
+	$(BIN)/python -m benchmarks --quick --rounds 2 --seconds 1 --out build/bench
 
 proto: $(VENV)/.dev             ## regenerates the committed stubs
 	$(BIN)/python proto/generate.py

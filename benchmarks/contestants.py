@@ -1,18 +1,64 @@
-"""Who takes part: servers with the CPU time of their processes, and onnxruntime alone."""
+"""Who takes part: servers, with what their processes cost."""
 
 import os
 import subprocess
 import sys
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Self
+from typing import Any, NamedTuple, Self
 
+from benchmarks.peers.triton.server import TritonServer
+from benchmarks.results import ECHO, HOLDFAST, PLAIN, TWO_WORKERS
+from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.demo.processes import ServerProcess
 from service.store.embedded import EmbeddedStore
 
 MODEL_FILE = Path(__file__).parent.parent / "models" / "python-source" / "1" / "model.onnx"
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+class Contestant(NamedTuple):
+    """A server under load.
+
+    Attributes:
+        name: In the report.
+        address: HOST:PORT of gRPC.
+        pid: Its process; what that has started counts as well.
+        store_pid: Process of its store; None without one.
+        make_stub: Given a channel.
+        connection_count: Connections of the load. Several where workers share a port: a connection
+            stays with the worker that took it.
+    """
+
+    name: str
+    address: str
+    pid: int
+    store_pid: int | None = None
+    make_stub: Callable[[Any], Any] = StreamingInferenceServiceStub
+    connection_count: int = 1
+
+    def server_cpu_s(self) -> float:
+        """CPU seconds of the server so far."""
+        return sum(cpu_s(pid) for pid in family(self.pid))
+
+    def store_cpu_s(self) -> float | None:
+        """CPU seconds of the store so far."""
+        return None if self.store_pid is None else cpu_s(self.store_pid)
+
+    def peak_memory_mib(self) -> float:
+        """Largest resident size of its processes so far, summed."""
+        return sum(peak_memory_bytes(pid) for pid in family(self.pid)) / 2**20
+
+
+def family(pid: int) -> list[int]:
+    """Returns a process and its descendants."""
+    members = [pid]
+    for thread in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):  # a thread may end while it is looked at
+            members += (member for child in thread.read_text().split() for member in family(int(child)))
+    return members
 
 
 def cpu_s(pid: int) -> float:
@@ -29,48 +75,42 @@ def peak_memory_bytes(pid: int) -> int:
     return 0
 
 
-class Contestant:
-    """A server under load.
-
-    Attributes:
-        name: In the report.
-        address: HOST:PORT of gRPC.
-        server_pid: Its process.
-        store_pid: Process of its store; None without one.
-    """
-
-    def __init__(self, name: str, address: str, server_pid: int, store_pid: int | None) -> None:
-        self.name = name
-        self.address = address
-        self.server_pid = server_pid
-        self.store_pid = store_pid
-
-    def cpu_s(self) -> tuple[float, float]:
-        """CPU seconds of server and store so far."""
-        return cpu_s(self.server_pid), cpu_s(self.store_pid) if self.store_pid is not None else 0.0
-
-
 class Field:
     """Starts all servers and ends them. Holdfast and `plain` share one store, and take turns with it.
 
     Args:
-        folder: For the store and the log.
+        folder: For the store and the logs.
+        triton_missing: Why Triton cannot take part; "" if it can.
+
+    Attributes:
+        store: The store.
+        holdfast: One worker.
+        workers: Two of them on one port; None if `holdfast serve` does not offer it.
+        echo: Keeps nothing.
+        plain: See `benchmarks.peers.plain`.
+        triton: Started by its first turn, which may fail.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, triton_missing: str) -> None:
         self._folder = folder
+        self._triton_missing = triton_missing
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         """Returns itself, servers ready."""
         with self._stack as stack:
-            store = EmbeddedStore.start(self._folder / "store")
-            stack.callback(store.release)
-            server = stack.enter_context(ServerProcess(self._folder / "server", "--store", store.url))
-            self.holdfast = Contestant("holdfast", server.address, server.pid, store.pid)
-            self.echo = self._start(stack, "echo", None, "benchmarks.echo_server")
-            self.plain = self._start(
-                stack, "plain", store.pid, "benchmarks.peers.plain", str(MODEL_FILE), store.url
+            self.store = EmbeddedStore.start(self._folder / "store")
+            stack.callback(self.store.release)
+            self.holdfast = self._serve(HOLDFAST)
+            self.workers = None
+            if _offers("--workers"):
+                workers = self._serve(TWO_WORKERS, "--workers", "2")
+                self.workers = workers._replace(connection_count=16)
+            self.echo = self._start(ECHO, "benchmarks.echo_server")
+            plain = self._start(PLAIN, "benchmarks.peers.plain", str(MODEL_FILE), self.store.url)
+            self.plain = plain._replace(store_pid=self.store.pid)
+            self.triton = stack.enter_context(
+                TritonServer(self._folder / "triton", MODEL_FILE, self._triton_missing)
             )
             self._stack = stack.pop_all()
         return self
@@ -79,10 +119,20 @@ class Field:
         """Ends every process."""
         self._stack.close()
 
-    def _start(self, stack: ExitStack, name: str, store_pid: int | None, *module: str) -> Contestant:
+    def _serve(self, name: str, *flags: str) -> Contestant:
+        process = ServerProcess(self._folder / name, "--store", self.store.url, *flags)
+        server = self._stack.enter_context(process)
+        return Contestant(name, server.address, server.pid, self.store.pid)
+
+    def _start(self, name: str, *module: str) -> Contestant:
         process = subprocess.Popen([sys.executable, "-m", *module], stdout=subprocess.PIPE, text=True)
-        stack.callback(process.wait, 30)
-        stack.callback(process.terminate)
+        self._stack.callback(process.wait, 30)
+        self._stack.callback(process.terminate)
         assert process.stdout is not None
         address = process.stdout.readline().split("grpc=")[1].split()[0]
-        return Contestant(name, address, process.pid, store_pid)
+        return Contestant(name, address, process.pid)
+
+
+def _offers(flag: str) -> bool:
+    command = [sys.executable, "-c", "from holdfast.cli import main; main()", "serve", "--help"]
+    return flag in subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -1,34 +1,66 @@
-"""The ceiling: a grpc.aio server that answers every chunk with the same bytes and keeps nothing."""
+"""The ceiling: a grpc.aio server that answers every message with bytes made before, and keeps nothing."""
 
-import asyncio
+from functools import cache
 
 import grpc
 import grpc.aio
 
-from benchmarks.serving import serve
+from benchmarks.serving import run
 from holdfast.v1 import holdfast_pb2 as pb
 
-_OUTPUTS = pb.Outputs(token_count=1, top_k=5, top_ids=range(5), top_log_probs=[-1.0] * 5)
-_RESULT = pb.ChunkResult(session_id="x", incarnation=1 << 62, position=1, outputs=_OUTPUTS)
+_TOP_K = 5
+_INCARNATION = 1 << 62
+
+
+def _outputs(token_count: int) -> pb.Outputs:
+    return pb.Outputs(
+        token_count=token_count,
+        top_k=_TOP_K,
+        top_ids=[97] * (token_count * _TOP_K),
+        top_log_probs=[-1.0] * (token_count * _TOP_K),
+    )
+
+
+_RESULT = pb.ChunkResult(session_id="session", incarnation=_INCARNATION, position=1, outputs=_outputs(1))
 _REPLY = pb.StreamStepsResponse(result=_RESULT).SerializeToString()
-"""Serialised once; the same bytes are a StepResponse."""
+"""The same bytes are a StepResponse."""
 
 
-async def _echo_stream(_: object, context: grpc.aio.ServicerContext) -> None:
+@cache
+def _columns_reply(rows: int, tokens_per_row: int) -> bytes:
+    """Returns a reply as large as Holdfast's."""
+    result = pb.ColumnsResult(
+        positions=[1] * rows, incarnations=[_INCARNATION] * rows, outputs=_outputs(rows * tokens_per_row)
+    )
+    return pb.StreamBatchesResponse(result=result).SerializeToString()
+
+
+async def _step(_: object, __: grpc.aio.ServicerContext) -> bytes:
+    return _REPLY
+
+
+async def _stream_steps(_: object, context: grpc.aio.ServicerContext) -> None:
     while await context.read() is not grpc.aio.EOF:
         await context.write(_REPLY)
 
 
-async def _echo_step(_: object, __: grpc.aio.ServicerContext) -> bytes:
-    return _REPLY
+async def _stream_batches(_: object, context: grpc.aio.ServicerContext) -> None:
+    while (request := await context.read()) is not grpc.aio.EOF:
+        columns = request.columns
+        await context.write(_columns_reply(len(columns.session_ids), columns.tokens_per_row))
 
-
-HANDLERS = {
-    "StreamSteps": grpc.stream_stream_rpc_method_handler(
-        _echo_stream, request_deserializer=pb.StreamStepsRequest.FromString
-    ),
-    "Step": grpc.unary_unary_rpc_method_handler(_echo_step, request_deserializer=pb.StepRequest.FromString),
-}
 
 if __name__ == "__main__":
-    asyncio.run(serve(HANDLERS))
+    run(
+        {
+            "Step": grpc.unary_unary_rpc_method_handler(
+                _step, request_deserializer=pb.StepRequest.FromString
+            ),
+            "StreamSteps": grpc.stream_stream_rpc_method_handler(
+                _stream_steps, request_deserializer=pb.StreamStepsRequest.FromString
+            ),
+            "StreamBatches": grpc.stream_stream_rpc_method_handler(
+                _stream_batches, request_deserializer=pb.StreamBatchesRequest.FromString
+            ),
+        }
+    )

@@ -40,12 +40,14 @@ class Section(NamedTuple):
         text: Markdown below the heading: tables, and a word on what could not be measured.
         ratios: Shown in the report's one table of ratios, in the order of the sections.
         data: Goes into report.json under the title; what `json.dumps` takes.
+        plots: SVG by file name; written beside the report and shown below the text.
     """
 
     title: str
     text: str
     ratios: Sequence[Ratio] = ()
     data: Mapping[str, Any] = {}
+    plots: Mapping[str, str] = {}
 
 
 Measure = Callable[[Path, bool], Section]

@@ -6,7 +6,10 @@ import sys
 USAGE = """usage: holdfast COMMAND [--help] [options]
 
 serve   runs a server: gRPC, metrics, and by default an embedded store
-demo    streams text through a server that is killed half-way, and judges the outputs"""
+demo    streams text through a server that is killed half-way, and judges the outputs
+bench   loads a running server and prints what its clients see"""
+
+SERVER_SIDE = {"serve": "service.main", "demo": "service.demo.main", "bench": "service.bench.main"}
 
 
 def main() -> None:
@@ -15,16 +18,15 @@ def main() -> None:
         print(USAGE)
         raise SystemExit(0 if len(sys.argv) > 1 else 2)
     command, arguments = sys.argv[1], sys.argv[2:]
-    if command in ("serve", "demo"):
+    if command in SERVER_SIDE:
         raise SystemExit(_run_server_side(command, arguments))
     print(f"holdfast: no command {command!r}\n{USAGE}", file=sys.stderr)
     raise SystemExit(2)
 
 
 def _run_server_side(command: str, arguments: list[str]) -> int:
-    module = {"serve": "service.main", "demo": "service.demo.main"}[command]
     try:
-        run = importlib.import_module(module).main
+        run = importlib.import_module(SERVER_SIDE[command]).main
     except ModuleNotFoundError as error:
         needed = "pip install 'holdfast[server,embedded]'"
         print(f"holdfast {command} needs {error.name}: {needed}", file=sys.stderr)

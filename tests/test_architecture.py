@@ -20,7 +20,7 @@ LAYERS = {
     "service.server": 3,
 }
 HOMES = {
-    "grpc": ("holdfast", "service.rpc", "service.server"),
+    "grpc": ("holdfast", "service.rpc", "service.server", "service.bench"),
     "grpc_health": ("service.server",),
     "grpc_reflection": ("service.rpc",),
     "onnxruntime": ("service.model", "model_export", "service.demo"),

@@ -1,0 +1,108 @@
+"""What the parts do alone: onnxruntime on one thread, the store's own writes, one commit at a time."""
+
+import asyncio
+import secrets
+import socket
+import time
+from collections.abc import Callable
+
+import hiredis
+import numpy as np
+import onnxruntime as ort
+import uvloop
+
+from benchmarks.contestants import cpu_s
+from benchmarks.results import Round
+from holdfast.v1 import holdfast_pb2 as pb
+from service.bench.loads import Took
+from service.store.embedded import EmbeddedStore
+from service.store.protocol import Write
+from service.store.record import KeptReply, Record, draw_incarnation, encode, stamp
+from service.store.redis import RedisStore
+
+PIPELINE = 64
+STATE_BYTES = 1024
+TTL_S = 3600.0
+
+
+def bare(session: ort.InferenceSession, rows: int, tokens_per_row: int, seconds: float) -> Round:
+    """Runs a step graph, its states fed back; what can be switched off is, as in a server that nobody asks."""
+    tokens = np.full((tokens_per_row, rows), ord("x"), np.int64)
+    states = {spec.name: np.zeros((rows, spec.shape[1]), np.float32) for spec in session.get_inputs()[1:]}
+    switches = {spec.name: np.array(False) for spec in session.get_overridable_initializers()}
+    outputs = ["logits", *(f"{name}_next" for name in states)]
+
+    def run() -> None:
+        _, *after = session.run(outputs, {"token": tokens, **states, **switches})
+        states.update(zip(states, after, strict=True))
+
+    return _timed(run, rows * tokens_per_row, seconds)
+
+
+def store_writes(store: EmbeddedStore, seconds: float) -> Round:
+    """Writes records of the size that a commit has, one SET each, a pipeline per round trip."""
+    commands = [
+        hiredis.pack_command(("SET", f"ceiling:{number}", _record(1, 1), "PX", int(TTL_S * 1000)))
+        for number in range(PIPELINE)
+    ]
+    packed, replies = b"".join(commands), b"+OK\r\n" * PIPELINE
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(store.url.removeprefix("unix://"))
+
+        def write() -> None:
+            connection.sendall(packed)
+            received = b""
+            while len(received) < len(replies):
+                received += connection.recv(65536)
+            assert received == replies, "bug: the store refused a write"
+
+        started_s = cpu_s(store.pid)
+        turn = _timed(write, PIPELINE, seconds)
+    store_us = (cpu_s(store.pid) - started_s) / (turn.steps_per_s * seconds) * 1e6
+    return turn._replace(store_us=store_us)
+
+
+def commits(store: EmbeddedStore, seconds: float) -> Round:
+    """Commits one record at a time as the server does, each waited for."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_commits(store, seconds))
+
+
+async def _commits(store: EmbeddedStore, seconds: float) -> Round:
+    client = RedisStore(store.url, timeout_s=1.0)
+    await client.open()
+    key, incarnation = f"ceiling:{secrets.token_hex(4)}".encode(), draw_incarnation()
+    latencies_s: list[float] = []
+    expected, position = b"", 0
+    started_s, store_s = time.monotonic(), cpu_s(store.pid)
+    while time.monotonic() < started_s + seconds:
+        position += 1
+        write = Write(key, expected, _record(incarnation, position))
+        sent_s = time.monotonic()
+        outcomes = await client.commit([write], TTL_S)
+        latencies_s.append(time.monotonic() - sent_s)
+        assert outcomes == [None], f"bug: the commit was refused: {outcomes}"
+        expected = stamp(incarnation, position)
+    took = Took(position, time.monotonic() - started_s, latencies_s)
+    store_us = (cpu_s(store.pid) - store_s) / position * 1e6
+    await client.close()
+    return Round(took.steps_per_s, *took.percentiles_ms(), store_us=store_us)
+
+
+def _record(incarnation: int, position: int) -> bytes:
+    """Returns a record as one token of a GRU-256 leaves it."""
+    outputs = pb.Outputs(token_count=1, top_k=5, top_ids=[97] * 5, top_log_probs=[-1.0] * 5)
+    reply = KeptReply(position, 1, bytes(16), outputs.SerializeToString())
+    return encode(Record(incarnation, position, bytes(32), bytes(STATE_BYTES), (reply,)))
+
+
+def _timed(call: Callable[[], None], steps_per_call: int, seconds: float) -> Round:
+    latencies_s: list[float] = []
+    started_s = ended_s = time.monotonic()
+    while ended_s < started_s + seconds:
+        began_s = ended_s
+        call()
+        ended_s = time.monotonic()
+        latencies_s.append(ended_s - began_s)
+    took = Took(len(latencies_s) * steps_per_call, ended_s - started_s, latencies_s)
+    return Round(took.steps_per_s, *took.percentiles_ms())

@@ -1,0 +1,1 @@
+"""`holdfast bench`: loads a server and says how fast it answers."""

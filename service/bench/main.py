@@ -1,0 +1,205 @@
+"""`holdfast bench`: loads a running server, prints what it saw, and closes the sessions it opened."""
+
+import argparse
+import asyncio
+import contextlib
+import secrets
+import sys
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import grpc
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from holdfast import AsyncClient
+from holdfast.errors import HoldfastError, ModelNotFound, from_rpc
+from holdfast.v1 import holdfast_pb2 as pb
+from service.bench.loads import ClosedLoop, LoadFailed, Took, columns, streams, unary
+from service.bench.payload import Payload
+from service.bench.scrape import mean, scrape
+
+EXIT_CONFIGURATION = 2
+EXIT_FAILURE = 1
+
+TIMEOUT_S = 5.0
+ROWS = 64
+TOKENS_PER_ROW = 16
+MESSAGE_BYTES = 256 << 10
+"""Messages of columns stay below it: servers refuse messages that are too large."""
+
+_HISTOGRAMS = {
+    "batch": ("batch_size", 1.0),
+    "run ms": ("run_seconds", 1e3),
+    "commit ms": ("commit_seconds", 1e3),
+}
+"""Column -> histogram of the server, and what its mean is multiplied by."""
+
+
+class Row(NamedTuple):
+    """What one load came to.
+
+    Attributes:
+        name: Of the load.
+        took: Seen by the client.
+        server: Means that the server measured during the load, by column; empty if nobody asked.
+    """
+
+    name: str
+    took: Took
+    server: Mapping[str, float | None]
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the loads.
+
+    Returns:
+        0 after all of them, 2 for an unknown model or wrong options, 1 if the server fails.
+    """
+    options = _parse(arguments)
+    try:
+        title, rows = asyncio.run(_bench(options))
+    except ModelNotFound as error:
+        return _failed(f"--model {options.model}: {error}", EXIT_CONFIGURATION)
+    except grpc.RpcError as error:
+        return _failed(f"{options.target}: {from_rpc(error)}", EXIT_FAILURE)
+    except (HoldfastError, LoadFailed) as error:
+        return _failed(f"{options.target}: {error}", EXIT_FAILURE)
+    except OSError as error:
+        return _failed(f"--http {options.http}: {error}", EXIT_FAILURE)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    console.print(_table(title, rows))
+    return 0
+
+
+def _failed(reason: str, code: int) -> int:
+    print(f"holdfast bench: {' '.join(reason.split())}", file=sys.stderr)
+    return code
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="holdfast bench",
+        description="Loads a running server and prints what its clients see. Its sessions are its own, and "
+        "are closed afterwards.",
+    )
+    parser.add_argument(
+        "--target", default="localhost:50051", metavar="HOST:PORT", help="the server's gRPC"
+    )
+    parser.add_argument("--token", help="bearer token to send with every call")
+    parser.add_argument("--model", default="", help="name of the model (default: the first one listed)")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each load (default: 3)")
+    parser.add_argument(
+        "--streams", type=int, nargs="+", default=[1, 8, 64], help="streams at once (default: 1 8 64)"
+    )
+    parser.add_argument("--http", metavar="HOST:PORT", help="of /metrics, to show the server's figures too")
+    options = parser.parse_args(arguments)
+    if options.seconds <= 0 or min(options.streams) < 1:
+        parser.error("--seconds and --streams are above 0")
+    return options
+
+
+async def _bench(options: argparse.Namespace) -> tuple[str, list[Row]]:
+    async with AsyncClient(options.target, token=options.token, timeout_s=TIMEOUT_S) as client:
+        model = await _find_model(client, options.model)
+        loads = _loads(model, client.metadata, options.streams)
+        rows = []
+        async with _closing(client, loads):
+            with _progress(len(loads) * options.seconds) as progress:
+                for name, loop in loads.items():
+                    async with _ticking(progress, name):
+                        rows.append(await _measure([client.stub], name, loop, options))
+    return f"{options.target}, model {model.name} version {model.version}", rows
+
+
+async def _find_model(client: AsyncClient, name: str) -> pb.Model:
+    if not name:
+        listed: pb.ListModelsResponse = await client.call("ListModels", pb.ListModelsRequest())
+        return listed.models[0]
+    request = pb.GetModelRequest(model=pb.ModelRef(name=name))
+    found: pb.GetModelResponse = await client.call("GetModel", request)
+    return found.model
+
+
+def _loads(model: pb.Model, metadata: Any, stream_counts: list[int]) -> dict[str, ClosedLoop]:
+    """Returns the loads by name: streams, as many unary callers as the most streams, and columns."""
+    payload = Payload(model)
+    prefix = f"bench-{secrets.token_hex(4)}"
+    loads = {}
+    for count in stream_counts:
+        loop = ClosedLoop(f"{prefix}-s{count}", count, streams(payload, metadata))
+        loads[f"{count} streams" if count > 1 else "1 stream"] = loop
+    count = max(stream_counts)
+    loop = ClosedLoop(f"{prefix}-u{count}", count, unary(payload, metadata))
+    loads[f"{count} unary callers" if count > 1 else "1 unary caller"] = loop
+    for tokens in sorted({1, min(TOKENS_PER_ROW, model.max_chunk_tokens)}):
+        rows = max(1, min(ROWS, MESSAGE_BYTES // (4 * model.input.width * tokens)))
+        open_call = columns(payload, tokens, metadata)
+        name = f"columns of {rows} rows x {tokens}"
+        loads[name] = ClosedLoop(f"{prefix}-c{tokens}", 1, open_call, rows=rows, tokens_per_row=tokens)
+    return loads
+
+
+async def _measure(stubs: Sequence[Any], name: str, loop: ClosedLoop, options: argparse.Namespace) -> Row:
+    if not options.http:
+        return Row(name, await loop.run(stubs, options.seconds), {})
+    before = await asyncio.to_thread(scrape, options.http)
+    took = await loop.run(stubs, options.seconds)
+    after = await asyncio.to_thread(scrape, options.http)
+    means = {
+        column: None if (value := mean(before, after, f"holdfast_{histogram}")) is None else value * scale
+        for column, (histogram, scale) in _HISTOGRAMS.items()
+    }
+    return Row(name, took, means)
+
+
+@contextlib.asynccontextmanager
+async def _closing(client: AsyncClient, loads: Mapping[str, ClosedLoop]) -> AsyncIterator[None]:
+    """Closes the sessions of the loads afterwards, as far as the server lets it."""
+    try:
+        yield
+    finally:
+        ids = (session_id for loop in loads.values() for session_id in loop.session_ids)
+        requests = [pb.CloseSessionRequest(session_id=session_id) for session_id in ids]
+        closed = (client.call("CloseSession", request) for request in requests)
+        await asyncio.gather(*closed, return_exceptions=True)
+
+
+@contextlib.contextmanager
+def _progress(total_s: float) -> Iterator[Progress]:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        progress.add_task("", total=total_s)
+        yield progress
+
+
+@contextlib.asynccontextmanager
+async def _ticking(progress: Progress, name: str) -> AsyncIterator[None]:
+    [task] = progress.task_ids
+
+    async def tick() -> None:
+        while True:
+            await asyncio.sleep(0.2)
+            progress.advance(task, 0.2)
+
+    progress.update(task, description=name)
+    ticking = asyncio.create_task(tick())
+    try:
+        yield
+    finally:
+        ticking.cancel()
+
+
+def _table(title: str, rows: list[Row]) -> Table:
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    table.add_column()
+    for heading in ("steps/s", "messages/s", "p50 ms", "p99 ms", "p99.9 ms", *rows[0].server):
+        table.add_column(heading, justify="right")
+    for name, took, server in rows:
+        figures = [f"{took.steps_per_s:,.0f}", f"{len(took.latencies_s) / took.elapsed_s:,.0f}"]
+        figures += [f"{value:.2f}" for value in took.percentiles_ms()]
+        figures += ["" if value is None else f"{value:.2f}" for value in server.values()]
+        table.add_row(name, *figures)
+    return table

@@ -1,0 +1,71 @@
+"""`holdfast bench` as a user runs it."""
+
+import subprocess
+import sys
+
+import pytest
+import redis
+
+from service.demo.processes import ServerProcess
+from service.store.record import decode
+from tests.models import write_features_model
+from tests.oracle import MODELS
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("bench")
+
+
+@pytest.fixture(scope="module")
+def server(folder):
+    models = folder / "models"
+    models.mkdir()
+    (models / "python-source").symlink_to(MODELS / "python-source")
+    write_features_model(models / "features" / "1" / "model.onnx")
+    with ServerProcess(folder / "data", "--models", str(models)) as server:
+        yield server
+
+
+def bench(*options):
+    command = [sys.executable, "-c", "from holdfast.cli import main; main()", "bench", *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("model", ["python-source", "features"])
+def test_it_prints_a_row_per_load_and_closes_its_sessions(folder, server, model):
+    target = ["--target", server.address, "--http", server.http, "--model", model]
+    result = bench(*target, "--streams", "1", "4", "--seconds", "0.2")
+    assert result.returncode == 0, result.stderr
+    assert f"model {model} version 1" in result.stdout
+    for load in (
+        "1 stream",
+        "4 streams",
+        "4 unary callers",
+        "columns of 64 rows x 1",
+        "columns of 64 rows x 16",
+    ):
+        [row] = [line for line in result.stdout.splitlines() if f" {load}  " in line]
+        assert len(row.split()) == len(load.split()) + 8, row  # steps/s to p99.9, and three of the server
+    with redis.Redis(unix_socket_path=str(folder / "data" / "store.sock")) as store:
+        records = [decode(store.get(key)) for key in store.scan_iter("holdfast:*")]
+    assert len(records) >= 1 + 4 + 4 + 64 + 64
+    assert all(record.closed for record in records)
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "complaint"),
+    [
+        (["--model", "nope"], 2, "no model is named 'nope'"),
+        (["--seconds", "0"], 2, "--seconds"),
+        (["--http", "127.0.0.1:1"], 1, "--http 127.0.0.1:1: "),
+        (["--target", "127.0.0.1:1"], 1, "127.0.0.1:1: "),
+    ],
+)
+def test_it_says_what_is_wrong_in_one_line(server, options, code, complaint):
+    result = bench("--target", server.address, *options)
+    assert result.returncode == code
+    assert complaint in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
