@@ -26,7 +26,7 @@ TTL_S = 3600.0
 
 
 def bare(session: ort.InferenceSession, rows: int, tokens_per_row: int, seconds: float) -> Round:
-    """Runs a step graph, its states fed back; what can be switched off is, as in a server that nobody asks."""
+    """Runs a step graph, its states fed back; what can be switched off is, as in a server."""
     tokens = np.full((tokens_per_row, rows), ord("x"), np.int64)
     states = {spec.name: np.zeros((rows, spec.shape[1]), np.float32) for spec in session.get_inputs()[1:]}
     switches = {spec.name: np.array(False) for spec in session.get_overridable_initializers()}

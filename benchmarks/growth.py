@@ -23,8 +23,9 @@ from rich.progress import Progress
 
 from benchmarks.contestants import Contestant
 from benchmarks.footprint import resident_bytes
-from benchmarks.loads import Caller, Round, load
-from benchmarks.population import Columns, Population, Streams
+from benchmarks.loads import load
+from benchmarks.population import Numbers, Population, SpreadColumns, SpreadLoad, SpreadStreams
+from benchmarks.results import HOLDFAST, Round
 from benchmarks.section import Ratio, Section
 from service.config import Settings
 from service.demo.processes import ServerProcess
@@ -70,9 +71,9 @@ class Stage(NamedTuple):
     rounds: dict[str, list[Round]]
     beside: dict[str, list[Round]]
 
-    def over_few(self, label: str) -> float:
-        """Steps per second over those with few sessions stored."""
-        return _median(self.rounds[label], "steps_per_s") / _median(self.beside[label], "steps_per_s")
+    def over_few(self, label: str, figure: str) -> float:
+        """A figure of a load over that with few sessions stored."""
+        return _median(self.rounds[label], figure) / _median(self.beside[label], figure)
 
 
 class Cold(NamedTuple):
@@ -140,7 +141,7 @@ class _Site:
         self.store = EmbeddedStore.start(folder)
         stack.callback(self.store.release)
         server = stack.enter_context(ServerProcess(folder, "--store", self.store.url))
-        self.contestant = Contestant("holdfast", server.address, server.pid, self.store.pid)
+        self.contestant = Contestant(HOLDFAST, server.address, server.pid, self.store.pid)
         self.population = Population(MODEL, count)
         self.stored = 0
         self._client = stack.enter_context(redis.Redis.from_url(self.store.url))
@@ -148,8 +149,8 @@ class _Site:
 
     def fill(self, size: int) -> None:
         """Opens sessions up to `size` by their first token."""
-        numbers, callers = np.arange(self.stored, size), 4
-        load(self.contestant, Columns(self.population, numbers, callers, rows=512, once=True), callers, 0.0)
+        opening = SpreadColumns(self.population, np.arange(self.stored, size), 4, rows=512, once=True)
+        load(self.contestant, opening, 0.0)
         self.stored = size
 
     def bytes_per_session(self) -> float:
@@ -169,7 +170,7 @@ class _Site:
 def _stage(few: _Site, many: _Site, seconds: float) -> Stage:
     """Takes every load in turns on both servers."""
     footprint = (
-        resident_bytes(many.contestant.server_pid),
+        resident_bytes(many.contestant.pid),
         resident_bytes(many.store.pid),
         many.bytes_per_session(),
     )
@@ -177,24 +178,21 @@ def _stage(few: _Site, many: _Site, seconds: float) -> Stage:
     rounds: dict[str, list[Round]] = {label: [] for label in labels}
     beside: dict[str, list[Round]] = {label: [] for label in labels}
     for turn in range(ROUNDS):
-        for label, (caller, count) in _loads(few, FEW).items():
-            if turn and not label.startswith(COMPARED):
-                continue
-            beside[label].append(load(few.contestant, caller, count, seconds))
-            caller, count = _loads(many, many.stored)[label]
-            rounds[label].append(load(many.contestant, caller, count, seconds))
+        for label in labels:
+            if turn == 0 or label.startswith(COMPARED):
+                beside[label].append(load(few.contestant, _loads(few, FEW)[label], seconds))
+                rounds[label].append(load(many.contestant, _loads(many, many.stored)[label], seconds))
     hot_share = min(1.0, Settings().hot_state_bytes / STATE_BYTES / many.stored)
     return Stage(many.stored, hot_share, *footprint, rounds, beside)
 
 
-def _loads(site: _Site, size: int) -> dict[str, tuple[Caller, int]]:
-    """Returns callers and their number by label."""
+def _loads(site: _Site, size: int) -> dict[str, SpreadLoad]:
     everyone, in_use = np.arange(size), np.arange(FEW)
-    loads: dict[str, tuple[Caller, int]] = {}
+    loads: dict[str, SpreadLoad] = {}
     for used, suffix, counts in ((in_use, f", {FEW:,} in use", (64,)), (everyone, ", all in use", STREAMS)):
         for count in counts:
-            loads[f"{count} streams{suffix}"] = Streams(site.population, used, count), count
-        loads[f"256 rows x 1{suffix}"] = Columns(site.population, used, 2, rows=256), 2
+            loads[f"{count} streams{suffix}"] = SpreadStreams(site.population, used, count)
+        loads[f"256 rows x 1{suffix}"] = SpreadColumns(site.population, used, 2, rows=256)
     return loads
 
 
@@ -203,22 +201,21 @@ def _cold(stack: ExitStack, folder: Path, many: _Site, seconds: float) -> tuple[
     folder.mkdir(parents=True, exist_ok=True)
     flags = ("--store", many.store.url, "--hot-state-bytes", str(LITTLE_MEMORY_BYTES))
     server = stack.enter_context(ServerProcess(folder, *flags))
-    contestant = Contestant("holdfast", server.address, server.pid, many.store.pid)
+    contestant = Contestant(HOLDFAST, server.address, server.pid, many.store.pid)
     everyone = np.arange(many.stored)
 
-    def p50_ms(numbers: np.ndarray) -> float:
-        return load(contestant, Streams(many.population, numbers, 1), 1, seconds).p50_ms
+    def p50_ms(numbers: Numbers) -> float:
+        return load(contestant, SpreadStreams(many.population, numbers, 1), seconds).p50_ms
 
     turns = []
     for _ in range(COLD_ROUNDS):
         hot_ms = p50_ms(everyone[:1])
         turns.append((hot_ms, p50_ms(everyone), _round_trip_ms(many, hot_ms / 1e3, seconds)))
-    rounds = {
-        "64 streams, all cold": load(contestant, Streams(many.population, everyone, 64), 64, seconds),
-        "256 rows x 1, all cold": load(
-            contestant, Columns(many.population, everyone, 2, rows=256), 2, seconds
-        ),
+    loads = {
+        "64 streams, all cold": SpreadStreams(many.population, everyone, 64),
+        "256 rows x 1, all cold": SpreadColumns(many.population, everyone, 2, rows=256),
     }
+    rounds = {label: load(contestant, spread, seconds) for label, spread in loads.items()}
     return Cold(*(statistics.median(column) for column in zip(*turns, strict=True))), rounds
 
 
@@ -252,8 +249,10 @@ def _section(stages: list[Stage], cold: Cold, cold_rounds: dict[str, Round], key
     ]
     for label in COMPARED:
         for suffix in (f", {FEW:,} in use", ", all in use"):
-            name = f"{label}{suffix}: steps/s at {size} stored over at {FEW:,}"
-            ratios.append(Ratio(name, last.over_few(label + suffix), at_least=0.85))
+            name = f"{label}{suffix}, {size} stored over {FEW:,}"
+            speed, cpu = (last.over_few(label + suffix, figure) for figure in ("steps_per_s", "server_us"))
+            ratios.append(Ratio(f"{name}: steps/s", speed, at_least=0.85))
+            ratios.append(Ratio(f"{name}: server CPU per step", cpu))
     text = "\n\n".join(
         [_introduction(), _footprints(stages), _table(stages), _cold_text(cold, cold_rounds)]
     )
@@ -284,21 +283,38 @@ def _footprints(stages: list[Stage]) -> str:
 
 
 def _table(stages: list[Stage]) -> str:
-    lines = [
-        f"| stored | load | steps/s | over at {FEW:,} | p50 ms | p99 ms | server us/step | store us/step |",
-        "|---:|---|---:|---:|---:|---:|---:|---:|",
+    over = f"over {FEW:,}"
+    header = (
+        "stored",
+        "load",
+        "steps/s",
+        over,
+        "p50 ms",
+        "p99 ms",
+        "server us/step",
+        over,
+        "store us/step",
+    )
+    lines = [f"| {' | '.join(header)} |", "|---:|---|" + "---:|" * 7]
+    lines += [
+        f"| {stage.stored:,} | {label} | {' | '.join(_cells(stage, label))} |"
+        for stage in stages
+        for label in stage.rounds
     ]
-    for stage in stages:
-        for label, rounds in stage.rounds.items():
-            steps, p50, p99, server, store = (
-                _median(rounds, figure)
-                for figure in ("steps_per_s", "p50_ms", "p99_ms", "server_us", "store_us")
-            )
-            lines.append(
-                f"| {stage.stored:,} | {label} | {steps:,.0f} | {stage.over_few(label):.2f} | {p50:.2f} | "
-                f"{p99:.2f} | {server:.1f} | {store:.1f} |"
-            )
     return "\n".join(lines)
+
+
+def _cells(stage: Stage, label: str) -> list[str]:
+    rounds = stage.rounds[label]
+    return [
+        f"{_median(rounds, 'steps_per_s'):,.0f}",
+        f"{stage.over_few(label, 'steps_per_s'):.2f}",
+        f"{_median(rounds, 'p50_ms'):.2f}",
+        f"{_median(rounds, 'p99_ms'):.2f}",
+        f"{_median(rounds, 'server_us'):.1f}",
+        f"{stage.over_few(label, 'server_us'):.2f}",
+        f"{_median(rounds, 'store_us'):.1f}",
+    ]
 
 
 def _cold_text(cold: Cold, rounds: dict[str, Round]) -> str:

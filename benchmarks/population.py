@@ -1,11 +1,13 @@
 """Many sessions of one model, addressed by number, and loads that spread over some of them.
 
-The loads are closed loops: each caller waits for its reply, then sends the next message, to other
-sessions of its share.
+The loads are closed loops as in `service.bench.loads`, but each message goes to other sessions.
 """
 
+import asyncio
 import itertools
 import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import grpc.aio
@@ -13,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from holdfast.v1 import holdfast_pb2 as pb
+from service.bench.loads import LoadFailed, Took
 
 Numbers = NDArray[np.int64]
 
@@ -32,114 +35,115 @@ class Population:
         self.model = pb.ModelRef(name=model)
         self.positions = np.zeros(count, np.int64)
 
-    def columns(self, numbers: Numbers, tokens_per_row: int) -> pb.Columns:
-        """Returns the message that gives each of the sessions its next tokens."""
+    def chunk(self, number: int) -> pb.Chunk:
+        """Returns the next token of a session."""
+        return pb.Chunk(
+            session_id=f"{number:x}",
+            model=self.model,
+            tokens=pb.Tokens(text=b"x"),
+            position=self.positions[number],
+        )
+
+    def columns(self, numbers: Numbers) -> pb.Columns:
+        """Returns the next token of each of the sessions."""
         return pb.Columns(
             model=self.model,
             session_ids=[f"{number:x}" for number in numbers.tolist()],
             positions=self.positions[numbers].tolist(),
-            tokens_per_row=tokens_per_row,
-            text=b"x" * (len(numbers) * tokens_per_row),
+            text=b"x" * len(numbers),
         )
 
 
-class Streams:
-    """Implements `loads.Caller`: one token per message on a stream, another session each time.
+class SpreadLoad(ABC):
+    """Callers that go round a share of the sessions each, in random order.
 
     Args:
         population: Whose sessions.
-        numbers: The sessions used; each of `count` callers takes its share of them, in random order.
-        count: Callers.
+        numbers: The sessions used.
+        caller_count: Callers at once.
     """
 
-    def __init__(self, population: Population, numbers: Numbers, count: int) -> None:
+    def __init__(self, population: Population, numbers: Numbers, caller_count: int) -> None:
         self._population = population
-        self._shares = _shares(numbers, count)
+        order = np.random.default_rng().permutation(numbers)
+        self._shares = [order[caller::caller_count] for caller in range(caller_count)]
 
-    async def __call__(self, stub: Any, number: int, until_s: float, latencies: list[float]) -> int:
-        """Sends until the time is up; see `Caller`."""
-        population, steps = self._population, 0
+    async def run(self, stubs: Sequence[Any], seconds: float) -> Took:
+        """Loads a server for a while, over one connection; see `ClosedLoop.run`."""
+        latencies_s: list[float] = []
+        started_s = time.monotonic()
+        calls = (self._call(stubs[0], share, started_s + seconds, latencies_s) for share in self._shares)
+        step_count = sum(await asyncio.gather(*calls))
+        return Took(step_count, time.monotonic() - started_s, latencies_s)
+
+    @abstractmethod
+    async def _call(self, stub: Any, share: Numbers, until_s: float, latencies_s: list[float]) -> int:
+        """Sends until the time is up; returns the steps."""
+
+
+class SpreadStreams(SpreadLoad):
+    """A stream per caller, one token per message."""
+
+    async def _call(self, stub: Any, share: Numbers, until_s: float, latencies_s: list[float]) -> int:
         call = stub.StreamSteps()
-        for session in itertools.cycle(self._shares[number].tolist()):
+        step_count = 0
+        for number in itertools.cycle(share.tolist()):
             sent_s = time.monotonic()
             if sent_s >= until_s:
                 break
-            chunk = pb.Chunk(
-                session_id=f"{session:x}",
-                model=population.model,
-                tokens=pb.Tokens(text=b"x"),
-                position=population.positions[session],
-            )
-            await call.write(pb.StreamStepsRequest(chunk=chunk))
+            await call.write(pb.StreamStepsRequest(chunk=self._population.chunk(number)))
             _check(await call.read())
-            latencies.append(time.monotonic() - sent_s)
-            population.positions[session] += 1
-            steps += 1
+            latencies_s.append(time.monotonic() - sent_s)
+            self._population.positions[number] += 1
+            step_count += 1
         await call.done_writing()
-        return steps
+        return step_count
 
 
-class Columns:
-    """Implements `loads.Caller`: rows of other sessions in each message.
+class SpreadColumns(SpreadLoad):
+    """A stream per caller, one token for each of many sessions per message.
 
     Args:
         population: Whose sessions.
         numbers: The sessions used, at least `rows` for each caller.
-        count: Callers.
+        caller_count: Callers at once.
         rows: Sessions in a message.
-        tokens_per_row: Tokens of each.
-        once: Ends when each session has had its turn, whatever the time.
+        once: Gives every session one token and ends then, whatever the time.
     """
 
     def __init__(
-        self,
-        population: Population,
-        numbers: Numbers,
-        count: int,
-        *,
-        rows: int,
-        tokens_per_row: int = 1,
-        once: bool = False,
+        self, population: Population, numbers: Numbers, caller_count: int, *, rows: int, once: bool = False
     ) -> None:
-        self._population = population
-        self._shares = _shares(numbers, count)
+        super().__init__(population, numbers, caller_count)
         self._rows = rows
-        self._tokens_per_row = tokens_per_row
         self._once = once
 
-    async def __call__(self, stub: Any, number: int, until_s: float, latencies: list[float]) -> int:
-        """Sends until the time is up; see `Caller`."""
-        steps = 0
+    async def _call(self, stub: Any, share: Numbers, until_s: float, latencies_s: list[float]) -> int:
         call = stub.StreamBatches()
-        for rows in self._messages(self._shares[number]):
+        step_count = 0
+        for numbers in self._messages(share):
             sent_s = time.monotonic()
             if sent_s >= until_s and not self._once:
                 break
-            columns = self._population.columns(rows, self._tokens_per_row)
-            await call.write(pb.StreamBatchesRequest(columns=columns))
+            await call.write(pb.StreamBatchesRequest(columns=self._population.columns(numbers)))
             reply = await call.read()
             _check(reply)
             if reply.result.errors:
-                raise RuntimeError(f"rows failed: {reply.result.errors[0]}")
-            latencies.append(time.monotonic() - sent_s)
-            self._population.positions[rows] += self._tokens_per_row
-            steps += len(rows) * self._tokens_per_row
+                raise LoadFailed(f"a row failed: {reply.result.errors[0].status.message}")
+            latencies_s.append(time.monotonic() - sent_s)
+            self._population.positions[numbers] += 1
+            step_count += len(numbers)
         await call.done_writing()
-        return steps
+        return step_count
 
-    def _messages(self, share: Numbers) -> Any:
-        """Yields the sessions of each message."""
+    def _messages(self, share: Numbers) -> Iterable[Numbers]:
+        """Yields the sessions of each message; only a single round takes in those that fill no message."""
+        parts = [share[start : start + self._rows] for start in range(0, len(share), self._rows)]
         if self._once:
-            return [share[start : start + self._rows] for start in range(0, len(share), self._rows)]
-        full = range(0, len(share) - self._rows + 1, self._rows)
-        return itertools.cycle([share[start : start + self._rows] for start in full])
-
-
-def _shares(numbers: Numbers, count: int) -> list[Numbers]:
-    order = np.random.default_rng().permutation(numbers)
-    return [order[caller::count] for caller in range(count)]
+            return parts
+        return itertools.cycle(part for part in parts if len(part) == self._rows)
 
 
 def _check(reply: Any) -> None:
     if reply is grpc.aio.EOF or reply.WhichOneof("outcome") != "result":
-        raise RuntimeError(f"no result: {reply}")
+        raise LoadFailed(f"no result: {reply}")
