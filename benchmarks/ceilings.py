@@ -16,8 +16,8 @@ from benchmarks.results import Round
 from holdfast.v1 import holdfast_pb2 as pb
 from service.bench.loads import Took
 from service.store.embedded import EmbeddedStore
-from service.store.protocol import Write
-from service.store.record import KeptReply, Record, draw_incarnation, encode, stamp
+from service.store.protocol import Writes
+from service.store.record import NO_STAMP, KeptReply, Record, draw_incarnation, encode, stamp
 from service.store.redis import RedisStore
 
 PIPELINE = 64
@@ -73,15 +73,15 @@ async def _commits(store: EmbeddedStore, seconds: float) -> Round:
     await client.open()
     key, incarnation = f"ceiling:{secrets.token_hex(4)}".encode(), draw_incarnation()
     latencies_s: list[float] = []
-    expected, position = b"", 0
+    expected, position = NO_STAMP, 0
     started_s, store_s = time.monotonic(), cpu_s(store.pid)
     while time.monotonic() < started_s + seconds:
         position += 1
-        write = Write(key, expected, _record(incarnation, position))
+        writes = Writes([key], expected, [_record(incarnation, position)])
         sent_s = time.monotonic()
-        outcomes = await client.commit([write], TTL_S)
+        refusals = await client.commit(writes, TTL_S)
         latencies_s.append(time.monotonic() - sent_s)
-        assert outcomes == [None], f"bug: the commit was refused: {outcomes}"
+        assert not refusals, f"bug: the commit was refused: {refusals}"
         expected = stamp(incarnation, position)
     took = Took(position, time.monotonic() - started_s, latencies_s)
     store_us = (cpu_s(store.pid) - store_s) / position * 1e6

@@ -7,9 +7,7 @@ import grpc.aio
 
 from benchmarks.contestants import Contestant
 from benchmarks.results import Round
-from service.bench.loads import ClosedLoop
-
-_OPTIONS = [("grpc.use_local_subchannel_pool", 1)]
+from service.bench.loads import CHANNEL_OPTIONS, ClosedLoop
 
 _runner = asyncio.Runner()
 """One loop for all turns: what is left of a call that broke is delivered to the loop it began on."""
@@ -23,7 +21,9 @@ def load(contestant: Contestant, loop: ClosedLoop, seconds: float) -> Round:
 async def _load(contestant: Contestant, loop: ClosedLoop, seconds: float) -> Round:
     async with AsyncExitStack() as stack:
         channels = [
-            await stack.enter_async_context(grpc.aio.insecure_channel(contestant.address, options=_OPTIONS))
+            await stack.enter_async_context(
+                grpc.aio.insecure_channel(contestant.address, options=CHANNEL_OPTIONS)
+            )
             for _ in range(contestant.connection_count)
         ]
         stubs = [contestant.make_stub(channel) for channel in channels]

@@ -1,6 +1,7 @@
 """The asyncio client."""
 
 import asyncio
+import itertools
 import time
 from collections.abc import Sequence
 from typing import Any, Self
@@ -42,6 +43,12 @@ class AsyncClient:
         retry: Pauses between attempts.
         timeout_s: Longest wait of a call, retries included; of a stream, without any progress.
         replay_tokens: Tokens per session kept to send again after a loss in the store.
+        connections: Connections to open. Several of them reach several workers of a server that runs with
+            `--workers`; which one a connection reaches is chance, so a few per worker are right. Sessions,
+            streams of batches and other calls take turns; a session leaves its connection when it fails.
+
+    Raises:
+        ValueError: `connections` is less than 1.
     """
 
     def __init__(
@@ -53,13 +60,12 @@ class AsyncClient:
         retry: RetryPolicy | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         replay_tokens: int = DEFAULT_REPLAY_TOKENS,
+        connections: int = 1,
     ) -> None:
-        if tls:
-            credentials = channel_credentials(tls)
-            self._channel = grpc.aio.secure_channel(address, credentials, options=_OPTIONS)
-        else:
-            self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
-        self.stub: Any = stubs.StreamingInferenceServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        if connections < 1:
+            raise ValueError(f"connections is {connections}, expected at least 1")
+        self._channels = [_channel(address, tls) for _ in range(connections)]
+        self._stubs = itertools.cycle([_stub(channel) for channel in self._channels])
         self.metadata = (("authorization", f"Bearer {token}"),) if token else ()
         self._retry = retry or RetryPolicy()
         self._timeout_s = timeout_s
@@ -70,12 +76,12 @@ class AsyncClient:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Closes the connection."""
+        """Closes the connections."""
         await self.close()
 
     async def close(self) -> None:
-        """Closes the connection; sessions live on in the store."""
-        await self._channel.close()
+        """Closes the connections; sessions live on in the store."""
+        await asyncio.gather(*(channel.close() for channel in self._channels))
 
     async def session(
         self,
@@ -108,7 +114,9 @@ class AsyncClient:
             must_be_new=must_be_new,
             initial_state=state,
         )
-        return AsyncSession(self, await self.call("OpenSession", request), self._replay_tokens)
+        stub = self.next_stub()
+        reply = await self.call("OpenSession", request, stub=stub)
+        return AsyncSession(self, stub, reply, self._replay_tokens)
 
     async def step_batch(
         self,
@@ -172,8 +180,14 @@ class AsyncClient:
 
     # -- for sessions ---------------------------------------------------------------------------
 
-    async def call(self, rpc: str, request: Any, *, deadline_s: float | None = None) -> Any:
-        """Calls an rpc until it succeeds, fails for good, or the time is up.
+    def next_stub(self) -> Any:
+        """Returns the stub of the connection whose turn it is."""
+        return next(self._stubs)
+
+    async def call(
+        self, rpc: str, request: Any, *, deadline_s: float | None = None, stub: Any = None
+    ) -> Any:
+        """Calls an rpc until it succeeds, fails for good, or the time is up; first over `stub`, if given.
 
         Raises:
             HoldfastError: See `holdfast.errors`.
@@ -182,21 +196,22 @@ class AsyncClient:
         attempt = 0
         while True:
             try:
-                return await self.call_once(rpc, request, until_s)
+                return await self.call_once(rpc, request, until_s, stub)
             except HoldfastError as error:
                 if not error.retryable:
                     raise
                 attempt += 1
+                stub = None
                 await self.pause(error, attempt, until_s)
 
-    async def call_once(self, rpc: str, request: Any, deadline_s: float) -> Any:
-        """Calls an rpc once.
+    async def call_once(self, rpc: str, request: Any, deadline_s: float, stub: Any = None) -> Any:
+        """Calls an rpc once, over the connection of `stub` or the one whose turn it is.
 
         Raises:
             HoldfastError: See `holdfast.errors`.
         """
         try:
-            method = getattr(self.stub, rpc)
+            method = getattr(stub or self.next_stub(), rpc)
             return await method(request, timeout=self.left_s(deadline_s), metadata=self.metadata)
         except grpc.aio.AioRpcError as error:
             raise from_rpc(error) from None
@@ -219,3 +234,13 @@ class AsyncClient:
     def left_s(self, deadline_s: float) -> float:
         """Returns the seconds left, at least a moment."""
         return max(0.001, deadline_s - time.monotonic())
+
+
+def _channel(address: str, tls: bool | Tls) -> grpc.aio.Channel:
+    if tls:
+        return grpc.aio.secure_channel(address, channel_credentials(tls), options=_OPTIONS)
+    return grpc.aio.insecure_channel(address, options=_OPTIONS)
+
+
+def _stub(channel: grpc.aio.Channel) -> Any:
+    return stubs.StreamingInferenceServiceStub(channel)  # type: ignore[no-untyped-call]

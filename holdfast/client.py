@@ -54,18 +54,22 @@ class Client:
 
     def __init__(self, address: str, **options: Any) -> None:
         self._thread = _LoopThread()
-        self._client = self._thread.run(_create(address, options))
+        try:
+            self._client = self._thread.run(_create(address, options))
+        except BaseException:
+            self._thread.close()
+            raise
 
     def __enter__(self) -> Self:
         """Returns itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Closes the connection."""
+        """Closes the connections."""
         self.close()
 
     def close(self) -> None:
-        """Closes the connection; sessions live on in the store."""
+        """Closes the connections; sessions live on in the store."""
         self._thread.run(self._client.close())
         self._thread.close()
 

@@ -123,7 +123,7 @@ class BatchPipeline:
         reply.add_done_callback(lambda _: self._room.release())
         async with self._sending:
             if self._call is None:
-                self._call = self._client.stub.StreamBatches(metadata=self._client.metadata)
+                self._call = self._client.next_stub().StreamBatches(metadata=self._client.metadata)
                 self._reader = asyncio.create_task(self._read(self._call, self._waiting))
             self._waiting.append(reply)
             try:

@@ -53,8 +53,11 @@ class AsyncSession:
         resumed: It existed when it was opened here.
     """
 
-    def __init__(self, client: "AsyncClient", reply: pb.OpenSessionResponse, replay_tokens: int) -> None:
+    def __init__(
+        self, client: "AsyncClient", stub: Any, reply: pb.OpenSessionResponse, replay_tokens: int
+    ) -> None:
         self._client = client
+        self._stub = stub
         self._incarnation: int = reply.session.incarnation
         self._position: int = reply.session.position
         self._unanswered: deque[_Sent] = deque()
@@ -180,7 +183,7 @@ class AsyncSession:
         while True:
             try:
                 request = pb.StepRequest(chunk=sent.chunk)
-                result = (await self._client.call_once("Step", request, deadline_s)).result
+                result = (await self._client.call_once("Step", request, deadline_s, self._stub)).result
             except HoldfastError as error:
                 attempt += 1
                 await self._recover(error, attempt, deadline_s)
@@ -222,6 +225,7 @@ class AsyncSession:
         if isinstance(error, StoreRegressed) and error.expected_position is not None:
             await self._heal(error, deadline_s)
         elif error.retryable:
+            self._stub = self._client.next_stub()
             await self._client.pause(error, attempt, deadline_s)
         else:
             self._unanswered.clear()
@@ -256,7 +260,7 @@ class AsyncSession:
         The time limit starts anew with every reply, and with a chunk sent when none was under way: a
         source may be silent for as long as it likes.
         """
-        call = self._client.stub.StreamSteps(metadata=self._client.metadata)
+        call = self._stub.StreamSteps(metadata=self._client.metadata)
         reading: asyncio.Task[Any] | None = None
         try:
             for sent in self._unanswered:

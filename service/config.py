@@ -43,14 +43,19 @@ class Settings(BaseSettings):
     http_address: Annotated[
         str, Field(description="HOST:PORT of /metrics, /livez and /readyz; port 0 takes a free one")
     ] = "127.0.0.1:8080"
+    workers: Annotated[
+        int, Field(ge=1, le=256, description="processes that serve the gRPC port; one per core is right")
+    ] = 1
     session_ttl_s: Annotated[
         float, Field(ge=0, description="seconds an idle session lives; 0 is for ever")
     ] = 86_400.0
     max_batch: Annotated[int, Field(ge=1, le=1024, description="most chunks run together")] = 64
-    max_waiting: Annotated[int, Field(ge=1, description="most chunks waiting")] = 8192
+    max_waiting: Annotated[int, Field(ge=1, description="most chunks waiting, per worker")] = 8192
     max_chunk_tokens: Annotated[int, Field(ge=1, le=65536, description="most tokens in a chunk")] = 1024
     max_message_bytes: Annotated[int, Field(ge=1024, description="largest request, bytes")] = 1 << 20
-    hot_state_bytes: Annotated[int, Field(ge=0, description="bytes of state kept in memory")] = 256 << 20
+    hot_state_bytes: Annotated[
+        int, Field(ge=0, description="bytes of state kept in memory, per worker")
+    ] = 256 << 20
     store_timeout_s: Annotated[
         float, Field(gt=0, le=60, description="longest wait for the store, seconds")
     ] = 1.0

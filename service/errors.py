@@ -25,7 +25,7 @@
   ModelFailed          the model raised
   InternalFailure      a fault of this server
 
-Knows no gRPC: the edge maps classes to status codes.
+Knows no gRPC: the edge maps classes to status codes. `StartError` is about a server, not a request.
 """
 
 from typing import ClassVar
@@ -195,3 +195,7 @@ class InternalFailure(ServiceError):
     """A fault of this server; its log has the trace."""
 
     reason = "INTERNAL"
+
+
+class StartError(Exception):
+    """The server cannot start; the message is one line for its operator."""

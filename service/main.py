@@ -9,9 +9,8 @@ from pydantic import ValidationError
 from pydantic_settings import CliApp, SettingsError
 
 from service.config import Settings
-from service.model.step_graph import ModelFileError
-from service.server import StartError, serve
-from service.store.embedded import EmbeddedStoreError
+from service.errors import StartError
+from service.host import serve
 
 EXIT_CONFIGURATION = 2
 EXIT_FAILURE = 1
@@ -32,7 +31,7 @@ def main(arguments: list[str]) -> int:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(settings))
-    except (StartError, ModelFileError, EmbeddedStoreError) as error:
+    except StartError as error:
         print(f"holdfast serve: {error}", file=sys.stderr)
         return EXIT_FAILURE
     return 0

@@ -18,6 +18,9 @@ LAYERS = {
     "service.store": 0,
     "service.rpc": 2,
     "service.server": 3,
+    "service.worker": 4,
+    "service.supervisor": 4,
+    "service.host": 5,
 }
 HOMES = {
     "grpc": ("holdfast", "service.rpc", "service.server", "service.bench"),

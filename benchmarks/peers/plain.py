@@ -40,7 +40,8 @@ class Plain:
         key = f"plain:{chunk.session_id}"
         stored = await self._redis.get(key)
         h = np.frombuffer(stored, np.float32) if stored else np.zeros(self._hidden, np.float32)
-        feed = {"token": np.array([[chunk.tokens.text[0]]], np.int64), "h": h[np.newaxis]}
+        token = np.array([[chunk.tokens.text[0]]], np.int64)
+        feed = {"token": token, "h": h[np.newaxis], "token_log_prob_wanted": np.array(False)}
         logits, next_h = self._session.run(["logits", "h_next"], feed)
         await self._redis.set(key, next_h.tobytes(), ex=86_400)
         ids, log_probs = top_candidates(logits[0], _TOP_K)

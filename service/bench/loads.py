@@ -15,6 +15,9 @@ from service.bench.payload import Payload
 DRAWS = 16
 """Messages drawn beforehand and sent in turns: drawing costs more than sending."""
 
+CHANNEL_OPTIONS = [("grpc.use_local_subchannel_pool", 1)]
+"""Channels to one address do not share a connection."""
+
 PATIENCE_S = 30.0
 """Longest wait for the last replies."""
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import grpc
+import grpc.aio
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import Progress
@@ -17,7 +18,8 @@ from rich.table import Table
 from holdfast import AsyncClient
 from holdfast.errors import HoldfastError, ModelNotFound, from_rpc
 from holdfast.v1 import holdfast_pb2 as pb
-from service.bench.loads import ClosedLoop, LoadFailed, Took, columns, streams, unary
+from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
+from service.bench.loads import CHANNEL_OPTIONS, ClosedLoop, LoadFailed, Took, columns, streams, unary
 from service.bench.payload import Payload
 from service.bench.scrape import mean, scrape
 
@@ -94,15 +96,19 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--streams", type=int, nargs="+", default=[1, 8, 64], help="streams at once (default: 1 8 64)"
     )
+    parser.add_argument(
+        "--connections", type=int, default=1, help="of all callers; give several for several workers"
+    )
     parser.add_argument("--http", metavar="HOST:PORT", help="of /metrics, to show the server's figures too")
     options = parser.parse_args(arguments)
-    if options.seconds <= 0 or min(options.streams) < 1:
-        parser.error("--seconds and --streams are above 0")
+    if options.seconds <= 0 or min(*options.streams, options.connections) < 1:
+        parser.error("--seconds, --streams and --connections are above 0")
     return options
 
 
 async def _bench(options: argparse.Namespace) -> tuple[str, list[Row]]:
-    async with AsyncClient(options.target, token=options.token, timeout_s=TIMEOUT_S) as client:
+    client = AsyncClient(options.target, token=options.token, timeout_s=TIMEOUT_S)
+    async with client, _connected(options.target, options.connections) as stubs:
         model = await _find_model(client, options.model)
         loads = _loads(model, client.metadata, options.streams)
         rows = []
@@ -110,8 +116,18 @@ async def _bench(options: argparse.Namespace) -> tuple[str, list[Row]]:
             with _progress(len(loads) * options.seconds) as progress:
                 for name, loop in loads.items():
                     async with _ticking(progress, name):
-                        rows.append(await _measure([client.stub], name, loop, options))
+                        rows.append(await _measure(stubs, name, loop, options))
     return f"{options.target}, model {model.name} version {model.version}", rows
+
+
+@contextlib.asynccontextmanager
+async def _connected(target: str, count: int) -> AsyncIterator[list[Any]]:
+    async with contextlib.AsyncExitStack() as stack:
+        channels = [
+            await stack.enter_async_context(grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS))
+            for _ in range(count)
+        ]
+        yield [StreamingInferenceServiceStub(channel) for channel in channels]  # type: ignore[no-untyped-call]
 
 
 async def _find_model(client: AsyncClient, name: str) -> pb.Model:

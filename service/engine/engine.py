@@ -86,10 +86,10 @@ class Observer(Protocol):
     def committed(self, chunk_count: int, commit_s: float) -> None:
         """A batch was offered to the store and answered by it."""
 
-    def waited(self, queue_s: Sequence[float], each: int) -> None:
+    def waited(self, queue_s: Sequence[float], each: int = 1) -> None:
         """Chunks left the queue to run; the wait of each, or of `each` chunks that came together."""
 
-    def applied(self, step_count: int, total_s: Sequence[float], each: int) -> None:
+    def applied(self, step_count: int, total_s: Sequence[float], each: int = 1) -> None:
         """Chunks are answered after their commit: all their steps, and the time of each or of `each`."""
 
     def replayed(self) -> None:

@@ -8,6 +8,8 @@ import grpc
 import pytest
 import redis
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from holdfast.errors import from_rpc
 from holdfast.v1 import holdfast_pb2 as pb
@@ -44,7 +46,7 @@ def wait_for(condition, timeout_s):
 
 
 def store_of(data_dir):
-    return redis.Redis(unix_socket_path=str(data_dir / "store.sock"))
+    return redis.Redis(unix_socket_path=str(data_dir / "store.sock"), retry=Retry(NoBackoff(), 0))
 
 
 def test_a_store_that_dies_is_noticed_at_once_and_used_again(tmp_path):

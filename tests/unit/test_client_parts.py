@@ -2,6 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import holdfast
 from holdfast.replay_buffer import ReplayBuffer
 from holdfast.retry import RetryPolicy
 from holdfast.tokens import split
@@ -32,3 +33,9 @@ def test_a_pause_is_bounded_and_at_least_what_the_server_asks(attempt, retry_aft
 @pytest.mark.parametrize("size", [1, 2, 5, 99])
 def test_split_keeps_every_token_in_order(size):
     assert b"".join(split(b"abcdefg", size)) == b"abcdefg"
+
+
+@pytest.mark.parametrize("kind", [holdfast.Client, holdfast.AsyncClient])
+def test_a_client_without_a_connection_is_refused(kind):
+    with pytest.raises(ValueError, match="connections is 0"):
+        kind("127.0.0.1:1", connections=0)

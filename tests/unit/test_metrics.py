@@ -1,25 +1,113 @@
-"""The histogram that takes batches, beside the one of prometheus_client."""
+"""The metrics beside collectors of prometheus_client, and those of several processes as one."""
 
-from prometheus_client import CollectorRegistry, Histogram
+import mmap
 
-from service.metrics import Metrics
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from service.errors import ServiceError
+from service.metrics import SIZE_BYTES, Metrics, scrape_together
+
+REASONS = sorted(kind.reason for kind in ServiceError.__subclasses__())
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+VALUES = st.lists(st.one_of(st.sampled_from(SIZES), st.floats(0, 1000)), max_size=70)
 
 
-def buckets(registry, name):
-    return {
-        (sample.name, sample.labels.get("le")): sample.value
-        for family in registry.collect()
-        if family.name == name
-        for sample in family.samples
-        if not sample.name.endswith("_created")
-    }
+class Reference:
+    """Some of the metrics, told by prometheus_client."""
+
+    def __init__(self):
+        self.registry = CollectorRegistry()
+        self.steps = Counter("holdfast_steps", "Steps committed: tokens applied.", registry=self.registry)
+        text = "Chunks answered with an error."
+        self.errors = Counter("holdfast_errors", text, ["reason"], registry=self.registry)
+        for reason in REASONS:
+            self.errors.labels(reason)
+        self.batch_size = Histogram(
+            "holdfast_batch_size", "Chunks run together.", buckets=SIZES, registry=self.registry
+        )
+        self.store_up = Gauge("holdfast_store_up", "1 while the store answers.", registry=self.registry)
+
+    def lines(self):
+        text = generate_latest(self.registry).decode()
+        return [line for line in text.splitlines() if "_created" not in line]
 
 
-def test_it_counts_as_the_histogram_of_prometheus_client_does():
-    metrics, registry = Metrics(), CollectorRegistry()
-    sizes = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-    expected = Histogram("holdfast_batch_size", "Chunks run together.", buckets=sizes, registry=registry)
+def family(line):
+    name = line.split()[2] if line.startswith("#") else line.split("{")[0].split()[0]
+    return name.removesuffix("_bucket").removesuffix("_count").removesuffix("_sum").removesuffix("_total")
+
+
+def value(text, name):
+    return next(
+        float(line.split()[1]) for line in text.decode().splitlines() if line.startswith(f"{name} ")
+    )
+
+
+def test_the_text_is_that_of_prometheus_client():
+    metrics, reference = Metrics(), Reference()
     for size in (1, 2, 3, 64, 65, 256, 1000):
         metrics.ran(size, size, 0.001)
-        expected.observe(size)
-    assert buckets(metrics.registry, "holdfast_batch_size") == buckets(registry, "holdfast_batch_size")
+        reference.batch_size.observe(size)
+    metrics.applied(7, [0.001, 0.002])
+    reference.steps.inc(7)
+    metrics.refused("OVERLOADED")
+    reference.errors.labels("OVERLOADED").inc()
+    metrics.store_up.set(True)
+    reference.store_up.set(True)
+    expected = reference.lines()
+    families = {family(line) for line in expected}
+    assert [line for line in metrics.scrape().decode().splitlines() if family(line) in families] == expected
+
+
+@given(VALUES, st.integers(1, 99))
+def test_many_values_at_once_are_counted_as_one_by_one(values, each):
+    metrics, reference = Metrics(), Reference()
+    metrics._batch_size.observe_many(values, each)
+    for observed in values * each:
+        reference.batch_size.observe(observed)
+    [ours], [theirs] = metrics._batch_size.collect(), reference.batch_size.collect()
+    given = [(sample.name, sample.labels, sample.value) for sample in ours.samples]
+    expected = [s for s in theirs.samples if not s.name.endswith("_created")]
+    assert [entry[:2] for entry in given] == [(sample.name, sample.labels) for sample in expected]
+    assert [entry[2] for entry in given] == pytest.approx([sample.value for sample in expected])
+
+
+def test_what_a_process_counts_in_shared_memory_is_read_by_another():
+    memory = mmap.mmap(-1, SIZE_BYTES)
+    worker, reader = Metrics(memory), Metrics(memory)
+    worker.applied(3, [0.1])
+    worker.refused("DRAINING")
+    worker.beat()
+    assert reader.scrape() == worker.scrape()
+    assert value(reader.scrape(), "holdfast_steps_total") == 3
+    assert reader.silent_s() < 60
+
+
+def test_one_scrape_adds_up_workers_and_keeps_what_the_dead_had_counted():
+    base, workers = Metrics(), [Metrics(), Metrics(), Metrics()]
+    for steps, worker in enumerate(workers, 1):
+        worker.applied(steps, [0.001] * steps)
+        worker.store_up.set(1)
+        worker.workers.set(1)
+    base.restarts.inc(1)
+    before = scrape_together(base, workers)
+    base.absorb(workers.pop())
+    after = scrape_together(base, workers)
+    for text in (before, after):
+        assert value(text, "holdfast_steps_total") == value(text, "holdfast_chunk_seconds_count") == 6
+        assert value(text, "holdfast_worker_restarts_total") == 1
+        assert value(text, "holdfast_store_up") == 1
+    assert [value(text, "holdfast_workers") for text in (before, after)] == [3, 2]
+
+
+def test_the_store_is_up_if_it_is_for_every_worker_that_serves():
+    serving, blind, starting = Metrics(), Metrics(), Metrics()
+    serving.workers.set(1)
+    serving.store_up.set(1)
+    blind.workers.set(1)
+    assert value(scrape_together(Metrics(), [serving, starting]), "holdfast_store_up") == 1
+    assert value(scrape_together(Metrics(), [serving, blind]), "holdfast_store_up") == 0
+    assert value(scrape_together(Metrics(), []), "holdfast_store_up") == 0

@@ -12,6 +12,7 @@ import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
 
 TOP_K = 5
+SWITCHES = {"token_log_prob_wanted": np.array(False)}
 
 
 class TritonPythonModel:
@@ -33,7 +34,7 @@ class TritonPythonModel:
         """Takes one token of each request's sequence; all of them run together."""
         rows = [self._row(request) for request in requests]
         tokens = [pb_utils.get_input_tensor_by_name(request, "token").as_numpy() for request in requests]
-        feed = {"token": np.concatenate(tokens, axis=1), "h": self._states[rows]}
+        feed = {"token": np.concatenate(tokens, axis=1), "h": self._states[rows], **SWITCHES}
         logits, self._states[rows] = self._session.run(["logits", "h_next"], feed)
         ids, log_probs = top_candidates(logits[0])
         for request in requests:

@@ -1,0 +1,113 @@
+"""The process of `holdfast serve`: a share in the embedded store, HTTP, signals, the ready line.
+
+What serves is a `Server` in this process or a `Supervisor` of several. A supervisor needs no onnxruntime,
+so what serves is imported when it is chosen.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable
+from typing import Protocol
+
+from service.config import EMBEDDED, Settings
+from service.errors import StartError
+from service.http_server import TEXT, Answer, HttpServer, Page
+from service.metrics import CONTENT_TYPE, Metrics
+from service.signals import stop_requested
+from service.store.embedded import EmbeddedStore, EmbeddedStoreError
+
+_log = logging.getLogger(__name__)
+
+
+class Serving(Protocol):
+    """What serves. `start` raises StartError; `stop` drains."""
+
+    @property
+    def grpc_port(self) -> int:
+        """Port of gRPC, once started."""
+
+    async def start(self, store_url: str) -> None:
+        """Serves when it returns."""
+
+    async def stop(self) -> None:
+        """Answers chunks under way and ends."""
+
+    def scrape(self) -> bytes:
+        """Returns the metrics in the text format; called in a thread, as are the next two."""
+
+    def why_not_live(self) -> str | None:
+        """Returns what is stuck, if anything is."""
+
+    def why_not_ready(self) -> str | None:
+        """Returns why requests should go elsewhere, if they should."""
+
+
+async def serve(settings: Settings) -> None:
+    """Serves until SIGTERM or SIGINT, then drains.
+
+    Raises:
+        StartError: It cannot start.
+    """
+    stopping = stop_requested()
+    serving = _create(settings)
+    async with _http(settings.http_address, serving) as http, _store(settings) as store_url:
+        await serving.start(store_url)
+        grpc_host = settings.grpc_address.rpartition(":")[0]
+        http_host = settings.http_address.rpartition(":")[0]
+        print(f"ready grpc={grpc_host}:{serving.grpc_port} http={http_host}:{http.port}", flush=True)
+        await stopping.wait()
+        _log.info("draining")
+        await serving.stop()
+
+
+def _create(settings: Settings) -> Serving:
+    if settings.workers == 1:
+        from service.server import Server
+
+        return Server(settings, Metrics())
+    from service.supervisor import Supervisor
+
+    return Supervisor(settings)
+
+
+@contextlib.asynccontextmanager
+async def _http(address: str, serving: Serving) -> AsyncIterator[HttpServer]:
+    host, _, port = address.rpartition(":")
+    pages: dict[str, Page] = {
+        "/metrics": lambda: (200, CONTENT_TYPE, serving.scrape()),
+        "/livez": _page(serving.why_not_live),
+        "/readyz": _page(serving.why_not_ready),
+    }
+    try:
+        http = HttpServer(host, int(port), pages)
+    except OSError as error:
+        raise StartError(f"--http-address {address}: {error}") from None
+    try:
+        yield http
+    finally:
+        await asyncio.to_thread(http.close)
+
+
+def _page(why_not: Callable[[], str | None]) -> Page:
+    def answer() -> Answer:
+        reason = why_not()
+        return (200, TEXT, b"ok\n") if reason is None else (503, TEXT, f"{reason}\n".encode())
+
+    return answer
+
+
+@contextlib.asynccontextmanager
+async def _store(settings: Settings) -> AsyncIterator[str]:
+    """Has a share in the embedded store, if that is the store; gives the URL."""
+    if settings.store != EMBEDDED:
+        yield settings.store
+        return
+    try:
+        embedded = await asyncio.to_thread(EmbeddedStore.start, settings.data_dir)
+    except EmbeddedStoreError as error:
+        raise StartError(str(error)) from None
+    try:
+        yield embedded.url
+    finally:
+        await asyncio.to_thread(embedded.release)

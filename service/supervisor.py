@@ -1,0 +1,186 @@
+"""Keeps N workers serving one port, and answers for all of them.
+
+The workers listen on the port by SO_REUSEPORT, so the kernel spreads connections over those that live, and
+nothing here is in the way of a request. A worker that ends is replaced.
+"""
+
+import asyncio
+import logging
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from service.config import Settings
+from service.errors import StartError
+from service.metrics import STALLED_AFTER_S, Metrics, scrape_together
+from service.worker_process import WorkerProcess
+
+_log = logging.getLogger(__name__)
+
+HEARTBEAT_S = 0.25
+
+RESTART_PAUSES_S = (0.0, 0.1, 0.5, 2.0, 5.0)
+"""Before a worker is started again, by how many ended early in a row; the last one repeats."""
+
+EARLY_S = 10.0
+"""A worker that ends within so long after its start has ended early."""
+
+
+class Supervisor:
+    """Serves gRPC in `settings.workers` processes.
+
+    Attributes:
+        grpc_port: Port of gRPC.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._workers: set[WorkerProcess] = set()
+        self._own = Metrics()  # what is counted here, and what workers that are gone had counted
+        self._lock = threading.Lock()  # a scrape, in its thread, finds a worker's numbers in one place
+        self._heart: asyncio.Task[None] | None = None
+        self._replacing: list[asyncio.Task[None]] = []
+        self._is_draining = False
+        self.grpc_port = 0
+
+    async def start(self, store_url: str) -> None:
+        """Starts the workers and waits until all of them serve.
+
+        Raises:
+            StartError: The port cannot be used, or a worker cannot start.
+        """
+        host, _, port = self._settings.grpc_address.rpartition(":")
+        try:
+            self._port_holder = hold_port(host, int(port))
+        except OSError as error:
+            raise StartError(f"--grpc-address {self._settings.grpc_address}: {error}") from None
+        self.grpc_port = self._port_holder.getsockname()[1]
+        changes = {"grpc_address": f"{host}:{self.grpc_port}", "store": store_url}
+        self._worker_settings = self._settings.model_copy(update=changes)
+        self._own.beat()
+        self._heart = asyncio.create_task(self._beat())
+        starting = [asyncio.create_task(self._start_worker()) for _ in range(self._settings.workers)]
+        try:
+            workers = await asyncio.gather(*starting)
+        except StartError:
+            await _cancel(starting)
+            await self.stop()
+            raise
+        self._replacing = [asyncio.create_task(self._replace(worker)) for worker in workers]
+
+    async def stop(self) -> None:
+        """Drains all workers at once and waits until they are gone."""
+        self._is_draining = True
+        await _cancel(self._replacing)
+        limit_s = self._settings.drain_timeout_s
+        await asyncio.gather(*(worker.stop(limit_s) for worker in self._workers))
+        assert self._heart is not None, "bug: stopped before it was started"
+        await _cancel([self._heart])
+        self._port_holder.close()
+
+    def scrape(self) -> bytes:
+        """Returns the metrics of all workers, those that are gone included, in the text format."""
+        with self._lock:
+            return scrape_together(self._own, [worker.metrics for worker in self._workers])
+
+    def why_not_live(self) -> str | None:
+        """Returns which event loop is stuck, if one is: that of this process or of a worker."""
+        loops = [("the supervisor", self._own)] if self._heart else []
+        loops += [(f"worker {worker.pid}", worker.metrics) for worker in self._serving()]
+        for name, metrics in loops:
+            silent_s = metrics.silent_s()
+            if silent_s > STALLED_AFTER_S:
+                return f"{name}: the event loop has not turned for {silent_s:.0f} s"
+        return None
+
+    def why_not_ready(self) -> str | None:
+        """Returns why requests should go elsewhere.
+
+        One worker that can answer is enough: the kernel gives connections only to those that listen.
+        """
+        if self._is_draining:
+            return "draining"
+        serving = self._serving()
+        if not serving:
+            return "no worker serves"
+        if not any(worker.metrics.store_up.value for worker in serving):
+            return "the store does not answer"
+        return None
+
+    def _serving(self) -> list[WorkerProcess]:
+        with self._lock:
+            return [worker for worker in self._workers if worker.metrics.workers.value]
+
+    async def _start_worker(self) -> WorkerProcess:
+        worker = await WorkerProcess.launch(self._worker_settings)
+        with self._lock:
+            self._workers.add(worker)
+        try:
+            await worker.serves()
+        except StartError:
+            self._fold(worker)
+            raise
+        _log.info("worker %d serves", worker.pid)
+        return worker
+
+    async def _replace(self, worker: WorkerProcess) -> None:
+        """Starts another worker whenever the one in this place has ended."""
+        early_count = 0
+        while True:
+            started_s = time.monotonic()
+            ending = await worker.ended()
+            self._fold(worker)
+            _log.warning("worker %d ended with %s; another one is started", worker.pid, ending)
+            early_count = early_count + 1 if time.monotonic() - started_s < EARLY_S else 0
+            worker = await self._start_another(early_count)
+
+    async def _start_another(self, early_count: int) -> WorkerProcess:
+        while True:
+            await asyncio.sleep(RESTART_PAUSES_S[min(early_count, len(RESTART_PAUSES_S) - 1)])
+            self._own.restarts.inc(1)
+            try:
+                return await self._start_worker()
+            except StartError as error:
+                _log.error("a worker did not start: %s", error)
+            early_count += 1
+
+    def _fold(self, worker: WorkerProcess) -> None:
+        """Keeps what a worker that is gone had counted."""
+        with self._lock:
+            self._workers.remove(worker)
+            self._own.absorb(worker.metrics)
+
+    async def _beat(self) -> None:
+        while True:
+            self._own.beat()
+            await asyncio.sleep(HEARTBEAT_S)
+
+
+def hold_port(host: str, port: int) -> socket.socket:
+    """Binds a port that the workers may listen on, without listening on it.
+
+    Args:
+        host: Name or address to bind; IPv6 in brackets.
+        port: 0 takes a free one.
+
+    Raises:
+        OSError: The address cannot be used, or another server listens there: SO_REUSEPORT alone would let
+            two of them share the port, so it is first bound without.
+    """
+    family, _, _, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family) as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        trial.bind(address)
+    holder = socket.socket(family)
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    holder.bind(address)
+    return holder
+
+
+async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,61 @@
+"""A worker process: one server of several on the same port. Started by `WorkerProcess`, not by hand."""
+
+import asyncio
+import logging
+import mmap
+import os
+import sys
+import threading
+from typing import TextIO
+
+import uvloop
+
+from service.config import Settings
+from service.errors import StartError
+from service.metrics import SIZE_BYTES, Metrics
+from service.server import Server
+from service.signals import stop_requested
+from service.worker_process import SERVES
+
+
+def main() -> int:
+    """Serves until SIGTERM, then drains; leaves at once if the supervisor is gone.
+
+    Returns:
+        0 after a drain, 1 if it cannot start.
+    """
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s[%(process)d] %(message)s"
+    )
+    metrics = Metrics(mmap.mmap(int(sys.argv[1]), SIZE_BYTES))
+    settings = Settings.model_validate_json(sys.stdin.buffer.readline())
+    threading.Thread(target=_leave_with_supervisor, daemon=True).start()
+    with os.fdopen(os.dup(1), "w") as said, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        os.dup2(2, 1)  # what a library prints is not for the supervisor
+        try:
+            runner.run(_serve(Server(settings, metrics, shares_port=True), settings.store, said))
+        except StartError as error:
+            print(error, file=said)
+            return 1
+    return 0
+
+
+async def _serve(server: Server, store_url: str, said: TextIO) -> None:
+    stopping = stop_requested()
+    await server.start(store_url)
+    print(SERVES, file=said, flush=True)
+    await stopping.wait()
+    await server.stop()
+
+
+def _leave_with_supervisor() -> None:
+    """Ends the process when standard input ends, in the middle of anything.
+
+    Safe at any moment: what was acknowledged is in the store. The next server finds the port free.
+    """
+    os.read(0, 1)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""A worker as its supervisor holds it: a process, and the memory in which it counts.
+
+The worker is a fresh interpreter (`service.worker`), since neither gRPC nor onnxruntime survives a fork. It
+gets its settings on standard input, whose end later tells it that the supervisor is gone, and says one
+line on standard output: that it serves, or why it cannot.
+"""
+
+import asyncio
+import logging
+import mmap
+import os
+import signal
+import sys
+from typing import Self
+
+from service.config import Settings
+from service.errors import StartError
+from service.metrics import SIZE_BYTES, Metrics
+
+_log = logging.getLogger(__name__)
+
+SERVES = "serves"
+
+STOP_MARGIN_S = 5.0
+"""What a worker may take beyond its drain before it is killed."""
+
+
+class WorkerProcess:
+    """Made by `launch`.
+
+    Attributes:
+        metrics: What it counts, readable after it has ended too.
+        pid: Its process id.
+    """
+
+    def __init__(self, process: asyncio.subprocess.Process, metrics: Metrics) -> None:
+        self._process = process
+        self.metrics = metrics
+        self.pid = process.pid
+
+    @classmethod
+    async def launch(cls, settings: Settings) -> Self:
+        """Starts the process.
+
+        Raises:
+            StartError: The system has no room for it.
+        """
+        numbers = os.memfd_create("holdfast-metrics")
+        try:
+            os.ftruncate(numbers, SIZE_BYTES)
+            metrics = Metrics(mmap.mmap(numbers, SIZE_BYTES))
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-P", "-m", "service.worker", str(numbers)),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                pass_fds=[numbers],
+                start_new_session=True,  # Ctrl-C is for the supervisor
+            )
+        except OSError as error:
+            raise StartError(f"a worker cannot be started: {error}") from None
+        finally:
+            os.close(numbers)
+        assert process.stdin is not None, "bug: a worker without a pipe"
+        process.stdin.write(settings.model_dump_json().encode() + b"\n")
+        return cls(process, metrics)
+
+    async def serves(self) -> None:
+        """Waits until it serves.
+
+        Raises:
+            StartError: It ended instead.
+        """
+        assert self._process.stdout is not None, "bug: a worker without a pipe"
+        line = (await self._process.stdout.readline()).decode().strip()
+        if line != SERVES:
+            ending = await self.ended()
+            raise StartError(line or f"worker {self.pid} ended with {ending} while it started")
+
+    async def ended(self) -> str:
+        """Waits until it has ended and returns how: the name of a signal, or its exit code."""
+        code = await self._process.wait()
+        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+    async def stop(self, drain_timeout_s: float) -> None:
+        """Lets it drain, and kills it if it takes longer than it may."""
+        if self._process.returncode is None:
+            self._process.terminate()
+        try:
+            async with asyncio.timeout(drain_timeout_s + STOP_MARGIN_S):
+                await self._process.wait()
+        except TimeoutError:
+            _log.error("worker %d does not end; it is killed", self.pid)
+            self._process.kill()
+            await self._process.wait()
