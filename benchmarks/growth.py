@@ -257,11 +257,18 @@ def _section(stages: list[Stage], cold: Cold, cold_rounds: dict[str, Round], key
         [_introduction(), _footprints(stages), _table(stages), _cold_text(cold, cold_rounds)]
     )
     data = {
-        "stages": [stage._asdict() for stage in stages],
+        "stages": [
+            stage._asdict() | {"rounds": _as_data(stage.rounds), "beside": _as_data(stage.beside)}
+            for stage in stages
+        ],
         "cold": cold._asdict(),
-        "cold_rounds": cold_rounds,
+        "all_cold": {label: turn._asdict() for label, turn in cold_rounds.items()},
     }
     return Section(TITLE, text, ratios, data)
+
+
+def _as_data(rounds: dict[str, list[Round]]) -> dict[str, list[dict[str, object]]]:
+    return {label: [turn._asdict() for turn in turns] for label, turns in rounds.items()}
 
 
 def _introduction() -> str:

@@ -1,7 +1,8 @@
 """Large nets and small: how much of onnxruntime's own speed is left when a server is around it.
 
 Step graphs with random weights, in the form that `model_export` gives the shipped ones: what a step costs
-does not depend on what a network has learnt.
+does not depend on what a network has learnt. Beside them the same nets with ONNX's recurrent operators: is
+that form still the right one?
 """
 
 import argparse
@@ -20,6 +21,7 @@ from rich.progress import Progress
 
 from benchmarks.ceilings import bare
 from benchmarks.contestants import Contestant
+from benchmarks.fused import build_fused
 from benchmarks.loads import load
 from benchmarks.results import HOLDFAST, Round
 from benchmarks.section import Ratio, Section
@@ -36,12 +38,12 @@ TITLE = "Large nets and small"
 SPECTRAL_RADIUS = 0.9
 """Of the recurrent matrices: memory fades, so that a state stays in the range of a trained one."""
 ROUNDS = 3
-BARE = ((1, 1), (8, 1), (64, 1), (256, 1), (64, 16))
+ALONE = ((1, 1), (8, 1), (64, 1), (256, 1), (1, 16), (64, 16))
 """Rows and tokens per row of onnxruntime alone."""
 COLUMNS = ((256, 1), (64, 16))
 """Rows and tokens per row of the server's messages."""
 STREAMS = 64
-SHARE_OF_BARE = 1 / 3
+SHARE_OF_ALONE = 1 / 4
 """Of a turn's time: what runs alone settles sooner."""
 
 
@@ -87,7 +89,9 @@ def compare(folder: Path, nets: tuple[Net, ...], seconds: float) -> Section:
         seconds: Of each turn.
     """
     for net in nets:
-        write_model(folder / "models" / net.name / "1" / "model.onnx", random_weights(net))
+        weights = random_weights(net)
+        _write_model(folder / "models" / net.name / "1" / "model.onnx", weights)
+        (folder / f"{net.name}-fused.onnx").write_bytes(build_fused(weights).SerializeToString())
     store = EmbeddedStore.start(folder / "store")
     try:
         flags = ("--store", store.url, "--models", str(folder / "models"))
@@ -123,7 +127,7 @@ def random_weights(net: Net, seed: int = 0) -> Weights:
     return Weights(net.kind, layers, readout, normal(256, scale=0.1))
 
 
-def write_model(path: Path, weights: Weights) -> None:
+def _write_model(path: Path, weights: Weights) -> None:
     """Writes a step graph with its contract."""
     graph = build_graph(weights)
     contract = byte_network_contract(len(weights.readout), weights.state_names, training={}, parity={})
@@ -133,11 +137,13 @@ def write_model(path: Path, weights: Weights) -> None:
 
 
 def _turns(folder: Path, contestant: Contestant, net: Net) -> dict[str, Callable[[float], Round]]:
-    session = open_graph(folder / "models" / net.name / "1" / "model.onnx")
+    ours = open_graph(folder / "models" / net.name / "1" / "model.onnx")
+    fused = open_graph(folder / f"{net.name}-fused.onnx")
     payload = Payload(pb.Model(name=net.name, vocabulary=pb.Vocabulary(size=256, is_bytes=True)))
     turns: dict[str, Callable[[float], Round]] = {}
-    for rows, count in BARE:
-        turns[f"alone {rows} x {count}"] = _short(partial(bare, session, rows, count))
+    for rows, count in ALONE:
+        turns[f"alone {rows} x {count}"] = _short(partial(bare, ours, rows, count))
+        turns[f"fused {rows} x {count}"] = _short(partial(bare, fused, rows, count))
     for rows, count in COLUMNS:
         loop = ClosedLoop(f"{net.name} {rows}", 2, columns(payload, count), rows=rows, tokens_per_row=count)
         turns[f"columns {rows} x {count}"] = partial(load, contestant, loop)
@@ -147,7 +153,7 @@ def _turns(folder: Path, contestant: Contestant, net: Net) -> dict[str, Callable
 
 
 def _short(turn: Callable[[float], Round]) -> Callable[[float], Round]:
-    return lambda seconds: turn(seconds * SHARE_OF_BARE)
+    return lambda seconds: turn(seconds * SHARE_OF_ALONE)
 
 
 def _take(turns: dict[str, dict[str, Callable[[float], Round]]], seconds: float) -> Results:
@@ -170,24 +176,25 @@ def speed(results: Results, net: str, load_name: str) -> float:
     return statistics.median(turn.steps_per_s for turn in results[net][load_name])
 
 
-def of_alone(results: Results, net: str, rows: int, count: int) -> float:
-    """Returns the server's speed in columns over that of onnxruntime alone."""
-    return speed(results, net, f"columns {rows} x {count}") / speed(results, net, f"alone {rows} x {count}")
+def over(results: Results, net: str, load_name: str, other: str) -> float:
+    """Returns the speed under one load over that under another."""
+    return speed(results, net, load_name) / speed(results, net, other)
 
 
 def _section(results: Results) -> Section:
     ratios = [
         Ratio(
-            f"{net}, columns {rows} x {count}: steps/s over onnxruntime alone",
-            of_alone(results, net, rows, count),
+            f"{net}, {rows} rows x {count}: steps/s over onnxruntime alone",
+            over(results, net, f"columns {rows} x {count}", f"alone {rows} x {count}"),
         )
         for net in results
         for rows, count in COLUMNS
     ]
     text = (
-        "Random weights, one thread. `alone` is onnxruntime with so many rows and tokens per row in a call; "
-        "`columns` and `streams` are loads of the server, two messages under way and one token on each stream."
-        f"\n\n{table(results)}"
+        "Steps per second with random weights. `alone` is onnxruntime on one thread with so many rows and "
+        "tokens of each in a call; `columns` are two messages under way, `streams` have a token under way on "
+        f"each.\n\n{_speed_table(results)}\n\nThe same nets with ONNX's fused operators, alone: speed over "
+        f"that of ours.\n\n{_fused_table(results)}"
     )
     data = {
         net: {load_name: [turn._asdict() for turn in rounds] for load_name, rounds in loads.items()}
@@ -196,14 +203,25 @@ def _section(results: Results) -> Section:
     return Section(TITLE, text, ratios, data)
 
 
-def table(results: Results) -> str:
-    """Formats steps per second as a Markdown table, a row per net."""
-    loads = list(next(iter(results.values())))
-    shares = [f"{rows} x {count} of alone" for rows, count in COLUMNS]
-    lines = [f"| steps/s | {' | '.join(loads + shares)} |", "|---|" + "---:|" * len(loads + shares)]
+def _speed_table(results: Results) -> str:
+    loads = [name for name in next(iter(results.values())) if not name.startswith("fused")]
+    shares = {f"columns {rows} x {count}": f"alone {rows} x {count}" for rows, count in COLUMNS}
+    lines = [
+        f"| | {' | '.join([*loads, *(f'{name}, of alone' for name in shares)])} |",
+        "|---|" + "---:|" * (len(loads) + len(shares)),
+    ]
     for net in results:
         cells = [f"{speed(results, net, load_name):,.0f}" for load_name in loads]
-        cells += [f"{of_alone(results, net, rows, count):.2f}" for rows, count in COLUMNS]
+        cells += [f"{over(results, net, name, alone):.2f}" for name, alone in shares.items()]
+        lines.append(f"| {net} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _fused_table(results: Results) -> str:
+    shapes = [f"{rows} x {count}" for rows, count in ALONE]
+    lines = [f"| | {' | '.join(shapes)} |", "|---|" + "---:|" * len(shapes)]
+    for net in results:
+        cells = [f"{over(results, net, f'fused {shape}', f'alone {shape}'):.2f}" for shape in shapes]
         lines.append(f"| {net} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

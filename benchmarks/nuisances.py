@@ -53,6 +53,16 @@ LONGEST_PATIENCE_S = 0.004
 """A call is cancelled at a random moment up to it."""
 
 
+class Footprint(NamedTuple):
+    """What the server holds."""
+
+    resident_bytes: int
+    descriptor_count: int
+
+    def __str__(self) -> str:
+        return f"{self.resident_bytes / 2**20:.1f} MiB and {self.descriptor_count} descriptors"
+
+
 class Watch(NamedTuple):
     """What the watched streams saw in a period, milliseconds."""
 
@@ -255,10 +265,10 @@ def _chunk(session_id: str, text: bytes = b"x", outputs: pb.OutputSelection | No
     return pb.Chunk(session_id=session_id, model=MODEL, tokens=pb.Tokens(text=text), outputs=outputs)
 
 
-def _footprint(server: ServerProcess) -> tuple[int, int]:
-    """Returns memory and descriptors, once those who have left are forgotten."""
+def _footprint(server: ServerProcess) -> Footprint:
+    """Looks once those who have left are forgotten."""
     time.sleep(SETTLE_S)
-    return resident_bytes(server.pid), descriptor_count(server.pid)
+    return Footprint(resident_bytes(server.pid), descriptor_count(server.pid))
 
 
 def _refusals(server: ServerProcess) -> dict[str, int]:
@@ -281,18 +291,26 @@ async def _answered_share(address: str) -> float:
 
 def _section(
     outcomes: dict[str, Outcome],
-    before: tuple[int, int],
-    after: tuple[int, int],
+    before: Footprint,
+    after: Footprint,
     refusals: dict[str, int],
     answered_share: float,
 ) -> Section:
     ratios = [
-        Ratio("memory after all nuisances over before", after[0] / before[0], at_most=1.15),
-        Ratio("descriptors after all nuisances over before", after[1] / before[1], at_most=1.0),
+        Ratio(
+            "memory after all nuisances over before",
+            after.resident_bytes / before.resident_bytes,
+            at_most=1.15,
+        ),
+        Ratio(
+            "descriptors after all nuisances over before",
+            after.descriptor_count / before.descriptor_count,
+            at_most=1.0,
+        ),
         Ratio("sessions of cancelled calls that step on, of all", answered_share, at_least=1.0),
     ]
     for name, outcome in outcomes.items():
-        held = statistics.median(outcome.held_bytes) / before[0]
+        held = statistics.median(outcome.held_bytes) / before.resident_bytes
         ratios += [
             Ratio(f"{name}: memory while they last over before", held, at_most=1.5),
             Ratio(
@@ -307,13 +325,19 @@ def _section(
         f"misbehaves that is killed in the end: {SLOW_READERS} streams that send and never read, "
         f"{SILENT_STREAMS} that fall silent and never end, {CANCELLED_CALLS:,} calls cancelled within "
         f"{LONGEST_PATIENCE_S * 1e3:.0f} ms, half of them streams.\n\n{_table(outcomes)}\n\n"
-        f"Memory {before[0] / 2**20:.1f} MiB before, {after[0] / 2**20:.1f} after; descriptors {before[1]} "
-        f"and {after[1]}. Errors counted: {listed}."
+        f"Before: {before}; after: {after}. Errors counted: {listed}."
     )
     data = {
-        "outcomes": {name: outcome._asdict() for name, outcome in outcomes.items()},
-        "before": before,
-        "after": after,
+        "outcomes": {
+            name: {
+                "quiet": [watch._asdict() for watch in outcome.quiet],
+                "disturbed": [watch._asdict() for watch in outcome.disturbed],
+                "held_bytes": outcome.held_bytes,
+            }
+            for name, outcome in outcomes.items()
+        },
+        "before": before._asdict(),
+        "after": after._asdict(),
         "refusals": refusals,
     }
     return Section(TITLE, text, ratios, data)
