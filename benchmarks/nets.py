@@ -192,7 +192,7 @@ def _section(results: Results) -> Section:
     ]
     text = (
         "Steps per second with random weights. `alone` is onnxruntime on one thread with so many rows and "
-        "tokens of each in a call; `columns` are two messages under way, `streams` have a token under way on "
+        "tokens of each in a call; `columns` are two messages under way, `streams` have a token under way "
         f"each.\n\n{_speed_table(results)}\n\nThe same nets with ONNX's fused operators, alone: speed over "
         f"that of ours.\n\n{_fused_table(results)}"
     )

@@ -76,11 +76,13 @@ class Outcome(NamedTuple):
     Attributes:
         quiet: Before and after it.
         disturbed: While it lasted.
-        held_bytes: Resident memory of the server at its end, while its calls were still open.
+        free_bytes: Resident memory of the server before it.
+        held_bytes: The same at its end, while its calls were still open.
     """
 
     quiet: list[Watch]
     disturbed: list[Watch]
+    free_bytes: list[int]
     held_bytes: list[int]
 
     def over_quiet(self, figure: str) -> float:
@@ -109,9 +111,9 @@ def disturb(folder: Path, rounds: int, scale: float) -> Section:
     """
     with ServerProcess(folder) as server, Progress() as progress:
         bar = progress.add_task("", total=rounds * len(NUISANCES))
-        outcomes = {name: Outcome([], [], []) for name in NUISANCES}
+        outcomes = {name: Outcome([], [], [], []) for name in NUISANCES}
         for name in NUISANCES:  # first a taste of each, so that what stays for good is there
-            _disturb(server, name, Outcome([], [], []), 0.1)
+            _disturb(server, name, Outcome([], [], [], []), 0.1)
         before = _footprint(server)
         for _ in range(rounds):
             for name, outcome in outcomes.items():
@@ -127,6 +129,7 @@ def disturb(folder: Path, rounds: int, scale: float) -> Section:
 def _disturb(server: ServerProcess, name: str, outcome: Outcome, scale: float) -> None:
     """Quiet, the nuisance, its sudden death, quiet."""
     outcome.quiet.append(_watch(server.address, QUIET_S * scale))
+    outcome.free_bytes.append(resident_bytes(server.pid))
     with _Nuisance(name, server, scale):
         outcome.disturbed.append(_watch(server.address, NUISANCE_S * scale))
         outcome.held_bytes.append(resident_bytes(server.pid))
@@ -219,11 +222,10 @@ async def _cancel_calls(stub: Any, scale: float, begun: Event) -> None:
 
 
 NUISANCES: dict[str, Callable[[Any, float, Event], Awaitable[None]]] = {
-    "slow readers": _read_nothing,
     "silent streams": _fall_silent,
     "cancelled calls": _cancel_calls,
+    "slow readers": _read_nothing,
 }
-
 RESTING = ("slow readers", "silent streams")
 """Nuisances that send no more after a while, and only hold what they hold."""
 RESTING_SHARE = 0.1
@@ -310,7 +312,7 @@ def _section(
         Ratio("sessions of cancelled calls that step on, of all", answered_share, at_least=1.0),
     ]
     for name, outcome in outcomes.items():
-        held = statistics.median(outcome.held_bytes) / before.resident_bytes
+        held = statistics.median(outcome.held_bytes) / statistics.median(outcome.free_bytes)
         ratios += [
             Ratio(f"{name}: memory while they last over before", held, at_most=1.5),
             Ratio(
@@ -319,7 +321,7 @@ def _section(
                 at_most=2.0,
             ),
         ]
-    listed = ", ".join(f"{count:,} {reason}" for reason, count in refusals.items()) or "none"
+    listed = ", ".join(f"{count:,} {reason}" for reason, count in refusals.items() if count) or "none"
     text = (
         f"{WATCHED} streams with a token every {PERIOD_S * 1e3:.0f} ms each, in quiet and while a process "
         f"misbehaves that is killed in the end: {SLOW_READERS} streams that send and never read, "
@@ -332,6 +334,7 @@ def _section(
             name: {
                 "quiet": [watch._asdict() for watch in outcome.quiet],
                 "disturbed": [watch._asdict() for watch in outcome.disturbed],
+                "free_bytes": outcome.free_bytes,
                 "held_bytes": outcome.held_bytes,
             }
             for name, outcome in outcomes.items()
