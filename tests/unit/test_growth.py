@@ -45,7 +45,7 @@ def test_a_stage_is_compared_with_few_sessions_by_medians():
 
 
 def test_being_cold_is_counted_in_round_trips():
-    assert Cold(hot_ms=1.0, cold_ms=1.3, round_trip_ms=0.2).extra_round_trips == 1.5
+    assert Cold(hot_ms=1.0, cold_ms=1.75, round_trip_ms=0.5).extra_round_trips == 1.5
 
 
 def test_a_nuisance_is_judged_by_what_the_others_saw_in_quiet():
