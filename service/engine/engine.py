@@ -26,12 +26,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.engine import pace, rules
-from service.engine.batch import EncodeOutputs, Ran, Steps, run_batch
+from service.engine.batch import EncodeOutputs, Ran, Steps
 from service.engine.block import Applied, Block, gather
 from service.engine.hot_state import HotSessions, Standing
 from service.engine.offer import Offer, make_offers
 from service.engine.pace import Pace
 from service.engine.rules import Verdict
+from service.engine.runner import Runner
 from service.engine.served import served_model
 from service.engine.step_queue import StepQueue
 from service.engine.work import Answer, Asked, Work, check_tokens, validate
@@ -123,7 +124,7 @@ class Engine:
     ) -> None:
         self._models = models
         self._store = store
-        self._encode_outputs = encode_outputs
+        self._runner = Runner(encode_outputs)
         self._observer = observer
         self._limits = limits
         self._queue: StepQueue[bytes, Work | Block] = StepQueue(limits.max_waiting)
@@ -154,6 +155,7 @@ class Engine:
             self._driver.cancel()
             await asyncio.gather(self._driver, return_exceptions=True)
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._runner.close()
         while items := self._queue.take(self._limits.max_batch):
             for work in _works(items):
                 self._refuse(work, _draining())
@@ -229,7 +231,7 @@ class Engine:
         if cold:
             self._spawn(self._guard(cold, self._load(cold)))
         if ready:
-            ran = self._run(ready)
+            ran = await self._run(ready)
             await self._commit_turn.acquire()
             self._spawn(self._guard([steps.block for steps in ready], self._commit(ran)))
 
@@ -410,7 +412,7 @@ class Engine:
 
     # -- run ----------------------------------------------------------------------------------
 
-    def _run(self, ready: Sequence[Steps]) -> list[Ran]:
+    async def _run(self, ready: Sequence[Steps]) -> list[Ran]:
         """Runs a batch, model by model; a model that fails has its chunks refused."""
         started_s = time.monotonic()
         groups: dict[bytes, list[Steps]] = {}
@@ -423,11 +425,12 @@ class Engine:
         ran: list[Ran] = []
         for group in groups.values():
             states = [self._hot.gather(steps.standing) for steps in group]
-            try:
-                ran += run_batch(group[0].model, group, states, self._encode_outputs)
-            except ServiceError as error:
+            result = await self._runner.run(group[0].model, group, states)
+            if isinstance(result, ServiceError):
                 for steps in group:
-                    self._refuse_all(steps.block, error)
+                    self._refuse_all(steps.block, result)
+            else:
+                ran += result
         self._observer.ran(chunk_count, step_count, time.monotonic() - started_s)
         return ran
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
 from holdfast.v1 import holdfast_pb2 as pb
@@ -22,7 +21,7 @@ from service.engine.work import Answer, Asked, Work
 from service.errors import InvalidRequest, ServiceError
 from service.rpc import codec
 from service.rpc.status import to_status
-from service.store.record import token_digest
+from service.store.record import token_digest, token_digests
 
 MAX_BLOCK_ROWS = 256
 MAX_BLOCK_STEPS = 4096
@@ -65,8 +64,10 @@ class ColumnsCall:
                 "columns give no state: read it with GetSession", field="columns.outputs.state"
             )
         self._columns = columns
-        self._session_ids = columns.session_ids
+        self._session_ids = list(columns.session_ids)
         self._asked, self._raw = _tokens(columns, max_tokens)
+        if len(set(self._session_ids)) < self.row_count:
+            raise InvalidRequest("a session id occurs twice in one message", field="columns.session_ids")
         self._on_done = on_done
         self._deadline_s = deadline_s
         self._is_cancelled = False
@@ -158,6 +159,7 @@ class ColumnsCall:
         keys, places = self._keys(_are_right(self._columns, *claimed))
         step = max(1, min(MAX_BLOCK_ROWS, MAX_BLOCK_STEPS // self._asked.token_count))
         tokens = to_tokens(self._asked, self._raw, self.row_count)
+        digests = token_digests(self._raw, self.row_count)
         for start in range(0, len(keys), step):
             rows = places[start : start + step]
             yield Block(
@@ -166,7 +168,7 @@ class ColumnsCall:
                 asked=self._asked,
                 keys=keys[start : start + step],
                 tokens=tokens[rows],
-                digests=self._digests(rows),
+                digests=digests[rows],
                 positions=positions[rows],
                 acknowledged=None if acknowledged is None else acknowledged[rows],
                 incarnations=None if incarnations is None else incarnations[rows],
@@ -197,18 +199,9 @@ class ColumnsCall:
                 self._answer(row, error)
         return keys, np.setdiff1d(every, bad)
 
-    def _digests(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        raw, size = self._raw, self._row_bytes
-        digest = xxhash.xxh3_128_digest
-        joined = b"".join([digest(raw[row * size : (row + 1) * size]) for row in rows.tolist()])
-        return np.frombuffer(joined, np.uint8).reshape(-1, 16)
-
-    @property
-    def _row_bytes(self) -> int:
-        return len(self._raw) // self.row_count
-
     def _raw_of(self, row: int) -> bytes:
-        return self._raw[row * self._row_bytes : (row + 1) * self._row_bytes]
+        size = len(self._raw) // self.row_count
+        return self._raw[row * size : (row + 1) * size]
 
     def _claim(self, row: int) -> Claim:
         columns = self._columns
@@ -247,8 +240,6 @@ def _tokens(columns: pb.Columns, max_tokens: int) -> tuple[Asked, bytes]:
         raise InvalidRequest(
             f"tokens_per_row is {count}, expected 1..{max_tokens}", field="columns.tokens_per_row"
         )
-    if len(set(columns.session_ids)) < rows:
-        raise InvalidRequest("a session id occurs twice in one message", field="columns.session_ids")
     for name in ("positions", "acknowledged_positions", "incarnations"):
         length = len(getattr(columns, name))
         if length not in (0, rows):

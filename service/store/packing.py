@@ -28,9 +28,9 @@ def pack_script(command: bytes, script: bytes, writes: Sequence[Writes], ttl_ms:
         writes: Records of distinct keys; n of them together.
         ttl_ms: Their time to live.
     """
-    keys = [_bulk(key) for part in writes for key in part.keys]
-    count = len(keys)
+    count = sum(len(part.keys) for part in writes)
     head = [b"*%d\r\n" % (4 + 3 * count), _bulk(command), _bulk(script), _bulk(b"%d" % count)]
+    keys = [_bulk(key) for part in writes for key in part.keys]
     pieces: list[Buffer] = [b"".join((*head, *keys, _bulk(b"%d" % ttl_ms)))]
     pieces += [_arguments(part) for part in writes]
     return pieces

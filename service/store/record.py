@@ -12,7 +12,7 @@ Layout, little-endian:
     64      8      bytes of state
     72      ...    state: raw tensors, in the order of the model's contract
             ...    kept replies, oldest first: position after the chunk (8), tokens in it (4),
-                   bytes of the reply (4), xxh3-128 of the tokens (16), the reply
+                   bytes of the reply (4), digest of the tokens (16), the reply
 
 Bytes 16..31 are the *stamp*. It is all that a commit compares, which is why a tombstone must not share
 it with the record it replaces, and why it sits at a fixed offset that the script can cut out.
@@ -36,6 +36,7 @@ STAMP_END = 32
 NO_STAMP = bytes(STAMP_END - STAMP_START)
 """Stamp of a session that is not stored; no record has it, since an incarnation is not 0."""
 
+_DIGEST_BYTES = 16
 _HEADER = struct.Struct("<4sIQqq32sQ")
 _BODY_HEADER = struct.Struct("<qq32sQ")
 _PREFIX = struct.Struct("<4sIQ")
@@ -101,9 +102,32 @@ def token_digest(tokens: bytes) -> bytes:
     """Digests the tokens of a chunk, raw, so that another chunk at the same position is noticed.
 
     Returns:
-        16 bytes, xxh3-128.
+        16 bytes: of up to 15 bytes of tokens these, filled up with zeros, and their number; else xxh3-128.
     """
+    if len(tokens) < _DIGEST_BYTES:
+        return tokens.ljust(_DIGEST_BYTES - 1, b"\0") + bytes((len(tokens),))
     return xxhash.xxh3_128_digest(tokens)
+
+
+def token_digests(tokens: bytes, row_count: int) -> NDArray[np.uint8]:
+    """Digests the tokens of chunks of one length.
+
+    Args:
+        tokens: Of one chunk after the other.
+        row_count: B.
+
+    Returns:
+        (B, 16), a row is `token_digest` of a chunk.
+    """
+    size = len(tokens) // row_count
+    if size < _DIGEST_BYTES:
+        digests = np.zeros((row_count, _DIGEST_BYTES), np.uint8)
+        digests[:, :size] = np.frombuffer(tokens, np.uint8).reshape(row_count, size)
+        digests[:, -1] = size
+        return digests
+    starts = range(0, len(tokens), size)
+    joined = b"".join([xxhash.xxh3_128_digest(tokens[start : start + size]) for start in starts])
+    return np.frombuffer(joined, np.uint8).reshape(row_count, _DIGEST_BYTES)
 
 
 def encode(record: Record) -> bytes:

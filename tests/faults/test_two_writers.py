@@ -20,6 +20,8 @@ address, letter, goal = sys.argv[1], sys.argv[2], int(sys.argv[3])
 won, lost = {}, 0
 with holdfast.Client(address) as client:
     session = client.session("shared", model="python-source")
+    print("ready", flush=True)
+    sys.stdin.readline()
     while session.position < goal:
         try:
             reply = session.step(letter, token_log_prob=True)
@@ -41,11 +43,17 @@ def test_every_position_is_applied_once_and_the_loser_is_told(tmp_path):
         writers = [
             subprocess.Popen(
                 [sys.executable, "-c", WRITER, address, letter, str(TOKENS)],
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
             )
             for address, letter in ((one.address, "a"), (two.address, "b"))
         ]
+        for writer in writers:
+            assert writer.stdout.readline() == "ready\n"
+        for writer in writers:
+            writer.stdin.write("go\n")
+            writer.stdin.flush()
         reports = [json.loads(writer.communicate(timeout=60)[0]) for writer in writers]
     assert [writer.returncode for writer in writers] == [0, 0]
     first, second = (report["won"] for report in reports)

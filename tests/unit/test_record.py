@@ -14,6 +14,8 @@ from service.store.record import (
     encode,
     encode_replies,
     encode_rows,
+    token_digest,
+    token_digests,
 )
 
 int63 = st.integers(0, 2**63 - 1)
@@ -54,6 +56,18 @@ def test_rows_are_what_single_records_are(rows, state_bytes, output_bytes, token
         reply = KeptReply(position, token_count, digests[row].tobytes(), outputs[row].tobytes())
         alone = Record(incarnation, position, fingerprint, states[row].tobytes(), (reply,))
         assert encoded[row].tobytes() == encode(alone)
+
+
+@given(st.integers(1, 9), st.integers(1, 40), st.randoms(use_true_random=False))
+def test_digests_of_rows_are_those_of_single_chunks(rows, size, random):
+    chunks = [random.randbytes(size) for _ in range(rows)]
+    digests = token_digests(b"".join(chunks), rows)
+    assert [digest.tobytes() for digest in digests] == [token_digest(chunk) for chunk in chunks]
+
+
+@given(st.sets(st.binary(max_size=40), min_size=2, max_size=2))
+def test_different_chunks_have_different_digests(chunks):
+    assert len({token_digest(chunk) for chunk in chunks}) == 2
 
 
 @given(records)
