@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
+import grpc.aio
 import numpy as np
 import redis
 import uvloop
@@ -24,9 +25,12 @@ from rich.progress import Progress
 from benchmarks.contestants import Contestant
 from benchmarks.footprint import resident_bytes
 from benchmarks.loads import load
-from benchmarks.population import Numbers, Population, SpreadColumns, SpreadLoad, SpreadStreams
+from benchmarks.population import Population, SpreadColumns, SpreadLoad, SpreadStreams
 from benchmarks.results import HOLDFAST, Round
 from benchmarks.section import Ratio, Section
+from holdfast.v1 import holdfast_pb2 as pb
+from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
+from service.bench.loads import LoadFailed
 from service.config import Settings
 from service.demo.processes import ServerProcess
 from service.store.embedded import EmbeddedStore
@@ -45,9 +49,12 @@ STREAMS = (1, 16, 64, 256, 1024)
 COMPARED = ("64 streams", "256 rows x 1")
 """Loads whose speed is compared with that at few sessions; they have more turns."""
 ROUNDS = 4
-COLD_ROUNDS = 5
+COLD_TURNS = 3000
 LITTLE_MEMORY_BYTES = 64 * STATE_BYTES
 """Hot states of the server on which every session is cold."""
+
+_runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
+"""As the server's loop; never closed, since gRPC delivers what is left of a call to it."""
 
 
 class Stage(NamedTuple):
@@ -77,16 +84,16 @@ class Stage(NamedTuple):
 
 
 class Cold(NamedTuple):
-    """One caller at a time on a server that keeps 64 states: medians over rounds of p50, milliseconds.
+    """A caller alone on a server that keeps 64 states: p50 of steps taken by turns, milliseconds.
 
     Attributes:
-        hot_ms: A step of the session of the step before.
-        cold_ms: A step of another session each time.
-        round_trip_ms: Reading one record over a connection like the server's.
+        cold_ms: The step of a session that is not in memory.
+        hot_ms: The next step of the same session.
+        round_trip_ms: Reading one record over a connection like the server's, after that.
     """
 
-    hot_ms: float
     cold_ms: float
+    hot_ms: float
     round_trip_ms: float
 
     @property
@@ -204,39 +211,44 @@ def _cold(stack: ExitStack, folder: Path, many: _Site, seconds: float) -> tuple[
     contestant = Contestant(HOLDFAST, server.address, server.pid, many.store.pid)
     everyone = np.arange(many.stored)
 
-    def p50_ms(numbers: Numbers) -> float:
-        return load(contestant, SpreadStreams(many.population, numbers, 1), seconds).p50_ms
-
-    turns = []
-    for _ in range(COLD_ROUNDS):
-        hot_ms = p50_ms(everyone[:1])
-        turns.append((hot_ms, p50_ms(everyone), _round_trip_ms(many, hot_ms / 1e3, seconds)))
+    cold = _runner.run(_by_turns(contestant, many, COLD_TURNS))
     loads = {
         "64 streams, all cold": SpreadStreams(many.population, everyone, 64),
         "256 rows x 1, all cold": SpreadColumns(many.population, everyone, 2, rows=256),
     }
     rounds = {label: load(contestant, spread, seconds) for label, spread in loads.items()}
-    return Cold(*(statistics.median(column) for column in zip(*turns, strict=True))), rounds
+    return cold, rounds
 
 
-def _round_trip_ms(many: _Site, pause_s: float, seconds: float) -> float:
-    """Returns the median time to read one record, when the store has been idle for `pause_s` before."""
-    keys = [many.any_key() for _ in range(64)]
+async def _by_turns(contestant: Contestant, many: _Site, count: int) -> Cold:
+    """Cold, hot, read, cold, hot, read: whatever else the machine does falls on all three."""
+    store = RedisStore(many.store.url, timeout_s=1.0)
+    await store.open()
+    key = many.any_key()
+    times_s: list[tuple[float, ...]] = []
+    async with grpc.aio.insecure_channel(contestant.address) as channel:
+        stub = StreamingInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
+        call = stub.StreamSteps()
 
-    async def read() -> float:
-        store = RedisStore(many.store.url, timeout_s=1.0)
-        await store.open()
-        trips_s: list[float] = []
-        until_s = time.monotonic() + seconds
-        while (started_s := time.monotonic()) < until_s:
-            await store.load([keys[len(trips_s) % len(keys)]])
-            trips_s.append(time.monotonic() - started_s)
-            await asyncio.sleep(pause_s)
-        await store.close()
-        return statistics.median(trips_s) * 1e3
+        async def step(number: int) -> None:
+            await call.write(pb.StreamStepsRequest(chunk=many.population.chunk(number)))
+            reply = await call.read()
+            if reply is grpc.aio.EOF or reply.WhichOneof("outcome") != "result":
+                raise LoadFailed(f"no result: {reply}")
+            many.population.positions[number] += 1
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(read())
+        for number in np.random.default_rng().permutation(many.stored)[:count].tolist():
+            begun_s = time.monotonic()
+            await step(number)
+            cold_s = time.monotonic()
+            await step(number)
+            hot_s = time.monotonic()
+            await store.load([key])
+            read_s = time.monotonic()
+            times_s.append((cold_s - begun_s, hot_s - cold_s, read_s - hot_s))
+        await call.done_writing()
+    await store.close()
+    return Cold(*(statistics.median(column) * 1e3 for column in zip(*times_s, strict=True)))
 
 
 def _section(stages: list[Stage], cold: Cold, cold_rounds: dict[str, Round], key_bytes: float) -> Section:
@@ -331,9 +343,9 @@ def _cold_text(cold: Cold, rounds: dict[str, Round]) -> str:
         for label, turn in rounds.items()
     )
     return (
-        f"On a server that keeps 64 states a caller alone waits {cold.cold_ms:.3f} ms (p50) for a step of "
-        f"another session each time, {cold.hot_ms:.3f} ms for one of the same session; reading one record, "
-        f"as seldom as that, takes {cold.round_trip_ms:.3f} ms. {loads}."
+        f"On a server that keeps 64 states a caller alone waits {cold.cold_ms:.3f} ms (p50) for a step "
+        f"of a cold session and {cold.hot_ms:.3f} ms for its next one; reading one record from outside, "
+        f"by turns with these, takes {cold.round_trip_ms:.3f} ms. {loads}."
     )
 
 

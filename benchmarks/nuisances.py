@@ -16,7 +16,7 @@ import time
 from collections.abc import Awaitable, Callable
 from multiprocessing.synchronize import Event
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 from urllib.request import urlopen
 
 import grpc.aio
@@ -49,6 +49,8 @@ SILENT_STREAMS = 200
 CANCELLED_CALLS = 10_000
 """In all rounds together."""
 CANCELLERS = 32
+CANCELLING_SHARE = 0.6
+"""Of the period, if the machine keeps up; what was cancelled in fact is counted."""
 LONGEST_PATIENCE_S = 0.004
 """A call is cancelled at a random moment up to it."""
 
@@ -64,10 +66,11 @@ class Footprint(NamedTuple):
 
 
 class Watch(NamedTuple):
-    """What the watched streams saw in a period, milliseconds."""
+    """What the watched streams saw in a period: milliseconds to a result, and replies that were none."""
 
     p50_ms: float
     p99_ms: float
+    failed_count: int = 0
 
 
 class Outcome(NamedTuple):
@@ -76,14 +79,14 @@ class Outcome(NamedTuple):
     Attributes:
         quiet: Before and after it.
         disturbed: While it lasted.
-        free_bytes: Resident memory of the server before it.
-        held_bytes: The same at its end, while its calls were still open.
+        held_bytes: Resident memory of the server at its end, while its calls were still open.
+        acts: Calls cancelled.
     """
 
     quiet: list[Watch]
     disturbed: list[Watch]
-    free_bytes: list[int]
     held_bytes: list[int]
+    acts: list[int]
 
     def over_quiet(self, figure: str) -> float:
         """A figure of the watched streams over that in quiet, medians."""
@@ -112,8 +115,7 @@ def disturb(folder: Path, rounds: int, scale: float) -> Section:
     with ServerProcess(folder) as server, Progress() as progress:
         bar = progress.add_task("", total=rounds * len(NUISANCES))
         outcomes = {name: Outcome([], [], [], []) for name in NUISANCES}
-        for name in NUISANCES:  # first a taste of each, so that what stays for good is there
-            _disturb(server, name, Outcome([], [], [], []), 0.1)
+        _watch(server.address, QUIET_S * scale)  # sessions are opened, caches filled; no nuisance yet
         before = _footprint(server)
         for _ in range(rounds):
             for name, outcome in outcomes.items():
@@ -129,10 +131,10 @@ def disturb(folder: Path, rounds: int, scale: float) -> Section:
 def _disturb(server: ServerProcess, name: str, outcome: Outcome, scale: float) -> None:
     """Quiet, the nuisance, its sudden death, quiet."""
     outcome.quiet.append(_watch(server.address, QUIET_S * scale))
-    outcome.free_bytes.append(resident_bytes(server.pid))
-    with _Nuisance(name, server, scale):
+    with _Nuisance(name, server, scale) as nuisance:
         outcome.disturbed.append(_watch(server.address, NUISANCE_S * scale))
         outcome.held_bytes.append(resident_bytes(server.pid))
+        outcome.acts.append(nuisance.act_count)
     time.sleep(SETTLE_S)
     outcome.quiet.append(_watch(server.address, QUIET_S * scale))
 
@@ -143,16 +145,25 @@ class _Nuisance:
     def __init__(self, name: str, server: ServerProcess, scale: float) -> None:
         context = multiprocessing.get_context("spawn")
         self._begun = context.Event()
-        self._process = context.Process(target=_misbehave, args=(name, server.address, scale, self._begun))
+        self._acts = context.Value("q", 0)
+        arguments = (name, server.address, scale, self._begun, self._acts)
+        self._process = context.Process(target=_misbehave, args=arguments)
         self._rests = name in RESTING
         self._server_pid = server.pid
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
+        """Returns itself once it misbehaves."""
         self._process.start()
         if not self._begun.wait(60):
             raise RuntimeError("the nuisance does not begin")
         while self._rests and self._server_share() > RESTING_SHARE:
             pass
+        return self
+
+    @property
+    def act_count(self) -> int:
+        """Calls cancelled so far."""
+        return int(self._acts.value)
 
     def __exit__(self, *_: object) -> None:
         self._process.kill()
@@ -165,16 +176,16 @@ class _Nuisance:
         return (cpu_s(self._server_pid) - begun_s) / SETTLE_S
 
 
-def _misbehave(name: str, address: str, scale: float, begun: Event) -> None:
+def _misbehave(name: str, address: str, scale: float, begun: Event, acts: Any) -> None:
     async def run() -> None:
         async with grpc.aio.insecure_channel(address) as channel:
-            await NUISANCES[name](StreamingInferenceServiceStub(channel), scale, begun)  # type: ignore[no-untyped-call]
+            await NUISANCES[name](StreamingInferenceServiceStub(channel), scale, begun, acts)  # type: ignore[no-untyped-call]
             await asyncio.sleep(3600)
 
     asyncio.run(run())
 
 
-async def _read_nothing(stub: Any, _: float, begun: Event) -> None:
+async def _read_nothing(stub: Any, _: float, begun: Event, __: Any) -> None:
     """Sends as fast as it may, asks for much, reads nothing."""
     outputs = pb.OutputSelection(tensors=["logits"])
 
@@ -188,22 +199,23 @@ async def _read_nothing(stub: Any, _: float, begun: Event) -> None:
     await asyncio.gather(*map(send, range(SLOW_READERS)))
 
 
-async def _fall_silent(stub: Any, _: float, begun: Event) -> None:
+async def _fall_silent(stub: Any, _: float, begun: Event, __: Any) -> None:
     """Opens streams, sends a chunk on each and is never heard of again."""
     calls = []
     for number in range(SILENT_STREAMS):
         call = stub.StreamSteps()
         await call.write(pb.StreamStepsRequest(chunk=_chunk(f"silent-{number}")))
-        await call.read()
+        if not _is_result(await call.read()):
+            raise RuntimeError("a stream was refused before it could fall silent")
         calls.append(call)
     begun.set()
     await asyncio.sleep(3600)
 
 
-async def _cancel_calls(stub: Any, scale: float, begun: Event) -> None:
+async def _cancel_calls(stub: Any, scale: float, begun: Event, acts: Any) -> None:
     """Begins calls, one half of them streams, and cancels them at random moments."""
     numbers = iter(range(int(CANCELLED_CALLS * scale / ROUNDS)))
-    pause_s = NUISANCE_S * CANCELLERS * ROUNDS / CANCELLED_CALLS
+    pause_s = CANCELLING_SHARE * NUISANCE_S * CANCELLERS * ROUNDS / CANCELLED_CALLS
 
     async def cancel_some(session_id: str) -> None:
         for number in numbers:
@@ -215,13 +227,14 @@ async def _cancel_calls(stub: Any, scale: float, begun: Event) -> None:
                 await call.write(pb.StreamStepsRequest(chunk=_chunk(session_id)))
             await asyncio.sleep(random.uniform(0, LONGEST_PATIENCE_S))
             call.cancel()
+            acts.value += 1
             await asyncio.sleep(max(0.0, begun_s + pause_s - time.monotonic()))
 
     begun.set()
     await asyncio.gather(*(cancel_some(f"cancelled-{number}") for number in range(CANCELLERS)))
 
 
-NUISANCES: dict[str, Callable[[Any, float, Event], Awaitable[None]]] = {
+NUISANCES: dict[str, Callable[[Any, float, Event, Any], Awaitable[None]]] = {
     "silent streams": _fall_silent,
     "cancelled calls": _cancel_calls,
     "slow readers": _read_nothing,
@@ -233,19 +246,25 @@ RESTING_SHARE = 0.1
 
 
 def _watch(address: str, seconds: float) -> Watch:
-    latencies = asyncio.run(_watch_streams(address, seconds))
+    latencies, failed_count = asyncio.run(_watch_streams(address, seconds))
     p50, p99 = np.percentile(latencies, [50, 99]) * 1e3
-    return Watch(float(p50), float(p99))
+    return Watch(float(p50), float(p99), failed_count)
 
 
-async def _watch_streams(address: str, seconds: float) -> list[float]:
-    """Returns the seconds from each token to its reply."""
+async def _watch_streams(address: str, seconds: float) -> tuple[list[float], int]:
+    """Returns the seconds from each token to its result, and how many got an error instead.
+
+    Raises:
+        RuntimeError: The server ended a stream.
+    """
     latencies: list[float] = []
+    failed_count = 0
     async with grpc.aio.insecure_channel(address) as channel:
         stub = StreamingInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
         until_s = time.monotonic() + seconds
 
         async def step_on(number: int) -> None:
+            nonlocal failed_count
             call = stub.StreamSteps()
             request = pb.StreamStepsRequest(chunk=_chunk(f"watched-{number}"))
             due_s = time.monotonic() + PERIOD_S * number / WATCHED
@@ -253,13 +272,21 @@ async def _watch_streams(address: str, seconds: float) -> list[float]:
                 await asyncio.sleep(due_s - time.monotonic())
                 sent_s = time.monotonic()
                 await call.write(request)
-                await call.read()
-                latencies.append(time.monotonic() - sent_s)
+                if _is_result(await call.read()):
+                    latencies.append(time.monotonic() - sent_s)
+                else:
+                    failed_count += 1
                 due_s = max(due_s + PERIOD_S, time.monotonic())
             await call.done_writing()
 
         await asyncio.gather(*map(step_on, range(WATCHED)))
-    return latencies
+    return latencies, failed_count
+
+
+def _is_result(reply: Any) -> bool:
+    if reply is grpc.aio.EOF:
+        raise RuntimeError("the server ended a stream")
+    return bool(reply.WhichOneof("outcome") == "result")
 
 
 def _chunk(session_id: str, text: bytes = b"x", outputs: pb.OutputSelection | None = None) -> pb.Chunk:
@@ -312,7 +339,7 @@ def _section(
         Ratio("sessions of cancelled calls that step on, of all", answered_share, at_least=1.0),
     ]
     for name, outcome in outcomes.items():
-        held = statistics.median(outcome.held_bytes) / statistics.median(outcome.free_bytes)
+        held = statistics.median(outcome.held_bytes) / before.resident_bytes
         ratios += [
             Ratio(f"{name}: memory while they last over before", held, at_most=1.5),
             Ratio(
@@ -321,11 +348,15 @@ def _section(
                 at_most=2.0,
             ),
         ]
+    watches = [watch for outcome in outcomes.values() for watch in (*outcome.quiet, *outcome.disturbed)]
+    failed_count = sum(watch.failed_count for watch in watches)
+    ratios.append(Ratio("replies to the watched streams that were errors", failed_count, at_most=0))
+    cancelled = sum(act for outcome in outcomes.values() for act in outcome.acts)
     listed = ", ".join(f"{count:,} {reason}" for reason, count in refusals.items() if count) or "none"
     text = (
         f"{WATCHED} streams with a token every {PERIOD_S * 1e3:.0f} ms each, in quiet and while a process "
         f"misbehaves that is killed in the end: {SLOW_READERS} streams that send and never read, "
-        f"{SILENT_STREAMS} that fall silent and never end, {CANCELLED_CALLS:,} calls cancelled within "
+        f"{SILENT_STREAMS} that fall silent and never end, {cancelled:,} calls cancelled within "
         f"{LONGEST_PATIENCE_S * 1e3:.0f} ms, half of them streams.\n\n{_table(outcomes)}\n\n"
         f"Before: {before}; after: {after}. Errors counted: {listed}."
     )
@@ -334,8 +365,8 @@ def _section(
             name: {
                 "quiet": [watch._asdict() for watch in outcome.quiet],
                 "disturbed": [watch._asdict() for watch in outcome.disturbed],
-                "free_bytes": outcome.free_bytes,
                 "held_bytes": outcome.held_bytes,
+                "acts": outcome.acts,
             }
             for name, outcome in outcomes.items()
         },
