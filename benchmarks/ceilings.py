@@ -21,6 +21,9 @@ from service.store.record import NO_STAMP, KeptReply, Record, draw_incarnation, 
 from service.store.redis import RedisStore
 
 PIPELINE = 64
+IDLE_PAUSE_S = 1e-3
+"""Between the calls that an idle server would make: about what one session that waits for each reply leaves."""
+
 STATE_BYTES = 1024
 TTL_S = 3600.0
 
@@ -36,7 +39,7 @@ def bare(session: ort.InferenceSession, rows: int, tokens_per_row: int, seconds:
         _, *after = session.run(outputs, {"token": tokens, **states, **switches})
         states.update(zip(states, after, strict=True))
 
-    return _timed(run, rows * tokens_per_row, seconds)
+    return _timed(run, rows * tokens_per_row, seconds, pause_s)
 
 
 def store_writes(store: EmbeddedStore, seconds: float) -> Round:
@@ -62,13 +65,13 @@ def store_writes(store: EmbeddedStore, seconds: float) -> Round:
     return turn._replace(store_us=store_us)
 
 
-def commits(store: EmbeddedStore, seconds: float) -> Round:
-    """Commits one record at a time as the server does, each waited for."""
+def commits(store: EmbeddedStore, seconds: float, *, pause_s: float = 0.0) -> Round:
+    """Commits one record at a time as the server does, each waited for, with pauses if asked for."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_commits(store, seconds))
+        return runner.run(_commits(store, seconds, pause_s))
 
 
-async def _commits(store: EmbeddedStore, seconds: float) -> Round:
+async def _commits(store: EmbeddedStore, seconds: float, pause_s: float) -> Round:
     client = RedisStore(store.url, timeout_s=1.0)
     await client.open()
     key, incarnation = f"ceiling:{secrets.token_hex(4)}".encode(), draw_incarnation()
@@ -79,10 +82,11 @@ async def _commits(store: EmbeddedStore, seconds: float) -> Round:
         position += 1
         writes = Writes([key], expected, [_record(incarnation, position)])
         sent_s = time.monotonic()
-        refusals = await client.commit(writes, TTL_S)
+        refusals = await client.commit([writes], TTL_S)
         latencies_s.append(time.monotonic() - sent_s)
         assert not refusals, f"bug: the commit was refused: {refusals}"
         expected = stamp(incarnation, position)
+        await asyncio.sleep(pause_s)
     took = Took(position, time.monotonic() - started_s, latencies_s)
     store_us = (cpu_s(store.pid) - store_s) / position * 1e6
     await client.close()
@@ -96,11 +100,14 @@ def _record(incarnation: int, position: int) -> bytes:
     return encode(Record(incarnation, position, bytes(32), bytes(STATE_BYTES), (reply,)))
 
 
-def _timed(call: Callable[[], None], steps_per_call: int, seconds: float) -> Round:
+def _timed(call: Callable[[], None], steps_per_call: int, seconds: float, pause_s: float = 0.0) -> Round:
     latencies_s: list[float] = []
     started_s = ended_s = time.monotonic()
     while ended_s < started_s + seconds:
         began_s = ended_s
+        if pause_s:
+            time.sleep(pause_s)
+            began_s = time.monotonic()
         call()
         ended_s = time.monotonic()
         latencies_s.append(ended_s - began_s)

@@ -12,6 +12,11 @@ TRITON = "triton"
 ONNXRUNTIME = "onnxruntime alone"
 STORE = "store alone"
 
+ONE_RUN = "1 row x 1"
+ONE_COMMIT = "one commit at a time"
+ONE_RUN_IDLE = f"{ONE_RUN}, 1 ms apart"
+ONE_COMMIT_IDLE = f"{ONE_COMMIT}, 1 ms apart"
+
 
 class Label(NamedTuple):
     """Whose turn it is.

@@ -6,13 +6,23 @@ from functools import partial
 import grpc
 from rich.progress import Progress, TimeRemainingColumn
 
-from benchmarks.ceilings import PIPELINE, bare, commits, store_writes
+from benchmarks.ceilings import IDLE_PAUSE_S, PIPELINE, bare, commits, store_writes
 from benchmarks.contestants import MODEL_FILE, Contestant, Field
 from benchmarks.loads import load
 from benchmarks.peers.triton import loads as triton_loads
 from benchmarks.peers.triton.environment import TritonUnavailable
 from benchmarks.peers.triton.server import TritonServer
-from benchmarks.results import ONNXRUNTIME, STORE, TRITON, Label, Results, Round
+from benchmarks.results import (
+    ONE_COMMIT,
+    ONE_COMMIT_IDLE,
+    ONE_RUN_IDLE,
+    ONNXRUNTIME,
+    STORE,
+    TRITON,
+    Label,
+    Results,
+    Round,
+)
 from holdfast.v1 import holdfast_pb2 as pb
 from service.bench.loads import ClosedLoop, LoadFailed, OpenCall, columns, streams, unary
 from service.bench.payload import Payload
@@ -24,7 +34,7 @@ MESSAGES_OF_COLUMNS = 2
 _SHARE_OF_CEILINGS = 1 / 3
 """Of a turn's time: what runs alone, on one thread, settles sooner."""
 
-_WARM_UP_S = 0.5
+_WARM_UP_S = 1.0
 
 
 class TurnFailed(Exception):
@@ -59,6 +69,7 @@ def all_turns(field: Field) -> Turns:
     one_each, call_each = streams(_payload()), unary(_payload())
     holdfast, echo, plain = field.holdfast, field.echo, field.plain
     workers = [field.workers] if field.workers else []
+    alone = open_graph(MODEL_FILE)
     return (
         _loaded("1 stream", one_each, 1, holdfast, echo)
         | _loaded("64 streams", one_each, 64, holdfast, echo)
@@ -73,10 +84,12 @@ def all_turns(field: Field) -> Turns:
         | _in_columns(64, 16, holdfast, echo)
         | _bare(64, 16)
         | _bare(1, 1)
+        | {Label(ONE_RUN_IDLE, ONNXRUNTIME): _short(partial(bare, alone, 1, 1, pause_s=IDLE_PAUSE_S))}
         | _bare(8, 1)
         | _bare(64, 1)
         | {Label(f"pipelines of {PIPELINE} SETs", STORE): _short(partial(store_writes, field.store))}
-        | {Label("one commit at a time", STORE): _short(partial(commits, field.store))}
+        | {Label(ONE_COMMIT, STORE): _short(partial(commits, field.store))}
+        | {Label(ONE_COMMIT_IDLE, STORE): _short(partial(commits, field.store, pause_s=IDLE_PAUSE_S))}
     )
 
 
@@ -89,28 +102,27 @@ def _payload() -> Payload:
     return Payload(pb.Model(name="python-source", vocabulary=pb.Vocabulary(size=256, is_bytes=True)))
 
 
-def _loaded(name: str, open_call: OpenCall, count: int, *contestants: Contestant) -> Turns:
-    return {
-        Label(name, contestant.name): partial(
-            load, contestant, ClosedLoop(f"{contestant.name} {name}", count, open_call)
-        )
-        for contestant in contestants
-    }
+def _loaded(
+    name: str,
+    open_call: OpenCall,
+    count: int,
+    *contestants: Contestant,
+    rows: int = 1,
+    tokens_per_row: int = 1,
+) -> Turns:
+    turns: Turns = {}
+    for contestant in contestants:
+        sessions = f"{contestant.name} {name}"
+        loop = ClosedLoop(sessions, count, open_call, rows=rows, tokens_per_row=tokens_per_row)
+        turns[Label(name, contestant.name)] = partial(load, contestant, loop)
+    return turns
 
 
 def _in_columns(rows: int, tokens_per_row: int, *contestants: Contestant) -> Turns:
     name, open_call = columns_name(rows, tokens_per_row), columns(_payload(), tokens_per_row)
-    turns: Turns = {}
-    for contestant in contestants:
-        loop = ClosedLoop(
-            f"{contestant.name} {name}",
-            MESSAGES_OF_COLUMNS,
-            open_call,
-            rows=rows,
-            tokens_per_row=tokens_per_row,
-        )
-        turns[Label(name, contestant.name)] = partial(load, contestant, loop)
-    return turns
+    return _loaded(
+        name, open_call, MESSAGES_OF_COLUMNS, *contestants, rows=rows, tokens_per_row=tokens_per_row
+    )
 
 
 def _bare(rows: int, tokens_per_row: int) -> Turns:

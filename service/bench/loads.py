@@ -108,6 +108,8 @@ class ClosedLoop:
             raise failed.exceptions[0] from None
         except* TimeoutError:
             raise LoadFailed(f"no reply within {PATIENCE_S:g} s") from None
+        if not latencies_s:
+            raise LoadFailed(f"no reply within {seconds:g} s")
         return Took(sum(task.result() for task in tasks), time.monotonic() - started_s, latencies_s)
 
     async def _call(self, stub: Any, number: int, until_s: float, latencies_s: list[float]) -> int:

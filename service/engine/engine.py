@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from service.engine import pace, rules
 from service.engine.batch import EncodeOutputs, Ran, Steps
 from service.engine.block import Applied, Block, gather
+from service.engine.busy_clock import BusyClock
 from service.engine.hot_state import HotSessions, Standing
 from service.engine.offer import Offer, make_offers
 from service.engine.pace import Pace
@@ -100,7 +101,7 @@ class Observer(Protocol):
         """A commit found another record than expected."""
 
     def refused(self, reason: str) -> None:
-        """A chunk was answered with an error."""
+        """A chunk was answered with an error, and its caller still waits for it."""
 
 
 class Engine:
@@ -134,6 +135,7 @@ class Engine:
         self._tasks: set[asyncio.Task[None]] = set()
         self._driver: asyncio.Task[None] | None = None
         self._pace = Pace()
+        self._busy_clock = BusyClock()
         self._unanswered_count = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -156,6 +158,7 @@ class Engine:
             await asyncio.gather(self._driver, return_exceptions=True)
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._runner.close()
+        self._busy_clock.close()
         while items := self._queue.take(self._limits.max_batch):
             for work in _works(items):
                 self._refuse(work, _draining())
@@ -216,7 +219,7 @@ class Engine:
     async def _gather(self) -> None:
         """Waits for more chunks, where `Pace` says that it pays."""
         now_s = time.monotonic()
-        self._pace.sample(now_s, time.process_time())
+        self._pace.sample(now_s, self._busy_clock.read_s())
         until_s = now_s + pace.MAX_WAIT_S
         while len(self._queue) < self._limits.max_batch and self._pace.expects_more(now_s):
             count = self._pace.arrival_count
@@ -285,6 +288,9 @@ class Engine:
         """Returns what runs, split by model; looks at the other rows one by one."""
         standing = self._hot.standing(slots)
         runs = rules.continues(standing.stands_at, block.positions, block.incarnations)
+        if block.acknowledged is not None:
+            is_ahead = rules.sends_ahead(standing.stands_at, block.acknowledged)
+            runs &= ~is_ahead | self._hot.has_tails(slots)
         if np.count_nonzero(runs) < len(block):
             for place in np.flatnonzero(~runs).tolist():
                 self._decide_alone(block.work(place), int(slots[place]), cold)
@@ -318,8 +324,7 @@ class Engine:
 
     def _decide_alone(self, work: Work, slot: int, cold: list[Work | Block]) -> None:
         """Answers a chunk that does not just run, or has it loaded if the answer could be out of date."""
-        is_fresh = self._hot.verified_s(slot) >= work.arrived_s
-        if not is_fresh:
+        if not self._hot.knows_all(slot, work.arrived_s):
             self._hot.discard(work.key)
             cold.append(work)
             return
@@ -453,8 +458,7 @@ class Engine:
             first += len(offer.stamps)
 
     def _make_offers(self, ran: Ran) -> list[Offer]:
-        tails = [self._hot.tail(slot) for slot in ran.steps.slots.tolist()]
-        offers, refused = make_offers(ran, tails)
+        offers, refused = make_offers(ran, self._hot.tail)
         block = ran.steps.block
         for place, error in refused:
             self._refuse(block.work(place), error)
@@ -562,7 +566,7 @@ class Engine:
         self._release((work.key,))
 
     def _settle(self, work: Work, outcome: Answer | ServiceError) -> None:
-        if isinstance(outcome, ServiceError):
+        if isinstance(outcome, ServiceError) and not work.is_cancelled:
             self._observer.refused(outcome.reason)
         work.settle(outcome)
         self._answered(1)
@@ -597,7 +601,7 @@ def _part(offer: Offer, chosen: NDArray[np.int64]) -> Offer:
         stamps=offer.stamps[chosen],
         states=offer.states[chosen],
         outputs=offer.outputs[chosen],
-        tails=[offer.tails[place] for place in chosen.tolist()],
+        tails=None if offer.tails is None else [offer.tails[place] for place in chosen.tolist()],
     )
 
 

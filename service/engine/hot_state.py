@@ -3,6 +3,9 @@
 A copy may be out of date: another replica may have moved the session on. That is harmless, since a commit
 compares stamps. A session has a *slot*, and what is known of it stands in that row of a few arrays, so that
 a batch is read and written by index. Least recently used sessions give way beyond `max_bytes`.
+
+The *tail* of a session is the replies its record keeps, encoded. The next record needs it only if the
+client sends ahead, and an answer from it rests on a record just read; so otherwise a commit drops it.
 """
 
 from collections.abc import Callable, Sequence
@@ -58,7 +61,8 @@ class HotSessions:
         self._is_busy = is_busy
         self._slots: dict[bytes, int] = {}
         self._keys: list[bytes | None] = [None] * _FIRST_ROWS
-        self._tails: list[bytes] = [b""] * _FIRST_ROWS
+        self._tails: dict[int, bytes] = {}
+        self._has_tail = np.zeros(_FIRST_ROWS, np.bool_)
         self._columns = np.zeros((_FIRST_ROWS, _COLUMN_COUNT), np.int64)
         self._verified_s = np.zeros(_FIRST_ROWS)
         self._used = np.zeros(_FIRST_ROWS, np.int64)
@@ -91,7 +95,10 @@ class HotSessions:
         return self.model(self._columns[slot, _MODEL])
 
     def record(self, slot: int) -> Record | None:
-        """Returns what the store is believed to hold, without the state; None if nothing."""
+        """Returns what the store is believed to hold, without the state; None if nothing.
+
+        The tail must be here.
+        """
         incarnation, position = self._columns[slot, _STAMP].tolist()
         if incarnation == 0:
             return None
@@ -107,6 +114,15 @@ class HotSessions:
     def verified_s(self, slot: int) -> float:
         """Returns the monotonic time at which the store was known to hold the record."""
         return float(self._verified_s[slot])
+
+    def knows_all(self, slot: int, since_s: float) -> bool:
+        """Whether the record, with its kept replies, was known to be in the store at that time or later."""
+        return bool(self._verified_s[slot] >= since_s and self._has_tail[slot])
+
+    def has_tails(self, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Tells which sessions have their tail here."""
+        has: NDArray[np.bool_] = self._has_tail[slots]
+        return has
 
     def tail(self, slot: int) -> bytes:
         """Returns the kept replies, as `record.encode_replies` gives them."""
@@ -132,9 +148,10 @@ class HotSessions:
         self._verified_s[slot] = verified_s
         self._turn += 1
         self._used[slot] = self._turn
-        self._keys[slot], self._tails[slot] = key, tail
+        self._keys[slot] = key
         self._slots[key] = slot
-        self._held_bytes += model.contract.state_bytes + len(tail)
+        self._held_bytes += model.contract.state_bytes
+        self._keep_tail(slot, tail)
         self._shrink()
 
     def discard(self, key: bytes) -> None:
@@ -145,8 +162,9 @@ class HotSessions:
         _, _, _, _, number, row = self._columns[slot].tolist()
         model, rows = self._models[number]
         rows.release(row)
-        self._held_bytes -= model.contract.state_bytes + len(self._tails[slot])
-        self._keys[slot], self._tails[slot] = None, b""
+        self._held_bytes -= model.contract.state_bytes
+        self._drop_tail(slot)
+        self._keys[slot] = None
         self._free.append(slot)
 
     def gather(self, standing: Standing) -> NDArray[np.uint8]:
@@ -160,7 +178,7 @@ class HotSessions:
         standing: Standing,
         stamps: NDArray[np.int64],
         states: NDArray[np.uint8],
-        tails: Sequence[bytes],
+        tails: Sequence[bytes] | None,
         verified_s: float,
     ) -> None:
         """Takes in records of one model that are committed.
@@ -170,30 +188,41 @@ class HotSessions:
             standing: Where they stood before.
             stamps: Of the records, (B, 2).
             states: Raw, (B, state_bytes).
-            tails: Kept replies.
+            tails: Kept replies; None where no client sends ahead.
             verified_s: Monotonic time at which the store is known to have held the records.
         """
         self._columns[slots, _STAMP] = stamps
         self._columns[slots, _STANDS_AT] = stamps
         self._models[standing.models[0]][1].rows[standing.rows] = states
         self._verified_s[slots] = verified_s
-        kept = self._tails
-        for slot, tail in zip(slots.tolist(), tails, strict=True):
-            self._held_bytes += len(tail) - len(kept[slot])
-            kept[slot] = tail
-        self._shrink()
+        for slot in slots[self._has_tail[slots]].tolist():
+            self._drop_tail(slot)
+        if tails is not None:
+            for slot, tail in zip(slots.tolist(), tails, strict=True):
+                self._keep_tail(slot, tail)
+            self._shrink()
+
+    def _keep_tail(self, slot: int, tail: bytes) -> None:
+        self._tails[slot] = tail
+        self._has_tail[slot] = True
+        self._held_bytes += len(tail)
+
+    def _drop_tail(self, slot: int) -> None:
+        self._held_bytes -= len(self._tails.pop(slot, b""))
+        self._has_tail[slot] = False
 
     def _number(self, model: Model) -> int:
         number = self._model_numbers.get(model.fingerprint)
         if number is None:
             number = self._model_numbers[model.fingerprint] = len(self._models)
-            self._models.append((model, _StateRows(model.contract.state_bytes)))
+            size_bytes = model.contract.state_bytes
+            self._models.append((model, _StateRows(size_bytes, self._max_bytes // size_bytes)))
         return number
 
     def _grow(self) -> None:
         count = len(self._keys)
         self._keys += [None] * count
-        self._tails += [b""] * count
+        self._has_tail = np.concatenate([self._has_tail, np.zeros_like(self._has_tail)])
         self._columns = np.concatenate([self._columns, np.zeros_like(self._columns)])
         self._verified_s = np.concatenate([self._verified_s, np.zeros_like(self._verified_s)])
         self._used = np.concatenate([self._used, np.zeros_like(self._used)])
@@ -217,19 +246,30 @@ class HotSessions:
 
 
 class _StateRows:
-    """The states of one model's sessions: one row of raw bytes each, tensors one after the other."""
+    """The states of one model's sessions: one row of raw bytes each, tensors one after the other.
 
-    def __init__(self, state_bytes: int) -> None:
-        self.rows = np.zeros((_FIRST_ROWS, state_bytes), np.uint8)
-        self._free = list(range(_FIRST_ROWS))
+    All rows that the bound allows are there from the start; memory that was never written to costs nothing.
+
+    Args:
+        state_bytes: Bytes of a row.
+        count: Rows that the bound allows; busy sessions may need more.
+    """
+
+    def __init__(self, state_bytes: int, count: int) -> None:
+        self.rows = np.zeros((count + _FIRST_ROWS, state_bytes), np.uint8)
+        self._free: list[int] = []
+        self._used_count = 0
 
     def claim(self, state: bytes) -> int:
         """Stores a state, raw or b"" for the initial one, and returns its row."""
-        if not self._free:
-            count = len(self.rows)
-            self.rows = np.concatenate([self.rows, np.zeros_like(self.rows)])
-            self._free.extend(range(count, 2 * count))
-        row = self._free.pop()
+        if self._free:
+            row = self._free.pop()
+        else:
+            row = self._used_count
+            self._used_count += 1
+            if row == len(self.rows):
+                more = np.zeros((row // 8 + _FIRST_ROWS, self.rows.shape[1]), np.uint8)
+                self.rows = np.concatenate([self.rows, more])
         self.rows[row] = np.frombuffer(state, np.uint8) if state else 0
         return row
 

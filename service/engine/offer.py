@@ -4,14 +4,14 @@ Most rows keep one reply, and their records have one layout: these become one ma
 sends ahead keeps several, as many as it has not acknowledged, and is encoded by itself.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.engine.batch import Ran, Steps
-from service.engine.rules import keep_replies
+from service.engine.rules import keep_replies, sends_ahead
 from service.errors import ServiceError, StateNotFinite
 from service.store.protocol import Writes
 from service.store.record import (
@@ -33,7 +33,7 @@ class Offer(NamedTuple):
         stamps: Of the records, int64 (B, 2).
         states: Raw, (B, state_bytes).
         outputs: Encoded, (B, n).
-        tails: The replies that each record keeps, encoded.
+        tails: The replies that each record keeps, encoded; None if the next record will not need them.
         writes: The records.
     """
 
@@ -41,7 +41,7 @@ class Offer(NamedTuple):
     stamps: NDArray[np.int64]
     states: NDArray[np.uint8]
     outputs: NDArray[np.uint8]
-    tails: list[bytes]
+    tails: list[bytes] | None
     writes: Writes
 
 
@@ -49,22 +49,23 @@ Refused = list[tuple[int, ServiceError]]
 """Rows of a block, by index, that cannot be committed, and why."""
 
 
-def make_offers(ran: Ran, tails: Sequence[bytes]) -> tuple[list[Offer], Refused]:
+def make_offers(ran: Ran, tail: Callable[[int], bytes]) -> tuple[list[Offer], Refused]:
     """Makes the records of a block.
 
     Args:
         ran: What it gave.
-        tails: Replies that the present record of each row keeps, encoded.
+        tail: Gives the replies that the present record of a slot keeps, encoded.
 
     Returns:
         At most two offers, of rows that keep one reply and of others; and rows that have no record.
     """
-    sends_ahead = _sends_ahead(ran)
-    if sends_ahead is None and ran.is_finite is None:
+    acknowledged = ran.steps.block.acknowledged
+    if acknowledged is None and ran.is_finite is None:
         return [_offer_alike(ran)], []
     every = np.ones(len(ran.states), np.bool_)
     is_finite = every if ran.is_finite is None else ran.is_finite
-    is_ahead = ~every if sends_ahead is None else sends_ahead
+    stands_at = ran.steps.standing.stands_at
+    is_ahead = ~every if acknowledged is None else sends_ahead(stands_at, acknowledged)
     count = ran.steps.block.asked.token_count
     refused: Refused = [(int(row), _not_finite(count)) for row in np.flatnonzero(~is_finite)]
     offers = []
@@ -73,17 +74,8 @@ def make_offers(ran: Ran, tails: Sequence[bytes]) -> tuple[list[Offer], Refused]
         offers.append(_offer_alike(_part(ran, alike)))
     ahead = np.flatnonzero(is_finite & is_ahead)
     if len(ahead):
-        offers += _offer_each(ran, ahead, tails, refused)
+        offers += _offer_each(ran, ahead, tail, refused)
     return offers, refused
-
-
-def _sends_ahead(ran: Ran) -> NDArray[np.bool_] | None:
-    """Tells which clients have not yet the reply to the last chunk; None if all have."""
-    acknowledged = ran.steps.block.acknowledged
-    if acknowledged is None:
-        return None
-    is_ahead: NDArray[np.bool_] = (acknowledged >= 0) & (acknowledged < ran.steps.standing.stands_at[:, 1])
-    return is_ahead if is_ahead.any() else None
 
 
 def _part(ran: Ran, chosen: NDArray[np.int64]) -> Ran:
@@ -102,9 +94,11 @@ def _offer_alike(ran: Ran) -> Offer:
     records = encode_rows(
         stamps, model.fingerprint, ran.states, block.asked.token_count, block.digests, ran.outputs
     )
-    replies = records[:, records.shape[1] - REPLY_BYTES - ran.outputs.shape[1] :]
     writes = Writes(block.keys, standing.stamps.tobytes(), records)
-    return Offer(ran.steps, stamps, ran.states, ran.outputs, _cut(replies), writes)
+    tails = None
+    if block.acknowledged is not None:
+        tails = _cut(records[:, records.shape[1] - REPLY_BYTES - ran.outputs.shape[1] :])
+    return Offer(ran.steps, stamps, ran.states, ran.outputs, tails, writes)
 
 
 def _cut(rows: NDArray[np.uint8]) -> list[bytes]:
@@ -113,7 +107,7 @@ def _cut(rows: NDArray[np.uint8]) -> list[bytes]:
 
 
 def _offer_each(
-    ran: Ran, chosen: NDArray[np.int64], tails: Sequence[bytes], refused: Refused
+    ran: Ran, chosen: NDArray[np.int64], tail: Callable[[int], bytes], refused: Refused
 ) -> list[Offer]:
     """Offers rows that keep several replies; adds those that would keep too many to `refused`."""
     block, fingerprint = ran.steps.block, ran.steps.model.fingerprint
@@ -126,7 +120,8 @@ def _offer_each(
         digest = block.digests[row].tobytes()
         reply = KeptReply(position, block.asked.token_count, digest, outputs[row])
         try:
-            kept = keep_replies(decode_replies(tails[row]), reply, int(acknowledged[row]))
+            replies = decode_replies(tail(int(ran.steps.slots[row])))
+            kept = keep_replies(replies, reply, int(acknowledged[row]))
         except ServiceError as error:
             refused.append((row, error))
             continue

@@ -3,14 +3,15 @@
 A batch costs the event loop a few hundred microseconds whether it is small or large, and so do requests
 on their way in. On a loop with time to spare a batch leaves at once. On a busy one small batches starve
 the requests that would make them larger: 64 unary callers then run one by one, at a third of the speed.
-So a batch waits only where waiting pays: the process uses most of a core, and sessions that were answered
-a moment ago have not come back yet.
+So a batch waits only where waiting pays: the loop is hardly ever idle, and sessions that were answered a
+moment ago have not come back yet.
 """
 
+from collections import OrderedDict
 from collections.abc import Iterable
 
 BUSY_SHARE = 0.75
-"""CPU time over wall time from which the loop counts as busy."""
+"""Share of the time, see `busy_clock`, from which the loop counts as busy."""
 
 SAMPLE_S = 0.02
 """Shortest stretch over which that share is taken."""
@@ -34,10 +35,10 @@ class Pace:
 
     def __init__(self) -> None:
         self.arrival_count = 0
-        self._answered_s: dict[bytes, float] = {}
+        self._answered_s: OrderedDict[bytes, float] = OrderedDict()  # oldest first
         self._is_busy = False
         self._sampled_s = 0.0
-        self._sampled_cpu_s = 0.0
+        self._sampled_busy_s = 0.0
 
     def came(self, key: bytes) -> None:
         """A chunk of a session has come."""
@@ -47,22 +48,23 @@ class Pace:
     def answered(self, keys: Iterable[bytes], now_s: float) -> None:
         """Sessions were answered, and may come back soon."""
         for key in keys:
-            self._answered_s.pop(key, None)  # so that the dictionary stays in the order of time
             self._answered_s[key] = now_s
+            self._answered_s.move_to_end(key)
+        self._forget_old(now_s)
 
-    def sample(self, now_s: float, cpu_s: float) -> None:
-        """Takes the CPU time of the process so far."""
+    def sample(self, now_s: float, busy_s: float) -> None:
+        """Takes the time that the loop has been busy so far."""
         elapsed_s = now_s - self._sampled_s
         if elapsed_s >= SAMPLE_S:
-            self._is_busy = cpu_s - self._sampled_cpu_s >= BUSY_SHARE * elapsed_s
-            self._sampled_s, self._sampled_cpu_s = now_s, cpu_s
+            self._is_busy = busy_s - self._sampled_busy_s >= BUSY_SHARE * elapsed_s
+            self._sampled_s, self._sampled_busy_s = now_s, busy_s
 
     def expects_more(self, now_s: float) -> bool:
         """Tells whether it pays to wait."""
+        self._forget_old(now_s)
+        return self._is_busy and bool(self._answered_s)
+
+    def _forget_old(self, now_s: float) -> None:
         answered_s = self._answered_s
-        while answered_s:
-            oldest = next(iter(answered_s))
-            if now_s - answered_s[oldest] < RETURN_S:
-                break
-            del answered_s[oldest]
-        return self._is_busy and bool(answered_s)
+        while answered_s and now_s - next(iter(answered_s.values())) >= RETURN_S:
+            answered_s.popitem(last=False)

@@ -140,6 +140,17 @@ def continues(
     return runs
 
 
+def sends_ahead(stands_at: NDArray[np.int64], acknowledged: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Tells whose clients have not acknowledged the last chunk, so that its reply is kept on.
+
+    Args:
+        stands_at: Incarnation and position of each session, (B, 2).
+        acknowledged: Position of the last reply that each client has, (B,); negative is not said.
+    """
+    is_ahead: NDArray[np.bool_] = (acknowledged >= 0) & (acknowledged < stands_at[:, 1])
+    return is_ahead
+
+
 def keep_replies(
     replies: tuple[KeptReply, ...], new: KeptReply, acknowledged: int
 ) -> tuple[KeptReply, ...]:

@@ -1,7 +1,8 @@
 """Runs batches: short ones where they are, long ones in a thread, so that the event loop goes on meanwhile.
 
-onnxruntime and large numpy operations run without the interpreter's lock. Handing a batch to the thread and
-back costs about 0.1 ms, so it pays from several times that; what a model takes per step is learnt.
+onnxruntime and large numpy operations run without the interpreter's lock, so the thread has its own core.
+But what a batch reads and writes then moves between two cores' caches, which costs more than a short run
+takes; what a model takes per step is learnt.
 """
 
 import asyncio
@@ -16,8 +17,8 @@ from service.engine.batch import EncodeOutputs, Ran, Steps, run_batch
 from service.errors import ServiceError
 from service.model.protocol import Model
 
-THREAD_PAYS_S = 0.5e-3
-"""A batch that takes longer runs in the thread."""
+THREAD_PAYS_S = 3e-3
+"""A batch that takes longer runs in the thread, so that nobody else waits for so long."""
 
 _NEW_SHARE = 0.2
 """Weight of the latest batch in what is known of a model's speed."""

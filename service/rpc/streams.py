@@ -22,6 +22,12 @@ MAX_UNANSWERED = 1024
 """Chunks of one stream whose replies are not written; beyond it reading pauses, and HTTP/2 flow control
 does the rest. So a client that sends and does not read is held back, and holds nobody else."""
 
+MAX_UNWRITTEN_BYTES = 1 << 20
+"""The same in bytes, by the largest reply per chunk that the stream has had."""
+
+_FIRST_REPLY_BYTES = 4096
+"""What a chunk's reply is taken to have before there was one."""
+
 
 class _ReplyStream(ABC):
     """One call: reads requests while it writes replies.
@@ -38,6 +44,8 @@ class _ReplyStream(ABC):
         self._max_tokens = max_tokens
         self._replies: list[tuple[bytes, int]] = []
         self._pending_count = 0
+        self._largest_bytes = 0
+        self._is_over = False
         self._wakes_writer = _Bell()
         self._wakes_reader = _Bell()
         self._is_read = False
@@ -56,6 +64,8 @@ class _ReplyStream(ABC):
                     self._wakes_reader.ring()
             await reader
         finally:
+            self._is_over = True
+            self._replies.clear()
             reader.cancel()
             self._cancel()
 
@@ -63,7 +73,7 @@ class _ReplyStream(ABC):
         try:
             while (request := await self._context.read()) is not grpc.aio.EOF:
                 self._submit(request)
-                while self._pending_count >= MAX_UNANSWERED:
+                while self._is_full():
                     await self._wakes_reader.wait()
         finally:
             self._is_read = True
@@ -77,9 +87,16 @@ class _ReplyStream(ABC):
     def _cancel(self) -> None:
         """The call has ended: what has not run yet is skipped."""
 
+    def _is_full(self) -> bool:
+        size_bytes = self._pending_count * (self._largest_bytes or _FIRST_REPLY_BYTES)
+        return self._pending_count >= MAX_UNANSWERED or size_bytes >= MAX_UNWRITTEN_BYTES
+
     def _finish(self, reply: bytes, chunk_count: int) -> None:
         """Lets a reply go; once it is written, as many chunks come in as it answers."""
+        if self._is_over:
+            return
         self._replies.append((reply, chunk_count))
+        self._largest_bytes = max(self._largest_bytes, len(reply) // chunk_count)
         self._wakes_writer.ring()
 
 
@@ -126,6 +143,7 @@ class StepStream(_ReplyStream):
     def _cancel(self) -> None:
         for work in self._unanswered:
             work.is_cancelled = True
+        self._unanswered.clear()
 
 
 class BatchStream(_ReplyStream):
@@ -165,6 +183,7 @@ class BatchStream(_ReplyStream):
         for call in self._calls:
             if isinstance(call, ColumnsCall):
                 call.cancel()
+        self._calls.clear()
 
 
 def _encode(chunk: pb.Chunk, outcome: Answer | ServiceError) -> bytes:

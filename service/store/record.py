@@ -20,6 +20,7 @@ it with the record it replaces, and why it sits at a fixed offset that the scrip
 Without its state and replies a record with one reply has 72 + 32 = 104 bytes.
 """
 
+import functools
 import secrets
 import struct
 from typing import NamedTuple
@@ -179,15 +180,12 @@ def encode_rows(
     reply_start = _HEADER.size + state_bytes
     outputs_start = reply_start + _REPLY_HEADER.size
     size = outputs_start + outputs.shape[1]
+    header, reply_header = _constant_headers(fingerprint, state_bytes, token_count, outputs.shape[1])
     matrix = np.empty((rows, size), np.uint8)
-    matrix[:, : _HEADER.size] = np.frombuffer(
-        _HEADER.pack(MAGIC, 1, 0, 0, 0, fingerprint, state_bytes), np.uint8
-    )
+    matrix[:, : _HEADER.size] = header
     matrix[:, STAMP_START:STAMP_END] = stamps.view(np.uint8)
     matrix[:, _HEADER.size : reply_start] = states
-    matrix[:, reply_start:outputs_start] = np.frombuffer(
-        _REPLY_HEADER.pack(0, token_count, outputs.shape[1], bytes(16)), np.uint8
-    )
+    matrix[:, reply_start:outputs_start] = reply_header
     matrix[:, reply_start : reply_start + 8] = stamps[:, 1:].copy().view(np.uint8)
     matrix[:, outputs_start - 16 : outputs_start] = digests
     matrix[:, outputs_start:] = outputs
@@ -197,6 +195,16 @@ def encode_rows(
     checksums = [xxhash.xxh3_64_intdigest(flat[start : start + checked], 1) for start in starts]
     matrix[:, 8:STAMP_START] = np.array(checksums, "<u8")[:, np.newaxis].view(np.uint8)
     return matrix
+
+
+@functools.lru_cache(256)
+def _constant_headers(
+    fingerprint: bytes, state_bytes: int, token_count: int, output_bytes: int
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Returns the headers of record and reply as they are in every row, zero where rows differ."""
+    header = _HEADER.pack(MAGIC, 1, 0, 0, 0, fingerprint, state_bytes)
+    reply_header = _REPLY_HEADER.pack(0, token_count, output_bytes, bytes(_DIGEST_BYTES))
+    return np.frombuffer(header, np.uint8), np.frombuffer(reply_header, np.uint8)
 
 
 def decode(data: bytes) -> Record:

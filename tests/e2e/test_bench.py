@@ -1,4 +1,4 @@
-"""`holdfast bench` as a user runs it."""
+"""`holdfast bench` as a user runs it, and what of `make bench` leans on modules of the server."""
 
 import subprocess
 import sys
@@ -6,7 +6,11 @@ import sys
 import pytest
 import redis
 
+from benchmarks.ceilings import bare, commits, store_writes
+from benchmarks.contestants import MODEL_FILE
+from service.demo.oracle import open_graph
 from service.demo.processes import ServerProcess
+from service.store.embedded import EmbeddedStore
 from service.store.record import decode
 from tests.models import write_features_model
 from tests.oracle import MODELS
@@ -69,3 +73,13 @@ def test_it_says_what_is_wrong_in_one_line(server, options, code, complaint):
     assert result.returncode == code
     assert complaint in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.stderr
+
+
+def test_the_ceilings_of_make_bench_can_be_measured(folder, server):
+    store = EmbeddedStore.start(folder / "data")  # joins the server's
+    try:
+        turns = [store_writes(store, 0.05), commits(store, 0.05)]
+    finally:
+        store.release()
+    turns.append(bare(open_graph(MODEL_FILE), 2, 3, 0.05))
+    assert all(turn.steps_per_s > 0 for turn in turns)

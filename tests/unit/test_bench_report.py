@@ -6,7 +6,20 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from benchmarks import report, speed
-from benchmarks.results import ECHO, HOLDFAST, ONNXRUNTIME, STORE, TRITON, Label, Results, Round
+from benchmarks.results import (
+    ECHO,
+    HOLDFAST,
+    ONE_COMMIT,
+    ONE_COMMIT_IDLE,
+    ONE_RUN,
+    ONE_RUN_IDLE,
+    ONNXRUNTIME,
+    STORE,
+    TRITON,
+    Label,
+    Results,
+    Round,
+)
 from benchmarks.section import Ratio, Section
 from benchmarks.targets import ratios
 from service.bench.scrape import mean, parse
@@ -18,8 +31,10 @@ RESULTS = Results(
         Label("64 streams", HOLDFAST): [Round(speed, 1.0, 3.0, 4.0, 100.0, 1.0) for speed in (90, 10, 60)],
         Label("64 streams", ECHO): [Round(120.0, 1.0, 2.0, 3.0, 50.0)],
         Label("64 streams", TRITON): [],
-        Label("1 row x 1", ONNXRUNTIME): [Round(1.0, 0.2, 1.0, 1.0)],
-        Label("one commit at a time", STORE): [Round(1.0, 0.3, 1.0, 1.0)],
+        Label(ONE_RUN, ONNXRUNTIME): [Round(1.0, 0.1, 1.0, 1.0)],
+        Label(ONE_COMMIT, STORE): [Round(1.0, 0.2, 1.0, 1.0)],
+        Label(ONE_RUN_IDLE, ONNXRUNTIME): [Round(1.0, 0.2, 1.0, 1.0)],
+        Label(ONE_COMMIT_IDLE, STORE): [Round(1.0, 0.3, 1.0, 1.0)],
     },
     {Label("64 streams", TRITON): ["it died of SIGSEGV"] * 2},
 )
@@ -44,7 +59,10 @@ def test_ratios_are_of_medians_and_say_what_is_missing():
     measured = {ratio.name: ratio.value for ratio in ratios(RESULTS)}
     assert measured["64 streams: steps/s over the echo's"] == 60 / 120
     assert measured["64 streams: server CPU per step over the echo's"] == 100 / 50
-    assert measured["1 stream: p50 over echo + one run + one commit"] == pytest.approx(0.8 / 0.8)
+    idle = "1 stream: p50 over echo + one run + one commit, each on an idle machine"
+    assert measured[idle] == pytest.approx(0.8 / 0.8)
+    back_to_back = "the same, runs and commits back to back, so that caches are warm"
+    assert measured[back_to_back] == pytest.approx(0.8 / 0.6)
     assert measured["64 streams: steps/s over Triton's"] is None
     assert measured["columns of 64 rows x 16: steps/s over Triton's best"] is None
 

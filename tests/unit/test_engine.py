@@ -2,44 +2,10 @@ import asyncio
 import random
 
 import numpy as np
-import pytest
 
-from service.engine.engine import Engine, EngineLimits
 from service.engine.rules import Claim
 from service.engine.work import Answer, Asked, Work
 from service.store.record import token_digest
-from tests.fakes import AccumulatorModel, CountingObserver, FakeModels, MemoryStore, encode_totals
-
-
-@pytest.fixture
-def model():
-    return AccumulatorModel()
-
-
-@pytest.fixture
-def store():
-    return MemoryStore()
-
-
-@pytest.fixture
-def observer():
-    return CountingObserver()
-
-
-@pytest.fixture
-async def start(model, store, observer):
-    engines = []
-
-    def create(**limits):
-        limits = EngineLimits(**limits)
-        engine = Engine(FakeModels(model), store, encode_totals, observer, limits)
-        engine.start()
-        engines.append(engine)
-        return engine
-
-    yield create
-    for engine in engines:
-        await engine.stop()
 
 
 async def send(engine, session, tokens, position=None, **claim):

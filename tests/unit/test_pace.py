@@ -49,3 +49,10 @@ def test_the_share_is_taken_over_a_stretch():
     assert pace.expects_more(101.0)
     pace.sample(101.0, 50.0 + 2 * SAMPLE_S)
     assert not pace.expects_more(101.0)
+
+
+def test_what_is_old_is_forgotten_while_nobody_asks():
+    pace = Pace()
+    for number in range(1000):
+        pace.answered((b"%d" % number,), number * 2 * RETURN_S)
+    assert len(pace._answered_s) == 1

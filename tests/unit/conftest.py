@@ -1,0 +1,37 @@
+"""Engines of fakes: a model whose state is a running sum, a store in memory."""
+
+import pytest
+
+from service.engine.engine import Engine, EngineLimits
+from tests.fakes import AccumulatorModel, CountingObserver, FakeModels, MemoryStore, encode_totals
+
+
+@pytest.fixture
+def model():
+    return AccumulatorModel()
+
+
+@pytest.fixture
+def store():
+    return MemoryStore()
+
+
+@pytest.fixture
+def observer():
+    return CountingObserver()
+
+
+@pytest.fixture
+async def start(model, store, observer):
+    engines = []
+
+    def create(**limits):
+        limits = EngineLimits(**limits)
+        engine = Engine(FakeModels(model), store, encode_totals, observer, limits)
+        engine.start()
+        engines.append(engine)
+        return engine
+
+    yield create
+    for engine in engines:
+        await engine.stop()
