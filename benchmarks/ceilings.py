@@ -22,14 +22,16 @@ from service.store.redis import RedisStore
 
 PIPELINE = 64
 IDLE_PAUSE_S = 1e-3
-"""Between the calls that an idle server would make: about what one session that waits for each reply leaves."""
+"""Between the calls that an idle server would make: about what one session leaves that waits for replies."""
 
 STATE_BYTES = 1024
 TTL_S = 3600.0
 
 
-def bare(session: ort.InferenceSession, rows: int, tokens_per_row: int, seconds: float) -> Round:
-    """Runs a step graph, its states fed back; what can be switched off is, as in a server."""
+def bare(
+    session: ort.InferenceSession, rows: int, tokens_per_row: int, seconds: float, *, pause_s: float = 0.0
+) -> Round:
+    """Runs a step graph, its states fed back, with pauses if asked for; what can be switched off is."""
     tokens = np.full((tokens_per_row, rows), ord("x"), np.int64)
     states = {spec.name: np.zeros((rows, spec.shape[1]), np.float32) for spec in session.get_inputs()[1:]}
     switches = {spec.name: np.array(False) for spec in session.get_overridable_initializers()}
