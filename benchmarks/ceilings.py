@@ -22,7 +22,7 @@ from service.store.redis import RedisStore
 
 PIPELINE = 64
 IDLE_PAUSE_S = 1e-3
-"""Between the calls that an idle server would make: about what one session leaves that waits for replies."""
+"""Between calls: about what one session that waits for each reply leaves a server."""
 
 STATE_BYTES = 1024
 TTL_S = 3600.0
