@@ -29,10 +29,10 @@ format: $(VENV)/.dev
 train: $(VENV)/.train           ## trains, exports and checks the shipped models
 	$(BIN)/python -m model_export train
 
-bench: $(VENV)/.server          ## beside peers and ceilings, in turns; benchmarks/results
+bench: $(VENV)/.dev             ## beside peers and ceilings, in turns; benchmarks/results
 	$(BIN)/python -m benchmarks
 
-bench-quick: $(VENV)/.server    ## the same in two minutes; without Triton until `make bench` has set it up
+bench-quick: $(VENV)/.dev       ## the same in two minutes; without Triton until `make bench` has set it up
 	$(BIN)/python -m benchmarks --quick --rounds 2 --seconds 1 --out build/bench
 
 proto: $(VENV)/.dev             ## regenerates the committed stubs

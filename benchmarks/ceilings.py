@@ -31,14 +31,15 @@ TTL_S = 3600.0
 def bare(
     session: ort.InferenceSession, rows: int, tokens_per_row: int, seconds: float, *, pause_s: float = 0.0
 ) -> Round:
-    """Runs a GRU step graph, its state fed back, with pauses if asked for."""
+    """Runs a step graph, its states fed back, with pauses if asked for; what can be switched off is."""
     tokens = np.full((tokens_per_row, rows), ord("x"), np.int64)
-    h = np.zeros((rows, session.get_inputs()[1].shape[1]), np.float32)
-    switches = {"token_log_prob_wanted": np.array(False)}  # as for the servers: nobody asks for it
+    states = {spec.name: np.zeros((rows, spec.shape[1]), np.float32) for spec in session.get_inputs()[1:]}
+    switches = {spec.name: np.array(False) for spec in session.get_overridable_initializers()}
+    outputs = ["logits", *(f"{name}_next" for name in states)]
 
     def run() -> None:
-        nonlocal h
-        h = session.run(["logits", "h_next"], {"token": tokens, "h": h, **switches})[1]
+        _, *after = session.run(outputs, {"token": tokens, **states, **switches})
+        states.update(zip(states, after, strict=True))
 
     return _timed(run, rows * tokens_per_row, seconds, pause_s)
 

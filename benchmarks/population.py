@@ -1,0 +1,149 @@
+"""Many sessions of one model, addressed by number, and loads that spread over some of them.
+
+The loads are closed loops as in `service.bench.loads`, but each message goes to other sessions.
+"""
+
+import asyncio
+import itertools
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import grpc.aio
+import numpy as np
+from numpy.typing import NDArray
+
+from holdfast.v1 import holdfast_pb2 as pb
+from service.bench.loads import LoadFailed, Took
+
+Numbers = NDArray[np.int64]
+
+
+class Population:
+    """Sessions 0 .. count - 1; the number in hexadecimal is the id.
+
+    Args:
+        model: Name of their model.
+        count: How many there may be.
+
+    Attributes:
+        positions: Tokens each has consumed, int64 (count,).
+    """
+
+    def __init__(self, model: str, count: int) -> None:
+        self.model = pb.ModelRef(name=model)
+        self.positions = np.zeros(count, np.int64)
+
+    def chunk(self, number: int) -> pb.Chunk:
+        """Returns the next token of a session."""
+        return pb.Chunk(
+            session_id=f"{number:x}",
+            model=self.model,
+            tokens=pb.Tokens(text=b"x"),
+            position=self.positions[number],
+        )
+
+    def columns(self, numbers: Numbers) -> pb.Columns:
+        """Returns the next token of each of the sessions."""
+        return pb.Columns(
+            model=self.model,
+            session_ids=[f"{number:x}" for number in numbers.tolist()],
+            positions=self.positions[numbers].tolist(),
+            text=b"x" * len(numbers),
+        )
+
+
+class SpreadLoad(ABC):
+    """Callers that go round a share of the sessions each, in random order.
+
+    Args:
+        population: Whose sessions.
+        numbers: The sessions used.
+        caller_count: Callers at once.
+    """
+
+    def __init__(self, population: Population, numbers: Numbers, caller_count: int) -> None:
+        self._population = population
+        order = np.random.default_rng().permutation(numbers)
+        self._shares = [order[caller::caller_count] for caller in range(caller_count)]
+
+    async def run(self, stubs: Sequence[Any], seconds: float) -> Took:
+        """Loads a server for a while, over one connection; see `ClosedLoop.run`."""
+        latencies_s: list[float] = []
+        started_s = time.monotonic()
+        calls = (self._call(stubs[0], share, started_s + seconds, latencies_s) for share in self._shares)
+        step_count = sum(await asyncio.gather(*calls))
+        return Took(step_count, time.monotonic() - started_s, latencies_s)
+
+    @abstractmethod
+    async def _call(self, stub: Any, share: Numbers, until_s: float, latencies_s: list[float]) -> int:
+        """Sends until the time is up; returns the steps."""
+
+
+class SpreadStreams(SpreadLoad):
+    """A stream per caller, one token per message."""
+
+    async def _call(self, stub: Any, share: Numbers, until_s: float, latencies_s: list[float]) -> int:
+        call = stub.StreamSteps()
+        step_count = 0
+        for number in itertools.cycle(share.tolist()):
+            sent_s = time.monotonic()
+            if sent_s >= until_s:
+                break
+            await call.write(pb.StreamStepsRequest(chunk=self._population.chunk(number)))
+            _check(await call.read())
+            latencies_s.append(time.monotonic() - sent_s)
+            self._population.positions[number] += 1
+            step_count += 1
+        await call.done_writing()
+        return step_count
+
+
+class SpreadColumns(SpreadLoad):
+    """A stream per caller, one token for each of many sessions per message.
+
+    Args:
+        population: Whose sessions.
+        numbers: The sessions used, at least `rows` for each caller.
+        caller_count: Callers at once.
+        rows: Sessions in a message.
+        once: Gives every session one token and ends then, whatever the time.
+    """
+
+    def __init__(
+        self, population: Population, numbers: Numbers, caller_count: int, *, rows: int, once: bool = False
+    ) -> None:
+        super().__init__(population, numbers, caller_count)
+        self._rows = rows
+        self._once = once
+
+    async def _call(self, stub: Any, share: Numbers, until_s: float, latencies_s: list[float]) -> int:
+        call = stub.StreamBatches()
+        step_count = 0
+        for numbers in self._messages(share):
+            sent_s = time.monotonic()
+            if sent_s >= until_s and not self._once:
+                break
+            await call.write(pb.StreamBatchesRequest(columns=self._population.columns(numbers)))
+            reply = await call.read()
+            _check(reply)
+            if reply.result.errors:
+                raise LoadFailed(f"a row failed: {reply.result.errors[0].status.message}")
+            latencies_s.append(time.monotonic() - sent_s)
+            self._population.positions[numbers] += 1
+            step_count += len(numbers)
+        await call.done_writing()
+        return step_count
+
+    def _messages(self, share: Numbers) -> Iterable[Numbers]:
+        """Yields the sessions of each message; only a single round takes in those that fill no message."""
+        parts = [share[start : start + self._rows] for start in range(0, len(share), self._rows)]
+        if self._once:
+            return parts
+        return itertools.cycle(part for part in parts if len(part) == self._rows)
+
+
+def _check(reply: Any) -> None:
+    if reply is grpc.aio.EOF or reply.WhichOneof("outcome") != "result":
+        raise LoadFailed(f"no result: {reply}")
