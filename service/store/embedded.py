@@ -28,6 +28,10 @@ MAX_SOCKET_PATH_BYTES = 100
 
 STOP_TIMEOUT_S = 10.0
 
+ALLOCATOR_SETTINGS = "glibc.malloc.tcache_max=8192:glibc.malloc.tcache_count=4000"
+"""The bundled store allocates by the C library, whose cache of free blocks ends at 1 KiB, just below a record.
+Beyond it each commit searches the heap, which with 100,000 sessions nearly doubles the store's work."""
+
 
 class EmbeddedStoreError(Exception):
     """The embedded store cannot be used; the message says why and what to do."""
@@ -183,6 +187,7 @@ def _launch(data_dir: Path, socket_path: Path) -> None:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
         close_fds=True,
+        env={**os.environ, "GLIBC_TUNABLES": ALLOCATOR_SETTINGS},
     )
 
 
