@@ -29,8 +29,8 @@ MAX_SOCKET_PATH_BYTES = 100
 STOP_TIMEOUT_S = 10.0
 
 ALLOCATOR_SETTINGS = "glibc.malloc.tcache_max=8192:glibc.malloc.tcache_count=4000"
-"""The bundled store allocates by the C library, whose cache of free blocks ends at 1 KiB, just below a record.
-Beyond it each commit searches the heap, which with 100,000 sessions nearly doubles the store's work."""
+"""The bundled store allocates by the C library, whose cache of free blocks ends at 1 KiB, just below a
+record. Beyond it each commit searches the heap: with 100,000 sessions that nearly doubles its work."""
 
 
 class EmbeddedStoreError(Exception):
