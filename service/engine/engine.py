@@ -141,6 +141,7 @@ class Engine:
         self._idle = asyncio.Event()
         self._idle.set()
         self._is_draining = False
+        self._is_stopping = False
 
     def start(self) -> None:
         """Starts the task that drives the engine."""
@@ -152,11 +153,11 @@ class Engine:
         await self._idle.wait()
 
     async def stop(self) -> None:
-        """Ends the task; chunks still waiting are refused as Draining."""
-        self._is_draining = True
+        """Finishes the batch under way; chunks still waiting are refused as Draining."""
+        self._is_draining = self._is_stopping = True
+        self._bell.ring()
         if self._driver is not None:
-            self._driver.cancel()
-            await asyncio.gather(self._driver, return_exceptions=True)
+            await self._driver
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._runner.close()
         self._busy_clock.close()
@@ -205,9 +206,10 @@ class Engine:
             raise _draining()
 
     async def _drive(self) -> None:
-        while True:
-            while not self._queue.has_ready:
+        while not self._is_stopping:
+            if not self._queue.has_ready:
                 await self._bell.wait()
+                continue
             await self._gather()
             items = self._queue.take(self._limits.max_batch)
             await self._guard(items, self._advance(items))
@@ -354,8 +356,8 @@ class Engine:
         try:
             records = await self._store.load(keys)
         except ServiceError as error:
-            for item in items:
-                self._refuse_item(item, error)
+            for work in _works(items):
+                self._refuse(work, error)
             return
         self._observer.loaded(len(keys), time.monotonic() - started_s)
         loaded = dict(zip(keys, records, strict=True))
@@ -551,10 +553,6 @@ class Engine:
 
     def _refuse_all(self, block: Block, error: ServiceError) -> None:
         for work in block.works():
-            self._refuse(work, error)
-
-    def _refuse_item(self, item: Work | Block, error: ServiceError) -> None:
-        for work in _works((item,)):
             self._refuse(work, error)
 
     def _refuse(self, work: Work, error: ServiceError) -> None:
