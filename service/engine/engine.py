@@ -233,7 +233,9 @@ class Engine:
     async def _advance(self, items: Items) -> None:
         """One turn: load what is cold, run what is hot, commit, answer."""
         ready, cold = self._plan(items)
-        if cold:
+        if cold and not (ready or self._queue.has_ready):
+            await self._load(cold)  # nobody else waits, so it needs no task of its own
+        elif cold:
             self._spawn(self._guard(cold, self._load(cold)))
         if ready:
             ran = await self._run(ready)
