@@ -16,9 +16,10 @@ Medians of the rounds. Loads are closed loops on the same cores: `64 streams` ar
 stream of its own and one token under way; `256 rows x 1` are two callers, each with one message of 256
 sessions under way, one token for each. All callers share a connection; those of two workers have 16. CPU is
 that of the processes. `echo` answers the same messages with replies of the same size and keeps nothing, on
-the loop and with the collector settings that Holdfast has. `plain` is one GET, one run and one SET per
-token. `triton` keeps its state in memory, with the settings of `benchmarks/peers/triton/config.pbtxt`.
-`onnxruntime alone` is the step graph on one thread; `store alone` writes records of the same size."""
+the loop and with the settings of gRPC and collector that Holdfast has. `plain` is one GET, one run and
+one SET per token. `triton` keeps its state in memory, with the settings of
+`benchmarks/peers/triton/config.pbtxt`. `onnxruntime alone` is the step graph on one thread; `store alone`
+writes records of the same size."""
 
 
 def section(results: Results, peak_memory_mib: Mapping[str, float]) -> Section:

@@ -22,6 +22,7 @@ class ServerProcess:
         address: HOST:PORT of gRPC.
         http: HOST:PORT of HTTP.
         pid: Its process id.
+        log_path: Its log.
 
     Raises:
         RuntimeError: It does not start; what it said last is in the message.
@@ -29,8 +30,8 @@ class ServerProcess:
 
     def __init__(self, data_dir: Path, *flags: str, grpc_address: str = "127.0.0.1:0") -> None:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        log_path = data_dir / "server.log"
-        command = [sys.executable, "-c", "from holdfast.cli import main; main()", "serve"]
+        self.log_path = log_path = data_dir / "server.log"
+        command = [sys.executable, "-c", "from service.cli import main; main()", "serve"]
         command += ["--data-dir", str(data_dir), "--grpc-address", grpc_address]
         command += ["--http-address", "127.0.0.1:0", *flags]
         with log_path.open("ab") as log:

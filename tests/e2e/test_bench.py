@@ -34,7 +34,7 @@ def server(folder):
 
 
 def bench(*options):
-    command = [sys.executable, "-c", "from holdfast.cli import main; main()", "bench", *options]
+    command = [sys.executable, "-c", "from service.cli import main; main()", "bench", *options]
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 

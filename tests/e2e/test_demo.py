@@ -17,7 +17,7 @@ pytestmark = pytest.mark.e2e
 def test_the_demo_survives_the_kill_and_says_so(tmp_path):
     text = tmp_path / "text.py"
     text.write_text("def memory(tokens):\n    return sum(tokens)\n" * 8)
-    command = [sys.executable, "-c", "from holdfast.cli import main; main()", "demo", "--file", str(text)]
+    command = [sys.executable, "-c", "from service.cli import main; main()", "demo", "--file", str(text)]
     command += ["--picture", str(tmp_path / "demo.svg")]
     result = subprocess.run(command, capture_output=True, text=True, timeout=90)
     assert result.returncode == 0, result.stderr

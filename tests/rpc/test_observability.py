@@ -1,6 +1,7 @@
 """Metrics, health and reflection of a running server."""
 
 import re
+from pathlib import Path
 
 import pytest
 from grpc_reflection.v1alpha import reflection_pb2
@@ -22,6 +23,12 @@ def test_metrics_count_what_happened(rpc):
     for stage in ("queue", "state_load", "run", "commit", "chunk"):
         assert f'holdfast_{stage}_seconds_bucket{{le="5e-05"}}' in text
     assert "counted" not in text
+
+
+def test_the_installed_grpc_knows_its_settings(rpc):
+    assert "experiment" not in rpc.server.log_path.read_text().lower()
+    environment = Path(f"/proc/{rpc.server.pid}/environ").read_bytes()
+    assert b"GRPC_EXPERIMENTS" not in environment, "the server sets it itself, so nobody else may here"
 
 
 @pytest.mark.parametrize("version", ["v1", "v1alpha"])

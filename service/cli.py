@@ -3,6 +3,8 @@
 import importlib
 import sys
 
+from service.grpc_environment import set_grpc_environment
+
 USAGE = """usage: holdfast COMMAND [--help] [options]
 
 serve   runs a server: gRPC, metrics, and by default an embedded store
@@ -25,6 +27,7 @@ def main() -> None:
 
 
 def _run_server_side(command: str, arguments: list[str]) -> int:
+    set_grpc_environment()
     try:
         run = importlib.import_module(SERVER_SIDE[command]).main
     except ModuleNotFoundError as error:
