@@ -13,7 +13,7 @@ import re
 import statistics
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -116,16 +116,16 @@ def disturb(folder: Path, rounds: int, scale: float) -> Section:
         bar = progress.add_task("", total=rounds * len(NUISANCES))
         outcomes = {name: Outcome([], [], [], []) for name in NUISANCES}
         _watch(server.address, QUIET_S * scale)  # sessions are opened, caches filled; no nuisance yet
-        before = _footprint(server)
+        footprints = [_footprint(server)]
         for _ in range(rounds):
             for name, outcome in outcomes.items():
                 progress.update(bar, description=name)
                 _disturb(server, name, outcome, scale)
                 progress.advance(bar)
-        after = _footprint(server)
+            footprints.append(_footprint(server))
         answered_share = asyncio.run(_answered_share(server.address))
         refusals = _refusals(server)
-    return _section(outcomes, before, after, refusals, answered_share)
+    return _section(outcomes, footprints, refusals, answered_share)
 
 
 def _disturb(server: ServerProcess, name: str, outcome: Outcome, scale: float) -> None:
@@ -320,16 +320,21 @@ async def _answered_share(address: str) -> float:
 
 def _section(
     outcomes: dict[str, Outcome],
-    before: Footprint,
-    after: Footprint,
+    footprints: Sequence[Footprint],
     refusals: dict[str, int],
     answered_share: float,
 ) -> Section:
+    before, first, after = footprints[0], footprints[1], footprints[-1]
     ratios = [
         Ratio(
             "memory after all nuisances over before",
             after.resident_bytes / before.resident_bytes,
             at_most=1.15,
+        ),
+        Ratio(
+            f"memory after {len(footprints) - 1} rounds of nuisances over that after the first",
+            after.resident_bytes / first.resident_bytes,
+            at_most=1.05,
         ),
         Ratio(
             "descriptors after all nuisances over before",
