@@ -5,13 +5,13 @@ same way: all lower what an echo costs (streams from 81 to 45 us), so the ceilin
 """
 
 import asyncio
-import gc
 
 import grpc
 import grpc.aio
 import uvloop
 
 from holdfast.v1 import holdfast_pb2 as pb
+from service.collector import relieve_collector
 
 _SERVICE: str = pb.DESCRIPTOR.services_by_name["StreamingInferenceService"].full_name
 
@@ -31,8 +31,6 @@ async def _serve(handlers: dict[str, grpc.RpcMethodHandler]) -> None:
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, handlers),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
+    relieve_collector()
     print(f"ready grpc=127.0.0.1:{port} http=none", flush=True)
     await server.wait_for_termination()

@@ -2,11 +2,11 @@
 
 import asyncio
 import contextlib
-import gc
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from service.collector import relieve_collector
 from service.config import Settings
 from service.engine.engine import Engine, EngineLimits
 from service.engine.sessions import Sessions
@@ -70,7 +70,7 @@ class Server:
         self._metrics.workers.set(1)
         self._heart = asyncio.create_task(self._beat())
         await self._update_health()
-        _relieve_collector()
+        relieve_collector()
 
     async def stop(self) -> None:
         """Drains: readiness off, chunks under way answered, streams ended, all within the limit."""
@@ -158,13 +158,3 @@ class Server:
             status = health_pb2.HealthCheckResponse.SERVING
         for service in ("", SERVICE_NAME):
             await self._health.set(service, status)
-
-
-def _relieve_collector() -> None:
-    """Keeps the garbage collector from what start-up made, and lets a few batches pass between its runs.
-
-    Chunks and records hold no cycles, so reference counts free them; the collector only looks at them.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 20)

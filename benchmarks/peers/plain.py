@@ -13,6 +13,7 @@ import redis.asyncio
 
 from benchmarks.serving import run
 from holdfast.v1 import holdfast_pb2 as pb
+from model_export.contract import SWITCH
 from service.demo.oracle import open_graph
 from service.engine.batch import top_candidates
 
@@ -41,7 +42,7 @@ class Plain:
         stored = await self._redis.get(key)
         h = np.frombuffer(stored, np.float32) if stored else np.zeros(self._hidden, np.float32)
         token = np.array([[chunk.tokens.text[0]]], np.int64)
-        feed = {"token": token, "h": h[np.newaxis], "token_log_prob_wanted": np.array(False)}
+        feed = {"token": token, "h": h[np.newaxis], SWITCH: np.array(False)}
         logits, next_h = self._session.run(["logits", "h_next"], feed)
         await self._redis.set(key, next_h.tobytes(), ex=86_400)
         ids, log_probs = top_candidates(logits[0], _TOP_K)

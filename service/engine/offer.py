@@ -59,13 +59,12 @@ def make_offers(ran: Ran, tail: Callable[[int], bytes]) -> tuple[list[Offer], Re
     Returns:
         At most two offers, of rows that keep one reply and of others; and rows that have no record.
     """
-    acknowledged = ran.steps.block.acknowledged
-    if acknowledged is None and ran.is_finite is None:
+    is_ahead = _is_ahead(ran)
+    if is_ahead is None and ran.is_finite is None:
         return [_offer_alike(ran)], []
     every = np.ones(len(ran.states), np.bool_)
     is_finite = every if ran.is_finite is None else ran.is_finite
-    stands_at = ran.steps.standing.stands_at
-    is_ahead = ~every if acknowledged is None else sends_ahead(stands_at, acknowledged)
+    is_ahead = ~every if is_ahead is None else is_ahead
     count = ran.steps.block.asked.token_count
     refused: Refused = [(int(row), _not_finite(count)) for row in np.flatnonzero(~is_finite)]
     offers = []
@@ -76,6 +75,15 @@ def make_offers(ran: Ran, tail: Callable[[int], bytes]) -> tuple[list[Offer], Re
     if len(ahead):
         offers += _offer_each(ran, ahead, tail, refused)
     return offers, refused
+
+
+def _is_ahead(ran: Ran) -> NDArray[np.bool_] | None:
+    """Tells which clients have not acknowledged the last chunk; None if all have, as those that wait do."""
+    acknowledged = ran.steps.block.acknowledged
+    if acknowledged is None:
+        return None
+    is_ahead = sends_ahead(ran.steps.standing.stands_at, acknowledged)
+    return is_ahead if is_ahead.any() else None
 
 
 def _part(ran: Ran, chosen: NDArray[np.int64]) -> Ran:
