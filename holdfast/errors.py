@@ -133,6 +133,30 @@ class AckLevelUnsupported(HoldfastError):
     default_reason = "ACK_LEVEL_UNSUPPORTED"
 
 
+class AckLevelNotReached(HoldfastError):
+    """The chunk is applied but did not become as durable as was asked for within the time limit."""
+
+    default_reason = "ACK_LEVEL_NOT_REACHED"
+
+
+class SessionQuarantined(HoldfastError):
+    """The session failed again and again and is held until an administrator releases it."""
+
+    default_reason = "SESSION_QUARANTINED"
+
+
+class Unauthenticated(HoldfastError):
+    """The server does not know the token or certificate of this client."""
+
+    default_reason = "UNAUTHENTICATED"
+
+
+class PermissionDenied(HoldfastError):
+    """The client's credential does not allow this."""
+
+    default_reason = "PERMISSION_DENIED"
+
+
 class Overloaded(HoldfastError):
     """The server has too much waiting."""
 

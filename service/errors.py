@@ -15,6 +15,10 @@
   RecordCorrupt        the stored record is damaged
   ModelMismatch        the session runs on another model
   AckLevelUnsupported  the store cannot give the acknowledgement level
+  AckLevelNotReached   the commit is not yet as durable as was asked for
+  SessionQuarantined   the session failed again and again and is held
+  Unauthenticated      no valid credential came with the request
+  PermissionDenied     the credential does not allow this
   Overloaded           a bound is reached; later is right
   ReplyTooLarge        the reply could not be kept for a retry
   StoreFull            the store has no memory left
@@ -141,6 +145,30 @@ class AckLevelUnsupported(ServiceError):
     """The store cannot give the acknowledgement level."""
 
     reason = "ACK_LEVEL_UNSUPPORTED"
+
+
+class AckLevelNotReached(ServiceError):
+    """The chunk is applied but not yet as durable as was asked for; the same chunk again is a replay."""
+
+    reason = "ACK_LEVEL_NOT_REACHED"
+
+
+class SessionQuarantined(ServiceError):
+    """The session failed again and again; it is held, with its state, until an administrator releases it."""
+
+    reason = "SESSION_QUARANTINED"
+
+
+class Unauthenticated(ServiceError):
+    """No valid credential came with the request."""
+
+    reason = "UNAUTHENTICATED"
+
+
+class PermissionDenied(ServiceError):
+    """The credential is valid and does not allow this."""
+
+    reason = "PERMISSION_DENIED"
 
 
 class Overloaded(ServiceError):

@@ -336,16 +336,18 @@ class Session(_message.Message):
     def __init__(self, session_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., position: _Optional[int] = ..., model: _Optional[_Union[ModelRef, _Mapping]] = ..., fingerprint: _Optional[str] = ..., expires_in_s: _Optional[float] = ...) -> None: ...
 
 class OpenSessionRequest(_message.Message):
-    __slots__ = ("session_id", "model", "must_be_new", "initial_state")
+    __slots__ = ("session_id", "model", "must_be_new", "initial_state", "take_over")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MUST_BE_NEW_FIELD_NUMBER: _ClassVar[int]
     INITIAL_STATE_FIELD_NUMBER: _ClassVar[int]
+    TAKE_OVER_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     model: ModelRef
     must_be_new: bool
     initial_state: _containers.RepeatedCompositeFieldContainer[NamedTensor]
-    def __init__(self, session_id: _Optional[str] = ..., model: _Optional[_Union[ModelRef, _Mapping]] = ..., must_be_new: bool = ..., initial_state: _Optional[_Iterable[_Union[NamedTensor, _Mapping]]] = ...) -> None: ...
+    take_over: bool
+    def __init__(self, session_id: _Optional[str] = ..., model: _Optional[_Union[ModelRef, _Mapping]] = ..., must_be_new: bool = ..., initial_state: _Optional[_Iterable[_Union[NamedTensor, _Mapping]]] = ..., take_over: bool = ...) -> None: ...
 
 class OpenSessionResponse(_message.Message):
     __slots__ = ("session", "resumed")
@@ -400,6 +402,22 @@ class CloseSessionResponse(_message.Message):
     POSITION_FIELD_NUMBER: _ClassVar[int]
     position: int
     def __init__(self, position: _Optional[int] = ...) -> None: ...
+
+class ReleaseSessionRequest(_message.Message):
+    __slots__ = ("session_id", "discard")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    DISCARD_FIELD_NUMBER: _ClassVar[int]
+    session_id: str
+    discard: bool
+    def __init__(self, session_id: _Optional[str] = ..., discard: bool = ...) -> None: ...
+
+class ReleaseSessionResponse(_message.Message):
+    __slots__ = ("reason", "position")
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    position: int
+    def __init__(self, reason: _Optional[str] = ..., position: _Optional[int] = ...) -> None: ...
 
 class ForkSessionRequest(_message.Message):
     __slots__ = ("session_id", "position", "new_session_id")

@@ -55,6 +55,11 @@ class StreamingInferenceServiceStub(object):
                 request_serializer=holdfast_dot_v1_dot_holdfast__pb2.CloseSessionRequest.SerializeToString,
                 response_deserializer=holdfast_dot_v1_dot_holdfast__pb2.CloseSessionResponse.FromString,
                 _registered_method=True)
+        self.ReleaseSession = channel.unary_unary(
+                '/holdfast.v1.StreamingInferenceService/ReleaseSession',
+                request_serializer=holdfast_dot_v1_dot_holdfast__pb2.ReleaseSessionRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_holdfast__pb2.ReleaseSessionResponse.FromString,
+                _registered_method=True)
         self.Step = channel.unary_unary(
                 '/holdfast.v1.StreamingInferenceService/Step',
                 request_serializer=holdfast_dot_v1_dot_holdfast__pb2.StepRequest.SerializeToString,
@@ -154,6 +159,14 @@ class StreamingInferenceServiceServicer(object):
 
     def CloseSession(self, request, context):
         """Ends a session and forgets its state. Safe to retry when `incarnation` is given.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseSession(self, request, context):
+        """Lets a session go on that is held: quarantined, or its record damaged. Needs the admin scope. Safe to
+        retry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -283,6 +296,11 @@ def add_StreamingInferenceServiceServicer_to_server(servicer, server):
                     servicer.CloseSession,
                     request_deserializer=holdfast_dot_v1_dot_holdfast__pb2.CloseSessionRequest.FromString,
                     response_serializer=holdfast_dot_v1_dot_holdfast__pb2.CloseSessionResponse.SerializeToString,
+            ),
+            'ReleaseSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseSession,
+                    request_deserializer=holdfast_dot_v1_dot_holdfast__pb2.ReleaseSessionRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_holdfast__pb2.ReleaseSessionResponse.SerializeToString,
             ),
             'Step': grpc.unary_unary_rpc_method_handler(
                     servicer.Step,
@@ -464,6 +482,33 @@ class StreamingInferenceService(object):
             '/holdfast.v1.StreamingInferenceService/CloseSession',
             holdfast_dot_v1_dot_holdfast__pb2.CloseSessionRequest.SerializeToString,
             holdfast_dot_v1_dot_holdfast__pb2.CloseSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.StreamingInferenceService/ReleaseSession',
+            holdfast_dot_v1_dot_holdfast__pb2.ReleaseSessionRequest.SerializeToString,
+            holdfast_dot_v1_dot_holdfast__pb2.ReleaseSessionResponse.FromString,
             options,
             channel_credentials,
             insecure,
