@@ -11,6 +11,7 @@ tell such a takeover from the loss of one's own, SessionClosed is always raised.
 """
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
@@ -271,25 +272,18 @@ class AsyncSession:
         """Sends the tokens again that the store has lost; their replies were had before.
 
         The level is `memory`: the chunk that found out is sent once more, and its acknowledgement covers
-        everything before it.
+        everything before it. It also finds out if the store loses something again meanwhile.
 
         Raises:
             HoldfastError: The given one, if the tokens are no longer kept.
         """
-        while True:
-            try:
-                lost = self._buffer.since(position, HEAL_CHUNK_TOKENS) if self._position else []
-            except LookupError:
-                raise error from None
-            try:
-                for start, tokens in lost:
-                    await self._apply_again(start, tokens, deadline_s)
-            except PositionGap as gap:  # the store has lost some of it once more
-                if gap.expected_position is None:
-                    raise
-                position = gap.expected_position
-            else:
-                return
+        try:
+            lost = self._buffer.since(position, HEAL_CHUNK_TOKENS) if self._position else []
+        except LookupError:
+            raise error from None
+        with contextlib.suppress(PositionGap, SessionLost):
+            for start, tokens in lost:
+                await self._apply_again(start, tokens, deadline_s)
 
     async def _apply_again(self, position: int, tokens: bytes | NDArray[Any], deadline_s: float) -> None:
         chunk = pb.Chunk(

@@ -166,6 +166,22 @@ def test_a_chunk_sent_again_is_a_replay_that_is_confirmed_too(server, replica):
         assert counted(server, "replicated") == before + 1
 
 
+def test_a_server_killed_while_it_waits_is_replaced_and_the_retry_is_confirmed(
+    tmp_path, primary, replica, server
+):
+    flags = ["--store", primary.url, "--replicas-required", "1"]
+    with ServerProcess(tmp_path / "data", *flags) as doomed, futures.ThreadPoolExecutor() as threads:
+        replica.pause()
+        waiting = threads.submit(step_once, doomed, "doomed", TEXT, 0, pb.ACK_LEVEL_REPLICATED)
+        wait_for(lambda: primary.client.exists("holdfast:v1:{default:doomed}"), 20)
+        doomed.kill()
+        assert waiting.result().reason == "SERVER_UNAVAILABLE"
+        assert step_once(server, "doomed", TEXT, 0).reason == "ACK_LEVEL_NOT_REACHED"
+        replica.resume()
+        result = step_once(server, "doomed", TEXT, 0).result
+        assert (result.replayed, result.ack_level) == (True, pb.ACK_LEVEL_REPLICATED)
+
+
 def test_opening_and_closing_wait_for_the_level_of_the_server(server, replica):
     rpc, model = Rpc(server), pb.ModelRef(name=MODEL)
     requests = [
