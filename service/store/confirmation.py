@@ -134,7 +134,7 @@ class Confirmer:
         if not why:
             return None
         return AckLevelNotReached(
-            f"the chunk is applied, but not known to be {level}: {why}; sent again, it is a replay",
+            f"applied, but not known to be {level}: {why}; sent again, it is a replay",
             retry_after_s=RETRY_AFTER_S,
         )
 

@@ -185,6 +185,16 @@ def test_a_session_that_was_resumed_cannot_be_made_again(store, client, server):
     assert store.client.keys("holdfast:*") == []
 
 
+def test_a_session_resumed_before_its_first_token_is_not_made_again(store, client, server):
+    client.session("s", model=MODEL, initial_state={"h": np.ones(256, np.float32)})
+    with holdfast.Client(server.address) as other:
+        session = other.session("s")
+        store.client.flushall()
+        with pytest.raises(SessionLost):  # it does not know from which state
+            session.step(TEXT)
+    assert store.client.keys("holdfast:*") == []
+
+
 def test_a_session_older_than_the_buffer_cannot_be_made_again(store, server):
     with holdfast.Client(server.address, replay_tokens=10) as client:
         session = client.session("s", model=MODEL)
@@ -221,6 +231,32 @@ def test_what_others_have_opened_meanwhile_is_theirs(store, client, server):
         with pytest.raises(SessionClosed):
             session.step(TEXT[10:])
         assert theirs.step("y").position == 2
+
+
+@pytest.mark.parametrize("state", [0.0, 1.0])
+async def test_what_is_opened_between_loss_and_reopening_is_theirs(store, server, monkeypatch, state):
+    """Unless it stands as this writer opens it: then it may be its own, by a call whose reply was lost."""
+    async with holdfast.AsyncClient(server.address) as client:
+        session = await client.session("s", model=MODEL)
+        await session.step(TEXT[:10])
+        store.client.flushall()
+        call = client.call
+
+        async def come_second(rpc, request, **options):
+            if rpc == "OpenSession":
+                monkeypatch.undo()
+                initial = {"h": np.full(256, state, np.float32)}
+                await client.session("s", model=MODEL, initial_state=initial)
+            return await call(rpc, request, **options)
+
+        monkeypatch.setattr(client, "call", come_second)
+        if state:
+            with pytest.raises(SessionLost):
+                await session.step(TEXT[10:])
+            assert (await client.session("s")).position == 0
+        else:
+            reply = await session.step(TEXT[10:], token_log_prob=True)
+            np.testing.assert_allclose(reply.token_log_probs, run(MODEL, TEXT)[1][10:], atol=1e-5)
 
 
 def test_a_writer_that_takes_over_goes_on_and_fences_the_one_before(client, server):
