@@ -150,23 +150,29 @@ async def test_others_commit_while_a_confirmation_is_under_way(start, store):
     store.confirm = held
     slow = submit(engine, "slow", [1], 0)
     behind = submit(engine, "slow", [2], 1, AckLevel.MEMORY)
-    for position in range(5):
-        assert (await send(engine, "quick", [1], position, AckLevel.MEMORY))[0] == position + 1
-    assert not slow.done()
-    assert not behind.done(), "it overtook the chunk before it"
-    hold.set()
+    try:
+        for position in range(5):
+            assert (await send(engine, "quick", [1], position, AckLevel.MEMORY))[0] == position + 1
+        assert not slow.done()
+        assert not behind.done(), "it overtook the chunk before it"
+    finally:
+        hold.set()
     assert [(await future).position for future in (slow, behind)] == [1, 2]
 
 
 async def test_stop_waits_for_confirmations(start, store):
-    engine, commit, begun = start(), store.commit, asyncio.Event()
+    engine, commit, confirm, begun = start(), store.commit, store.confirm, asyncio.Event()
 
     async def slow_commit(*arguments):
         begun.set()
         await asyncio.sleep(0.01)
         return await commit(*arguments)
 
-    store.commit = slow_commit
+    async def slow_confirm(*arguments):
+        await asyncio.sleep(0.01)
+        return await confirm(*arguments)
+
+    store.commit, store.confirm = slow_commit, slow_confirm
     future = submit(engine, "s", [1], 0)
     await asyncio.wait_for(begun.wait(), 5)
     await asyncio.wait_for(engine.stop(), 5)  # called before the confirmation has begun
