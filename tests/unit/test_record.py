@@ -31,6 +31,7 @@ records = st.builds(
     state=st.binary(max_size=200),
     replies=st.lists(replies, max_size=4).map(tuple),
     closed=st.booleans(),
+    quarantine_reason=st.just(""),
 )
 held = st.builds(
     lambda record, reason: record._replace(closed=False, quarantine_reason=reason),
