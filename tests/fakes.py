@@ -6,12 +6,14 @@ With the running sum any mix-up of sessions, any lost or doubled token, is a wro
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import numpy as np
 
 from service.engine.batch import GroupOutputs
 from service.errors import ModelNotFound, StoreUnavailable
 from service.model.contract import Contract, InputSpec, OutputSpec, StateSpec, Vocabulary
+from service.store.keys import set_aside_key
 from service.store.protocol import Found, Refusals, Writes
 from service.store.record import NO_STAMP, STAMP_END, STAMP_START
 
@@ -37,7 +39,10 @@ class AccumulatorModel:
         self.batch_sizes = []
         self.fail_with = None
 
-    def run(self, tokens, states, needed=None):
+    def new_halt(self):
+        return SimpleNamespace(terminate=False)
+
+    def run(self, tokens, states, needed=None, halt=None):
         if self.fail_with is not None:
             raise self.fail_with
         self.batch_sizes.append(tokens.shape[1])
@@ -93,6 +98,13 @@ class MemoryStore:
             self.lose_reply = False
             raise StoreUnavailable("reply lost", retry_after_s=0.1)
         return refusals
+
+    async def set_aside(self, key: bytes, record: bytes, ttl_s: float) -> bool:
+        self._check()
+        if self.records.get(key) != record:
+            return False
+        self.records[set_aside_key(key)] = self.records.pop(key)
+        return True
 
     async def time_to_live_s(self, key: bytes) -> float:
         return 0.0
