@@ -4,6 +4,7 @@ With the running sum any mix-up of sessions, any lost or doubled token, is a wro
 """
 
 import hashlib
+import time
 from collections import Counter
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -50,6 +51,25 @@ class AccumulatorModel:
         counts = states["sum"][:, 1] + len(tokens)
         state = np.stack([totals[-1], counts], axis=1).astype(np.float32)
         return {"total": totals.astype(np.float32)}, {"sum": state}
+
+
+class PoisonModel(AccumulatorModel):
+    """Raises on token 254, runs until it is halted on 253, leaves out its state on 252."""
+
+    def __init__(self):
+        super().__init__()
+        self.tried = []
+
+    def run(self, tokens, states, needed=None, halt=None):
+        self.tried.append(tokens.shape[1])
+        if (tokens == 254).any():
+            raise RuntimeError("token 254")
+        if (tokens == 253).any():
+            while not halt.terminate:
+                time.sleep(0.001)
+            raise RuntimeError("halted")
+        outputs, after = super().run(tokens, states, needed, halt)
+        return outputs, {} if (tokens == 252).any() else after
 
 
 class FakeModels:

@@ -451,22 +451,25 @@ class Engine:
             step_count += len(steps.block) * steps.block.asked.token_count
             self._observer.waited(*steps.block.ages_s(started_s))
         ran: list[Ran] = []
+        apart: list[Steps] = []
         for group in groups.values():
             outcome = await self._isolation.run(group)
             ran += outcome.ran
+            apart += outcome.apart
             self._fail(outcome.failed)
-            for part in outcome.apart:
-                self._spawn(self._guard([steps.block for steps in part], self._run_apart(part)))
+        for steps in apart:
+            self._spawn(self._guard([steps.block], self._run_apart(steps)))
         self._observer.ran(chunk_count, step_count, time.monotonic() - started_s)
         return ran
 
-    async def _run_apart(self, group: list[Steps]) -> None:
-        """Runs, commits and answers chunks while others go on; their sessions are held meanwhile."""
-        outcome = await self._isolation.run_apart(group)
-        self._fail(outcome.failed)
-        if outcome.ran:
+    async def _run_apart(self, steps: Steps) -> None:
+        """Runs, commits and answers a chunk while others go on; its session is held meanwhile."""
+        result = await self._isolation.run_apart(steps)
+        if isinstance(result, Failed):
+            self._fail([result])
+        else:
             await self._commit_turn.acquire()
-            await self._commit(outcome.ran)
+            await self._commit([result])
 
     def _fail(self, failed: Sequence[Failed]) -> None:
         """Refuses chunks that made their model fail; has sessions quarantined that do so for ever."""

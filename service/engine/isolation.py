@@ -1,15 +1,14 @@
 """Runs batches so that what makes a model fail takes nothing else with it.
 
 Nothing is committed before a run has ended, so running again is safe. A batch that raises is halved, and
-its halves run, until what raises is alone; a session under suspicion runs alone from the start, apart from
-the others, which do not wait for it. A run that does not end is not tried again at once: its sessions are
-suspects, and those that are not at fault succeed when they are sent again. See `suspects` for who is one,
+its halves run, until what raises is alone. Rows of a batch that does not end, and sessions under suspicion,
+run *apart*: each alone, in a thread, while other batches go on. See `suspects` for who is under suspicion,
 and for the bound on all this.
 """
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -17,16 +16,10 @@ from numpy.typing import NDArray
 
 from service.engine.batch import Ran, Steps
 from service.engine.hot_state import Standing
-from service.engine.runner import APART_COUNT, Failure, Fault, Runner, States
+from service.engine.runner import APART_COUNT, Failure, Runner
 from service.engine.suspects import Suspects
 from service.errors import DeadlinePassed, ModelFailed, ServiceError
 from service.model.protocol import Model
-
-RETRY_AFTER_S = 0.05
-"""Pause for those who only shared a run with what stalled."""
-
-
-Run = Callable[[Model, Sequence[Steps], States], Awaitable[list[Ran] | Failure]]
 
 
 class Failed(NamedTuple):
@@ -49,12 +42,12 @@ class Outcome(NamedTuple):
     Attributes:
         ran: What ran.
         failed: What did not.
-        apart: What is to run apart, see `Isolation.run_apart`; each of these on its own.
+        apart: Single rows that are to run apart, see `Isolation.run_apart`.
     """
 
     ran: list[Ran]
     failed: list[Failed]
-    apart: list[list[Steps]]
+    apart: list[Steps]
 
 
 class Observer(Protocol):
@@ -96,72 +89,84 @@ class Isolation:
         if self._suspects and not self._pause_s(group[0].model):
             group = self._split(group, outcome.apart)
         if group:
-            await self._try(group, self._runner.run, outcome)
+            await self._try(group, outcome)
         return outcome
 
-    async def run_apart(self, group: list[Steps]) -> Outcome:
-        """Runs what `run` left out, beside other batches, in its turn."""
-        outcome = Outcome([], [], [])
+    async def run_apart(self, steps: Steps) -> Ran | Failed:
+        """Runs one row, beside other batches, when it is its turn."""
         async with self._apart_turn:
-            if _is_late(group):
-                outcome.failed.extend(Failed(steps, _late()) for steps in group)
-            elif not self._blame(group, outcome):
-                await self._try(group, self._runner.run_apart, outcome)
-        return outcome
+            if _is_late(steps):
+                return Failed(steps, DeadlinePassed("the caller no longer waits; nothing was run"))
+            pause_s = self._pause_s(steps.model)
+            if pause_s:
+                return Failed(steps, _blame(steps.model, pause_s))
+            result = await self._runner.run_apart(steps.model, [steps], [self._gather(steps.standing)])
+        if isinstance(result, Failure):
+            if result.was_halted:
+                self._observer.halted()
+            return self._failed_alone(steps, result.error)
+        self._suspects.ran(steps.model.fingerprint, steps.block.keys)
+        [ran] = result
+        return ran
 
-    def _split(self, group: list[Steps], apart: list[list[Steps]]) -> list[Steps]:
+    def _split(self, group: list[Steps], apart: list[Steps]) -> list[Steps]:
+        """Moves suspects from blocks to `apart`."""
         together = []
         for steps in group:
             places = self._suspects.places(steps.block.keys)
-            apart += [[steps.part(np.array([place]))] for place in places]
+            apart += _rows(steps, places)
             rest = np.setdiff1d(np.arange(len(steps.block)), places)
             if len(rest):
                 together.append(steps.part(rest) if places else steps)
         return together
 
-    async def _try(self, group: list[Steps], run: Run, outcome: Outcome) -> None:
+    async def _try(self, group: list[Steps], outcome: Outcome) -> None:
         """Runs blocks; if that raises, their halves."""
         model = group[0].model
-        result = await run(model, group, [self._gather(steps.standing) for steps in group])
+        result = await self._runner.run(model, group, [self._gather(steps.standing) for steps in group])
         if not isinstance(result, Failure):
             for steps in group:
                 self._suspects.ran(model.fingerprint, steps.block.keys)
             outcome.ran.extend(result)
-            return
-        error, fault = result
-        if fault is not Fault.RAISED:
+        elif result.was_halted:
             self._observer.halted()
-        if fault is Fault.HELD_UP_LOOP:
-            outcome.apart.append(group)
-        elif self._blame(group, outcome, error):
-            return
+            for steps in group:
+                outcome.apart.extend(_rows(steps, range(len(steps.block))))
+        elif pause_s := self._pause_s(model):
+            error = _blame(model, pause_s, result.error)
+            outcome.failed.extend(Failed(steps, error) for steps in group)
         elif len(group) == 1 and len(group[0].block) == 1:
-            key = group[0].block.keys[0]
-            is_incorrigible = self._suspects.failed_alone(model.fingerprint, key, time.monotonic())
-            outcome.failed.append(Failed(group[0], error, is_incorrigible))
-        elif fault is Fault.STALLED:
-            self._suspects.suspect([key for steps in group for key in steps.block.keys])
-            _refuse(group, outcome, error.message, RETRY_AFTER_S)
+            outcome.failed.append(self._failed_alone(group[0], result.error))
         else:
             for half in _halves(group):
-                if not self._blame(half, outcome):
+                if pause_s := self._pause_s(model):
+                    outcome.failed.extend(Failed(steps, _blame(model, pause_s)) for steps in half)
+                else:
                     self._observer.reran()
-                    await self._try(half, run, outcome)
+                    await self._try(half, outcome)
 
-    def _blame(self, group: Sequence[Steps], outcome: Outcome, error: ModelFailed | None = None) -> bool:
-        """Refuses chunks if their model is the culprit; returns whether it is."""
-        model = group[0].model
-        pause_s = self._pause_s(model)
-        if pause_s:
-            message = (
-                f"model {model.name} version {model.version} fails for every session, so this one was not "
-                f"tried alone; it is looked into again in {pause_s:.2f} s"
-            )
-            _refuse(group, outcome, f"{message}: {error.message}" if error else message, pause_s)
-        return bool(pause_s)
+    def _failed_alone(self, steps: Steps, error: ModelFailed) -> Failed:
+        [key] = steps.block.keys
+        return Failed(
+            steps, error, self._suspects.failed_alone(steps.model.fingerprint, key, time.monotonic())
+        )
 
     def _pause_s(self, model: Model) -> float:
+        """Returns for how long nobody looks for the row at fault, since the model is; 0 if it is not."""
         return self._suspects.pause_s(model.fingerprint, time.monotonic())
+
+
+def _blame(model: Model, pause_s: float, error: ModelFailed | None = None) -> ModelFailed:
+    """Returns the refusal of all chunks of a model that is the culprit."""
+    message = (
+        f"model {model.name} version {model.version} fails for every session, so this one was not tried "
+        f"alone; it is looked into again in {pause_s:.2f} s"
+    )
+    return ModelFailed(f"{message}: {error.message}" if error else message, retry_after_s=pause_s)
+
+
+def _rows(steps: Steps, places: Sequence[int]) -> list[Steps]:
+    return [steps.part(np.array([place])) for place in places]
 
 
 def _halves(group: Sequence[Steps]) -> tuple[list[Steps], list[Steps]]:
@@ -182,17 +187,7 @@ def _halves(group: Sequence[Steps]) -> tuple[list[Steps], list[Steps]]:
     return first, second
 
 
-def _is_late(group: Sequence[Steps]) -> bool:
-    """Whether nobody waits for these chunks any more."""
-    now_s = time.monotonic()
-    works = [work for steps in group for work in steps.block.works()]
-    return all(work.is_cancelled or work.deadline_s < now_s for work in works)
-
-
-def _refuse(group: Sequence[Steps], outcome: Outcome, message: str, retry_after_s: float) -> None:
-    for steps in group:
-        outcome.failed.append(Failed(steps, ModelFailed(message, retry_after_s=retry_after_s)))
-
-
-def _late() -> DeadlinePassed:
-    return DeadlinePassed("the caller no longer waits; nothing was run")
+def _is_late(steps: Steps) -> bool:
+    """Whether nobody waits for this row any more."""
+    work = steps.block.work(0)
+    return work.is_cancelled or work.deadline_s < time.monotonic()

@@ -1,7 +1,7 @@
 """Who is to blame when a model fails: one session, or the model itself. Pure; time is passed in.
 
-A session that failed by itself, or that was in a run which did not end, is a *suspect*: it runs alone until
-it has run once. A suspect that fails by itself `quarantine_after` times in a row is to be quarantined.
+A session that failed by itself is a *suspect*: it runs alone until it has run once. A suspect that fails
+by itself `quarantine_after` times in a row is to be quarantined.
 
 A model that fails for `CULPRIT_AFTER` different sessions, and runs for none in between, is itself the
 *culprit*: for `CULPRIT_PAUSE_S` nobody looks for the row at fault, nobody runs alone, and no failure counts
@@ -39,26 +39,21 @@ class Suspects:
         counts = self._failure_counts
         return [place for place, key in enumerate(keys) if key in counts]
 
-    def suspect(self, keys: Iterable[bytes]) -> None:
-        """Notes sessions that were in a run which failed as a whole."""
-        for key in keys:
-            self._failure_counts.setdefault(key, 0)
-        while len(self._failure_counts) > MAX_SUSPECTS:
-            del self._failure_counts[next(iter(self._failure_counts))]
-
     def failed_alone(self, model: bytes, key: bytes, now_s: float) -> bool:
         """Notes a session that failed by itself; returns whether it is to be quarantined."""
         failed = self._failed_since.setdefault(model, set())
         failed.add(key)
-        self.suspect((key,))
+        count = self._failure_counts.setdefault(key, 0)
+        if len(self._failure_counts) > MAX_SUSPECTS:
+            del self._failure_counts[next(iter(self._failure_counts))]
         if len(failed) >= CULPRIT_AFTER:
             self._culprit_until_s[model] = now_s + CULPRIT_PAUSE_S
             failed.clear()
             return False
         if model not in self._proven:
             return False
-        self._failure_counts[key] += 1
-        return 0 < self._quarantine_after <= self._failure_counts[key]
+        self._failure_counts[key] = count + 1
+        return 0 < self._quarantine_after <= count + 1
 
     def quarantined(self, key: bytes) -> None:
         """Notes that a session is in quarantine; once it is released it runs alone first."""
