@@ -4,6 +4,7 @@ With the running sum any mix-up of sessions, any lost or doubled token, is a wro
 """
 
 import hashlib
+import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -59,12 +60,14 @@ class PoisonModel(AccumulatorModel):
     def __init__(self):
         super().__init__()
         self.tried = []
+        self.stalled = threading.Semaphore(0)
 
     def run(self, tokens, states, needed=None, halt=None):
         self.tried.append(tokens.shape[1])
         if (tokens == 254).any():
             raise RuntimeError("token 254")
         if (tokens == 253).any():
+            self.stalled.release()
             while not halt.terminate:
                 time.sleep(0.001)
             raise RuntimeError("halted")

@@ -148,7 +148,7 @@ class Engine:
         self._queue: StepQueue[bytes, Work | Block] = StepQueue(limits.max_waiting)
         self._hot = HotSessions(limits.hot_state_bytes, self._queue.__contains__)
         self._suspects = Suspects(limits.quarantine_after)
-        self._isolation = Isolation(self._runner, self._suspects, self._hot.gather, observer)
+        self._isolation = Isolation(self._runner, self._suspects, self._hot.gather, self._why_not, observer)
         self._bell = Bell()
         self._commit_turn = asyncio.Semaphore(1)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -470,6 +470,11 @@ class Engine:
         else:
             await self._commit_turn.acquire()
             await self._commit([result])
+
+    def _why_not(self, work: Work) -> ServiceError | None:
+        if self._is_stopping:
+            return _draining()
+        return _late() if work.is_cancelled or work.deadline_s < time.monotonic() else None
 
     def _fail(self, failed: Sequence[Failed]) -> None:
         """Refuses chunks that made their model fail; has sessions quarantined that do so for ever."""

@@ -18,7 +18,8 @@ from service.engine.batch import Ran, Steps
 from service.engine.hot_state import Standing
 from service.engine.runner import APART_COUNT, Failure, Runner
 from service.engine.suspects import Suspects
-from service.errors import DeadlinePassed, ModelFailed, ServiceError
+from service.engine.work import Work
+from service.errors import ModelFailed, ServiceError
 from service.model.protocol import Model
 
 
@@ -67,6 +68,7 @@ class Isolation:
         runner: Runs them.
         suspects: Who is under suspicion.
         gather: Copies the raw states of sessions.
+        why_not: Tells why a chunk that has waited for its turn is not to run any more; None if it is.
         observer: Counts.
     """
 
@@ -75,11 +77,13 @@ class Isolation:
         runner: Runner,
         suspects: Suspects,
         gather: Callable[[Standing], NDArray[np.uint8]],
+        why_not: Callable[[Work], ServiceError | None],
         observer: Observer,
     ) -> None:
         self._runner = runner
         self._suspects = suspects
         self._gather = gather
+        self._why_not = why_not
         self._observer = observer
         self._apart_turn = asyncio.Semaphore(APART_COUNT)
 
@@ -95,8 +99,9 @@ class Isolation:
     async def run_apart(self, steps: Steps) -> Ran | Failed:
         """Runs one row, beside other batches, when it is its turn."""
         async with self._apart_turn:
-            if _is_late(steps):
-                return Failed(steps, DeadlinePassed("the caller no longer waits; nothing was run"))
+            refusal = self._why_not(steps.block.work(0))
+            if refusal is not None:
+                return Failed(steps, refusal)
             pause_s = self._pause_s(steps.model)
             if pause_s:
                 return Failed(steps, _blame(steps.model, pause_s))
@@ -185,9 +190,3 @@ def _halves(group: Sequence[Steps]) -> tuple[list[Steps], list[Steps]]:
             second.append(steps.part(np.arange(room, size)))
         room = max(0, room - size)
     return first, second
-
-
-def _is_late(steps: Steps) -> bool:
-    """Whether nobody waits for this row any more."""
-    work = steps.block.work(0)
-    return work.is_cancelled or work.deadline_s < time.monotonic()

@@ -5,7 +5,6 @@ looked around either, so its runs are not taken for stalled ones. A run costs an
 set.
 """
 
-import math
 import threading
 
 from service.model.protocol import Halt
@@ -28,7 +27,7 @@ class WatchedRun:
 
     def __init__(self, halt: Halt, limit_s: float) -> None:
         self._halt = halt
-        self._ticks_left = math.ceil(limit_s / TICK_S)
+        self._ticks_left = max(1, round(limit_s / TICK_S))
         self.was_halted = False
 
     def tick(self) -> None:

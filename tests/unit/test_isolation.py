@@ -8,12 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.engine.engine import Engine, EngineLimits
+from service.engine.runner import APART_COUNT
 from service.engine.sessions import Sessions
 from service.engine.suspects import CULPRIT_AFTER, CULPRIT_PAUSE_S, MAX_SUSPECTS, Suspects
+from service.engine.watchdog import TICK_S, WatchedRun
 from service.errors import RecordCorrupt, SessionQuarantined
 from service.store.record import decode, encode
 from tests.fakes import CountingObserver, FakeModels, MemoryStore, PoisonModel, encode_totals
 from tests.unit.test_engine import send, submit
+from tests.unit.test_engine_blocks import send_block
 
 RAISE, STALL, NO_STATE = 254, 253, 252
 
@@ -179,6 +182,41 @@ async def test_a_store_that_is_down_leaves_the_session_to_the_next_failure(start
     assert await fail(engine, "s", 1, position=1) == ["MODEL_FAILED"]
     store.is_available = True
     assert await fail(engine, "s", 1, position=1) == ["SESSION_QUARANTINED"]
+
+
+async def test_rows_of_a_message_are_held_one_by_one(start):
+    engine = start()
+    await send_all(engine, {"a": 1, "held": 1, "b": 1})
+    await fail(engine, "held", 3, position=1)
+    for replica in (engine, start()):
+        position = 1 if replica is engine else 2
+        outcomes = await send_block(replica, ["a", "held", "b"], [2, 2, 2], [position] * 3)
+        assert [outcome[0] for outcome in outcomes[::2]] == [position + 1] * 2
+        assert outcomes[1] == "SESSION_QUARANTINED"
+
+
+async def test_who_waits_to_run_apart_is_answered_when_the_server_leaves(start, model):
+    engine = start(run_timeout_s=0.5)
+    await send(engine, "other", [1], 0)
+    names = [f"s{n}" for n in range(APART_COUNT + 2)]
+    await asyncio.gather(*(send(engine, name, [RAISE], 0) for name in names))  # all are suspects now
+    futures = [submit(engine, name, [STALL], 0) for name in names]
+    for _ in range(APART_COUNT):
+        assert await asyncio.to_thread(model.stalled.acquire, timeout=10)
+    await asyncio.wait_for(engine.stop(), 30)
+    reasons = sorted(future.result().reason for future in futures)
+    assert reasons == ["DRAINING"] * 2 + ["MODEL_FAILED"] * APART_COUNT
+
+
+def test_a_run_is_ended_after_as_many_rounds_as_its_limit_has(model):
+    halt = model.new_halt()
+    run = WatchedRun(halt, 3 * TICK_S)
+    for _ in range(3):
+        run.tick()
+        assert not halt.terminate
+    run.tick()
+    assert halt.terminate
+    assert run.was_halted
 
 
 @pytest.fixture
