@@ -60,10 +60,12 @@ class PoisonModel(AccumulatorModel):
     def __init__(self):
         super().__init__()
         self.tried = []
+        self.threads = []
         self.stalled = threading.Semaphore(0)
 
     def run(self, tokens, states, needed=None, halt=None):
         self.tried.append(tokens.shape[1])
+        self.threads.append(threading.current_thread())
         if (tokens == 254).any():
             raise RuntimeError("token 254")
         if (tokens == 253).any():

@@ -17,6 +17,7 @@ from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.demo.processes import ServerProcess
 from service.model.step_graph import StepGraph
+from service.store.redis import RedisStore
 from tests.models import (
     CHANGES_SHAPE,
     RAISES,
@@ -201,3 +202,22 @@ def test_a_record_that_cannot_be_read_is_set_aside_and_its_id_is_free(start, sto
     assert 29 * DAY_MS < store.pttl(aside) <= 30 * DAY_MS
     assert step(server, "s", 5, 0) == 1
     assert store.dump(aside) == found
+
+
+async def test_a_record_written_meanwhile_is_not_set_aside(start, tmp_path, store):
+    server = start()
+    step(server, "s", 5, 0)
+    [key] = store.keys("holdfast:v1:*")
+    seen = store.get(key)
+    step(server, "s", 5, 1)
+    written = RedisStore(f"unix://{tmp_path / 'data' / 'store.sock'}", timeout_s=10)
+    await written.open()
+    try:
+        for stale in (seen, b""):
+            assert not await written.set_aside(key, stale, 60)
+        assert step(server, "s", 5, 2) == 3
+        assert await written.set_aside(key, store.get(key), 60)
+        assert not await written.set_aside(key, seen, 60)
+    finally:
+        await written.close()
+    assert store.keys("holdfast:v1:*") == [key + b":set-aside"]

@@ -1,6 +1,7 @@
 """What makes a model fail takes nothing else with it, and is held once it does so again and again."""
 
 import asyncio
+import threading
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.engine.engine import Engine, EngineLimits
-from service.engine.runner import APART_COUNT
+from service.engine.runner import APART_COUNT, PATIENCE_S
 from service.engine.sessions import Sessions
 from service.engine.suspects import CULPRIT_AFTER, CULPRIT_PAUSE_S, MAX_SUSPECTS, Suspects
 from service.engine.watchdog import TICK_S, WatchedRun
@@ -97,11 +98,12 @@ async def test_a_result_that_the_contract_does_not_say_is_named(start, model, te
 
 async def test_what_stalls_is_ended_and_others_go_on_meanwhile(start, observer):
     engine = start(run_timeout_s=1.0)
+    limits_s = see_limits(engine)
     await send(engine, "other", [1], 0)
-    tokens = {f"s{n}": STALL if n == 2 else 1 for n in range(5)}
-    stalled = submit(engine, "s2", [STALL], 0)
-    answers = await send_all(engine, {name: 1 for name in tokens if name != "s2"})
-    assert set(map(str, answers.values())) == {"(1, [1.0], False)"}
+    futures = [submit(engine, f"s{n}", [STALL if n == 2 else 1], 0) for n in range(5)]
+    stalled = futures.pop(2)
+    answers = await asyncio.wait_for(asyncio.gather(*futures), 30)
+    assert [answer.position for answer in answers] == [1] * 4
     assert not stalled.done()
     assert await send(engine, "other", [1], 1) == (2, [2], False)
     assert not stalled.done()
@@ -109,17 +111,39 @@ async def test_what_stalls_is_ended_and_others_go_on_meanwhile(start, observer):
     assert outcome.reason == "MODEL_FAILED"
     assert "did not end within 1 s" in outcome.message
     assert observer.counts["halted"] == 2
+    assert sorted(limits_s) == [PATIENCE_S] * 3 + [1.0] * 5  # where others wait, and the rows apart
+
+
+def see_limits(engine):
+    watchdog, limits_s = engine._runner._watchdog, []
+    begin = watchdog.begin
+
+    def begin_and_note(halt, limit_s):
+        limits_s.append(limit_s)
+        return begin(halt, limit_s)
+
+    watchdog.begin = begin_and_note
+    return limits_s
+
+
+async def test_a_model_that_held_up_the_loop_runs_in_a_thread_for_a_while(start, model):
+    engine = start(run_timeout_s=0.1)
+    await send(engine, "s", [1], 0)
+    await send(engine, "bad", [STALL], 0)
+    await send(engine, "s", [1], 1)
+    is_loop = [thread is threading.current_thread() for thread in model.threads]
+    assert is_loop == [True, True, False, False]  # the third is the row apart
 
 
 async def test_a_suspect_runs_alone_until_it_has_run(start, model):
     engine = start()
     await send_all(engine, {"bad": RAISE, "good": 1})
     model.tried.clear()
-    answers = [await send(engine, "good", [1], 1), await send(engine, "bad", [1], 0)]
-    assert answers == [(2, [2], False), (1, [1], False)]
-    answers = await asyncio.gather(send(engine, "good", [1], 2), send(engine, "bad", [1], 1))
-    assert [reply[0] for reply in answers] == [3, 2]
-    assert model.tried == [1, 1, 2]
+    await send(engine, "bad", [RAISE], 0)
+    for turn in range(2):
+        answers = await asyncio.gather(send(engine, "good", [1], 1 + turn), send(engine, "bad", [1], turn))
+        assert answers == [(2 + turn, [2 + turn], False), (1 + turn, [1 + turn], False)]
+    assert model.tried == [1, 1, 1, 2]
 
 
 async def fail(engine, session, count, position=0):
@@ -138,6 +162,14 @@ async def test_a_session_that_fails_again_and_again_is_held_on_every_replica(sta
         assert await send(replica, "s", [6], 1) == (2, [11], True)
     outcome = await submit(other, "s", [1], 2)
     assert (outcome.expected_position, "token 254" in outcome.message) == (2, True)
+
+
+async def test_a_model_that_never_ran_is_not_believed_against_a_session(start, store):
+    engine = start()
+    assert await fail(engine, "s", 5) == ["MODEL_FAILED"] * 5
+    assert store.records == {}
+    await send(engine, "other", [1], 0)
+    assert await fail(engine, "s", 3) == ["MODEL_FAILED"] * 2 + ["SESSION_QUARANTINED"]
 
 
 async def test_a_session_that_runs_in_between_is_not_held(start):
