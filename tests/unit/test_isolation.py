@@ -137,13 +137,15 @@ async def test_a_model_that_held_up_the_loop_runs_in_a_thread_for_a_while(start,
 
 async def test_a_suspect_runs_alone_until_it_has_run(start, model):
     engine = start()
-    await send_all(engine, {"bad": RAISE, "good": 1})
+    await send_all(engine, {"bad": 1, "good": 1})
+    await send_all(engine, {"bad": RAISE, "good": 1}, position=1)
     model.tried.clear()
-    await send(engine, "bad", [RAISE], 0)
     for turn in range(2):
-        answers = await asyncio.gather(send(engine, "good", [1], 1 + turn), send(engine, "bad", [1], turn))
-        assert answers == [(2 + turn, [2 + turn], False), (1 + turn, [1 + turn], False)]
-    assert model.tried == [1, 1, 1, 2]
+        answers = await asyncio.gather(
+            send(engine, "good", [1], 2 + turn), send(engine, "bad", [1], 1 + turn)
+        )
+        assert answers == [(3 + turn, [3 + turn], False), (2 + turn, [2 + turn], False)]
+    assert model.tried == [1, 1, 2]
 
 
 async def fail(engine, session, count, position=0):
