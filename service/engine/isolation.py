@@ -148,6 +148,7 @@ class Isolation:
                     outcome.failed.extend(Failed(steps, _blame(model, pause_s)) for steps in half)
                 else:
                     self._observer.reran()
+                    await asyncio.sleep(0)  # requests and replies move between runs
                     await self._try(half, outcome)
 
     def _failed_alone(self, steps: Steps, error: ModelFailed) -> Failed:
