@@ -170,6 +170,16 @@ def test_rows_beside_poison_get_what_they_would_have_got_without(start):
     assert step(server, "after", 1, 0) == 1
 
 
+def test_a_row_that_stalls_in_a_message_fails_alone(start):
+    server = start("--run-timeout-s", "0.5")
+    tokens = [1, 2, STALLS, 4, 5]
+    with holdfast.Client(server.address) as client:
+        reply = client.step_batch(MODEL, list("abcde"), tokens, [0] * 5, outputs=["y"])
+        assert {row: error.reason for row, error in reply.errors.items()} == {2: "MODEL_FAILED"}
+        assert reply.positions.tolist() == [1, 1, 0, 1, 1]
+        assert reply.outputs["y"][:, 0, 0].tolist() == [1, 2, 0, 4, 5]
+
+
 def test_a_refusal_names_what_the_model_gave(start):
     with holdfast.Client(start().address) as client:
         reply = client.step_batch(MODEL, ["s"], [CHANGES_SHAPE], [0], outputs=["y"])

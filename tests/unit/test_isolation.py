@@ -47,6 +47,15 @@ async def test_what_raises_fails_alone_wherever_it_stands(start, model, observer
     assert observer.counts["reran"] <= 3 * 2 * 7
 
 
+@pytest.mark.parametrize("poison", [RAISE, NO_STATE, 255])
+async def test_a_row_of_a_message_fails_alone(start, poison):
+    tokens = [1] * 200
+    tokens[77] = poison
+    outcomes = await send_block(start(), [f"s{n}" for n in range(200)], tokens, [0] * 200)
+    assert outcomes.pop(77) == ("STATE_NOT_FINITE" if poison == 255 else "MODEL_FAILED")
+    assert outcomes == [(1, [1], False)] * 199
+
+
 async def test_a_result_that_is_missing_is_named(start):
     engine = start()
     outcome = await submit(engine, "s", [NO_STATE], 0)
@@ -421,3 +430,39 @@ def test_any_poison_leaves_its_neighbours_as_they_would_be_without(goods, poison
     for tokens, replies in zip(poison, [together[f"bad{n}"] for n in range(len(poison))], strict=True):
         for token, reply in zip(tokens, replies, strict=True):
             assert isinstance(reply, tuple) == (token < NO_STATE and reply != "SESSION_QUARANTINED")
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.randoms(use_true_random=False))
+def test_quarantine_and_release_on_any_replica_lose_and_double_nothing(random):
+    """Clients move between replicas, poison now and then, and have their sessions released."""
+
+    async def play():
+        model, store = PoisonModel(), MemoryStore()
+        limits = EngineLimits(quarantine_after=1, hot_state_bytes=8 * 4)
+        engines = [
+            Engine(FakeModels(model), store, encode_totals, CountingObserver(), limits) for _ in range(3)
+        ]
+        for engine in engines:
+            engine.start()
+            await send(engine, "warm", [1])
+
+        async def client(name):
+            position = total = 0
+            while position < 12:
+                token = random.choice([1, 2, 3, RAISE, NO_STATE])
+                answer = await send(random.choice(engines), name, [token], position)
+                if isinstance(answer, tuple):
+                    position, total = position + 1, total + token
+                    assert answer[:2] == (position, [total])
+                elif answer == "SESSION_QUARANTINED":
+                    sessions = Sessions(FakeModels(model), store, random.choice(engines), ttl_s=60)
+                    await sessions.release(name.encode(), discard=False)
+                else:
+                    assert answer == "MODEL_FAILED"
+
+        await asyncio.gather(*(client(f"s{n}") for n in range(5)))
+        for engine in engines:
+            await engine.stop()
+
+    asyncio.run(play())
