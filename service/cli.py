@@ -9,9 +9,11 @@ USAGE = """usage: holdfast COMMAND [--help] [options]
 
 serve   runs a server: gRPC, metrics, and by default an embedded store
 demo    streams text through a server that is killed half-way, and judges the outputs
-bench   loads a running server and prints what its clients see"""
+bench   loads a running server and prints what its clients see
+session shows a session, or releases one that is held"""
 
 SERVER_SIDE = {"serve": "service.main", "demo": "service.demo.main", "bench": "service.bench.main"}
+CLIENT_SIDE = {"session": "holdfast.session_command"}
 
 
 def main() -> None:
@@ -22,6 +24,8 @@ def main() -> None:
     command, arguments = sys.argv[1], sys.argv[2:]
     if command in SERVER_SIDE:
         raise SystemExit(_run_server_side(command, arguments))
+    if command in CLIENT_SIDE:
+        raise SystemExit(importlib.import_module(CLIENT_SIDE[command]).main(arguments))
     print(f"holdfast: no command {command!r}\n{USAGE}", file=sys.stderr)
     raise SystemExit(2)
 

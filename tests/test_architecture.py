@@ -37,6 +37,8 @@ HOMES = {
 PURE = {
     "service.engine.rules",
     "service.engine.step_queue",
+    "service.engine.suspects",
+    "service.engine.results",
     "service.store.record",
     "service.model.contract",
     "holdfast.tokens",
