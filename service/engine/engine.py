@@ -488,14 +488,12 @@ class Engine:
             step_count += len(steps.block) * steps.block.asked.token_count
             self._observer.waited(*steps.block.ages_s(started_s))
         ran: list[Ran] = []
-        apart: list[Steps] = []
-        for group in groups.values():
-            outcome = await self._isolation.run(group)
+        outcomes = [await self._isolation.run(group) for group in groups.values()]
+        for outcome in outcomes:
             ran += outcome.ran
-            apart += outcome.apart
             self._fail(outcome.failed)
-        for steps in apart:
-            self._spawn(self._guard([steps.block], self._run_apart(steps)))
+            for steps in outcome.apart:
+                self._spawn(self._guard([steps.block], self._run_apart(steps)))
         self._observer.ran(chunk_count, step_count, time.monotonic() - started_s)
         return ran
 
