@@ -485,8 +485,6 @@ class Engine:
             started_s = time.monotonic()
             refusals, epoch = await self._offer(offers) if offers else ({}, 0)
         finally:
-            while self._tasks - {asyncio.current_task()}:
-                await asyncio.sleep(0.01)
             self._commit_turn.release()
         self._observer.committed(sum(len(offer.stamps) for offer in offers), time.monotonic() - started_s)
         first = 0
