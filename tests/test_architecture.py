@@ -43,6 +43,8 @@ PURE = {
     "service.model.contract",
     "holdfast.tokens",
     "holdfast.replay_buffer",
+    "holdfast.unanswered",
+    "holdfast.ack_levels",
 }
 IMPURE = {"asyncio", "time", "socket", "grpc", "os", "threading", "redis"}
 

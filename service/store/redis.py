@@ -12,7 +12,7 @@ import hiredis
 import redis.connection
 
 from service.errors import RecordCorrupt, ServiceError, StoreFull, StoreUnavailable
-from service.store.confirmation import AckSettings, AckSupport, Confirmer
+from service.store.confirmation import ASK_POLICY, AckSettings, AckSupport, Confirmer
 from service.store.connection import RETRY_AFTER_S, Address, StoreConnection
 from service.store.keys import ACK_MARKER, set_aside_key
 from service.store.packing import pack_script
@@ -72,7 +72,7 @@ class RedisStore:
     ) -> None:
         self._connection = StoreConnection(parse_url(url), timeout_s=timeout_s, on_change=on_change)
         self._acks = acks
-        self._support = AckSupport({}, acks)
+        self._support = AckSupport(b"", None, acks)
         self._confirmer = Confirmer(self._connection, ACK_MARKER, acks)
 
     @property
@@ -121,7 +121,8 @@ class RedisStore:
             AckLevelUnsupported: Not the default.
             StoreUnavailable: No answer in time.
         """
-        self._support = AckSupport(_parse_info(await self._ask("INFO")), self._acks)
+        policy = await self._connection.execute(*ASK_POLICY)  # an error is no answer
+        self._support = AckSupport(await self._ask("INFO"), policy, self._acks)
         self._support.check_default()
 
     @property
