@@ -9,9 +9,15 @@ USAGE = """usage: holdfast COMMAND [--help] [options]
 
 serve   runs a server: gRPC, metrics, and by default an embedded store
 demo    streams text through a server that is killed half-way, and judges the outputs
-bench   loads a running server and prints what its clients see"""
+bench   loads a running server and prints what its clients see
+store-acl  prints the ACL rule of the store's user"""
 
-SERVER_SIDE = {"serve": "service.main", "demo": "service.demo.main", "bench": "service.bench.main"}
+SERVER_SIDE = {
+    "serve": "service.main",
+    "demo": "service.demo.main",
+    "bench": "service.bench.main",
+    "store-acl": "service.store_acl",
+}
 
 
 def main() -> None:

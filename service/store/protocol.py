@@ -1,4 +1,8 @@
-"""What the engine needs of a store. Implementations: `redis.RedisStore`, and a fake in the tests."""
+"""What the engine and the server need of a store.
+
+Implementations: `redis.RedisStore` (one primary, fixed or named by sentinels), `cluster.ClusterStore`,
+and a fake in the tests. `opening.create_store` chooses by URL.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,7 +41,13 @@ class Found:
 
 
 Refusals = dict[int, Found | ServiceError]
-"""Why records were not written, by their number in the call; nothing was changed for them."""
+"""Why records were not written, by their number in the call; nothing was changed for them, except that
+one with StoreUnavailable may have been written: a cluster loses the replies of one node and not of the
+others."""
+
+
+class UnsafeStore(Exception):
+    """The store could drop sessions without a word; the message says why and what to set."""
 
 
 class StateStore(Protocol):
@@ -80,4 +90,50 @@ class StateStore(Protocol):
     @property
     def is_available(self) -> bool:
         """Whether the store answered when last asked."""
+        ...
+
+
+class Store(StateStore, Protocol):
+    """A state store as the server holds it."""
+
+    @property
+    def epoch(self) -> int:
+        """Changes whenever another server may have taken a primary's place."""
+        ...
+
+    async def open(self) -> None:
+        """Connects.
+
+        Raises:
+            StoreUnavailable: No server answers there, or it refuses the greeting.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Closes its connections; requests under way fail."""
+        ...
+
+    async def check_safe(self) -> None:
+        """Makes sure that every primary keeps what it acknowledges.
+
+        Raises:
+            UnsafeStore: It may evict sessions, does not write them to disk, or is too old.
+            StoreUnavailable: No answer in time.
+        """
+        ...
+
+    async def describe(self) -> str:
+        """Returns one line for the operator: what the store is, and what its settings promise.
+
+        Raises:
+            StoreUnavailable: No answer in time.
+        """
+        ...
+
+    async def ping(self) -> None:
+        """Asks for a sign of life.
+
+        Raises:
+            StoreUnavailable: No answer in time.
+        """
         ...
