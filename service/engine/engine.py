@@ -48,7 +48,7 @@ from service.errors import (
     StoreUnavailable,
 )
 from service.model.protocol import Model, Models
-from service.store.protocol import Found, Refusals, StateStore
+from service.store.protocol import Found, Loaded, Refusals, StateStore
 from service.store.record import KeptReply, Record, decode
 
 _log = logging.getLogger(__name__)
@@ -375,7 +375,7 @@ class Engine:
         slots = self._hot.find(item.keys)
         return [key for key, slot in zip(item.keys, slots, strict=True) if slot is None]
 
-    def _take_in(self, work: Work, data: bytes | None, verified_s: float) -> None:
+    def _take_in(self, work: Work, data: Loaded, verified_s: float) -> None:
         """Makes a session hot from what the store holds, and lets its chunk be decided again."""
         try:
             self._heat(work.key, work.claim, work.asked, data, verified_s)
@@ -385,7 +385,7 @@ class Engine:
         else:
             self._put_back(work, 1)
 
-    def _take_in_block(self, block: Block, loaded: dict[bytes, bytes | None], verified_s: float) -> None:
+    def _take_in_block(self, block: Block, loaded: dict[bytes, Loaded], verified_s: float) -> None:
         """Makes the cold sessions of a block hot; rows that have none leave it."""
         stays = np.ones(len(block), np.bool_)
         for place, key in enumerate(block.keys):
@@ -406,9 +406,9 @@ class Engine:
         self._queue.put_back(item, count)
         self._bell.ring()
 
-    def _heat(
-        self, key: bytes, claim: rules.Claim, asked: Asked, data: bytes | None, verified_s: float
-    ) -> None:
+    def _heat(self, key: bytes, claim: rules.Claim, asked: Asked, data: Loaded, verified_s: float) -> None:
+        if isinstance(data, ServiceError):
+            raise data
         record = decode(data) if data is not None else None
         self._hot.put(key, self._model_for(record, claim, asked), record, verified_s=verified_s)
 

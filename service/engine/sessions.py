@@ -86,7 +86,7 @@ class Sessions:
             SessionExists, SessionNotFound, ModelNotFound, ModelMismatch, RecordCorrupt,
             InvalidRequest, StoreUnavailable, StoreFull: Nothing was changed.
         """
-        data = (await self._store.load([key]))[0]
+        data = await self._load(key)
         for _ in range(MAX_ATTEMPTS):
             stored = decode(data) if data is not None else None
             if stored is not None and not stored.closed:
@@ -108,7 +108,7 @@ class Sessions:
         Raises:
             SessionNotFound, SessionClosed, ModelMismatch, RecordCorrupt, StoreUnavailable: As named.
         """
-        data = (await self._store.load([key]))[0]
+        data = await self._load(key)
         if data is None:
             raise SessionNotFound("no session has this id", field="session_id")
         record = decode(data)
@@ -129,7 +129,7 @@ class Sessions:
         Raises:
             SessionNotFound, SessionClosed, RecordCorrupt, StoreUnavailable: As named.
         """
-        data = (await self._store.load([key]))[0]
+        data = await self._load(key)
         for _ in range(MAX_ATTEMPTS):
             if data is None:
                 raise SessionNotFound("no session has this id", field="session_id")
@@ -151,6 +151,11 @@ class Sessions:
     async def expires_in_s(self, key: bytes) -> float:
         """Returns the seconds until a session expires; 0 is never."""
         return await self._store.time_to_live_s(key)
+
+    async def _load(self, key: bytes) -> bytes | None:
+        data = (await self._store.load([key]))[0]
+        assert not isinstance(data, ServiceError), "bug: what cannot be read alone is raised"
+        return data
 
     async def _replace(self, key: bytes, expected: bytes, record: Record, ttl_s: float) -> Found | None:
         """Commits one record; what is found instead is returned, what fails is raised."""

@@ -22,7 +22,7 @@ from service.store.connection import Reply, fixed
 from service.store.error_table import RETRY_AFTER_S, error_of, means_demoted
 from service.store.node import Node
 from service.store.packing import pack_scripts
-from service.store.protocol import Refusals, UnsafeStore, Writes
+from service.store.protocol import Loaded, Refusals, UnsafeStore, Writes
 from service.store.redis import SCRIPT, SCRIPT_SHA, check_node, is_unknown_script, refusals_of
 from service.store.safety import Allowances, describe
 from service.store.slots import SLOT_COUNT, slot_of
@@ -133,15 +133,13 @@ class ClusterStore:
         first = describe(await node.info(), await node.config())
         return f"cluster of {len(self._primaries)} primaries; {node}: {first}"
 
-    async def load(self, keys: Sequence[bytes]) -> list[bytes | None]:
+    async def load(self, keys: Sequence[bytes]) -> list[Loaded]:
         """Reads records, from all primaries at the same time; see `StateStore.load`."""
-        calls = [_Call(slot_of(key), _packed("MGET", key)) for key in keys]
-        records: list[bytes | None] = []
-        for answer in await self._send(calls):
-            if isinstance(answer, ServiceError):
-                raise answer
-            records.append(answer[0])
-        return records
+        answers = await self._send([_Call(slot_of(key), _packed("MGET", key)) for key in keys])
+        failed = [answer for answer in answers if isinstance(answer, ServiceError)]
+        if failed and len(failed) == len(answers):
+            raise failed[0]
+        return [answer if isinstance(answer, ServiceError) else answer[0] for answer in answers]
 
     async def commit(self, writes: Sequence[Writes], ttl_s: float) -> Refusals:
         """Replaces records, on all primaries at the same time; see `StateStore.commit`."""
@@ -331,9 +329,11 @@ class ClusterStore:
         """Closes a node that has no slot any more, once what was sent to it is answered or late."""
 
         async def close() -> None:
-            if node.is_connected:
-                await asyncio.sleep(self._timeout_s)
-            await node.close()
+            try:
+                if node.is_connected:
+                    await asyncio.sleep(self._timeout_s)
+            finally:
+                await node.close()
 
         task = asyncio.create_task(close(), name="cluster node leaves")
         self._retiring.add(task)

@@ -1,6 +1,5 @@
 """The names of things in the store, in one place."""
 
-
 KEY_PATTERN = "holdfast:v1:*"
 """Of all keys, as ACL rules and KEYS have it."""
 

@@ -29,6 +29,10 @@ class Writes(NamedTuple):
     records: Sequence[bytes] | NDArray[np.uint8]
 
 
+Loaded = bytes | None | ServiceError
+"""A record as it was read: encoded, nothing, or why it could not be read where others could."""
+
+
 @dataclass(frozen=True, slots=True)
 class Found:
     """A record was not written because another one is stored.
@@ -53,11 +57,13 @@ class UnsafeStore(Exception):
 class StateStore(Protocol):
     """Keeps one record per key and replaces it atomically."""
 
-    async def load(self, keys: Sequence[bytes]) -> list[bytes | None]:
+    async def load(self, keys: Sequence[bytes]) -> Sequence[Loaded]:
         """Reads records in one round trip; None where nothing is stored.
 
+        A cluster can read some and not others; the latter are StoreUnavailable in the list.
+
         Raises:
-            StoreUnavailable: No answer in time.
+            StoreUnavailable: No answer in time; none was read.
         """
         ...
 

@@ -12,7 +12,8 @@ import redis
 
 from service.errors import ServiceError, StoreFull, StoreUnavailable
 from service.store.keys import session_key
-from service.store.protocol import UnsafeStore
+from service.store.protocol import UnsafeStore, Writes
+from service.store.record import NO_STAMP, encode
 from service.store.safety import Allowances
 from service.store.slots import slot_of
 from tests.contract.test_store import eventually, get, put, record
@@ -366,6 +367,29 @@ async def test_a_slot_that_nobody_serves(cluster, opened):
             process.call("CLUSTER", "ADDSLOTS", slot) if process is owner else None
             process.call("CLUSTER", "SETSLOT", slot, "NODE", owner.call("CLUSTER", "MYID"))
     await eventually(lambda: applied(store, key, record(1), record(0)))
+
+
+async def test_a_silent_node_fails_its_own_rows_only(cluster, opened):
+    store = await opened(cluster.url, timeout_s=0.5)
+    keys = [session_key("tenant", f"silent {number}") for number in range(30)]
+    silent = cluster.processes[0]
+    lost = [key for key in keys if cluster.primary_of(key) is silent]
+    assert 0 < len(lost) < len(keys)
+    writes = Writes(keys, NO_STAMP * 30, [encode(record(0))] * 30)
+    silent.pause()
+    try:
+        refusals = await store.commit([writes], 60.0)
+        assert [keys[number] for number in sorted(refusals)] == lost
+        loaded = await store.load(keys)
+        assert [
+            key for key, data in zip(keys, loaded, strict=True) if isinstance(data, ServiceError)
+        ] == lost
+        assert not store.is_available
+    finally:
+        silent.resume()
+    await eventually(store.ping)
+    for key in keys:
+        assert await get(store, key) in (record(0), None)  # None: it had not read the commit
 
 
 async def test_a_cluster_that_was_named_as_a_single_server(cluster, opened):

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from service.demo.processes import ServerProcess
+from service.errors import StoreUnavailable
 from service.store.keys import session_key
 from service.store.opening import create_store
 from tests.contract.test_store import eventually, get, put, record
@@ -115,6 +116,15 @@ async def test_a_primary_that_was_stopped_is_not_written_to_when_it_wakes(group)
     finally:
         old.resume()
         await store.close()
+
+
+async def test_a_replica_that_the_sentinels_still_name_is_not_used(group):
+    primary, replica = group.nodes
+    primary.call("REPLICAOF", "127.0.0.1", replica.port)
+    store = create_store(group.url, timeout_s=2.0)
+    with pytest.raises(StoreUnavailable, match="it is no primary"):
+        await store.open()
+    await store.close()
 
 
 async def test_two_of_three_sentinels_are_enough(group):
