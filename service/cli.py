@@ -7,12 +7,18 @@ from service.grpc_environment import set_grpc_environment
 
 USAGE = """usage: holdfast COMMAND [--help] [options]
 
-serve   runs a server: gRPC, metrics, and by default an embedded store
-demo    streams text through a server that is killed half-way, and judges the outputs
-bench   loads a running server and prints what its clients see
-session shows a session, or releases one that is held"""
+serve     runs a server: gRPC, metrics, and by default an embedded store
+demo      streams text through a server that is killed half-way, and judges the outputs
+bench     loads a running server and prints what its clients see
+session   shows a session, or releases one that is held
+store-acl prints the ACL rule of the store's user"""
 
-SERVER_SIDE = {"serve": "service.main", "demo": "service.demo.main", "bench": "service.bench.main"}
+SERVER_SIDE = {
+    "serve": "service.main",
+    "demo": "service.demo.main",
+    "bench": "service.bench.main",
+    "store-acl": "service.store_acl",
+}
 CLIENT_SIDE = {"session": "holdfast.session_command"}
 
 

@@ -32,8 +32,16 @@ class Settings(BaseSettings):
         default_factory=_shipped_models
     )
     store: Annotated[
-        str, Field(description="embedded, redis://HOST:PORT, rediss://HOST:PORT or unix://PATH")
+        str,
+        Field(
+            repr=False,  # it may hold a password
+            description="embedded, redis://HOST:PORT, rediss://HOST:PORT, unix://PATH, "
+            "redis+sentinel://HOST:PORT,HOST:PORT/NAME or redis+cluster://HOST:PORT,HOST:PORT",
+        ),
     ] = EMBEDDED
+    store_password_file: Annotated[
+        Path | None, Field(description="file that holds the password of the store's user")
+    ] = None
     data_dir: Annotated[Path, Field(description="folder of the embedded store")] = Path(
         "~/.local/share/holdfast"
     )
@@ -84,7 +92,15 @@ class Settings(BaseSettings):
     allow_volatile_store: Annotated[bool, Field(description="serve on a store that may lose sessions")] = (
         False
     )
+    allow_old_store: Annotated[
+        bool, Field(description="serve on a store whose version has known holes; distributions mend them")
+    ] = False
     reflection: Annotated[bool, Field(description="serve gRPC reflection")] = True
+
+    @property
+    def trusts_store_version(self) -> bool:
+        """Whether any version of the store will do: also the embedded one's, which only we can reach."""
+        return self.allow_old_store or self.store == EMBEDDED
 
     @field_validator("grpc_address", "http_address")
     @classmethod

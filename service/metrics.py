@@ -46,6 +46,7 @@ class Metrics:
         registry: Of prometheus_client; collects from the numbers.
         restarts: Counter of workers started again.
         store_up: Gauge, 1 while the store answers.
+        store_safe: Gauge, 1 while its settings and its disk are such that it keeps sessions.
         workers: Gauge of processes that serve; a process sets its own to 1.
     """
 
@@ -76,6 +77,9 @@ class Metrics:
         self.restarts = self._counter("worker_restarts", "Workers started again after one ended.")
         self._counted = self._taken  # what follows is about now and is not added up
         self.store_up = self._gauge("store_up", "1 while the store answers.")
+        self.store_safe = self._gauge(
+            "store_safe", "1 while the store is known to keep what it acknowledges."
+        )
         self.workers = self._gauge("workers", "Processes that serve.")
         self._beat_s = self._take(1)
 
@@ -191,6 +195,7 @@ def scrape_together(base: Metrics, workers: Sequence[Metrics]) -> bytes:
     serving = [worker for worker in workers if worker.workers.value]
     total.workers.set(len(serving))
     total.store_up.set(min((worker.store_up.value for worker in serving), default=0))
+    total.store_safe.set(min((worker.store_safe.value for worker in serving), default=0))
     return total.scrape()
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -18,10 +19,16 @@ from service.rpc.codec import encode_outputs
 from service.rpc.reflection import add_reflection
 from service.rpc.servicer import SERVICE_NAME, Servicer
 from service.store.confirmation import AckSettings
-from service.store.protocol import AckLevel
-from service.store.redis import RedisStore, UnsafeStore
+from service.store.opening import create_store
+from service.store.protocol import AckLevel, Store, UnsafeStore
+from service.store.safety import Allowances
+
+_log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 0.25
+
+STORE_CHECK_S = 2.0
+"""Settings of the store can change, and its disk can fill up, while it serves."""
 
 
 class Server:
@@ -45,6 +52,7 @@ class Server:
         self._shares_port = shares_port
         self._health = health.aio.HealthServicer()
         self._is_draining = False
+        self._store_danger = ""
         self.grpc_port = 0
         try:
             self._models = ModelRepository(settings.models)
@@ -73,7 +81,10 @@ class Server:
         await self._listen()
         self._metrics.beat()
         self._metrics.workers.set(1)
-        self._heart = asyncio.create_task(self._beat())
+        self._hearts = [
+            asyncio.create_task(work())
+            for work in (self._beat, self._listen_to_store, self._watch_store_settings)
+        ]
         await self._update_health()
         relieve_collector()
 
@@ -86,8 +97,9 @@ class Server:
                 await self._engine.drain()
         await self._grpc.stop(grace=0.5)
         await self._engine.stop()
-        self._heart.cancel()
-        await asyncio.gather(self._heart, return_exceptions=True)
+        for heart in self._hearts:
+            heart.cancel()
+        await asyncio.gather(*self._hearts, return_exceptions=True)
         await self._store.close()
 
     def scrape(self) -> bytes:
@@ -109,25 +121,36 @@ class Server:
             return "starting"
         if not self._metrics.store_up.value:
             return "the store does not answer"
-        return None
+        return self._store_danger or None
 
-    async def _open_store(self, url: str) -> RedisStore:
+    async def _open_store(self, url: str) -> Store:
+        settings = self._settings
+        allowances = Allowances(volatile=settings.allow_volatile_store, old=settings.trusts_store_version)
+        acks = AckSettings(
+            level=AckLevel.parse(settings.ack_level),
+            replicas_required=settings.replicas_required,
+            timeout_s=settings.ack_timeout_s,
+        )
         try:
-            settings = self._settings
-            acks = AckSettings(
-                level=AckLevel.parse(settings.ack_level),
-                replicas_required=settings.replicas_required,
-                timeout_s=settings.ack_timeout_s,
+            store = create_store(
+                url,
+                timeout_s=settings.store_timeout_s,
+                password_file=settings.store_password_file,
+                allowances=allowances,
+                acks=acks,
+                on_change=self._on_store,
             )
-            store = RedisStore(url, timeout_s=settings.store_timeout_s, on_change=self._on_store, acks=acks)
-            await store.open()
-            if not settings.allow_volatile_store:
-                await store.check_safe()
-            await store.check_acks()
-        except (ServiceError, UnsafeStore) as error:
-            raise StartError(str(error)) from None
         except ValueError as error:
-            raise StartError(f"--store {url}: {error}") from None
+            raise StartError(f"--store: {error}") from None
+        try:
+            await store.open()
+            await store.check_safe()
+            await store.check_acks()
+            _log.info("%s", await store.describe())
+        except (ServiceError, UnsafeStore) as error:
+            await store.close()
+            raise StartError(str(error)) from None
+        self._metrics.store_safe.set(1)
         return store
 
     async def _listen(self) -> None:
@@ -159,13 +182,37 @@ class Server:
         await self._grpc.start()
 
     async def _beat(self) -> None:
-        """Shows that the loop turns, and notices a store that has gone silent."""
+        """Shows that the loop turns, whatever the store does."""
         while True:
             self._metrics.beat()
-            with contextlib.suppress(ServiceError):
-                await self._store.ping()
             await self._update_health()
             await asyncio.sleep(HEARTBEAT_S)
+
+    async def _listen_to_store(self) -> None:
+        """Notices a store that has gone silent: a ping without an answer ends the connection."""
+        while True:
+            with contextlib.suppress(ServiceError):
+                await self._store.ping()
+            await asyncio.sleep(HEARTBEAT_S)
+
+    async def _watch_store_settings(self) -> None:
+        """Turns readiness off while the store could lose sessions; commits go on."""
+        while True:
+            await asyncio.sleep(STORE_CHECK_S)
+            try:
+                await self._store.check_safe()
+            except UnsafeStore as error:
+                self._note_danger(str(error))
+            except ServiceError as error:
+                _log.debug("the store could not be checked: %s", error)
+            else:
+                self._note_danger("")
+
+    def _note_danger(self, danger: str) -> None:
+        if danger != self._store_danger:
+            _log.warning("%s", danger or "the store keeps sessions again")
+        self._store_danger = danger
+        self._metrics.store_safe.set(not danger)
 
     def _on_store(self, is_up: bool) -> None:
         self._metrics.store_up.set(is_up)

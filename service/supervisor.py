@@ -57,7 +57,11 @@ class Supervisor:
         except OSError as error:
             raise StartError(f"--grpc-address {self._settings.grpc_address}: {error}") from None
         self.grpc_port = self._port_holder.getsockname()[1]
-        changes = {"grpc_address": f"{host}:{self.grpc_port}", "store": store_url}
+        changes = {
+            "grpc_address": f"{host}:{self.grpc_port}",
+            "store": store_url,
+            "allow_old_store": self._settings.trusts_store_version,
+        }
         self._worker_settings = self._settings.model_copy(update=changes)
         self._own.beat()
         self._heart = asyncio.create_task(self._beat())
@@ -107,6 +111,8 @@ class Supervisor:
             return "no worker serves"
         if not any(worker.metrics.store_up.value for worker in serving):
             return "the store does not answer"
+        if not any(worker.metrics.store_safe.value for worker in serving):
+            return "the store may lose sessions; the log says why"
         return None
 
     def _serving(self) -> list[WorkerProcess]:

@@ -51,7 +51,7 @@ from service.errors import (
     StoreUnavailable,
 )
 from service.model.protocol import Model, Models
-from service.store.protocol import AckLevel, Found, Refusals, StateStore
+from service.store.protocol import AckLevel, Found, Loaded, Refusals, StateStore
 from service.store.record import KeptReply, Record, decode
 
 _log = logging.getLogger(__name__)
@@ -429,12 +429,12 @@ class Engine:
         slots = self._hot.find(item.keys)
         return [key for key, slot in zip(item.keys, slots, strict=True) if slot is None]
 
-    def _take_in(self, work: Work, data: bytes | None, verified_s: float) -> None:
+    def _take_in(self, work: Work, data: Loaded, verified_s: float) -> None:
         """Makes a session hot from what the store holds, and lets its chunk be decided again."""
         if self._heat(work, data, verified_s):
             self._put_back(work, 1)
 
-    def _take_in_block(self, block: Block, loaded: dict[bytes, bytes | None], verified_s: float) -> None:
+    def _take_in_block(self, block: Block, loaded: dict[bytes, Loaded], verified_s: float) -> None:
         """Makes the cold sessions of a block hot; rows that have none leave it."""
         stays = np.ones(len(block), np.bool_)
         for place, key in enumerate(block.keys):
@@ -450,9 +450,11 @@ class Engine:
         self._queue.put_back(item, count)
         self._bell.ring()
 
-    def _heat(self, work: Work, data: bytes | None, verified_s: float) -> bool:
+    def _heat(self, work: Work, data: Loaded, verified_s: float) -> bool:
         """Makes the session of a chunk hot; returns whether it is, else the chunk is answered."""
         try:
+            if isinstance(data, ServiceError):
+                raise data
             record = decode(data) if data is not None else None
             model = self._model_for(record, work.claim, work.asked)
             if record is not None and record.quarantine_reason:

@@ -11,7 +11,7 @@ as if it had been slow. One that arrives in between is refused, and decided agai
 from service.engine.batch import Steps
 from service.engine.rules import quarantined
 from service.errors import ServiceError, SessionQuarantined
-from service.store.protocol import StateStore, Writes
+from service.store.protocol import StateStore, Writes, load_one
 from service.store.record import NO_STAMP, Record, decode, encode
 
 
@@ -33,7 +33,7 @@ async def quarantine(
         RecordCorrupt, StoreFull, StoreUnavailable: As named.
     """
     [key], expected = steps.block.keys, steps.standing.stamps.tobytes()
-    [data] = await store.load([key])
+    data = await load_one(store, key)
     stored = decode(data) if data is not None else None
     if (NO_STAMP if stored is None else stored.stamp) != expected:
         return None

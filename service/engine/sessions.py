@@ -20,7 +20,7 @@ from service.errors import (
     SessionNotFound,
 )
 from service.model.protocol import Model, Models
-from service.store.protocol import AckLevel, Found, StateStore, Writes
+from service.store.protocol import AckLevel, Found, StateStore, Writes, load_one
 from service.store.record import NO_STAMP, Record, decode, draw_incarnation, encode
 
 MAX_ATTEMPTS = 16
@@ -114,7 +114,7 @@ class Sessions:
             StoreUnavailable, AckLevelNotReached: It may have been; the same again is right.
         """
         epoch = self._store.epoch
-        data = (await self._store.load([key]))[0]
+        data = await load_one(self._store, key)
         for _ in range(MAX_ATTEMPTS):
             stored = decode(data) if data is not None else None
             if stored is not None and not stored.closed:
@@ -140,7 +140,7 @@ class Sessions:
         Raises:
             SessionNotFound, SessionClosed, ModelMismatch, RecordCorrupt, StoreUnavailable: As named.
         """
-        data = (await self._store.load([key]))[0]
+        data = await load_one(self._store, key)
         if data is None:
             raise SessionNotFound("no session has this id", field="session_id")
         record = decode(data)
@@ -162,7 +162,7 @@ class Sessions:
             SessionNotFound, SessionClosed, RecordCorrupt, StoreUnavailable, AckLevelNotReached: As named.
         """
         epoch = self._store.epoch
-        data = (await self._store.load([key]))[0]
+        data = await load_one(self._store, key)
         for _ in range(MAX_ATTEMPTS):
             if data is None:
                 raise SessionNotFound("no session has this id", field="session_id")
@@ -193,7 +193,7 @@ class Sessions:
         """
         for _ in range(MAX_ATTEMPTS):
             epoch = self._store.epoch
-            data = (await self._store.load([key]))[0]
+            data = await load_one(self._store, key)
             if data is None:
                 return await self._release_foreign(key, discard)
             held, record = self._why_held(data, discard)

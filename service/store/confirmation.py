@@ -18,6 +18,7 @@ looked at, and with Valkey the policy, after each wait.
 import asyncio
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,11 +103,13 @@ class Confirmer:
 
     Args:
         connection: Carries reads and commits.
-        marker: Key to write, on the same server.
+        marker: Gives a key to write on the same server, before each wait.
         settings: How many replicas, and how long to wait.
     """
 
-    def __init__(self, connection: StoreConnection, marker: bytes, settings: AckSettings) -> None:
+    def __init__(
+        self, connection: StoreConnection, marker: Callable[[], bytes], settings: AckSettings
+    ) -> None:
         timeout_ms = math.ceil(settings.timeout_s * 1000)
         self._timeout_s = settings.timeout_s
         self._lanes = {
@@ -156,7 +159,7 @@ class _Lane:
 
     Args:
         connection: Carries the commits.
-        marker: Key to write.
+        marker: Gives the key to write.
         command: WAIT or WAITAOF, with its arguments.
         required: Copies it must count.
         timeout_s: How long the command may take.
@@ -165,7 +168,7 @@ class _Lane:
     def __init__(
         self,
         connection: StoreConnection,
-        marker: bytes,
+        marker: Callable[[], bytes],
         command: tuple[Any, ...],
         required: int,
         timeout_s: float,
@@ -213,7 +216,7 @@ class _Lane:
     async def _mark_and_wait(self, epoch: int) -> str:
         """Waits for all that the server has answered until now; returns why that failed, or ""."""
         own = await self._open(epoch)
-        replies = [own.execute("SET", self._marker, b""), own.execute(*self._command), *own.identify()]
+        replies = [own.execute("SET", self._marker(), b""), own.execute(*self._command), *own.identify()]
         is_about_disk = self._command[0] == "WAITAOF"
         if is_about_disk:
             replies.append(own.execute(*ASK_POLICY))
@@ -245,7 +248,7 @@ class _Lane:
     async def _part(self, epoch: int) -> None:
         """Gives up both connections, so that the next epoch has one server behind both."""
         if self._connection.epoch == epoch:
-            self._connection.drop("its server is not the one that confirms")
+            self._connection.leave("its server is not the one that confirms")
         await self._drop()
 
     async def _drop(self) -> None:

@@ -5,126 +5,88 @@ Owns: connecting, reconnecting, matching replies to requests, the time limit. Kn
 A request is never sent twice. When a reply is late or the socket breaks, every request under way
 fails with StoreUnavailable and the connection is thrown away, so that a late reply can never be
 taken for the reply to another request.
+
+Where the server is, is asked anew before every attempt to connect: behind Sentinel it moves.
 """
 
 import asyncio
 import contextlib
 import logging
 import re
-import ssl
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol, cast
 
 import hiredis
 
-from service.errors import StoreUnavailable
+from service.errors import ServiceError, StoreUnavailable
+from service.store.address import Address
+from service.store.error_table import RETRY_AFTER_S, error_of
 
 _log = logging.getLogger(__name__)
 
 RECONNECT_DELAYS_S = (0.01, 0.02, 0.05, 0.1, 0.2)
 """Pauses between attempts; the last one repeats. Readiness must come back fast after a restart."""
 
-RETRY_AFTER_S = 0.2
-"""What callers are told while the store is away: about one attempt to reconnect."""
+Locate = Callable[[], Awaitable[Address]]
+"""Says where the server is now; raises StoreUnavailable if nobody knows."""
+
+Reply = Any
+"""As hiredis reads it: bytes, int, list, None or hiredis.ReplyError."""
 
 _IDENTITY = re.compile(rb"^(?:run_id|role|master_replid):\S+", re.MULTILINE)
 
 
-@dataclass(frozen=True)
-class Address:
-    """Where a Redis server listens and how to greet it.
+def fixed(address: Address) -> Locate:
+    """Returns a `Locate` for a server that does not move."""
 
-    Attributes:
-        host: Name or IP address; unused with `socket_path`.
-        port: TCP port.
-        socket_path: Unix socket, instead of host and port.
-        database: Number for SELECT.
-        username: ACL user; None is the default user.
-        password: Its password; None is no AUTH.
-        tls: Context of a TLS connection; None is plain.
-    """
+    async def locate() -> Address:
+        return address
 
-    host: str = "127.0.0.1"
-    port: int = 6379
-    socket_path: Path | None = None
-    database: int = 0
-    username: str | None = None
-    password: str | None = None
-    tls: ssl.SSLContext | None = None
-
-    def __str__(self) -> str:
-        if self.socket_path is not None:
-            return f"unix://{self.socket_path}"
-        return f"{'rediss' if self.tls else 'redis'}://{self.host}:{self.port}/{self.database}"
-
-    def greeting(self) -> list[tuple[Any, ...]]:
-        """Returns the commands that a new connection starts with."""
-        commands: list[tuple[Any, ...]] = []
-        if self.password is not None:
-            user = () if self.username is None else (self.username,)
-            commands.append(("AUTH", *user, self.password))
-        if self.database:
-            commands.append(("SELECT", self.database))
-        commands.append(("PING",))
-        return commands
+    return locate
 
 
 class StoreConnection:
     """Executes commands; reconnects by itself.
 
     Args:
-        address: The server.
+        locate: Says where the server is.
         timeout_s: Longest wait for a reply, and for a connection.
         on_change: Called with True when the server answers and with False when it no longer does.
+        must_be_primary: Keep no connection to a replica.
+
+    Attributes:
+        address: Of the server last connected to, or last tried; None before that.
+        epoch: Counts the connections that were lost. While it stays the same, so does the server behind.
+        identity: Process, role and replication history of the server when it was connected to; None if it
+            does not say, or while there is no connection.
     """
 
     def __init__(
         self,
-        address: Address,
+        locate: Locate,
         *,
         timeout_s: float,
         on_change: Callable[[bool], None] = lambda _: None,
+        must_be_primary: bool = False,
     ) -> None:
-        self._address = address
+        self._locate = locate
         self._timeout_s = timeout_s
         self._on_change = on_change
+        self._must_be_primary = must_be_primary
         self._protocol: _RespProtocol | None = None
         self._reconnecting: asyncio.Task[None] | None = None
+        self._up = asyncio.Event()
         self._closed = False
         self._last_error = "not connected yet"
-        self._epoch = 0
-        self._identity: bytes | None = None
+        self.address: Address | None = None
+        self.epoch = 0
+        self.identity: bytes | None = None
 
     @property
     def is_connected(self) -> bool:
         """Whether requests can be sent."""
         return self._protocol is not None
-
-    @property
-    def epoch(self) -> int:
-        """Counts the connections made; behind each may be another server."""
-        return self._epoch
-
-    @property
-    def identity(self) -> bytes | None:
-        """Process, role and replication history of the server when it was connected to; None if unknown."""
-        return self._identity
-
-    def identify(self) -> list[asyncio.Future[Any]]:
-        """Asks for what `identity_in` reads."""
-        return [self.execute("INFO", "server"), self.execute("INFO", "replication")]
-
-    def sibling(self, more_s: float) -> "StoreConnection":
-        """Returns another connection to the same address, not open yet, for replies that take longer."""
-        return StoreConnection(self._address, timeout_s=self._timeout_s + more_s)
-
-    def drop(self, why: str) -> None:
-        """Gives the connection up for a new one; requests under way fail."""
-        if self._protocol is not None:
-            self._protocol.abort(why)
 
     async def open(self) -> None:
         """Connects once.
@@ -132,8 +94,37 @@ class StoreConnection:
         Raises:
             StoreUnavailable: No server answers there, or it refuses the greeting.
         """
-        self._protocol = await self._connect()
-        self._on_change(True)
+        self._take(await self._connect())
+
+    def identify(self) -> list[asyncio.Future[Reply]]:
+        """Asks for what `identity_in` reads."""
+        return [self.execute("INFO", "server"), self.execute("INFO", "replication")]
+
+    def sibling(self, more_s: float) -> "StoreConnection":
+        """Returns another connection to the same server, not open yet, for replies that take longer.
+
+        Raises:
+            StoreUnavailable: There is no connection.
+        """
+        if self.address is None or not self.is_connected:
+            raise self._unavailable(self._last_error)
+        return StoreConnection(fixed(self.address), timeout_s=self._timeout_s + more_s)
+
+    def begin(self) -> None:
+        """Connects in the background, however often it takes."""
+        self._reconnecting = asyncio.get_running_loop().create_task(self._reconnect())
+
+    async def wait_connected(self) -> None:
+        """Waits until requests can be sent.
+
+        Raises:
+            StoreUnavailable: Not in time.
+        """
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._up.wait()
+        except TimeoutError:
+            raise self._unavailable(self._last_error) from None
 
     async def close(self) -> None:
         """Closes for good; requests under way fail."""
@@ -145,26 +136,52 @@ class StoreConnection:
         if self._protocol is not None:
             self._protocol.abort("the connection was closed")
 
-    def execute(self, *command: Any) -> asyncio.Future[Any]:
+    def leave(self, why: str) -> None:
+        """Drops the server and looks for it anew; requests under way fail."""
+        if self._protocol is not None:
+            protocol = self._protocol
+            self._lost(protocol, why)
+            protocol.abort(why)
+        elif self._reconnecting is not None and not self._closed:
+            self._reconnecting.cancel()  # it may be waiting for one that does not answer
+            self.begin()
+
+    def execute(self, *command: Any) -> asyncio.Future[Reply]:
         """Sends one command; see `send`."""
         return self.send((hiredis.pack_command(command),))
 
-    def send(self, request: Sequence[bytes | memoryview]) -> asyncio.Future[Any]:
+    def send(self, request: Sequence[bytes | memoryview]) -> asyncio.Future[Reply]:
         """Sends one packed request, given in pieces that nobody changes any more.
 
         Returns:
-            Future of the reply, as hiredis reads it: bytes, int, list, None or hiredis.ReplyError.
+            Future of the reply.
 
         Raises:
             StoreUnavailable: There is no connection (from the call), or it broke or took too long
                 (from the future); what was sent may or may not have been executed.
         """
+        return self._connected().send(request)
+
+    def send_many(self, requests: Sequence[bytes]) -> asyncio.Future[list[Reply | StoreUnavailable]]:
+        """Sends packed requests in one write.
+
+        Returns:
+            Future of their replies, in order; StoreUnavailable for those that did not come: these requests
+            may or may not have been executed.
+
+        Raises:
+            StoreUnavailable: There is no connection; nothing was sent.
+        """
+        return self._connected().send_many(requests)
+
+    def _connected(self) -> "_RespProtocol":
         if self._protocol is None:
             raise self._unavailable(self._last_error)
-        return self._protocol.send(request)
+        return self._protocol
 
     def _unavailable(self, why: str) -> StoreUnavailable:
-        return StoreUnavailable(f"store {self._address}: {why}", retry_after_s=RETRY_AFTER_S)
+        where = "" if self.address is None else f" {self.address}"
+        return StoreUnavailable(f"store{where}: {why}", retry_after_s=RETRY_AFTER_S)
 
     async def _connect(self) -> "_RespProtocol":
         def create_protocol() -> _RespProtocol:
@@ -172,16 +189,22 @@ class StoreConnection:
 
         try:
             async with asyncio.timeout(self._timeout_s):
-                protocol = await self._dial(create_protocol)
-                await self._greet(protocol)
-                self._identity = await _identity(protocol)
+                self.address = await self._locate()
+                protocol = await self._dial(self.address, create_protocol)
+                try:
+                    await self._greet(self.address, protocol)
+                    self.identity = await _identity(protocol)
+                except BaseException:
+                    protocol.abort("the greeting was not answered")
+                    raise
         except (OSError, TimeoutError) as error:
             raise self._unavailable(f"cannot connect: {str(error) or 'no answer in time'}") from None
-        self._epoch += 1
         return protocol
 
-    async def _dial(self, create_protocol: Callable[[], "_RespProtocol"]) -> "_RespProtocol":
-        loop, address = asyncio.get_running_loop(), self._address
+    async def _dial(
+        self, address: Address, create_protocol: Callable[[], "_RespProtocol"]
+    ) -> "_RespProtocol":
+        loop = asyncio.get_running_loop()
         if address.socket_path is not None:
             return (await loop.create_unix_connection(create_protocol, str(address.socket_path)))[1]
         hostname = address.host if address.tls else None
@@ -190,38 +213,56 @@ class StoreConnection:
         )
         return (await connection)[1]
 
-    async def _greet(self, protocol: "_RespProtocol") -> None:
-        for command in self._address.greeting():
+    async def _greet(self, address: Address, protocol: "_RespProtocol") -> None:
+        for command in address.greeting():
+            if protocol.lost is not None:
+                raise protocol.lost
             reply = await protocol.send((hiredis.pack_command(command),))
             if isinstance(reply, hiredis.ReplyError):
-                protocol.abort("the greeting was refused")
-                raise self._unavailable(f"{command[0]} was refused: {reply}")
+                said = error_of(str(reply), f"store {address} refused {command[0]}")
+                raise StoreUnavailable(said.message, retry_after_s=RETRY_AFTER_S)
+        if self._must_be_primary:
+            role = await protocol.send((hiredis.pack_command(("ROLE",)),))
+            if isinstance(role, hiredis.ReplyError):
+                raise error_of(str(role), f"store {address}")
+            if role[0] != b"master":
+                raise self._unavailable(f"it is no primary but {role[0].decode(errors='replace')!r}")
+
+    def _take(self, protocol: "_RespProtocol") -> None:
+        self._protocol = protocol
+        self._up.set()
+        self._on_change(True)
 
     def _lost(self, protocol: "_RespProtocol", why: str) -> None:
         if protocol is not self._protocol:
             return
         self._protocol = None
+        self._up.clear()
         self._last_error = why
-        self._on_change(False)
+        self.identity = None
+        self.epoch += 1
         if not self._closed:
-            _log.warning("store %s lost: %s", self._address, why)
-            self._reconnecting = asyncio.get_running_loop().create_task(self._reconnect())
+            _log.warning("store %s lost: %s", self.address, why)
+            self.begin()
+        self._on_change(False)
 
     async def _reconnect(self) -> None:
         for attempt in range(1_000_000_000):
             try:
-                self._protocol = await self._connect()
-            except StoreUnavailable as error:
+                protocol = await self._connect()
+            except ServiceError as error:
+                if attempt == 0:
+                    _log.warning("%s", error.message)
                 self._last_error = error.message
                 last = len(RECONNECT_DELAYS_S) - 1
                 await asyncio.sleep(RECONNECT_DELAYS_S[min(attempt, last)])
             else:
-                _log.warning("store %s is back", self._address)
-                self._on_change(True)
+                _log.info("store %s answers", self.address)
+                self._take(protocol)
                 return
 
 
-def identity_in(information: Sequence[Any]) -> bytes | None:
+def identity_in(information: Sequence[Reply]) -> bytes | None:
     """Reads process, role and replication history of a server from what it says; None if it does not."""
     if not all(isinstance(text, bytes) for text in information):
         return None
@@ -233,6 +274,33 @@ async def _identity(protocol: "_RespProtocol") -> bytes | None:
     commands: list[tuple[Any, ...]] = [("INFO", "server"), ("INFO", "replication")]
     replies = [protocol.send((hiredis.pack_command(command),)) for command in commands]
     return identity_in(await asyncio.gather(*replies))
+
+
+class _Waiting(Protocol):
+    """What takes a reply: a future, or the share that a request has in one."""
+
+    def done(self) -> bool: ...
+    def set_result(self, result: Reply, /) -> None: ...
+    def set_exception(self, exception: Any, /) -> None: ...
+
+
+class _Replies:
+    """Takes the replies to requests that were sent together; stands in the queue once for each."""
+
+    def __init__(self, count: int, future: "asyncio.Future[list[Reply | StoreUnavailable]]") -> None:
+        self._replies: list[Reply | StoreUnavailable] = []
+        self._count = count
+        self._future = future
+
+    def done(self) -> bool:
+        return False  # a reply is always taken: the next one must not be taken for it
+
+    def set_result(self, result: Reply | StoreUnavailable, /) -> None:
+        self._replies.append(result)
+        if len(self._replies) == self._count and not self._future.done():
+            self._future.set_result(self._replies)
+
+    set_exception = set_result
 
 
 class _RespProtocol(asyncio.Protocol):
@@ -248,26 +316,40 @@ class _RespProtocol(asyncio.Protocol):
         self._unavailable = unavailable
         self._on_lost = on_lost
         self._reader = hiredis.Reader()
-        self._waiting: deque[tuple[asyncio.Future[Any], float]] = deque()
+        self._waiting: deque[tuple[_Waiting, float]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._why = "the server closed the connection"
+        self.lost: StoreUnavailable | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but ancestry
         self._loop = asyncio.get_running_loop()
 
-    def send(self, request: Sequence[bytes | memoryview]) -> asyncio.Future[Any]:
+    def send(self, request: Sequence[bytes | memoryview]) -> asyncio.Future[Reply]:
         future = self._loop.create_future()
         self._waiting.append((future, self._loop.time() + self._timeout_s))
+        self._write(request)
+        return future
+
+    def send_many(self, requests: Sequence[bytes]) -> asyncio.Future[list[Reply | StoreUnavailable]]:
+        future = self._loop.create_future()
+        entry = (_Replies(len(requests), future), self._loop.time() + self._timeout_s)
+        self._waiting.extend(entry for _ in requests)
+        self._write(requests)
+        return future
+
+    def _write(self, pieces: Sequence[bytes | memoryview]) -> None:
         if self._timer is None:
             self._timer = self._loop.call_later(self._timeout_s, self._check_time)
-        self._transport.writelines(request)
-        return future
+        self._transport.writelines(pieces)
 
     def data_received(self, data: bytes) -> None:
         self._reader.feed(data)
         try:
             while (reply := self._reader.gets()) is not False:
+                if isinstance(reply, hiredis.ReplyError) and not self._waiting:
+                    self.abort(str(reply))  # how a server that has no connection left says goodbye
+                    return
                 future, _ = self._waiting.popleft()
                 if not future.done():
                     future.set_result(reply)
@@ -282,6 +364,7 @@ class _RespProtocol(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
         why = str(exc) if exc else self._why
+        self.lost = self._unavailable(why)
         self._on_lost(self, why)
         while self._waiting:
             future, _ = self._waiting.popleft()

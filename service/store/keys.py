@@ -3,6 +3,14 @@
 ACK_MARKER = b"holdfast:v1:wait"
 """Written before each wait for replicas or the disk; see `confirmation`. Its value means nothing."""
 
+KEY_PATTERN = "holdfast:v1:*"
+"""Of all keys, as ACL rules and KEYS have it."""
+
+
+def ack_marker(number: int) -> bytes:
+    """Returns such a marker for a cluster, where each node needs one in a slot of its own."""
+    return ACK_MARKER + f":{number}".encode()
+
 
 def session_key(tenant: str, session_id: str) -> bytes:
     """Returns the key of a session's record.

@@ -1,4 +1,4 @@
-"""Packs the call of a script with the records of a batch as a RESP request. Pure.
+"""Packs the call of a script with the records of a batch as RESP requests. Pure.
 
 The records of a batch mostly have one size. Their arguments then differ in the bytes and never in the
 framing, so they are laid into one matrix instead of being packed one by one, at a third of the time.
@@ -34,6 +34,20 @@ def pack_script(command: bytes, script: bytes, writes: Sequence[Writes], ttl_ms:
     pieces: list[Buffer] = [b"".join((*head, *keys, _bulk(b"%d" % ttl_ms)))]
     pieces += [_arguments(part) for part in writes]
     return pieces
+
+
+def pack_scripts(command: bytes, script: bytes, writes: Sequence[Writes], ttl_ms: int) -> list[bytes]:
+    """Returns a request `command script 1 key ttl stamp record` for each record; arguments as above."""
+    head = b"*7\r\n" + _bulk(command) + _bulk(script) + _bulk(b"1")
+    ttl = _bulk(b"%d" % ttl_ms) + b"$%d\r\n" % _STAMP_BYTES
+    requests = []
+    for part in writes:
+        stamps, starts = part.expected, range(0, len(part.expected), _STAMP_BYTES)
+        for key, start, row in zip(part.keys, starts, part.records, strict=True):
+            record = bytes(row)
+            sizes = (len(key), key, ttl, stamps[start : start + _STAMP_BYTES], len(record), record)
+            requests.append(head + b"$%d\r\n%s\r\n%s%s\r\n$%d\r\n%s\r\n" % sizes)
+    return requests
 
 
 def _arguments(writes: Writes) -> Buffer:

@@ -1,4 +1,8 @@
-"""What the engine needs of a store. Implementations: `redis.RedisStore`, and a fake in the tests."""
+"""What the engine and the server need of a store.
+
+Implementations: `redis.RedisStore` (one primary, fixed or named by sentinels), `cluster.ClusterStore`,
+and a fake in the tests. `opening.create_store` chooses by URL.
+"""
 
 import enum
 from collections.abc import Sequence
@@ -53,6 +57,10 @@ class Writes(NamedTuple):
     records: Sequence[bytes] | NDArray[np.uint8]
 
 
+Loaded = bytes | None | ServiceError
+"""A record as it was read: encoded, nothing, or why it could not be read where others could."""
+
+
 @dataclass(frozen=True, slots=True)
 class Found:
     """A record was not written because another one is stored.
@@ -65,17 +73,25 @@ class Found:
 
 
 Refusals = dict[int, Found | ServiceError]
-"""Why records were not written, by their number in the call; nothing was changed for them."""
+"""Why records were not written, by their number in the call; nothing was changed for them, except that
+one with StoreUnavailable may have been written: a cluster loses the replies of one node and not of the
+others."""
+
+
+class UnsafeStore(Exception):
+    """The store could drop sessions without a word; the message says why and what to set."""
 
 
 class StateStore(Protocol):
     """Keeps one record per key and replaces it atomically."""
 
-    async def load(self, keys: Sequence[bytes]) -> list[bytes | None]:
+    async def load(self, keys: Sequence[bytes]) -> Sequence[Loaded]:
         """Reads records in one round trip; None where nothing is stored.
 
+        A cluster can read some and not others; the latter are StoreUnavailable in the list.
+
         Raises:
-            StoreUnavailable: No answer in time.
+            StoreUnavailable: No answer in time; none was read.
         """
         ...
 
@@ -153,4 +169,65 @@ class StateStore(Protocol):
     @property
     def is_available(self) -> bool:
         """Whether the store answered when last asked."""
+        ...
+
+
+async def load_one(store: StateStore, key: bytes) -> bytes | None:
+    """Reads one record; None if nothing is stored.
+
+    Raises:
+        StoreUnavailable: No answer in time.
+    """
+    [data] = await store.load((key,))
+    assert not isinstance(data, ServiceError), "bug: what cannot be read alone is raised"
+    return data
+
+
+class Store(StateStore, Protocol):
+    """A state store as the server holds it."""
+
+    async def open(self) -> None:
+        """Connects.
+
+        Raises:
+            StoreUnavailable: No server answers there, or it refuses the greeting.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Closes its connections; requests under way fail."""
+        ...
+
+    async def check_safe(self) -> None:
+        """Makes sure that every primary keeps what it acknowledges.
+
+        Raises:
+            UnsafeStore: It may evict sessions, does not write them to disk, or is too old.
+            StoreUnavailable: No answer in time.
+        """
+        ...
+
+    async def check_acks(self) -> None:
+        """Finds out which acknowledgement levels the store can give, and makes sure of the default.
+
+        Raises:
+            AckLevelUnsupported: Not the default.
+            StoreUnavailable: No answer in time.
+        """
+        ...
+
+    async def describe(self) -> str:
+        """Returns one line for the operator: what the store is, and what its settings promise.
+
+        Raises:
+            StoreUnavailable: No answer in time.
+        """
+        ...
+
+    async def ping(self) -> None:
+        """Asks for a sign of life.
+
+        Raises:
+            StoreUnavailable: No answer in time.
+        """
         ...

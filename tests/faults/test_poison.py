@@ -17,7 +17,7 @@ from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.demo.processes import ServerProcess
 from service.model.step_graph import StepGraph
-from service.store.redis import RedisStore
+from service.store.opening import create_store
 from tests.models import (
     CHANGES_SHAPE,
     RAISES,
@@ -220,7 +220,7 @@ async def test_a_record_written_meanwhile_is_not_set_aside(start, tmp_path, stor
     [key] = store.keys("holdfast:v1:*")
     seen = store.get(key)
     step(server, "s", 5, 1)
-    written = RedisStore(f"unix://{tmp_path / 'data' / 'store.sock'}", timeout_s=10)
+    written = create_store(f"unix://{tmp_path / 'data' / 'store.sock'}", timeout_s=10)
     await written.open()
     try:
         for stale in (seen, b""):

@@ -89,7 +89,7 @@ class FakeConnection:
     async def close(self):
         pass
 
-    def drop(self, why):
+    def leave(self, why):
         self.drops += 1
 
     def execute(self, *command):
@@ -122,7 +122,7 @@ async def connection():
 
 @pytest.fixture
 async def confirmer(connection):
-    confirmer = Confirmer(connection, b"marker", AckSettings(replicas_required=2, timeout_s=5))
+    confirmer = Confirmer(connection, lambda: b"marker", AckSettings(replicas_required=2, timeout_s=5))
     yield confirmer
     await confirmer.close()
 
@@ -221,6 +221,6 @@ async def test_a_connection_that_cannot_be_made_confirms_nothing_and_is_tried_ag
 
 
 async def test_nobody_waits_for_longer_than_the_limit(connection):
-    confirmer = Confirmer(connection, b"marker", AckSettings(replicas_required=1, timeout_s=0.05))
+    confirmer = Confirmer(connection, lambda: b"marker", AckSettings(replicas_required=1, timeout_s=0.05))
     assert "not within 0.05 s" in (await asyncio.wait_for(ask(confirmer), 5)).message
     await confirmer.close()

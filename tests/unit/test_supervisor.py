@@ -10,11 +10,12 @@ from service.metrics import STALLED_AFTER_S, Metrics
 from service.supervisor import Supervisor, hold_port
 
 
-def worker(pid, *, silent_s=0.0, store_up=1):
+def worker(pid, *, silent_s=0.0, store_up=1, store_safe=1):
     metrics = Metrics()
     metrics.beat()
     metrics._beat_s[0] -= silent_s
     metrics.store_up.set(store_up)
+    metrics.store_safe.set(store_safe)
     metrics.workers.set(1)
     return SimpleNamespace(pid=pid, metrics=metrics)
 
@@ -37,6 +38,7 @@ def test_it_is_ready_while_one_worker_can_answer():
     assert supervisor().why_not_ready() == "no worker serves"
     assert supervisor(worker(5, store_up=0)).why_not_ready() == "the store does not answer"
     assert supervisor(worker(5, store_up=0), worker(6)).why_not_ready() is None
+    assert "may lose sessions" in supervisor(worker(5, store_safe=0)).why_not_ready()
     draining = supervisor(worker(6))
     draining._is_draining = True
     assert draining.why_not_ready() == "draining"

@@ -1,0 +1,46 @@
+"""The rules that give the store's user what it needs and nothing else. Pure.
+
+A user with them can read and write sessions, by their key pattern, and look at the server; it cannot list
+keys, change settings, flush or read anything else.
+"""
+
+import hashlib
+
+from service.store.keys import KEY_PATTERN
+from service.store.sentinel import NEWS
+
+COMMANDS = (
+    "ping", "select", "info", "role", "wait",
+    "mget", "get", "getrange", "set", "pttl", "eval", "evalsha",
+    "type", "rename", "pexpire",
+    "asking", "cluster|slots",
+)  # fmt: skip
+"""What is called, by the commit script too."""
+
+FSYNC_COMMANDS = ("waitaof", "config|get")
+"""For acknowledgement level `fsynced`; a server that does not know them refuses a rule that names them."""
+
+SENTINEL_COMMANDS = ("ping", "subscribe", "sentinel|get-master-addr-by-name", "sentinel|master")
+
+
+def store_rule(user: str, *, password: str | None = None, fsynced: bool = False) -> str:
+    """Returns the ACL SETUSER command for the user of the store.
+
+    Args:
+        user: Its name.
+        password: Of which the rule has the sha256; without one nobody can log in until one is added.
+        fsynced: Allow what acknowledgement level `fsynced` needs.
+    """
+    commands = COMMANDS + (FSYNC_COMMANDS if fsynced else ())
+    return _rule(user, password, f"resetkeys ~{KEY_PATTERN} resetchannels", commands)
+
+
+def sentinel_rule(user: str, *, password: str | None = None) -> str:
+    """Returns the ACL SETUSER command for the user of the sentinels; arguments as above."""
+    return _rule(user, password, f"resetkeys resetchannels &{NEWS}", SENTINEL_COMMANDS)
+
+
+def _rule(user: str, password: str | None, limits: str, commands: tuple[str, ...]) -> str:
+    secret = "" if password is None else f"#{hashlib.sha256(password.encode()).hexdigest()} "
+    allowed = " ".join(f"+{command}" for command in commands)
+    return f"ACL SETUSER {user} reset on {secret}{limits} -@all {allowed}"

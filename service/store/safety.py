@@ -1,0 +1,136 @@
+"""Whether a store keeps what it acknowledges, and what it promises. Pure: from what INFO and CONFIG say.
+
+A store that may drop sessions without a word must not be served on; what this file finds is a *danger*.
+Some can be allowed by a flag, which the text names.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+CONFIG_NAMES = ("appendfsync", "save", "stop-writes-on-bgsave-error")
+"""Settings that are read where they may be; INFO does not have them."""
+
+FLOORS = {
+    "redis": ((6, 2, 24), (7, 2, 16), (7, 4, 11), (8, 2, 9), (8, 4, 6), (8, 6, 6), (8, 8, 2), (8, 10, 1)),
+    "valkey": ((8, 0, 10), (8, 1, 9), (9, 0, 5), (9, 1, 1)),
+}
+"""The first release of each line without a known hole through which its clients can run code. What set them
+last: Redis CVE-2026-81934 (before it CVE-2026-23479 and CVE-2025-49844), Valkey CVE-2026-63639 and
+CVE-2026-56684. A line that is not listed has no such release, unless it is newer than all."""
+
+
+@dataclass(frozen=True)
+class Allowances:
+    """Dangers that the operator has allowed.
+
+    Attributes:
+        volatile: Sessions may be lost: eviction, no append-only file, failing persistence.
+        old: A version with known holes; distributions mend them without changing the version.
+    """
+
+    volatile: bool = False
+    old: bool = False
+
+
+def dangers(
+    info: Mapping[str, str], config: Mapping[str, str], *, in_cluster: bool, allowances: Allowances
+) -> list[str]:
+    """Returns why sessions are not safe on a server; what is allowed is left out.
+
+    Args:
+        info: Fields of INFO.
+        config: Those of CONFIG_NAMES that could be read.
+        in_cluster: It was named as a node of a cluster.
+        allowances: What is left out.
+    """
+    found = _wrong_server(info, in_cluster)
+    if not found and not allowances.volatile:
+        found += [f"{text}, or allow it by --allow-volatile-store" for text in _volatile(info, config)]
+    if not found and not allowances.old:
+        found += _old(info)
+    return found
+
+
+def describe(info: Mapping[str, str], config: Mapping[str, str]) -> str:
+    """Returns what a server is and what its settings promise, in one line."""
+    kind, version = _version(info)
+    if info.get("aof_enabled") != "1":
+        kept = "no append-only file: a restart loses everything since its last snapshot"
+    else:
+        kept = {
+            "always": "append-only file, synced before each reply: loss of power loses no reply",
+            "everysec": "append-only file, synced every second: a killed process loses no reply, loss of "
+            "power up to 2 s of them",
+            "no": "append-only file, synced as the system likes: a killed process loses no reply, loss of "
+            "power up to about 30 s of them",
+        }.get(config.get("appendfsync", ""), "append-only file, how often it is synced may not be read")
+    replicas = int(info.get("connected_slaves", "0"))
+    if replicas:
+        behind = f"{replicas} replicas, asynchronous: a fail-over may lose what was acknowledged last"
+    else:
+        behind = "no replica: it is down while its machine is"
+    return f"{kind} {'.'.join(map(str, version))}; {kept}; {behind}"
+
+
+def _wrong_server(info: Mapping[str, str], in_cluster: bool) -> list[str]:
+    if info.get("redis_mode", info.get("server_mode")) == "sentinel":
+        return ["it is a sentinel: name it by redis+sentinel://HOST:PORT/NAME"]
+    if (info.get("cluster_enabled") == "1") != in_cluster:
+        right = (
+            "it is no node of a cluster: name it by redis://"
+            if in_cluster
+            else ("it is a node of a cluster: name it by redis+cluster://")
+        )
+        return [right]
+    if info.get("role") == "slave":
+        return ["it is a replica and takes no writes: name the primary, or the sentinels"]
+    return []
+
+
+def _volatile(info: Mapping[str, str], config: Mapping[str, str]) -> list[str]:
+    found = []
+    policy = info.get("maxmemory_policy", "")
+    if policy != "noeviction":
+        found.append(
+            f"eviction policy is {policy!r}, so sessions can vanish when memory is short; "
+            "set maxmemory-policy noeviction"
+        )
+    if info.get("aof_enabled") != "1":
+        found.append(
+            "the append-only file is off, so a restart of the store loses sessions; set appendonly yes"
+        )
+    if info.get("aof_last_write_status", "ok") != "ok":
+        found.append("writing the append-only file fails; make room on its disk, or see its log")
+    if info.get("rdb_last_bgsave_status", "ok") != "ok" and _stops_for_snapshots(config):
+        found.append(
+            "its last snapshot failed, so it refuses writes; make room on its disk, or see its log"
+        )
+    return found
+
+
+def _stops_for_snapshots(config: Mapping[str, str]) -> bool:
+    """Whether a snapshot that failed stops writes; if that may not be read, it is taken to."""
+    if not config.keys() >= {"save", "stop-writes-on-bgsave-error"}:
+        return True
+    return config["save"] != "" and config["stop-writes-on-bgsave-error"] == "yes"
+
+
+def _old(info: Mapping[str, str]) -> list[str]:
+    kind, version = _version(info)
+    floors = FLOORS[kind]
+    line = next((floor for floor in floors if floor[:2] == version[:2]), None)
+    if line is not None:
+        safe, mended = version >= line, ".".join(map(str, line))
+    else:
+        safe, mended = version > floors[-1], ", ".join(".".join(map(str, floor)) for floor in floors)
+    if safe:
+        return []
+    text = f"{kind} {'.'.join(map(str, version))} has holes through which its clients can run code, mended "
+    text += f"in {mended}; if it was mended without a change of the version, say so by --allow-old-store"
+    return [text]
+
+
+def _version(info: Mapping[str, str]) -> tuple[str, tuple[int, ...]]:
+    kind = "valkey" if "valkey_version" in info else "redis"
+    text = info.get(f"{kind}_version", "0")
+    return kind, tuple(int(part) for part in text.split(".") if part.isdecimal())

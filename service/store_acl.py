@@ -1,0 +1,43 @@
+"""`holdfast store-acl`: prints the ACL rule of the store's user."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from service.store.acl import sentinel_rule, store_rule
+
+
+def main(arguments: list[str]) -> int:
+    """Prints the rule, and on standard error what is left to do.
+
+    Returns:
+        0, or 2 if the password file cannot be read.
+    """
+    parser = argparse.ArgumentParser(
+        prog="holdfast store-acl",
+        description="Prints the ACL SETUSER command that gives Holdfast's user in Redis or Valkey what it "
+        "needs and nothing else. Run it on every server, replicas included, or put it into their ACL file.",
+    )
+    parser.add_argument("--user", default="holdfast", help="name of the user (default: %(default)s)")
+    parser.add_argument(
+        "--password-file", type=Path, help="file with its password, of which the sha256 is printed"
+    )
+    parser.add_argument(
+        "--fsynced", action="store_true", help="for acknowledgement level fsynced: Redis 7.2, Valkey"
+    )
+    parser.add_argument("--sentinel", action="store_true", help="the rule for the user of the sentinels")
+    options = parser.parse_args(arguments)
+    password = None
+    if options.password_file is not None:
+        try:
+            password = options.password_file.read_text().strip()
+        except OSError as error:
+            print(f"holdfast store-acl: {error}", file=sys.stderr)
+            return 2
+    if options.sentinel:
+        print(sentinel_rule(options.user, password=password))
+    else:
+        print(store_rule(options.user, password=password, fsynced=options.fsynced))
+    if password is None:
+        print("nobody can log in yet: add >PASSWORD or #SHA256, or --password-file FILE", file=sys.stderr)
+    return 0

@@ -1,0 +1,22 @@
+"""Fixtures for all tests."""
+
+import contextlib
+
+import pytest
+
+from service.store.opening import create_store
+from service.store.safety import Allowances
+
+
+@pytest.fixture
+async def opened():
+    """Opens stores and closes them after the test."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def open_(url, *, timeout_s=5.0, allowances=Allowances(old=True), **options):  # noqa: B008
+            store = create_store(url, timeout_s=timeout_s, allowances=allowances, **options)
+            stack.push_async_callback(store.close)
+            await store.open()
+            return store
+
+        yield open_

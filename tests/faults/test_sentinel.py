@@ -1,0 +1,128 @@
+"""A primary behind sentinels dies, stops, or is cut off from them; the server goes on with the next one."""
+
+import asyncio
+import contextlib
+import time
+
+import pytest
+
+from service.demo.processes import ServerProcess
+from service.errors import StoreUnavailable
+from service.store.keys import session_key
+from service.store.protocol import Found
+from tests.contract.test_store import eventually, get, put, record
+from tests.faults.streams import survive
+from tests.server import get as page
+from tests.stores import GROUP, PASSWORD, URL_PASSWORD, deploy_sentinel, wait_for
+
+pytestmark = pytest.mark.faults
+
+RECOVERY_LIMIT_S = 10.0
+"""Generous: a loaded machine must not fail these tests."""
+
+
+@pytest.fixture(params=["valkey", "redis"])
+def group(request, tmp_path):
+    with deploy_sentinel(request.param, tmp_path, down_after_ms=500) as deployed:
+        yield deployed
+
+
+def promoted(group, old):
+    """Returns the new primary, once there is one."""
+    others = [node for node in group.nodes if node is not old]
+    return wait_for(lambda: next((one for one in others if one.call("ROLE")[0] == b"master"), None))
+
+
+def agreed(group, port):
+    """Whether all sentinels name the server on a port as the primary."""
+    ask = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", GROUP)
+    return all(sentinel.call(*ask)[1] == b"%d" % port for sentinel in group.sentinels)
+
+
+async def test_a_killed_primary_is_followed_under_load(group, tmp_path):
+    (tmp_path / "password").write_text(PASSWORD)
+    url = group.url.replace(f":{URL_PASSWORD}@", "@", 1)
+    flags = ("--store", url, "--store-password-file", str(tmp_path / "password"), "--allow-old-store")
+
+    async def kill():
+        await asyncio.sleep(0.5)
+        group.nodes[0].kill()
+        await asyncio.to_thread(promoted, group, group.nodes[0])
+        promoted_s = time.monotonic()
+        while page(server, "/readyz")[0] != 200:
+            assert time.monotonic() - promoted_s < RECOVERY_LIMIT_S
+            await asyncio.sleep(0.01)
+        print(f"ready {time.monotonic() - promoted_s:.2f} s after the promotion")
+
+    with ServerProcess(tmp_path / "data", *flags) as server:
+        await survive(server.address, kill())
+        assert page(server, "/readyz")[0] == 200
+    log = (tmp_path / "data" / "server.log").read_text()
+    assert "append-only file" in log
+    assert PASSWORD not in log
+
+
+async def test_a_primary_that_is_cut_off_from_the_sentinels_is_left(group, opened):
+    """It answers us all the time, so only the sentinels can tell."""
+    old, key = group.nodes[0], session_key("tenant", "s")
+    with old.client() as client:
+        client.acl_setuser(
+            "other", enabled=True, passwords=["+x"], keys=["*"], channels=["*"], categories=["+@all"]
+        )
+    store = await opened(group.url)
+    await put(store, key, record(0))
+    assert old.call("WAIT", 1, 5000) == 1
+    epoch = store.epoch
+    old.login = {"username": "other", "password": "x"}
+    old.call("ACL", "SETUSER", "admin", "off")
+    old.call("CLIENT", "KILL", "USER", "admin")
+    new = await asyncio.to_thread(promoted, group, old)
+    promoted_s = time.monotonic()
+    while store.epoch == epoch:
+        assert time.monotonic() - promoted_s < RECOVERY_LIMIT_S
+        with contextlib.suppress(StoreUnavailable):  # one may be under way when it is left
+            assert isinstance(await put(store, key, record(1), record(5)), Found), "it answers"
+        await asyncio.sleep(0.01)
+    print(f"left {time.monotonic() - promoted_s:.2f} s after the promotion")
+    assert old.call("ROLE")[0] == b"master"
+    await eventually(store.ping)
+    assert await put(store, key, record(1), record(0)) is None
+    assert new.call("GETRANGE", key, 16, 31) == record(1).stamp
+    assert old.call("GETRANGE", key, 16, 31) == record(0).stamp
+
+
+async def test_a_primary_that_was_stopped_is_not_written_to_when_it_wakes(group, opened):
+    old, key = group.nodes[0], session_key("tenant", "s")
+    store = await opened(group.url, timeout_s=0.5)
+    try:
+        await put(store, key, record(0))
+        assert old.call("WAIT", 1, 5000) == 1
+        old.pause()
+        new = await asyncio.to_thread(promoted, group, old)
+        await asyncio.to_thread(wait_for, lambda: agreed(group, new.port))
+        await asyncio.to_thread(wait_for, lambda: store.epoch)  # it leaves by itself
+        old.resume()
+        await eventually(store.ping)
+        for position in range(20):
+            outcome = await eventually(lambda p=position: put(store, key, record(p + 1), record(p)))
+            assert outcome is None
+        assert await get(store, key) == record(20)
+        assert new.call("GETRANGE", key, 16, 31) == record(20).stamp
+    finally:
+        old.resume()
+
+
+async def test_a_replica_that_the_sentinels_still_name_is_not_used(group, opened):
+    primary, replica = group.nodes
+    primary.call("REPLICAOF", "127.0.0.1", replica.port)
+    with pytest.raises(StoreUnavailable, match="it is no primary"):
+        await opened(group.url, timeout_s=2.0)
+
+
+async def test_two_of_three_sentinels_are_enough(group, opened):
+    group.sentinels[0].pause()
+    try:
+        store = await opened(group.url, timeout_s=1.0)
+        assert await put(store, session_key("tenant", "s"), record(0)) is None
+    finally:
+        group.sentinels[0].resume()
