@@ -6,6 +6,8 @@ from typing import Annotated
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from service.redaction import mask_url
+
 EMBEDDED = "embedded"
 
 
@@ -62,10 +64,35 @@ class Settings(BaseSettings):
     drain_timeout_s: Annotated[
         float, Field(ge=0, description="longest wait for chunks under way when stopping, seconds")
     ] = 10.0
+    tls_cert: Annotated[
+        Path | None, Field(description="certificate chain of gRPC, PEM; replaced on disk, it is read again")
+    ] = None
+    tls_key: Annotated[Path | None, Field(description="its private key, PEM")] = None
+    tls_client_ca: Annotated[
+        Path | None, Field(description="authorities, PEM, of which every client has to have a certificate")
+    ] = None
+    tokens_file: Annotated[
+        Path | None,
+        Field(
+            description="who may call what, TOML; `holdfast token` makes a line. Default: anyone, anything"
+        ),
+    ] = None
+    allow_plaintext: Annotated[
+        bool, Field(description="serve gRPC without TLS where other machines can reach it")
+    ] = False
     allow_volatile_store: Annotated[bool, Field(description="serve on a store that may lose sessions")] = (
         False
     )
     reflection: Annotated[bool, Field(description="serve gRPC reflection")] = True
+
+    def redacted(self) -> str:
+        """Returns all settings in one line that may be printed."""
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        return " ".join(
+            f"{name}={mask_url(value) if '://' in str(value) else value}"
+            for name, value in values.items()
+            if value is not None
+        )
 
     @field_validator("grpc_address", "http_address")
     @classmethod

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import Mapping
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -14,12 +15,23 @@ from service.errors import ServiceError, StartError
 from service.metrics import STALLED_AFTER_S, Metrics
 from service.model.repository import ModelRepository
 from service.model.step_graph import ModelFileError
+from service.redaction import mask_url
+from service.rpc.access import Access
 from service.rpc.codec import encode_outputs
-from service.rpc.reflection import add_reflection
+from service.rpc.credentials import CredentialsError
+from service.rpc.gate import Gate, Rpc
+from service.rpc.reflection import V1_NAME, V1ALPHA_NAME, reflection_rpcs
+from service.rpc.server_tls import ServerTls, TlsFilesError
 from service.rpc.servicer import SERVICE_NAME, Servicer
 from service.store.redis import RedisStore, UnsafeStore
 
 HEARTBEAT_S = 0.25
+
+REFRESH_S = 1.0
+"""Between looks at the files of TLS and tokens."""
+
+HANDSHAKE_TIMEOUT_MS = 10_000
+"""For a connection to greet; gRPC's own limit of two minutes would let silent ones pile up."""
 
 
 class Server:
@@ -46,7 +58,8 @@ class Server:
         self.grpc_port = 0
         try:
             self._models = ModelRepository(settings.models)
-        except ModelFileError as error:
+            self._tls, self._access = self._open_edge()
+        except (ModelFileError, TlsFilesError, CredentialsError) as error:
             raise StartError(str(error)) from None
 
     async def start(self, store_url: str) -> None:
@@ -69,6 +82,7 @@ class Server:
         self._metrics.beat()
         self._metrics.workers.set(1)
         self._heart = asyncio.create_task(self._beat())
+        self._refreshing = asyncio.create_task(self._refresh())
         await self._update_health()
         relieve_collector()
 
@@ -82,7 +96,8 @@ class Server:
         await self._grpc.stop(grace=0.5)
         await self._engine.stop()
         self._heart.cancel()
-        await asyncio.gather(self._heart, return_exceptions=True)
+        self._refreshing.cancel()
+        await asyncio.gather(self._heart, self._refreshing, return_exceptions=True)
         await self._store.close()
 
     def scrape(self) -> bytes:
@@ -106,6 +121,16 @@ class Server:
             return "the store does not answer"
         return None
 
+    def _open_edge(self) -> tuple[ServerTls | None, Access]:
+        settings = self._settings
+        access = Access(settings.tokens_file, asks_certificates=settings.tls_client_ca is not None)
+        if settings.tls_cert is None or settings.tls_key is None:
+            return None, access
+        return ServerTls(settings.tls_cert, settings.tls_key, settings.tls_client_ca), access
+
+    def _add_rpcs(self, service: str, rpcs: Mapping[str, Rpc]) -> None:
+        self._grpc.add_generic_rpc_handlers((Gate(service, rpcs, self._access, self._metrics.refused),))
+
     async def _open_store(self, url: str) -> RedisStore:
         try:
             store = RedisStore(url, timeout_s=self._settings.store_timeout_s, on_change=self._on_store)
@@ -115,7 +140,7 @@ class Server:
         except (ServiceError, UnsafeStore) as error:
             raise StartError(str(error)) from None
         except ValueError as error:
-            raise StartError(f"--store {url}: {error}") from None
+            raise StartError(f"--store {mask_url(url)}: {error}") from None
         return store
 
     async def _listen(self) -> None:
@@ -124,18 +149,28 @@ class Server:
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             ("grpc.so_reuseport", int(self._shares_port)),
             ("grpc.http2.max_concurrent_streams", 100_000),
+            ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
         ]
         self._grpc = grpc.aio.server(options=options)
         sessions = Sessions(self._models, self._store, self._engine, ttl_s=settings.session_ttl_s)
         servicer = Servicer(
-            self._engine, sessions, self._models, max_chunk_tokens=settings.max_chunk_tokens
+            self._engine,
+            sessions,
+            self._models,
+            self._access,
+            max_chunk_tokens=settings.max_chunk_tokens,
         )
-        self._grpc.add_generic_rpc_handlers((servicer.handlers(),))
+        self._add_rpcs(SERVICE_NAME, servicer.rpcs())
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         if settings.reflection:
-            add_reflection(self._grpc, [SERVICE_NAME, health.SERVICE_NAME])
+            for name in (V1_NAME, V1ALPHA_NAME):
+                self._add_rpcs(name, reflection_rpcs([SERVICE_NAME, health.SERVICE_NAME]))
         try:
-            self.grpc_port = self._grpc.add_insecure_port(settings.grpc_address)
+            if self._tls is None:
+                self.grpc_port = self._grpc.add_insecure_port(settings.grpc_address)
+            else:
+                credentials = self._tls.credentials()
+                self.grpc_port = self._grpc.add_secure_port(settings.grpc_address, credentials)
         except RuntimeError as error:
             raise StartError(f"--grpc-address {settings.grpc_address}: {error}") from None
         await self._grpc.start()
@@ -148,6 +183,14 @@ class Server:
                 await self._store.ping()
             await self._update_health()
             await asyncio.sleep(HEARTBEAT_S)
+
+    async def _refresh(self) -> None:
+        """Uses replaced files of TLS and tokens, as soon as they are seen."""
+        while True:
+            await asyncio.sleep(REFRESH_S)
+            if self._tls is not None:
+                await asyncio.to_thread(self._tls.refresh)
+            await self._access.refresh()
 
     def _on_store(self, is_up: bool) -> None:
         self._metrics.store_up.set(is_up)

@@ -35,8 +35,11 @@ def parse_url(url: str) -> Address:
     scheme = url.partition("://")[0]
     if scheme not in SCHEMES:
         expected = ", ".join(f"{known}://" for known in SCHEMES)
-        raise ValueError(f"scheme {scheme!r} is not one of {expected}")
-    parts: dict[str, Any] = dict(redis.connection.parse_url(url))  # type: ignore[no-untyped-call]
+        raise ValueError(f"the scheme is not one of {expected}")
+    try:
+        parts: dict[str, Any] = dict(redis.connection.parse_url(url))  # type: ignore[no-untyped-call]
+    except ValueError:  # what it says may quote the password
+        raise ValueError("host, port or database cannot be read") from None
     socket_path = parts.get("path")
     return Address(
         host=parts.get("host", "127.0.0.1"),
