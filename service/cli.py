@@ -9,9 +9,15 @@ USAGE = """usage: holdfast COMMAND [--help] [options]
 
 serve   runs a server: gRPC, metrics, and by default an embedded store
 demo    streams text through a server that is killed half-way, and judges the outputs
-bench   loads a running server and prints what its clients see"""
+bench   loads a running server and prints what its clients see
+token   makes a token for a client, and the entry of it for the server's tokens file"""
 
-SERVER_SIDE = {"serve": "service.main", "demo": "service.demo.main", "bench": "service.bench.main"}
+SERVER_SIDE = {
+    "serve": "service.main",
+    "demo": "service.demo.main",
+    "bench": "service.bench.main",
+    "token": "service.new_token",
+}
 
 
 def main() -> None:

@@ -56,7 +56,9 @@ class Metrics:
         self._replays = self._counter("replays", "Chunks answered from the record.")
         self._conflicts = self._counter("conflicts", "Commits that found another record than expected.")
         self._errors = _Errors(
-            "holdfast_errors", "Chunks answered with an error.", self._take(len(_REASONS))
+            "holdfast_errors",
+            "Chunks answered with an error, and calls refused for who makes them.",
+            self._take(len(_REASONS)),
         )
         self.registry.register(self._errors)
         self._batch_size = self._histogram("batch_size", "Chunks run together.", _SIZES)
