@@ -1,5 +1,6 @@
 """The settings of a server: one declaration is flag, HOLDFAST_* variable, type, default and help."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -88,8 +89,11 @@ class Settings(BaseSettings):
     def redacted(self) -> str:
         """Returns all settings in one line that may be printed."""
         values = {name: getattr(self, name) for name in type(self).model_fields}
+        urls = {
+            name for name, value in values.items() if isinstance(value, str) and re.search("://|@", value)
+        }
         return " ".join(
-            f"{name}={mask_url(value) if '://' in str(value) else value}"
+            f"{name}={mask_url(value) if name in urls else value}"
             for name, value in values.items()
             if value is not None
         )

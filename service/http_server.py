@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 Answer = tuple[int, str, bytes]
 Page = Callable[[], Answer]
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 5.0
 """For a client that says nothing, before its thread is taken away."""
 
 TEXT = "text/plain; charset=utf-8"

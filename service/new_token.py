@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="holdfast token",
-        description="Prints a new token to standard error and its entry for --tokens-file to standard output.",
+        description="Prints a new token to standard error, its entry for --tokens-file to standard output.",
     )
     parser.add_argument(
         "--tenant", default=DEFAULT_TENANT, help="whose sessions it opens (default: default)"

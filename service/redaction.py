@@ -4,10 +4,11 @@ import re
 
 MASK = "***"
 
+_HOST = r"(?:[\w.-]+|\[[\da-f:.]+\])(?::\d+)?"
 _URL = re.compile(
     r"(?P<scheme>[a-z+]+)://"
     r"(?:(?P<user>[^:@/?#]*)(?P<password>:[^@/?#]*)?@)?"
-    r"(?P<place>(?!:)[\w.,:/\[\]-]*)"
+    rf"(?P<place>(?:{_HOST}(?:,{_HOST})*)?(?:/[\w./-]*)?)"
     r"(?:\?(?P<query>[^@#]*))?"
 )
 

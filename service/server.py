@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Mapping
 
 import grpc.aio
@@ -25,12 +26,14 @@ from service.rpc.server_tls import ServerTls, TlsFilesError
 from service.rpc.servicer import SERVICE_NAME, Servicer
 from service.store.redis import RedisStore, UnsafeStore
 
+_log = logging.getLogger(__name__)
+
 HEARTBEAT_S = 0.25
 
 REFRESH_S = 1.0
 """Between looks at the files of TLS and tokens."""
 
-HANDSHAKE_TIMEOUT_MS = 10_000
+HANDSHAKE_TIMEOUT_MS = 5_000
 """For a connection to greet; gRPC's own limit of two minutes would let silent ones pile up."""
 
 
@@ -185,12 +188,15 @@ class Server:
             await asyncio.sleep(HEARTBEAT_S)
 
     async def _refresh(self) -> None:
-        """Uses replaced files of TLS and tokens, as soon as they are seen."""
+        """Uses replaced files of TLS and tokens as soon as they are seen; never ends, for it revokes."""
         while True:
             await asyncio.sleep(REFRESH_S)
-            if self._tls is not None:
-                await asyncio.to_thread(self._tls.refresh)
-            await self._access.refresh()
+            try:
+                if self._tls is not None:
+                    await asyncio.to_thread(self._tls.refresh)
+                await self._access.refresh()
+            except Exception:  # noqa: BLE001 -- logged, whatever it is
+                _log.exception("bug: files of TLS or tokens were not looked at")
 
     def _on_store(self, is_up: bool) -> None:
         self._metrics.store_up.set(is_up)

@@ -38,6 +38,8 @@ PURE = {
     "service.engine.rules",
     "service.engine.step_queue",
     "service.store.record",
+    "service.redaction",
+    "service.rpc.credentials",
     "service.model.contract",
     "holdfast.tokens",
     "holdfast.replay_buffer",

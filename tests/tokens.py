@@ -23,6 +23,10 @@ class TokensFile:
         entry = f'[[certificate]]\n{key} = "{value}"\ntenant = "{tenant}"\nscopes = {list(scopes)}\n'
         self._entries[value] = entry
 
+    def change_scopes(self, token, tenant, *scopes):
+        """Grants a token other scopes."""
+        self._entries[token] = token_entry(token, tenant, scopes)
+
     def remove(self, token):
         """Removes a token, or a certificate by its name."""
         del self._entries[token]

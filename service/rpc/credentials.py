@@ -190,7 +190,7 @@ def _entry(kind: str, where: str, table: Mapping[str, Any]) -> _Entry:
         raise CredentialsError(
             f"tenant of {where} is not 1..63 of a-z, 0-9, '.', '_' and '-', a letter or digit first"
         )
-    if not isinstance(scopes, list) or not scopes or not SCOPES.issuperset(scopes):
+    if not isinstance(scopes, list) or not scopes or not all(scope in get_args(Scope) for scope in scopes):
         raise CredentialsError(f"scopes of {where} are not some of {', '.join(sorted(SCOPES))}")
     return _Entry((name, value), Caller(tenant, frozenset(scopes), f"{name}:{value}"))
 
