@@ -297,6 +297,17 @@ def test_a_tenant_sees_what_it_would_see_alone(caller, operations):
         assert [outcome for who, outcome in together if who == tenant] == alone
 
 
+@pytest.mark.parametrize("name", ["Step", "StreamSteps", "StepBatch", "StreamBatches"])
+def test_tenants_step_sessions_of_one_id_apart(caller, name):
+    session_id = secrets.token_hex(8)
+
+    def position(tenant):
+        result = caller(tenant).call(name, one_session(name, session_id)).result
+        return result.positions[0] if "Batch" in name else result.position
+
+    assert [position(tenant) for tenant in ("acme", "beta", "acme", "beta")] == [1, 1, 2, 2]
+
+
 @pytest.mark.parametrize("name", NAMED)
 def test_anothers_session_looks_like_none(caller, name):
     theirs = secrets.token_hex(8)
@@ -334,7 +345,7 @@ class Stream:
         self._go = threading.Semaphore(0)
         self._name = name
         self._is_over = False
-        self._call = getattr(caller.stub, name)(self._requests(), metadata=caller.metadata)
+        self._call = getattr(caller.stub, name)(self._requests(), timeout=20, metadata=caller.metadata)
         self._session_id = secrets.token_hex(8)
 
     def _requests(self):
@@ -389,6 +400,7 @@ def test_streams_end_when_their_credential_is_revoked(tmp_path, name):
         said = server.log_path.read_text
         wait_for(lambda: said().count("the credentials before stay valid") == 1, 20)
         assert [stream.step() for stream in streams] == [2, 2, 2]
+        assert isinstance(Caller(channel).step("s"), Unauthenticated)
         tokens.remove(goes)
         tokens.change_scopes(shrinks, "beta", "admin")
         tokens.write()
@@ -430,7 +442,7 @@ def test_everybody_who_may_write_the_file_could_let_himself_in(tmp_path):
     flags = tokens.write()
     tokens.path.chmod(0o666)
     with pytest.raises(RuntimeError, match="chmod o-w"):
-        ServerProcess(tmp_path / "data", *flags)
+        ServerProcess(tmp_path / "data", *flags).stop()
     tokens.path.chmod(0o644)
     with ServerProcess(tmp_path / "data", *flags) as server:
         assert get(server, "/readyz")[0] == 200
@@ -476,4 +488,4 @@ def test_certificates_as_credentials_need_clients_that_have_them(tmp_path):
     tokens = TokensFile(tmp_path / "tokens.toml")
     tokens.add_certificate("acme", "step", san="scorer.example")
     with pytest.raises(RuntimeError, match="needs --tls-client-ca"):
-        ServerProcess(tmp_path / "data", *tokens.write())
+        ServerProcess(tmp_path / "data", *tokens.write()).stop()
