@@ -30,6 +30,8 @@ def check_edge(settings: Settings) -> None:
             f"--grpc-address {settings.grpc_address} can be reached from other machines and would speak "
             "plain text: give --tls-cert and --tls-key, or --allow-plaintext where a network encrypts"
         )
+    if settings.tls_cert is None and settings.tokens_file is not None:
+        _log.warning("tokens come to %s in plain text", settings.grpc_address)
     if settings.tokens_file is None and settings.tls_client_ca is None:
         _log.warning(
             "whoever reaches %s may use every session: give --tokens-file or --tls-client-ca",

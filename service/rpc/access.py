@@ -83,6 +83,8 @@ class Access:
         Raises:
             Unauthenticated: It no longer does; what ran inside was cancelled.
         """
+        if self._credentials is not None and caller not in self._credentials:
+            raise _revoked()  # since the call was let in
         limit = asyncio.timeout(None)
         self._open_calls[limit] = caller
         try:
@@ -91,7 +93,7 @@ class Access:
         except TimeoutError:
             if not limit.expired():
                 raise
-            raise Unauthenticated("the credential of this call was revoked") from None
+            raise _revoked() from None
         finally:
             self._open_calls.pop(limit, None)
 
@@ -126,6 +128,10 @@ class Access:
             return credentials
         except (OSError, UnicodeDecodeError, CredentialsError) as error:
             raise CredentialsError(f"--tokens-file {self._path}: {error}") from None
+
+
+def _revoked() -> Unauthenticated:
+    return Unauthenticated("the credential of this call was revoked")
 
 
 def _check_mode(path: Path) -> None:

@@ -174,3 +174,25 @@ def test_the_command_prints_a_token_and_the_entry_that_knows_it(capsys):
 def test_the_command_refuses_what_a_server_would(capsys, options):
     assert command.main(options) == 2
     assert capsys.readouterr().out == ""
+
+
+async def test_a_call_let_in_just_before_its_credential_was_revoked_ends_at_once(tmp_path):
+    path = tmp_path / "tokens.toml"
+    made = new_token()
+    path.write_text(token_entry(made, "acme", ["step"]))
+    access = Access(path, asks_certificates=False)
+    caller = access.of_metadata((("authorization", f"Bearer {made}"),))
+    async with access.holding(caller):
+        pass
+    path.write_text(token())
+    await access.refresh()
+    with pytest.raises(Unauthenticated, match="revoked"):
+        async with access.holding(caller):
+            pytest.fail("it was let in")
+
+
+async def test_a_time_limit_inside_a_held_call_is_its_own(tmp_path):
+    access = Access(None, asks_certificates=False)
+    with pytest.raises(TimeoutError):
+        async with access.holding(ANYBODY):
+            raise TimeoutError
