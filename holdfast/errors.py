@@ -235,7 +235,7 @@ _BY_CODE: dict[str, type[HoldfastError]] = {
     "UNAUTHENTICATED": Unauthenticated,
     "PERMISSION_DENIED": PermissionDenied,
 }
-"""Of statuses that gRPC or a proxy makes, which carry no details: a connection that breaks has many names."""
+"""Of statuses that gRPC or a proxy makes, without details; a connection that breaks has many names."""
 
 
 def from_rpc(error: grpc.RpcError) -> HoldfastError:
