@@ -32,7 +32,7 @@ SCOPES: frozenset[Scope] = frozenset(get_args(Scope))
 DEFAULT_TENANT = "default"
 """Everybody's tenant on a server without a tokens file."""
 
-TOKEN_PREFIX = "hf_"  # noqa: S105 -- by it scanners find tokens that strayed
+TOKEN_PREFIX = "holdfast_"  # noqa: S105 -- by it scanners find tokens that strayed
 _TOKEN_BYTES = 32
 
 _TENANT = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")

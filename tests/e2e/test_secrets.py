@@ -36,7 +36,7 @@ def store_url(tmp_path):
 def test_no_secret_is_said(tmp_path, monkeypatch, store_url, workers):
     authority = Authority(tmp_path)
     tokens = TokensFile(tmp_path / "tokens.toml")
-    token, wrong = tokens.add("acme", "step"), "hf_wr0ng-secret"
+    token, wrong = tokens.add("acme", "step"), "holdfast_wr0ng-secret"
     flags = [*tokens.write(), *authority.server(), "--workers", str(workers)]
     monkeypatch.setenv("HOLDFAST_STORE", store_url)
     tls = holdfast.Tls(ca=authority.path)

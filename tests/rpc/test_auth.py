@@ -334,7 +334,7 @@ def test_the_client_sends_its_token_and_does_not_retry_a_refusal(server, token_o
     with holdfast.Client(server.address, token=token_of["step",]) as client:
         session = client.session(model=MODEL)
         assert [reply.position for reply in session.stream("abc")] == [1, 2, 3]
-    with holdfast.Client(server.address, token="hf_wrong") as client, pytest.raises(Unauthenticated):
+    with holdfast.Client(server.address, token="holdfast_wrong") as client, pytest.raises(Unauthenticated):
         client.session(model=MODEL)
 
 
@@ -474,7 +474,7 @@ def test_a_certificate_is_a_credential_where_clients_have_one(tmp_path):
         with pytest.raises(Unauthenticated):
             position("s", "unknown.example")
         with pytest.raises(Unauthenticated):
-            position("s", "scorer.example", token="hf_wrong")
+            position("s", "scorer.example", token="holdfast_wrong")
         assert reflection_over(server, authority.client("scorer.example"))
         assert not reflection_over(server, authority.client("unknown.example"))
 

@@ -26,10 +26,10 @@ def token(**changes):
 
 WRONG = {
     "nothing": ("", "no [[token]]"),
-    "no TOML": ("hf_secret", "not TOML"),
+    "no TOML": ("holdfast_secret", "not TOML"),
     "one table": ("[token]\n", "expected [[token]]"),
     "something else": ("[[tokens]]\n", "tokens, expected token, certificate"),
-    "the token itself": (token(token='"hf_secret"'), "stands token, expected sha256"),
+    "the token itself": (token(token='"holdfast_secret"'), "stands token, expected sha256"),
     "no hash": (token(sha256=""), "0 of sha256"),
     "short hash": (token(sha256='"00"'), "64 hexadecimal digits"),
     "hash in capitals": (token(sha256=f'"{"A" * 64}"'), "64 hexadecimal digits"),
@@ -60,7 +60,7 @@ def test_a_file_that_is_wrong_is_refused_with_the_reason(text, said):
     with pytest.raises(CredentialsError) as refused:
         Credentials(text)
     assert said in str(refused.value)
-    assert "hf_secret" not in str(refused.value)
+    assert "holdfast_secret" not in str(refused.value)
 
 
 VALUES = [
@@ -100,7 +100,7 @@ def test_no_token_lets_in_but_the_one_that_was_made(text):
 def test_tokens_are_long_and_differ():
     tokens = {new_token() for _ in range(1000)}
     assert len(tokens) == 1000
-    assert all(len(each) >= 3 + 43 for each in tokens)  # 256 bits, 6 per character
+    assert all(len(each) >= 9 + 43 for each in tokens)  # 256 bits, 6 per character
 
 
 @given(TENANTS, TENANTS, IDS, IDS)

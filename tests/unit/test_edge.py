@@ -94,3 +94,18 @@ def test_replaced_contents_are_noticed_and_trouble_is_told_once(tmp_path):
     assert files.read_changed() is None
     one.write_bytes(b"1")
     assert files.read_changed() == [b"1", b"3"], "back again is a change"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"allow_plaintext": True, "tokens_file": "t.toml"}, ["tokens come to 0.0.0.0:1 in plain text"]),
+        ({"tls_cert": "c", "tls_key": "k"}, ["whoever reaches 0.0.0.0:1 may use every session"]),
+        ({"tls_cert": "c", "tls_key": "k", "tokens_file": "t.toml"}, []),
+        ({"tls_cert": "c", "tls_key": "k", "tls_client_ca": "a"}, []),
+    ],
+)
+def test_what_is_allowed_and_risky_is_said(caplog, settings, said):
+    check_edge(Settings(grpc_address="0.0.0.0:1", **settings))
+    assert len(caplog.messages) == len(said)
+    assert all(line in message for line, message in zip(said, caplog.messages, strict=True))
