@@ -24,6 +24,8 @@ from service.rpc.gate import Gate, Rpc
 from service.rpc.reflection import V1_NAME, V1ALPHA_NAME, reflection_rpcs
 from service.rpc.server_tls import ServerTls, TlsFilesError
 from service.rpc.servicer import SERVICE_NAME, Servicer
+from service.store.confirmation import AckSettings
+from service.store.protocol import AckLevel
 from service.store.redis import RedisStore, UnsafeStore
 
 _log = logging.getLogger(__name__)
@@ -78,6 +80,7 @@ class Server:
             max_waiting=settings.max_waiting,
             hot_state_bytes=settings.hot_state_bytes,
             session_ttl_s=settings.session_ttl_s,
+            ack_level=AckLevel.parse(settings.ack_level),
         )
         self._engine = Engine(self._models, self._store, encode_outputs, self._metrics, limits)
         self._engine.start()
@@ -136,10 +139,17 @@ class Server:
 
     async def _open_store(self, url: str) -> RedisStore:
         try:
-            store = RedisStore(url, timeout_s=self._settings.store_timeout_s, on_change=self._on_store)
+            settings = self._settings
+            acks = AckSettings(
+                level=AckLevel.parse(settings.ack_level),
+                replicas_required=settings.replicas_required,
+                timeout_s=settings.ack_timeout_s,
+            )
+            store = RedisStore(url, timeout_s=settings.store_timeout_s, on_change=self._on_store, acks=acks)
             await store.open()
-            if not self._settings.allow_volatile_store:
+            if not settings.allow_volatile_store:
                 await store.check_safe()
+            await store.check_acks()
         except (ServiceError, UnsafeStore) as error:
             raise StartError(str(error)) from None
         except ValueError as error:
@@ -155,7 +165,13 @@ class Server:
             ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
         ]
         self._grpc = grpc.aio.server(options=options)
-        sessions = Sessions(self._models, self._store, self._engine, ttl_s=settings.session_ttl_s)
+        sessions = Sessions(
+            self._models,
+            self._store,
+            self._engine,
+            ttl_s=settings.session_ttl_s,
+            ack_level=AckLevel.parse(settings.ack_level),
+        )
         servicer = Servicer(
             self._engine,
             sessions,
