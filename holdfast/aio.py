@@ -39,7 +39,7 @@ class AsyncClient:
 
     Args:
         address: HOST:PORT.
-        token: Bearer token sent with every call.
+        token: Bearer token sent with every call; without `tls` whoever is in between can read it.
         tls: True for TLS with the system's authorities, or a `Tls`; default is plain text.
         retry: Pauses between attempts.
         timeout_s: Longest wait of a call, retries included; of a stream, without any progress.
@@ -52,6 +52,7 @@ class AsyncClient:
 
     Raises:
         ValueError: `connections` is less than 1, or there is no such level.
+        OSError: A file of `tls` cannot be read.
     """
 
     def __init__(

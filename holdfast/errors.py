@@ -235,8 +235,10 @@ _BY_CODE: dict[str, type[HoldfastError]] = {
     "CANCELLED": ServerUnavailable,
     "DEADLINE_EXCEEDED": DeadlinePassed,
     "RESOURCE_EXHAUSTED": MessageTooLarge,
+    "UNAUTHENTICATED": Unauthenticated,
+    "PERMISSION_DENIED": PermissionDenied,
 }
-"""Of statuses that gRPC makes itself, which carry no details: a connection that breaks has many names."""
+"""Of statuses that gRPC or a proxy makes, without details; a connection that breaks has many names."""
 
 
 def from_rpc(error: grpc.RpcError) -> HoldfastError:

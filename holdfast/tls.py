@@ -8,17 +8,25 @@ import grpc
 
 @dataclass(frozen=True)
 class Tls:
-    """Files of a TLS connection, PEM.
+    """Files of a TLS connection, PEM. They are read when the client is made.
 
     Attributes:
         ca: Authorities to trust; None is those of the system.
-        cert: Certificate of this client, for mutual TLS.
+        cert: Certificate of this client and those between it and its authority, for mutual TLS.
         key: Its private key.
+
+    Raises:
+        ValueError: One of `cert` and `key` is given without the other.
     """
 
     ca: Path | str | None = None
     cert: Path | str | None = None
     key: Path | str | None = None
+
+    def __post_init__(self) -> None:
+        """Checks what belongs together."""
+        if (self.cert is None) != (self.key is None):
+            raise ValueError("cert and key of a client belong together, and one of them is missing")
 
 
 def channel_credentials(tls: bool | Tls) -> grpc.ChannelCredentials:

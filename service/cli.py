@@ -11,12 +11,14 @@ serve     runs a server: gRPC, metrics, and by default an embedded store
 demo      streams text through a server that is killed half-way, and judges the outputs
 bench     loads a running server and prints what its clients see
 session   shows a session, or releases one that is held
+token     makes a token for a client, and the entry of it for the server's tokens file
 store-acl prints the ACL rule of the store's user"""
 
 SERVER_SIDE = {
     "serve": "service.main",
     "demo": "service.demo.main",
     "bench": "service.bench.main",
+    "token": "service.new_token",
     "store-acl": "service.store_acl",
 }
 CLIENT_SIDE = {"session": "holdfast.session_command"}

@@ -1,10 +1,13 @@
 """The settings of a server: one declaration is flag, HOLDFAST_* variable, type, default and help."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.redaction import mask_url
 
 EMBEDDED = "embedded"
 
@@ -89,6 +92,22 @@ class Settings(BaseSettings):
     quarantine_after: Annotated[
         int, Field(ge=0, description="failures in a row that put a session into quarantine; 0 is never")
     ] = 3
+    tls_cert: Annotated[
+        Path | None, Field(description="certificate chain of gRPC, PEM; replaced on disk, it is read again")
+    ] = None
+    tls_key: Annotated[Path | None, Field(description="its private key, PEM")] = None
+    tls_client_ca: Annotated[
+        Path | None, Field(description="authorities, PEM, of which every client has to have a certificate")
+    ] = None
+    tokens_file: Annotated[
+        Path | None,
+        Field(
+            description="who may call what, TOML; `holdfast token` makes a line. Default: anyone, anything"
+        ),
+    ] = None
+    allow_plaintext: Annotated[
+        bool, Field(description="serve gRPC without TLS where other machines can reach it")
+    ] = False
     allow_volatile_store: Annotated[bool, Field(description="serve on a store that may lose sessions")] = (
         False
     )
@@ -101,6 +120,18 @@ class Settings(BaseSettings):
     def trusts_store_version(self) -> bool:
         """Whether any version of the store will do: also the embedded one's, which only we can reach."""
         return self.allow_old_store or self.store == EMBEDDED
+
+    def redacted(self) -> str:
+        """Returns all settings in one line that may be printed."""
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        urls = {
+            name for name, value in values.items() if isinstance(value, str) and re.search("://|@", value)
+        }
+        return " ".join(
+            f"{name}={mask_url(value) if name in urls else value}"
+            for name, value in values.items()
+            if value is not None
+        )
 
     @field_validator("grpc_address", "http_address")
     @classmethod

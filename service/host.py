@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
 from service.config import EMBEDDED, Settings
+from service.edge import check_edge
 from service.errors import StartError
 from service.http_server import TEXT, Answer, HttpServer, Page
 from service.metrics import CONTENT_TYPE, Metrics
@@ -49,6 +50,8 @@ async def serve(settings: Settings) -> None:
     Raises:
         StartError: It cannot start.
     """
+    check_edge(settings)
+    _log.info("settings: %s", settings.redacted())
     stopping = stop_requested()
     serving = _create(settings)
     async with _http(settings.http_address, serving) as http, _store(settings) as store_url:

@@ -7,6 +7,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 Answer = tuple[int, str, bytes]
 Page = Callable[[], Answer]
 
+TIMEOUT_S = 5.0
+"""For a client that says nothing, before its thread is taken away."""
+
 TEXT = "text/plain; charset=utf-8"
 
 
@@ -42,6 +45,10 @@ class HttpServer:
 
 def _handler_class(pages: dict[str, Page]) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
+        timeout = TIMEOUT_S
+        server_version = "holdfast"
+        sys_version = ""
+
         def do_GET(self) -> None:
             page = pages.get(self.path.partition("?")[0])
             status, kind, body = page() if page else (404, TEXT, b"not found\n")

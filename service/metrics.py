@@ -58,7 +58,8 @@ class Metrics:
         self._chunks = self._counter("chunks", "Chunks committed.")
         self._replays = self._counter("replays", "Chunks answered from the record.")
         self._conflicts = self._counter("conflicts", "Commits that found another record than expected.")
-        self._errors = self._labelled("errors", "Chunks answered with an error.", "reason", _REASONS)
+        text = "Chunks answered with an error, and calls refused for who makes them."
+        self._errors = self._labelled("errors", text, "reason", _REASONS)
         self._batch_size = self._histogram("batch_size", "Chunks run together.", _SIZES)
         self._queue_s = self._histogram("queue_seconds", "Wait of a chunk before it runs.")
         self._load_s = self._histogram("state_load_seconds", "One read of cold states.")

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+from collections.abc import Mapping
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -15,8 +16,13 @@ from service.errors import ServiceError, StartError
 from service.metrics import STALLED_AFTER_S, Metrics
 from service.model.repository import ModelRepository
 from service.model.step_graph import ModelFileError
+from service.redaction import mask_url
+from service.rpc.access import Access
 from service.rpc.codec import encode_outputs
-from service.rpc.reflection import add_reflection
+from service.rpc.credentials import CredentialsError
+from service.rpc.gate import Gate, Rpc
+from service.rpc.reflection import V1_NAME, V1ALPHA_NAME, reflection_rpcs
+from service.rpc.server_tls import ServerTls, TlsFilesError
 from service.rpc.servicer import SERVICE_NAME, Servicer
 from service.store.confirmation import AckSettings
 from service.store.opening import create_store
@@ -29,6 +35,12 @@ HEARTBEAT_S = 0.25
 
 STORE_CHECK_S = 2.0
 """Settings of the store can change, and its disk can fill up, while it serves."""
+
+REFRESH_S = 1.0
+"""Between looks at the files of TLS and tokens."""
+
+HANDSHAKE_TIMEOUT_MS = 5_000
+"""For a connection to greet; gRPC's own limit of two minutes would let silent ones pile up."""
 
 
 class Server:
@@ -56,7 +68,8 @@ class Server:
         self.grpc_port = 0
         try:
             self._models = ModelRepository(settings.models)
-        except ModelFileError as error:
+            self._tls, self._access = self._open_edge()
+        except (ModelFileError, TlsFilesError, CredentialsError) as error:
             raise StartError(str(error)) from None
 
     async def start(self, store_url: str) -> None:
@@ -83,7 +96,7 @@ class Server:
         self._metrics.workers.set(1)
         self._hearts = [
             asyncio.create_task(work())
-            for work in (self._beat, self._listen_to_store, self._watch_store_settings)
+            for work in (self._beat, self._listen_to_store, self._watch_store_settings, self._refresh)
         ]
         await self._update_health()
         relieve_collector()
@@ -123,6 +136,16 @@ class Server:
             return "the store does not answer"
         return self._store_danger or None
 
+    def _open_edge(self) -> tuple[ServerTls | None, Access]:
+        settings = self._settings
+        access = Access(settings.tokens_file, asks_certificates=settings.tls_client_ca is not None)
+        if settings.tls_cert is None or settings.tls_key is None:
+            return None, access
+        return ServerTls(settings.tls_cert, settings.tls_key, settings.tls_client_ca), access
+
+    def _add_rpcs(self, service: str, rpcs: Mapping[str, Rpc]) -> None:
+        self._grpc.add_generic_rpc_handlers((Gate(service, rpcs, self._access, self._metrics.refused),))
+
     async def _open_store(self, url: str) -> Store:
         settings = self._settings
         allowances = Allowances(volatile=settings.allow_volatile_store, old=settings.trusts_store_version)
@@ -141,7 +164,7 @@ class Server:
                 on_change=self._on_store,
             )
         except ValueError as error:
-            raise StartError(f"--store: {error}") from None
+            raise StartError(f"--store {mask_url(url)}: {error}") from None
         try:
             await store.open()
             await store.check_safe()
@@ -159,6 +182,7 @@ class Server:
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             ("grpc.so_reuseport", int(self._shares_port)),
             ("grpc.http2.max_concurrent_streams", 100_000),
+            ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
         ]
         self._grpc = grpc.aio.server(options=options)
         sessions = Sessions(
@@ -169,14 +193,23 @@ class Server:
             ack_level=AckLevel.parse(settings.ack_level),
         )
         servicer = Servicer(
-            self._engine, sessions, self._models, max_chunk_tokens=settings.max_chunk_tokens
+            self._engine,
+            sessions,
+            self._models,
+            self._access,
+            max_chunk_tokens=settings.max_chunk_tokens,
         )
-        self._grpc.add_generic_rpc_handlers((servicer.handlers(),))
+        self._add_rpcs(SERVICE_NAME, servicer.rpcs())
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         if settings.reflection:
-            add_reflection(self._grpc, [SERVICE_NAME, health.SERVICE_NAME])
+            for name in (V1_NAME, V1ALPHA_NAME):
+                self._add_rpcs(name, reflection_rpcs([SERVICE_NAME, health.SERVICE_NAME]))
         try:
-            self.grpc_port = self._grpc.add_insecure_port(settings.grpc_address)
+            if self._tls is None:
+                self.grpc_port = self._grpc.add_insecure_port(settings.grpc_address)
+            else:
+                credentials = self._tls.credentials()
+                self.grpc_port = self._grpc.add_secure_port(settings.grpc_address, credentials)
         except RuntimeError as error:
             raise StartError(f"--grpc-address {settings.grpc_address}: {error}") from None
         await self._grpc.start()
@@ -213,6 +246,17 @@ class Server:
             _log.warning("%s", danger or "the store keeps sessions again")
         self._store_danger = danger
         self._metrics.store_safe.set(not danger)
+
+    async def _refresh(self) -> None:
+        """Uses replaced files of TLS and tokens as soon as they are seen; never ends, for it revokes."""
+        while True:
+            await asyncio.sleep(REFRESH_S)
+            try:
+                if self._tls is not None:
+                    await asyncio.to_thread(self._tls.refresh)
+                await self._access.refresh()
+            except Exception:  # noqa: BLE001 -- logged, whatever it is
+                _log.exception("bug: files of TLS or tokens were not looked at")
 
     def _on_store(self, is_up: bool) -> None:
         self._metrics.store_up.set(is_up)

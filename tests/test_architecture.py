@@ -45,6 +45,8 @@ PURE = {
     "service.store.error_table",
     "service.store.acl",
     "service.store.packing",
+    "service.redaction",
+    "service.rpc.credentials",
     "service.model.contract",
     "holdfast.tokens",
     "holdfast.replay_buffer",

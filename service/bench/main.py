@@ -6,6 +6,7 @@ import contextlib
 import secrets
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import grpc
@@ -15,8 +16,9 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from holdfast import AsyncClient
+from holdfast import AsyncClient, Tls
 from holdfast.errors import HoldfastError, ModelNotFound, from_rpc
+from holdfast.tls import channel_credentials
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.bench.loads import CHANNEL_OPTIONS, ClosedLoop, LoadFailed, Took, columns, streams, unary
@@ -90,7 +92,10 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--target", default="localhost:50051", metavar="HOST:PORT", help="the server's gRPC"
     )
-    parser.add_argument("--token", help="bearer token to send with every call")
+    parser.add_argument("--token-file", type=Path, help="has the token to send with every call")
+    parser.add_argument("--tls-ca", type=Path, help="authorities, PEM: speak TLS and trust these")
+    parser.add_argument("--tls-cert", type=Path, help="client certificate, PEM, for mutual TLS")
+    parser.add_argument("--tls-key", type=Path, help="its private key, PEM")
     parser.add_argument("--model", default="", help="name of the model (default: the first one listed)")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each load (default: 3)")
     parser.add_argument(
@@ -103,12 +108,21 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.seconds <= 0 or min(*options.streams, options.connections) < 1:
         parser.error("--seconds, --streams and --connections are above 0")
+    options.token = options.tls = None
+    try:
+        if options.token_file:
+            options.token = options.token_file.read_text().strip()
+        if options.tls_ca or options.tls_cert or options.tls_key:
+            options.tls = Tls(options.tls_ca, options.tls_cert, options.tls_key)
+            channel_credentials(options.tls)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     return options
 
 
 async def _bench(options: argparse.Namespace) -> tuple[str, list[Row]]:
-    client = AsyncClient(options.target, token=options.token, timeout_s=TIMEOUT_S)
-    async with client, _connected(options.target, options.connections) as stubs:
+    client = AsyncClient(options.target, token=options.token, tls=options.tls or False, timeout_s=TIMEOUT_S)
+    async with client, _connected(options.target, options.tls, options.connections) as stubs:
         model = await _find_model(client, options.model)
         loads = _loads(model, client.metadata, options.streams)
         rows = []
@@ -121,13 +135,16 @@ async def _bench(options: argparse.Namespace) -> tuple[str, list[Row]]:
 
 
 @contextlib.asynccontextmanager
-async def _connected(target: str, count: int) -> AsyncIterator[list[Any]]:
+async def _connected(target: str, tls: Tls | None, count: int) -> AsyncIterator[list[Any]]:
     async with contextlib.AsyncExitStack() as stack:
-        channels = [
-            await stack.enter_async_context(grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS))
-            for _ in range(count)
-        ]
+        channels = [await stack.enter_async_context(_channel(target, tls)) for _ in range(count)]
         yield [StreamingInferenceServiceStub(channel) for channel in channels]  # type: ignore[no-untyped-call]
+
+
+def _channel(target: str, tls: Tls | None) -> grpc.aio.Channel:
+    if tls is None:
+        return grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
+    return grpc.aio.secure_channel(target, channel_credentials(tls), options=CHANNEL_OPTIONS)
 
 
 async def _find_model(client: AsyncClient, name: str) -> pb.Model:

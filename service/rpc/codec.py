@@ -19,13 +19,12 @@ from service.engine.rules import Claim
 from service.engine.work import Answer, Asked, Selection, Work
 from service.errors import InvalidRequest, ServiceError
 from service.model.contract import DTYPES, Contract
+from service.rpc.credentials import Caller
 from service.store.keys import session_key
 from service.store.protocol import AckLevel
 from service.store.record import token_digest
 
 MAX_ID_CHARS = 128
-TENANT = "default"
-"""Every caller's tenant, until callers are told apart by credentials."""
 
 _DTYPE_OF: dict[str, Any] = {name: pb.DataType.Value(f"DATA_TYPE_{name.upper()}") for name in DTYPES}
 _NUMPY_OF = {number: DTYPES[name] for name, number in _DTYPE_OF.items()}
@@ -45,8 +44,8 @@ TokenKind = Literal["text", "ids", "features"]
 
 
 @functools.lru_cache(1 << 16)
-def key_of(session_id: str, field: str = "session_id") -> bytes:
-    """Returns the store key of a session; those that come often are remembered.
+def key_of(tenant: str, session_id: str, field: str = "session_id") -> bytes:
+    """Returns the store key of a tenant's session; those that come often are remembered.
 
     Raises:
         InvalidRequest: The id is empty, too long, or has control characters.
@@ -57,12 +56,13 @@ def key_of(session_id: str, field: str = "session_id") -> bytes:
         )
     if not session_id.isprintable():
         raise InvalidRequest(f"{field} has control characters, expected printable text", field=field)
-    return session_key(TENANT, session_id)
+    return session_key(tenant, session_id)
 
 
 def to_work(
     chunk: pb.Chunk,
     answer: Callable[[Work, Answer | ServiceError], None],
+    caller: Caller,
     *,
     max_tokens: int,
     deadline_s: float = math.inf,
@@ -72,13 +72,15 @@ def to_work(
     Args:
         chunk: As received.
         answer: Gets the outcome, and the work with the chunk as its `request`.
+        caller: Who sends it.
         max_tokens: Most tokens a chunk may have.
         deadline_s: Monotonic time after which the caller no longer waits.
 
     Raises:
         InvalidRequest: The chunk is wrong whatever its session is.
+        PermissionDenied: It asks for the state, and the caller may not see states.
     """
-    key = key_of(chunk.session_id, "chunk.session_id")
+    key = key_of(caller.tenant, chunk.session_id, "chunk.session_id")
     level = check_model_and_level(chunk, "chunk")
     kind, raw, count, width = _tokens(chunk.tokens)
     if not 1 <= count <= max_tokens:
@@ -86,7 +88,10 @@ def to_work(
             f"the chunk has {count} tokens, expected 1..{max_tokens}", field="chunk.tokens"
         )
     model = chunk.model
-    asked = Asked(kind, count, width, model.name, model.version, to_selection(chunk), level)
+    selection = to_selection(chunk)
+    if selection is not None and selection.state:
+        caller.need("read-state", field="chunk.outputs.state")
+    asked = Asked(kind, count, width, model.name, model.version, selection, level)
     claim = Claim(
         token_count=count,
         digest=token_digest(raw),
@@ -289,10 +294,11 @@ _OUTPUTS_TAG = b"\x42"  # of ChunkResult and ColumnsResult
 _RESULT_TAG = b"\x0a"  # of the responses to steps and batches, streamed or not
 
 
-def encode_reply(chunk: pb.Chunk, answer: Answer) -> bytes:
+def encode_reply(chunk: pb.Chunk, answer: Answer, caller: Caller) -> bytes:
     """Returns the serialised StepResponse, which is also the serialised StreamStepsResponse.
 
-    The outputs are stored bytes and are spliced in as they are.
+    The outputs are stored bytes and are spliced in as they are. But a kept reply may hold the state, and
+    who asks again need not be one who may see it.
     """
     header = pb.ChunkResult(
         tag=chunk.tag,
@@ -303,7 +309,16 @@ def encode_reply(chunk: pb.Chunk, answer: Answer) -> bytes:
         ack_level=_ACK_NUMBERS[answer.ack_level],
         model_version=answer.model_version,
     ).SerializeToString()
-    return splice_outputs(header, answer.outputs)
+    outputs = answer.outputs
+    if answer.replayed and not caller.sees_state:
+        outputs = _without_state(outputs)
+    return splice_outputs(header, outputs)
+
+
+def _without_state(outputs: bytes) -> bytes:
+    message = pb.Outputs.FromString(outputs)
+    message.ClearField("state")
+    return message.SerializeToString()
 
 
 def splice_outputs(header: bytes, outputs: bytes) -> bytes:

@@ -9,6 +9,7 @@ import functools
 import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -44,6 +45,7 @@ class ColumnsCall:
     Args:
         columns: As received.
         on_done: Called once, when every row is answered; possibly from `submit`.
+        tenant: Whose sessions these are.
         max_tokens: Most tokens of a row.
         deadline_s: Monotonic time after which the caller no longer waits.
 
@@ -55,6 +57,7 @@ class ColumnsCall:
         self,
         columns: pb.Columns,
         on_done: Callable[[], None],
+        tenant: str,
         *,
         max_tokens: int,
         deadline_s: float = math.inf,
@@ -73,6 +76,7 @@ class ColumnsCall:
         if len(set(self._session_ids)) < self.row_count:
             raise InvalidRequest("a session id occurs twice in one message", field="columns.session_ids")
         self._on_done = on_done
+        self._tenant = tenant
         self._deadline_s = deadline_s
         self._is_cancelled = False
         self._left_count = self.row_count
@@ -116,7 +120,7 @@ class ColumnsCall:
         work = self._works.get(row)
         if work is None:
             work = self._works[row] = Work(
-                key=codec.key_of(self._session_ids[row]),
+                key=codec.key_of(self._tenant, self._session_ids[row]),
                 asked=self._asked,
                 claim=self._claim(row),
                 raw=self._raw_of(row),
@@ -191,13 +195,13 @@ class ColumnsCall:
         every = np.arange(self.row_count)
         if are_right:
             try:
-                return list(map(codec.key_of, self._session_ids)), every
+                return list(map(codec.key_of, repeat(self._tenant), self._session_ids)), every
             except InvalidRequest:  # found again below, with its row
                 pass
         keys, bad = [], []
         for row, session_id in enumerate(self._session_ids):
             try:
-                key = codec.key_of(session_id, f"columns.session_ids[{row}]")
+                key = codec.key_of(self._tenant, session_id, f"columns.session_ids[{row}]")
                 rules.check(self._claim(row))
                 keys.append(key)
             except InvalidRequest as error:

@@ -1,23 +1,35 @@
 """Reflection for tools such as grpcurl: v1alpha from the library, and v1, the same by another name."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+from service.errors import ServiceError
+from service.rpc.gate import Identify, Rpc, abort
 
 V1_NAME = "grpc.reflection.v1.ServerReflection"
 V1ALPHA_NAME = reflection.SERVICE_NAME
 
 
-def add_reflection(server: Any, service_names: Sequence[str]) -> None:
-    """Adds both versions of the service to a grpc.aio server."""
+def reflection_rpcs(service_names: Sequence[str]) -> dict[str, Rpc]:
+    """Returns the rpcs of either version of the service. Where callers are told apart, it is for admins."""
     servicer = reflection.aio.ReflectionServicer((*service_names, V1_NAME, V1ALPHA_NAME))
-    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
-    handler = grpc.stream_stream_rpc_method_handler(
-        servicer.ServerReflectionInfo,
-        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
-        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
-    )
-    handlers = {"ServerReflectionInfo": handler}
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(V1_NAME, handlers),))
+
+    def build(identify: Identify) -> "grpc.RpcMethodHandler[Any, Any]":
+        async def info(requests: Any, context: Any) -> AsyncIterator[Any]:
+            try:
+                identify(context)
+            except ServiceError as error:
+                await abort(context, error)
+            async for reply in servicer.ServerReflectionInfo(requests, context):
+                yield reply
+
+        return grpc.stream_stream_rpc_method_handler(
+            info,
+            request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
+            response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
+        )
+
+    return {"ServerReflectionInfo": Rpc(("admin",), build)}

@@ -1,6 +1,7 @@
 """The rpcs of holdfast.v1: each reads its request, asks engine or sessions, and writes its reply."""
 
 import asyncio
+import functools
 import logging
 import math
 import time
@@ -19,8 +20,10 @@ from service.model.contract import Contract
 from service.model.protocol import Model
 from service.model.repository import ModelRepository
 from service.rpc import codec
+from service.rpc.access import Access
 from service.rpc.columns import ColumnsCall
-from service.rpc.status import CODES, to_trailers
+from service.rpc.credentials import Caller, Scope
+from service.rpc.gate import Identify, Rpc, abort
 from service.rpc.streams import BatchStream, StepStream
 from service.store.record import Record
 
@@ -28,7 +31,34 @@ _log = logging.getLogger(__name__)
 
 SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["StreamingInferenceService"].full_name
 
-Handler = Callable[[Any, Any], Awaitable[Any]]
+Handler = Callable[[Any, Any, Caller], Awaitable[Any]]
+"""Takes the request, the call of grpc.aio, and who calls."""
+
+READS: tuple[Scope, ...] = ("step", "read-state")
+"""Positions and models, which those who step need as well as those who look."""
+
+RPC_SCOPES: dict[str, tuple[Scope, ...]] = {
+    "OpenSession": ("step",),
+    "GetSession": READS,
+    "ListSessions": READS,
+    "CloseSession": ("step",),
+    "ReleaseSession": ("admin",),
+    "Step": ("step",),
+    "StreamSteps": ("step",),
+    "StepBatch": ("step",),
+    "StreamBatches": ("step",),
+    "Generate": ("step",),
+    "ForkSession": ("step",),
+    "SaveCheckpoint": ("step",),
+    "RestoreCheckpoint": ("step",),
+    "ExportSession": ("read-state",),
+    "ImportSession": ("step",),
+    "WatchSession": ("read-state",),
+    "ListModels": (*READS, "admin"),
+    "GetModel": (*READS, "admin"),
+    "ReloadModels": ("admin",),
+}
+"""Who may call what: one of the scopes is enough. An rpc that shows the state on request asks further."""
 
 
 class Servicer:
@@ -38,46 +68,54 @@ class Servicer:
         engine: Applies chunks.
         sessions: Opens, reads, closes and releases sessions.
         models: The models served.
+        access: Ends streams whose credential is revoked.
         max_chunk_tokens: Most tokens of a chunk.
     """
 
     def __init__(
-        self, engine: Engine, sessions: Sessions, models: ModelRepository, *, max_chunk_tokens: int
+        self,
+        engine: Engine,
+        sessions: Sessions,
+        models: ModelRepository,
+        access: Access,
+        *,
+        max_chunk_tokens: int,
     ) -> None:
         self._engine = engine
         self._sessions = sessions
         self._models = models
+        self._access = access
         self._max_chunk_tokens = max_chunk_tokens
 
-    def handlers(self) -> grpc.GenericRpcHandler:
-        """Returns the handlers of every rpc in the contract; those not built say so."""
+    def rpcs(self) -> dict[str, Rpc]:
+        """Returns every rpc of the contract; those not built say so."""
         built: dict[str, Handler] = {
             "OpenSession": self.open_session,
             "GetSession": self.get_session,
             "CloseSession": self.close_session,
             "ReleaseSession": self.release_session,
             "Step": self.step,
+            "StreamSteps": self.stream_steps,
             "StepBatch": self.step_batch,
+            "StreamBatches": self.stream_batches,
             "ListModels": self.list_models,
             "GetModel": self.get_model,
         }
         service = pb.DESCRIPTOR.services_by_name["StreamingInferenceService"]
-        handlers = {
-            method.name: _handler(method, built.get(method.name, _not_built(method.name)))
+        return {
+            method.name: Rpc(
+                RPC_SCOPES[method.name],
+                functools.partial(_handler, method, built.get(method.name, _not_built(method.name))),
+            )
             for method in service.methods
         }
-        handlers["StreamSteps"] = grpc.stream_stream_rpc_method_handler(
-            self.stream_steps, request_deserializer=pb.StreamStepsRequest.FromString
-        )
-        handlers["StreamBatches"] = grpc.stream_stream_rpc_method_handler(
-            self.stream_batches, request_deserializer=pb.StreamBatchesRequest.FromString
-        )
-        return grpc.method_handlers_generic_handler(SERVICE_NAME, handlers)
 
-    async def open_session(self, request: pb.OpenSessionRequest, _: Any) -> pb.OpenSessionResponse:
+    async def open_session(
+        self, request: pb.OpenSessionRequest, _: Any, caller: Caller
+    ) -> pb.OpenSessionResponse:
         """Opens or resumes a session."""
         session_id = request.session_id or new_session_id()
-        key = codec.key_of(session_id)
+        key = codec.key_of(caller.tenant, session_id)
         state = b""
         if request.initial_state:
             model = self._models.find(request.model.name, request.model.version)
@@ -95,9 +133,13 @@ class Servicer:
             resumed=session.is_resumed,
         )
 
-    async def get_session(self, request: pb.GetSessionRequest, _: Any) -> pb.GetSessionResponse:
+    async def get_session(
+        self, request: pb.GetSessionRequest, _: Any, caller: Caller
+    ) -> pb.GetSessionResponse:
         """Reads a session."""
-        key = codec.key_of(request.session_id)
+        if request.include_state:
+            caller.need("read-state", field="include_state")
+        key = codec.key_of(caller.tenant, request.session_id)
         session = await self._sessions.read(key)
         state = []
         if request.include_state:
@@ -105,18 +147,23 @@ class Servicer:
         message = await self._session_message(request.session_id, key, session)
         return pb.GetSessionResponse(session=message, state=state)
 
-    async def close_session(self, request: pb.CloseSessionRequest, _: Any) -> pb.CloseSessionResponse:
+    async def close_session(
+        self, request: pb.CloseSessionRequest, _: Any, caller: Caller
+    ) -> pb.CloseSessionResponse:
         """Closes a session."""
-        key = codec.key_of(request.session_id)
+        key = codec.key_of(caller.tenant, request.session_id)
         position = await self._sessions.close(key, request.incarnation)
         return pb.CloseSessionResponse(position=position)
 
-    async def release_session(self, request: pb.ReleaseSessionRequest, _: Any) -> pb.ReleaseSessionResponse:
+    async def release_session(
+        self, request: pb.ReleaseSessionRequest, _: Any, caller: Caller
+    ) -> pb.ReleaseSessionResponse:
         """Lets a session go on that is held, or moves its record aside."""
-        released = await self._sessions.release(codec.key_of(request.session_id), discard=request.discard)
+        key = codec.key_of(caller.tenant, request.session_id)
+        released = await self._sessions.release(key, discard=request.discard)
         return pb.ReleaseSessionResponse(reason=released.reason, position=released.position)
 
-    async def step(self, request: pb.StepRequest, context: Any) -> bytes:
+    async def step(self, request: pb.StepRequest, context: Any, caller: Caller) -> bytes:
         """Applies one chunk; the reply is encoded already."""
         if not request.HasField("chunk"):
             raise InvalidRequest("the request has no chunk", field="chunk")
@@ -129,6 +176,7 @@ class Servicer:
         work = codec.to_work(
             request.chunk,
             answer,
+            caller,
             max_tokens=self._max_chunk_tokens,
             deadline_s=_deadline_s(context),
         )
@@ -139,15 +187,19 @@ class Servicer:
             work.is_cancelled = True  # if the caller left before the chunk ran
         if isinstance(result, ServiceError):
             raise result
-        return codec.encode_reply(request.chunk, result)
+        return codec.encode_reply(request.chunk, result, caller)
 
-    async def step_batch(self, request: pb.StepBatchRequest, context: Any) -> bytes:
+    async def step_batch(self, request: pb.StepBatchRequest, context: Any, caller: Caller) -> bytes:
         """Applies rows; the reply is encoded already."""
         if not request.HasField("columns"):
             raise InvalidRequest("the request has no columns", field="columns")
         done = asyncio.Event()
         call = ColumnsCall(
-            request.columns, done.set, max_tokens=self._max_chunk_tokens, deadline_s=_deadline_s(context)
+            request.columns,
+            done.set,
+            caller.tenant,
+            max_tokens=self._max_chunk_tokens,
+            deadline_s=_deadline_s(context),
         )
         call.submit(self._engine)
         try:
@@ -156,19 +208,21 @@ class Servicer:
             call.cancel()  # if the caller left before the rows ran
         return call.reply()
 
-    async def stream_batches(self, _: Any, context: Any) -> None:
+    async def stream_batches(self, _: Any, context: Any, caller: Caller) -> None:
         """Applies rows as they come."""
-        await BatchStream(self._engine, context, max_tokens=self._max_chunk_tokens).serve()
+        async with self._access.holding(caller):
+            await BatchStream(self._engine, context, caller, max_tokens=self._max_chunk_tokens).serve()
 
-    async def stream_steps(self, _: Any, context: Any) -> None:
+    async def stream_steps(self, _: Any, context: Any, caller: Caller) -> None:
         """Applies chunks as they come."""
-        await StepStream(self._engine, context, max_tokens=self._max_chunk_tokens).serve()
+        async with self._access.holding(caller):
+            await StepStream(self._engine, context, caller, max_tokens=self._max_chunk_tokens).serve()
 
-    async def list_models(self, _: pb.ListModelsRequest, __: Any) -> pb.ListModelsResponse:
+    async def list_models(self, _: pb.ListModelsRequest, __: Any, ___: Caller) -> pb.ListModelsResponse:
         """Lists every model."""
         return pb.ListModelsResponse(models=[self._model_message(model) for model in self._models])
 
-    async def get_model(self, request: pb.GetModelRequest, _: Any) -> pb.GetModelResponse:
+    async def get_model(self, request: pb.GetModelRequest, _: Any, __: Caller) -> pb.GetModelResponse:
         """Describes one model."""
         if not request.model.name:
             raise InvalidRequest("model.name is empty", field="model.name")
@@ -225,10 +279,10 @@ def _contract_message(contract: Contract) -> pb.Model:
     return message
 
 
-def _handler(method: Any, function: Handler) -> Any:
-    """Builds the handler of an rpc with one request; replies may be messages or bytes."""
+def _handler(method: Any, function: Handler, identify: Identify) -> Any:
+    """Builds the handler of an rpc; replies may be messages or bytes, those of streams are bytes."""
     request_type = getattr(pb, method.input_type.name)
-    guarded = _guard(function)
+    guarded = _guard(function, identify)
     if method.client_streaming:
         return grpc.stream_stream_rpc_method_handler(guarded, request_deserializer=request_type.FromString)
     if method.server_streaming:
@@ -238,12 +292,12 @@ def _handler(method: Any, function: Handler) -> Any:
     )
 
 
-def _guard(function: Handler) -> Handler:
+def _guard(function: Handler, identify: Identify) -> Callable[[Any, Any], Awaitable[Any]]:
     """Turns what an rpc raises into a status; unknown errors are logged and sent as fixed text."""
 
     async def guarded(request: Any, context: Any) -> Any:
         try:
-            return await function(request, context)
+            return await function(request, context, identify(context))
         except ServiceError as error:
             refusal = error
         except Exception as error:
@@ -251,14 +305,13 @@ def _guard(function: Handler) -> Handler:
                 raise
             _log.exception("bug: an rpc failed")
             refusal = InternalFailure("the server failed on this request; its log says why")
-        code = CODES[type(refusal)]
-        return await context.abort(code, refusal.message, to_trailers(refusal))
+        return await abort(context, refusal)
 
     return guarded
 
 
 def _not_built(name: str) -> Handler:
-    async def refuse(_: Any, __: Any) -> Any:
+    async def refuse(*_: Any) -> Any:
         raise NotImplementedYet(f"{name} is part of the contract, this version does not have it")
 
     return refuse

@@ -17,6 +17,7 @@ from service.engine.work import Answer, Work
 from service.errors import ServiceError
 from service.rpc.codec import encode_reply, to_work
 from service.rpc.columns import ColumnsCall
+from service.rpc.credentials import Caller
 from service.rpc.status import to_status
 
 MAX_UNANSWERED = 1024
@@ -36,12 +37,14 @@ class _ReplyStream(ABC):
     Args:
         engine: Applies the chunks.
         context: The call, of grpc.aio.
+        caller: Whose call it is.
         max_tokens: Most tokens of a chunk.
     """
 
-    def __init__(self, engine: Engine, context: Any, *, max_tokens: int) -> None:
+    def __init__(self, engine: Engine, context: Any, caller: Caller, *, max_tokens: int) -> None:
         self._engine = engine
         self._context = context
+        self._caller = caller
         self._max_tokens = max_tokens
         self._replies: list[tuple[bytes, int]] = []
         self._pending_count = 0
@@ -104,23 +107,23 @@ class _ReplyStream(ABC):
 class StepStream(_ReplyStream):
     """Serves one StreamSteps call."""
 
-    def __init__(self, engine: Engine, context: Any, *, max_tokens: int) -> None:
-        super().__init__(engine, context, max_tokens=max_tokens)
+    def __init__(self, engine: Engine, context: Any, caller: Caller, *, max_tokens: int) -> None:
+        super().__init__(engine, context, caller, max_tokens=max_tokens)
         self._unanswered: set[Work] = set()
 
     def _submit(self, request: pb.StreamStepsRequest) -> None:
         self._pending_count += 1
         try:
-            work = to_work(request.chunk, self._answer, max_tokens=self._max_tokens)
+            work = to_work(request.chunk, self._answer, self._caller, max_tokens=self._max_tokens)
         except ServiceError as error:
-            self._finish(_encode(request.chunk, error), 1)
+            self._finish(_encode(request.chunk, error, self._caller), 1)
         else:
             self._unanswered.add(work)
             self._engine.submit(work)
 
     def _answer(self, work: Work, outcome: Answer | ServiceError) -> None:
         self._unanswered.discard(work)
-        self._finish(_encode(work.request, outcome), 1)
+        self._finish(_encode(work.request, outcome, self._caller), 1)
 
     def _cancel(self) -> None:
         for work in self._unanswered:
@@ -131,13 +134,15 @@ class StepStream(_ReplyStream):
 class BatchStream(_ReplyStream):
     """Serves one StreamBatches call; replies leave in the order of the requests."""
 
-    def __init__(self, engine: Engine, context: Any, *, max_tokens: int) -> None:
-        super().__init__(engine, context, max_tokens=max_tokens)
+    def __init__(self, engine: Engine, context: Any, caller: Caller, *, max_tokens: int) -> None:
+        super().__init__(engine, context, caller, max_tokens=max_tokens)
         self._calls: deque[ColumnsCall | bytes] = deque()
 
     def _submit(self, request: pb.StreamBatchesRequest) -> None:
         try:
-            call = ColumnsCall(request.columns, self._flush, max_tokens=self._max_tokens)
+            call = ColumnsCall(
+                request.columns, self._flush, self._caller.tenant, max_tokens=self._max_tokens
+            )
         except ServiceError as error:
             refusal = pb.ChunkError(tag=request.columns.tag, status=to_status(error))
             self._calls.append(pb.StreamBatchesResponse(error=refusal).SerializeToString())
@@ -168,8 +173,8 @@ class BatchStream(_ReplyStream):
         self._calls.clear()
 
 
-def _encode(chunk: pb.Chunk, outcome: Answer | ServiceError) -> bytes:
+def _encode(chunk: pb.Chunk, outcome: Answer | ServiceError, caller: Caller) -> bytes:
     if isinstance(outcome, Answer):
-        return encode_reply(chunk, outcome)
+        return encode_reply(chunk, outcome, caller)
     error = pb.ChunkError(tag=chunk.tag, session_id=chunk.session_id, status=to_status(outcome))
     return pb.StreamStepsResponse(error=error).SerializeToString()

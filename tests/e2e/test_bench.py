@@ -12,8 +12,10 @@ from service.demo.oracle import open_graph
 from service.demo.processes import ServerProcess
 from service.store.embedded import EmbeddedStore
 from service.store.record import decode
+from tests.certificates import Authority
 from tests.models import write_features_model
 from tests.oracle import MODELS
+from tests.tokens import TokensFile
 
 pytestmark = pytest.mark.e2e
 
@@ -36,6 +38,23 @@ def server(folder):
 def bench(*options):
     command = [sys.executable, "-c", "from service.cli import main; main()", "bench", *options]
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_it_knows_tls_and_tokens(tmp_path):
+    authority, tokens = Authority(tmp_path), TokensFile(tmp_path / "tokens.toml")
+    token = tmp_path / "token"
+    token.write_text(tokens.add("acme", "step") + "\n")
+    tls = authority.client("bench.example")
+    flags = [*tokens.write(), *authority.server(), "--tls-client-ca", str(authority.path)]
+    options = ["--tls-ca", tls.ca, "--tls-cert", tls.cert, "--tls-key", tls.key, "--seconds", "0.2"]
+    with ServerProcess(tmp_path / "data", *flags) as server:
+        target = ["--target", server.address, "--streams", "2", "--connections", "2"]
+        result = bench(*target, *map(str, options), "--token-file", str(token))
+        assert result.returncode == 0, result.stderr
+        refused = bench(*target, *map(str, options))
+        assert (refused.returncode, "no valid token" in refused.stderr) == (1, True)
+        assert bench(*target, "--tls-cert", str(tls.cert)).returncode == 2
+        assert bench(*target, "--token-file", str(tmp_path / "none")).returncode == 2
 
 
 @pytest.mark.parametrize("model", ["python-source", "features"])

@@ -1,6 +1,7 @@
 """Metrics, health and reflection of a running server."""
 
 import re
+import socket
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,14 @@ def test_pages(rpc):
     assert get(rpc.server, "/livez")[0] == 200
     assert get(rpc.server, "/readyz")[0] == 200
     assert get(rpc.server, "/nothing")[0] == 404
+
+
+def test_those_who_connect_and_say_nothing_are_let_go(rpc):
+    for address in (rpc.server.address, rpc.server.http):
+        host, _, port = address.rpartition(":")
+        with socket.create_connection((host, int(port)), timeout=20) as silent:
+            while silent.recv(1 << 16):  # gRPC greets first
+                pass
 
 
 def test_models_are_described(rpc):

@@ -9,6 +9,7 @@ from holdfast.v1 import holdfast_pb2 as pb
 from service.engine.batch import GroupOutputs, top_candidates
 from service.engine.work import Answer, Selection, reply_bytes
 from service.rpc.codec import encode_outputs, encode_reply
+from service.rpc.credentials import ANYBODY
 from tests.fakes import SUM_CONTRACT
 
 
@@ -44,7 +45,7 @@ def test_a_reply_reads_back_as_it_was(junk, position, tag):
     chunk = pb.Chunk(session_id="s", tag=tag)
     answer = Answer(7, position, 3, True, outputs.SerializeToString())
     for kind, field in ((pb.StepResponse, "result"), (pb.StreamStepsResponse, "result")):
-        result = getattr(kind.FromString(encode_reply(chunk, answer)), field)
+        result = getattr(kind.FromString(encode_reply(chunk, answer, ANYBODY)), field)
         assert (result.tag, result.session_id, result.position, result.replayed) == (
             tag,
             "s",

@@ -1,0 +1,90 @@
+"""A server with secrets says none of them: not in its log, its arguments, its pages or its errors."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import holdfast
+from holdfast.errors import Unauthenticated
+from service.demo.processes import ServerProcess
+from tests.certificates import Authority, replace
+from tests.faults.test_store import store_of, wait_for
+from tests.faults.test_workers import workers_of
+from tests.server import get
+from tests.tokens import TokensFile
+
+pytestmark = pytest.mark.e2e
+
+PASSWORD = "st0re-s3cret"
+MODEL = "python-source"
+
+
+@pytest.fixture
+def store_url(tmp_path):
+    """The URL of a store that asks for a password."""
+    folder = tmp_path / "store"
+    with ServerProcess(folder), store_of(folder) as admin:  # a server has a store in its folder
+        allowed = {"enabled": True, "passwords": [f"+{PASSWORD}"], "keys": ["*"], "categories": ["+@all"]}
+        admin.acl_setuser("holdfast", **allowed)
+        yield f"unix://holdfast:{PASSWORD}@{folder}/store.sock"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_no_secret_is_said(tmp_path, monkeypatch, store_url, workers):
+    authority = Authority(tmp_path)
+    tokens = TokensFile(tmp_path / "tokens.toml")
+    token, wrong = tokens.add("acme", "step"), "holdfast_wr0ng-secret"
+    flags = [*tokens.write(), *authority.server(), "--workers", str(workers)]
+    monkeypatch.setenv("HOLDFAST_STORE", store_url)
+    tls = holdfast.Tls(ca=authority.path)
+    with ServerProcess(tmp_path / "data", *flags) as server:
+        with holdfast.Client(server.address, token=token, tls=tls) as client:
+            client.session("private-session", model=MODEL).step("private text")
+        with (
+            holdfast.Client(server.address, token=wrong, tls=tls) as client,
+            pytest.raises(Unauthenticated) as refused,
+        ):
+            client.models()
+        replace(tokens.path, f'[[token]]\ntoken = "{token}"\n'.encode())
+        replace(tmp_path / "tls.key", (tmp_path / "tls.key").read_bytes()[:-40])
+        said = server.log_path.read_text
+        wait_for(lambda: said().count("--tls-cert") and said().count("--tokens-file") == workers, 20)
+        wait_for(lambda: said().count("go on with the files before") == workers, 20)
+        places = {
+            "log": said(),
+            "error": str(refused.value),
+            **{page: get(server, page)[1] for page in ("/metrics", "/livez", "/readyz")},
+        }
+        processes = [server.pid, *workers_of(server)]
+        assert len(processes) == (1 if workers == 1 else 1 + workers)
+        for pid in processes:
+            places[f"arguments of {pid}"] = Path(f"/proc/{pid}/cmdline").read_text()
+    places["log of the end"] = said()
+    key = (tmp_path / "tls.key").read_text().splitlines()[1]
+    for place, text in places.items():
+        for secret in (PASSWORD, token, wrong, key, "private"):
+            assert secret not in text, f"{secret} stands in {place}"
+    assert "store=unix://holdfast:***@" in places["log"], "the settings are printed"
+
+
+@pytest.mark.parametrize(
+    "url", [f"redis://:{PASSWORD}@127.0.0.1:1", f"redis://h:{PASSWORD}", f":{PASSWORD}@h"]
+)
+def test_a_store_that_cannot_be_reached_is_named_without_its_password(tmp_path, url):
+    command = [sys.executable, "-c", "from service.cli import main; main()", "serve"]
+    command += [
+        "--data-dir",
+        str(tmp_path),
+        "--grpc-address",
+        "127.0.0.1:0",
+        "--http-address",
+        "127.0.0.1:0",
+    ]
+    environment = {**os.environ, "HOLDFAST_STORE": url}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+    assert result.returncode == 1
+    assert PASSWORD not in result.stdout + result.stderr
+    assert result.stderr.splitlines()[-1].startswith("holdfast serve: ")
