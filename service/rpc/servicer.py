@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from holdfast.v1 import holdfast_pb2 as pb
 from service.engine.engine import Engine
@@ -20,7 +21,7 @@ from service.model.protocol import Model
 from service.model.repository import ModelRepository
 from service.rpc import codec
 from service.rpc.columns import ColumnsCall
-from service.rpc.status import CODES, to_trailers
+from service.rpc.status import CODES, message_of, to_trailers
 from service.rpc.streams import BatchStream, StepStream
 from service.store.record import Record
 
@@ -66,10 +67,10 @@ class Servicer:
             for method in service.methods
         }
         handlers["StreamSteps"] = grpc.stream_stream_rpc_method_handler(
-            self.stream_steps, request_deserializer=pb.StreamStepsRequest.FromString
+            _guard(self.stream_steps), request_deserializer=_reader(pb.StreamStepsRequest)
         )
         handlers["StreamBatches"] = grpc.stream_stream_rpc_method_handler(
-            self.stream_batches, request_deserializer=pb.StreamBatchesRequest.FromString
+            _guard(self.stream_batches), request_deserializer=_reader(pb.StreamBatchesRequest)
         )
         return grpc.method_handlers_generic_handler(SERVICE_NAME, handlers)
 
@@ -187,11 +188,12 @@ class Servicer:
             is_newest=model.version == self._models.newest_version(model.name),
             max_chunk_tokens=self._max_chunk_tokens,
         )
-        message.MergeFrom(_contract_message(model.contract))
+        message.MergeFrom(contract_message(model.contract))
         return message
 
 
-def _contract_message(contract: Contract) -> pb.Model:
+def contract_message(contract: Contract) -> pb.Model:
+    """Returns what a contract says as the fields of a model's message."""
     message = pb.Model(
         input=pb.InputSpec(
             name=contract.input.name,
@@ -219,15 +221,31 @@ def _contract_message(contract: Contract) -> pb.Model:
 
 def _handler(method: Any, function: Handler) -> Any:
     """Builds the handler of an rpc with one request; replies may be messages or bytes."""
-    request_type = getattr(pb, method.input_type.name)
+    read = _reader(getattr(pb, method.input_type.name))
     guarded = _guard(function)
     if method.client_streaming:
-        return grpc.stream_stream_rpc_method_handler(guarded, request_deserializer=request_type.FromString)
+        return grpc.stream_stream_rpc_method_handler(guarded, request_deserializer=read)
     if method.server_streaming:
-        return grpc.unary_stream_rpc_method_handler(guarded, request_deserializer=request_type.FromString)
+        return grpc.unary_stream_rpc_method_handler(guarded, request_deserializer=read)
     return grpc.unary_unary_rpc_method_handler(
-        guarded, request_deserializer=request_type.FromString, response_serializer=_serialize
+        guarded, request_deserializer=read, response_serializer=_serialize
     )
+
+
+def _reader(message_type: Any) -> Callable[[bytes], Any]:
+    """Returns what gRPC reads requests with: bytes that are none become the error to answer with.
+
+    An exception here would reach the client as UNKNOWN, without a reason.
+    """
+    parse = message_type.FromString
+
+    def read(data: bytes) -> Any:
+        try:
+            return parse(data)
+        except DecodeError:
+            return InvalidRequest(f"the bytes are no {message_type.DESCRIPTOR.name}")
+
+    return read
 
 
 def _guard(function: Handler) -> Handler:
@@ -235,6 +253,8 @@ def _guard(function: Handler) -> Handler:
 
     async def guarded(request: Any, context: Any) -> Any:
         try:
+            if isinstance(request, ServiceError):
+                raise request
             return await function(request, context)
         except ServiceError as error:
             refusal = error
@@ -244,7 +264,7 @@ def _guard(function: Handler) -> Handler:
             _log.exception("bug: an rpc failed")
             refusal = InternalFailure("the server failed on this request; its log says why")
         code = CODES[type(refusal)]
-        return await context.abort(code, refusal.message, to_trailers(refusal))
+        return await context.abort(code, message_of(refusal), to_trailers(refusal))
 
     return guarded
 

@@ -135,6 +135,11 @@ class StoreConnection:
             raise self._unavailable(self._last_error)
         return self._protocol.send(request)
 
+    def abandon(self, why: str) -> None:
+        """Throws the connection away: what came over it was no reply to what was asked."""
+        if self._protocol is not None:
+            self._protocol.abort(why)
+
     def _unavailable(self, why: str) -> StoreUnavailable:
         return StoreUnavailable(f"store {self._address}: {why}", retry_after_s=RETRY_AFTER_S)
 
@@ -227,7 +232,7 @@ class _RespProtocol(asyncio.Protocol):
                 future, _ = self._waiting.popleft()
                 if not future.done():
                     future.set_result(reply)
-        except (hiredis.ProtocolError, IndexError) as error:
+        except Exception as error:  # noqa: BLE001 -- no reply in it, whatever the reader trips over
             self.abort(f"the server does not speak RESP: {error}")
 
     def abort(self, why: str) -> None:

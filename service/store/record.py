@@ -221,6 +221,8 @@ def decode(data: bytes) -> Record:
     if xxhash.xxh3_64_intdigest(memoryview(data)[STAMP_START:], count) != checksum:
         raise RecordCorrupt("record does not match its checksum")
     state_end = _HEADER.size + state_bytes
+    if state_end > len(data):
+        raise RecordCorrupt(f"record of {len(data)} bytes, its state would end at {state_end}")
     return Record(
         incarnation=incarnation,
         position=~position if position < 0 else position,

@@ -87,7 +87,10 @@ class RedisStore:
             UnsafeStore: It may evict sessions, or does not write them to disk.
             StoreUnavailable: No answer in time.
         """
-        info = _parse_info(await self._ask("INFO"))
+        text = await self._ask("INFO")
+        if not isinstance(text, bytes):
+            raise self._garbled("INFO", text)
+        info = _parse_info(text)
         policy = info.get("maxmemory_policy", "")
         if policy != "noeviction":
             raise UnsafeStore(
@@ -103,7 +106,11 @@ class RedisStore:
 
     async def load(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Reads records in one round trip; see `StateStore.load`."""
-        records: list[bytes | None] = await self._ask("MGET", *keys)
+        records = await self._ask("MGET", *keys)
+        if not (isinstance(records, list) and len(records) == len(keys)):
+            raise self._garbled("MGET", records)
+        if not all(record is None or isinstance(record, bytes) for record in records):
+            raise self._garbled("MGET", records)
         return records
 
     async def commit(self, writes: Sequence[Writes], ttl_s: float) -> Refusals:
@@ -115,11 +122,16 @@ class RedisStore:
             reply = await self._connection.send(pack_script(b"EVAL", _SCRIPT, writes, ttl_ms))
         if isinstance(reply, hiredis.ReplyError):
             raise _error_of(str(reply))
-        return _refusals(reply)
+        try:
+            return _refusals(reply, sum(len(part.keys) for part in writes))
+        except (TypeError, ValueError):
+            raise self._garbled("the script", reply) from None
 
     async def time_to_live_s(self, key: bytes) -> float:
         """Returns the seconds until the record expires; see `StateStore.time_to_live_s`."""
-        left_ms: int = await self._ask("PTTL", key)
+        left_ms = await self._ask("PTTL", key)
+        if not isinstance(left_ms, int):
+            raise self._garbled("PTTL", left_ms)
         return max(left_ms, 0) / 1000
 
     async def ping(self) -> None:
@@ -136,11 +148,26 @@ class RedisStore:
             raise _error_of(str(reply))
         return reply
 
+    def _garbled(self, command: str, reply: Any) -> StoreUnavailable:
+        """Returns the error for a reply that cannot be one, after which no other can be trusted."""
+        why = f"the reply to {command} cannot be one: {type(reply).__name__}"
+        self._connection.abandon(why)
+        return StoreUnavailable(f"store: {why}", retry_after_s=RETRY_AFTER_S)
 
-def _refusals(entries: list[Any]) -> Refusals:
+
+def _refusals(entries: Any, count: int) -> Refusals:
+    """Reads what the script says of `count` records.
+
+    Raises:
+        TypeError, ValueError: It is not what the script says.
+    """
+    if not isinstance(entries, list):
+        raise TypeError(type(entries))
     refusals: Refusals = {}
     for number, kind, detail in zip(entries[::3], entries[1::3], entries[2::3], strict=True):
-        if kind == b"error":
+        if not (isinstance(number, int) and 1 <= number <= count and isinstance(detail, bytes | None)):
+            raise ValueError(number)
+        if kind == b"error" and detail:
             refusals[number - 1] = _error_of(detail.decode(errors="replace"))
         else:
             refusals[number - 1] = Found(detail or None)
@@ -157,5 +184,5 @@ def _error_of(message: str) -> ServiceError:
 
 
 def _parse_info(text: bytes) -> dict[str, str]:
-    lines = text.decode().splitlines()
+    lines = text.decode(errors="replace").splitlines()
     return dict(line.split(":", 1) for line in lines if ":" in line)
