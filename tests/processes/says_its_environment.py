@@ -1,5 +1,5 @@
-"""Says all that it was given beside the file."""
+"""Says which settings of the server it was given."""
 
 import os
 
-os.write(1, repr(dict(os.environ)).encode())
+os.write(1, repr({name: text for name, text in os.environ.items() if "HOLDFAST" in name}).encode())

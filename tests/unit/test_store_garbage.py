@@ -1,6 +1,7 @@
 """A store that sends what no store sends: requests fail, the connection is made anew, nothing is mixed up."""
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -20,10 +21,12 @@ GARBAGE = {
 @pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE.keys())
 async def test_garbage_fails_the_request_and_the_next_connection_is_right(garbage):
     connection_count = 0
+    answering = []
 
     async def answer(reader, writer):
         nonlocal connection_count
         connection_count += 1
+        answering.append(asyncio.current_task())
         is_first = connection_count == 1
         while command := await read_command(reader):
             if command[0] == b"PING":
@@ -31,6 +34,8 @@ async def test_garbage_fails_the_request_and_the_next_connection_is_right(garbag
             else:
                 writer.write(garbage if is_first else b"*1\r\n$6\r\nrecord\r\n")
         writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     changes = []
@@ -52,7 +57,7 @@ async def test_garbage_fails_the_request_and_the_next_connection_is_right(garbag
     assert await store.load([b"key"]) == [b"record"]
     await store.close()
     server.close()
-    await server.wait_closed()
+    await asyncio.gather(*answering)
 
 
 async def read_command(reader):
