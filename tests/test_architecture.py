@@ -39,6 +39,7 @@ PURE = {
     "service.engine.step_queue",
     "service.store.record",
     "service.model.contract",
+    "service.model.onnx_wire",
     "holdfast.tokens",
     "holdfast.replay_buffer",
 }
