@@ -1,4 +1,4 @@
-"""`make fuzz`: tries every harness in turns for so many minutes, and keeps what breaks one in the corpus."""
+"""`make fuzz`: tries every harness in turns for so many minutes; keeps what breaks one in the corpus."""
 
 import argparse
 import secrets

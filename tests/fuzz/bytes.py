@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 
 def damaged(valid):
-    """Returns a strategy of bytes from a strategy of valid ones: as they are, or changed in a few places."""
+    """Returns a strategy of bytes from one of valid ones: as they are, or changed in a few places."""
     return st.builds(_damage, valid, st.lists(_CHANGES, max_size=4))
 
 

@@ -1,7 +1,8 @@
 """One harness under atheris, which follows the coverage of the service: `python -m tests.fuzz.guided NAME`.
 
 Not among the development packages: `pip install atheris` first. Further arguments go to libFuzzer, such as
--max_total_time=600. What it finds on the way goes to build/fuzz/NAME; what breaks the harness to the corpus.
+-max_total_time=600. What it finds on the way goes to build/fuzz/NAME; what breaks the harness, to the
+corpus.
 """
 
 import sys

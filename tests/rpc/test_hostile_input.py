@@ -115,7 +115,7 @@ def test_a_deeply_nested_message_is_answered(rpc):
 
 @pytest.mark.parametrize("size", [9_000, 60_000])
 def test_what_was_sent_does_not_come_back_whole_in_an_error(rpc, size):
-    """gRPC gives trailing metadata 8 KiB; more of it and the client sees another error than the server's."""
+    """gRPC gives trailing metadata 8 KiB; with more of it the client sees another error."""
     error = rpc.step("named", model="ä" * (size // 2), text=b"x")
     assert (error.code, error.reason) == ("NOT_FOUND", "MODEL_NOT_FOUND")
     assert rpc.step("x" * size, text=b"x").reason == "INVALID_REQUEST"

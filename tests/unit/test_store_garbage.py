@@ -1,4 +1,4 @@
-"""A store that sends what no store sends: requests fail, the connection is made anew, nothing is mixed up."""
+"""A store that sends what no store sends: requests fail, and the connection is made anew."""
 
 import asyncio
 import contextlib
