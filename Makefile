@@ -1,11 +1,12 @@
 # Every target sets up what it needs: one virtual environment in .venv, exact versions from constraints.txt.
 PYTHON ?= python3
+MINUTES ?= 10
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 SOURCES := holdfast service model_export tests proto benchmarks
 
-.PHONY: demo serve test check train proto bench bench-quick format clean
+.PHONY: demo serve test check train proto bench bench-quick fuzz format clean
 
 demo: $(VENV)/.server           ## a network's memory, served live, surviving kill -9
 	$(BIN)/holdfast demo
@@ -34,6 +35,9 @@ bench: $(VENV)/.dev             ## beside peers and ceilings, in turns; benchmar
 
 bench-quick: $(VENV)/.dev       ## the same in two minutes; without Triton until `make bench` has set it up
 	$(BIN)/python -m benchmarks --quick --rounds 2 --seconds 1 --out build/bench
+
+fuzz: $(VENV)/.dev              ## every parser of untrusted bytes for MINUTES; what breaks one is kept in the corpus
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
 
 proto: $(VENV)/.dev             ## regenerates the committed stubs
 	$(BIN)/python proto/generate.py

@@ -34,6 +34,7 @@ class Settings(BaseSettings):
     models: Annotated[Path, Field(description="folder of models, <name>/<version>/model.onnx")] = Field(
         default_factory=_shipped_models
     )
+    max_model_bytes: Annotated[int, Field(ge=1024, description="largest model file, bytes")] = 512 << 20
     store: Annotated[
         str,
         Field(

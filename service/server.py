@@ -14,8 +14,8 @@ from service.engine.engine import Engine, EngineLimits
 from service.engine.sessions import Sessions
 from service.errors import ServiceError, StartError
 from service.metrics import STALLED_AFTER_S, Metrics
+from service.model.files import ModelFileError
 from service.model.repository import ModelRepository
-from service.model.step_graph import ModelFileError
 from service.redaction import mask_url
 from service.rpc.access import Access
 from service.rpc.codec import encode_outputs
@@ -50,6 +50,7 @@ class Server:
         settings: See there.
         metrics: Where it counts.
         shares_port: Other processes listen on the same port.
+        checked: Fingerprints of model files that have passed their check already.
 
     Attributes:
         grpc_port: Port of gRPC.
@@ -58,7 +59,14 @@ class Server:
         StartError: A model cannot be served.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics, *, shares_port: bool = False) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        *,
+        shares_port: bool = False,
+        checked: frozenset[bytes] = frozenset(),
+    ) -> None:
         self._settings = settings
         self._metrics = metrics
         self._shares_port = shares_port
@@ -67,7 +75,9 @@ class Server:
         self._store_danger = ""
         self.grpc_port = 0
         try:
-            self._models = ModelRepository(settings.models)
+            self._models = ModelRepository(
+                settings.models, max_bytes=settings.max_model_bytes, checked=checked
+            )
             self._tls, self._access = self._open_edge()
         except (ModelFileError, TlsFilesError, CredentialsError) as error:
             raise StartError(str(error)) from None

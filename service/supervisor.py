@@ -15,6 +15,8 @@ from typing import Any
 from service.config import Settings
 from service.errors import StartError
 from service.metrics import STALLED_AFTER_S, Metrics, scrape_together
+from service.model.check import check_folder
+from service.model.files import ModelFileError
 from service.worker_process import WorkerProcess
 
 _log = logging.getLogger(__name__)
@@ -49,8 +51,9 @@ class Supervisor:
         """Starts the workers and waits until all of them serve.
 
         Raises:
-            StartError: The port cannot be used, or a worker cannot start.
+            StartError: A model is refused, the port cannot be used, or a worker cannot start.
         """
+        self._checked = await self._check_models()
         host, _, port = self._settings.grpc_address.rpartition(":")
         try:
             self._port_holder = hold_port(host, int(port))
@@ -119,8 +122,16 @@ class Supervisor:
         with self._lock:
             return [worker for worker in self._workers if worker.metrics.workers.value]
 
+    async def _check_models(self) -> frozenset[bytes]:
+        """Checks the models once for all workers; a file that has changed since a worker checks again."""
+        settings = self._settings
+        try:
+            return await asyncio.to_thread(check_folder, settings.models, settings.max_model_bytes)
+        except ModelFileError as error:
+            raise StartError(str(error)) from None
+
     async def _start_worker(self) -> WorkerProcess:
-        worker = await WorkerProcess.launch(self._worker_settings)
+        worker = await WorkerProcess.launch(self._worker_settings, self._checked)
         with self._lock:
             self._workers.add(worker)
         try:

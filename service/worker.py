@@ -29,11 +29,13 @@ def main() -> int:
     )
     metrics = Metrics(mmap.mmap(int(sys.argv[1]), SIZE_BYTES))
     settings = Settings.model_validate_json(sys.stdin.buffer.readline())
+    checked = frozenset(bytes.fromhex(one.decode()) for one in sys.stdin.buffer.readline().split())
     threading.Thread(target=_leave_with_supervisor, daemon=True).start()
     with os.fdopen(os.dup(1), "w") as said, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         os.dup2(2, 1)  # what a library prints is not for the supervisor
         try:
-            runner.run(_serve(Server(settings, metrics, shares_port=True), settings.store, said))
+            server = Server(settings, metrics, shares_port=True, checked=checked)
+            runner.run(_serve(server, settings.store, said))
         except StartError as error:
             print(error, file=said)
             return 1

@@ -1,8 +1,8 @@
 """A worker as its supervisor holds it: a process, and the memory in which it counts.
 
-The worker is a fresh interpreter (`service.worker`), since neither gRPC nor onnxruntime survives a fork. It
-gets its settings on standard input, whose end later tells it that the supervisor is gone, and says one
-line on standard output: that it serves, or why it cannot.
+The worker is a fresh interpreter (`service.worker`), since neither gRPC nor onnxruntime survives a fork.
+It gets its settings and the fingerprints of checked models on standard input, whose end later tells it that
+the supervisor is gone, and says one line on standard output: that it serves, or why it cannot.
 """
 
 import asyncio
@@ -39,8 +39,12 @@ class WorkerProcess:
         self.pid = process.pid
 
     @classmethod
-    async def launch(cls, settings: Settings) -> Self:
+    async def launch(cls, settings: Settings, checked: frozenset[bytes]) -> Self:
         """Starts the process.
+
+        Args:
+            settings: Its own.
+            checked: Fingerprints of model files that it need not check.
 
         Raises:
             StartError: The system has no room for it.
@@ -62,6 +66,7 @@ class WorkerProcess:
             os.close(numbers)
         assert process.stdin is not None, "bug: a worker without a pipe"
         process.stdin.write(settings.model_dump_json().encode() + b"\n")
+        process.stdin.write(b" ".join(sorted(one.hex().encode() for one in checked)) + b"\n")
         return cls(process, metrics)
 
     async def serves(self) -> None:

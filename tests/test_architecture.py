@@ -48,6 +48,7 @@ PURE = {
     "service.redaction",
     "service.rpc.credentials",
     "service.model.contract",
+    "service.model.onnx_wire",
     "holdfast.tokens",
     "holdfast.replay_buffer",
     "holdfast.unanswered",

@@ -28,6 +28,7 @@ import numpy as np
 
 PREFIX = "holdfast."
 VERSION = "1"
+MAX_NAME_CHARS = 256
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "float32": np.dtype("<f4"),
@@ -185,7 +186,7 @@ def read_contract(
         raise ContractError(f"{PREFIX}contract_version is {version!r}, this server reads {VERSION!r}")
     try:
         contract = _parse(metadata)
-    except (KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise ContractError(f"metadata cannot be read: {type(error).__name__}: {error}") from None
     _check_values(contract)
     _check_graph(contract, inputs, outputs)
@@ -213,7 +214,7 @@ def _parse(metadata: Mapping[str, str]) -> Contract:
 def _parse_input(entry: dict[str, Any]) -> InputSpec:
     kind = _one_of(entry["kind"], "token_id", "features")
     return InputSpec(
-        name=str(entry["name"]),
+        name=_parse_name(entry["name"]),
         kind=kind,
         dtype=DTYPES[entry["dtype"]],
         width=int(entry["width"]),
@@ -224,9 +225,9 @@ def _parse_input(entry: dict[str, Any]) -> InputSpec:
 def _parse_state(entry: dict[str, Any]) -> StateSpec:
     _one_of(entry.get("initial", "zeros"), "zeros")
     return StateSpec(
-        name=str(entry["name"]),
-        input=str(entry["input"]),
-        output=str(entry["output"]),
+        name=_parse_name(entry["name"]),
+        input=_parse_name(entry["input"]),
+        output=_parse_name(entry["output"]),
         dtype=DTYPES[entry["dtype"]],
         shape=_parse_shape(entry["shape"]),
         batch_axis=int(entry["batch_axis"]),
@@ -236,11 +237,24 @@ def _parse_state(entry: dict[str, Any]) -> StateSpec:
 def _parse_output(entry: dict[str, Any]) -> OutputSpec:
     role = _one_of(entry["role"], "logits", "token_log_prob", "raw")
     shape = _parse_shape(entry["shape"])
-    return OutputSpec(str(entry["name"]), DTYPES[entry["dtype"]], shape, role, entry.get("switch"))
+    switch = entry.get("switch")
+    return OutputSpec(
+        name=_parse_name(entry["name"]),
+        dtype=DTYPES[entry["dtype"]],
+        shape=shape,
+        role=role,
+        switch=None if switch is None else _parse_name(switch),
+    )
 
 
 def _parse_vocabulary(entry: dict[str, Any]) -> Vocabulary:
     return Vocabulary(_one_of(entry["kind"], "bytes", "ids"), int(entry["size"]))
+
+
+def _parse_name(value: Any) -> str:
+    if not isinstance(value, str) or not value.isprintable() or not 1 <= len(value) <= MAX_NAME_CHARS:
+        raise ValueError(f"{str(value)[:40]!r} is no name: 1..{MAX_NAME_CHARS} printable characters")
+    return value
 
 
 def _parse_shape(extents: list[Any]) -> tuple[int, ...]:
@@ -259,6 +273,12 @@ def _one_of(value: Any, *choices: str | bool) -> Any:
 def _check_values(contract: Contract) -> None:
     if not contract.states:
         raise ContractError("holdfast.states is empty: a step graph has at least one state pair")
+    _check_distinct("state", [state.name for state in contract.states])
+    _check_distinct("input", [contract.input.name, *(state.input for state in contract.states)])
+    _check_distinct("next state", [state.output for state in contract.states])
+    _check_distinct("output", [output.name for output in contract.outputs])
+    if contract.vocabulary is not None:
+        _check_vocabulary(contract.vocabulary)
     takes_ids = contract.input.kind == "token_id"
     if takes_ids and contract.vocabulary is None:
         raise ContractError("holdfast.vocabulary is missing, though the input is a token id")
@@ -273,6 +293,20 @@ def _check_values(contract: Contract) -> None:
         raise ContractError(f"output {contract.logits.name!r}: logits need one value per token id")
     if contract.token_log_prob is not None and contract.token_log_prob.shape != ():
         raise ContractError("the output token_log_prob must be a scalar per token")
+
+
+def _check_distinct(what: str, names: list[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ContractError(f"{what} {name!r} is named twice")
+
+
+def _check_vocabulary(vocabulary: Vocabulary) -> None:
+    least = 256 if vocabulary.kind == "bytes" else 1  # any byte may come as text
+    if not least <= vocabulary.size < 1 << 31:
+        raise ContractError(
+            f"holdfast.vocabulary: size {vocabulary.size} of kind {vocabulary.kind!r}, expected >= {least}"
+        )
 
 
 def _check_graph(

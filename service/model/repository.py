@@ -4,29 +4,39 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from service.errors import ModelNotFound
-from service.model.step_graph import ModelFileError, StepGraph
-
-MODEL_FILE = "model.onnx"
+from service.model.check import check_model, each_file
+from service.model.files import MAX_MODEL_BYTES, ModelFile, find_files, fingerprint_of, read_file
+from service.model.step_graph import StepGraph
 
 
 class ModelRepository:
-    """Implements `Models` on a folder, read once.
+    """Implements `Models` on a folder, read once. Files are checked in processes of their own first.
 
     Args:
         folder: Where the models lie.
+        max_bytes: Largest file.
+        checked: Fingerprints of files that have passed the check already.
 
     Raises:
         ModelFileError: The folder is missing or has no model, a version is not a number >= 1, or a
             file is refused.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, *, max_bytes: int = MAX_MODEL_BYTES, checked: frozenset[bytes] = frozenset()
+    ) -> None:
         self._models: dict[str, dict[int, StepGraph]] = {}
         self._by_fingerprint: dict[bytes, StepGraph] = {}
-        for name, version, path in _model_files(folder):
-            self._add(StepGraph(path, name=name, version=version))
-        if not self._models:
-            raise ModelFileError(f"{folder}: no <name>/<version>/{MODEL_FILE} in this folder")
+
+        def load(file: ModelFile) -> StepGraph:
+            data = read_file(file.path, max_bytes)
+            if fingerprint_of(data) not in checked:
+                check_model(file.path, data)
+            return StepGraph(file.path, name=file.name, version=file.version, data=data)
+
+        for model in each_file(load, find_files(folder)):
+            self._models.setdefault(model.name, {})[model.version] = model
+            self._by_fingerprint[model.fingerprint] = model
 
     def __iter__(self) -> Iterator[StepGraph]:
         """Yields every model, by name and version."""
@@ -55,17 +65,3 @@ class ModelRepository:
     def newest_version(self, name: str) -> int:
         """Returns the version that 0 stands for."""
         return max(self._models[name])
-
-    def _add(self, model: StepGraph) -> None:
-        self._models.setdefault(model.name, {})[model.version] = model
-        self._by_fingerprint[model.fingerprint] = model
-
-
-def _model_files(folder: Path) -> Iterator[tuple[str, int, Path]]:
-    if not folder.is_dir():
-        raise ModelFileError(f"{folder}: not a folder")
-    for path in sorted(folder.glob(f"*/*/{MODEL_FILE}")):
-        version_text = path.parent.name
-        if not version_text.isdecimal() or int(version_text) < 1:
-            raise ModelFileError(f"{path}: version {version_text!r} is not a number >= 1")
-        yield path.parent.parent.name, int(version_text), path

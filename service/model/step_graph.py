@@ -1,6 +1,5 @@
 """Runs a step graph with onnxruntime. The only place that imports it."""
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +8,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from service.model.contract import Contract, ContractError, GraphTensor, read_contract
+from service.model.files import ModelFileError, fingerprint_of, read_file
 from service.model.protocol import Arrays, Halt
-
-MAX_FILE_BYTES = 1 << 30
-"""Larger files are refused unread; a step graph this big would not step in milliseconds anyway."""
 
 _ORT_DTYPES = {
     "tensor(float)": "float32",
@@ -29,10 +26,6 @@ _OFF = np.array(False)
 """Value of a switch."""
 
 
-class ModelFileError(Exception):
-    """A model file cannot be served; the message names the file and the reason."""
-
-
 class StepGraph:
     """Implements `Model` on one file.
 
@@ -40,21 +33,23 @@ class StepGraph:
         path: The ONNX file.
         name: Name in the repository.
         version: Version, >= 1.
+        data: What was read from it and checked; None reads it here, for files that are trusted.
 
     Raises:
         ModelFileError: The file is unreadable, not an ONNX graph, or breaks the contract.
     """
 
-    def __init__(self, path: Path, *, name: str, version: int) -> None:
+    def __init__(self, path: Path, *, name: str, version: int, data: bytes | None = None) -> None:
         self.name = name
         self.version = version
+        if data is None:
+            data = read_file(path)
+        self.fingerprint = fingerprint_of(data)
         try:
-            data = _read(path)
-            self.fingerprint = hashlib.sha256(data).digest()
             self._session = _create_session(data)
             self.contract = _read_contract(self._session)
-        except (OSError, ContractError, _NotAGraph) as error:
-            raise ModelFileError(f"{path}: {error}") from None
+        except (ContractError, _NotAGraph) as error:
+            raise ModelFileError(path, str(error)) from None
         self._every_output = tuple(output.name for output in self.contract.outputs)
         self._next_names = [state.output for state in self.contract.states]
 
@@ -103,16 +98,10 @@ class _NotAGraph(Exception):
     """onnxruntime cannot load the bytes."""
 
 
-def _read(path: Path) -> bytes:
-    size_bytes = path.stat().st_size
-    if size_bytes > MAX_FILE_BYTES:
-        raise _NotAGraph(f"{size_bytes} bytes, more than the limit of {MAX_FILE_BYTES}")
-    return path.read_bytes()
-
-
 def _create_session(data: bytes) -> ort.InferenceSession:
     """Loads a graph from memory, so that it cannot refer to other files.
 
+    As ONNX only: into onnxruntime's own format, which it would recognise too, nobody has looked.
     One thread: the other cores belong to other workers, and spinning would burn them.
     """
     options = ort.SessionOptions()
@@ -120,6 +109,7 @@ def _create_session(data: bytes) -> ort.InferenceSession:
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     options.log_severity_level = 4
     try:
         return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])

@@ -25,6 +25,7 @@ from service.store.protocol import AckLevel
 from service.store.record import token_digest
 
 MAX_ID_CHARS = 128
+MAX_AXES = 8
 
 _DTYPE_OF: dict[str, Any] = {name: pb.DataType.Value(f"DATA_TYPE_{name.upper()}") for name in DTYPES}
 _NUMPY_OF = {number: DTYPES[name] for name, number in _DTYPE_OF.items()}
@@ -153,7 +154,7 @@ def _features(tensor: pb.Tensor) -> NDArray[Any]:
     field = "chunk.tokens.features"
     if tensor.dtype != pb.DATA_TYPE_FLOAT32:
         raise InvalidRequest(
-            f"features are {pb.DataType.Name(tensor.dtype)}, expected DATA_TYPE_FLOAT32",
+            f"features have dtype {tensor.dtype}, expected {pb.DATA_TYPE_FLOAT32} (float32)",
             field=f"{field}.dtype",
         )
     if len(tensor.shape) != 2:
@@ -173,8 +174,12 @@ def to_array(tensor: pb.Tensor, field: str) -> NDArray[Any]:
     dtype = _NUMPY_OF.get(tensor.dtype)
     if dtype is None:
         raise InvalidRequest(f"dtype {tensor.dtype} is not known", field=f"{field}.dtype")
-    if any(extent < 0 for extent in tensor.shape):
-        raise InvalidRequest(f"shape {list(tensor.shape)} has a negative extent", field=f"{field}.shape")
+    if len(tensor.shape) > MAX_AXES:
+        raise InvalidRequest(
+            f"shape has {len(tensor.shape)} axes, expected at most {MAX_AXES}", field=f"{field}.shape"
+        )
+    if any(extent < 1 for extent in tensor.shape):
+        raise InvalidRequest(f"shape {list(tensor.shape)} has an extent below 1", field=f"{field}.shape")
     expected_bytes = dtype.itemsize
     for extent in tensor.shape:
         expected_bytes *= extent

@@ -12,7 +12,7 @@ import grpc
 from service.errors import ServiceError
 from service.rpc.access import Access
 from service.rpc.credentials import ANYBODY, Caller, Scope
-from service.rpc.status import CODES, to_trailers
+from service.rpc.status import CODES, message_of, to_trailers
 
 Identify = Callable[[Any], Caller]
 """Given the context of a call, says who calls; raises ServiceError."""
@@ -80,7 +80,7 @@ class Gate(grpc.GenericRpcHandler):
 
 async def abort(context: Any, error: ServiceError) -> NoReturn:
     """Ends a call with an error and all its details; raises what grpc.aio raises then."""
-    await context.abort(CODES[type(error)], error.message, to_trailers(error))
+    await context.abort(CODES[type(error)], message_of(error), to_trailers(error))
     raise AssertionError("bug: an aborted call goes on")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from holdfast.v1 import holdfast_pb2 as pb
 from service.engine.engine import Engine
@@ -249,11 +250,12 @@ class Servicer:
             is_newest=model.version == self._models.newest_version(model.name),
             max_chunk_tokens=self._max_chunk_tokens,
         )
-        message.MergeFrom(_contract_message(model.contract))
+        message.MergeFrom(contract_message(model.contract))
         return message
 
 
-def _contract_message(contract: Contract) -> pb.Model:
+def contract_message(contract: Contract) -> pb.Model:
+    """Returns what a contract says as the fields of a model's message."""
     message = pb.Model(
         input=pb.InputSpec(
             name=contract.input.name,
@@ -281,15 +283,31 @@ def _contract_message(contract: Contract) -> pb.Model:
 
 def _handler(method: Any, function: Handler, identify: Identify) -> Any:
     """Builds the handler of an rpc; replies may be messages or bytes, those of streams are bytes."""
-    request_type = getattr(pb, method.input_type.name)
+    read = _reader(getattr(pb, method.input_type.name))
     guarded = _guard(function, identify)
     if method.client_streaming:
-        return grpc.stream_stream_rpc_method_handler(guarded, request_deserializer=request_type.FromString)
+        return grpc.stream_stream_rpc_method_handler(guarded, request_deserializer=read)
     if method.server_streaming:
-        return grpc.unary_stream_rpc_method_handler(guarded, request_deserializer=request_type.FromString)
+        return grpc.unary_stream_rpc_method_handler(guarded, request_deserializer=read)
     return grpc.unary_unary_rpc_method_handler(
-        guarded, request_deserializer=request_type.FromString, response_serializer=_serialize
+        guarded, request_deserializer=read, response_serializer=_serialize
     )
+
+
+def _reader(message_type: Any) -> Callable[[bytes], Any]:
+    """Returns what gRPC reads requests with: bytes that are none become the error to answer with.
+
+    An exception here would reach the client as UNKNOWN, without a reason.
+    """
+    parse = message_type.FromString
+
+    def read(data: bytes) -> Any:
+        try:
+            return parse(data)
+        except DecodeError:
+            return InvalidRequest(f"the bytes are no {message_type.DESCRIPTOR.name}")
+
+    return read
 
 
 def _guard(function: Handler, identify: Identify) -> Callable[[Any, Any], Awaitable[Any]]:
@@ -297,6 +315,8 @@ def _guard(function: Handler, identify: Identify) -> Callable[[Any, Any], Awaita
 
     async def guarded(request: Any, context: Any) -> Any:
         try:
+            if isinstance(request, ServiceError):
+                raise request
             return await function(request, context, identify(context))
         except ServiceError as error:
             refusal = error

@@ -9,6 +9,11 @@ from service.errors import ServiceError
 
 DOMAIN = "holdfast"
 
+MAX_MESSAGE_BYTES = 512
+MAX_FIELD_BYTES = 128
+"""Longer texts are cut: they quote what was sent, and all trailing metadata of a call, where they stand
+several times and are encoded to more bytes, must stay below gRPC's 8 KiB."""
+
 CODES: dict[type[ServiceError], grpc.StatusCode] = {
     errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
     errors.StateNotFinite: grpc.StatusCode.INVALID_ARGUMENT,
@@ -42,18 +47,17 @@ CODES: dict[type[ServiceError], grpc.StatusCode] = {
 
 def to_status(error: ServiceError) -> status_pb2.Status:
     """Returns the google.rpc.Status of an error, with all its details."""
-    details = [_error_info(error)]
+    message, field = message_of(error), _cut(error.field, MAX_FIELD_BYTES)
+    details = [_error_info(error, field)]
     if error.field:
-        violation = error_details_pb2.BadRequest.FieldViolation(
-            field=error.field, description=error.message
-        )
+        violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=message)
         details.append(_packed(error_details_pb2.BadRequest(field_violations=[violation])))
     if error.retry_after_s is not None:
         nanos = round(error.retry_after_s * 1e9)
         delay = duration_pb2.Duration(seconds=nanos // 10**9, nanos=nanos % 10**9)
         details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
     code: int = CODES[type(error)].value[0]
-    return status_pb2.Status(code=code, message=error.message, details=details)
+    return status_pb2.Status(code=code, message=message, details=details)
 
 
 def to_trailers(error: ServiceError) -> tuple[tuple[str, bytes], ...]:
@@ -61,10 +65,20 @@ def to_trailers(error: ServiceError) -> tuple[tuple[str, bytes], ...]:
     return (("grpc-status-details-bin", to_status(error).SerializeToString()),)
 
 
-def _error_info(error: ServiceError) -> any_pb2.Any:
+def message_of(error: ServiceError) -> str:
+    """Returns the message of an error as it is sent."""
+    return _cut(error.message, MAX_MESSAGE_BYTES)
+
+
+def _cut(text: str, limit: int) -> str:
+    raw = text.encode(errors="replace")
+    return raw.decode() if len(raw) <= limit else raw[: limit - 3].decode(errors="ignore") + "..."
+
+
+def _error_info(error: ServiceError, field: str) -> any_pb2.Any:
     metadata = {}
     if error.field:
-        metadata["field"] = error.field
+        metadata["field"] = field
     if error.expected_position is not None:
         metadata["expected_position"] = str(error.expected_position)
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata)

@@ -76,6 +76,8 @@ class _ReplyStream(ABC):
     async def _read(self) -> None:
         try:
             while (request := await self._context.read()) is not grpc.aio.EOF:
+                if isinstance(request, ServiceError):
+                    raise request  # not a message at all, so nothing says which reply it would have had
                 self._submit(request)
                 while self._is_full():
                     await self._wakes_reader.wait()

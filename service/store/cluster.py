@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import hiredis
 
@@ -30,7 +30,9 @@ from service.store.redis import (
     SCRIPT_SHA,
     check_node,
     is_unknown_script,
+    records_of,
     refusals_of,
+    seconds_of,
     set_aside_command,
 )
 from service.store.safety import Allowances, describe
@@ -43,6 +45,8 @@ REDIRECT_PAUSES_S = (0.0, 0.01, 0.02, 0.05, 0.1)
 """Before a call is sent to where it was redirected, by how often it was before; the last one repeats."""
 
 _ASKING = hiredis.pack_command(("ASKING",))
+
+Value = TypeVar("Value")
 
 Place = tuple[str, int]
 """Host and port of a node."""
@@ -190,7 +194,10 @@ class ClusterStore:
         failed = [answer for answer in answers if isinstance(answer, ServiceError)]
         if failed and len(failed) == len(answers):
             raise failed[0]
-        return [answer if isinstance(answer, ServiceError) else answer[0] for answer in answers]
+        return [
+            self._read("MGET", slot_of(key), answer, lambda reply: records_of(reply, 1)[0])
+            for key, answer in zip(keys, answers, strict=True)
+        ]
 
     async def commit(self, writes: Sequence[Writes], ttl_s: float) -> Refusals:
         """Replaces records, on all primaries at the same time; see `StateStore.commit`."""
@@ -204,7 +211,7 @@ class ClusterStore:
             again = await self._send([_Call(slots[number], requests[number]) for number in unknown])
             for number, answer in zip(unknown, again, strict=True):
                 answers[number] = answer
-        return self._refusals(answers)
+        return self._refusals(slots, answers)
 
     async def set_aside(self, key: bytes, record: bytes, ttl_s: float) -> bool:
         """Moves a record to where it is kept for inspection; see `StateStore.set_aside`."""
@@ -216,9 +223,10 @@ class ClusterStore:
     async def time_to_live_s(self, key: bytes) -> float:
         """Returns the seconds until the record expires; see `StateStore.time_to_live_s`."""
         [left_ms] = await self._send([_Call(slot_of(key), _packed("PTTL", key))])
-        if isinstance(left_ms, ServiceError):
-            raise left_ms
-        return max(int(left_ms), 0) / 1000
+        seconds = self._read("PTTL", slot_of(key), left_ms, seconds_of)
+        if isinstance(seconds, ServiceError):
+            raise seconds
+        return seconds
 
     async def ping(self) -> None:
         """Asks every primary for a sign of life; see `Store.ping`."""
@@ -229,14 +237,30 @@ class ClusterStore:
             if isinstance(outcome, BaseException):
                 raise outcome
 
-    def _refusals(self, answers: Sequence[Reply | ServiceError]) -> Refusals:
+    def _refusals(self, slots: Sequence[int], answers: Sequence[Reply | ServiceError]) -> Refusals:
         refusals: Refusals = {}
-        for number, answer in enumerate(answers):
-            if isinstance(answer, ServiceError):
-                refusals[number] = answer
-            elif answer:
-                refusals[number] = refusals_of(answer, self._refusal)[0]
+        for number, (slot, answer) in enumerate(zip(slots, answers, strict=True)):
+            if answer != []:
+                said = self._read(
+                    "the script", slot, answer, lambda reply: refusals_of(reply, 1, self._refusal)
+                )
+                refusals[number] = said if isinstance(said, ServiceError) else said[0]
         return refusals
+
+    def _read(
+        self, command: str, slot: int, answer: Reply | ServiceError, read: Callable[[Reply], Value]
+    ) -> Value | ServiceError:
+        """Reads the reply of a slot's primary, which is dropped if it cannot be one; errors stay."""
+        if isinstance(answer, ServiceError):
+            return answer
+        try:
+            return read(answer)
+        except ValueError:
+            why = f"the reply to {command} cannot be one"
+            node = self._owners[slot]
+            if node is not None:
+                node.leave(why)
+            return _unavailable(why)
 
     # -- calls --------------------------------------------------------------------------------
 

@@ -353,7 +353,7 @@ class _RespProtocol(asyncio.Protocol):
                 future, _ = self._waiting.popleft()
                 if not future.done():
                     future.set_result(reply)
-        except (hiredis.ProtocolError, IndexError) as error:
+        except Exception as error:  # noqa: BLE001 -- no reply in it, whatever the reader trips over
             self.abort(f"the server does not speak RESP: {error}")
 
     def abort(self, why: str) -> None:

@@ -4,7 +4,8 @@ A single server and the primary behind Sentinel are one node; a cluster has one 
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import hiredis
@@ -13,7 +14,7 @@ from service.errors import AckLevelNotReached, ServiceError, StoreUnavailable
 from service.store.address import Address
 from service.store.confirmation import ASK_POLICY, AckSettings, AckSupport, Confirmer
 from service.store.connection import Locate, Reply, StoreConnection
-from service.store.error_table import error_of, means_demoted
+from service.store.error_table import RETRY_AFTER_S, error_of, means_demoted
 from service.store.keys import ACK_MARKER
 from service.store.protocol import AckLevel
 from service.store.safety import CONFIG_NAMES
@@ -117,6 +118,19 @@ class Node:
         if isinstance(reply, hiredis.ReplyError):
             raise self.refusal(str(reply))
         return reply
+
+    @contextlib.contextmanager
+    def reading(self, command: str) -> Iterator[None]:
+        """Makes StoreUnavailable of the ValueError of a reply that cannot be one; drops the connection.
+
+        Whatever came over it may belong to another request, so no other reply can be trusted either.
+        """
+        try:
+            yield
+        except ValueError:
+            why = f"the reply to {command} cannot be one"
+            self.leave(why)
+            raise StoreUnavailable(f"{self}: {why}", retry_after_s=RETRY_AFTER_S) from None
 
     def refusal(self, message: str) -> ServiceError:
         """Returns what an error means; a server that says it is no primary any more is left."""

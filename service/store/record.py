@@ -235,6 +235,8 @@ def decode(data: bytes) -> Record:
     if xxhash.xxh3_64_intdigest(memoryview(data)[STAMP_START:], count) != checksum:
         raise RecordCorrupt("record does not match its checksum")
     state_end = replies_start = _HEADER.size + state_bytes
+    if state_end > len(data):
+        raise RecordCorrupt(f"record of {len(data)} bytes, its state would end at {state_end}")
     reason = ""
     if position >= _QUARANTINED:
         reason, replies_start = _decode_reason(data, state_end)

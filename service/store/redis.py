@@ -10,6 +10,7 @@ import hiredis
 
 from service.errors import ServiceError
 from service.store.confirmation import AckSupport
+from service.store.connection import Reply
 from service.store.keys import set_aside_key
 from service.store.node import Node
 from service.store.packing import pack_script
@@ -84,8 +85,8 @@ class RedisStore:
 
     async def load(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Reads records in one round trip; see `StateStore.load`."""
-        records: list[bytes | None] = await self._node.ask("MGET", *keys)
-        return records
+        with self._node.reading("MGET"):
+            return records_of(await self._node.ask("MGET", *keys), len(keys))
 
     async def commit(self, writes: Sequence[Writes], ttl_s: float) -> Refusals:
         """Replaces records in one round trip; see `StateStore.commit`."""
@@ -96,7 +97,8 @@ class RedisStore:
             reply = await self._node.send(pack_script(b"EVAL", SCRIPT, writes, ttl_ms))
         if isinstance(reply, hiredis.ReplyError):
             raise self._node.refusal(str(reply))
-        return refusals_of(reply, self._node.refusal)
+        with self._node.reading("the script"):
+            return refusals_of(reply, sum(len(part.keys) for part in writes), self._node.refusal)
 
     async def set_aside(self, key: bytes, record: bytes, ttl_s: float) -> bool:
         """Moves a record to where it is kept for inspection; see `StateStore.set_aside`."""
@@ -104,8 +106,8 @@ class RedisStore:
 
     async def time_to_live_s(self, key: bytes) -> float:
         """Returns the seconds until the record expires; see `StateStore.time_to_live_s`."""
-        left_ms: int = await self._node.ask("PTTL", key)
-        return max(left_ms, 0) / 1000
+        with self._node.reading("PTTL"):
+            return seconds_of(await self._node.ask("PTTL", key))
 
     async def ping(self) -> None:
         """Asks for a sign of life; see `Store.ping`."""
@@ -137,19 +139,51 @@ def is_unknown_script(reply: Any) -> bool:
     return isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT")
 
 
-def refusals_of(entries: list[Any], refusal: Callable[[str], ServiceError]) -> Refusals:
+def records_of(reply: Reply, count: int) -> list[bytes | None]:
+    """Reads what MGET returns for `count` keys.
+
+    Raises:
+        ValueError: It cannot be that.
+    """
+    if not isinstance(reply, list) or len(reply) != count:
+        raise ValueError
+    if not all(record is None or isinstance(record, bytes) for record in reply):
+        raise ValueError
+    return reply
+
+
+def seconds_of(reply: Reply) -> float:
+    """Reads what PTTL returns; 0 where nothing expires.
+
+    Raises:
+        ValueError: It cannot be that.
+    """
+    if not isinstance(reply, int):
+        raise ValueError
+    return max(reply, 0) / 1000
+
+
+def refusals_of(reply: Reply, count: int, refusal: Callable[[str], ServiceError]) -> Refusals:
     """Reads what the script returns.
 
     Args:
-        entries: Its reply.
+        reply: To a call for `count` records.
+        count: See there.
         refusal: Says what an error text means.
 
     Returns:
         The records that were not written, by their number from 0.
+
+    Raises:
+        ValueError: It cannot be that.
     """
+    if not isinstance(reply, list):
+        raise ValueError
     refusals: Refusals = {}
-    for number, kind, detail in zip(entries[::3], entries[1::3], entries[2::3], strict=True):
-        if kind == b"error":
+    for number, kind, detail in zip(reply[::3], reply[1::3], reply[2::3], strict=True):
+        if not (isinstance(number, int) and 1 <= number <= count and isinstance(detail, bytes | None)):
+            raise ValueError
+        if kind == b"error" and detail:
             refusals[number - 1] = refusal(detail.decode(errors="replace"))
         else:
             refusals[number - 1] = Found(detail or None)

@@ -4,7 +4,9 @@ import subprocess
 import sys
 
 import pytest
+from onnx import helper
 
+from tests.hostile_models import external_tensor, lying, step_graph
 from tests.models import CONTRACT, write_features_model
 
 
@@ -13,7 +15,21 @@ def write_truncated(path):
     path.write_bytes(path.read_bytes()[:150])
 
 
+def write(model):
+    def write_to(path):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(model.SerializeToString())
+
+    return write_to
+
+
 BROKEN = {
+    "external data": (write(step_graph(initializers=[external_tensor("w.bin")])), "external data"),
+    "custom operator": (
+        write(step_graph(helper.make_node("Shell", ["x"], ["w"], domain="evil"))),
+        "'evil'",
+    ),
+    "other shapes": (write(lying()), "a step gives 'y'"),
     "truncated": (write_truncated, "not a loadable ONNX graph"),
     "no contract": (lambda path: write_features_model(path, metadata={}), "contract_version"),
     "no state pair": (
@@ -33,6 +49,18 @@ def test_a_broken_model_is_refused_at_start(tmp_path, write, reason):
     assert result.returncode == 1
     assert str(path) in result.stderr
     assert reason in result.stderr
+    settings, _ = result.stderr.splitlines()
+    assert " settings: " in settings
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_file_over_the_limit_is_refused_at_start(tmp_path, workers):
+    path = tmp_path / "models" / "large" / "1" / "model.onnx"
+    write_features_model(path, metadata={**CONTRACT, "holdfast.filling": "x" * 2000})
+    flags = ["--models", str(tmp_path / "models"), "--data-dir", str(tmp_path / "data")]
+    result = serve(*flags, "--max-model-bytes", "1024", "--workers", workers)
+    assert (result.returncode, result.stderr.count("Traceback")) == (1, 0)
+    assert f"{path}: more than 1024 bytes, the limit of --max-model-bytes" in result.stderr
 
 
 def test_a_folder_without_models_is_refused(tmp_path):

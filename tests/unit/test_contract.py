@@ -56,6 +56,13 @@ def changed(topic, **values):
         (changed("states", batch_axis=5), "out of range"),
         (changed("states", initial="ones"), "'ones'"),
         (changed("vocabulary", size=300), "one value per token id"),
+        (changed("vocabulary", size=100), "size 100 of kind 'bytes', expected >= 256"),
+        (changed("states", name="c"), "state 'c' is named twice"),
+        (changed("states", input="c"), "input 'c' is named twice"),
+        (changed("states", name=["h"]), "is no name"),
+        (changed("states", shape=[1e999]), "cannot be read"),
+        ({**METADATA, "holdfast.states": '{"a": 1}'}, "cannot be read"),
+        ({**METADATA, "holdfast.input": "[" * 20_000}, "cannot be read"),
     ],
 )
 def test_a_wrong_contract_is_refused_with_the_place(metadata, message):

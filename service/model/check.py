@@ -1,0 +1,138 @@
+"""Has a model file loaded and tried by a process of its own before a server loads it; no onnxruntime here.
+
+Whatever the file does to onnxruntime happens there (`service.model.check_process`): a crash, an endless
+loop or all the memory end that process, and the start of the server with a reason. The file goes there as
+bytes that were read once, and what comes back is one short line.
+"""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from service.model.files import ModelFile, ModelFileError, find_files, fingerprint_of, read_file
+
+PROCESS = "service.model.check_process"
+PASSED = b"ok"
+
+MAX_VERDICT_BYTES = 4096
+MAX_REASON_CHARS = 400
+
+_KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "LANG", "LC_ALL")
+"""What an interpreter may need to start; the rest, secrets among it, is not for this process."""
+
+_Result = TypeVar("_Result")
+
+
+class CheckLimits(NamedTuple):
+    """What the process may take.
+
+    Attributes:
+        cpu_s: CPU time.
+        wall_s: Time.
+        memory_bytes: Address space, beside what grows with the file.
+        memory_per_byte: The latter; a graph is held as file, as message, as tensors and packed for speed.
+    """
+
+    cpu_s: int = 60
+    wall_s: float = 120.0
+    memory_bytes: int = 1 << 30
+    memory_per_byte: int = 6
+
+
+LIMITS = CheckLimits()
+
+
+def check_model(path: Path, data: bytes, limits: CheckLimits = LIMITS) -> None:
+    """Checks one file in a process of its own.
+
+    Args:
+        path: For messages only; it is not opened.
+        data: The file.
+        limits: What the check may take.
+
+    Raises:
+        ModelFileError: It is refused, or the process did not get through it.
+    """
+    memory_bytes = limits.memory_bytes + limits.memory_per_byte * len(data)
+    command = [sys.executable, "-P", "-m", PROCESS, str(limits.cpu_s), str(memory_bytes)]
+    kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+    memory = os.memfd_create("holdfast-model")
+    try:
+        with open(memory, "wb", closefd=False) as copy:
+            copy.write(data)
+        os.lseek(memory, 0, os.SEEK_SET)
+        process = subprocess.Popen(
+            command,
+            stdin=memory,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            env={**kept, "OPENBLAS_NUM_THREADS": "1"},
+        )
+    except OSError as error:
+        raise ModelFileError(path, f"its check cannot be started: {error}") from None
+    finally:
+        os.close(memory)
+    verdict, ending = _verdict(process, limits.wall_s)
+    if verdict == PASSED:
+        return
+    reason = _one_line(verdict) or f"its check {ending}; the file is damaged or not what it seems"
+    raise ModelFileError(path, reason)
+
+
+def check_folder(folder: Path, max_bytes: int) -> frozenset[bytes]:
+    """Checks every model of a folder, some at a time.
+
+    Returns:
+        Their fingerprints.
+
+    Raises:
+        ModelFileError: One of them is refused.
+    """
+
+    def check(file: ModelFile) -> bytes:
+        data = read_file(file.path, max_bytes)
+        check_model(file.path, data)
+        return fingerprint_of(data)
+
+    return frozenset(each_file(check, find_files(folder)))
+
+
+def each_file(function: Callable[[ModelFile], _Result], files: list[ModelFile]) -> list[_Result]:
+    """Calls a function for every file, one per core at a time; the first error in their order is raised."""
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        return list(pool.map(function, files))
+
+
+def _verdict(process: "subprocess.Popen[bytes]", wall_s: float) -> tuple[bytes, str]:
+    """Waits for what the process says, and sees that it ends.
+
+    Returns:
+        What it said, b"" if nothing, and how it ended.
+    """
+    assert process.stdout is not None, "bug: a check without a pipe"
+    with process.stdout as output:
+        poll = select.poll()
+        poll.register(output, select.POLLIN)
+        is_silent = not poll.poll(wall_s * 1000)
+        said = b"" if is_silent else os.read(output.fileno(), MAX_VERDICT_BYTES)
+    if is_silent or said:
+        process.kill()
+    code = process.wait()
+    if is_silent:
+        return b"", f"took more than {wall_s:g} s"
+    if code == -signal.SIGXCPU:
+        return said, "took too much CPU time (SIGXCPU)"
+    return said, f"ended with {signal.Signals(-code).name if code < 0 else f'exit code {code}'}"
+
+
+def _one_line(verdict: bytes) -> str:
+    words = " ".join(verdict.decode(errors="replace").split())
+    shown = "".join(char if char.isprintable() else "?" for char in words)
+    return shown if len(shown) <= MAX_REASON_CHARS else shown[:MAX_REASON_CHARS] + "..."

@@ -1,0 +1,559 @@
+"""What is fuzzed: for each parser of untrusted bytes a function that raises where it breaks its word.
+
+Each takes bytes, so that what once broke one is kept as a file in `corpus/<name>` and tried again in every
+run of the tests. `inputs` is where hypothesis gets bytes from: valid ones, damaged ones, and random ones.
+"""
+
+import asyncio
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import xxhash
+from google.protobuf.message import DecodeError
+from google.rpc import status_pb2
+from hypothesis import strategies as st
+
+from holdfast.v1 import holdfast_pb2 as pb
+from service.engine import rules
+from service.engine.block import to_tokens
+from service.engine.work import check_tokens, validate
+from service.errors import InvalidRequest, RecordCorrupt, ServiceError, StoreUnavailable
+from service.model.contract import ContractError, GraphTensor, read_contract
+from service.model.onnx_wire import MICROSOFT_OPS, UnsafeGraph, check_file
+from service.rpc import codec
+from service.rpc.columns import ColumnsCall
+from service.rpc.credentials import ANYBODY
+from service.rpc.servicer import contract_message
+from service.rpc.status import MAX_MESSAGE_BYTES, to_status
+from service.store import record
+from service.store.connection import _RespProtocol
+from service.store.opening import create_store
+from tests.fakes import SUM_CONTRACT
+from tests.fuzz.bytes import damaged
+from tests.hostile_models import external_tensor, function_with, step_graph, subgraph_with
+from tests.models import CONTRACT
+
+MAX_TOKENS = 64
+MAX_ERROR_BYTES = 4 * MAX_MESSAGE_BYTES
+"""What an error may have as a status, whatever was in the request that it is about."""
+
+
+@dataclass(frozen=True)
+class Harness:
+    """One parser under test.
+
+    Attributes:
+        run: Raises if the parser does what it must not.
+        inputs: Bytes to try it with.
+    """
+
+    run: Callable[[bytes], None]
+    inputs: st.SearchStrategy[bytes]
+
+
+class NamedModel:
+    """What `validate` asks of a model."""
+
+    name = "m"
+    version = 1
+
+    def __init__(self, contract):
+        self.contract = contract
+
+
+FLOATS = ["float32", ["batch", 2]]
+GRAPH = [{"x": FLOATS, "h": FLOATS}, {"y": FLOATS, "h_next": FLOATS}, {"s": ["bool", []]}]
+"""Inputs, outputs and switches of the model of features, as `run_contract` takes them."""
+
+
+def graph_tensors(groups):
+    return [
+        {name: GraphTensor(dtype, tuple(shape)) for name, (dtype, shape) in group.items()}
+        for group in groups
+    ]
+
+
+MODELS = (NamedModel(SUM_CONTRACT), NamedModel(read_contract(CONTRACT, *graph_tensors(GRAPH))))
+
+
+# -- requests ------------------------------------------------------------------------------------
+
+
+def run_chunk(data):
+    """A chunk becomes work that its model's rules can judge, or a ServiceError."""
+    request = parsed(pb.StepRequest, data)
+    if request is None:
+        return
+    try:
+        work = codec.to_work(request.chunk, lambda *_: None, ANYBODY, max_tokens=MAX_TOKENS)
+        assert len(work.raw) <= max(8 * len(data), 8)
+        rules.check(work.claim)
+        for model in MODELS:
+            judge(model, work.asked, work.raw, 1)
+    except ServiceError as error:
+        check_error(error)
+
+
+def run_columns(data):
+    """A message in columns becomes blocks for the engine, rows with errors, or a ServiceError."""
+    request = parsed(pb.StepBatchRequest, data)
+    if request is None:
+        return
+    engine = BlockTaker()
+    try:
+        call = ColumnsCall(request.columns, lambda: None, "tenant", max_tokens=MAX_TOKENS)
+        call.submit(engine)
+    except ServiceError as error:
+        check_error(error)
+        return
+    rows = [row for block in engine.blocks for row in block.rows]
+    assert len(rows) == len(set(rows))
+    for row in rows:
+        call.work(row).settle(InvalidRequest("refused"))
+    assert call.is_done
+    reply = pb.StepBatchResponse.FromString(call.reply())
+    assert len(reply.result.errors) == call.row_count
+    for block in engine.blocks:
+        for model in MODELS:
+            try:
+                validate(block.asked, model)
+                check_tokens(block.asked, block.tokens, model.contract)
+            except ServiceError as error:
+                check_error(error)
+
+
+def run_initial_state(data):
+    """A state given by a client becomes the bytes of a record's state, or a ServiceError."""
+    request = parsed(pb.OpenSessionRequest, data)
+    if request is None:
+        return
+    try:
+        codec.key_of("tenant", request.session_id)
+        for model in MODELS:
+            state = codec.to_raw_state(request.initial_state, model.contract, "initial_state")
+            assert len(state) in (0, model.contract.state_bytes)
+    except ServiceError as error:
+        check_error(error)
+
+
+class BlockTaker:
+    """Stands in for the engine."""
+
+    def __init__(self):
+        self.blocks = []
+
+    def submit_block(self, block):
+        self.blocks.append(block)
+
+
+def parsed(message, data):
+    try:
+        return message.FromString(data)
+    except DecodeError:
+        return None
+
+
+def judge(model, asked, raw, rows):
+    try:
+        validate(asked, model)
+    except ServiceError as error:
+        check_error(error)
+        return
+    check_tokens(asked, to_tokens(asked, raw, rows), model.contract)
+
+
+def check_error(error):
+    """An error is a status of bounded size whose text survives the way to a client."""
+    status = to_status(error)
+    assert status_pb2.Status.FromString(status.SerializeToString()) == status
+    assert status.ByteSize() <= MAX_ERROR_BYTES, f"an error of {status.ByteSize()} bytes"
+
+
+def run_error(data):
+    """Any text at all becomes a status."""
+    text = data.decode("utf-8", "surrogateescape")  # as Python has names that are not text
+    check_error(InvalidRequest(text, field=text[:64]))
+    check_error(StoreUnavailable(text, retry_after_s=0.2))
+
+
+# -- records -------------------------------------------------------------------------------------
+
+
+def run_record(data):
+    """Any bytes are corrupt, or a record that encodes to the same bytes."""
+    for candidate in (data, with_checksum(data)):
+        try:
+            decoded = record.decode(candidate)
+        except RecordCorrupt as error:
+            check_error(error)
+        else:
+            assert record.encode(decoded) == candidate
+
+
+def with_checksum(data):
+    """Returns the bytes with the right magic and checksum, so that what comes after these is tried."""
+    if len(data) < record.STAMP_START:
+        return data
+    count = int.from_bytes(data[4:8], "little")
+    checksum = xxhash.xxh3_64_intdigest(data[record.STAMP_START :], count)
+    return record.MAGIC + data[4:8] + checksum.to_bytes(8, "little") + data[record.STAMP_START :]
+
+
+def run_replies(data):
+    """Any bytes are corrupt, or kept replies that encode to the same bytes."""
+    try:
+        replies = record.decode_replies(data)
+    except RecordCorrupt as error:
+        check_error(error)
+    else:
+        assert record.encode_replies(replies) == data
+
+
+# -- models --------------------------------------------------------------------------------------
+
+
+def run_contract(data):
+    """Any metadata is refused, or a contract that a client can be told and that names nothing twice.
+
+    The bytes are JSON: metadata, then inputs, outputs and switches as {name: [dtype, shape]}.
+    """
+    try:
+        metadata, *tensors = json.loads(data)
+        inputs, outputs, switches = graph_tensors(tensors)
+        metadata = {
+            key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()
+        }
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return
+    try:
+        contract = read_contract(metadata, inputs, outputs, switches)
+    except ContractError:
+        return
+    contract_message(contract).SerializeToString()
+    for names in (
+        [state.name for state in contract.states],
+        [contract.input.name, *(state.input for state in contract.states)],
+        [state.output for state in contract.states],
+        [output.name for output in contract.outputs],
+    ):
+        assert len(names) == len(set(names)), names
+
+
+def run_onnx_wire(data):
+    """Any bytes are refused, or a file in which the package `onnx` finds nothing that must be refused."""
+    refusal = None
+    try:
+        check_file(data)
+    except UnsafeGraph as error:
+        refusal = str(error)
+    if refusal is not None:
+        assert refusal.isprintable()
+        return
+    model = parsed(onnx.ModelProto, data)
+    if model is None:
+        return
+    assert not model.training_info
+    assert "ort_config" not in [entry.key for entry in model.metadata_props]
+    defined = {(function.domain, function.name) for function in model.functions}
+    for message in messages(model):
+        if isinstance(message, onnx.TensorProto):
+            assert not message.external_data
+            assert message.data_location == onnx.TensorProto.DEFAULT
+        if isinstance(message, onnx.NodeProto) and (message.domain, message.op_type) not in defined:
+            known = message.op_type.encode() in MICROSOFT_OPS
+            assert message.domain in ("", "ai.onnx") or (message.domain == "com.microsoft" and known)
+
+
+def messages(message):
+    """Yields a message and all messages in it."""
+    waiting = [message]
+    while waiting:
+        message = waiting.pop()
+        yield message
+        for field, value in message.ListFields():
+            if field.type == field.TYPE_MESSAGE:
+                waiting += value if field.is_repeated else [value]
+
+
+# -- the store -----------------------------------------------------------------------------------
+
+
+HUGE = re.compile(rb"[*~%>|]\+?[0-9]{6,}")
+"""Heads of lists for which hiredis takes memory before it has their elements; not a case of ours."""
+
+
+class Transport:
+    """Stands in for the socket of a store."""
+
+    def __init__(self):
+        self.is_aborted = False
+
+    def writelines(self, _):
+        pass
+
+    def abort(self):
+        self.is_aborted = True
+
+
+def run_resp(data):
+    """Whatever a store sends: replies go to requests in order, or every request fails and the socket goes.
+
+    The first byte says into how many pieces the bytes are cut, and so how many requests wait.
+    """
+    if HUGE.search(data):
+        return
+    pieces, sent = 1 + (data[0] if data else 0) % 7, data[1:]
+    asyncio.run(
+        talk([sent[start::pieces] for start in range(pieces)] if pieces == 1 else cut(sent, pieces))
+    )
+
+
+def cut(data, pieces):
+    size = max(1, -(-len(data) // pieces))
+    return [data[start : start + size] for start in range(0, len(data), size)]
+
+
+async def talk(pieces):
+    lost = []
+    protocol = _RespProtocol(5.0, lambda why: StoreUnavailable(why), lambda *_: lost.append(True))
+    transport = Transport()
+    protocol.connection_made(transport)
+    futures = [protocol.send([b"PING"]) for _ in range(4)]
+    for piece in pieces:
+        if not transport.is_aborted:
+            protocol.data_received(piece)
+    answered = [future.done() for future in futures]
+    assert answered == sorted(answered, reverse=True), "a later request was answered first"
+    protocol.connection_lost(None)
+    assert lost
+    for future in futures:
+        if future.exception() is not None:
+            assert isinstance(future.exception(), StoreUnavailable)
+        else:
+            await read_as_every_reply(future.result())
+
+
+async def read_as_every_reply(reply):
+    """Whatever was sent is taken for the reply to each command: a value of its kind, or a ServiceError."""
+    store = create_store("redis://nowhere", timeout_s=1)
+
+    def answer(*_):
+        future = asyncio.get_running_loop().create_future()
+        future.set_result(reply)
+        return future
+
+    connection = store._node._connection
+    connection.execute = connection.send = answer
+    writes = [type("W", (), {"keys": [b"k"], "expected": bytes(16), "records": [b"r"]})()]
+    for ask, is_right in (
+        (lambda: store.load([b"k"]), lambda got: len(got) == 1 and isinstance(got[0], bytes | None)),
+        (lambda: store.commit(writes, 1), lambda got: set(got) <= {0}),
+        (lambda: store.time_to_live_s(b"k"), lambda got: isinstance(got, float) and np.isfinite(got)),
+        (store.ping, lambda _: True),
+    ):
+        try:
+            got = await ask()
+        except ServiceError as error:
+            check_error(error)
+        else:
+            assert is_right(got), got
+
+
+# -- where bytes come from -----------------------------------------------------------------------
+
+TEXT = st.text(max_size=12)
+INT64 = st.one_of(st.integers(-2, 5), st.integers(-(2**63), 2**63 - 1))
+INT32 = st.one_of(st.integers(-1, 300), st.integers(-(2**31), 2**31 - 1))
+SHAPES = st.one_of(st.lists(st.integers(-1, 5), max_size=3), st.lists(INT64, max_size=80))
+TENSORS = st.builds(
+    pb.Tensor,
+    dtype=st.integers(0, 9),
+    shape=SHAPES,
+    data=st.one_of(st.binary(max_size=40), st.just(bytes(8))),
+)
+TOKENS = st.one_of(
+    st.builds(pb.Tokens),
+    st.builds(pb.Tokens, text=st.binary(max_size=70)),
+    st.builds(pb.Tokens, ids=st.builds(pb.TokenIds, values=st.lists(INT32, max_size=6))),
+    st.builds(pb.Tokens, features=TENSORS),
+)
+MODEL_REFS = st.builds(pb.ModelRef, name=st.one_of(st.just("m"), TEXT), version=st.integers(-1, 2))
+SELECTIONS = st.builds(
+    pb.OutputSelection,
+    top_k=INT32,
+    token_log_prob=st.booleans(),
+    tensors=st.lists(st.sampled_from(["*", "y", "total", "", "nobody" * 300]), max_size=3),
+    state=st.booleans(),
+)
+IDS = st.one_of(TEXT, st.just("s" * 200), st.just("s\n"))
+CHUNKS = st.builds(
+    pb.Chunk,
+    session_id=IDS,
+    model=MODEL_REFS,
+    tokens=TOKENS,
+    position=INT64,
+    acknowledged_position=INT64,
+    incarnation=INT64,
+    outputs=SELECTIONS,
+    ack_level=st.integers(0, 5),
+)
+COLUMN = st.lists(INT64, max_size=4)
+COLUMNS = st.builds(
+    pb.Columns,
+    session_ids=st.lists(IDS, max_size=4),
+    model=MODEL_REFS,
+    tokens_per_row=st.one_of(st.integers(-1, 3), INT32),
+    text=st.binary(max_size=8),
+    positions=COLUMN,
+    acknowledged_positions=COLUMN,
+    incarnations=COLUMN,
+    outputs=SELECTIONS,
+)
+FEATURES = st.builds(lambda columns, data: changed(columns, features=data), COLUMNS, st.binary(max_size=32))
+NAMED_TENSORS = st.builds(
+    pb.NamedTensor, name=st.sampled_from(["sum", "h", "x"]), tensor=st.one_of(TENSORS)
+)
+OPENINGS = st.builds(
+    pb.OpenSessionRequest,
+    session_id=IDS,
+    model=MODEL_REFS,
+    initial_state=st.lists(NAMED_TENSORS, max_size=3),
+)
+
+
+def changed(message, **fields):
+    copy = type(message)()
+    copy.CopyFrom(message)
+    for name, value in fields.items():
+        setattr(copy, name, value)
+    return copy
+
+
+def serialized(messages):
+    return messages.map(lambda message: message.SerializeToString())
+
+
+REPLIES = st.lists(
+    st.builds(
+        record.KeptReply, INT64, st.integers(0, 2**32 - 1), st.just(b"d" * 16), st.binary(max_size=9)
+    ),
+    max_size=3,
+).map(tuple)
+RECORDS = st.builds(
+    record.Record,
+    incarnation=INT64,
+    position=st.integers(0, 9),
+    fingerprint=st.just(b"f" * 32),
+    state=st.binary(max_size=24),
+    replies=REPLIES,
+    closed=st.booleans(),
+).map(record.encode)
+
+LEAVES = st.one_of(
+    st.sampled_from(
+        [None, True, False, 0, 1, -1, 2, 300, 2**31, 2**70, 1.5, 1e999, float("nan"), "", "\ud800", "\n"]
+    ),
+    st.sampled_from(
+        ["h", "x", "y", "s", "h_next", "float32", "bool", "raw", "logits", "bytes", "token_id"]
+    ),
+)
+JSON = st.one_of(
+    LEAVES,
+    st.lists(LEAVES, max_size=3),
+    st.dictionaries(st.sampled_from(["name", "kind", "size", "shape"]), LEAVES, max_size=2),
+    st.lists(st.lists(LEAVES, max_size=2), max_size=2),
+)
+PARSED = {key.removeprefix("holdfast."): json.loads(value) for key, value in CONTRACT.items()}
+PLACES = [
+    (topic, key)
+    for topic, entry in PARSED.items()
+    if topic != "contract_version"
+    for key in [None, *(entry[0] if isinstance(entry, list) else entry)]
+] + [("outputs", "switch"), ("vocabulary", None), ("input", "time_axis")]
+
+
+def changed_contract(changes, repeated):
+    """Returns bytes for `run_contract`: the contract of the features model, changed in places."""
+    topics = json.loads(json.dumps(PARSED))
+    for (topic, key), value in changes:
+        if key is None or topic not in topics:
+            topics[topic] = value
+            continue
+        entry = topics[topic]
+        target = entry[0] if isinstance(entry, list) and entry else entry
+        if isinstance(target, dict):
+            target[key] = value
+    for topic in repeated:
+        if isinstance(topics[topic], list):
+            topics[topic] = topics[topic] * 2
+    metadata = {f"holdfast.{topic}": json.dumps(entry) for topic, entry in topics.items()}
+    metadata["holdfast.contract_version"] = "1"
+    return json.dumps([metadata, *GRAPH]).encode()
+
+
+CONTRACTS = st.builds(
+    changed_contract,
+    st.lists(st.tuples(st.sampled_from(PLACES), JSON), max_size=2),
+    st.lists(st.sampled_from(["states", "outputs"]), max_size=1),
+)
+ANY_METADATA = st.dictionaries(
+    st.sampled_from(["holdfast.contract_version", *CONTRACT]),
+    st.one_of(st.text(max_size=20), JSON),
+    max_size=5,
+).map(lambda metadata: json.dumps([{"holdfast.contract_version": "1", **metadata}, *GRAPH]).encode())
+
+CALL = onnx.helper.make_node("weights", [], ["w"], domain="mine")
+OUTSIDE = external_tensor("w.bin")
+GRAPHS = st.sampled_from(
+    [
+        model.SerializeToString()
+        for model in (
+            step_graph(),
+            step_graph(initializers=[OUTSIDE]),
+            step_graph(subgraph_with(OUTSIDE)),
+            step_graph(CALL, functions=[function_with(OUTSIDE)]),
+            step_graph(CALL, metadata={}),
+        )
+    ]
+)
+
+RESP = st.one_of(
+    st.sampled_from(
+        [b"*0\r\n", b"*1\r\n", b"*3\r\n", b"~2\r\n", b"%1\r\n", b">1\r\n", b"|1\r\n", b"*-1\r\n"]
+    ),
+    st.sampled_from(
+        [b"+OK\r\n", b"-OOM no\r\n", b"-ERR \xff\r\n", b"$-1\r\n", b"_\r\n", b":1\r\n", b":-7\r\n"]
+    ),
+    st.sampled_from(
+        [b",nan\r\n", b",inf\r\n", b"#t\r\n", b"#f\r\n", b"$5\r\nerror\r\n", b"$0\r\n\r\n", b"$9\r\n"]
+    ),
+    st.binary(max_size=8),
+)
+TALK = st.builds(
+    lambda first, replies: bytes([first]) + b"".join(replies), st.integers(0, 6), st.lists(RESP, max_size=9)
+)
+
+
+def mostly(valid, size=200):
+    """Valid bytes, damaged ones, and now and then random ones."""
+    return st.one_of(damaged(valid), damaged(valid), st.binary(max_size=size))
+
+
+HARNESSES = {
+    "chunk": Harness(run_chunk, mostly(serialized(st.builds(pb.StepRequest, chunk=CHUNKS)))),
+    "columns": Harness(
+        run_columns,
+        mostly(serialized(st.builds(pb.StepBatchRequest, columns=st.one_of(COLUMNS, FEATURES)))),
+    ),
+    "initial_state": Harness(run_initial_state, mostly(serialized(OPENINGS))),
+    "error": Harness(run_error, st.one_of(st.binary(max_size=200), TEXT.map(str.encode))),
+    "record": Harness(run_record, mostly(RECORDS)),
+    "replies": Harness(run_replies, mostly(REPLIES.map(record.encode_replies))),
+    "contract": Harness(run_contract, st.one_of(CONTRACTS, CONTRACTS, ANY_METADATA)),
+    "onnx_wire": Harness(run_onnx_wire, mostly(GRAPHS, 600)),
+    "resp": Harness(run_resp, mostly(TALK)),
+}

@@ -1,0 +1,5 @@
+"""Says nothing and does not end."""
+
+import time
+
+time.sleep(5)
