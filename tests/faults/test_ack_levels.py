@@ -257,7 +257,7 @@ def test_a_level_that_the_store_cannot_give_is_refused_at_start(tmp_path, level,
         StoreProcess(tmp_path / "store", **options) as store,
         pytest.raises(RuntimeError, match=f"holdfast serve: no level .*{reason}"),
     ):
-        ServerProcess(tmp_path / "data", "--store", store.url, "--ack-level", level, *flags)
+        ServerProcess(tmp_path / "data", "--store", store.url, "--ack-level", level, *flags).stop()
 
 
 async def test_a_primary_that_was_no_primary_for_a_while_does_not_confirm_what_came_before(

@@ -161,22 +161,32 @@ async def test_others_commit_while_a_confirmation_is_under_way(start, store):
 
 
 async def test_stop_waits_for_confirmations(start, store):
-    engine, commit, confirm, begun = start(), store.commit, store.confirm, asyncio.Event()
+    engine, commit, confirm = start(), store.commit, store.confirm
+    begun, stopping = asyncio.Event(), asyncio.Event()
 
     async def slow_commit(*arguments):
         begun.set()
-        await asyncio.sleep(0.01)
+        await stopping.wait()
         return await commit(*arguments)
 
     async def slow_confirm(*arguments):
-        await asyncio.sleep(0.01)
+        await turn(50)
         return await confirm(*arguments)
 
     store.commit, store.confirm = slow_commit, slow_confirm
     future = submit(engine, "s", [1], 0)
     await asyncio.wait_for(begun.wait(), 5)
-    await asyncio.wait_for(engine.stop(), 5)  # called before the confirmation has begun
+    stop = asyncio.create_task(engine.stop())
+    await turn(50)  # now it waits for the commit, and the confirmation has not begun
+    stopping.set()
+    await asyncio.wait_for(stop, 5)
     assert future.result().position == 1
+
+
+async def turn(count):
+    """Lets everything that can go on do so, for some turns of the loop."""
+    for _ in range(count):
+        await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize("fault", ["unconfirmed", "reconnect"])
