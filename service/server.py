@@ -18,6 +18,7 @@ from service.model.step_graph import ModelFileError
 from service.rpc.codec import encode_outputs
 from service.rpc.reflection import add_reflection
 from service.rpc.servicer import SERVICE_NAME, Servicer
+from service.store.address import redacted
 from service.store.opening import create_store
 from service.store.protocol import Store, UnsafeStore
 from service.store.safety import Allowances
@@ -131,7 +132,7 @@ class Server:
                 on_change=self._on_store,
             )
         except ValueError as error:
-            raise StartError(f"--store: {error}") from None
+            raise StartError(f"--store {redacted(url)}: {error}") from None
         try:
             await store.open()
             await store.check_safe()

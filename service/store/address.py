@@ -164,6 +164,15 @@ def parse_url(url: str, *, password_file: Path | None = None) -> Target:
     return Target(topology, addresses, group, primary)
 
 
+def redacted(url: str) -> str:
+    """Returns a URL without user, password and options, however wrong it is written."""
+    scheme, separator, rest = url.partition("://")
+    shown = rest.partition("?")[0]
+    if not separator or ("@" in rest and "@" not in shown):
+        return "..."
+    return f"{scheme}://{shown.rpartition('@')[2]}"
+
+
 def _check_options(scheme: str, topology: str, options: Mapping[str, str]) -> None:
     known = {"db"} if topology != "cluster" else set()
     known |= _SENTINEL_OPTIONS if topology == "sentinel" else set()

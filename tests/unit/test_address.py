@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from service.store.address import parse_url
+from service.store.address import parse_url, redacted
 from tests.stores import write_certificates
 
 SECRET = "s3cret"
@@ -94,6 +94,22 @@ def test_what_cannot_be_read_is_refused_without_showing_it(url, words):
         parse_url(url)
     assert SECRET not in str(raised.value)
     assert raised.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("mongodb://u:s3cret@db/x?password=s3cret", "mongodb://db/x"),
+        ("redis://u:s3/s3cret@db", "redis://db"),
+        ("redis://u:s3?s3cret@db", "..."),
+        ("redis://db?sentinel_password=x@s3cret", "..."),
+        ("redis:u:s3cret@db", "..."),
+        ("s3cret", "..."),
+        ("redis://a:1,b:2/m", "redis://a:1,b:2/m"),
+    ],
+)
+def test_a_wrong_url_is_shown_without_its_secrets(url, shown):
+    assert redacted(url) == shown
 
 
 def test_a_password_has_one_place(tmp_path):
