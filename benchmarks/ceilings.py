@@ -16,9 +16,9 @@ from benchmarks.results import Round
 from holdfast.v1 import holdfast_pb2 as pb
 from service.bench.loads import Took
 from service.store.embedded import EmbeddedStore
+from service.store.opening import create_store
 from service.store.protocol import Writes
 from service.store.record import NO_STAMP, KeptReply, Record, draw_incarnation, encode, stamp
-from service.store.redis import RedisStore
 
 PIPELINE = 64
 IDLE_PAUSE_S = 1e-3
@@ -74,7 +74,7 @@ def commits(store: EmbeddedStore, seconds: float, *, pause_s: float = 0.0) -> Ro
 
 
 async def _commits(store: EmbeddedStore, seconds: float, pause_s: float) -> Round:
-    client = RedisStore(store.url, timeout_s=1.0)
+    client = create_store(store.url, timeout_s=1.0)
     await client.open()
     key, incarnation = f"ceiling:{secrets.token_hex(4)}".encode(), draw_incarnation()
     latencies_s: list[float] = []

@@ -34,7 +34,7 @@ from service.bench.loads import LoadFailed
 from service.config import Settings
 from service.demo.processes import ServerProcess
 from service.store.embedded import EmbeddedStore
-from service.store.redis import RedisStore
+from service.store.opening import create_store
 
 TITLE = "Growth"
 MODEL = "python-source"
@@ -222,7 +222,7 @@ def _cold(stack: ExitStack, folder: Path, many: _Site, seconds: float) -> tuple[
 
 async def _by_turns(contestant: Contestant, many: _Site, count: int) -> Cold:
     """Cold, hot, read, cold, hot, read: whatever else the machine does falls on all three."""
-    store = RedisStore(many.store.url, timeout_s=1.0)
+    store = create_store(many.store.url, timeout_s=1.0)
     await store.open()
     key = many.any_key()
     times_s: list[tuple[float, ...]] = []

@@ -268,6 +268,7 @@ def _acl(kind, folder):
     return Deployment(kind, "acl", f"redis://{USER}:{URL_PASSWORD}@127.0.0.1:{process.port}", process)
 
 
+@killed_if_it_fails()
 def deploy_sentinel(kind, folder, *, down_after_ms=60_000, fenced=True, replicas=1):
     """Starts a primary, replicas and three sentinels of quorum 2.
 
@@ -344,6 +345,7 @@ def _sentinels(kind, folder, nodes, down_after_ms, fenced):
     return sentinels
 
 
+@killed_if_it_fails()
 def deploy_cluster(kind, folder, *, node_timeout_ms=30_000, fenced=True, replicas=0):
     """Starts three primaries, and a replica of each if asked for.
 

@@ -19,7 +19,7 @@ import hiredis
 from service.errors import AckLevelNotReached, ServiceError, StoreUnavailable
 from service.store.address import Address
 from service.store.confirmation import AckSettings, AckSupport
-from service.store.connection import Reply, fixed
+from service.store.connection import RECONNECT_DELAYS_S, Reply, fixed
 from service.store.error_table import RETRY_AFTER_S, error_of, means_demoted
 from service.store.keys import ack_marker
 from service.store.node import Node
@@ -37,9 +37,6 @@ from service.store.redis import (
 )
 from service.store.safety import Allowances, describe
 from service.store.slots import SLOT_COUNT, slot_of
-
-REFRESH_PAUSE_S = 0.05
-"""Between two readings of the map, while slots have no primary that answers."""
 
 REDIRECT_PAUSES_S = (0.0, 0.01, 0.02, 0.05, 0.1)
 """Before a call is sent to where it was redirected, by how often it was before; the last one repeats."""
@@ -339,7 +336,8 @@ class ClusterStore:
 
     async def _before_redirected(self, routes: dict[int, _Route], attempt: int) -> None:
         await asyncio.sleep(REDIRECT_PAUSES_S[min(attempt, len(REDIRECT_PAUSES_S) - 1)])
-        waits = (route.node.wait_connected() for route in routes.values() if route.node is not None)
+        nodes = {route.node for route in routes.values() if route.node is not None}
+        waits = (node.wait_connected() for node in nodes)
         await asyncio.gather(*waits, return_exceptions=True)  # sending tells who is not
 
     def _refusal(self, message: str) -> ServiceError:
@@ -356,11 +354,13 @@ class ClusterStore:
 
     async def _refresh(self) -> None:
         """Reads the map until every slot has a primary that is connected."""
+        attempt = 0
         while self._map_is_old or not self.is_available:
             self._map_is_old = False
             with contextlib.suppress(ServiceError, TimeoutError):
                 self._apply(await self._read_map())
-            await asyncio.sleep(REFRESH_PAUSE_S)
+            await asyncio.sleep(RECONNECT_DELAYS_S[min(attempt, len(RECONNECT_DELAYS_S) - 1)])
+            attempt += 1
 
     async def _read_map(self) -> dict[Place, list[range]]:
         """Asks another node each time, since one that is cut off does not know better.

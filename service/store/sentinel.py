@@ -107,7 +107,7 @@ class Sentinels:
     async def _ask(self, address: Address) -> _Named | str:
         """Returns what a sentinel says, or why it says nothing."""
         try:
-            async with asyncio.timeout(self._timeout_s), _talk(address) as talk:
+            async with asyncio.timeout(self._timeout_s), _talk(address, self._timeout_s) as talk:
                 place = await talk.ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._group)
                 if place is None:
                     return f"sentinel {address} knows no primary named {self._group!r}"
@@ -122,7 +122,7 @@ class Sentinels:
     async def _listen(self, address: Address, node: Node) -> None:
         while True:
             try:
-                async with _talk(address) as talk:
+                async with _talk(address, self._timeout_s) as talk:
                     async with asyncio.timeout(self._timeout_s):
                         await talk.ask("SUBSCRIBE", NEWS)
                     await self._follow(node)  # what was said before we listened
@@ -181,15 +181,18 @@ class _Talk:
 
 
 @contextlib.asynccontextmanager
-async def _talk(address: Address) -> AsyncIterator[_Talk]:
+async def _talk(address: Address, timeout_s: float) -> AsyncIterator[_Talk]:
+    """Connects and greets, within the limit; what is asked afterwards is the caller's to limit."""
     hostname = address.host if address.tls else None
-    reader, writer = await asyncio.open_connection(
-        address.host, address.port, ssl=address.tls, server_hostname=hostname
-    )
+    async with asyncio.timeout(timeout_s):
+        reader, writer = await asyncio.open_connection(
+            address.host, address.port, ssl=address.tls, server_hostname=hostname
+        )
     try:
         talk = _Talk(reader, writer, f"sentinel {address}")
-        for command in address.greeting():
-            await talk.ask(*command)
+        async with asyncio.timeout(timeout_s):
+            for command in address.greeting():
+                await talk.ask(*command)
         yield talk
     finally:
         writer.transport.abort()

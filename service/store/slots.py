@@ -12,12 +12,9 @@ SLOT_COUNT = 16_384
 
 def slot_of(key: bytes) -> int:
     """Returns the slot of a key, 0 .. 16383."""
-    return crc_hqx(_hashed_part(key), 0) % SLOT_COUNT
-
-
-def _hashed_part(key: bytes) -> bytes:
     start = key.find(b"{")
-    if start < 0:
-        return key
-    end = key.find(b"}", start + 1)
-    return key[start + 1 : end] if end > start + 1 else key
+    if start >= 0:
+        end = key.find(b"}", start + 1)
+        if end > start + 1:
+            key = key[start + 1 : end]
+    return crc_hqx(key, 0) % SLOT_COUNT

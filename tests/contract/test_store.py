@@ -203,7 +203,7 @@ async def test_a_broken_connection_is_made_again(deployment, opened, key):
 
 
 async def test_a_late_reply_is_not_taken_for_another(deployment, opened, key):
-    store = await opened(deployment.url, timeout_s=0.3)
+    store = await opened(deployment.url, timeout_s=0.5)
     [other] = variants(key, 1)
     await put(store, key, record(1, state=b"one"))
     await put(store, other, record(2, state=b"two"))
@@ -220,12 +220,12 @@ async def test_a_late_reply_is_not_taken_for_another(deployment, opened, key):
 
 
 async def test_a_commit_without_a_reply_is_unknown_and_is_not_sent_again(deployment, opened, key):
-    store = await opened(deployment.url, timeout_s=0.3)
+    store = await opened(deployment.url, timeout_s=0.5)
     await put(store, key, record(0))
     stopped = deployment.primary_of(key)
     before = calls_of_scripts(stopped)
     stopped.pause()
-    waking = asyncio.create_task(resume_later(stopped, 0.5))
+    waking = asyncio.create_task(resume_later(stopped, 0.8))
     try:
         refusal = await put(store, key, record(1), record(0))
     except StoreUnavailable as error:
@@ -238,7 +238,7 @@ async def test_a_commit_without_a_reply_is_unknown_and_is_not_sent_again(deploym
     assert calls_of_scripts(stopped) - before <= 1
     again = await eventually(lambda: put(store, key, record(1), record(0)))
     assert again is None or decode(again.record) == record(1)
-    assert await get(store, key) == record(1)
+    assert await eventually(lambda: get(store, key)) == record(1)
 
 
 async def resume_later(process, after_s):

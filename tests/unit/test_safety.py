@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from service.config import Settings
 from service.store.safety import FLOORS, Allowances, dangers, describe
 
 SAFE = {
@@ -123,3 +124,9 @@ def test_floors_are_in_order():
 )
 def test_what_it_promises_is_said(changes, config, words):
     assert words in describe({**SAFE, **changes}, config)
+
+
+def test_the_embedded_store_is_not_asked_for_its_version():
+    assert Settings().trusts_store_version
+    assert not Settings(store="redis://db").trusts_store_version
+    assert Settings(store="redis://db", allow_old_store=True).trusts_store_version
