@@ -16,6 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
+from service.engine.admission import Held
 from service.errors import ServiceError
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -45,6 +46,7 @@ class Metrics:
         restarts: Counter of workers started again.
         store_up: Gauge, 1 while the store answers.
         workers: Gauge of processes that serve; a process sets its own to 1.
+        streams, waiting_chunks, waiting_bytes: Gauges of what is held, see `holds`.
     """
 
     def __init__(self, memory: mmap | None = None) -> None:
@@ -69,6 +71,9 @@ class Metrics:
         self._counted = self._taken  # what follows is about now and is not added up
         self.store_up = self._gauge("store_up", "1 while the store answers.")
         self.workers = self._gauge("workers", "Processes that serve.")
+        self.streams = self._gauge("streams", "Open streams.")
+        self.waiting_chunks = self._gauge("waiting_chunks", "Chunks taken and not answered.")
+        self.waiting_bytes = self._gauge("waiting_bytes", "Bytes of these, and of replies not written.")
         self._beat_s = self._take(1)
 
     def scrape(self) -> bytes:
@@ -88,6 +93,12 @@ class Metrics:
     def silent_s(self) -> float:
         """Returns the seconds since the last beat, in this process or another of the machine."""
         return time.monotonic() - self._beat_s[0]
+
+    def holds(self, held: Held) -> None:
+        """Shows what the process holds."""
+        self.streams.set(held.streams)
+        self.waiting_chunks.set(held.chunks)
+        self.waiting_bytes.set(held.size_bytes)
 
     # -- Observer -----------------------------------------------------------------------------
 
@@ -162,6 +173,9 @@ def scrape_together(base: Metrics, workers: Sequence[Metrics]) -> bytes:
     serving = [worker for worker in workers if worker.workers.value]
     total.workers.set(len(serving))
     total.store_up.set(min((worker.store_up.value for worker in serving), default=0))
+    total.streams.set(sum(worker.streams.value for worker in serving))
+    total.waiting_chunks.set(sum(worker.waiting_chunks.value for worker in serving))
+    total.waiting_bytes.set(sum(worker.waiting_bytes.value for worker in serving))
     return total.scrape()
 
 

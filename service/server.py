@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import time
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from service.collector import relieve_collector
 from service.config import Settings
+from service.engine.admission import Admission, Bounds
 from service.engine.engine import Engine, EngineLimits
 from service.engine.sessions import Sessions
 from service.errors import ServiceError, StartError
@@ -15,6 +17,8 @@ from service.metrics import STALLED_AFTER_S, Metrics
 from service.model.repository import ModelRepository
 from service.model.step_graph import ModelFileError
 from service.rpc.codec import encode_outputs
+from service.rpc.connections import connection_options
+from service.rpc.open_calls import OpenCalls
 from service.rpc.reflection import add_reflection
 from service.rpc.servicer import SERVICE_NAME, Servicer
 from service.store.redis import RedisStore, UnsafeStore
@@ -65,6 +69,18 @@ class Server:
         )
         self._engine = Engine(self._models, self._store, encode_outputs, self._metrics, limits)
         self._engine.start()
+        bounds = Bounds(
+            streams=settings.max_streams,
+            chunks=settings.max_waiting,
+            size_bytes=settings.max_waiting_bytes,
+            share=settings.tenant_share,
+        )
+        self._calls = OpenCalls(
+            Admission(bounds, self._metrics.refused),
+            max_call_s=settings.max_call_s,
+            max_stall_s=settings.max_stall_s,
+            max_age_s=settings.max_connection_age_s,
+        )
         await self._listen()
         self._metrics.beat()
         self._metrics.workers.set(1)
@@ -73,11 +89,13 @@ class Server:
         relieve_collector()
 
     async def stop(self) -> None:
-        """Drains: readiness off, chunks under way answered, streams ended, all within the limit."""
+        """Drains: readiness off, a pause, streams end with all they had sent answered; within the limit."""
         self._is_draining = True
         await self._health.enter_graceful_shutdown()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._settings.drain_timeout_s):
+                await asyncio.sleep(self._settings.drain_pause_s)
+                await self._calls.drain()
                 await self._engine.drain()
         await self._grpc.stop(grace=0.5)
         await self._engine.stop()
@@ -121,14 +139,18 @@ class Server:
     async def _listen(self) -> None:
         settings = self._settings
         options = [
-            ("grpc.max_receive_message_length", settings.max_message_bytes),
+            *connection_options(settings, [model.contract for model in self._models]),
             ("grpc.so_reuseport", int(self._shares_port)),
-            ("grpc.http2.max_concurrent_streams", 100_000),
         ]
         self._grpc = grpc.aio.server(options=options)
         sessions = Sessions(self._models, self._store, self._engine, ttl_s=settings.session_ttl_s)
         servicer = Servicer(
-            self._engine, sessions, self._models, max_chunk_tokens=settings.max_chunk_tokens
+            self._engine,
+            sessions,
+            self._models,
+            self._calls,
+            max_chunk_tokens=settings.max_chunk_tokens,
+            max_rows=settings.max_rows,
         )
         self._grpc.add_generic_rpc_handlers((servicer.handlers(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
@@ -144,6 +166,8 @@ class Server:
         """Shows that the loop turns, and notices a store that has gone silent."""
         while True:
             self._metrics.beat()
+            self._calls.sweep(time.monotonic())
+            self._metrics.holds(self._calls.admission.held)
             with contextlib.suppress(ServiceError):
                 await self._store.ping()
             await self._update_health()

@@ -23,6 +23,9 @@ from service.store.keys import session_key
 from service.store.record import token_digest
 
 MAX_ID_CHARS = 128
+CHUNK_BYTES = 1024
+"""What a chunk takes beside its tokens, about: its message, ids, and what the engine makes of it."""
+
 TENANT = "default"
 """Every caller's tenant, until callers are told apart by credentials."""
 
@@ -84,6 +87,11 @@ def to_work(
         names_model=bool(asked.model_name),
     )
     return Work(key, asked, claim, raw, answer, chunk, deadline_s)
+
+
+def size_of(work: Work) -> int:
+    """Returns about how much memory a chunk takes until it is answered."""
+    return CHUNK_BYTES + len(work.raw)
 
 
 def check_model_and_level(asked: pb.Chunk | pb.Columns, field: str) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -14,12 +13,13 @@ from holdfast.v1 import holdfast_pb2 as pb
 from service.engine.engine import Engine
 from service.engine.sessions import OpenSession, Sessions, new_session_id
 from service.engine.work import Answer, Work
-from service.errors import InternalFailure, InvalidRequest, NotImplementedYet, ServiceError
+from service.errors import DeadlinePassed, InternalFailure, InvalidRequest, NotImplementedYet, ServiceError
 from service.model.contract import Contract
 from service.model.protocol import Model
 from service.model.repository import ModelRepository
 from service.rpc import codec
-from service.rpc.columns import ColumnsCall
+from service.rpc.columns import ColumnsCall, ColumnsLimits
+from service.rpc.open_calls import OpenCalls
 from service.rpc.status import CODES, to_trailers
 from service.rpc.streams import BatchStream, StepStream
 from service.store.record import Record
@@ -38,16 +38,27 @@ class Servicer:
         engine: Applies chunks.
         sessions: Opens, reads and closes sessions.
         models: The models served.
+        calls: Knows the calls under way.
         max_chunk_tokens: Most tokens of a chunk.
+        max_rows: Most rows of a message in columns.
     """
 
     def __init__(
-        self, engine: Engine, sessions: Sessions, models: ModelRepository, *, max_chunk_tokens: int
+        self,
+        engine: Engine,
+        sessions: Sessions,
+        models: ModelRepository,
+        calls: OpenCalls,
+        *,
+        max_chunk_tokens: int,
+        max_rows: int,
     ) -> None:
         self._engine = engine
         self._sessions = sessions
         self._models = models
+        self._calls = calls
         self._max_chunk_tokens = max_chunk_tokens
+        self._columns_limits = ColumnsLimits(models, max_chunk_tokens, max_rows)
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """Returns the handlers of every rpc in the contract; those not built say so."""
@@ -62,14 +73,14 @@ class Servicer:
         }
         service = pb.DESCRIPTOR.services_by_name["StreamingInferenceService"]
         handlers = {
-            method.name: _handler(method, built.get(method.name, _not_built(method.name)))
+            method.name: _handler(method, self._counted(built.get(method.name, _not_built(method.name))))
             for method in service.methods
         }
         handlers["StreamSteps"] = grpc.stream_stream_rpc_method_handler(
-            self.stream_steps, request_deserializer=pb.StreamStepsRequest.FromString
+            _guard(self.stream_steps), request_deserializer=pb.StreamStepsRequest.FromString
         )
         handlers["StreamBatches"] = grpc.stream_stream_rpc_method_handler(
-            self.stream_batches, request_deserializer=pb.StreamBatchesRequest.FromString
+            _guard(self.stream_batches), request_deserializer=pb.StreamBatchesRequest.FromString
         )
         return grpc.method_handlers_generic_handler(SERVICE_NAME, handlers)
 
@@ -123,13 +134,16 @@ class Servicer:
             request.chunk,
             answer,
             max_tokens=self._max_chunk_tokens,
-            deadline_s=_deadline_s(context),
+            deadline_s=self._deadline_s(context),
         )
-        self._engine.submit(work)
+        share = self._calls.admission.share(codec.TENANT)
+        share.take(1, codec.size_of(work))
         try:
+            self._engine.submit(work)
             result = await outcome
         finally:
             work.is_cancelled = True  # if the caller left before the chunk ran
+            share.close()
         if isinstance(result, ServiceError):
             raise result
         return codec.encode_reply(request.chunk, result)
@@ -140,22 +154,29 @@ class Servicer:
             raise InvalidRequest("the request has no columns", field="columns")
         done = asyncio.Event()
         call = ColumnsCall(
-            request.columns, done.set, max_tokens=self._max_chunk_tokens, deadline_s=_deadline_s(context)
+            request.columns, done.set, self._columns_limits, deadline_s=self._deadline_s(context)
         )
-        call.submit(self._engine)
+        share = self._calls.admission.share(codec.TENANT)
+        share.take(call.row_count, call.size_bytes)
         try:
+            call.submit(self._engine)
             await done.wait()
         finally:
             call.cancel()  # if the caller left before the rows ran
+            share.close()
         return call.reply()
 
     async def stream_batches(self, _: Any, context: Any) -> None:
         """Applies rows as they come."""
-        await BatchStream(self._engine, context, max_tokens=self._max_chunk_tokens).serve()
+        limits = self._columns_limits
+        await BatchStream(self._engine, context, self._calls, limits=limits, tenant=codec.TENANT).serve()
 
     async def stream_steps(self, _: Any, context: Any) -> None:
         """Applies chunks as they come."""
-        await StepStream(self._engine, context, max_tokens=self._max_chunk_tokens).serve()
+        max_tokens = self._max_chunk_tokens
+        await StepStream(
+            self._engine, context, self._calls, max_tokens=max_tokens, tenant=codec.TENANT
+        ).serve()
 
     async def list_models(self, _: pb.ListModelsRequest, __: Any) -> pb.ListModelsResponse:
         """Lists every model."""
@@ -167,6 +188,29 @@ class Servicer:
             raise InvalidRequest("model.name is empty", field="model.name")
         model = self._models.find(request.model.name, request.model.version)
         return pb.GetModelResponse(model=self._model_message(model))
+
+    def _counted(self, function: Handler) -> Handler:
+        """Counts a unary call while it lasts, and ends one whose caller sets no deadline."""
+
+        async def counted(request: Any, context: Any) -> Any:
+            with self._calls.unary():
+                if context.time_remaining() is not None:
+                    return await function(request, context)
+                try:
+                    async with asyncio.timeout(self._calls.max_call_s):
+                        return await function(request, context)
+                except TimeoutError:
+                    raise DeadlinePassed(
+                        f"the call set no deadline and was not done after {self._calls.max_call_s:g} s; "
+                        "it may still be applied"
+                    ) from None
+
+        return counted
+
+    def _deadline_s(self, context: Any) -> float:
+        """Returns the monotonic time at which a chunk is no longer worth running."""
+        remaining_s: float | None = context.time_remaining()
+        return time.monotonic() + (self._calls.max_call_s if remaining_s is None else remaining_s)
 
     async def _session_message(self, session_id: str, key: bytes, session: OpenSession) -> pb.Session:
         record: Record = session.record
@@ -239,7 +283,7 @@ def _guard(function: Handler) -> Handler:
         except ServiceError as error:
             refusal = error
         except Exception as error:
-            if isinstance(error, grpc.aio.AbortError):
+            if isinstance(error, grpc.aio.BaseError):
                 raise
             _log.exception("bug: an rpc failed")
             refusal = InternalFailure("the server failed on this request; its log says why")
@@ -261,8 +305,3 @@ def _serialize(reply: Any) -> bytes:
         return reply
     serialized: bytes = reply.SerializeToString()
     return serialized
-
-
-def _deadline_s(context: Any) -> float:
-    remaining_s = context.time_remaining()
-    return math.inf if remaining_s is None else time.monotonic() + remaining_s
