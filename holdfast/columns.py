@@ -1,16 +1,17 @@
 """The next tokens of many sessions in one message, and the reply to it: for gateways and backfills."""
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import grpc.aio
 import numpy as np
 from numpy.typing import NDArray
 
-from holdfast.errors import HoldfastError, ServerUnavailable, from_rpc, from_status
+from holdfast.errors import Draining, HoldfastError, ServerUnavailable, from_rpc, from_status
 from holdfast.tokens import selection, to_arrays
 from holdfast.v1 import holdfast_pb2 as pb
 
@@ -79,7 +80,9 @@ class BatchPipeline:
     """Sends batches ahead of their replies, over one stream. Made by `AsyncClient.batches`.
 
     When the connection breaks, every batch under way fails with ServerUnavailable, and the next `submit`
-    connects anew. Rows sent again with the positions they had are answered as the first time.
+    connects anew. Rows sent again with the positions they had are answered as the first time. A server that
+    leaves, or asks for a new connection, says which batches it has not read, and these go to another one
+    without further ado.
     """
 
     def __init__(self, client: "AsyncClient", options: dict[str, Any], max_in_flight: int) -> None:
@@ -87,7 +90,7 @@ class BatchPipeline:
         self._options = options
         self._room = asyncio.Semaphore(max_in_flight)
         self._sending = asyncio.Lock()
-        self._waiting: deque[asyncio.Future[BatchReply]] = deque()
+        self._waiting: deque[_Batch] = deque()
         self._call: Any = None
         self._reader: asyncio.Task[None] | None = None
 
@@ -97,7 +100,7 @@ class BatchPipeline:
 
     async def __aexit__(self, *_: object) -> None:
         """Waits for the replies under way and ends the stream."""
-        await asyncio.gather(*self._waiting, return_exceptions=True)
+        await asyncio.gather(*(batch.reply for batch in self._waiting), return_exceptions=True)
         if self._call is not None:
             self._call.cancel()
         if self._reader is not None:
@@ -122,35 +125,57 @@ class BatchPipeline:
         reply: asyncio.Future[BatchReply] = asyncio.get_running_loop().create_future()
         reply.add_done_callback(lambda _: self._room.release())
         async with self._sending:
-            if self._call is None:
-                self._call = self._client.next_stub().StreamBatches(metadata=self._client.metadata)
-                self._reader = asyncio.create_task(self._read(self._call, self._waiting))
-            self._waiting.append(reply)
-            try:
-                await self._call.write(pb.StreamBatchesRequest(columns=columns))
-            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-                self._fail(ServerUnavailable("the stream was cut", code="UNAVAILABLE"))
+            await self._send(_Batch(reply, pb.StreamBatchesRequest(columns=columns)))
         return reply
 
-    async def _read(self, call: Any, waiting: deque[asyncio.Future[BatchReply]]) -> None:
+    async def _send(self, batch: "_Batch") -> None:
+        """Sends a batch, on a new call if there is none; one that ends meanwhile is for its reader."""
+        if self._call is None:
+            self._call = self._client.next_stub().StreamBatches(metadata=self._client.metadata)
+            self._reader = asyncio.create_task(self._read(self._call, self._waiting))
+        self._waiting.append(batch)
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            await self._call.write(batch.request)
+
+    async def _read(self, call: Any, waiting: "deque[_Batch]") -> None:
         """Settles the batches sent on one call, and no others: a later call has a line of its own."""
+        answered_count = 0
         error: HoldfastError = ServerUnavailable("the server ended the stream", code="UNAVAILABLE")
         try:
             while (message := await call.read()) is not grpc.aio.EOF:
-                _settle(waiting.popleft(), message)
+                _settle(waiting.popleft().reply, message)
+                answered_count += 1
         except grpc.aio.AioRpcError as failure:
             error = from_rpc(failure)
         except asyncio.CancelledError:
             error = ServerUnavailable("the stream was cut", code="UNAVAILABLE")
-        if self._call is call:
-            self._fail(error)
+        async with self._sending:
+            self._call = None
+            self._waiting = deque()
+            for batch in waiting:
+                if _goes_on(error, batch, answered_count):
+                    await self._send(batch)
+                elif not batch.reply.done():
+                    batch.reply.set_exception(error)
 
-    def _fail(self, error: HoldfastError) -> None:
-        self._call = None
-        waiting, self._waiting = self._waiting, deque()
-        for reply in waiting:
-            if not reply.done():
-                reply.set_exception(error)
+
+class _Batch(NamedTuple):
+    """A batch under way."""
+
+    reply: asyncio.Future[BatchReply]
+    request: pb.StreamBatchesRequest
+
+
+def _goes_on(error: HoldfastError, batch: _Batch, answered_count: int) -> bool:
+    """Whether a batch that had no reply when its stream ended is sent again.
+
+    After a goodbye the server has not read it. An end that came while a batch was written hides what the
+    server said: then rows with positions are safe to send again, on a stream that had worked.
+    """
+    if isinstance(error, Draining) and error.is_goodbye:
+        return True
+    was_hidden = isinstance(error, ServerUnavailable) and error.hides_status
+    return was_hidden and answered_count > 0 and bool(batch.request.columns.positions)
 
 
 def _settle(reply: asyncio.Future[BatchReply], message: pb.StreamBatchesResponse) -> None:
