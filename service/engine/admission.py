@@ -44,7 +44,7 @@ class Bounds:
     share: float = 0.8
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True)
 class Held:
     """What the process, or one tenant, holds."""
 
