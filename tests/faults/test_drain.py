@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 
 import grpc
 import grpc.aio
@@ -68,6 +69,8 @@ async def test_a_drain_of_a_thousand_open_streams_loses_nothing(tmp_path, worker
     assert await asyncio.to_thread(server.stop) == 0
     given = dict(zip(names, await asyncio.gather(*writers), strict=True))
     await asyncio.gather(*(channel.close() for channel in channels))
+    counts = Counter(count for count, _ in given.values())
+    print(f"replies per stream, and streams: {dict(sorted(counts.items()))}")
     for count, error in given.values():
         assert (error.code, error.reason) == ("UNAVAILABLE", "DRAINING"), error
         assert error.retry_after_s == 0
