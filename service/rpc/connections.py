@@ -27,6 +27,7 @@ KEEPALIVE_TIMEOUT_SHARE = 1 / 3
 def connection_options(settings: Settings, contracts: Iterable[Contract]) -> list[tuple[str, int]]:
     """Returns the channel arguments of a server."""
     age_s = settings.max_connection_age_s
+    ping_timeout_ms = _ms(settings.keepalive_s * KEEPALIVE_TIMEOUT_SHARE)
     return [
         ("grpc.max_receive_message_length", receive_limit_bytes(settings, contracts)),
         # all that is let in fits into one connection: beyond the limit a client would wait without a word
@@ -34,7 +35,8 @@ def connection_options(settings: Settings, contracts: Iterable[Contract]) -> lis
         ("grpc.server_handshake_timeout_ms", _ms(HANDSHAKE_S)),
         ("grpc.max_connection_idle_ms", _ms(IDLE_S)),
         ("grpc.keepalive_time_ms", _ms(settings.keepalive_s)),
-        ("grpc.keepalive_timeout_ms", _ms(settings.keepalive_s * KEEPALIVE_TIMEOUT_SHARE)),
+        ("grpc.keepalive_timeout_ms", ping_timeout_ms),
+        ("grpc.http2.ping_timeout_ms", ping_timeout_ms),  # without it no ping is given up within 60 s
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", _ms(PING_INTERVAL_S)),
         *(_age_options(settings, age_s) if age_s else ()),
