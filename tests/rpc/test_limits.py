@@ -183,7 +183,7 @@ async def test_streams_of_a_connection_that_has_died_without_a_word_are_let_go(i
         call = StreamingInferenceServiceStub(channel).StreamSteps()
         await call.write(pb.StreamStepsRequest(chunk=chunk("black-hole")))
         assert (await call.read()).result.position
-        hole.is_open = False
         await asyncio.to_thread(wait_for, lambda: value(impatient_server, "holdfast_streams") == 1, 5)
+        hole.is_open = False
         await asyncio.to_thread(wait_for, lambda: value(impatient_server, "holdfast_streams") == 0, 20)
         call.cancel()
