@@ -39,7 +39,7 @@ def request(session_id, position, text=b"x"):
 
 async def write_and_read(stub, session_id, opened):
     """Sends chunks ahead, then reads to the end; returns replies and the error that ended the stream."""
-    call = stub.StreamSteps()
+    call = stub.StreamSteps(timeout=60)
     for position in range(CHUNKS):
         await call.write(request(session_id, position))
     count = (await call.read()).result.position
@@ -83,7 +83,7 @@ async def test_a_drain_of_a_thousand_open_streams_loses_nothing(tmp_path, worker
 async def test_a_stream_that_is_open_while_nothing_is_sent_ends_too(tmp_path):
     server = ServerProcess(tmp_path / "data", "--drain-timeout-s", "25")
     async with grpc.aio.insecure_channel(server.address) as channel:
-        call = StreamingInferenceServiceStub(channel).StreamSteps()
+        call = StreamingInferenceServiceStub(channel).StreamSteps(timeout=20)
         await call.write(request("s", 0))
         await call.read()
         stopping = asyncio.create_task(asyncio.to_thread(server.stop))

@@ -89,7 +89,7 @@ async def test_a_tenant_that_floods_leaves_room_for_another(server):
         grpc.aio.insecure_channel(server.address, [("tenant", 1)]) as one,
         grpc.aio.insecure_channel(server.address, [("tenant", 2)]) as two,
     ):
-        flood = StreamingInferenceServiceStub(one).StreamSteps(metadata=(("tenant", "a"),))
+        flood = StreamingInferenceServiceStub(one).StreamSteps(metadata=(("tenant", "a"),), timeout=30)
         await send(flood, "flood", 3 * BOUND)
         refused = [await flood.read() for _ in range(3 * BOUND - 80)]
         errors = [from_status(reply.error.status) for reply in refused]
@@ -98,7 +98,7 @@ async def test_a_tenant_that_floods_leaves_room_for_another(server):
         assert [reply.error.tag for reply in refused] == list(range(80, 3 * BOUND))
         assert server.observer.reasons["OVERLOADED"] == len(refused)
 
-        served = StreamingInferenceServiceStub(two).StreamSteps(metadata=(("tenant", "b"),))
+        served = StreamingInferenceServiceStub(two).StreamSteps(metadata=(("tenant", "b"),), timeout=30)
         await send(served, "served", 10)
         await asyncio.sleep(0)
         server.store.gate.set()
@@ -114,7 +114,7 @@ async def test_a_tenant_that_floods_leaves_room_for_another(server):
 
 async def test_a_chunk_that_waits_longer_than_the_cap_is_answered_before_it_runs():
     async with Server(max_call_s=0.2) as server, grpc.aio.insecure_channel(server.address) as channel:
-        call = StreamingInferenceServiceStub(channel).StreamSteps(metadata=(("tenant", "a"),))
+        call = StreamingInferenceServiceStub(channel).StreamSteps(metadata=(("tenant", "a"),), timeout=30)
         await send(call, "late", 3)
         await asyncio.sleep(0.5)
         server.store.gate.set()

@@ -67,7 +67,7 @@ async def test_overload_is_refused_with_a_pause_for_clients_and_for_grpc(server,
 
 
 async def test_a_chunk_too_many_on_a_stream_is_an_error_of_that_chunk(stub):
-    call = stub.StreamBatches()
+    call = stub.StreamBatches(timeout=20)
     for rows in (9, 8):
         await call.write(pb.StreamBatchesRequest(columns=columns(rows).columns))
     assert (await call.read()).error.status.code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
@@ -77,16 +77,16 @@ async def test_a_chunk_too_many_on_a_stream_is_an_error_of_that_chunk(stub):
 
 async def test_a_stream_too_many_is_refused_and_one_that_ends_makes_room(server, stub):
     wait_for(lambda: value(server, "holdfast_streams") == 0, 10)
-    calls = [stub.StreamSteps() for _ in range(4)]
+    calls = [stub.StreamSteps(timeout=60) for _ in range(4)]
     for number, call in enumerate(calls):
         await call.write(pb.StreamStepsRequest(chunk=chunk(f"open-{number}")))
         assert (await call.read()).result.position
-    error = from_rpc(await refusal(stub.StreamSteps().read()))
+    error = from_rpc(await refusal(stub.StreamSteps(timeout=10).read()))
     assert type(error) is Overloaded
     assert "open streams" in str(error)
     await calls[0].done_writing()
     assert await calls[0].read() is grpc.aio.EOF
-    another = stub.StreamSteps()
+    another = stub.StreamSteps(timeout=20)
     await another.write(pb.StreamStepsRequest(chunk=chunk("open-4")))
     assert (await another.read()).result.position
     for call in (*calls, another):
