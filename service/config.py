@@ -98,7 +98,7 @@ class Settings(BaseSettings):
     stuck_worker_s: Annotated[
         float,
         Field(ge=0, description="a worker whose loop stands still for so long is replaced; 0 is never"),
-    ] = 30.0
+    ] = 15.0
     allow_volatile_store: Annotated[bool, Field(description="serve on a store that may lose sessions")] = (
         False
     )

@@ -95,20 +95,19 @@ class OpenCalls:
             self._streams.pop(stream, None)
             self._left()
 
-    @contextlib.contextmanager
-    def unary(self) -> Iterator[None]:
-        """Counts a unary call while it lasts.
+    def begin_unary(self) -> None:
+        """Counts a unary call, until `end_unary`.
 
         Raises:
             Draining: It may not begin.
         """
         self._check_open()
         self._unary_count += 1
-        try:
-            yield
-        finally:
-            self._unary_count -= 1
-            self._left()
+
+    def end_unary(self) -> None:
+        """A unary call that had begun has ended."""
+        self._unary_count -= 1
+        self._left()
 
     async def drain(self) -> None:
         """Refuses calls from now on; returns when those under way have ended and hardly any come."""

@@ -193,17 +193,19 @@ class Servicer:
         """Counts a unary call while it lasts, and ends one whose caller sets no deadline."""
 
         async def counted(request: Any, context: Any) -> Any:
-            with self._calls.unary():
+            self._calls.begin_unary()
+            try:
                 if context.time_remaining() is not None:
                     return await function(request, context)
-                try:
-                    async with asyncio.timeout(self._calls.max_call_s):
-                        return await function(request, context)
-                except TimeoutError:
-                    raise DeadlinePassed(
-                        f"the call set no deadline and was not done after {self._calls.max_call_s:g} s; "
-                        "it may still be applied"
-                    ) from None
+                async with asyncio.timeout(self._calls.max_call_s):
+                    return await function(request, context)
+            except TimeoutError:
+                raise DeadlinePassed(
+                    f"the call set no deadline and was not done after {self._calls.max_call_s:g} s; it may "
+                    "still be applied"
+                ) from None
+            finally:
+                self._calls.end_unary()
 
         return counted
 

@@ -7,14 +7,14 @@ import grpc
 import grpc.aio
 import pytest
 
-from holdfast.errors import from_status
+from holdfast.errors import DeadlinePassed, from_rpc, from_status
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.engine.admission import Admission, Bounds
 from service.engine.engine import Engine, EngineLimits
 from service.rpc.codec import encode_outputs
 from service.rpc.open_calls import OpenCalls
-from service.rpc.servicer import SERVICE_NAME
+from service.rpc.servicer import SERVICE_NAME, Servicer
 from service.rpc.streams import StepStream
 from tests.fakes import AccumulatorModel, CountingObserver, FakeModels, MemoryStore
 
@@ -51,7 +51,8 @@ class Server:
             self._stream_steps, request_deserializer=pb.StreamStepsRequest.FromString
         )
         handlers = grpc.method_handlers_generic_handler(SERVICE_NAME, {"StreamSteps": handler})
-        self._grpc.add_generic_rpc_handlers((handlers,))
+        others = Servicer(self._engine, None, [], self._calls, max_chunk_tokens=64, max_rows=8).handlers()
+        self._grpc.add_generic_rpc_handlers((handlers, others))  # the first that knows a call takes it
         self.address = f"127.0.0.1:{self._grpc.add_insecure_port('127.0.0.1:0')}"
         await self._grpc.start()
         return self
@@ -124,3 +125,18 @@ async def test_a_chunk_that_waits_longer_than_the_cap_is_answered_before_it_runs
         await send(call, "late", 1)
         assert (await call.read()).result.position == 1
         call.cancel()
+
+
+async def test_a_call_without_a_deadline_is_ended():
+    async with Server(max_call_s=0.2) as server, grpc.aio.insecure_channel(server.address) as channel:
+        step = StreamingInferenceServiceStub(channel).Step
+        chunk = pb.Chunk(
+            session_id="s", model=pb.ModelRef(name="sum"), tokens=pb.Tokens(text=b"x"), position=0
+        )
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await asyncio.wait_for(step(pb.StepRequest(chunk=chunk)), 20)
+        assert type(from_rpc(caught.value)) is DeadlinePassed
+        assert "0.2 s" in caught.value.details()
+        server.store.gate.set()
+        assert (await step(pb.StepRequest(chunk=chunk))).result.position == 1
+    assert server.admission.held.chunks == 0
