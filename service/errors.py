@@ -158,7 +158,7 @@ class AckLevelNotReached(ServiceError):
 
 
 class SessionQuarantined(ServiceError):
-    """The session failed again and again; it is held, with its state, until an administrator releases it."""
+    """The session failed again and again; it is held, with its state, until an administrator lets it go."""
 
     reason = "SESSION_QUARANTINED"
 

@@ -27,8 +27,8 @@ RECONNECT_DELAYS_S = (0.01, 0.02, 0.05, 0.1, 0.2)
 """Pauses between attempts; the last one repeats. Readiness must come back fast after a restart."""
 
 LAST_LOOK_S = 0.01
-"""Left to read what has come meanwhile, after a reply is late. The loop runs its timers before it reads: after
-a second of standing still, its own or the machine's, it would else give up replies that have long come."""
+"""Left to read what has come meanwhile, after a reply is late. The loop runs its timers before it reads:
+after a second of standing still, its own or the machine's, it would give up replies that have long come."""
 
 RETRY_AFTER_S = 0.2
 """What callers are told while the store is away: about one attempt to reconnect."""
