@@ -21,8 +21,8 @@ AGE_JITTER = 0.1
 
 QUIET_S = 0.1
 LONGEST_RESTLESS_S = 1.0
-"""A drain ends when no call has been refused for so long, or after so long: when gRPC stops, it answers
-what it has not handed over yet with a bare CANCELLED, so it stops while clients wait to try again."""
+"""A drain ends when no call has ended or been refused for so long, or after so long: what gRPC has not
+handed over when it stops gets a bare CANCELLED, so it stops while clients wait to try again."""
 
 RETRY_AFTER_S = 0.05
 """Of calls refused while draining: another server takes them, or this one's successor."""
@@ -75,7 +75,7 @@ class OpenCalls:
         self._streams: dict[OpenStream, _Watched] = {}
         self._unary_count = 0
         self._is_draining = False
-        self._refused_s = 0.0
+        self._busy_s = -QUIET_S  # when a call last ended or was refused
         self._none_left = asyncio.Event()
 
     @contextlib.contextmanager
@@ -114,11 +114,11 @@ class OpenCalls:
         self._is_draining = True
         for stream in list(self._streams):
             stream.say_goodbye("this server is leaving")
-        self._left()
+        self._see_whether_none_is_left()
         await self._none_left.wait()
         until_s = time.monotonic() + LONGEST_RESTLESS_S
         while True:
-            left_s = min(until_s, self._refused_s + QUIET_S) - time.monotonic()
+            left_s = min(until_s, self._busy_s + QUIET_S) - time.monotonic()
             if left_s <= 0:
                 return
             await asyncio.sleep(left_s)
@@ -134,7 +134,7 @@ class OpenCalls:
             elif now_s - watched.moved_s >= self._max_stall_s:
                 del self._streams[stream]  # how long its end takes is up to its client: nobody waits for it
                 stream.cut(self._stalled())
-                self._left()
+                self._see_whether_none_is_left()
 
     def _draw_end_s(self) -> float:
         if not self._max_age_s:
@@ -144,12 +144,16 @@ class OpenCalls:
 
     def _check_open(self) -> None:
         if self._is_draining:
-            self._refused_s = time.monotonic()
+            self._busy_s = time.monotonic()
             raise Draining(
                 "this server is leaving; another one takes the request", retry_after_s=RETRY_AFTER_S
             )
 
     def _left(self) -> None:
+        self._busy_s = time.monotonic()
+        self._see_whether_none_is_left()
+
+    def _see_whether_none_is_left(self) -> None:
         if self._is_draining and not self._streams and not self._unary_count:
             self._none_left.set()
 
