@@ -15,6 +15,7 @@ from holdfast.columns import BatchPipeline, BatchReply, Rows, columns_message
 from holdfast.errors import HoldfastError, from_rpc
 from holdfast.retry import RetryPolicy
 from holdfast.session import AsyncSession
+from holdfast.targets import Options, to_target
 from holdfast.tls import Tls, channel_credentials
 from holdfast.tokens import to_tensor
 from holdfast.v1 import holdfast_pb2 as pb
@@ -23,7 +24,7 @@ from holdfast.v1 import holdfast_pb2_grpc as stubs
 DEFAULT_TIMEOUT_S = 30.0
 DEFAULT_REPLAY_TOKENS = 65_536
 
-_OPTIONS = [
+_OPTIONS: Options = [
     ("grpc.enable_retries", 0),  # this library retries, and knows when that is right
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 50),
@@ -31,6 +32,8 @@ _OPTIONS = [
     ("grpc.keepalive_time_ms", 300_000),
     ("grpc.max_receive_message_length", 16 << 20),
     ("grpc.use_local_subchannel_pool", 1),
+    # calls go in turns to all replicas that an address stands for, and to none that is gone
+    ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),
 ]
 
 
@@ -38,7 +41,8 @@ class AsyncClient:
     """Speaks to a Holdfast server from asyncio. `holdfast.Client` has the same methods without it.
 
     Args:
-        address: HOST:PORT.
+        address: HOST:PORT; a name may stand for several replicas, which take turns. Several of them as a
+            list; a name in a list is looked up once. Or a target as gRPC writes it, "ipv4:HOST:PORT,...".
         token: Bearer token sent with every call; without `tls` whoever is in between can read it.
         tls: True for TLS with the system's authorities, or a `Tls`; default is plain text.
         retry: Pauses between attempts.
@@ -46,18 +50,19 @@ class AsyncClient:
         replay_tokens: Tokens per session kept to send again after a loss in the store.
         ack_level: How durable a commit must be before its reply: `memory`, `fsynced`, `replicated` or
             `fsynced+replicated`; default is the server's. Calls may ask for another one.
-        connections: Connections to open. Several of them reach several workers of a server that runs with
-            `--workers`; which one a connection reaches is chance, so a few per worker are right. Sessions,
-            streams of batches and other calls take turns; a session leaves its connection when it fails.
+        connections: Connections to open to each replica. Several of them reach several workers of a server
+            that runs with `--workers`; which one a connection reaches is chance, so a few per worker are
+            right. Sessions, streams of batches and other calls take turns; a session leaves its connection
+            when it fails.
 
     Raises:
-        ValueError: `connections` is less than 1, or there is no such level.
-        OSError: A file of `tls` cannot be read.
+        ValueError: `connections` is less than 1, an address is not HOST:PORT, or there is no such level.
+        OSError: A file of `tls` cannot be read, or a name in a list is not known.
     """
 
     def __init__(
         self,
-        address: str,
+        address: str | Sequence[str],
         *,
         token: str | None = None,
         tls: bool | Tls = False,
@@ -70,7 +75,8 @@ class AsyncClient:
         if connections < 1:
             raise ValueError(f"connections is {connections}, expected at least 1")
         to_number(ack_level)
-        self._channels = [_channel(address, tls) for _ in range(connections)]
+        target, options = to_target(address)
+        self._channels = [_channel(target, tls, _OPTIONS + options) for _ in range(connections)]
         self._stubs = itertools.cycle([_stub(channel) for channel in self._channels])
         self.metadata = (("authorization", f"Bearer {token}"),) if token else ()
         self._retry = retry or RetryPolicy()
@@ -277,10 +283,10 @@ class AsyncClient:
         return max(0.001, deadline_s - time.monotonic())
 
 
-def _channel(address: str, tls: bool | Tls) -> grpc.aio.Channel:
+def _channel(target: str, tls: bool | Tls, options: Options) -> grpc.aio.Channel:
     if tls:
-        return grpc.aio.secure_channel(address, channel_credentials(tls), options=_OPTIONS)
-    return grpc.aio.insecure_channel(address, options=_OPTIONS)
+        return grpc.aio.secure_channel(target, channel_credentials(tls), options=options)
+    return grpc.aio.insecure_channel(target, options=options)
 
 
 def _stub(channel: grpc.aio.Channel) -> Any:

@@ -48,11 +48,11 @@ class Client:
     """Speaks to a Holdfast server. May be shared by threads.
 
     Args:
-        address: HOST:PORT.
+        address: HOST:PORT, or several; see `AsyncClient`.
         options: Keyword arguments of `AsyncClient`.
     """
 
-    def __init__(self, address: str, **options: Any) -> None:
+    def __init__(self, address: str | Sequence[str], **options: Any) -> None:
         self._thread = _LoopThread()
         try:
             self._client = self._thread.run(_create(address, options))
@@ -122,7 +122,7 @@ class Client:
         return self._thread.run(self._client.model(name, version))
 
 
-async def _create(address: str, options: dict[str, Any]) -> AsyncClient:
+async def _create(address: str | Sequence[str], options: dict[str, Any]) -> AsyncClient:
     return AsyncClient(address, **options)
 
 

@@ -1,6 +1,7 @@
 """The next tokens of many sessions in one message, and the reply to it: for gateways and backfills."""
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from holdfast.ack_levels import to_name, to_number
 from holdfast.errors import (
+    Draining,
     HoldfastError,
     PositionGap,
     ServerUnavailable,
@@ -92,7 +94,8 @@ class BatchPipeline:
     When the connection breaks, every batch under way fails with ServerUnavailable, and the next `submit`
     connects anew. Rows sent again, in the same order and with the positions they had, are answered as the
     first time, also where several batches of the same sessions were lost: a batch says up to where the
-    replies of its sessions have come, and the server keeps those after it.
+    replies of its sessions have come, and the server keeps those after it. A server that leaves, or asks
+    for a new connection, says which batches it has not read, and these go to another one by themselves.
 
     A pipeline keeps no tokens, so what the store has lost is the caller's to send again: a row of `errors`
     with StoreRegressed says from where, as `expected_position`.
@@ -103,7 +106,7 @@ class BatchPipeline:
         self._options = options
         self._room = asyncio.Semaphore(max_in_flight)
         self._sending = asyncio.Lock()
-        self._waiting: deque[_Sent] = deque()
+        self._waiting: deque[_Batch] = deque()
         self._unanswered = Unanswered()
         self._call: Any = None
         self._reader: asyncio.Task[None] | None = None
@@ -114,7 +117,7 @@ class BatchPipeline:
 
     async def __aexit__(self, *_: object) -> None:
         """Waits for the replies under way and ends the stream."""
-        await asyncio.gather(*(sent.reply for sent in self._waiting), return_exceptions=True)
+        await asyncio.gather(*(batch.reply for batch in self._waiting), return_exceptions=True)
         if self._call is not None:
             self._call.cancel()
         if self._reader is not None:
@@ -139,71 +142,89 @@ class BatchPipeline:
         reply: asyncio.Future[BatchReply] = asyncio.get_running_loop().create_future()
         reply.add_done_callback(lambda _: self._room.release())
         async with self._sending:
-            if self._call is None:
-                self._call = self._client.next_stub().StreamBatches(metadata=self._client.metadata)
-                self._reader = asyncio.create_task(self._read(self._call, self._waiting))
-            sent = self._note(columns, reply)
-            self._waiting.append(sent)
-            try:
-                await self._call.write(pb.StreamBatchesRequest(columns=columns))
-            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-                self._fail(ServerUnavailable("the stream was cut", code="UNAVAILABLE"))
+            await self._send(self._note(columns, reply))
         return reply
 
-    def _note(self, columns: pb.Columns, reply: asyncio.Future[BatchReply]) -> "_Sent":
+    def _note(self, columns: pb.Columns, reply: asyncio.Future[BatchReply]) -> "_Batch":
         """Writes into a batch how far its sessions are answered, where they send ahead."""
         positions = list(columns.positions)
         if not positions:
-            return _Sent(reply, columns, None)
+            return _Batch(reply, columns, None)
         answered = self._unanswered.send(columns.session_ids, positions)
         if answered != positions:
             columns.acknowledged_positions.extend(answered)
-        return _Sent(reply, columns, answered)
+        return _Batch(reply, columns, answered)
 
-    async def _read(self, call: Any, waiting: "deque[_Sent]") -> None:
+    async def _send(self, batch: "_Batch") -> None:
+        """Sends a batch, on a new call if there is none; one that ends meanwhile is for its reader."""
+        if self._call is None:
+            self._call = self._client.next_stub().StreamBatches(metadata=self._client.metadata)
+            self._reader = asyncio.create_task(self._read(self._call, self._waiting))
+        self._waiting.append(batch)
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            await self._call.write(pb.StreamBatchesRequest(columns=batch.columns))
+
+    async def _read(self, call: Any, waiting: "deque[_Batch]") -> None:
         """Settles the batches sent on one call, and no others: a later call has a line of its own."""
+        answered_count = 0
         error: HoldfastError = ServerUnavailable("the server ended the stream", code="UNAVAILABLE")
         try:
             while (message := await call.read()) is not grpc.aio.EOF:
                 self._settle(waiting.popleft(), message)
+                answered_count += 1
         except grpc.aio.AioRpcError as failure:
             error = from_rpc(failure)
         except asyncio.CancelledError:
             error = ServerUnavailable("the stream was cut", code="UNAVAILABLE")
-        if self._call is call:
-            self._fail(error)
+        async with self._sending:
+            self._call = None
+            self._waiting = deque()
+            for batch in waiting:
+                if _goes_on(error, batch, answered_count):
+                    await self._send(batch)
+                else:
+                    self._fail(batch, error)
 
-    def _fail(self, error: HoldfastError) -> None:
-        self._call = None
-        waiting, self._waiting = self._waiting, deque()
-        for sent in waiting:
-            if sent.answered is not None:
-                self._unanswered.lose(sent.columns.session_ids)
-            if not sent.reply.done():
-                sent.reply.set_exception(error)
+    def _fail(self, batch: "_Batch", error: HoldfastError) -> None:
+        if batch.answered is not None:
+            self._unanswered.lose(batch.columns.session_ids)
+        if not batch.reply.done():
+            batch.reply.set_exception(error)
 
-    def _settle(self, sent: "_Sent", message: pb.StreamBatchesResponse) -> None:
-        columns = sent.columns
-        if sent.answered is not None:
+    def _settle(self, batch: "_Batch", message: pb.StreamBatchesResponse) -> None:
+        columns = batch.columns
+        if batch.answered is not None:
             self._unanswered.answer(columns.session_ids, columns.positions, columns.tokens_per_row)
-        if sent.reply.done():
+        if batch.reply.done():
             return
         if message.WhichOneof("outcome") == "error":
-            sent.reply.set_exception(from_status(message.error.status))
+            batch.reply.set_exception(from_status(message.error.status))
             return
         reply = BatchReply(message.result)
         for row, error in reply.errors.items():
-            if sent.answered is not None and isinstance(error, PositionGap):
-                reply.errors[row] = _gap_or_loss(error, sent.answered[row])
-        sent.reply.set_result(reply)
+            if batch.answered is not None and isinstance(error, PositionGap):
+                reply.errors[row] = _gap_or_loss(error, batch.answered[row])
+        batch.reply.set_result(reply)
 
 
-class _Sent(NamedTuple):
+class _Batch(NamedTuple):
     """A batch on its way; `answered` is how far its sessions were answered, None without positions."""
 
     reply: asyncio.Future[BatchReply]
     columns: pb.Columns
     answered: list[int] | None
+
+
+def _goes_on(error: HoldfastError, batch: _Batch, answered_count: int) -> bool:
+    """Whether a batch that had no reply when its stream ended is sent again.
+
+    After a goodbye the server has not read it. An end that came while a batch was written hides what the
+    server said: then rows with positions are safe to send again, on a stream that had worked.
+    """
+    if isinstance(error, Draining) and error.is_goodbye:
+        return True
+    was_hidden = isinstance(error, ServerUnavailable) and error.hides_status
+    return was_hidden and answered_count > 0 and bool(batch.columns.positions)
 
 
 def _gap_or_loss(error: PositionGap, answered: int) -> HoldfastError:

@@ -185,9 +185,14 @@ class StoreUnavailable(HoldfastError):
 
 
 class Draining(HoldfastError):
-    """The server is leaving."""
+    """The server is leaving, or asks for a new connection."""
 
     default_reason = "DRAINING"
+
+    @property
+    def is_goodbye(self) -> bool:
+        """Whether it ends a stream on which all that was read is answered: go on elsewhere, at once."""
+        return "requests_read" in self.metadata
 
 
 class DeadlinePassed(HoldfastError):
@@ -219,6 +224,11 @@ class ServerUnavailable(HoldfastError):
 
     default_reason = "SERVER_UNAVAILABLE"
 
+    @property
+    def hides_status(self) -> bool:
+        """Whether a stream ended while something was written to it: grpc.aio then drops what was said."""
+        return self.metadata.get("grpc_code") == "INTERNAL"
+
 
 class MessageTooLarge(HoldfastError):
     """The request is larger than the server takes."""
@@ -244,13 +254,21 @@ _BY_CODE: dict[str, type[HoldfastError]] = {
 def from_rpc(error: grpc.RpcError) -> HoldfastError:
     """Turns the error of a call into the class of its reason."""
     call: Any = error
-    for key, value in call.trailing_metadata() or ():
+    return _from_parts(call.code().name, call.details(), call.trailing_metadata())
+
+
+async def from_call(call: Any) -> HoldfastError:
+    """Turns the status of a call of grpc.aio that has ended into the class of its reason."""
+    return _from_parts((await call.code()).name, await call.details(), await call.trailing_metadata())
+
+
+def _from_parts(name: str, details: str | None, trailers: Any) -> HoldfastError:
+    for key, value in trailers or ():
         if key == _DETAILS_KEY:
             return from_status(status_pb2.Status.FromString(value))
-    name = call.code().name
     kind = _BY_CODE.get(name, HoldfastError)
     code = "UNAVAILABLE" if kind is ServerUnavailable else name
-    return kind(call.details() or name, code=code)
+    return kind(details or name, code=code, metadata={"grpc_code": name})
 
 
 def from_status(status: status_pb2.Status) -> HoldfastError:

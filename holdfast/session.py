@@ -23,11 +23,13 @@ from numpy.typing import NDArray
 
 from holdfast.ack_levels import to_number
 from holdfast.errors import (
+    Draining,
     HoldfastError,
     PositionGap,
     ServerUnavailable,
     SessionLost,
     StoreRegressed,
+    from_call,
     from_rpc,
     from_status,
 )
@@ -263,7 +265,8 @@ class AsyncSession:
             await self._reopen(error, deadline_s)
         elif error.retryable:
             self._stub = self._client.next_stub()
-            await self._client.pause(error, attempt, deadline_s)
+            if attempt > 1 or not _is_end_of_stream(error):
+                await self._client.pause(error, attempt, deadline_s)
         else:
             self._unanswered.clear()
             raise error
@@ -353,7 +356,7 @@ class AsyncSession:
         try:
             for sent in self._unanswered:
                 sent.chunk.acknowledged_position = self._position
-                await call.write(pb.StreamStepsRequest(chunk=sent.chunk))
+                await _write(call, sent.chunk)
             while self._unanswered or not source.is_empty:
                 if reading is None and self._unanswered:
                     reading = asyncio.create_task(call.read())
@@ -364,7 +367,7 @@ class AsyncSession:
                             self._deadline_s = self._client.deadline_s(timeout_s)
                         sent = self._make(tokens, chosen, level)
                         self._unanswered.append(sent)
-                        await call.write(pb.StreamStepsRequest(chunk=sent.chunk))
+                        await _write(call, sent.chunk)
                         continue
                     if reading is None:
                         continue
@@ -380,8 +383,6 @@ class AsyncSession:
             raise from_rpc(error) from None
         except TimeoutError:
             raise ServerUnavailable("no reply within the time limit", code="UNAVAILABLE") from None
-        except asyncio.InvalidStateError:
-            raise ServerUnavailable("the stream was cut", code="UNAVAILABLE") from None
         finally:
             if reading is not None:
                 reading.cancel()
@@ -403,6 +404,26 @@ class AsyncSession:
         if not self._reply_bytes:
             return 1
         return max(1, min(MAX_IN_FLIGHT, MAX_IN_FLIGHT_REPLY_BYTES // self._reply_bytes))
+
+
+async def _write(call: Any, chunk: pb.Chunk) -> None:
+    """Sends a chunk.
+
+    Raises:
+        HoldfastError: The stream had ended before.
+        grpc.aio.AioRpcError: It ends now.
+    """
+    try:
+        await call.write(pb.StreamStepsRequest(chunk=chunk))
+    except asyncio.InvalidStateError:
+        raise await from_call(call) from None
+
+
+def _is_end_of_stream(error: HoldfastError) -> bool:
+    """Whether a stream has ended in a way that lets it be begun anew at once, if not twice in a row."""
+    if isinstance(error, Draining):
+        return error.is_goodbye
+    return isinstance(error, ServerUnavailable) and error.hides_status
 
 
 class _Source:

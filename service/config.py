@@ -2,9 +2,9 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.redaction import mask_url
@@ -63,8 +63,37 @@ class Settings(BaseSettings):
     ] = 86_400.0
     max_batch: Annotated[int, Field(ge=1, le=1024, description="most chunks run together")] = 64
     max_waiting: Annotated[int, Field(ge=1, description="most chunks waiting, per worker")] = 8192
+    max_waiting_bytes: Annotated[
+        int,
+        Field(ge=1, description="most bytes of waiting chunks and of replies not written, per worker"),
+    ] = 256 << 20
+    max_streams: Annotated[int, Field(ge=1, description="most open streams, per worker")] = 16_384
+    tenant_share: Annotated[
+        float,
+        Field(gt=0, le=1, description="part of these bounds that one tenant alone may have; 1 is all"),
+    ] = 0.8
     max_chunk_tokens: Annotated[int, Field(ge=1, le=65536, description="most tokens in a chunk")] = 1024
-    max_message_bytes: Annotated[int, Field(ge=1024, description="largest request, bytes")] = 1 << 20
+    max_rows: Annotated[int, Field(ge=1, le=65536, description="most rows of a message in columns")] = 1024
+    max_message_bytes: Annotated[
+        int | None,
+        Field(ge=1024, description="largest request, bytes; by default what the models can make use of"),
+    ] = None
+    max_call_s: Annotated[
+        float,
+        Field(
+            gt=0, description="longest wait of a call without a deadline, and of a stream's chunk, seconds"
+        ),
+    ] = 60.0
+    max_stall_s: Annotated[
+        float, Field(gt=0, description="a stream whose client reads nothing for so many seconds is ended")
+    ] = 60.0
+    keepalive_s: Annotated[
+        float, Field(gt=0, description="seconds of silence after which a connection must answer a ping")
+    ] = 60.0
+    max_connection_age_s: Annotated[
+        float,
+        Field(ge=0, description="seconds, within 10 %, after which clients connect anew; 0 is never"),
+    ] = 600.0
     hot_state_bytes: Annotated[
         int, Field(ge=0, description="bytes of state kept in memory, per worker")
     ] = 256 << 20
@@ -109,6 +138,14 @@ class Settings(BaseSettings):
     allow_plaintext: Annotated[
         bool, Field(description="serve gRPC without TLS where other machines can reach it")
     ] = False
+    drain_pause_s: Annotated[
+        float,
+        Field(ge=0, description="seconds of that in which it still serves, not ready, when stopping"),
+    ] = 0.0
+    stuck_worker_s: Annotated[
+        float,
+        Field(ge=0, description="a worker whose loop stands still for so long is replaced; 0 is never"),
+    ] = 15.0
     allow_volatile_store: Annotated[bool, Field(description="serve on a store that may lose sessions")] = (
         False
     )
@@ -133,6 +170,12 @@ class Settings(BaseSettings):
             for name, value in values.items()
             if value is not None
         )
+
+    @model_validator(mode="after")
+    def _pauses_within_the_drain(self) -> Self:
+        if self.drain_pause_s > self.drain_timeout_s:
+            raise ValueError("drain_pause_s is longer than drain_timeout_s, of which it is a part")
+        return self
 
     @field_validator("grpc_address", "http_address")
     @classmethod

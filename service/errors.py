@@ -32,6 +32,7 @@
 Knows no gRPC: the edge maps classes to status codes. `StartError` is about a server, not a request.
 """
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 
@@ -44,6 +45,7 @@ class ServiceError(Exception):
         field: Path of the request field at fault, "" if none is.
         expected_position: Position the store holds, where that is what the client needs.
         retry_after_s: Seconds after which the same request may succeed; None: do not repeat it.
+        metadata: Further facts for the client, by name.
     """
 
     reason: ClassVar[str] = ""
@@ -55,12 +57,14 @@ class ServiceError(Exception):
         field: str = "",
         expected_position: int | None = None,
         retry_after_s: float | None = None,
+        metadata: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
         self.field = field
         self.expected_position = expected_position
         self.retry_after_s = retry_after_s
+        self.metadata = dict(metadata or {})
 
 
 class InvalidRequest(ServiceError):

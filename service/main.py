@@ -37,10 +37,14 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def _flag(location: tuple[int | str, ...]) -> str:
+    """Returns the flag that is wrong, "" if several are wrong together."""
+    return f"--{'.'.join(map(str, location)).replace('_', '-')}" if location else ""
+
+
 def _one_line(error: Exception) -> str:
     if isinstance(error, ValidationError):
         return "; ".join(
-            f"--{'.'.join(str(part) for part in entry['loc']).replace('_', '-')}: {entry['msg']}"
-            for entry in error.errors()
+            ": ".join(filter(None, (_flag(entry["loc"]), entry["msg"]))) for entry in error.errors()
         )
     return " ".join(str(error).split())

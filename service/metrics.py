@@ -16,6 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
+from service.engine.admission import Held
 from service.errors import ServiceError
 from service.store.protocol import ACK_LEVELS, AckLevel
 
@@ -48,6 +49,7 @@ class Metrics:
         store_up: Gauge, 1 while the store answers.
         store_safe: Gauge, 1 while its settings and its disk are such that it keeps sessions.
         workers: Gauge of processes that serve; a process sets its own to 1.
+        streams, waiting_chunks, waiting_bytes: Gauges of what is held, see `holds`.
     """
 
     def __init__(self, memory: mmap | None = None) -> None:
@@ -82,6 +84,9 @@ class Metrics:
             "store_safe", "1 while the store is known to keep what it acknowledges."
         )
         self.workers = self._gauge("workers", "Processes that serve.")
+        self.streams = self._gauge("streams", "Open streams.")
+        self.waiting_chunks = self._gauge("waiting_chunks", "Chunks taken and not answered.")
+        self.waiting_bytes = self._gauge("waiting_bytes", "Bytes of these, and of replies not written.")
         self._beat_s = self._take(1)
 
     def scrape(self) -> bytes:
@@ -101,6 +106,12 @@ class Metrics:
     def silent_s(self) -> float:
         """Returns the seconds since the last beat, in this process or another of the machine."""
         return time.monotonic() - self._beat_s[0]
+
+    def holds(self, held: Held) -> None:
+        """Shows what the process holds."""
+        self.streams.set(held.streams)
+        self.waiting_chunks.set(held.chunks)
+        self.waiting_bytes.set(held.size_bytes)
 
     # -- Observer -----------------------------------------------------------------------------
 
@@ -197,6 +208,9 @@ def scrape_together(base: Metrics, workers: Sequence[Metrics]) -> bytes:
     total.workers.set(len(serving))
     total.store_up.set(min((worker.store_up.value for worker in serving), default=0))
     total.store_safe.set(min((worker.store_safe.value for worker in serving), default=0))
+    total.streams.set(sum(worker.streams.value for worker in serving))
+    total.waiting_chunks.set(sum(worker.waiting_chunks.value for worker in serving))
+    total.waiting_bytes.set(sum(worker.waiting_bytes.value for worker in serving))
     return total.scrape()
 
 

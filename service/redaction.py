@@ -9,12 +9,12 @@ _URL = re.compile(
     r"(?P<scheme>[a-z+]+)://"
     r"(?:(?P<user>[^:@/?#]*)(?P<password>:[^@/?#]*)?@)?"
     rf"(?P<place>(?:{_HOST}(?:,{_HOST})*)?(?:/[\w./-]*)?)"
-    r"(?:\?(?P<query>[^@#]*))?"
+    r"(?P<query>\?[^@#]*)?"
 )
 
 
 def mask_url(url: str) -> str:
-    """Returns a URL as it may be printed: without password, and without the values of its query.
+    """Returns a URL as it may be printed: without password and query.
 
     A URL that is not well-formed is masked whole, since nobody can tell where its password is.
     """
@@ -22,6 +22,5 @@ def mask_url(url: str) -> str:
     if found is None:
         return MASK
     user = "" if found["user"] is None else f"{found['user']}{f':{MASK}' if found['password'] else ''}@"
-    names = re.findall(r"(\w+)=", found["query"] or "")
-    query = "" if found["query"] is None else "?" + ("&".join(f"{name}={MASK}" for name in names) or MASK)
+    query = f"?{MASK}" if found["query"] else ""
     return f"{found['scheme']}://{user}{found['place']}{query}"

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Mapping
 
 import grpc.aio
@@ -10,6 +11,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from service.collector import relieve_collector
 from service.config import Settings
+from service.engine.admission import Admission, Bounds
 from service.engine.engine import Engine, EngineLimits
 from service.engine.sessions import Sessions
 from service.errors import ServiceError, StartError
@@ -19,8 +21,10 @@ from service.model.repository import ModelRepository
 from service.redaction import mask_url
 from service.rpc.access import Access
 from service.rpc.codec import encode_outputs
+from service.rpc.connections import connection_options
 from service.rpc.credentials import CredentialsError
 from service.rpc.gate import Gate, Rpc
+from service.rpc.open_calls import OpenCalls
 from service.rpc.reflection import V1_NAME, V1ALPHA_NAME, reflection_rpcs
 from service.rpc.server_tls import ServerTls, TlsFilesError
 from service.rpc.servicer import SERVICE_NAME, Servicer
@@ -38,9 +42,6 @@ STORE_CHECK_S = 2.0
 
 REFRESH_S = 1.0
 """Between looks at the files of TLS and tokens."""
-
-HANDSHAKE_TIMEOUT_MS = 5_000
-"""For a connection to greet; gRPC's own limit of two minutes would let silent ones pile up."""
 
 
 class Server:
@@ -101,6 +102,18 @@ class Server:
         )
         self._engine = Engine(self._models, self._store, encode_outputs, self._metrics, limits)
         self._engine.start()
+        bounds = Bounds(
+            streams=settings.max_streams,
+            chunks=settings.max_waiting,
+            size_bytes=settings.max_waiting_bytes,
+            share=settings.tenant_share,
+        )
+        self._calls = OpenCalls(
+            Admission(bounds, self._metrics.refused),
+            max_call_s=settings.max_call_s,
+            max_stall_s=settings.max_stall_s,
+            max_age_s=settings.max_connection_age_s,
+        )
         await self._listen()
         self._metrics.beat()
         self._metrics.workers.set(1)
@@ -112,11 +125,13 @@ class Server:
         relieve_collector()
 
     async def stop(self) -> None:
-        """Drains: readiness off, chunks under way answered, streams ended, all within the limit."""
+        """Drains: readiness off, a pause, streams end with all they had sent answered; within the limit."""
         self._is_draining = True
         await self._health.enter_graceful_shutdown()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._settings.drain_timeout_s):
+                await asyncio.sleep(self._settings.drain_pause_s)
+                await self._calls.drain()
                 await self._engine.drain()
         await self._grpc.stop(grace=0.5)
         await self._engine.stop()
@@ -189,10 +204,8 @@ class Server:
     async def _listen(self) -> None:
         settings = self._settings
         options = [
-            ("grpc.max_receive_message_length", settings.max_message_bytes),
+            *connection_options(settings, [model.contract for model in self._models]),
             ("grpc.so_reuseport", int(self._shares_port)),
-            ("grpc.http2.max_concurrent_streams", 100_000),
-            ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
         ]
         self._grpc = grpc.aio.server(options=options)
         sessions = Sessions(
@@ -207,7 +220,9 @@ class Server:
             sessions,
             self._models,
             self._access,
+            self._calls,
             max_chunk_tokens=settings.max_chunk_tokens,
+            max_rows=settings.max_rows,
         )
         self._add_rpcs(SERVICE_NAME, servicer.rpcs())
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
@@ -228,6 +243,8 @@ class Server:
         """Shows that the loop turns, whatever the store does."""
         while True:
             self._metrics.beat()
+            self._calls.sweep(time.monotonic())
+            self._metrics.holds(self._calls.admission.held)
             await self._update_health()
             await asyncio.sleep(HEARTBEAT_S)
 

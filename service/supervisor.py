@@ -30,6 +30,11 @@ EARLY_S = 10.0
 """A worker that ends within so long after its start has ended early."""
 
 
+STUCK_LOOKS = 8
+"""A worker counts as stuck when it was found so at so many beats of the supervisor in a row: so a machine
+that stood still as a whole gives its workers two seconds to go on."""
+
+
 class Supervisor:
     """Serves gRPC in `settings.workers` processes.
 
@@ -42,6 +47,7 @@ class Supervisor:
         self._workers: set[WorkerProcess] = set()
         self._own = Metrics()  # what is counted here, and what workers that are gone had counted
         self._lock = threading.Lock()  # a scrape, in its thread, finds a worker's numbers in one place
+        self._stuck_looks: dict[WorkerProcess, int] = {}
         self._heart: asyncio.Task[None] | None = None
         self._replacing: list[asyncio.Task[None]] = []
         self._is_draining = False
@@ -172,7 +178,18 @@ class Supervisor:
     async def _beat(self) -> None:
         while True:
             self._own.beat()
+            self._kill_stuck()
             await asyncio.sleep(HEARTBEAT_S)
+
+    def _kill_stuck(self) -> None:
+        """Kills workers whose event loop stands still; each is then replaced like any that has ended."""
+        limit_s = self._settings.stuck_worker_s
+        stuck = [worker for worker in self._serving() if limit_s and worker.metrics.silent_s() > limit_s]
+        self._stuck_looks = {worker: self._stuck_looks.get(worker, 0) + 1 for worker in stuck}
+        for worker, looks in self._stuck_looks.items():
+            if looks >= STUCK_LOOKS:
+                _log.error("worker %d: its event loop stands still; it is killed", worker.pid)
+                worker.kill()
 
 
 def hold_port(host: str, port: int) -> socket.socket:

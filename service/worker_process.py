@@ -86,6 +86,11 @@ class WorkerProcess:
         code = await self._process.wait()
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
+    def kill(self) -> None:
+        """Ends it at once."""
+        if self._process.returncode is None:
+            self._process.kill()
+
     async def stop(self, drain_timeout_s: float) -> None:
         """Lets it drain, and kills it if it takes longer than it may."""
         if self._process.returncode is None:

@@ -12,3 +12,9 @@ def get(server, path):
     except urllib.error.HTTPError as error:
         with error:
             return error.code, error.read().decode()
+
+
+def value(server, name):
+    """Returns the value of a metric without labels."""
+    lines = get(server, "/metrics")[1].splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))

@@ -183,6 +183,10 @@ class StreamingInferenceServiceServicer(object):
         """Applies chunks of any number of sessions. Replies of one session come in the order of its chunks.
         A chunk that fails is answered by an `error` and the stream lives on. The same session may have
         several chunks under way: send them at the positions they will have.
+        A server that leaves, or wants its old connections replaced, ends the stream once every chunk it has
+        read is answered: UNAVAILABLE, DRAINING, with `requests_read` and `requests_answered` in the metadata of
+        ErrorInfo, and RetryInfo of 0. Go on with the first chunk that has no reply, on a new stream, at once.
+        A stream on which nothing is read while replies wait is ended by RESOURCE_EXHAUSTED, OVERLOADED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -197,7 +201,7 @@ class StreamingInferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def StreamBatches(self, request_iterator, context):
-        """StepBatch as a stream; replies come in the order of the requests.
+        """StepBatch as a stream; replies come in the order of the requests. It ends as StreamSteps does.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

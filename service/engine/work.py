@@ -156,6 +156,16 @@ def _checked(selection: Selection | None, contract: Contract, token_count: int) 
     return complete
 
 
+@functools.lru_cache(4096)
+def largest_reply_bytes(asked: Asked, contract: Contract) -> int:
+    """Returns an upper bound on the reply to chunks, also where the selection does not suit the model."""
+    every = tuple(output.name for output in contract.outputs)
+    selection = asked.selection or _complete(None, contract)
+    if ALL_TENSORS in selection.tensors:
+        selection = selection._replace(tensors=every)
+    return reply_bytes(selection, contract, asked.token_count)
+
+
 def reply_bytes(selection: Selection, contract: Contract, token_count: int) -> int:
     """Returns an upper bound on the encoded size of a reply."""
     per_token = 8 * selection.top_k + 4 * selection.token_log_prob

@@ -27,6 +27,9 @@ from service.store.record import token_digest
 MAX_ID_CHARS = 128
 MAX_AXES = 8
 
+CHUNK_BYTES = 1024
+"""What a chunk takes beside its tokens, about: its message, ids, and what the engine makes of it."""
+
 _DTYPE_OF: dict[str, Any] = {name: pb.DataType.Value(f"DATA_TYPE_{name.upper()}") for name in DTYPES}
 _NUMPY_OF = {number: DTYPES[name] for name, number in _DTYPE_OF.items()}
 
@@ -102,6 +105,11 @@ def to_work(
         names_model=bool(asked.model_name),
     )
     return Work(key, asked, claim, raw, answer, chunk, deadline_s)
+
+
+def size_of(work: Work) -> int:
+    """Returns about how much memory a chunk takes until it is answered."""
+    return CHUNK_BYTES + len(work.raw)
 
 
 def check_model_and_level(asked: pb.Chunk | pb.Columns, field: str) -> AckLevel | None:

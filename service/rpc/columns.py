@@ -8,7 +8,7 @@ bytes with the same layout in all rows; the columns of the reply are cut out of 
 import functools
 import math
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import repeat
 from typing import NamedTuple
 
@@ -20,16 +20,26 @@ from service.engine import rules
 from service.engine.block import NOT_GIVEN, TOKEN_DTYPES, Applied, Block, to_tokens
 from service.engine.engine import Engine
 from service.engine.rules import Claim
-from service.engine.work import Answer, Asked, Work
-from service.errors import InvalidRequest, ServiceError
+from service.engine.work import Answer, Asked, Work, largest_reply_bytes
+from service.errors import InvalidRequest, ReplyTooLarge, ServiceError
+from service.model.protocol import Model
 from service.rpc import codec
 from service.rpc.status import to_status
 from service.store.protocol import AckLevel
 from service.store.record import token_digest, token_digests
 
+MAX_MESSAGE_TOKENS = 16_384
+"""Of all rows of a message together, where a chunk may not have more: half a second's work or so."""
+
+MAX_REPLY_BYTES = 16 << 20
+"""Of a message in columns: what our client receives."""
+
 MAX_BLOCK_ROWS = 256
 MAX_BLOCK_STEPS = 4096
 """Bounds on what goes through the engine at once, so that a large message leaves room for others."""
+
+ROW_BYTES = 512
+"""What a row takes beside its tokens, about."""
 
 _OTHER_LAYOUT = InvalidRequest(
     "the tokens are applied, but the reply to this row is laid out unlike the others', being kept from a "
@@ -39,6 +49,25 @@ _OTHER_LAYOUT = InvalidRequest(
 )
 
 
+class ColumnsLimits(NamedTuple):
+    """What a message may ask for.
+
+    Attributes:
+        models: The models served.
+        max_tokens: Most tokens of a row.
+        max_rows: Most rows.
+    """
+
+    models: Iterable[Model]
+    max_tokens: int
+    max_rows: int
+
+    @property
+    def max_message_tokens(self) -> int:
+        """Most tokens of all rows together."""
+        return max(MAX_MESSAGE_TOKENS, self.max_tokens)
+
+
 class ColumnsCall:
     """One message on its way; owns its rows.
 
@@ -46,11 +75,11 @@ class ColumnsCall:
         columns: As received.
         on_done: Called once, when every row is answered; possibly from `submit`.
         tenant: Whose sessions these are.
-        max_tokens: Most tokens of a row.
+        limits: What it may ask for.
         deadline_s: Monotonic time after which the caller no longer waits.
 
     Raises:
-        InvalidRequest: The message as a whole is wrong; no row was touched.
+        InvalidRequest, ReplyTooLarge: The message as a whole is wrong; no row was touched.
     """
 
     def __init__(
@@ -58,8 +87,8 @@ class ColumnsCall:
         columns: pb.Columns,
         on_done: Callable[[], None],
         tenant: str,
+        limits: ColumnsLimits,
         *,
-        max_tokens: int,
         deadline_s: float = math.inf,
     ) -> None:
         level = codec.check_model_and_level(columns, "columns")
@@ -71,8 +100,9 @@ class ColumnsCall:
             )
         self._columns = columns
         self._session_ids = list(columns.session_ids)
-        asked, self._raw = _tokens(columns, max_tokens)
+        asked, self._raw = _tokens(columns, limits)
         self._asked = asked._replace(ack_level=level)
+        _check_reply_size(self._asked, self.row_count, limits)
         if len(set(self._session_ids)) < self.row_count:
             raise InvalidRequest("a session id occurs twice in one message", field="columns.session_ids")
         self._on_done = on_done
@@ -88,6 +118,11 @@ class ColumnsCall:
     def row_count(self) -> int:
         """B."""
         return len(self._session_ids)
+
+    @property
+    def size_bytes(self) -> int:
+        """Returns about how much memory it takes until it is answered."""
+        return codec.CHUNK_BYTES + len(self._raw) + ROW_BYTES * self.row_count
 
     @property
     def is_done(self) -> bool:
@@ -241,14 +276,23 @@ class ColumnsCall:
         return stack_outputs(self.row_count, count, self._applied, answers)
 
 
-def _tokens(columns: pb.Columns, max_tokens: int) -> tuple[Asked, bytes]:
+def _tokens(columns: pb.Columns, limits: ColumnsLimits) -> tuple[Asked, bytes]:
     """Returns what all rows ask and their tokens, row-major, after all columns were checked."""
     rows, count = len(columns.session_ids), columns.tokens_per_row or 1
     if rows == 0:
         raise InvalidRequest("the message has no rows, expected at least 1", field="columns.session_ids")
-    if not 1 <= count <= max_tokens:
+    if rows > limits.max_rows:
         raise InvalidRequest(
-            f"tokens_per_row is {count}, expected 1..{max_tokens}", field="columns.tokens_per_row"
+            f"the message has {rows} rows, expected at most {limits.max_rows}", field="columns.session_ids"
+        )
+    if not 1 <= count <= limits.max_tokens:
+        raise InvalidRequest(
+            f"tokens_per_row is {count}, expected 1..{limits.max_tokens}", field="columns.tokens_per_row"
+        )
+    if rows * count > limits.max_message_tokens:
+        raise InvalidRequest(
+            f"the message has {rows * count} tokens, expected at most {limits.max_message_tokens}",
+            field="columns.tokens_per_row",
         )
     for name in ("positions", "acknowledged_positions", "incarnations"):
         length = len(getattr(columns, name))
@@ -271,6 +315,21 @@ def _tokens(columns: pb.Columns, max_tokens: int) -> tuple[Asked, bytes]:
             )
         return asked._replace(width=size_bytes // (4 * rows * count)), columns.features
     raise InvalidRequest("columns have no tokens, expected text, ids or features", field="columns.tokens")
+
+
+def _check_reply_size(asked: Asked, rows: int, limits: ColumnsLimits) -> None:
+    """Refuses what the client could not receive. A wrong selection is for the rows to say."""
+    named = (asked.model_name, asked.model_version)
+    for model in limits.models:
+        if named not in ((model.name, model.version), (model.name, 0)):
+            continue
+        size_bytes = rows * largest_reply_bytes(asked, model.contract)
+        if size_bytes > MAX_REPLY_BYTES:
+            raise ReplyTooLarge(
+                f"the reply would have up to {size_bytes} bytes, a client receives at most "
+                f"{MAX_REPLY_BYTES}: send fewer rows or ask for fewer outputs",
+                field="columns.outputs",
+            )
 
 
 def _check_count(name: str, given: int, rows: int, count: int) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import functools
 import logging
-import math
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -16,15 +15,16 @@ from holdfast.v1 import holdfast_pb2 as pb
 from service.engine.engine import Engine
 from service.engine.sessions import OpenSession, Sessions, new_session_id
 from service.engine.work import Answer, Work
-from service.errors import InternalFailure, InvalidRequest, NotImplementedYet, ServiceError
+from service.errors import DeadlinePassed, InternalFailure, InvalidRequest, NotImplementedYet, ServiceError
 from service.model.contract import Contract
 from service.model.protocol import Model
 from service.model.repository import ModelRepository
 from service.rpc import codec
 from service.rpc.access import Access
-from service.rpc.columns import ColumnsCall
+from service.rpc.columns import ColumnsCall, ColumnsLimits
 from service.rpc.credentials import Caller, Scope
 from service.rpc.gate import Identify, Rpc, abort
+from service.rpc.open_calls import OpenCalls
 from service.rpc.streams import BatchStream, StepStream
 from service.store.record import Record
 
@@ -70,7 +70,9 @@ class Servicer:
         sessions: Opens, reads, closes and releases sessions.
         models: The models served.
         access: Ends streams whose credential is revoked.
+        calls: Knows the calls under way.
         max_chunk_tokens: Most tokens of a chunk.
+        max_rows: Most rows of a message in columns.
     """
 
     def __init__(
@@ -79,14 +81,18 @@ class Servicer:
         sessions: Sessions,
         models: ModelRepository,
         access: Access,
+        calls: OpenCalls,
         *,
         max_chunk_tokens: int,
+        max_rows: int,
     ) -> None:
         self._engine = engine
         self._sessions = sessions
         self._models = models
         self._access = access
+        self._calls = calls
         self._max_chunk_tokens = max_chunk_tokens
+        self._columns_limits = ColumnsLimits(models, max_chunk_tokens, max_rows)
 
     def rpcs(self) -> dict[str, Rpc]:
         """Returns every rpc of the contract; those not built say so."""
@@ -103,13 +109,13 @@ class Servicer:
             "GetModel": self.get_model,
         }
         service = pb.DESCRIPTOR.services_by_name["StreamingInferenceService"]
-        return {
-            method.name: Rpc(
-                RPC_SCOPES[method.name],
-                functools.partial(_handler, method, built.get(method.name, _not_built(method.name))),
-            )
-            for method in service.methods
-        }
+        rpcs = {}
+        for method in service.methods:
+            function = built.get(method.name, _not_built(method.name))
+            if not (method.client_streaming or method.server_streaming):
+                function = self._counted(function)  # streams count themselves
+            rpcs[method.name] = Rpc(RPC_SCOPES[method.name], functools.partial(_handler, method, function))
+        return rpcs
 
     async def open_session(
         self, request: pb.OpenSessionRequest, _: Any, caller: Caller
@@ -179,13 +185,16 @@ class Servicer:
             answer,
             caller,
             max_tokens=self._max_chunk_tokens,
-            deadline_s=_deadline_s(context),
+            deadline_s=self._deadline_s(context),
         )
-        self._engine.submit(work)
+        share = self._calls.admission.share(caller.tenant)
+        share.take(1, codec.size_of(work))
         try:
+            self._engine.submit(work)
             result = await outcome
         finally:
             work.is_cancelled = True  # if the caller left before the chunk ran
+            share.close()
         if isinstance(result, ServiceError):
             raise result
         return codec.encode_reply(request.chunk, result, caller)
@@ -199,25 +208,30 @@ class Servicer:
             request.columns,
             done.set,
             caller.tenant,
-            max_tokens=self._max_chunk_tokens,
-            deadline_s=_deadline_s(context),
+            self._columns_limits,
+            deadline_s=self._deadline_s(context),
         )
-        call.submit(self._engine)
+        share = self._calls.admission.share(caller.tenant)
+        share.take(call.row_count, call.size_bytes)
         try:
+            call.submit(self._engine)
             await done.wait()
         finally:
             call.cancel()  # if the caller left before the rows ran
+            share.close()
         return call.reply()
 
     async def stream_batches(self, _: Any, context: Any, caller: Caller) -> None:
         """Applies rows as they come."""
+        stream = BatchStream(self._engine, context, self._calls, caller, limits=self._columns_limits)
         async with self._access.holding(caller):
-            await BatchStream(self._engine, context, caller, max_tokens=self._max_chunk_tokens).serve()
+            await stream.serve()
 
     async def stream_steps(self, _: Any, context: Any, caller: Caller) -> None:
         """Applies chunks as they come."""
+        stream = StepStream(self._engine, context, self._calls, caller, max_tokens=self._max_chunk_tokens)
         async with self._access.holding(caller):
-            await StepStream(self._engine, context, caller, max_tokens=self._max_chunk_tokens).serve()
+            await stream.serve()
 
     async def list_models(self, _: pb.ListModelsRequest, __: Any, ___: Caller) -> pb.ListModelsResponse:
         """Lists every model."""
@@ -229,6 +243,31 @@ class Servicer:
             raise InvalidRequest("model.name is empty", field="model.name")
         model = self._models.find(request.model.name, request.model.version)
         return pb.GetModelResponse(model=self._model_message(model))
+
+    def _counted(self, function: Handler) -> Handler:
+        """Counts a unary call while it lasts, and ends one whose caller sets no deadline."""
+
+        async def counted(request: Any, context: Any, caller: Caller) -> Any:
+            self._calls.begin_unary()
+            try:
+                if context.time_remaining() is not None:
+                    return await function(request, context, caller)
+                async with asyncio.timeout(self._calls.max_call_s):
+                    return await function(request, context, caller)
+            except TimeoutError:
+                raise DeadlinePassed(
+                    f"the call set no deadline and was not done after {self._calls.max_call_s:g} s; it may "
+                    "still be applied"
+                ) from None
+            finally:
+                self._calls.end_unary()
+
+        return counted
+
+    def _deadline_s(self, context: Any) -> float:
+        """Returns the monotonic time at which a chunk is no longer worth running."""
+        remaining_s: float | None = context.time_remaining()
+        return time.monotonic() + (self._calls.max_call_s if remaining_s is None else remaining_s)
 
     async def _session_message(self, session_id: str, key: bytes, session: OpenSession) -> pb.Session:
         record: Record = session.record
@@ -321,7 +360,7 @@ def _guard(function: Handler, identify: Identify) -> Callable[[Any, Any], Awaita
         except ServiceError as error:
             refusal = error
         except Exception as error:
-            if isinstance(error, grpc.aio.AbortError):
+            if isinstance(error, grpc.aio.BaseError):
                 raise
             _log.exception("bug: an rpc failed")
             refusal = InternalFailure("the server failed on this request; its log says why")
@@ -342,8 +381,3 @@ def _serialize(reply: Any) -> bytes:
         return reply
     serialized: bytes = reply.SerializeToString()
     return serialized
-
-
-def _deadline_s(context: Any) -> float:
-    remaining_s = context.time_remaining()
-    return math.inf if remaining_s is None else time.monotonic() + remaining_s

@@ -1,5 +1,7 @@
 """Turns errors into what goes over the wire: a code, and google.rpc details. One table, one place."""
 
+import math
+
 import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
@@ -60,9 +62,16 @@ def to_status(error: ServiceError) -> status_pb2.Status:
     return status_pb2.Status(code=code, message=message, details=details)
 
 
-def to_trailers(error: ServiceError) -> tuple[tuple[str, bytes], ...]:
-    """Returns the trailing metadata that carries the details of a unary call's status."""
-    return (("grpc-status-details-bin", to_status(error).SerializeToString()),)
+def to_trailers(error: ServiceError) -> tuple[tuple[str, bytes | str], ...]:
+    """Returns the trailing metadata that carries the details of a call's status.
+
+    On overload it tells gRPC's own retries, where a client has them, how long to wait. Elsewhere it does
+    not: they are few, and would all be used up before a server that leaves has been replaced.
+    """
+    details = ("grpc-status-details-bin", to_status(error).SerializeToString())
+    if not isinstance(error, errors.Overloaded) or error.retry_after_s is None:
+        return (details,)
+    return (details, ("grpc-retry-pushback-ms", str(math.ceil(error.retry_after_s * 1000))))
 
 
 def message_of(error: ServiceError) -> str:
@@ -76,7 +85,7 @@ def _cut(text: str, limit: int) -> str:
 
 
 def _error_info(error: ServiceError, field: str) -> any_pb2.Any:
-    metadata = {}
+    metadata = dict(error.metadata)
     if error.field:
         metadata["field"] = field
     if error.expected_position is not None:

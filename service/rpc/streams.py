@@ -1,9 +1,11 @@
 """Streams of chunks and of columns: requests in, replies out as the engine gives them.
 
-The engine answers the chunks of a session in order, so a list of finished replies is all it takes.
+The engine answers the chunks of a session in order, so a list of finished replies is all it takes. When a
+stream ends before its client wants it, see `open_calls`, its status says how far it came.
 """
 
 import asyncio
+import time
 from abc import ABC, abstractmethod
 from collections import deque
 from typing import Any
@@ -11,13 +13,16 @@ from typing import Any
 import grpc.aio
 
 from holdfast.v1 import holdfast_pb2 as pb
+from service.engine.admission import Share
 from service.engine.bell import Bell
 from service.engine.engine import Engine
 from service.engine.work import Answer, Work
-from service.errors import ServiceError
-from service.rpc.codec import encode_reply, to_work
-from service.rpc.columns import ColumnsCall
+from service.errors import Draining, ServiceError
+from service.rpc.codec import encode_reply, size_of, to_work
+from service.rpc.columns import ColumnsCall, ColumnsLimits
 from service.rpc.credentials import Caller
+from service.rpc.gate import abort
+from service.rpc.open_calls import OpenCalls
 from service.rpc.status import to_status
 
 MAX_UNANSWERED = 1024
@@ -37,15 +42,31 @@ class _ReplyStream(ABC):
     Args:
         engine: Applies the chunks.
         context: The call, of grpc.aio.
-        caller: Whose call it is.
+        calls: Knows it while it lasts, and may end it.
+        caller: Whose it is.
         max_tokens: Most tokens of a chunk.
+
+    Attributes:
+        is_writing: A reply is being written.
+        written_count: Replies written so far.
     """
 
-    def __init__(self, engine: Engine, context: Any, caller: Caller, *, max_tokens: int) -> None:
+    _share: Share
+
+    def __init__(
+        self, engine: Engine, context: Any, calls: OpenCalls, caller: Caller, *, max_tokens: int
+    ) -> None:
+        self.is_writing = False
+        self.written_count = 0
         self._engine = engine
         self._context = context
+        self._calls = calls
         self._caller = caller
         self._max_tokens = max_tokens
+        self._read_count = 0
+        self._ending: ServiceError | None = None
+        self._is_cut = False
+        self._unwritten_bytes = 0
         self._replies: list[tuple[bytes, int]] = []
         self._pending_count = 0
         self._largest_bytes = 0
@@ -55,29 +76,80 @@ class _ReplyStream(ABC):
         self._is_read = False
 
     async def serve(self) -> None:
-        """Returns when the client has sent its last chunk and has every reply."""
-        reader = asyncio.create_task(self._read())
+        """Returns when the client has sent its last chunk and has every reply.
+
+        Raises:
+            Draining, Overloaded: The stream may not open.
+        """
+        with self._calls.stream(self, self._caller.tenant) as self._share:
+            self._serving = asyncio.current_task()
+            try:
+                await self._exchange()
+            except asyncio.CancelledError:
+                if not self._is_cut or self._serving is None or self._serving.uncancel():
+                    raise  # not, or not only, `cut` has cancelled this
+            if self._ending is not None:
+                await self._end(self._ending)
+
+    def say_goodbye(self, why: str) -> None:
+        """Reads no more; the stream ends once every chunk that was read is answered."""
+        if not self._is_read:
+            self._ending = Draining(
+                f"{why}; go on with the first chunk that has no reply", retry_after_s=0.0
+            )
+            self._reader.cancel()
+            self._is_read = True
+            self._wakes_writer.ring()
+
+    def cut(self, error: ServiceError) -> None:
+        """Ends the stream with this error, whatever is under way."""
+        self._ending = error
+        self._is_cut = True
+        if self._serving is not None:
+            self._serving.cancel()
+
+    async def _end(self, error: ServiceError) -> None:
+        error.metadata |= {
+            "requests_read": str(self._read_count),
+            "requests_answered": str(self.written_count),
+        }
+        await abort(self._context, error)
+
+    async def _exchange(self) -> None:
+        self._reader = asyncio.create_task(self._read())
         try:
             while not (self._is_read and self._pending_count == 0):
                 if not self._replies:
                     await self._wakes_writer.wait()
-                replies, self._replies = self._replies, []
-                for reply, chunk_count in replies:
-                    await self._context.write(reply)
-                    self._pending_count -= chunk_count
-                    self._wakes_reader.ring()
-            await reader
+                await self._write()
+            if self._ending is None:
+                await self._reader
         finally:
             self._is_over = True
             self._replies.clear()
-            reader.cancel()
+            self._share.give_back()
+            self._reader.cancel()
             self._cancel()
+
+    async def _write(self) -> None:
+        """Writes what is finished."""
+        replies, self._replies = self._replies, []
+        size_bytes, self._unwritten_bytes = self._unwritten_bytes, 0
+        self.is_writing = True
+        for reply, chunk_count in replies:
+            await self._context.write(reply)
+            self.written_count += 1
+            self._pending_count -= chunk_count
+            self._wakes_reader.ring()
+        self.is_writing = False
+        self._share.change(0, -size_bytes)
 
     async def _read(self) -> None:
         try:
             while (request := await self._context.read()) is not grpc.aio.EOF:
                 if isinstance(request, ServiceError):
                     raise request  # not a message at all, so nothing says which reply it would have had
+                self._read_count += 1
                 self._submit(request)
                 while self._is_full():
                     await self._wakes_reader.wait()
@@ -97,11 +169,20 @@ class _ReplyStream(ABC):
         size_bytes = self._pending_count * (self._largest_bytes or _FIRST_REPLY_BYTES)
         return self._pending_count >= MAX_UNANSWERED or size_bytes >= MAX_UNWRITTEN_BYTES
 
-    def _finish(self, reply: bytes, chunk_count: int) -> None:
-        """Lets a reply go; once it is written, as many chunks come in as it answers."""
+    def _finish(self, reply: bytes, chunk_count: int, taken_count: int = 0, taken_bytes: int = 0) -> None:
+        """Lets a reply go; once it is written, as many chunks come in as it answers.
+
+        Args:
+            reply: Serialised.
+            chunk_count: So many it answers.
+            taken_count: Of them were let in.
+            taken_bytes: Their size as counted then.
+        """
         if self._is_over:
             return
         self._replies.append((reply, chunk_count))
+        self._unwritten_bytes += len(reply)
+        self._share.change(-taken_count, len(reply) - taken_bytes)
         self._largest_bytes = max(self._largest_bytes, len(reply) // chunk_count)
         self._wakes_writer.ring()
 
@@ -109,14 +190,21 @@ class _ReplyStream(ABC):
 class StepStream(_ReplyStream):
     """Serves one StreamSteps call."""
 
-    def __init__(self, engine: Engine, context: Any, caller: Caller, *, max_tokens: int) -> None:
-        super().__init__(engine, context, caller, max_tokens=max_tokens)
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
         self._unanswered: set[Work] = set()
 
     def _submit(self, request: pb.StreamStepsRequest) -> None:
         self._pending_count += 1
         try:
-            work = to_work(request.chunk, self._answer, self._caller, max_tokens=self._max_tokens)
+            work = to_work(
+                request.chunk,
+                self._answer,
+                self._caller,
+                max_tokens=self._max_tokens,
+                deadline_s=time.monotonic() + self._calls.max_call_s,
+            )
+            self._share.take(1, size_of(work))
         except ServiceError as error:
             self._finish(_encode(request.chunk, error, self._caller), 1)
         else:
@@ -125,7 +213,7 @@ class StepStream(_ReplyStream):
 
     def _answer(self, work: Work, outcome: Answer | ServiceError) -> None:
         self._unanswered.discard(work)
-        self._finish(_encode(work.request, outcome, self._caller), 1)
+        self._finish(_encode(work.request, outcome, self._caller), 1, 1, size_of(work))
 
     def _cancel(self) -> None:
         for work in self._unanswered:
@@ -136,43 +224,49 @@ class StepStream(_ReplyStream):
 class BatchStream(_ReplyStream):
     """Serves one StreamBatches call; replies leave in the order of the requests."""
 
-    def __init__(self, engine: Engine, context: Any, caller: Caller, *, max_tokens: int) -> None:
-        super().__init__(engine, context, caller, max_tokens=max_tokens)
-        self._calls: deque[ColumnsCall | bytes] = deque()
+    def __init__(self, *arguments: Any, limits: ColumnsLimits, **options: Any) -> None:
+        super().__init__(*arguments, max_tokens=limits.max_tokens, **options)
+        self._limits = limits
+        self._messages: deque[ColumnsCall | bytes] = deque()
 
     def _submit(self, request: pb.StreamBatchesRequest) -> None:
         try:
             call = ColumnsCall(
-                request.columns, self._flush, self._caller.tenant, max_tokens=self._max_tokens
+                request.columns,
+                self._flush,
+                self._caller.tenant,
+                self._limits,
+                deadline_s=time.monotonic() + self._calls.max_call_s,
             )
+            self._share.take(call.row_count, call.size_bytes)
         except ServiceError as error:
             refusal = pb.ChunkError(tag=request.columns.tag, status=to_status(error))
-            self._calls.append(pb.StreamBatchesResponse(error=refusal).SerializeToString())
+            self._messages.append(pb.StreamBatchesResponse(error=refusal).SerializeToString())
             self._pending_count += 1
             self._flush()
         else:
-            self._calls.append(call)
+            self._messages.append(call)
             self._pending_count += call.row_count
             call.submit(self._engine)
             self._flush()  # every row may have been refused before the call was in line
 
     def _flush(self) -> None:
         """Sends what is finished, up to the first request that is not."""
-        while self._calls:
-            first = self._calls[0]
+        while self._messages:
+            first = self._messages[0]
             if isinstance(first, bytes):
                 self._finish(first, 1)
             elif first.is_done:
-                self._finish(first.reply(), first.row_count)
+                self._finish(first.reply(), first.row_count, first.row_count, first.size_bytes)
             else:
                 return
-            self._calls.popleft()
+            self._messages.popleft()
 
     def _cancel(self) -> None:
-        for call in self._calls:
+        for call in self._messages:
             if isinstance(call, ColumnsCall):
                 call.cancel()
-        self._calls.clear()
+        self._messages.clear()
 
 
 def _encode(chunk: pb.Chunk, outcome: Answer | ServiceError, caller: Caller) -> bytes:

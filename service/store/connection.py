@@ -28,6 +28,10 @@ _log = logging.getLogger(__name__)
 RECONNECT_DELAYS_S = (0.01, 0.02, 0.05, 0.1, 0.2)
 """Pauses between attempts; the last one repeats. Readiness must come back fast after a restart."""
 
+LAST_LOOK_S = 0.01
+"""Left to read what has come meanwhile, after a reply is late. The loop runs its timers before it reads:
+after a second of standing still, its own or the machine's, it would give up replies that have long come."""
+
 Locate = Callable[[], Awaitable[Address]]
 """Says where the server is now; raises StoreUnavailable if nobody knows."""
 
@@ -318,6 +322,7 @@ class _RespProtocol(asyncio.Protocol):
         self._reader = hiredis.Reader()
         self._waiting: deque[tuple[_Waiting, float]] = deque()
         self._timer: asyncio.TimerHandle | None = None
+        self._is_late = False
         self._why = "the server closed the connection"
         self.lost: StoreUnavailable | None = None
 
@@ -378,7 +383,11 @@ class _RespProtocol(asyncio.Protocol):
             return
         oldest_deadline = self._waiting[0][1]
         remaining_s = oldest_deadline - self._loop.time()
-        if remaining_s <= 0:
-            self.abort(f"no reply within {self._timeout_s:g} s")
-        else:
+        if remaining_s > 0:
+            self._is_late = False
             self._timer = self._loop.call_later(remaining_s, self._check_time)
+        elif not self._is_late:
+            self._is_late = True  # unless it is this process that stood still: then the reply may lie here
+            self._timer = self._loop.call_later(LAST_LOOK_S, self._check_time)
+        else:
+            self.abort(f"no reply within {self._timeout_s:g} s")

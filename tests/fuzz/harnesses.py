@@ -25,7 +25,7 @@ from service.errors import InvalidRequest, RecordCorrupt, ServiceError, StoreUna
 from service.model.contract import ContractError, GraphTensor, read_contract
 from service.model.onnx_wire import MICROSOFT_OPS, UnsafeGraph, check_file
 from service.rpc import codec
-from service.rpc.columns import ColumnsCall
+from service.rpc.columns import ColumnsCall, ColumnsLimits
 from service.rpc.credentials import ANYBODY
 from service.rpc.servicer import contract_message
 from service.rpc.status import MAX_MESSAGE_BYTES, to_status
@@ -38,6 +38,7 @@ from tests.hostile_models import external_tensor, function_with, step_graph, sub
 from tests.models import CONTRACT
 
 MAX_TOKENS = 64
+MAX_ROWS = 1024
 MAX_ERROR_BYTES = 4 * MAX_MESSAGE_BYTES
 """What an error may have as a status, whatever was in the request that it is about."""
 
@@ -105,7 +106,9 @@ def run_columns(data):
         return
     engine = BlockTaker()
     try:
-        call = ColumnsCall(request.columns, lambda: None, "tenant", max_tokens=MAX_TOKENS)
+        call = ColumnsCall(
+            request.columns, lambda: None, "tenant", ColumnsLimits(MODELS, MAX_TOKENS, MAX_ROWS)
+        )
         call.submit(engine)
     except ServiceError as error:
         check_error(error)

@@ -1,0 +1,42 @@
+"""Addresses of replicas as a target of gRPC, which keeps a connection to each and gives them turns."""
+
+import ipaddress
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+Options = list[tuple[str, Any]]
+
+
+def to_target(address: str | Sequence[str]) -> tuple[str, Options]:
+    """Returns the target of a channel, and the options that it needs.
+
+    Args:
+        address: One target as gRPC takes it, HOST:PORT among them; or a list of HOST:PORT.
+
+    Raises:
+        ValueError: A list is empty, or has something that is not HOST:PORT or several versions of IP.
+        OSError: A name in a list is not known.
+    """
+    if isinstance(address, str):
+        return address, []
+    places = [_place(entry) for entry in address]
+    versions = {ipaddress.ip_address(host).version for host, _ in places}
+    if len(versions) != 1:
+        raise ValueError(
+            f"addresses are {list(address)}, expected at least one, all of IPv4 or all of IPv6"
+        )
+    if versions == {6}:
+        target = "ipv6:" + ",".join(f"[{host}]:{port}" for host, port in places)
+    else:
+        target = "ipv4:" + ",".join(f"{host}:{port}" for host, port in places)
+    return target, [("grpc.default_authority", address[0])]  # what a certificate is compared with
+
+
+def _place(entry: str) -> tuple[str, int]:
+    host, colon, port = entry.rpartition(":")
+    if not (colon and host and port.isdecimal() and 0 < int(port) < 65536):
+        raise ValueError(f"address is {entry!r}, expected HOST:PORT")
+    found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+    ipv4_first = sorted(found, key=lambda entry: entry[0] != socket.AF_INET)
+    return str(ipv4_first[0][4][0]), int(port)

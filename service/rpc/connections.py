@@ -1,0 +1,65 @@
+"""What gRPC is told about connections: how large, how many, how old, how silent.
+
+The figures that are no settings say here why they are what they are.
+"""
+
+from collections.abc import Iterable
+
+from service.config import Settings
+from service.model.contract import Contract
+from service.rpc.open_calls import AGE_JITTER
+from service.rpc.request_size import largest_request_bytes
+
+HANDSHAKE_S = 5.0
+"""For a connection to say that it speaks HTTP/2, TLS included; with gRPC's 120 s silent ones pile up."""
+
+IDLE_S = 900.0
+"""A connection without calls is closed after so long; clients connect again with their next call."""
+
+PING_INTERVAL_S = 10.0
+"""Clients may ping so often, with calls and without; gRPC's own limits, 300 s and two hours, would close
+the connections of clients that look after theirs through a NAT or a proxy. Our client pings every 300 s."""
+
+KEEPALIVE_TIMEOUT_SHARE = 1 / 3
+"""Of the time after which a silent connection is pinged: so long it may leave the ping unanswered."""
+
+
+def connection_options(settings: Settings, contracts: Iterable[Contract]) -> list[tuple[str, int]]:
+    """Returns the channel arguments of a server."""
+    age_s = settings.max_connection_age_s
+    ping_timeout_ms = _ms(settings.keepalive_s * KEEPALIVE_TIMEOUT_SHARE)
+    return [
+        ("grpc.max_receive_message_length", receive_limit_bytes(settings, contracts)),
+        # all that is let in fits into one connection: beyond the limit a client would wait without a word
+        ("grpc.http2.max_concurrent_streams", settings.max_streams + settings.max_waiting),
+        ("grpc.server_handshake_timeout_ms", _ms(HANDSHAKE_S)),
+        ("grpc.max_connection_idle_ms", _ms(IDLE_S)),
+        ("grpc.keepalive_time_ms", _ms(settings.keepalive_s)),
+        ("grpc.keepalive_timeout_ms", ping_timeout_ms),
+        ("grpc.http2.ping_timeout_ms", ping_timeout_ms),  # without it no ping is given up within 60 s
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", _ms(PING_INTERVAL_S)),
+        *(_age_options(settings, age_s) if age_s else ()),
+    ]
+
+
+def receive_limit_bytes(settings: Settings, contracts: Iterable[Contract]) -> int:
+    """Returns the largest request that is received: as set, or what the models can make use of."""
+    if settings.max_message_bytes is not None:
+        return settings.max_message_bytes
+    return largest_request_bytes(
+        contracts, max_chunk_tokens=settings.max_chunk_tokens, max_rows=settings.max_rows
+    )
+
+
+def _age_options(settings: Settings, age_s: float) -> tuple[tuple[str, int], ...]:
+    """A stream may begin just before its connection is asked to go: the grace is a stream's whole life."""
+    grace_s = age_s * (1 + AGE_JITTER) + settings.drain_timeout_s
+    return (
+        ("grpc.max_connection_age_ms", _ms(age_s)),
+        ("grpc.max_connection_age_grace_ms", _ms(grace_s)),
+    )
+
+
+def _ms(seconds: float) -> int:
+    return max(1, round(seconds * 1000))

@@ -1,0 +1,148 @@
+"""Two clients of two tenants on one server: one floods, the other is served. In one process, with a store
+that answers when the test says so."""
+
+import asyncio
+
+import grpc
+import grpc.aio
+import pytest
+
+from holdfast.errors import DeadlinePassed, from_rpc, from_status
+from holdfast.v1 import holdfast_pb2 as pb
+from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
+from service.engine.admission import Admission, Bounds
+from service.engine.engine import Engine, EngineLimits
+from service.rpc.access import Access
+from service.rpc.codec import encode_outputs
+from service.rpc.credentials import ANYBODY
+from service.rpc.gate import Gate
+from service.rpc.open_calls import OpenCalls
+from service.rpc.servicer import SERVICE_NAME, Servicer
+from service.rpc.streams import StepStream
+from tests.fakes import AccumulatorModel, CountingObserver, FakeModels, MemoryStore
+
+BOUND = 100
+
+
+class GatedStore(MemoryStore):
+    """Answers nothing while the gate is shut."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = asyncio.Event()
+
+    async def load(self, keys):
+        await self.gate.wait()
+        return await super().load(keys)
+
+
+class Server:
+    """Streams over a real socket; the tenant is what the client says, as a credential would."""
+
+    def __init__(self, max_call_s=60.0):
+        self.store = GatedStore()
+        self.observer = CountingObserver()
+        self.admission = Admission(Bounds(streams=10, chunks=BOUND), self.observer.refused)
+        self._calls = OpenCalls(self.admission, max_call_s=max_call_s, max_stall_s=60, max_age_s=0)
+        models = FakeModels(AccumulatorModel())
+        self._engine = Engine(models, self.store, encode_outputs, self.observer, EngineLimits())
+
+    async def __aenter__(self):
+        self._engine.start()
+        self._grpc = grpc.aio.server()
+        handler = grpc.stream_stream_rpc_method_handler(
+            self._stream_steps, request_deserializer=pb.StreamStepsRequest.FromString
+        )
+        handlers = grpc.method_handlers_generic_handler(SERVICE_NAME, {"StreamSteps": handler})
+        access = Access(None, asks_certificates=False)
+        servicer = Servicer(self._engine, None, [], access, self._calls, max_chunk_tokens=64, max_rows=8)
+        others = Gate(SERVICE_NAME, servicer.rpcs(), access, self.observer.refused)
+        self._grpc.add_generic_rpc_handlers((handlers, others))  # the first that knows a call takes it
+        self.address = f"127.0.0.1:{self._grpc.add_insecure_port('127.0.0.1:0')}"
+        await self._grpc.start()
+        return self
+
+    async def __aexit__(self, *_):
+        self.store.gate.set()
+        await self._grpc.stop(0)
+        await self._engine.stop()
+
+    async def _stream_steps(self, _, context):
+        tenant = dict(context.invocation_metadata())["tenant"]
+        caller = ANYBODY._replace(tenant=tenant)
+        await StepStream(self._engine, context, self._calls, caller, max_tokens=64).serve()
+
+
+async def send(call, session_id, count):
+    for position in range(count):
+        chunk = pb.Chunk(
+            session_id=session_id,
+            model=pb.ModelRef(name="sum"),
+            tokens=pb.Tokens(text=b"\x01"),
+            position=position,
+            tag=position,
+        )
+        await call.write(pb.StreamStepsRequest(chunk=chunk))
+
+
+@pytest.fixture
+async def server():
+    async with Server() as server:
+        yield server
+
+
+async def test_a_tenant_that_floods_leaves_room_for_another(server):
+    async with (
+        grpc.aio.insecure_channel(server.address, [("tenant", 1)]) as one,
+        grpc.aio.insecure_channel(server.address, [("tenant", 2)]) as two,
+    ):
+        flood = StreamingInferenceServiceStub(one).StreamSteps(metadata=(("tenant", "a"),), timeout=30)
+        await send(flood, "flood", 3 * BOUND)
+        refused = [await flood.read() for _ in range(3 * BOUND - 80)]
+        errors = [from_status(reply.error.status) for reply in refused]
+        assert {error.reason for error in errors} == {"OVERLOADED"}
+        assert all(0 < error.retry_after_s <= 0.2 for error in errors)
+        assert [reply.error.tag for reply in refused] == list(range(80, 3 * BOUND))
+        assert server.observer.reasons["OVERLOADED"] == len(refused)
+
+        served = StreamingInferenceServiceStub(two).StreamSteps(metadata=(("tenant", "b"),), timeout=30)
+        await send(served, "served", 10)
+        await asyncio.sleep(0)
+        server.store.gate.set()
+        for count in range(1, 11):
+            assert (await served.read()).result.position == count
+        for count in range(1, 81):
+            assert (await flood.read()).result.position == count
+        await flood.done_writing()
+        await served.done_writing()
+        assert await flood.read() is await served.read() is grpc.aio.EOF
+    assert server.admission.held.chunks == server.admission.held.size_bytes == 0
+
+
+async def test_a_chunk_that_waits_longer_than_the_cap_is_answered_before_it_runs():
+    async with Server(max_call_s=0.2) as server, grpc.aio.insecure_channel(server.address) as channel:
+        call = StreamingInferenceServiceStub(channel).StreamSteps(metadata=(("tenant", "a"),), timeout=30)
+        await send(call, "late", 3)
+        await asyncio.sleep(0.5)
+        server.store.gate.set()
+        for tag in range(3):
+            error = (await call.read()).error
+            assert (error.tag, from_status(error.status).reason) == (tag, "DEADLINE_PASSED")
+        await send(call, "late", 1)
+        assert (await call.read()).result.position == 1
+        call.cancel()
+
+
+async def test_a_call_without_a_deadline_is_ended():
+    async with Server(max_call_s=0.2) as server, grpc.aio.insecure_channel(server.address) as channel:
+        step = StreamingInferenceServiceStub(channel).Step
+        chunk = pb.Chunk(
+            session_id="s", model=pb.ModelRef(name="sum"), tokens=pb.Tokens(text=b"x"), position=0
+        )
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await asyncio.wait_for(step(pb.StepRequest(chunk=chunk)), 20)
+        assert type(from_rpc(caught.value)) is DeadlinePassed
+        assert "0.2 s" in caught.value.details()
+        server.store.gate.set()
+        assert (await step(pb.StepRequest(chunk=chunk))).result.position == 1
+    assert server.admission.held.chunks == 0
