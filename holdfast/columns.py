@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from holdfast.errors import HoldfastError, ServerUnavailable, from_rpc, from_status
+from holdfast.history import Recorder
 from holdfast.tokens import selection, to_arrays
 from holdfast.v1 import holdfast_pb2 as pb
 
@@ -30,9 +31,11 @@ class BatchReply:
         errors: Error by row, for rows that changed nothing.
         replayed_rows: Rows that had been applied before; their replies are those kept from then.
         model_version: Version that ran.
+        message: The reply as it came.
     """
 
     def __init__(self, result: pb.ColumnsResult) -> None:
+        self.message = result
         self._outputs = result.outputs
         self.positions: NDArray[np.int64] = np.array(result.positions, np.int64)
         self.incarnations: NDArray[np.int64] = np.array(result.incarnations, np.int64)
@@ -121,13 +124,16 @@ class BatchPipeline:
         await self._room.acquire()
         reply: asyncio.Future[BatchReply] = asyncio.get_running_loop().create_future()
         reply.add_done_callback(lambda _: self._room.release())
+        request = pb.StreamBatchesRequest(columns=columns)
         async with self._sending:
             if self._call is None:
                 self._call = self._client.next_stub().StreamBatches(metadata=self._client.metadata)
                 self._reader = asyncio.create_task(self._read(self._call, self._waiting))
             self._waiting.append(reply)
+            if self._client.history is not None:
+                _note(reply, self._client.history, self._client.history.sent("StreamBatches", request))
             try:
-                await self._call.write(pb.StreamBatchesRequest(columns=columns))
+                await self._call.write(request)
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
                 self._fail(ServerUnavailable("the stream was cut", code="UNAVAILABLE"))
         return reply
@@ -151,6 +157,20 @@ class BatchPipeline:
         for reply in waiting:
             if not reply.done():
                 reply.set_exception(error)
+
+
+def _note(reply: asyncio.Future[BatchReply], history: Recorder, number: int) -> None:
+    """Notes in the history what comes of a batch."""
+
+    def settled(_: asyncio.Future[BatchReply]) -> None:
+        if reply.cancelled():
+            history.failed(number, asyncio.CancelledError())
+        elif (error := reply.exception()) is not None:
+            history.failed(number, error)
+        else:
+            history.got(number, pb.StreamBatchesResponse(result=reply.result().message))
+
+    reply.add_done_callback(settled)
 
 
 def _settle(reply: asyncio.Future[BatchReply], message: pb.StreamBatchesResponse) -> None:

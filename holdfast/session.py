@@ -38,6 +38,7 @@ class _Sent:
     def __init__(self, chunk: pb.Chunk, tokens: bytes | NDArray[Any]) -> None:
         self.chunk = chunk
         self.tokens = tokens
+        self.number = 0  # of its last sending, in the history
 
 
 class AsyncSession:
@@ -158,6 +159,7 @@ class AsyncSession:
                         yield reply
                 except HoldfastError as error:
                     attempt += 1
+                    self._note_failure(error)
                     await self._recover(error, attempt, self._deadline_s)
 
     async def state(self) -> dict[str, NDArray[Any]]:
@@ -192,6 +194,9 @@ class AsyncSession:
 
     def _answered(self, sent: _Sent, result: pb.ChunkResult) -> StepReply:
         assert sent is self._unanswered[0], "bug: replies come in order"
+        expected = (sent.chunk.session_id, sent.chunk.position + len(sent.tokens))
+        if (result.session_id, result.position) != expected:
+            raise HoldfastError(f"reply {result.session_id} {result.position}, expected {expected}")
         self._unanswered.popleft()
         self._buffer.append(sent.chunk.position, sent.tokens)
         self._position = result.position
@@ -265,7 +270,7 @@ class AsyncSession:
         try:
             for sent in self._unanswered:
                 sent.chunk.acknowledged_position = self._position
-                await call.write(pb.StreamStepsRequest(chunk=sent.chunk))
+                await self._write(call, sent)
             while self._unanswered or not source.is_empty:
                 if reading is None and self._unanswered:
                     reading = asyncio.create_task(call.read())
@@ -276,7 +281,7 @@ class AsyncSession:
                             self._deadline_s = self._client.deadline_s(timeout_s)
                         sent = self._make(tokens, chosen)
                         self._unanswered.append(sent)
-                        await call.write(pb.StreamStepsRequest(chunk=sent.chunk))
+                        await self._write(call, sent)
                         continue
                     if reading is None:
                         continue
@@ -300,6 +305,17 @@ class AsyncSession:
                 await asyncio.gather(reading, return_exceptions=True)
             call.cancel()
 
+    async def _write(self, call: Any, sent: _Sent) -> None:
+        request = pb.StreamStepsRequest(chunk=sent.chunk)
+        if self._client.history is not None:
+            sent.number = self._client.history.sent("StreamSteps", request)
+        await call.write(request)
+
+    def _note_failure(self, error: HoldfastError) -> None:
+        """Notes in the history what happened to the chunk that was to be answered next."""
+        if self._client.history is not None and self._unanswered:
+            self._client.history.failed(self._unanswered[0].number, error)
+
     def _take(self, reply: Any) -> StepReply:
         if reply is grpc.aio.EOF:
             raise ServerUnavailable("the server ended the stream", code="UNAVAILABLE")
@@ -308,6 +324,8 @@ class AsyncSession:
         sent = self._unanswered[0]
         if reply.result.tag != sent.chunk.tag:
             raise HoldfastError(f"reply {reply.result.tag} came for chunk {sent.chunk.tag}")
+        if self._client.history is not None:
+            self._client.history.got(sent.number, reply)
         return self._answered(sent, reply.result)
 
     def _window(self) -> int:

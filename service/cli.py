@@ -9,9 +9,15 @@ USAGE = """usage: holdfast COMMAND [--help] [options]
 
 serve   runs a server: gRPC, metrics, and by default an embedded store
 demo    streams text through a server that is killed half-way, and judges the outputs
-bench   loads a running server and prints what its clients see"""
+bench   loads a running server and prints what its clients see
+verify  proves from what clients recorded that nothing was lost and nothing applied twice"""
 
-SERVER_SIDE = {"serve": "service.main", "demo": "service.demo.main", "bench": "service.bench.main"}
+SERVER_SIDE = {
+    "serve": "service.main",
+    "demo": "service.demo.main",
+    "bench": "service.bench.main",
+    "verify": "service.verify.main",
+}
 
 
 def main() -> None:

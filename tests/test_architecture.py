@@ -26,7 +26,7 @@ HOMES = {
     "grpc": ("holdfast", "service.rpc", "service.server", "service.bench"),
     "grpc_health": ("service.server",),
     "grpc_reflection": ("service.rpc",),
-    "onnxruntime": ("service.model", "model_export", "service.demo"),
+    "onnxruntime": ("service.model", "model_export", "service.verify"),
     "redis": ("service.store",),
     "hiredis": ("service.store",),
     "prometheus_client": ("service.metrics",),
@@ -39,6 +39,7 @@ PURE = {
     "service.engine.step_queue",
     "service.store.record",
     "service.model.contract",
+    "service.verify.chain",
     "holdfast.tokens",
     "holdfast.replay_buffer",
 }
