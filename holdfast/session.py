@@ -14,7 +14,14 @@ import grpc
 import grpc.aio
 from numpy.typing import NDArray
 
-from holdfast.errors import HoldfastError, ServerUnavailable, StoreRegressed, from_rpc, from_status
+from holdfast.errors import (
+    HoldfastError,
+    InternalFailure,
+    ServerUnavailable,
+    StoreRegressed,
+    from_rpc,
+    from_status,
+)
 from holdfast.replay_buffer import ReplayBuffer
 from holdfast.reply import StepReply
 from holdfast.tokens import TokenSource, normalise, selection, split, to_arrays, to_message
@@ -233,7 +240,8 @@ class AsyncSession:
             self._stub = self._client.next_stub()
             await self._client.pause(error, attempt, deadline_s)
         else:
-            self._unanswered.clear()
+            if not isinstance(error, InternalFailure):  # the server does not know what became of it
+                self._unanswered.clear()
             raise error
 
     async def _heal(self, error: StoreRegressed, deadline_s: float) -> None:

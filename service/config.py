@@ -65,6 +65,9 @@ class Settings(BaseSettings):
     allow_volatile_store: Annotated[bool, Field(description="serve on a store that may lose sessions")] = (
         False
     )
+    allow_failpoints: Annotated[
+        bool, Field(description="for tests: obey HOLDFAST_FAILPOINTS, which breaks the server on purpose")
+    ] = False
     reflection: Annotated[bool, Field(description="serve gRPC reflection")] = True
 
     @field_validator("grpc_address", "http_address")

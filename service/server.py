@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import os
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from service import failpoints
 from service.collector import relieve_collector
 from service.config import Settings
 from service.engine.engine import Engine, EngineLimits
@@ -34,7 +36,7 @@ class Server:
         grpc_port: Port of gRPC.
 
     Raises:
-        StartError: A model cannot be served.
+        StartError: A model cannot be served, or failpoints are asked for and not allowed.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics, *, shares_port: bool = False) -> None:
@@ -44,6 +46,7 @@ class Server:
         self._health = health.aio.HealthServicer()
         self._is_draining = False
         self.grpc_port = 0
+        failpoints.arm(os.environ, is_allowed=settings.allow_failpoints)
         try:
             self._models = ModelRepository(settings.models)
         except ModelFileError as error:

@@ -25,6 +25,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from service import failpoints
 from service.engine import pace, rules
 from service.engine.batch import EncodeOutputs, Ran, Steps
 from service.engine.bell import Bell
@@ -353,6 +354,8 @@ class Engine:
 
     async def _load(self, items: Items) -> None:
         """Reads cold sessions in one round trip; then what waited for them is decided."""
+        if failpoints.is_armed:
+            await failpoints.hit("before_load")
         started_s = time.monotonic()
         keys = [key for item in items for key in self._cold_keys(item)]
         try:
@@ -361,6 +364,8 @@ class Engine:
             for work in _works(items):
                 self._refuse(work, error)
             return
+        if failpoints.is_armed:
+            await failpoints.hit("after_load")
         self._observer.loaded(len(keys), time.monotonic() - started_s)
         loaded = dict(zip(keys, records, strict=True))
         for item in items:
@@ -423,6 +428,8 @@ class Engine:
 
     async def _run(self, ready: Sequence[Steps]) -> list[Ran]:
         """Runs a batch, model by model; a model that fails has its chunks refused."""
+        if failpoints.is_armed:
+            await failpoints.hit("before_run")
         started_s = time.monotonic()
         groups: dict[bytes, list[Steps]] = {}
         chunk_count = step_count = 0
@@ -440,6 +447,8 @@ class Engine:
                     self._refuse_all(steps.block, result)
             else:
                 ran += result
+        if failpoints.is_armed:
+            await failpoints.hit("after_run")
         self._observer.ran(chunk_count, step_count, time.monotonic() - started_s)
         return ran
 
@@ -451,15 +460,23 @@ class Engine:
         try:
             for result in ran:
                 offers += self._make_offers(result)
+            if failpoints.is_armed:
+                await failpoints.hit("before_commit")
             started_s = time.monotonic()
             refusals = await self._offer(offers) if offers else {}
+            if failpoints.is_armed:
+                await failpoints.hit("after_commit")
         finally:
             self._commit_turn.release()
         self._observer.committed(sum(len(offer.stamps) for offer in offers), time.monotonic() - started_s)
+        if failpoints.is_armed:
+            await failpoints.hit("before_reply")
         first = 0
         for offer in offers:
             self._conclude(offer, refusals, first, started_s)
             first += len(offer.stamps)
+        if failpoints.is_armed:
+            await failpoints.hit("after_reply")
 
     def _make_offers(self, ran: Ran) -> list[Offer]:
         offers, refused = make_offers(ran, self._hot.tail)

@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
     """Runs the command.
 
     Returns:
-        0 if the promise held, 1 if it did not or nothing could be judged, 2 for what cannot be read or reached.
+        0 if the promise held, 1 if it did not or nothing could be judged, 2 if something cannot be read.
     """
     options = _parse(arguments)
     try:
@@ -164,8 +164,8 @@ def _failed(reason: str) -> int:
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="holdfast verify",
-        description="Proves from what clients recorded (their option `history`) that no token was lost, applied "
-        "twice or answered wrongly: every session is run again, without a break, by onnxruntime alone.",
+        description="Proves from what clients recorded (their option `history`) that no token was lost, "
+        "applied twice or answered wrongly: each session is run again, unbroken, by onnxruntime alone.",
     )
     parser.add_argument("histories", nargs="*", type=Path, metavar="HISTORY", help="files to judge")
     parser.add_argument(

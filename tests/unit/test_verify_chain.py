@@ -4,6 +4,7 @@ A toy network and a toy server, which can be told to forget, double, swap or mix
 its true positions, or those that the client expects, so that only the outputs can give it away.
 """
 
+import itertools
 import random
 
 import numpy as np
@@ -87,7 +88,7 @@ def chunks(draw):
     tokens = list(range(1, 256))
     random.Random(draw(st.integers(0, 2**32 - 1))).shuffle(tokens)
     cuts = np.cumsum([0, *sizes])
-    return [tokens[start:end] for start, end in zip(cuts, cuts[1:], strict=False)]
+    return [tokens[start:end] for start, end in itertools.pairwise(cuts)]
 
 
 def judged(session):
