@@ -144,11 +144,15 @@ class Server:
         await self._grpc.start()
 
     async def _beat(self) -> None:
-        """Shows that the loop turns, and notices a store that has gone silent."""
+        """Shows that the loop turns, and notices a store that has gone silent or refuses to write."""
         while True:
             self._metrics.beat()
-            with contextlib.suppress(ServiceError):
-                await self._store.ping()
+            try:
+                await self._store.ping()  # refused, as writes are, while the store cannot write its file
+            except ServiceError:
+                self._on_store(False)
+            else:
+                self._on_store(True)
             await self._update_health()
             await asyncio.sleep(HEARTBEAT_S)
 
