@@ -311,12 +311,7 @@ class _Life:
         self.prefix: list[NDArray[Any]] = []
         self.tape: dict[int, NDArray[Any]] = {}
         self.pieces: list[_Piece] = []
-
-    @property
-    def top(self) -> int:
-        """Position up to which tokens are acknowledged or were seen."""
-        seen = [piece.end for piece in self.pieces] + [sight.position for sight in self.sights]
-        return max([self.base, *seen])
+        self.top = self.base  # position up to which tokens are acknowledged or were seen
 
     def follow(self, before: "_Life", *, is_closed: bool) -> None:
         """Takes over where the life before ended, or finds that it ended without being asked to."""
@@ -356,6 +351,8 @@ class _Life:
                 continue
             start = reply.position - len(attempt.tokens)
             self.pieces.append(_Piece(start, reply.position, attempt, reply))
+        seen = [piece.end for piece in self.pieces] + [sight.position for sight in self.sights]
+        self.top = max([self.base, *seen])
         doubled = self._judge_moved()
         missed = self._lay()
         self._miss(missed - self.findings.lost, "other tokens stand in their place")
@@ -405,7 +402,7 @@ class _Life:
             (piece.start + index, token.tobytes())
             for piece in self.pieces
             for index, token in enumerate(piece.attempt.tokens)
-            if not np.array_equal(token, self.tape[piece.start + index])
+            if not self._holds(piece.start + index, token)
         }
         return len(replaced)
 
@@ -463,10 +460,12 @@ class _Life:
             _Comparison(self, network, tolerance, whole).judge(pieces)
 
     def _stands(self, piece: _Piece) -> bool:
-        tokens = piece.attempt.tokens
-        return all(
-            np.array_equal(token, self.tape[piece.start + index]) for index, token in enumerate(tokens)
-        )
+        places = itertools.count(piece.start)
+        return all(map(self._holds, places, piece.attempt.tokens))
+
+    def _holds(self, place: int, token: NDArray[Any]) -> bool:
+        held = self.tape[place]
+        return held is token or bool((held == token).all())
 
     def _explain_gaps(self, network: Network | None, tolerance: float) -> None:
         place = self.base

@@ -8,7 +8,6 @@ import random
 import secrets
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -107,10 +106,14 @@ def to_json(verdict: Verdict) -> dict[str, object]:
     return {
         "is_good": verdict.is_good and verdict.total.tokens > 0,
         "sessions": len(verdict.sessions),
-        "total": asdict(verdict.total),
-        "bad": {name: asdict(found) for name, found in verdict.bad.items()},
+        "total": _fields(verdict.total),
+        "bad": {name: _fields(found) for name, found in verdict.bad.items()},
         "models_missing": sorted(verdict.models_missing),
     }
+
+
+def _fields(found: Findings) -> dict[str, object]:
+    return {**vars(found), "errors": dict(found.errors)}
 
 
 async def _record(options: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
 """The oracle: a step graph with its state, run by onnxruntime alone, without a break. Any model."""
 
 import hashlib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -128,8 +129,8 @@ def difference(given: NDArray[Any], expected: NDArray[Any]) -> float:
         return float("inf")
     if not given.size:
         return 0.0
-    found = np.abs(given.astype(np.float64) - expected) / np.maximum(1.0, np.abs(expected))
-    return float(np.nan_to_num(found, nan=np.inf, posinf=np.inf).max())
+    found = float((np.abs(given.astype(np.float64) - expected) / np.maximum(1.0, np.abs(expected))).max())
+    return float("inf") if math.isnan(found) else found
 
 
 def _log_softmax(logits: NDArray[Any]) -> NDArray[np.float64]:

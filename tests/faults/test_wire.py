@@ -58,7 +58,8 @@ def session(client_link, tmp_path):
         session = client.session(f"wire-{tmp_path.name}", model=MODEL)
         session.step(TEXT[:1], token_log_prob=True)
         yield session
-    assert_held(tmp_path / "history")
+    total = assert_held(tmp_path / "history")
+    assert not total.errors["STORE_REGRESSED"], "this store loses nothing, so an acknowledgement was false"
 
 
 def test_a_connection_cut_between_commit_and_reply_costs_nothing(session, store_link, server):
