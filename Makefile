@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 SOURCES := holdfast service model_export tests proto benchmarks
 
-.PHONY: demo serve test check train proto bench bench-quick format clean
+.PHONY: demo serve test check train proto bench bench-quick faults soak protections format clean
 
 demo: $(VENV)/.server           ## a network's memory, served live, surviving kill -9
 	$(BIN)/holdfast demo
@@ -34,6 +34,17 @@ bench: $(VENV)/.dev             ## beside peers and ceilings, in turns; benchmar
 
 bench-quick: $(VENV)/.dev       ## the same in two minutes; without Triton until `make bench` has set it up
 	$(BIN)/python -m benchmarks --quick --rounds 2 --seconds 1 --out build/bench
+
+FAULTS ?= --minutes 20
+faults: $(VENV)/.dev            ## kills, pauses, cuts and fills up a deployment under load; build/faults.md
+	HOLDFAST_FAULTS=long $(BIN)/python -m pytest -q tests/faults/test_machine.py
+	$(BIN)/python -m tests.faults.long $(FAULTS)
+
+soak: $(VENV)/.dev              ## half load with churn for 10 minutes; what grows fails; build/soak.md
+	$(BIN)/python -m tests.faults.soak
+
+protections: $(VENV)/.dev       ## takes every protection out, one at a time, and sees its test fail
+	$(BIN)/python -m tests.protections
 
 proto: $(VENV)/.dev             ## regenerates the committed stubs
 	$(BIN)/python proto/generate.py

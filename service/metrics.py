@@ -43,6 +43,7 @@ class Metrics:
     Attributes:
         registry: Of prometheus_client; collects from the numbers.
         restarts: Counter of workers started again.
+        tasks: Gauge of the tasks of the event loop.
         store_up: Gauge, 1 while the store answers.
         workers: Gauge of processes that serve; a process sets its own to 1.
     """
@@ -69,6 +70,7 @@ class Metrics:
         self._counted = self._taken  # what follows is about now and is not added up
         self.store_up = self._gauge("store_up", "1 while the store answers.")
         self.workers = self._gauge("workers", "Processes that serve.")
+        self.tasks = self._gauge("tasks", "Tasks of the event loop, counted every few seconds.")
         self._beat_s = self._take(1)
 
     def scrape(self) -> bytes:
@@ -161,6 +163,7 @@ def scrape_together(base: Metrics, workers: Sequence[Metrics]) -> bytes:
         total.absorb(part)
     serving = [worker for worker in workers if worker.workers.value]
     total.workers.set(len(serving))
+    total.tasks.set(sum(worker.tasks.value for worker in serving))
     total.store_up.set(min((worker.store_up.value for worker in serving), default=0))
     return total.scrape()
 

@@ -300,7 +300,7 @@ class _Life:
         ]
         self.reasons = {attempt.reason for attempt in self.open_fates}
         first = self.sights[0] if self.sights else None
-        self.base = 0 if first is None or first.is_opening else first.position
+        self.base = self._first_place() if first is None else first.position
         earliest = min((attempt.time_s for attempt in self.acknowledged), default=float("inf"))
         if first is not None and not first.is_opening and earliest < first.sent_s:
             self.base = 0
@@ -312,6 +312,16 @@ class _Life:
         self.tape: dict[int, NDArray[Any]] = {}
         self.pieces: list[_Piece] = []
         self.top = self.base  # position up to which tokens are acknowledged or were seen
+
+    def _first_place(self) -> int:
+        """Returns where the record begins of a session that nobody was seen to open."""
+        named = [attempt.position for attempt in self.acknowledged + self.open_fates]
+        starts = [
+            attempt.reply.position - len(attempt.tokens)
+            for attempt in self.acknowledged
+            if attempt.reply is not None and attempt.position is None
+        ]
+        return min([position for position in named if position is not None] + starts)
 
     def follow(self, before: "_Life", *, is_closed: bool) -> None:
         """Takes over where the life before ended, or finds that it ended without being asked to."""

@@ -56,7 +56,7 @@ class Load:
     Args:
         address: Gives an address for each new client.
         model: As GetModel describes it.
-        recorder: Notes everything.
+        recorder: Notes everything; None notes nothing.
         rng: Draws tokens, pauses and restarts.
         settings: See there.
         prefix: Of the session ids.
@@ -72,7 +72,7 @@ class Load:
         self,
         address: Callable[[], str],
         model: pb.Model,
-        recorder: Recorder,
+        recorder: Recorder | None,
         rng: random.Random,
         settings: LoadSettings,
         prefix: str,
@@ -202,7 +202,7 @@ class Load:
         reply = await client.step_batch(
             self._model.name,
             ids,
-            _joined([rows.waiting[session_id] for session_id in ids]),
+            _as_rows([rows.waiting[session_id] for session_id in ids]),
             [rows.positions[session_id] for session_id in ids],
             version=self._model.version,
             **self._selection(rng),
@@ -223,7 +223,7 @@ class Load:
         """Sends the tokens again that the store has lost, as the client does for sessions."""
         lost = rows.sent[session_id][position : rows.positions[session_id]]
         if len(lost):
-            await client.step_batch(self._model.name, [session_id], _joined([lost]), [position])
+            await client.step_batch(self._model.name, [session_id], _as_rows([lost]), [position])
 
     async def _start_again(self, client: AsyncClient, rows: "_Rows", session_id: str) -> None:
         session = await client.session(session_id, model=self._model.name, version=self._model.version)
@@ -290,6 +290,11 @@ class _Rows:
         tokens, before = self.waiting.pop(session_id), self.sent.get(session_id)
         self.sent[session_id] = tokens if before is None else _joined([before, tokens])
         self.positions[session_id] += len(tokens)
+
+
+def _as_rows(parts: Sequence[Any]) -> Any:
+    """Joins the tokens of rows, as `step_batch` takes them."""
+    return np.stack(parts) if isinstance(parts[0], np.ndarray) else _joined(parts)
 
 
 def _joined(parts: Sequence[Any]) -> Any:

@@ -136,9 +136,7 @@ class Display:
         """Shows one fault that is over."""
         elapsed_s = time.monotonic() - self._started_s
         event = {"fault": fault, "at_s": elapsed_s, "ready_s": ready_s, "step_s": step_s}
-        self.events.append(
-            {name: round(value, 3) if name != "fault" else value for name, value in event.items()}
-        )
+        self.events.append({**event, **{name: round(event[name], 3) for name in list(event)[1:]}})
         replies = f"{load.good_count:,} replies, {load.errors.total()} errors seen by writers"
         if self._live is None:
             print(
@@ -166,6 +164,7 @@ def by_fault(events):
 def to_markdown(report):
     """Returns the report for people."""
     verdict, total = report["verdict"], report["verdict"]["total"]
+    outcome = "Nothing was lost or applied twice." if verdict["is_good"] else "The promise did not hold."
     events = report["events"]
     ready = [event["ready_s"] for event in events] or [0.0]
     steps = [event["step_s"] for event in events] or [0.0]
@@ -176,9 +175,7 @@ def to_markdown(report):
         f"on every link, {report['sessions']} sessions stepped through the client library. Made by `make faults`;",
         "judged by `holdfast verify`, which runs every session again without a break.",
         "",
-        "**Nothing was lost, nothing applied twice.**"
-        if verdict["is_good"]
-        else "**The promise did not hold.**",
+        f"**{outcome}**",
         "",
         "| | |",
         "|---|---:|",
@@ -190,8 +187,8 @@ def to_markdown(report):
         f"| ready again, median and most | {statistics.median(ready):.2f} s, {max(ready):.2f} s |",
         f"| first good step, median and most | {statistics.median(steps):.2f} s, {max(steps):.2f} s |",
         "",
-        "Times count from the moment at which the store or the replica is back, or the link is healed, until",
-        "every replica is ready, and has stepped a new session.",
+        "Times count from the moment at which the store or the replica is back, or the link is healed,",
+        "until every replica is ready, and has stepped a new session.",
         "",
         "| fault | times | step, median s | most s |",
         "|---|---:|---:|---:|",

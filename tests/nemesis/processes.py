@@ -20,8 +20,9 @@ def pause(pid):
 
 
 def resume(pid):
-    """Lets a stopped process go on."""
-    os.kill(pid, signal.SIGCONT)
+    """Lets a stopped process go on; one that is gone does not care."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGCONT)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import contextlib
 import subprocess
+import time
 from pathlib import Path
 
 import redis
@@ -73,6 +74,16 @@ class StoreProcess:
     def client(self):
         """Returns a client, as a context manager."""
         return redis.Redis(unix_socket_path=str(self.socket_path), retry=Retry(NoBackoff(), 0))
+
+    def sync(self):
+        """Returns once its file has everything that was written so far."""
+        with self.client() as client:
+            client.set("nemesis:sync", "")
+            try:
+                client.execute_command("WAITAOF", 1, 0, 5000)
+            except redis.ResponseError:  # Redis before 7.2 writes at most two seconds late
+                time.sleep(2.5)
+            client.delete("nemesis:sync")
 
     def truncate_tail(self, size_bytes):
         """Takes bytes off the end of the append-only file of a store that is down."""

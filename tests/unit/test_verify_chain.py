@@ -328,3 +328,17 @@ def test_a_session_that_was_resumed_is_checked_by_position_only(pieces):
     session.answer(attempt)
     wrongs, found = judged(session)
     assert (wrongs, found.unchecked, found.tokens) == ({}, len(pieces[0]), 0)
+
+
+@given(chunks(), st.data())
+def test_a_record_that_begins_in_the_middle_is_no_fault(pieces, data):
+    """Rows open sessions by themselves, so nobody may have been seen to open one."""
+    session = Session()
+    for tokens in pieces:
+        session.step(tokens)
+    place = place_of(data, len(pieces))
+    session.history.sights.clear()
+    del session.history.attempts[: place + 1]
+    wrongs, found = judged(session)
+    assert wrongs == {}
+    assert found.unchecked == sum(len(tokens) for tokens in pieces[place + 1 :])
