@@ -154,7 +154,7 @@ class AckLevelNotReached(ServiceError):
 
 
 class SessionQuarantined(ServiceError):
-    """The session failed again and again; it is held, with its state, until an administrator releases it."""
+    """The session failed again and again; it is held with its state until an administrator releases it."""
 
     reason = "SESSION_QUARANTINED"
 

@@ -70,7 +70,7 @@ class Metrics:
         self._counted = self._taken  # what follows is about now and is not added up
         self.store_up = self._gauge("store_up", "1 while the store answers.")
         self.workers = self._gauge("workers", "Processes that serve.")
-        self.tasks = self._gauge("tasks", "Tasks of the event loop, counted every few seconds.")
+        self.tasks = self._gauge("tasks", "Tasks of the event loop, looked at every few seconds.")
         self._beat_s = self._take(1)
 
     def scrape(self) -> bytes:

@@ -171,9 +171,9 @@ def to_markdown(report):
     lines = [
         "# Faults",
         "",
-        f"{report['minutes']:g} minutes, seed {report['seed']}: a store and two replicas as processes, a proxy",
-        f"on every link, {report['sessions']} sessions stepped through the client library. Made by `make faults`;",
-        "judged by `holdfast verify`, which runs every session again without a break.",
+        f"{report['minutes']:g} minutes, seed {report['seed']}: a store and two replicas as processes, a",
+        f"proxy on every link, {report['sessions']} sessions stepped through the client library. Made by",
+        "`make faults`; judged by `holdfast verify`, which runs every session again without a break.",
         "",
         f"**{outcome}**",
         "",

@@ -25,7 +25,7 @@ from holdfast.errors import PositionConflict, PositionGap, SessionClosed
 from tests.faults.scene import Scene
 from tests.faults.verdict import MODEL, assert_held, chunk, seeded
 
-RUNS, STEPS = (60, 40) if os.environ.get("HOLDFAST_FAULTS") == "long" else (6, 16)
+RUNS, STEPS, KILLS = (60, 40, 5) if os.environ.get("HOLDFAST_FAULTS") == "long" else (5, 20, 1)
 NAMES = 4
 ROWS = ("row-0", "row-1", "row-2")
 
@@ -68,6 +68,7 @@ class Sessions(RuleBasedStateMachine):
         self.told = {}
         self.row_told = dict.fromkeys(ROWS, b"")
         self.last = {}
+        self.kills = 0
 
     def teardown(self):
         self.scene.heal()
@@ -179,8 +180,10 @@ class Sessions(RuleBasedStateMachine):
 
     # -- what breaks --------------------------------------------------------------------------
 
+    @precondition(lambda self: self.kills < KILLS)
     @rule(number=st.integers(0, 1))
     def kill_server(self, number):
+        self.kills += 1
         self.scene.replicas[number].kill()
         self.scene.store_link.heal()  # a server does not start without its store
         self.scene.replicas[number].start()
