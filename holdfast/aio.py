@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 from numpy.typing import NDArray
 
+from holdfast.ack_levels import to_number
 from holdfast.columns import BatchPipeline, BatchReply, Rows, columns_message
 from holdfast.errors import HoldfastError, from_rpc
 from holdfast.history import Recorder
@@ -45,6 +46,8 @@ class AsyncClient:
         retry: Pauses between attempts.
         timeout_s: Longest wait of a call, retries included; of a stream, without any progress.
         replay_tokens: Tokens per session kept to send again after a loss in the store.
+        ack_level: How durable a commit must be before its reply: `memory`, `fsynced`, `replicated` or
+            `fsynced+replicated`; default is the server's. Calls may ask for another one.
         connections: Connections to open. Several of them reach several workers of a server that runs with
             `--workers`; which one a connection reaches is chance, so a few per worker are right. Sessions,
             streams of batches and other calls take turns; a session leaves its connection when it fails.
@@ -52,7 +55,7 @@ class AsyncClient:
             `holdfast.history.Recorder` shared with other clients, which its owner closes.
 
     Raises:
-        ValueError: `connections` is less than 1.
+        ValueError: `connections` is less than 1, or there is no such level.
         OSError: The history cannot be written.
     """
 
@@ -65,17 +68,20 @@ class AsyncClient:
         retry: RetryPolicy | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         replay_tokens: int = DEFAULT_REPLAY_TOKENS,
+        ack_level: str | None = None,
         connections: int = 1,
         history: str | os.PathLike[str] | Recorder | None = None,
     ) -> None:
         if connections < 1:
             raise ValueError(f"connections is {connections}, expected at least 1")
+        to_number(ack_level)
         self._channels = [_channel(address, tls) for _ in range(connections)]
         self._stubs = itertools.cycle([_stub(channel) for channel in self._channels])
         self.metadata = (("authorization", f"Bearer {token}"),) if token else ()
         self._retry = retry or RetryPolicy()
         self._timeout_s = timeout_s
         self._replay_tokens = replay_tokens
+        self.ack_level = ack_level
         self._owns_history = history is not None and not isinstance(history, Recorder)
         self.history = history if history is None or isinstance(history, Recorder) else Recorder(history)
 
@@ -101,6 +107,7 @@ class AsyncClient:
         model: str = "",
         version: int = 0,
         must_be_new: bool = False,
+        take_over: bool = False,
         initial_state: dict[str, NDArray[Any]] | None = None,
     ) -> AsyncSession:
         """Opens a session, or resumes the one that exists.
@@ -110,6 +117,8 @@ class AsyncClient:
             model: Name of the model; may be left out to resume.
             version: Of the model; 0 is the newest, or any to resume.
             must_be_new: Refuse to resume.
+            take_over: Fence other writers: whoever holds the session gets SessionClosed from now on. For a
+                writer that was started again and cannot know whether its predecessor still runs.
             initial_state: State by name to start from, without a batch axis.
 
         Raises:
@@ -124,10 +133,11 @@ class AsyncClient:
             model=pb.ModelRef(name=model, version=version) if model else None,
             must_be_new=must_be_new,
             initial_state=state,
+            take_over=take_over,
         )
         stub = self.next_stub()
         reply = await self.call("OpenSession", request, stub=stub)
-        return AsyncSession(self, stub, reply, self._replay_tokens)
+        return AsyncSession(self, stub, reply, state, self._replay_tokens)
 
     async def step_batch(
         self,
@@ -149,7 +159,7 @@ class AsyncClient:
             positions: Tokens each session has consumed before. None appends where each session stands;
                 then the call is not repeated when the connection breaks.
             timeout_s: Longest wait, retries included; default is the client's.
-            **options: version, top_k, token_log_prob and outputs, as in `AsyncSession.step`.
+            **options: version, top_k, token_log_prob, outputs and ack_level, as in `AsyncSession.step`.
 
         Returns:
             The reply; rows fail one by one, see `BatchReply.errors`.
@@ -157,6 +167,7 @@ class AsyncClient:
         Raises:
             HoldfastError: The batch as a whole was refused, or its fate is unknown.
         """
+        options = {"ack_level": self.ack_level, **options}
         columns = columns_message(session_ids, tokens, positions, model=model, **options)
         request, deadline_s = pb.StepBatchRequest(columns=columns), self.deadline_s(timeout_s)
         if positions is None:
@@ -171,9 +182,10 @@ class AsyncClient:
         Args:
             model: Of all sessions.
             max_in_flight: Batches sent ahead of their replies.
-            **options: version, top_k, token_log_prob and outputs, as in `AsyncSession.step`.
+            **options: version, top_k, token_log_prob, outputs and ack_level, as in `AsyncSession.step`.
         """
-        return BatchPipeline(self, {"model": model, **options}, max_in_flight)
+        options = {"model": model, "ack_level": self.ack_level, **options}
+        return BatchPipeline(self, options, max_in_flight)
 
     async def models(self) -> list[pb.Model]:
         """Returns every model served."""

@@ -80,6 +80,7 @@ class Client:
         model: str = "",
         version: int = 0,
         must_be_new: bool = False,
+        take_over: bool = False,
         initial_state: dict[str, NDArray[Any]] | None = None,
     ) -> "Session":
         """Opens a session, or resumes the one that exists; see `AsyncClient.session`."""
@@ -88,6 +89,7 @@ class Client:
             model=model,
             version=version,
             must_be_new=must_be_new,
+            take_over=take_over,
             initial_state=initial_state,
         )
         return Session(self._thread, self._thread.run(opened))

@@ -4,15 +4,24 @@ import asyncio
 from collections import deque
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import grpc.aio
 import numpy as np
 from numpy.typing import NDArray
 
-from holdfast.errors import HoldfastError, ServerUnavailable, from_rpc, from_status
+from holdfast.ack_levels import to_name, to_number
+from holdfast.errors import (
+    HoldfastError,
+    PositionGap,
+    ServerUnavailable,
+    StoreRegressed,
+    from_rpc,
+    from_status,
+)
 from holdfast.history import Recorder
 from holdfast.tokens import selection, to_arrays
+from holdfast.unanswered import Unanswered
 from holdfast.v1 import holdfast_pb2 as pb
 
 if TYPE_CHECKING:
@@ -31,6 +40,7 @@ class BatchReply:
         errors: Error by row, for rows that changed nothing.
         replayed_rows: Rows that had been applied before; their replies are those kept from then.
         model_version: Version that ran.
+        ack_level: How durable the commits were when the reply left; see `StepReply`.
         message: The reply as it came.
     """
 
@@ -44,6 +54,7 @@ class BatchReply:
         }
         self.replayed_rows: list[int] = list(result.replayed_rows)
         self.model_version: int = result.model_version
+        self.ack_level: str = to_name(result.ack_level)
 
     @cached_property
     def top_ids(self) -> NDArray[np.int32]:
@@ -82,7 +93,12 @@ class BatchPipeline:
     """Sends batches ahead of their replies, over one stream. Made by `AsyncClient.batches`.
 
     When the connection breaks, every batch under way fails with ServerUnavailable, and the next `submit`
-    connects anew. Rows sent again with the positions they had are answered as the first time.
+    connects anew. Rows sent again, in the same order and with the positions they had, are answered as the
+    first time, also where several batches of the same sessions were lost: a batch says up to where the
+    replies of its sessions have come, and the server keeps those after it.
+
+    A pipeline keeps no tokens, so what the store has lost is the caller's to send again: a row of `errors`
+    with StoreRegressed says from where, as `expected_position`.
     """
 
     def __init__(self, client: "AsyncClient", options: dict[str, Any], max_in_flight: int) -> None:
@@ -90,7 +106,8 @@ class BatchPipeline:
         self._options = options
         self._room = asyncio.Semaphore(max_in_flight)
         self._sending = asyncio.Lock()
-        self._waiting: deque[asyncio.Future[BatchReply]] = deque()
+        self._waiting: deque[_Sent] = deque()
+        self._unanswered = Unanswered()
         self._call: Any = None
         self._reader: asyncio.Task[None] | None = None
 
@@ -100,7 +117,7 @@ class BatchPipeline:
 
     async def __aexit__(self, *_: object) -> None:
         """Waits for the replies under way and ends the stream."""
-        await asyncio.gather(*self._waiting, return_exceptions=True)
+        await asyncio.gather(*(sent.reply for sent in self._waiting), return_exceptions=True)
         if self._call is not None:
             self._call.cancel()
         if self._reader is not None:
@@ -124,26 +141,37 @@ class BatchPipeline:
         await self._room.acquire()
         reply: asyncio.Future[BatchReply] = asyncio.get_running_loop().create_future()
         reply.add_done_callback(lambda _: self._room.release())
-        request = pb.StreamBatchesRequest(columns=columns)
         async with self._sending:
             if self._call is None:
                 self._call = self._client.next_stub().StreamBatches(metadata=self._client.metadata)
                 self._reader = asyncio.create_task(self._read(self._call, self._waiting))
-            self._waiting.append(reply)
+            sent = self._note(columns, reply)
+            self._waiting.append(sent)
+            request = pb.StreamBatchesRequest(columns=columns)
             if self._client.history is not None:
-                _note(reply, self._client.history, self._client.history.sent("StreamBatches", request))
+                _record(reply, self._client.history, self._client.history.sent("StreamBatches", request))
             try:
                 await self._call.write(request)
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
                 self._fail(ServerUnavailable("the stream was cut", code="UNAVAILABLE"))
         return reply
 
-    async def _read(self, call: Any, waiting: deque[asyncio.Future[BatchReply]]) -> None:
+    def _note(self, columns: pb.Columns, reply: asyncio.Future[BatchReply]) -> "_Sent":
+        """Writes into a batch how far its sessions are answered, where they send ahead."""
+        positions = list(columns.positions)
+        if not positions:
+            return _Sent(reply, columns, None)
+        answered = self._unanswered.send(columns.session_ids, positions)
+        if answered != positions:
+            columns.acknowledged_positions.extend(answered)
+        return _Sent(reply, columns, answered)
+
+    async def _read(self, call: Any, waiting: "deque[_Sent]") -> None:
         """Settles the batches sent on one call, and no others: a later call has a line of its own."""
         error: HoldfastError = ServerUnavailable("the server ended the stream", code="UNAVAILABLE")
         try:
             while (message := await call.read()) is not grpc.aio.EOF:
-                _settle(waiting.popleft(), message)
+                self._settle(waiting.popleft(), message)
         except grpc.aio.AioRpcError as failure:
             error = from_rpc(failure)
         except asyncio.CancelledError:
@@ -154,12 +182,29 @@ class BatchPipeline:
     def _fail(self, error: HoldfastError) -> None:
         self._call = None
         waiting, self._waiting = self._waiting, deque()
-        for reply in waiting:
-            if not reply.done():
-                reply.set_exception(error)
+        for sent in waiting:
+            if sent.answered is not None:
+                self._unanswered.lose(sent.columns.session_ids)
+            if not sent.reply.done():
+                sent.reply.set_exception(error)
+
+    def _settle(self, sent: "_Sent", message: pb.StreamBatchesResponse) -> None:
+        columns = sent.columns
+        if sent.answered is not None:
+            self._unanswered.answer(columns.session_ids, columns.positions, columns.tokens_per_row)
+        if sent.reply.done():
+            return
+        if message.WhichOneof("outcome") == "error":
+            sent.reply.set_exception(from_status(message.error.status))
+            return
+        reply = BatchReply(message.result)
+        for row, error in reply.errors.items():
+            if sent.answered is not None and isinstance(error, PositionGap):
+                reply.errors[row] = _gap_or_loss(error, sent.answered[row])
+        sent.reply.set_result(reply)
 
 
-def _note(reply: asyncio.Future[BatchReply], history: Recorder, number: int) -> None:
+def _record(reply: asyncio.Future[BatchReply], history: Recorder, number: int) -> None:
     """Notes in the history what comes of a batch."""
 
     def settled(_: asyncio.Future[BatchReply]) -> None:
@@ -173,13 +218,20 @@ def _note(reply: asyncio.Future[BatchReply], history: Recorder, number: int) -> 
     reply.add_done_callback(settled)
 
 
-def _settle(reply: asyncio.Future[BatchReply], message: pb.StreamBatchesResponse) -> None:
-    if reply.done():
-        return
-    if message.WhichOneof("outcome") == "error":
-        reply.set_exception(from_status(message.error.status))
-    else:
-        reply.set_result(BatchReply(message.result))
+class _Sent(NamedTuple):
+    """A batch on its way; `answered` is how far its sessions were answered, None without positions."""
+
+    reply: asyncio.Future[BatchReply]
+    columns: pb.Columns
+    answered: list[int] | None
+
+
+def _gap_or_loss(error: PositionGap, answered: int) -> HoldfastError:
+    """Tells tokens that were never sent from those that the store has lost after it acknowledged them."""
+    if error.expected_position is None or error.expected_position >= answered:
+        return error
+    message = f"replies up to position {answered} were had: {error}"
+    return StoreRegressed(message, code="DATA_LOSS", metadata=error.metadata)
 
 
 def columns_message(
@@ -192,11 +244,12 @@ def columns_message(
     top_k: int | None = None,
     token_log_prob: bool = False,
     outputs: bool | Sequence[str] | None = None,
+    ack_level: str | None = None,
 ) -> pb.Columns:
     """Writes the rows.
 
     Raises:
-        ValueError: The tokens are not a whole number for each row.
+        ValueError: The tokens are not a whole number for each row, or there is no such level.
         TypeError: The tokens are neither bytes, nor integers, nor float32.
     """
     columns = pb.Columns(
@@ -204,6 +257,7 @@ def columns_message(
         session_ids=session_ids,
         positions=positions,
         outputs=selection(top_k, token_log_prob, outputs, state=False),
+        ack_level=to_number(ack_level),
     )
     rows = len(session_ids)
     if isinstance(tokens, bytes | bytearray | memoryview):

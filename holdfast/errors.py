@@ -86,7 +86,10 @@ class SessionExpired(HoldfastError):
 
 
 class SessionClosed(HoldfastError):
-    """The session, or this incarnation of it, is over."""
+    """The session, or this incarnation of it, is over: closed, opened again, or taken over by a writer.
+
+    What this writer has not had answered may or may not have been applied before.
+    """
 
     default_reason = "SESSION_CLOSED"
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from holdfast.ack_levels import to_name
 from holdfast.tokens import to_arrays
 from holdfast.v1 import holdfast_pb2 as pb
 
@@ -17,7 +18,8 @@ class StepReply:
     Attributes:
         position: Tokens the session has consumed, this chunk included.
         replayed: The chunk had been applied before; this is the reply kept from then.
-        ack_level: `memory`, `fsynced`, `replicated` or `fsynced_and_replicated`.
+        ack_level: How durable the commit was when the reply left: `memory`, `fsynced`, `replicated` or
+            `fsynced+replicated`.
         model_version: Version that ran.
         token_count: k.
     """
@@ -26,13 +28,9 @@ class StepReply:
         self._result = result
         self.position: int = result.position
         self.replayed: bool = result.replayed
+        self.ack_level: str = to_name(result.ack_level)
         self.model_version: int = result.model_version
         self.token_count: int = result.outputs.token_count
-
-    @property
-    def ack_level(self) -> str:
-        """How durable the commit was when the reply left."""
-        return pb.AckLevel.Name(self._result.ack_level).removeprefix("ACK_LEVEL_").lower()
 
     @cached_property
     def top(self) -> list[list[tuple[int, float]]]:

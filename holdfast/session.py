@@ -3,9 +3,16 @@
 Every chunk carries its position, so sending it again is always safe; what is not answered is kept in
 `_unanswered` and sent again, with the same boundaries, until it is. The server keeps the replies of all
 chunks after the acknowledged position, so each resent chunk gets the reply it would have had.
+
+What was answered is kept too, as far as `replay_tokens` reach. A store that has lost some of it, or the
+whole session, gets it again, and the outputs are those of a store that lost nothing. Only a loss is made
+good: a session that was taken over, opened again or closed by others stays theirs, and since nobody can
+tell such a takeover from the loss of one's own, SessionClosed is always raised.
 """
 
 import asyncio
+import contextlib
+import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Self
@@ -14,10 +21,13 @@ import grpc
 import grpc.aio
 from numpy.typing import NDArray
 
+from holdfast.ack_levels import to_number
 from holdfast.errors import (
     HoldfastError,
     InternalFailure,
+    PositionGap,
     ServerUnavailable,
+    SessionLost,
     StoreRegressed,
     from_rpc,
     from_status,
@@ -35,6 +45,9 @@ MAX_IN_FLIGHT_REPLY_BYTES = 32 * 1024
 """Half of what the server keeps of unacknowledged replies."""
 
 HEAL_CHUNK_TOKENS = 64
+
+CLOSED_KNOWN_S = 3600.0
+"""So long a server knows of a closed session that it was closed; later it looks as if it were lost."""
 
 Pieces = TokenSource | Iterable[TokenSource] | AsyncIterable[TokenSource]
 
@@ -62,7 +75,12 @@ class AsyncSession:
     """
 
     def __init__(
-        self, client: "AsyncClient", stub: Any, reply: pb.OpenSessionResponse, replay_tokens: int
+        self,
+        client: "AsyncClient",
+        stub: Any,
+        reply: pb.OpenSessionResponse,
+        initial_state: Sequence[pb.NamedTensor],
+        replay_tokens: int,
     ) -> None:
         self._client = client
         self._stub = stub
@@ -74,6 +92,9 @@ class AsyncSession:
         self._tag = 0
         self._reply_bytes = 0
         self._deadline_s = 0.0
+        self._initial_state = initial_state
+        self._heard_s = time.monotonic()
+        self._lives_s: float = reply.session.expires_in_s or CLOSED_KNOWN_S
         self.session_id: str = reply.session.session_id
         self.model: str = reply.session.model.name
         self.model_version: int = reply.session.model.version
@@ -104,6 +125,7 @@ class AsyncSession:
         token_log_prob: bool = False,
         outputs: bool | Sequence[str] | None = None,
         state: bool = False,
+        ack_level: str | None = None,
         timeout_s: float | None = None,
     ) -> StepReply:
         """Applies one chunk and returns its reply.
@@ -114,6 +136,7 @@ class AsyncSession:
             token_log_prob: Log-probability of each token.
             outputs: Names of output tensors, or True for all.
             state: The state after the chunk.
+            ack_level: How durable the commit must be before the reply; default is the client's.
             timeout_s: Longest wait, retries included; default is the client's.
 
         Raises:
@@ -121,10 +144,11 @@ class AsyncSession:
                 whose fate is unknown is settled before the next one.
         """
         chosen = selection(top_k, token_log_prob, outputs, state)
+        level = to_number(self._client.ack_level if ack_level is None else ack_level)
         async with self._lock:
             deadline_s = self._client.deadline_s(timeout_s)
             await self._settle(deadline_s)
-            sent = self._make(normalise(tokens), chosen)
+            sent = self._make(normalise(tokens), chosen, level)
             self._unanswered.append(sent)
             return await self._finish(sent, deadline_s)
 
@@ -137,6 +161,7 @@ class AsyncSession:
         token_log_prob: bool = False,
         outputs: bool | Sequence[str] | None = None,
         state: bool = False,
+        ack_level: str | None = None,
         timeout_s: float | None = None,
     ) -> AsyncIterator[StepReply]:
         """Applies many chunks, several under way at a time, and yields their replies in order.
@@ -148,12 +173,14 @@ class AsyncSession:
             token_log_prob: As in `step`.
             outputs: As in `step`.
             state: As in `step`.
+            ack_level: As in `step`.
             timeout_s: Longest time without any progress; default is the client's.
 
         Raises:
             HoldfastError: As in `step`.
         """
         chosen = selection(top_k, token_log_prob, outputs, state)
+        level = to_number(self._client.ack_level if ack_level is None else ack_level)
         async with self._lock:
             self._deadline_s = self._client.deadline_s(timeout_s)
             await self._settle(self._deadline_s)
@@ -161,7 +188,7 @@ class AsyncSession:
             attempt = 0
             while not (source.is_empty and not self._unanswered):
                 try:
-                    async for reply in self._stream_once(source, chosen, timeout_s):
+                    async for reply in self._stream_once(source, chosen, level, timeout_s):
                         attempt = 0
                         yield reply
                 except HoldfastError as error:
@@ -207,10 +234,11 @@ class AsyncSession:
         self._unanswered.popleft()
         self._buffer.append(sent.chunk.position, sent.tokens)
         self._position = result.position
+        self._heard_s = time.monotonic()
         self._reply_bytes = result.ByteSize()
         return StepReply(result)
 
-    def _make(self, tokens: bytes | NDArray[Any], chosen: pb.OutputSelection | None) -> _Sent:
+    def _make(self, tokens: bytes | NDArray[Any], chosen: pb.OutputSelection | None, level: Any) -> _Sent:
         self._tag += 1
         before = self._unanswered[-1] if self._unanswered else None
         position = before.chunk.position + len(before.tokens) if before else self._position
@@ -222,6 +250,7 @@ class AsyncSession:
             acknowledged_position=self._position,
             incarnation=self._incarnation,
             outputs=chosen,
+            ack_level=level,
             tag=self._tag,
         )
         return _Sent(chunk, tokens)
@@ -235,7 +264,9 @@ class AsyncSession:
             HoldfastError: The error is final, or the time is up.
         """
         if isinstance(error, StoreRegressed) and error.expected_position is not None:
-            await self._heal(error, deadline_s)
+            await self._resend(error.expected_position, error, deadline_s)
+        elif isinstance(error, SessionLost) and self._can_reopen():
+            await self._reopen(error, deadline_s)
         elif error.retryable:
             self._stub = self._client.next_stub()
             await self._client.pause(error, attempt, deadline_s)
@@ -244,29 +275,80 @@ class AsyncSession:
                 self._unanswered.clear()
             raise error
 
-    async def _heal(self, error: StoreRegressed, deadline_s: float) -> None:
-        """Sends the tokens again that the store has lost; their replies were had before."""
-        assert error.expected_position is not None
+    async def _resend(self, position: int, error: HoldfastError, deadline_s: float) -> None:
+        """Sends the tokens again that the store has lost; their replies were had before.
+
+        The level is `memory`: the chunk that found out is sent once more, and its acknowledgement covers
+        everything before it. It also finds out if the store loses something again meanwhile.
+
+        Raises:
+            HoldfastError: The given one, if the tokens are no longer kept.
+        """
         try:
-            lost = list(self._buffer.since(error.expected_position))
+            lost = self._buffer.since(position, HEAL_CHUNK_TOKENS) if self._position else []
         except LookupError:
             raise error from None
-        for start, tokens in lost:
-            for offset in range(0, len(tokens), HEAL_CHUNK_TOKENS):
-                piece = tokens[offset : offset + HEAL_CHUNK_TOKENS]
-                chunk = pb.Chunk(
-                    session_id=self.session_id,
-                    tokens=to_message(piece),
-                    position=start + offset,
-                    incarnation=self._incarnation,
-                    outputs=pb.OutputSelection(),
-                )
-                await self._client.call("Step", pb.StepRequest(chunk=chunk), deadline_s=deadline_s)
+        with contextlib.suppress(PositionGap, SessionLost):
+            for start, tokens in lost:
+                await self._apply_again(start, tokens, deadline_s)
+
+    async def _apply_again(self, position: int, tokens: bytes | NDArray[Any], deadline_s: float) -> None:
+        chunk = pb.Chunk(
+            session_id=self.session_id,
+            tokens=to_message(tokens),
+            position=position,
+            incarnation=self._incarnation,
+            outputs=pb.OutputSelection(),
+            ack_level=pb.ACK_LEVEL_MEMORY,
+        )
+        await self._client.call("Step", pb.StepRequest(chunk=chunk), deadline_s=deadline_s)
+
+    def _can_reopen(self) -> bool:
+        """Whether a session that is gone was lost by the store, and can be made again.
+
+        Not one that was resumed, whose first state is not known, or whose first tokens are no longer kept;
+        and not one that was silent for so long that it may have expired, or been closed by others so long
+        ago that this is forgotten.
+        """
+        silent_s = time.monotonic() - self._heard_s
+        if self.resumed or silent_s >= min(self._lives_s, CLOSED_KNOWN_S):
+            return False
+        return self._position == 0 or self._buffer.reaches(0)
+
+    async def _reopen(self, error: SessionLost, deadline_s: float) -> None:
+        """Opens the session anew, from the state it was opened with, and sends all its tokens again."""
+        request = pb.OpenSessionRequest(
+            session_id=self.session_id,
+            model=pb.ModelRef(name=self.model, version=self.model_version),
+            initial_state=self._initial_state,
+        )
+        opened = await self._client.call("OpenSession", request, deadline_s=deadline_s)
+        if opened.resumed and not await self._is_fresh(deadline_s):
+            self._unanswered.clear()
+            raise error
+        self._incarnation = opened.session.incarnation
+        for sent in self._unanswered:
+            sent.chunk.incarnation = self._incarnation
+        await self._resend(0, error, deadline_s)
+
+    async def _is_fresh(self, deadline_s: float) -> bool:
+        """Whether the session stands where it was opened: made by a call whose reply did not come."""
+        request = pb.GetSessionRequest(session_id=self.session_id, include_state=True)
+        reply = await self._client.call("GetSession", request, deadline_s=deadline_s)
+        given = {named.name: named.tensor.data for named in self._initial_state}
+        return reply.session.position == 0 and all(
+            named.tensor.data == given.get(named.name, bytes(len(named.tensor.data)))
+            for named in reply.state
+        )
 
     # -- many chunks --------------------------------------------------------------------------
 
     async def _stream_once(
-        self, source: "_Source", chosen: pb.OutputSelection | None, timeout_s: float | None
+        self,
+        source: "_Source",
+        chosen: pb.OutputSelection | None,
+        level: Any,
+        timeout_s: float | None,
     ) -> AsyncIterator[StepReply]:
         """Streams over one call until the source is empty and all is answered, or something fails.
 
@@ -287,7 +369,7 @@ class AsyncSession:
                     if tokens is not None:
                         if not self._unanswered:
                             self._deadline_s = self._client.deadline_s(timeout_s)
-                        sent = self._make(tokens, chosen)
+                        sent = self._make(tokens, chosen, level)
                         self._unanswered.append(sent)
                         await self._write(call, sent)
                         continue

@@ -1,7 +1,7 @@
 """The settings of a server: one declaration is flag, HOLDFAST_* variable, type, default and help."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -59,6 +59,19 @@ class Settings(BaseSettings):
     store_timeout_s: Annotated[
         float, Field(gt=0, le=60, description="longest wait for the store, seconds")
     ] = 1.0
+    ack_level: Annotated[
+        Literal["memory", "fsynced", "replicated", "fsynced+replicated"],
+        Field(
+            description="how durable a commit is before its reply leaves, where a request asks for no level"
+        ),
+    ] = "memory"
+    replicas_required: Annotated[
+        int,
+        Field(ge=0, le=100, description="replicas that make a commit `replicated`; 0 offers no such level"),
+    ] = 0
+    ack_timeout_s: Annotated[
+        float, Field(gt=0, le=60, description="longest wait for an acknowledgement level, seconds")
+    ] = 5.0
     drain_timeout_s: Annotated[
         float, Field(ge=0, description="longest wait for chunks under way when stopping, seconds")
     ] = 10.0

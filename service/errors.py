@@ -148,7 +148,7 @@ class AckLevelUnsupported(ServiceError):
 
 
 class AckLevelNotReached(ServiceError):
-    """The chunk is applied but not yet as durable as was asked for; the same chunk again is a replay."""
+    """It is applied but not yet as durable as was asked for; the same again is a replay."""
 
     reason = "ACK_LEVEL_NOT_REACHED"
 

@@ -104,7 +104,9 @@ async def _store(settings: Settings) -> AsyncIterator[str]:
         yield settings.store
         return
     try:
-        embedded = await asyncio.to_thread(EmbeddedStore.start, settings.data_dir)
+        embedded = await asyncio.to_thread(
+            EmbeddedStore.start, settings.data_dir, syncs_always="fsynced" in settings.ack_level
+        )
     except EmbeddedStoreError as error:
         raise StartError(str(error)) from None
     try:

@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from service.errors import ServiceError
+from service.store.protocol import ACK_LEVELS, AckLevel
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -32,6 +33,7 @@ _SECONDS = (
 )  # fmt: skip
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _REASONS = sorted(kind.reason for kind in ServiceError.__subclasses__())
+_REASON_INDEX = {reason: index for index, reason in enumerate(_REASONS)}
 
 
 class Metrics:
@@ -56,16 +58,19 @@ class Metrics:
         self._chunks = self._counter("chunks", "Chunks committed.")
         self._replays = self._counter("replays", "Chunks answered from the record.")
         self._conflicts = self._counter("conflicts", "Commits that found another record than expected.")
-        self._errors = _Errors(
-            "holdfast_errors", "Chunks answered with an error.", self._take(len(_REASONS))
-        )
-        self.registry.register(self._errors)
+        self._errors = self._labelled("errors", "Chunks answered with an error.", "reason", _REASONS)
         self._batch_size = self._histogram("batch_size", "Chunks run together.", _SIZES)
         self._queue_s = self._histogram("queue_seconds", "Wait of a chunk before it runs.")
         self._load_s = self._histogram("state_load_seconds", "One read of cold states.")
         self._run_s = self._histogram("run_seconds", "One batch through the model.")
         self._commit_s = self._histogram("commit_seconds", "One commit of a batch.")
         self._chunk_s = self._histogram("chunk_seconds", "A chunk from arrival to answer.")
+        self._acknowledged = self._labelled(
+            "acknowledged_chunks",
+            "Chunks answered, replays included, by the level reached.",
+            "level",
+            [str(level) for level in ACK_LEVELS],
+        )
         self.restarts = self._counter("worker_restarts", "Workers started again after one ended.")
         self._counted = self._taken  # what follows is about now and is not added up
         self.store_up = self._gauge("store_up", "1 while the store answers.")
@@ -116,6 +121,10 @@ class Metrics:
         self._chunks.inc(each * len(total_s))
         self._chunk_s.observe_many(total_s, each)
 
+    def acknowledged(self, ack_level: AckLevel, chunk_count: int) -> None:
+        """See `Observer`."""
+        self._acknowledged.inc(ack_level, chunk_count)
+
     def replayed(self) -> None:
         """See `Observer`."""
         self._replays.inc(1)
@@ -126,7 +135,7 @@ class Metrics:
 
     def refused(self, reason: str) -> None:
         """See `Observer`."""
-        self._errors.inc(reason)
+        self._errors.inc(_REASON_INDEX[reason])
 
     # -- the array ----------------------------------------------------------------------------
 
@@ -137,6 +146,11 @@ class Metrics:
 
     def _counter(self, name: str, text: str) -> "_Counter":
         counter = _Counter(f"holdfast_{name}", text, self._take(1))
+        self.registry.register(counter)
+        return counter
+
+    def _labelled(self, name: str, text: str, label: str, values: Sequence[str]) -> "_Labelled":
+        counter = _Labelled(f"holdfast_{name}", text, label, values, self._take(len(values)))
         self.registry.register(counter)
         return counter
 
@@ -182,23 +196,26 @@ class _Counter(Collector):
         yield CounterMetricFamily(self._name, self._text, value=self._numbers[0])
 
 
-class _Errors(Collector):
-    """A counter by reason; every reason is there from the start."""
+class _Labelled(Collector):
+    """A counter with one label of few values, each of them there from the start."""
 
-    def __init__(self, name: str, text: str, numbers: "memoryview[float]") -> None:
+    def __init__(
+        self, name: str, text: str, label: str, values: Sequence[str], numbers: "memoryview[float]"
+    ) -> None:
         self._name = name
         self._text = text
+        self._label = label
+        self._values = values
         self._numbers = numbers
-        self._index = {reason: index for index, reason in enumerate(_REASONS)}
 
-    def inc(self, reason: str) -> None:
-        """Counts one."""
-        self._numbers[self._index[reason]] += 1
+    def inc(self, index: int, amount: float = 1) -> None:
+        """Counts, by the number of the value."""
+        self._numbers[index] += amount
 
     def collect(self) -> Iterator[CounterMetricFamily]:
-        family = CounterMetricFamily(self._name, self._text, labels=["reason"])
-        for reason, index in self._index.items():
-            family.add_metric([reason], self._numbers[index])
+        family = CounterMetricFamily(self._name, self._text, labels=[self._label])
+        for value, number in zip(self._values, self._numbers, strict=True):
+            family.add_metric([value], number)
         yield family
 
 

@@ -20,6 +20,8 @@ from service.model.step_graph import ModelFileError
 from service.rpc.codec import encode_outputs
 from service.rpc.reflection import add_reflection
 from service.rpc.servicer import SERVICE_NAME, Servicer
+from service.store.confirmation import AckSettings
+from service.store.protocol import AckLevel
 from service.store.redis import RedisStore, UnsafeStore
 
 HEARTBEAT_S = 0.25
@@ -68,6 +70,7 @@ class Server:
             max_waiting=settings.max_waiting,
             hot_state_bytes=settings.hot_state_bytes,
             session_ttl_s=settings.session_ttl_s,
+            ack_level=AckLevel.parse(settings.ack_level),
         )
         self._engine = Engine(self._models, self._store, encode_outputs, self._metrics, limits)
         self._engine.start()
@@ -114,10 +117,17 @@ class Server:
 
     async def _open_store(self, url: str) -> RedisStore:
         try:
-            store = RedisStore(url, timeout_s=self._settings.store_timeout_s, on_change=self._on_store)
+            settings = self._settings
+            acks = AckSettings(
+                level=AckLevel.parse(settings.ack_level),
+                replicas_required=settings.replicas_required,
+                timeout_s=settings.ack_timeout_s,
+            )
+            store = RedisStore(url, timeout_s=settings.store_timeout_s, on_change=self._on_store, acks=acks)
             await store.open()
-            if not self._settings.allow_volatile_store:
+            if not settings.allow_volatile_store:
                 await store.check_safe()
+            await store.check_acks()
         except (ServiceError, UnsafeStore) as error:
             raise StartError(str(error)) from None
         except ValueError as error:
@@ -132,7 +142,13 @@ class Server:
             ("grpc.http2.max_concurrent_streams", 100_000),
         ]
         self._grpc = grpc.aio.server(options=options)
-        sessions = Sessions(self._models, self._store, self._engine, ttl_s=settings.session_ttl_s)
+        sessions = Sessions(
+            self._models,
+            self._store,
+            self._engine,
+            ttl_s=settings.session_ttl_s,
+            ack_level=AckLevel.parse(settings.ack_level),
+        )
         servicer = Servicer(
             self._engine, sessions, self._models, max_chunk_tokens=settings.max_chunk_tokens
         )

@@ -3,6 +3,7 @@
 With the running sum any mix-up of sessions, any lost or doubled token, is a wrong number.
 """
 
+import asyncio
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
@@ -10,9 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from service.engine.batch import GroupOutputs
-from service.errors import ModelNotFound, StoreUnavailable
+from service.errors import AckLevelNotReached, AckLevelUnsupported, ModelNotFound, StoreUnavailable
 from service.model.contract import Contract, InputSpec, OutputSpec, StateSpec, Vocabulary
-from service.store.protocol import Found, Refusals, Writes
+from service.store.protocol import AckLevel, Found, Refusals, Writes
 from service.store.record import NO_STAMP, STAMP_END, STAMP_START
 
 F32 = np.dtype("<f4")
@@ -67,6 +68,9 @@ class MemoryStore:
         self.records: dict[bytes, bytes] = {}
         self.is_available = True
         self.lose_reply = False
+        self.epoch = 1
+        self.unconfirmed: set[bytes] = set()
+        self.confirmed: list[tuple[bytes, AckLevel]] = []
         self.load_count = 0
         self.commit_count = 0
 
@@ -92,6 +96,20 @@ class MemoryStore:
         if self.lose_reply:
             self.lose_reply = False
             raise StoreUnavailable("reply lost", retry_after_s=0.1)
+        return refusals
+
+    def check_level(self, level: AckLevel) -> None:
+        if AckLevel.FSYNCED in level:
+            raise AckLevelUnsupported("this store has no disk")
+
+    async def confirm(self, keys: Sequence[bytes], level: AckLevel, epoch: int) -> Refusals:
+        await asyncio.sleep(0)
+        refusals = {}
+        for number, key in enumerate(keys):
+            if key in self.unconfirmed or epoch != self.epoch:
+                refusals[number] = AckLevelNotReached("not yet", retry_after_s=0.1)
+            else:
+                self.confirmed.append((key, level))
         return refusals
 
     async def time_to_live_s(self, key: bytes) -> float:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.engine.work import Answer, Asked, Work
+from service.store.protocol import AckLevel
 
 NOT_GIVEN = -1
 """Where a chunk names no position, or acknowledges none."""
@@ -33,12 +34,14 @@ class Applied(NamedTuple):
         stamps: Incarnation and position of each, int64 (R, 2).
         model_version: Version that ran.
         outputs: What each gave, encoded by the edge, uint8 (R, n).
+        ack_level: How durable they are.
     """
 
     rows: NDArray[np.int64]
     stamps: NDArray[np.int64]
     model_version: int
     outputs: NDArray[np.uint8]
+    ack_level: AckLevel = AckLevel.MEMORY
 
 
 class Owner(Protocol):
@@ -178,5 +181,5 @@ class _Singles:
             zip(applied.rows.tolist(), applied.stamps.tolist(), strict=True)
         ):
             outputs = joined[index * size : (index + 1) * size]
-            answer = Answer(incarnation, position, applied.model_version, False, outputs)
+            answer = Answer(incarnation, position, applied.model_version, False, outputs, applied.ack_level)
             self._works[row].settle(answer)

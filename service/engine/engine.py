@@ -9,7 +9,7 @@ the moment a batch is taken. A row leaves its block, to be looked at alone, when
 
 Invariants:
 - Every chunk that is submitted is answered exactly once, whatever the model or the store does.
-- A success is answered only after its commit.
+- A success is answered only after its commit, and once that is as durable as was asked for.
 - A refusal that depends on the stored position, and a replay, is answered only from a record that was
   read after the chunk arrived; see `rules`.
 - No exception of a model or the store ends the loop.
@@ -49,7 +49,7 @@ from service.errors import (
     StoreUnavailable,
 )
 from service.model.protocol import Model, Models
-from service.store.protocol import Found, Refusals, StateStore
+from service.store.protocol import AckLevel, Found, Refusals, StateStore
 from service.store.record import KeptReply, Record, decode
 
 _log = logging.getLogger(__name__)
@@ -70,12 +70,14 @@ class EngineLimits:
         max_waiting: Most chunks waiting; beyond it new ones are refused.
         hot_state_bytes: State and kept replies held in memory.
         session_ttl_s: Time to live of a session after a commit; 0 is for ever.
+        ack_level: Of chunks that ask for none.
     """
 
     max_batch: int = 64
     max_waiting: int = 8192
     hot_state_bytes: int = 256 << 20
     session_ttl_s: float = 86_400.0
+    ack_level: AckLevel = AckLevel.MEMORY
 
 
 class Observer(Protocol):
@@ -95,6 +97,9 @@ class Observer(Protocol):
 
     def applied(self, step_count: int, total_s: Sequence[float], each: int = 1) -> None:
         """Chunks are answered after their commit: all their steps, and the time of each or of `each`."""
+
+    def acknowledged(self, ack_level: AckLevel, chunk_count: int) -> None:
+        """Chunks were answered, replays included, being as durable as this."""
 
     def replayed(self) -> None:
         """A chunk was answered from the record."""
@@ -143,6 +148,8 @@ class Engine:
         self._idle.set()
         self._is_draining = False
         self._is_stopping = False
+        self._epoch = store.epoch
+        self._epoch_seen_s = time.monotonic()
 
     def start(self) -> None:
         """Starts the task that drives the engine."""
@@ -159,7 +166,8 @@ class Engine:
         self._bell.ring()
         if self._driver is not None:
             await self._driver
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while self._tasks:  # a commit that ends may leave a confirmation behind
+            await asyncio.gather(*self._tasks, return_exceptions=True)
         self._runner.close()
         self._busy_clock.close()
         while items := self._queue.take(self._limits.max_batch):
@@ -173,6 +181,8 @@ class Engine:
         self._take_over(1)
         try:
             self._check_open()
+            if work.asked.ack_level:
+                self._store.check_level(work.asked.ack_level)
             rules.check(work.claim)
             self._queue.push(work.key, work)
         except ServiceError as error:
@@ -186,6 +196,8 @@ class Engine:
         self._take_over(len(block))
         try:
             self._check_open()
+            if block.asked.ack_level:
+                self._store.check_level(block.asked.ack_level)
             self._queue.push_group(block.keys, block)
         except ServiceError as error:
             for work in block.works():
@@ -329,7 +341,9 @@ class Engine:
 
     def _decide_alone(self, work: Work, slot: int, cold: list[Work | Block]) -> None:
         """Answers a chunk that does not just run, or has it loaded if the answer could be out of date."""
-        if not self._hot.knows_all(slot, work.arrived_s):
+        level = self._level(work.asked)
+        known_since_s = max(work.arrived_s, self._epoch_began_s()) if level else work.arrived_s
+        if not self._hot.knows_all(slot, known_since_s):
             self._hot.discard(work.key)
             cold.append(work)
             return
@@ -346,9 +360,26 @@ class Engine:
         record = self._hot.record(slot)
         assert record is not None, "bug: a reply is kept where nothing is stored"
         model = self._hot.model_at(slot)
-        answer = Answer(record.incarnation, reply.position, model.version, True, reply.outputs)
+        level = self._level(work.asked)
+        answer = Answer(record.incarnation, reply.position, model.version, True, reply.outputs, level)
+        if level:
+            self._spawn(self._guard([work], self._confirm_replay(work, answer, self._epoch)))
+        else:
+            self._give(work, answer)
+
+    def _give(self, work: Work, answer: Answer) -> None:
+        self._observer.acknowledged(answer.ack_level, 1)
         self._settle(work, answer)
         self._release((work.key,))
+
+    def _level(self, asked: Asked) -> AckLevel:
+        return self._limits.ack_level if asked.ack_level is None else asked.ack_level
+
+    def _epoch_began_s(self) -> float:
+        """Returns a time since which the store's connection has been one and the same."""
+        if self._store.epoch != self._epoch:
+            self._epoch, self._epoch_seen_s = self._store.epoch, time.monotonic()
+        return self._epoch_seen_s
 
     # -- load ---------------------------------------------------------------------------------
 
@@ -463,7 +494,7 @@ class Engine:
             if failpoints.is_armed:
                 await failpoints.hit("before_commit")
             started_s = time.monotonic()
-            refusals = await self._offer(offers) if offers else {}
+            refusals, epoch = await self._offer(offers) if offers else ({}, 0)
             if failpoints.is_armed:
                 await failpoints.hit("after_commit")
         finally:
@@ -473,7 +504,7 @@ class Engine:
             await failpoints.hit("before_reply")
         first = 0
         for offer in offers:
-            self._conclude(offer, refusals, first, started_s)
+            self._conclude(offer, refusals, first, started_s, epoch)
             first += len(offer.stamps)
         if failpoints.is_armed:
             await failpoints.hit("after_reply")
@@ -485,11 +516,15 @@ class Engine:
             self._refuse(block.work(place), error)
         return offers
 
-    async def _offer(self, offers: Sequence[Offer]) -> Refusals:
+    async def _offer(self, offers: Sequence[Offer]) -> tuple[Refusals, int]:
+        """Returns what was refused, and the epoch in which the rest is known to be stored."""
+        epoch = self._store.epoch
+        writes = [offer.writes for offer in offers]
         try:
-            return await self._store.commit([offer.writes for offer in offers], self._limits.session_ttl_s)
+            return await self._store.commit(writes, self._limits.session_ttl_s), epoch
         except StoreUnavailable as error:
-            return await self._find_out(offers, error)
+            epoch = self._store.epoch
+            return await self._find_out(offers, error), epoch
 
     async def _find_out(self, offers: Sequence[Offer], error: StoreUnavailable) -> Refusals:
         """Reads back what became of records whose fate is unknown.
@@ -509,7 +544,7 @@ class Engine:
             if data != record
         }
 
-    def _conclude(self, offer: Offer, refusals: Refusals, first: int, started_s: float) -> None:
+    def _conclude(self, offer: Offer, refusals: Refusals, first: int, started_s: float, epoch: int) -> None:
         """Answers the rows of an offer, whose records count from `first`."""
         steps = offer.steps
         refused = (
@@ -518,9 +553,9 @@ class Engine:
         if refused:
             applied = np.setdiff1d(np.arange(len(steps.block)), refused)
             if len(applied):
-                self._apply(_part(offer, applied), started_s)
+                self._apply(_part(offer, applied), started_s, epoch)
         else:
-            self._apply(offer, started_s)
+            self._apply(offer, started_s, epoch)
         for place in refused:
             work = steps.block.work(place)
             refusal = refusals[first + place]
@@ -530,17 +565,51 @@ class Engine:
                 self._hot.discard(work.key)
                 self._refuse(work, refusal)
 
-    def _apply(self, offer: Offer, started_s: float) -> None:
-        """Takes committed records into memory and answers their chunks."""
+    def _apply(self, offer: Offer, started_s: float, epoch: int) -> None:
+        """Takes committed records into memory and answers their chunks, or has them confirmed first."""
         steps, block = offer.steps, offer.steps.block
         self._hot.keep(steps.slots, steps.standing, offer.stamps, offer.states, offer.tails, started_s)
+        level = self._level(block.asked)
+        if level:
+            self._spawn(self._guard([block], self._confirm(offer, level, epoch)))
+        else:
+            self._answer(offer, level)
+
+    def _answer(self, offer: Offer, level: AckLevel) -> None:
+        steps, block = offer.steps, offer.steps.block
         now_s = time.monotonic()
         self._observer.applied(len(block) * block.asked.token_count, *block.ages_s(now_s))
+        self._observer.acknowledged(level, len(block))
         if block.is_gathered:
             self._pace.answered(block.keys, now_s)
-        block.owner.applied(Applied(block.rows, offer.stamps, steps.model.version, offer.outputs))
+        block.owner.applied(Applied(block.rows, offer.stamps, steps.model.version, offer.outputs, level))
         self._answered(len(block))
         self._release(block.keys)
+
+    async def _confirm(self, offer: Offer, level: AckLevel, epoch: int) -> None:
+        """Answers chunks that are committed once they are as durable as asked; meanwhile others commit."""
+        block = offer.steps.block
+        refusals = await self._store.confirm(block.keys, level, epoch)
+        if not refusals:
+            self._answer(offer, level)
+            return
+        late = np.array(sorted(refusals))
+        confirmed = np.setdiff1d(np.arange(len(block)), late)
+        if len(confirmed):
+            self._answer(_part(offer, confirmed), level)
+        unconfirmed = block.part(late)
+        self._observer.applied(len(late) * block.asked.token_count, *unconfirmed.ages_s(time.monotonic()))
+        for place, refusal in refusals.items():
+            assert isinstance(refusal, ServiceError), "bug: a confirmation found another record"
+            self._refuse(block.work(place), refusal)
+
+    async def _confirm_replay(self, work: Work, answer: Answer, epoch: int) -> None:
+        refusals = await self._store.confirm((work.key,), answer.ack_level, epoch)
+        refusal = refusals.get(0)
+        if isinstance(refusal, ServiceError):
+            self._refuse(work, refusal)
+        else:
+            self._give(work, answer)
 
     def _conflict(self, work: Work, found: Found, verified_s: float) -> None:
         """Another writer came first: decide again on what is stored now."""

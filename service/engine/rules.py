@@ -109,16 +109,28 @@ def decide(stored: Record | None, claim: Claim) -> Verdict | KeptReply:
     """
     if stored is None or stored.closed:
         return _open(stored, claim)
-    if claim.incarnation not in (0, stored.incarnation):
-        raise SessionClosed(
-            f"incarnation {claim.incarnation} is over, the session was opened again",
-            expected_position=stored.position,
-        )
+    check_incarnation(stored, claim.incarnation)
     if claim.position is None or claim.position == stored.position:
         return Verdict.RUN
     if claim.position > stored.position:
         raise _ahead(stored.position, claim)
     return _find_reply(stored, claim)
+
+
+def check_incarnation(stored: Record, meant: int) -> None:
+    """Makes sure that a session is in the incarnation that a request means, 0 being any.
+
+    Which of two incarnations came first is not known: the numbers are random, so that nobody can hit one.
+
+    Raises:
+        SessionClosed: It is in another one.
+    """
+    if meant not in (0, stored.incarnation):
+        raise SessionClosed(
+            f"incarnation {meant} is not the stored one: the session was opened again or taken over by "
+            f"another writer, or the store has lost that; it stands at position {stored.position}",
+            expected_position=stored.position,
+        )
 
 
 def continues(

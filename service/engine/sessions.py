@@ -1,12 +1,14 @@
 """Opens, reads and closes sessions: single records, loaded and committed one at a time.
 
-Chunks are the engine's. What is changed here is noticed there by the compare of its commits.
+Chunks are the engine's. What is changed here is noticed there by the compare of its commits. What is
+answered here is a promise like the answer to a chunk, so it waits for the server's acknowledgement level.
 """
 
 import secrets
 from typing import NamedTuple
 
 from service.engine.engine import Engine
+from service.engine.rules import check_incarnation
 from service.engine.served import check_named, served_model
 from service.errors import (
     InvalidRequest,
@@ -17,7 +19,7 @@ from service.errors import (
     SessionNotFound,
 )
 from service.model.protocol import Model, Models
-from service.store.protocol import Found, StateStore, Writes
+from service.store.protocol import AckLevel, Found, StateStore, Writes
 from service.store.record import NO_STAMP, Record, decode, draw_incarnation, encode
 
 MAX_ATTEMPTS = 16
@@ -46,6 +48,7 @@ class Sessions:
         store: Where sessions live.
         engine: Told when a record changes behind its back.
         ttl_s: Time to live after a change; 0 is for ever.
+        ack_level: How durable a change must be before it is answered.
         tombstone_ttl_s: How long a closed session is remembered as closed.
     """
 
@@ -56,12 +59,14 @@ class Sessions:
         engine: Engine,
         *,
         ttl_s: float,
+        ack_level: AckLevel = AckLevel.MEMORY,
         tombstone_ttl_s: float = 3600.0,
     ) -> None:
         self._models = models
         self._store = store
         self._engine = engine
         self._ttl_s = ttl_s
+        self._ack_level = ack_level
         self._tombstone_ttl_s = tombstone_ttl_s
 
     async def open(
@@ -71,34 +76,45 @@ class Sessions:
         model_version: int,
         *,
         must_be_new: bool = False,
+        take_over: bool = False,
         state: bytes = b"",
     ) -> OpenSession:
         """Opens a session, or resumes the one that is stored.
+
+        A takeover that is sent again may draw a second incarnation: the writer that asked has not seen the
+        first one, and whoever else holds it is one to be fenced.
 
         Args:
             key: Of its record.
             model_name: "" only where the session exists.
             model_version: 0 is the newest, or any where the session exists.
             must_be_new: Refuse to resume.
+            take_over: Give a session that is stored a new incarnation, and change nothing else of it.
             state: Raw initial state, as in a record; b"" is the model's own.
 
         Raises:
             SessionExists, SessionNotFound, ModelNotFound, ModelMismatch, RecordCorrupt,
-            InvalidRequest, StoreUnavailable, StoreFull: Nothing was changed.
+            InvalidRequest, StoreFull: Nothing was changed.
+            StoreUnavailable, AckLevelNotReached: It may have been; the same again is right.
         """
+        epoch = self._store.epoch
         data = (await self._store.load([key]))[0]
         for _ in range(MAX_ATTEMPTS):
             stored = decode(data) if data is not None else None
             if stored is not None and not stored.closed:
-                return self._resume(stored, model_name, model_version, must_be_new)
-            if not model_name:
-                raise SessionNotFound("no session has this id; name a model to open it", field="model")
-            model = self._models.find(model_name, model_version)
-            record = _new_record(model, state)
-            expected = stored.stamp if stored is not None else NO_STAMP
-            found = await self._replace(key, expected, record, self._ttl_s)
+                session = self._resume(stored, model_name, model_version, must_be_new)
+                if take_over:
+                    session = session._replace(record=stored._replace(incarnation=draw_incarnation()))
+            else:
+                session = self._new(model_name, model_version, state)
+            if session.record is stored:
+                found = None
+            else:
+                expected = stored.stamp if stored is not None else NO_STAMP
+                found = await self._replace(key, expected, session.record, self._ttl_s)
             if found is None:
-                return OpenSession(record, model, is_resumed=False)
+                await self._confirm(key, epoch)
+                return session
             data = found.record
         raise PositionConflict("other writers keep changing this session")
 
@@ -127,23 +143,22 @@ class Sessions:
             Its position at the end. A session closed before gives the same answer again.
 
         Raises:
-            SessionNotFound, SessionClosed, RecordCorrupt, StoreUnavailable: As named.
+            SessionNotFound, SessionClosed, RecordCorrupt, StoreUnavailable, AckLevelNotReached: As named.
         """
+        epoch = self._store.epoch
         data = (await self._store.load([key]))[0]
         for _ in range(MAX_ATTEMPTS):
             if data is None:
                 raise SessionNotFound("no session has this id", field="session_id")
             stored = decode(data)
-            if incarnation not in (0, stored.incarnation):
-                raise SessionClosed(
-                    f"incarnation {incarnation} is over, the session was opened again",
-                    expected_position=stored.position,
-                )
+            check_incarnation(stored, incarnation)
             if stored.closed:
+                await self._confirm(key, epoch)
                 return stored.position
             tombstone = stored._replace(state=b"", replies=(), closed=True)
             found = await self._replace(key, stored.stamp, tombstone, self._tombstone_ttl_s)
             if found is None:
+                await self._confirm(key, epoch)
                 return stored.position
             data = found.record
         raise PositionConflict("other writers keep changing this session")
@@ -160,6 +175,19 @@ class Sessions:
             raise refusal
         self._engine.forget(key)
         return refusal
+
+    async def _confirm(self, key: bytes, epoch: int) -> None:
+        """Waits until what is stored is as durable as this server promises."""
+        if self._ack_level:
+            refusal = (await self._store.confirm((key,), self._ack_level, epoch)).get(0)
+            if isinstance(refusal, ServiceError):
+                raise refusal
+
+    def _new(self, model_name: str, model_version: int, state: bytes) -> OpenSession:
+        if not model_name:
+            raise SessionNotFound("no session has this id; name a model to open it", field="model")
+        model = self._models.find(model_name, model_version)
+        return OpenSession(_new_record(model, state), model, is_resumed=False)
 
     def _resume(
         self, record: Record, model_name: str, model_version: int, must_be_new: bool

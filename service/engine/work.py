@@ -18,6 +18,7 @@ from service.engine.served import check_named
 from service.errors import InvalidRequest, ReplyTooLarge, ServiceError
 from service.model.contract import Contract
 from service.model.protocol import Model
+from service.store.protocol import AckLevel
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ class Answer(NamedTuple):
         model_version: Version that ran.
         replayed: It had been applied before.
         outputs: What it gave, encoded by the edge.
+        ack_level: How durable it is.
     """
 
     incarnation: int
@@ -60,6 +62,7 @@ class Answer(NamedTuple):
     model_version: int
     replayed: bool
     outputs: bytes
+    ack_level: AckLevel = AckLevel.MEMORY
 
 
 class Asked(NamedTuple):
@@ -72,6 +75,7 @@ class Asked(NamedTuple):
         model_name: Model named by the request; "" if none.
         model_version: Its version; 0 is any, or the newest where the session is opened.
         selection: What to return; None is the default of the model.
+        ack_level: How durable the commit must be before the answer; None is the default of the server.
     """
 
     kind: Literal["text", "ids", "features"]
@@ -80,6 +84,7 @@ class Asked(NamedTuple):
     model_name: str = ""
     model_version: int = 0
     selection: Selection | None = None
+    ack_level: AckLevel | None = None
 
 
 @dataclass(slots=True, eq=False)

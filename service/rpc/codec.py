@@ -17,9 +17,10 @@ from service.engine.batch import GroupOutputs
 from service.engine.block import TOKEN_DTYPES
 from service.engine.rules import Claim
 from service.engine.work import Answer, Asked, Selection, Work
-from service.errors import AckLevelUnsupported, InvalidRequest, ServiceError
+from service.errors import InvalidRequest, ServiceError
 from service.model.contract import DTYPES, Contract
 from service.store.keys import session_key
+from service.store.protocol import AckLevel
 from service.store.record import token_digest
 
 MAX_ID_CHARS = 128
@@ -28,6 +29,17 @@ TENANT = "default"
 
 _DTYPE_OF: dict[str, Any] = {name: pb.DataType.Value(f"DATA_TYPE_{name.upper()}") for name in DTYPES}
 _NUMPY_OF = {number: DTYPES[name] for name, number in _DTYPE_OF.items()}
+
+_ACK_LEVELS: dict[int, AckLevel | None] = {
+    pb.ACK_LEVEL_UNSPECIFIED: None,
+    pb.ACK_LEVEL_MEMORY: AckLevel.MEMORY,
+    pb.ACK_LEVEL_FSYNCED: AckLevel.FSYNCED,
+    pb.ACK_LEVEL_REPLICATED: AckLevel.REPLICATED,
+    pb.ACK_LEVEL_FSYNCED_AND_REPLICATED: AckLevel.FSYNCED | AckLevel.REPLICATED,
+}
+_ACK_NUMBERS: dict[AckLevel, Any] = {
+    level: number for number, level in _ACK_LEVELS.items() if level is not None
+}
 
 TokenKind = Literal["text", "ids", "features"]
 
@@ -64,17 +76,17 @@ def to_work(
         deadline_s: Monotonic time after which the caller no longer waits.
 
     Raises:
-        InvalidRequest, AckLevelUnsupported: The chunk is wrong whatever its session is.
+        InvalidRequest: The chunk is wrong whatever its session is.
     """
     key = key_of(chunk.session_id, "chunk.session_id")
-    check_model_and_level(chunk, "chunk")
+    level = check_model_and_level(chunk, "chunk")
     kind, raw, count, width = _tokens(chunk.tokens)
     if not 1 <= count <= max_tokens:
         raise InvalidRequest(
             f"the chunk has {count} tokens, expected 1..{max_tokens}", field="chunk.tokens"
         )
     model = chunk.model
-    asked = Asked(kind, count, width, model.name, model.version, to_selection(chunk))
+    asked = Asked(kind, count, width, model.name, model.version, to_selection(chunk), level)
     claim = Claim(
         token_count=count,
         digest=token_digest(raw),
@@ -86,19 +98,27 @@ def to_work(
     return Work(key, asked, claim, raw, answer, chunk, deadline_s)
 
 
-def check_model_and_level(asked: pb.Chunk | pb.Columns, field: str) -> None:
+def check_model_and_level(asked: pb.Chunk | pb.Columns, field: str) -> AckLevel | None:
     """Checks what chunks and columns have in common.
 
+    Returns:
+        The acknowledgement level; None leaves it to the server.
+
     Raises:
-        InvalidRequest, AckLevelUnsupported: As named.
+        InvalidRequest: A number is not one of those that it may be.
     """
     version = asked.model.version
     if version < 0:
         raise InvalidRequest(f"model.version is {version}, expected >= 0", field=f"{field}.model.version")
-    if asked.ack_level not in (pb.ACK_LEVEL_UNSPECIFIED, pb.ACK_LEVEL_MEMORY):
-        raise AckLevelUnsupported(
-            "this server acknowledges at level memory only", field=f"{field}.ack_level"
-        )
+    try:
+        return _ACK_LEVELS[asked.ack_level]
+    except KeyError:
+        raise InvalidRequest(f"{asked.ack_level} is no level", field=f"{field}.ack_level") from None
+
+
+def ack_number(level: AckLevel) -> Any:
+    """Returns the `AckLevel` of the contract."""
+    return _ACK_NUMBERS[level]
 
 
 def to_selection(message: pb.Chunk | pb.Columns) -> Selection | None:
@@ -280,7 +300,7 @@ def encode_reply(chunk: pb.Chunk, answer: Answer) -> bytes:
         incarnation=answer.incarnation,
         position=answer.position,
         replayed=answer.replayed,
-        ack_level=pb.ACK_LEVEL_MEMORY,
+        ack_level=_ACK_NUMBERS[answer.ack_level],
         model_version=answer.model_version,
     ).SerializeToString()
     return splice_outputs(header, answer.outputs)

@@ -5,7 +5,9 @@ succeeds or fails alone. They go to the engine as blocks, and what these gave co
 bytes with the same layout in all rows; the columns of the reply are cut out of it.
 """
 
+import functools
 import math
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -21,6 +23,7 @@ from service.engine.work import Answer, Asked, Work
 from service.errors import InvalidRequest, ServiceError
 from service.rpc import codec
 from service.rpc.status import to_status
+from service.store.protocol import AckLevel
 from service.store.record import token_digest, token_digests
 
 MAX_BLOCK_ROWS = 256
@@ -45,7 +48,7 @@ class ColumnsCall:
         deadline_s: Monotonic time after which the caller no longer waits.
 
     Raises:
-        InvalidRequest, AckLevelUnsupported: The message as a whole is wrong; no row was touched.
+        InvalidRequest: The message as a whole is wrong; no row was touched.
     """
 
     def __init__(
@@ -56,7 +59,7 @@ class ColumnsCall:
         max_tokens: int,
         deadline_s: float = math.inf,
     ) -> None:
-        codec.check_model_and_level(columns, "columns")
+        level = codec.check_model_and_level(columns, "columns")
         if not columns.model.name:
             raise InvalidRequest("columns.model.name is empty", field="columns.model.name")
         if columns.outputs.state:
@@ -65,7 +68,8 @@ class ColumnsCall:
             )
         self._columns = columns
         self._session_ids = list(columns.session_ids)
-        self._asked, self._raw = _tokens(columns, max_tokens)
+        asked, self._raw = _tokens(columns, max_tokens)
+        self._asked = asked._replace(ack_level=level)
         if len(set(self._session_ids)) < self.row_count:
             raise InvalidRequest("a session id occurs twice in one message", field="columns.session_ids")
         self._on_done = on_done
@@ -134,19 +138,21 @@ class ColumnsCall:
             self._outcomes[row] = _OTHER_LAYOUT
             stamps[row] = 0
         version, replayed, errors = 0, [], []
+        reached = {applied.ack_level for applied in self._applied}
         for row, outcome in sorted(self._outcomes.items()):
             if isinstance(outcome, ServiceError):
                 errors.append(pb.RowError(row=row, status=to_status(outcome)))
                 continue
             stamps[row] = outcome.incarnation, outcome.position
             version = max(version, outcome.model_version)
+            reached.add(outcome.ack_level)
             if outcome.replayed:
                 replayed.append(row)
         result = pb.ColumnsResult(
             tag=self._columns.tag,
             replayed_rows=replayed,
             errors=errors,
-            ack_level=pb.ACK_LEVEL_MEMORY,
+            ack_level=codec.ack_number(_common(reached)),
             model_version=max([version, *(applied.model_version for applied in self._applied)]),
         ).SerializeToString()
         result += codec.delimited(_POSITIONS, stamps[:, 1].tobytes())
@@ -268,6 +274,11 @@ def _check_count(name: str, given: int, rows: int, count: int) -> None:
         raise InvalidRequest(
             f"{name} has {given} tokens, expected {count} for each of {rows} rows", field=f"columns.{name}"
         )
+
+
+def _common(levels: set[AckLevel]) -> AckLevel:
+    """Returns what all of the levels have; no level at all is MEMORY."""
+    return functools.reduce(operator.and_, levels) if levels else AckLevel.MEMORY
 
 
 Column = NDArray[np.int64]

@@ -86,6 +86,7 @@ class Servicer:
             request.model.name,
             request.model.version,
             must_be_new=request.must_be_new,
+            take_over=request.take_over,
             state=state,
         )
         return pb.OpenSessionResponse(

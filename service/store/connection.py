@@ -10,6 +10,7 @@ taken for the reply to another request.
 import asyncio
 import contextlib
 import logging
+import re
 import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -28,6 +29,8 @@ RECONNECT_DELAYS_S = (0.01, 0.02, 0.05, 0.1, 0.2)
 
 RETRY_AFTER_S = 0.2
 """What callers are told while the store is away: about one attempt to reconnect."""
+
+_IDENTITY = re.compile(rb"^(?:run_id|role|master_replid):\S+", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -92,11 +95,36 @@ class StoreConnection:
         self._reconnecting: asyncio.Task[None] | None = None
         self._closed = False
         self._last_error = "not connected yet"
+        self._epoch = 0
+        self._identity: bytes | None = None
 
     @property
     def is_connected(self) -> bool:
         """Whether requests can be sent."""
         return self._protocol is not None
+
+    @property
+    def epoch(self) -> int:
+        """Counts the connections made; behind each may be another server."""
+        return self._epoch
+
+    @property
+    def identity(self) -> bytes | None:
+        """Process, role and replication history of the server when it was connected to; None if unknown."""
+        return self._identity
+
+    def identify(self) -> list[asyncio.Future[Any]]:
+        """Asks for what `identity_in` reads."""
+        return [self.execute("INFO", "server"), self.execute("INFO", "replication")]
+
+    def sibling(self, more_s: float) -> "StoreConnection":
+        """Returns another connection to the same address, not open yet, for replies that take longer."""
+        return StoreConnection(self._address, timeout_s=self._timeout_s + more_s)
+
+    def drop(self, why: str) -> None:
+        """Gives the connection up for a new one; requests under way fail."""
+        if self._protocol is not None:
+            self._protocol.abort(why)
 
     async def open(self) -> None:
         """Connects once.
@@ -146,8 +174,10 @@ class StoreConnection:
             async with asyncio.timeout(self._timeout_s):
                 protocol = await self._dial(create_protocol)
                 await self._greet(protocol)
+                self._identity = await _identity(protocol)
         except (OSError, TimeoutError) as error:
             raise self._unavailable(f"cannot connect: {str(error) or 'no answer in time'}") from None
+        self._epoch += 1
         return protocol
 
     async def _dial(self, create_protocol: Callable[[], "_RespProtocol"]) -> "_RespProtocol":
@@ -189,6 +219,20 @@ class StoreConnection:
                 _log.warning("store %s is back", self._address)
                 self._on_change(True)
                 return
+
+
+def identity_in(information: Sequence[Any]) -> bytes | None:
+    """Reads process, role and replication history of a server from what it says; None if it does not."""
+    if not all(isinstance(text, bytes) for text in information):
+        return None
+    found = _IDENTITY.findall(b"".join(information))
+    return b" ".join(found) if len(found) == 3 else None
+
+
+async def _identity(protocol: "_RespProtocol") -> bytes | None:
+    commands: list[tuple[Any, ...]] = [("INFO", "server"), ("INFO", "replication")]
+    replies = [protocol.send((hiredis.pack_command(command),)) for command in commands]
+    return identity_in(await asyncio.gather(*replies))
 
 
 class _RespProtocol(asyncio.Protocol):

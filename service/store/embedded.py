@@ -53,11 +53,13 @@ class EmbeddedStore:
         self.url = f"unix://{socket_path}"
 
     @classmethod
-    def start(cls, data_dir: Path, *, start_timeout_s: float = 30.0) -> Self:
+    def start(cls, data_dir: Path, *, syncs_always: bool = False, start_timeout_s: float = 30.0) -> Self:
         """Joins the running store of a folder, or starts it.
 
         Args:
             data_dir: Made if missing; holds the append-only file, the log and the locks.
+            syncs_always: Sync the append-only file with every batch of writes instead of every second. A
+                store that runs already is told so too, and is not told otherwise by users who need less.
             start_timeout_s: Longest wait until the store has read its file and answers.
 
         Raises:
@@ -70,8 +72,11 @@ class EmbeddedStore:
             fcntl.flock(users, fcntl.LOCK_SH)
             pid = _pid_of(socket_path)
             if pid is None:
-                _launch(data_dir, socket_path)
+                _launch(data_dir, socket_path, "always" if syncs_always else "everysec")
                 pid = _wait_until_ready(data_dir, socket_path, start_timeout_s)
+            elif syncs_always:
+                with _client(socket_path) as client:
+                    client.config_set("appendfsync", "always")
         return cls(data_dir, socket_path, users, pid)
 
     def release(self) -> None:
@@ -164,7 +169,7 @@ def _pid_of(socket_path: Path) -> int | None:
         return None
 
 
-def _launch(data_dir: Path, socket_path: Path) -> None:
+def _launch(data_dir: Path, socket_path: Path, fsync: str) -> None:
     """Starts the store in a session of its own, so that neither Ctrl-C nor our death reaches it."""
     options = {
         "port": "0",
@@ -172,7 +177,7 @@ def _launch(data_dir: Path, socket_path: Path) -> None:
         "unixsocketperm": "700",
         "dir": str(data_dir / "store"),
         "appendonly": "yes",
-        "appendfsync": "everysec",
+        "appendfsync": fsync,
         "aof-load-truncated": "yes",
         "save": "",
         "maxmemory-policy": "noeviction",

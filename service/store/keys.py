@@ -1,5 +1,8 @@
 """The names of things in the store, in one place."""
 
+ACK_MARKER = b"holdfast:v1:wait"
+"""Written before each wait for replicas or the disk; see `confirmation`. Its value means nothing."""
+
 
 def session_key(tenant: str, session_id: str) -> bytes:
     """Returns the key of a session's record.

@@ -1,5 +1,6 @@
 """What the engine needs of a store. Implementations: `redis.RedisStore`, and a fake in the tests."""
 
+import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -8,6 +9,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import ServiceError
+
+
+class AckLevel(enum.IntFlag):
+    """How durable a commit is when its reply leaves. `MEMORY`: the primary has it."""
+
+    MEMORY = 0
+    FSYNCED = 1
+    REPLICATED = 2
+
+    @classmethod
+    def parse(cls, text: str) -> "AckLevel":
+        """Reads `memory`, `fsynced`, `replicated` or `fsynced+replicated`.
+
+        Raises:
+            KeyError: Another word.
+        """
+        level = cls.MEMORY
+        for name in text.split("+"):
+            level |= cls[name.upper()]
+        return level
+
+    def __str__(self) -> str:
+        return "+".join(str(part.name).lower() for part in self) or "memory"
+
+
+ACK_LEVELS = tuple(AckLevel(number) for number in range(4))
+"""Every level, the combination of both included."""
 
 
 class Writes(NamedTuple):
@@ -66,6 +94,33 @@ class StateStore(Protocol):
 
         Raises:
             StoreUnavailable: No answer in time; each record may or may not have been written.
+        """
+        ...
+
+    @property
+    def epoch(self) -> int:
+        """Changes whenever the server behind the connection may be another one: at every reconnect."""
+        ...
+
+    def check_level(self, level: AckLevel) -> None:
+        """Makes sure that the store is set up to give a level.
+
+        Raises:
+            AckLevelUnsupported: It is not; the message says why.
+        """
+        ...
+
+    async def confirm(self, keys: Sequence[bytes], level: AckLevel, epoch: int) -> Refusals:
+        """Waits until what the store holds under the keys is as durable as the level says.
+
+        Args:
+            keys: Of records that were read or committed.
+            level: Above MEMORY.
+            epoch: As it was before they were read or committed.
+
+        Returns:
+            AckLevelNotReached by number of the key, where they did not become so in time, or where the
+            epoch has passed, so that the server that had them may be gone.
         """
         ...
 

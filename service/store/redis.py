@@ -12,9 +12,11 @@ import hiredis
 import redis.connection
 
 from service.errors import RecordCorrupt, ServiceError, StoreFull, StoreUnavailable
+from service.store.confirmation import AckSettings, AckSupport, Confirmer
 from service.store.connection import RETRY_AFTER_S, Address, StoreConnection
+from service.store.keys import ACK_MARKER
 from service.store.packing import pack_script
-from service.store.protocol import Found, Refusals, Writes
+from service.store.protocol import AckLevel, Found, Refusals, Writes
 
 _SCRIPT = files(__package__).joinpath("commit.lua").read_bytes()
 _SCRIPT_SHA = hashlib.sha1(_SCRIPT, usedforsecurity=False).hexdigest().encode()
@@ -56,12 +58,21 @@ class RedisStore:
         url: See `parse_url`.
         timeout_s: Longest wait for any reply.
         on_change: Called with whether the store answers, when that changes.
+        acks: What is asked of it beyond its primary's memory.
     """
 
     def __init__(
-        self, url: str, *, timeout_s: float, on_change: Callable[[bool], None] = lambda _: None
+        self,
+        url: str,
+        *,
+        timeout_s: float,
+        on_change: Callable[[bool], None] = lambda _: None,
+        acks: AckSettings = AckSettings(),  # noqa: B008 -- frozen
     ) -> None:
         self._connection = StoreConnection(parse_url(url), timeout_s=timeout_s, on_change=on_change)
+        self._acks = acks
+        self._support = AckSupport({}, acks)
+        self._confirmer = Confirmer(self._connection, ACK_MARKER, acks)
 
     @property
     def is_available(self) -> bool:
@@ -77,7 +88,8 @@ class RedisStore:
         await self._connection.open()
 
     async def close(self) -> None:
-        """Closes the connection."""
+        """Closes the connections."""
+        await self._confirmer.close()
         await self._connection.close()
 
     async def check_safe(self) -> None:
@@ -100,6 +112,30 @@ class RedisStore:
             )
         if info.get("aof_last_write_status", "ok") != "ok":
             raise UnsafeStore("writing the append-only file fails; see the log of the store")
+
+    async def check_acks(self) -> None:
+        """Finds out which acknowledgement levels the store can give, and makes sure of the default.
+
+        Raises:
+            AckLevelUnsupported: Not the default.
+            StoreUnavailable: No answer in time.
+        """
+        self._support = AckSupport(_parse_info(await self._ask("INFO")), self._acks)
+        self._support.check_default()
+
+    @property
+    def epoch(self) -> int:
+        """Counts reconnects; see `StateStore.epoch`."""
+        return self._connection.epoch
+
+    def check_level(self, level: AckLevel) -> None:
+        """Refuses what the store is not set up to give; see `StateStore.check_level`."""
+        self._support.check(level)
+
+    async def confirm(self, keys: Sequence[bytes], level: AckLevel, epoch: int) -> Refusals:
+        """Waits for replicas and disk; see `StateStore.confirm`."""
+        refusal = await self._confirmer.confirm(level, epoch)
+        return {} if refusal is None else dict.fromkeys(range(len(keys)), refusal)
 
     async def load(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Reads records in one round trip; see `StateStore.load`."""

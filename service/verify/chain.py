@@ -19,7 +19,7 @@ explain the outputs:
     unexplained tokens were applied that no recorded request sent
 
 Counts are tokens. A store that lost steps and said so (STORE_REGRESSED), and a client that sent them again,
-are no loss.
+are no loss; nor is a session that was lost as a whole and told everything again.
 """
 
 import itertools
@@ -233,8 +233,10 @@ def check(history: SessionHistory, network: Network | None, tolerance: float = T
     for incarnation in _incarnations(history):
         life = _Life(history, incarnation, findings)
         if before is not None:
-            life.follow(before, is_closed=bool(history.closings & {0, before.incarnation}))
+            life.go_on_from(before)
         life.place()
+        if before is not None and not life.took_over:
+            life.judge_beginning(before, is_closed=bool(history.closings & {0, before.incarnation}))
         life.compare(network, tolerance)
         before = life
     return findings
@@ -311,6 +313,7 @@ class _Life:
         self.prefix: list[NDArray[Any]] = []
         self.tape: dict[int, NDArray[Any]] = {}
         self.pieces: list[_Piece] = []
+        self.took_over = first is not None and first.took_over
         self.top = self.base  # position up to which tokens are acknowledged or were seen
 
     def _first_place(self) -> int:
@@ -323,21 +326,37 @@ class _Life:
         ]
         return min([position for position in named if position is not None] + starts)
 
-    def follow(self, before: "_Life", *, is_closed: bool) -> None:
-        """Takes over where the life before ended, or finds that it ended without being asked to."""
-        first = self.sights[0] if self.sights else None
-        acknowledged_end = max((piece.end for piece in before.pieces), default=before.base)
-        if first is not None and first.took_over:
-            self.base = first.position
-            self._miss(acknowledged_end - first.position, f"a takeover found position {first.position}")
-            missing = [place for place in range(before.base, first.position) if place not in before.tape]
-            self.knows_start = before.knows_start and not missing
-            self.initial = before.initial
-            self.prefix = before.prefix + [
-                before.tape[place] for place in range(before.base, first.position) if not missing
-            ]
-        elif not is_closed and not before.reasons.intersection(ENDINGS):
-            self._miss(acknowledged_end - before.base, "the session began anew though nobody closed it")
+    def go_on_from(self, before: "_Life") -> None:
+        """After a takeover the state is that of the life before, where it was taken over."""
+        if not self.took_over:
+            return
+        self.base = self.sights[0].position
+        end = max((piece.end for piece in before.pieces), default=before.base)
+        self._miss(end - self.base, f"a takeover found position {self.base}")
+        places = range(before.base, self.base)
+        self.knows_start = before.knows_start and all(place in before.tape for place in places)
+        self.initial = before.initial
+        if self.knows_start:
+            self.prefix = before.prefix + [before.tape[place] for place in places]
+
+    def judge_beginning(self, before: "_Life", *, is_closed: bool) -> None:
+        """Holds a session that began anew, though nobody closed it, against the life before.
+
+        Where its client has sent the tokens again, nothing is lost.
+        """
+        if is_closed or before.reasons.intersection(ENDINGS):
+            return
+        told = {
+            place: token
+            for piece in before.pieces
+            for place, token in zip(range(piece.start, piece.end), piece.attempt.tokens, strict=True)
+        }
+        lost = [
+            place
+            for place, token in told.items()
+            if place not in self.tape or not self._holds(place, token)
+        ]
+        self._miss(len(lost), "the session began anew though nobody closed it")
 
     def _miss(self, count: int, why: str) -> None:
         if count > 0:

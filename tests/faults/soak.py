@@ -132,7 +132,7 @@ class Churn:
             break
         await stream.aclose()
         self.counts["streams left"] += 1
-        request = chunk(f"cancelled-{self._rng.getrandbits(16)}", b"x", 0)
+        request = chunk(f"cancelled-{self._rng.getrandbits(6)}", b"x", 0)
         call = asyncio.create_task(client.call("Step", request))
         await asyncio.sleep(self._rng.uniform(0, 0.003))
         self.counts["calls cancelled"] += call.cancel()
@@ -175,13 +175,14 @@ def slope(rows, name):
 
 def to_markdown(report):
     """Returns the report for people."""
+    churn = ", ".join(f"{count:,} {name}" for name, count in report["churn"].items())
     lines = [
         "# Soak",
         "",
         f"{report['minutes']:g} minutes, seed {report['seed']}: {report['replies_per_s']:,} replies a second",
-        f"where {report['full_replies_per_s']:,} were possible, beside churn: "
-        + ", ".join(f"{count:,} {name}" for name, count in report["churn"].items())
-        + ". Made by `make soak`.",
+        f"where {report['full_replies_per_s']:,} were possible, beside churn:",
+        f"{churn}.",
+        "Made by `make soak`.",
         "",
         f"**{'Nothing grew.' if report['is_flat'] else 'Something grew.'}**",
         "",

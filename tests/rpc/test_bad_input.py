@@ -47,7 +47,7 @@ CASES = {
     ),
     "message over the limit": ({"text": bytes(70_000)}, ("RESOURCE_EXHAUSTED", "MESSAGE_TOO_LARGE")),
     "level not offered": (
-        {"text": b"x", "ack_level": pb.ACK_LEVEL_FSYNCED},
+        {"text": b"x", "ack_level": pb.ACK_LEVEL_REPLICATED},
         ("FAILED_PRECONDITION", "ACK_LEVEL_UNSUPPORTED"),
     ),
     "infinite state": (

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -6,22 +7,69 @@ import holdfast
 from holdfast.replay_buffer import ReplayBuffer
 from holdfast.retry import RetryPolicy
 from holdfast.tokens import split
+from holdfast.unanswered import Unanswered
 
 
-@given(st.lists(st.binary(min_size=1, max_size=9)), st.integers(1, 30), st.integers(0, 99))
-def test_the_buffer_gives_back_what_was_applied_or_says_that_it_cannot(chunks, max_tokens, position):
+@given(
+    st.lists(st.binary(min_size=1, max_size=9)), st.integers(1, 30), st.integers(0, 99), st.integers(1, 9)
+)
+def test_the_buffer_gives_back_what_was_applied_or_says_that_it_cannot(chunks, max_tokens, position, size):
     buffer, whole = ReplayBuffer(max_tokens), b""
     for chunk in chunks:
         buffer.append(len(whole), chunk)
         whole += chunk
     position = min(position, len(whole))
     try:
-        pieces = list(buffer.since(position))
+        pieces = buffer.since(position, size)
     except LookupError:
         assert not chunks or position < len(whole) - max_tokens
     else:
         assert b"".join(tokens for _, tokens in pieces) == whole[position:]
         assert all(whole[start:].startswith(tokens) for start, tokens in pieces)
+        assert all(len(tokens) == size for _, tokens in pieces[:-1])
+
+
+def test_tokens_of_several_kinds_come_back_as_they_were():
+    buffer = ReplayBuffer(99)
+    for position, tokens in enumerate([b"a", b"b", np.array([3]), np.array([4]), b"c"]):
+        buffer.append(position, tokens)
+    pieces = [(start, list(tokens)) for start, tokens in buffer.since(1, 8)]
+    assert pieces == [(1, [98]), (2, [3, 4]), (4, [99])]
+
+
+def apply(commands):
+    """Runs sends and answers of one session past `Unanswered`; returns what each send said."""
+    unanswered, said = Unanswered(), []
+    for name, position in commands:
+        if name == "send":
+            said += unanswered.send(["s"], [position])
+        elif name == "answer":
+            unanswered.answer(["s"], [position], 2)
+        else:
+            unanswered.lose(["s"])
+    return said
+
+
+def test_a_session_is_answered_up_to_its_first_chunk_without_a_reply():
+    said = apply([("send", 0), ("send", 2), ("answer", 0), ("send", 4), ("answer", 2), ("answer", 4)])
+    assert said == [0, 0, 2]
+
+
+def test_lost_replies_are_missing_until_their_chunks_are_sent_again():
+    lost = [("send", 0), ("send", 2), ("lose", 0), ("lose", 2)]
+    again = [("send", 0), ("send", 2), ("answer", 0), ("answer", 2), ("send", 4)]
+    assert apply(lost + again) == [0, 0, 0, 0, 4]
+
+
+def test_a_session_whose_tokens_are_sent_again_is_answered_up_to_there():
+    assert apply([("send", 8), ("answer", 8), ("send", 4), ("answer", 4), ("send", 6)]) == [8, 4, 6]
+
+
+@pytest.mark.parametrize("level", ["fsync", "FSYNCED", "", "replicated+fsynced"])
+@pytest.mark.parametrize("kind", [holdfast.Client, holdfast.AsyncClient])
+def test_a_level_that_does_not_exist_is_refused(kind, level):
+    with pytest.raises(ValueError, match="ack_level is"):
+        kind("127.0.0.1:1", ack_level=level)
 
 
 @given(st.integers(1, 1000), st.floats(0, 5))

@@ -260,6 +260,7 @@ def test_a_session_that_began_anew_has_lost_its_life_unless_it_was_closed(pieces
     session.history.sights.append(Sight(session.now(), LIFE + 1, 0, is_opening=True))
     session.log = []
     for tokens in others:
+        tokens = [token + 300 for token in tokens]
         attempt = Attempt(session.now(), np.array(tokens), len(session.log), LIFE + 1)
         session.history.attempts.append(attempt)
         session.log += tokens
@@ -268,6 +269,26 @@ def test_a_session_that_began_anew_has_lost_its_life_unless_it_was_closed(pieces
     assert judged(session)[0] == {"lost": length}
     session.history.closings.add(LIFE)
     assert judged(session)[0] == {}
+
+
+@given(chunks(), st.data())
+def test_a_session_that_was_lost_and_told_everything_again_has_lost_nothing(pieces, data):
+    session = Session()
+    for tokens in pieces:
+        session.step(tokens)
+    refused = session.send([256], len(session.log))
+    refused.reason = "SESSION_LOST"
+    session.history.sights.append(Sight(session.now(), LIFE + 1, 0, is_opening=True))
+    told, session.log = session.log, []
+    count = data.draw(st.integers(0, len(told)))
+    while len(session.log) < count:
+        tokens = told[len(session.log) : count][:4]
+        attempt = Attempt(session.now(), np.array(tokens), len(session.log), LIFE + 1)
+        session.history.attempts.append(attempt)
+        session.log += tokens
+        session.answer(attempt)
+        attempt.reply.incarnation = LIFE + 1
+    assert judged(session)[0] == ({"lost": len(told) - count} if count < len(told) else {})
 
 
 @given(chunks(), chunks())
