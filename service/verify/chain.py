@@ -301,14 +301,12 @@ class _Life:
             if attempt.reply is None and attempt.incarnation in (0, incarnation)
         ]
         self.reasons = {attempt.reason for attempt in self.open_fates}
-        first = self.sights[0] if self.sights else None
-        self.base = self._first_place() if first is None else first.position
-        earliest = min((attempt.time_s for attempt in self.acknowledged), default=float("inf"))
-        if first is not None and not first.is_opening and earliest < first.sent_s:
-            self.base = 0
+        opening = next((sight for sight in self.sights if sight.is_opening), None)
+        first = opening or (self.sights[0] if self.sights else None)
+        self.base = 0 if opening else self._first_place()
         self.knows_start = self.base == 0
-        self.initial = first.initial if first is not None and first.is_opening else None
-        if first is not None and first.state and not self.knows_start:
+        self.initial = opening.initial if opening else None
+        if first is not None and first.state and first.position == self.base:
             self.initial, self.knows_start = first.state, True
         self.prefix: list[NDArray[Any]] = []
         self.tape: dict[int, NDArray[Any]] = {}
@@ -318,13 +316,14 @@ class _Life:
 
     def _first_place(self) -> int:
         """Returns where the record begins of a session that nobody was seen to open."""
-        named = [attempt.position for attempt in self.acknowledged + self.open_fates]
-        starts = [
+        places = [sight.position for sight in self.sights]
+        places += [attempt.position for attempt in self.acknowledged if attempt.position is not None]
+        places += [
             attempt.reply.position - len(attempt.tokens)
             for attempt in self.acknowledged
             if attempt.reply is not None and attempt.position is None
         ]
-        return min([position for position in named if position is not None] + starts)
+        return min(places)
 
     def go_on_from(self, before: "_Life") -> None:
         """After a takeover the state is that of the life before, where it was taken over."""

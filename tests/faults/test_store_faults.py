@@ -172,12 +172,14 @@ def test_a_store_that_stands_still_is_waited_for_or_refused(deployment):
 
 def test_a_session_whose_time_has_jumped_past_is_refused_not_started_anew(deployment):
     """The clock of the store decides on expiry. Its jump is stood for by an expiry that is now."""
-    [session] = deployment.sessions(1)
+    [whole] = deployment.sessions(1)
+    resumed = deployment.clients[1].session(whole.session_id)
     with deployment.store.client() as client:
-        [key] = [key for key in client.keys("holdfast:v1:*") if session.session_id.encode() in key]
+        [key] = [key for key in client.keys("holdfast:v1:*") if whole.session_id.encode() in key]
         assert client.pttl(key) > 80_000_000
         client.pexpire(key, 1)
         wait_until(lambda: not client.exists(key))
-    with pytest.raises(HoldfastError) as caught:
-        session.step(TEXT[8:9])
+    with pytest.raises(HoldfastError) as caught:  # it does not know the beginning
+        resumed.step(TEXT[8:9])
     assert caught.value.reason in ("SESSION_LOST", "SESSION_EXPIRED")
+    assert whole.step(TEXT[8:12], token_log_prob=True).position == 12  # it does, and tells it again

@@ -329,6 +329,17 @@ def test_of_two_writers_one_chain_counts(pieces, data):
 
 
 @given(chunks())
+def test_who_asked_first_need_not_have_opened_the_session(pieces):
+    """Of several writers that open it at once one does; others find it, maybe some steps on."""
+    session = Session()
+    session.history.sights.insert(0, Sight(0.0, LIFE, len(pieces[0])))
+    for tokens in pieces:
+        session.step(tokens)
+    wrongs, found = judged(session)
+    assert (wrongs, found.unchecked, found.tokens) == ({}, 0, len(session.log))
+
+
+@given(chunks())
 def test_two_acknowledged_chunks_cannot_have_one_place(pieces):
     session = Session()
     for tokens in pieces:
