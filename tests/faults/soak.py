@@ -179,8 +179,8 @@ def to_markdown(report):
     lines = [
         "# Soak",
         "",
-        f"{report['minutes']:g} minutes, seed {report['seed']}: {report['replies_per_s']:,} replies a second",
-        f"where {report['full_replies_per_s']:,} were possible, beside churn:",
+        f"{report['minutes']:g} minutes, seed {report['seed']}: {report['replies_per_s']:,} replies",
+        f"a second where {report['full_replies_per_s']:,} were possible, beside churn:",
         f"{churn}.",
         "Made by `make soak`.",
         "",
