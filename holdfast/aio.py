@@ -187,6 +187,34 @@ class AsyncClient:
         options = {"model": model, "ack_level": self.ack_level, **options}
         return BatchPipeline(self, options, max_in_flight)
 
+    async def get_session(self, session_id: str) -> pb.Session:
+        """Returns what is known of a session, without opening it.
+
+        Raises:
+            SessionNotFound, SessionClosed, ModelMismatch, RecordCorrupt, HoldfastError: As named.
+        """
+        request = pb.GetSessionRequest(session_id=session_id)
+        found: pb.Session = (await self.call("GetSession", request)).session
+        return found
+
+    async def release_session(self, session_id: str, *, discard: bool = False) -> pb.ReleaseSessionResponse:
+        """Lets a session go on that is in quarantine; for administrators.
+
+        Args:
+            session_id: Of the session.
+            discard: Free its id instead; the record is kept aside for inspection. The way out for a record
+                that is damaged.
+
+        Returns:
+            Why it was held, and where it stands.
+
+        Raises:
+            SessionNotFound, RecordCorrupt, HoldfastError: As named.
+        """
+        request = pb.ReleaseSessionRequest(session_id=session_id, discard=discard)
+        released: pb.ReleaseSessionResponse = await self.call("ReleaseSession", request)
+        return released
+
     async def models(self) -> list[pb.Model]:
         """Returns every model served."""
         return list((await self.call("ListModels", pb.ListModelsRequest())).models)

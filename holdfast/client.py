@@ -105,6 +105,14 @@ class Client:
         """Applies the same number of tokens to each of many sessions; see `AsyncClient.step_batch`."""
         return self._thread.run(self._client.step_batch(model, session_ids, tokens, positions, **options))
 
+    def get_session(self, session_id: str) -> pb.Session:
+        """Returns what is known of a session; see `AsyncClient.get_session`."""
+        return self._thread.run(self._client.get_session(session_id))
+
+    def release_session(self, session_id: str, *, discard: bool = False) -> pb.ReleaseSessionResponse:
+        """Lets a session go on that is held; see `AsyncClient.release_session`."""
+        return self._thread.run(self._client.release_session(session_id, discard=discard))
+
     def models(self) -> list[pb.Model]:
         """Returns every model served."""
         return self._thread.run(self._client.models())

@@ -203,7 +203,7 @@ class NotImplementedYet(HoldfastError):
 
 
 class ModelFailed(HoldfastError):
-    """The model raised; nothing was changed."""
+    """The model raised, took too long, or broke its contract; nothing was changed."""
 
     default_reason = "MODEL_FAILED"
 

@@ -10,7 +10,8 @@ USAGE = """usage: holdfast COMMAND [--help] [options]
 serve   runs a server: gRPC, metrics, and by default an embedded store
 demo    streams text through a server that is killed half-way, and judges the outputs
 bench   loads a running server and prints what its clients see
-verify  proves from what clients recorded that nothing was lost and nothing applied twice"""
+verify  proves from what clients recorded that nothing was lost and nothing applied twice
+session shows a session, or releases one that is held"""
 
 SERVER_SIDE = {
     "serve": "service.main",
@@ -18,6 +19,7 @@ SERVER_SIDE = {
     "bench": "service.bench.main",
     "verify": "service.verify.main",
 }
+CLIENT_SIDE = {"session": "holdfast.session_command"}
 
 
 def main() -> None:
@@ -28,6 +30,8 @@ def main() -> None:
     command, arguments = sys.argv[1], sys.argv[2:]
     if command in SERVER_SIDE:
         raise SystemExit(_run_server_side(command, arguments))
+    if command in CLIENT_SIDE:
+        raise SystemExit(importlib.import_module(CLIENT_SIDE[command]).main(arguments))
     print(f"holdfast: no command {command!r}\n{USAGE}", file=sys.stderr)
     raise SystemExit(2)
 

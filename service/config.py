@@ -75,6 +75,12 @@ class Settings(BaseSettings):
     drain_timeout_s: Annotated[
         float, Field(ge=0, description="longest wait for chunks under way when stopping, seconds")
     ] = 10.0
+    run_timeout_s: Annotated[
+        float, Field(gt=0, le=3600, description="longest run of a model before it is ended, seconds")
+    ] = 10.0
+    quarantine_after: Annotated[
+        int, Field(ge=0, description="failures in a row that put a session into quarantine; 0 is never")
+    ] = 3
     allow_volatile_store: Annotated[bool, Field(description="serve on a store that may lose sessions")] = (
         False
     )

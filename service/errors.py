@@ -26,7 +26,7 @@
   Draining             this server is leaving
   DeadlinePassed       the caller's time is up
   NotImplementedYet    an rpc of the contract that this version does not have
-  ModelFailed          the model raised
+  ModelFailed          the model raised, stalled, or gave what its contract does not say
   InternalFailure      a fault of this server
 
 Knows no gRPC: the edge maps classes to status codes. `StartError` is about a server, not a request.
@@ -214,7 +214,7 @@ class NotImplementedYet(ServiceError):
 
 
 class ModelFailed(ServiceError):
-    """The model raised while it ran; nothing was changed."""
+    """The model raised while it ran, or took too long, or broke its contract; nothing was changed."""
 
     reason = "MODEL_FAILED"
 

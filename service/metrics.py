@@ -71,6 +71,9 @@ class Metrics:
             "level",
             [str(level) for level in ACK_LEVELS],
         )
+        self._reruns = self._counter("reruns", "Parts of a batch that failed, run again.")
+        self._halts = self._counter("halted_runs", "Runs of a model ended because they took too long.")
+        self._quarantines = self._counter("quarantines", "Sessions put into quarantine.")
         self.restarts = self._counter("worker_restarts", "Workers started again after one ended.")
         self._counted = self._taken  # what follows is about now and is not added up
         self.store_up = self._gauge("store_up", "1 while the store answers.")
@@ -136,6 +139,18 @@ class Metrics:
     def refused(self, reason: str) -> None:
         """See `Observer`."""
         self._errors.inc(_REASON_INDEX[reason])
+
+    def reran(self) -> None:
+        """See `Observer`."""
+        self._reruns.inc(1)
+
+    def halted(self) -> None:
+        """See `Observer`."""
+        self._halts.inc(1)
+
+    def quarantined(self) -> None:
+        """See `Observer`."""
+        self._quarantines.inc(1)
 
     # -- the array ----------------------------------------------------------------------------
 

@@ -71,6 +71,8 @@ class Server:
             hot_state_bytes=settings.hot_state_bytes,
             session_ttl_s=settings.session_ttl_s,
             ack_level=AckLevel.parse(settings.ack_level),
+            run_timeout_s=settings.run_timeout_s,
+            quarantine_after=settings.quarantine_after,
         )
         self._engine = Engine(self._models, self._store, encode_outputs, self._metrics, limits)
         self._engine.start()

@@ -5,14 +5,18 @@ With the running sum any mix-up of sessions, any lost or doubled token, is a wro
 
 import asyncio
 import hashlib
+import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import numpy as np
 
 from service.engine.batch import GroupOutputs
 from service.errors import AckLevelNotReached, AckLevelUnsupported, ModelNotFound, StoreUnavailable
 from service.model.contract import Contract, InputSpec, OutputSpec, StateSpec, Vocabulary
+from service.store.keys import set_aside_key
 from service.store.protocol import AckLevel, Found, Refusals, Writes
 from service.store.record import NO_STAMP, STAMP_END, STAMP_START
 
@@ -38,7 +42,10 @@ class AccumulatorModel:
         self.batch_sizes = []
         self.fail_with = None
 
-    def run(self, tokens, states, needed=None):
+    def new_halt(self):
+        return SimpleNamespace(terminate=False)
+
+    def run(self, tokens, states, needed=None, halt=None):
         if self.fail_with is not None:
             raise self.fail_with
         self.batch_sizes.append(tokens.shape[1])
@@ -46,6 +53,29 @@ class AccumulatorModel:
         counts = states["sum"][:, 1] + len(tokens)
         state = np.stack([totals[-1], counts], axis=1).astype(np.float32)
         return {"total": totals.astype(np.float32)}, {"sum": state}
+
+
+class PoisonModel(AccumulatorModel):
+    """Raises on token 254, runs until it is halted on 253, leaves out its state on 252."""
+
+    def __init__(self):
+        super().__init__()
+        self.tried = []
+        self.threads = []
+        self.stalled = threading.Semaphore(0)
+
+    def run(self, tokens, states, needed=None, halt=None):
+        self.tried.append(tokens.shape[1])
+        self.threads.append(threading.current_thread())
+        if (tokens == 254).any():
+            raise RuntimeError("token 254")
+        if (tokens == 253).any():
+            self.stalled.release()
+            while not halt.terminate:
+                time.sleep(0.001)
+            raise RuntimeError("halted")
+        outputs, after = super().run(tokens, states, needed, halt)
+        return outputs, {} if (tokens == 252).any() else after
 
 
 class FakeModels:
@@ -111,6 +141,13 @@ class MemoryStore:
             else:
                 self.confirmed.append((key, level))
         return refusals
+
+    async def set_aside(self, key: bytes, record: bytes, ttl_s: float) -> bool:
+        self._check()
+        if self.records.get(key) != record:
+            return False
+        self.records[set_aside_key(key)] = self.records.pop(key)
+        return True
 
     async def time_to_live_s(self, key: bytes) -> float:
         return 0.0

@@ -37,11 +37,15 @@ HOMES = {
 PURE = {
     "service.engine.rules",
     "service.engine.step_queue",
+    "service.engine.suspects",
+    "service.engine.results",
     "service.store.record",
     "service.model.contract",
     "service.verify.chain",
     "holdfast.tokens",
     "holdfast.replay_buffer",
+    "holdfast.unanswered",
+    "holdfast.ack_levels",
 }
 IMPURE = {"asyncio", "time", "socket", "grpc", "os", "threading", "redis"}
 

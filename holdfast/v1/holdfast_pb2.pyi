@@ -320,20 +320,22 @@ class GenerateResponse(_message.Message):
     def __init__(self, token_id: _Optional[int] = ..., log_prob: _Optional[float] = ..., position: _Optional[int] = ..., incarnation: _Optional[int] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ...) -> None: ...
 
 class Session(_message.Message):
-    __slots__ = ("session_id", "incarnation", "position", "model", "fingerprint", "expires_in_s")
+    __slots__ = ("session_id", "incarnation", "position", "model", "fingerprint", "expires_in_s", "quarantine_reason")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     EXPIRES_IN_S_FIELD_NUMBER: _ClassVar[int]
+    QUARANTINE_REASON_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     incarnation: int
     position: int
     model: ModelRef
     fingerprint: str
     expires_in_s: float
-    def __init__(self, session_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., position: _Optional[int] = ..., model: _Optional[_Union[ModelRef, _Mapping]] = ..., fingerprint: _Optional[str] = ..., expires_in_s: _Optional[float] = ...) -> None: ...
+    quarantine_reason: str
+    def __init__(self, session_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., position: _Optional[int] = ..., model: _Optional[_Union[ModelRef, _Mapping]] = ..., fingerprint: _Optional[str] = ..., expires_in_s: _Optional[float] = ..., quarantine_reason: _Optional[str] = ...) -> None: ...
 
 class OpenSessionRequest(_message.Message):
     __slots__ = ("session_id", "model", "must_be_new", "initial_state", "take_over")

@@ -166,7 +166,7 @@ class StreamingInferenceServiceServicer(object):
 
     def ReleaseSession(self, request, context):
         """Lets a session go on that is held: quarantined, or its record damaged. Needs the admin scope. Safe to
-        retry.
+        retry; a discard that comes again may find nothing (SESSION_NOT_FOUND).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

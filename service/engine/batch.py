@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from service.engine.block import Block
 from service.engine.hot_state import Standing, join_rows, split_rows
+from service.engine.results import check_results
 from service.engine.work import Selection
 from service.errors import ModelFailed
 from service.model.contract import Contract
-from service.model.protocol import Model
+from service.model.protocol import Arrays, Halt, Model
 
 MAX_STEPS_PER_CALL = 4096
 """Tokens times rows in one call of the model; with 256 logits each they take 4 MiB."""
@@ -97,7 +98,11 @@ class Ran:
 
 
 def run_batch(
-    model: Model, group: Sequence[Steps], states: Sequence[NDArray[np.uint8]], encode: EncodeOutputs
+    model: Model,
+    group: Sequence[Steps],
+    states: Sequence[NDArray[np.uint8]],
+    encode: EncodeOutputs,
+    halt: Halt,
 ) -> list[Ran]:
     """Runs blocks of distinct sessions of one model.
 
@@ -106,20 +111,20 @@ def run_batch(
         group: The blocks.
         states: Raw states of the sessions of each block, (B, state_bytes).
         encode: Encodes what they gave.
+        halt: Ends the run from another thread.
 
     Returns:
         One result per block, in an order of its own.
 
     Raises:
-        ModelFailed: The model raised, or gave shapes that its contract does not have.
+        ModelFailed: The model raised, or gave what its contract does not say.
     """
     order = sorted(range(len(group)), key=lambda index: -group[index].block.asked.token_count)
     ordered = [group[index] for index in order]
     before = _joined([states[index] for index in order])
     try:
-        outputs, after = _run(model, ordered, split_rows(model.contract, before))
+        outputs, after = _run(model, ordered, split_rows(model.contract, before), halt)
         rows = join_rows(model.contract, after)
-        assert rows.shape == before.shape, f"states of {rows.shape}, expected {before.shape}"
     except Exception as error:  # a model may raise anything; its batch fails, no more
         reason = f"model {model.name} version {model.version} failed: {type(error).__name__}: {error}"
         raise ModelFailed(reason) from error
@@ -156,7 +161,7 @@ def _is_finite(array: NDArray[Any]) -> bool:
 
 
 def _run(
-    model: Model, ordered: Sequence[Steps], states: dict[str, NDArray[Any]]
+    model: Model, ordered: Sequence[Steps], states: dict[str, NDArray[Any]], halt: Halt
 ) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
     """Runs all tokens of all chunks.
 
@@ -169,9 +174,21 @@ def _run(
     dtype = model.contract.input.dtype
     if counts[0] == counts[-1] and counts[0] * sum(rows) <= MAX_STEPS_PER_CALL:
         tokens = _joined([steps.block.tokens for steps in ordered])
-        outputs, after = model.run(tokens.swapaxes(0, 1).astype(dtype, "C"), states, needed)
+        outputs, after = _call(model, tokens.swapaxes(0, 1).astype(dtype, "C"), states, needed, halt)
         return {name: _by_row(outputs[name]) for name in needed}, dict(after)
-    return _run_in_spans(model, ordered, np.repeat(counts, rows), states, needed)
+    return _run_in_spans(model, ordered, np.repeat(counts, rows), states, needed, halt)
+
+
+def _call(
+    model: Model,
+    tokens: NDArray[Any],
+    states: dict[str, NDArray[Any]],
+    needed: tuple[str, ...],
+    halt: Halt,
+) -> tuple[Arrays, Arrays]:
+    results = model.run(tokens, states, needed, halt)
+    check_results(model.contract, needed, results, *tokens.shape[:2])
+    return results
 
 
 def _run_in_spans(
@@ -180,6 +197,7 @@ def _run_in_spans(
     counts: NDArray[np.int64],
     states: dict[str, NDArray[Any]],
     needed: tuple[str, ...],
+    halt: Halt,
 ) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
     shape = () if model.contract.input.kind == "token_id" else (model.contract.input.width,)
     flat = _joined([steps.block.tokens.reshape(-1, *shape) for steps in ordered])
@@ -190,7 +208,7 @@ def _run_in_spans(
     for begin, end, active in _spans(counts.tolist()):
         places = starts[:active] + np.arange(begin, end)[:, np.newaxis]
         active_states = {name: array[:active] for name, array in states.items()}
-        outputs, after = model.run(tokens[places], active_states, needed)
+        outputs, after = _call(model, tokens[places], active_states, needed, halt)
         for name in needed:
             collected[name][places] = outputs[name]
         for name, array in states.items():
@@ -271,14 +289,22 @@ def top_candidates(
     """
     choose = _pick_largest if top_k <= FEW else _sort_largest
     ids, values = choose(logits, top_k)
-    if not np.isfinite(values).all():  # picking marks what it took by -inf
-        ids, values = _sort_largest(logits, top_k)
+    if np.isfinite(values).all():
+        return ids, _log_softmax(logits, values)
+    odd = np.flatnonzero(~np.isfinite(values).all(axis=1))  # picking marks what it took by -inf
+    ids[odd], values[odd] = _sort_largest(logits[odd], top_k)
+    with np.errstate(invalid="ignore"):  # of infinite logits there is no softmax: it is NaN
+        return ids, _log_softmax(logits, values)
+
+
+def _log_softmax(logits: NDArray[np.float32], values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Returns the log-probabilities of the logits `values`, the largest of each row first."""
     peak = values[:, :1]
     scaled = logits - peak
     np.exp(scaled, out=scaled)
     ones = np.ones((logits.shape[1], 1), np.float32)
     values -= peak + np.log(scaled @ ones)  # a product with ones is a sum, at a third of the time
-    return ids, values
+    return values
 
 
 def _pick_largest(logits: NDArray[np.float32], top_k: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
@@ -302,8 +328,9 @@ def _pick_largest(logits: NDArray[np.float32], top_k: int) -> tuple[NDArray[np.i
 
 
 def _sort_largest(logits: NDArray[np.float32], top_k: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Takes the largest and sorts them by value, then by id."""
+    """Takes the largest and sorts them by value, then by id; NaN is the least."""
     count, size = logits.shape
+    logits = np.where(np.isnan(logits), np.float32(-np.inf), logits)
     if top_k < size:
         candidates = logits.argpartition(size - top_k, axis=1)[:, size - top_k :]
         candidates.sort(axis=1)

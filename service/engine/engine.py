@@ -32,12 +32,15 @@ from service.engine.bell import Bell
 from service.engine.block import Applied, Block, gather
 from service.engine.busy_clock import BusyClock
 from service.engine.hot_state import HotSessions, Standing
+from service.engine.isolation import Failed, Isolation
 from service.engine.offer import Offer, make_offers
 from service.engine.pace import Pace
+from service.engine.quarantine import quarantine
 from service.engine.rules import Verdict
 from service.engine.runner import Runner
 from service.engine.served import served_model
 from service.engine.step_queue import StepQueue
+from service.engine.suspects import Suspects
 from service.engine.work import Answer, Asked, Work, check_tokens, validate
 from service.errors import (
     DeadlinePassed,
@@ -57,6 +60,9 @@ _log = logging.getLogger(__name__)
 MAX_CONFLICTS = 16
 """A chunk without position that loses against other writers so often gives up."""
 
+PAST_EPOCH = -1
+"""An epoch of the store that is over: what belongs to it is not confirmed."""
+
 Items = Sequence[Work | Block]
 """What a batch is made of: single chunks, and blocks of them."""
 
@@ -71,6 +77,8 @@ class EngineLimits:
         hot_state_bytes: State and kept replies held in memory.
         session_ttl_s: Time to live of a session after a commit; 0 is for ever.
         ack_level: Of chunks that ask for none.
+        run_timeout_s: Longest run of a model.
+        quarantine_after: A session that fails by itself so often in a row is quarantined; 0 is never.
     """
 
     max_batch: int = 64
@@ -78,6 +86,8 @@ class EngineLimits:
     hot_state_bytes: int = 256 << 20
     session_ttl_s: float = 86_400.0
     ack_level: AckLevel = AckLevel.MEMORY
+    run_timeout_s: float = 10.0
+    quarantine_after: int = 3
 
 
 class Observer(Protocol):
@@ -110,6 +120,15 @@ class Observer(Protocol):
     def refused(self, reason: str) -> None:
         """A chunk was answered with an error, and its caller still waits for it."""
 
+    def reran(self) -> None:
+        """A part of a batch that failed ran again."""
+
+    def halted(self) -> None:
+        """A run was ended because it took too long."""
+
+    def quarantined(self) -> None:
+        """A session was put into quarantine."""
+
 
 class Engine:
     """Applies chunks exactly once.
@@ -132,11 +151,13 @@ class Engine:
     ) -> None:
         self._models = models
         self._store = store
-        self._runner = Runner(encode_outputs)
+        self._runner = Runner(encode_outputs, limits.run_timeout_s)
         self._observer = observer
         self._limits = limits
         self._queue: StepQueue[bytes, Work | Block] = StepQueue(limits.max_waiting)
         self._hot = HotSessions(limits.hot_state_bytes, self._queue.__contains__)
+        self._suspects = Suspects(limits.quarantine_after)
+        self._isolation = Isolation(self._runner, self._suspects, self._hot.gather, self._why_not, observer)
         self._bell = Bell()
         self._commit_turn = asyncio.Semaphore(1)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -250,10 +271,9 @@ class Engine:
             await self._load(cold)  # nobody else waits, so it needs no task of its own
         elif cold:
             self._spawn(self._guard(cold, self._load(cold)))
-        if ready:
-            ran = await self._run(ready)
+        if ready and (ran := await self._run(ready)):
             await self._commit_turn.acquire()
-            self._spawn(self._guard([steps.block for steps in ready], self._commit(ran)))
+            self._spawn(self._guard([result.steps.block for result in ran], self._commit(ran)))
 
     async def _guard(self, items: Items, coroutine: Coroutine[Any, Any, None]) -> None:
         """Answers the chunks of a stage that failed in a way nobody foresaw; the loop goes on."""
@@ -347,23 +367,26 @@ class Engine:
             self._hot.discard(work.key)
             cold.append(work)
             return
+        record = self._hot.record(slot)
         try:
-            verdict = rules.decide(self._hot.record(slot), work.claim)
+            verdict = rules.decide(record, work.claim)
         except ServiceError as error:
             self._refuse(work, error)
             return
         assert isinstance(verdict, KeptReply), "bug: a chunk that runs was held to be out of place"
-        self._replay(work, slot, verdict)
-
-    def _replay(self, work: Work, slot: int, reply: KeptReply) -> None:
-        self._observer.replayed()
-        record = self._hot.record(slot)
         assert record is not None, "bug: a reply is kept where nothing is stored"
-        model = self._hot.model_at(slot)
+        self._replay(work, record, self._hot.model_at(slot), verdict, self._hot.verified_s(slot))
+
+    def _replay(
+        self, work: Work, record: Record, model: Model, reply: KeptReply, verified_s: float
+    ) -> None:
+        """Answers a chunk by a reply kept in a record that was read at `verified_s`."""
+        self._observer.replayed()
         level = self._level(work.asked)
         answer = Answer(record.incarnation, reply.position, model.version, True, reply.outputs, level)
         if level:
-            self._spawn(self._guard([work], self._confirm_replay(work, answer, self._epoch)))
+            epoch = self._epoch if verified_s >= self._epoch_began_s() else PAST_EPOCH
+            self._spawn(self._guard([work], self._confirm_replay(work, answer, epoch)))
         else:
             self._give(work, answer)
 
@@ -413,12 +436,7 @@ class Engine:
 
     def _take_in(self, work: Work, data: bytes | None, verified_s: float) -> None:
         """Makes a session hot from what the store holds, and lets its chunk be decided again."""
-        try:
-            self._heat(work.key, work.claim, work.asked, data, verified_s)
-        except ServiceError as error:
-            self._hot.discard(work.key)
-            self._refuse(work, error)
-        else:
+        if self._heat(work, data, verified_s):
             self._put_back(work, 1)
 
     def _take_in_block(self, block: Block, loaded: dict[bytes, bytes | None], verified_s: float) -> None:
@@ -427,12 +445,7 @@ class Engine:
         for place, key in enumerate(block.keys):
             if key not in loaded:
                 continue
-            work = block.work(place)
-            try:
-                self._heat(key, work.claim, block.asked, loaded[key], verified_s)
-            except ServiceError as error:
-                stays[place] = False
-                self._refuse(work, error)
+            stays[place] = self._heat(block.work(place), loaded[key], verified_s)
         if stays.all():
             self._put_back(block, len(block))
         elif stays.any():
@@ -442,11 +455,23 @@ class Engine:
         self._queue.put_back(item, count)
         self._bell.ring()
 
-    def _heat(
-        self, key: bytes, claim: rules.Claim, asked: Asked, data: bytes | None, verified_s: float
-    ) -> None:
-        record = decode(data) if data is not None else None
-        self._hot.put(key, self._model_for(record, claim, asked), record, verified_s=verified_s)
+    def _heat(self, work: Work, data: bytes | None, verified_s: float) -> bool:
+        """Makes the session of a chunk hot; returns whether it is, else the chunk is answered."""
+        try:
+            record = decode(data) if data is not None else None
+            model = self._model_for(record, work.claim, work.asked)
+            if record is not None and record.quarantine_reason:
+                reply = rules.decide(record, work.claim)
+                assert isinstance(reply, KeptReply), "bug: a session in quarantine runs"
+                self._hot.discard(work.key)
+                self._replay(work, record, model, reply, verified_s)
+                return False
+        except ServiceError as error:
+            self._hot.discard(work.key)
+            self._refuse(work, error)
+            return False
+        self._hot.put(work.key, model, record, verified_s=verified_s)
+        return True
 
     def _model_for(self, record: Record | None, claim: rules.Claim, asked: Asked) -> Model:
         if record is None or record.closed:
@@ -458,7 +483,7 @@ class Engine:
     # -- run ----------------------------------------------------------------------------------
 
     async def _run(self, ready: Sequence[Steps]) -> list[Ran]:
-        """Runs a batch, model by model; a model that fails has its chunks refused."""
+        """Runs a batch, model by model; chunks that make a model fail are refused, or run apart."""
         if failpoints.is_armed:
             await failpoints.hit("before_run")
         started_s = time.monotonic()
@@ -470,18 +495,52 @@ class Engine:
             step_count += len(steps.block) * steps.block.asked.token_count
             self._observer.waited(*steps.block.ages_s(started_s))
         ran: list[Ran] = []
-        for group in groups.values():
-            states = [self._hot.gather(steps.standing) for steps in group]
-            result = await self._runner.run(group[0].model, group, states)
-            if isinstance(result, ServiceError):
-                for steps in group:
-                    self._refuse_all(steps.block, result)
-            else:
-                ran += result
+        outcomes = [await self._isolation.run(group) for group in groups.values()]
+        for outcome in outcomes:
+            ran += outcome.ran
+            self._fail(outcome.failed)
+            for steps in outcome.apart:
+                self._spawn(self._guard([steps.block], self._run_apart(steps)))
         if failpoints.is_armed:
             await failpoints.hit("after_run")
         self._observer.ran(chunk_count, step_count, time.monotonic() - started_s)
         return ran
+
+    async def _run_apart(self, steps: Steps) -> None:
+        """Runs, commits and answers a chunk while others go on; its session is held meanwhile."""
+        result = await self._isolation.run_apart(steps)
+        if isinstance(result, Failed):
+            self._fail([result])
+        else:
+            await self._commit_turn.acquire()
+            await self._commit([result])
+
+    def _why_not(self, work: Work) -> ServiceError | None:
+        if self._is_stopping:
+            return _draining()
+        return _late() if work.is_cancelled or work.deadline_s < time.monotonic() else None
+
+    def _fail(self, failed: Sequence[Failed]) -> None:
+        """Refuses chunks that made their model fail; has sessions quarantined that do so for ever."""
+        for steps, error, is_incorrigible in failed:
+            if is_incorrigible:
+                self._spawn(self._guard([steps.block], self._quarantine(steps, error)))
+            else:
+                self._refuse_all(steps.block, error)
+
+    async def _quarantine(self, steps: Steps, error: ServiceError) -> None:
+        """Puts the session of one chunk into quarantine, and refuses the chunk."""
+        work = steps.block.work(0)
+        refusal = None
+        try:
+            refusal = await quarantine(self._store, steps, error.message, self._limits.session_ttl_s)
+        except ServiceError as why:
+            _log.warning("a session that fails again and again is not in quarantine: %s", why.message)
+        if refusal is not None:
+            self._observer.quarantined()
+            self._suspects.quarantined(work.key)
+        self._hot.discard(work.key)
+        self._refuse(work, refusal or error)
 
     # -- commit and answer --------------------------------------------------------------------
 

@@ -130,6 +130,7 @@ class HotSessions:
 
     def put(self, key: bytes, model: Model, record: Record | None, *, verified_s: float) -> None:
         """Takes in what the store holds, instead of what was known of the session before."""
+        assert record is None or not record.quarantine_reason, "bug: a session in quarantine is hot"
         self.discard(key)
         if not self._free:
             self._grow()

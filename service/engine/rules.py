@@ -14,7 +14,8 @@ Let n be the stored position, p the chunk's, k its tokens, a the position whose 
     no p                                run at n
 
 What is stored may be nothing: then a chunk at position 0 that names a model opens the session, and any
-other names something that is gone. Or a tombstone: then the session was closed.
+other names something that is gone. Or a tombstone: then the session was closed. Or a session in
+quarantine: then nothing runs, only replies that are kept are given again.
 
 Not every answer may come from memory: a replica that was paused remembers an old position. Running on
 an old state is harmless, the commit refuses it. A refusal or a replay is final, so the caller of
@@ -35,6 +36,7 @@ from service.errors import (
     SessionClosed,
     SessionLost,
     SessionNotFound,
+    SessionQuarantined,
     StoreRegressed,
 )
 from service.store.record import KeptReply, Record
@@ -106,15 +108,30 @@ def decide(stored: Record | None, claim: Claim) -> Verdict | KeptReply:
     Raises:
         SessionNotFound, SessionLost, SessionClosed: The session does not exist.
         PositionConflict, PositionGap, StoreRegressed: The chunk does not continue the session.
+        SessionQuarantined: It is held, and the chunk is none of those whose replies are kept.
     """
     if stored is None or stored.closed:
         return _open(stored, claim)
     check_incarnation(stored, claim.incarnation)
+    reply = _find_reply(stored, claim)
+    if reply is not None:
+        return reply
+    if stored.quarantine_reason:
+        raise quarantined(stored)
     if claim.position is None or claim.position == stored.position:
         return Verdict.RUN
     if claim.position > stored.position:
         raise _ahead(stored.position, claim)
-    return _find_reply(stored, claim)
+    raise _conflict(stored, claim)
+
+
+def quarantined(stored: Record) -> SessionQuarantined:
+    """Returns the refusal of all that would run a session in quarantine."""
+    return SessionQuarantined(
+        f"the session is held at position {stored.position} until an administrator releases it: "
+        f"{stored.quarantine_reason}",
+        expected_position=stored.position,
+    )
 
 
 def check_incarnation(stored: Record, meant: int) -> None:
@@ -209,14 +226,19 @@ def _ahead(stored_position: int, claim: Claim) -> PositionGap | StoreRegressed:
     )
 
 
-def _find_reply(stored: Record, claim: Claim) -> KeptReply:
-    assert claim.position is not None
+def _find_reply(stored: Record, claim: Claim) -> KeptReply | None:
+    if claim.position is None:
+        return None
     end = claim.position + claim.token_count
     for reply in stored.replies:
         same_place = reply.position == end and reply.token_count == claim.token_count
         if same_place and reply.digest == claim.digest:
             return reply
-    raise PositionConflict(
+    return None
+
+
+def _conflict(stored: Record, claim: Claim) -> PositionConflict:
+    return PositionConflict(
         f"position is {claim.position}, the session stands at {stored.position}, and these are not "
         "the tokens applied there last",
         expected_position=stored.position,

@@ -1,4 +1,4 @@
-"""Opens, reads and closes sessions: single records, loaded and committed one at a time.
+"""Opens, reads, closes and releases sessions: single records, loaded and committed one at a time.
 
 Chunks are the engine's. What is changed here is noticed there by the compare of its commits. What is
 answered here is a promise like the answer to a chunk, so it waits for the server's acknowledgement level.
@@ -8,11 +8,12 @@ import secrets
 from typing import NamedTuple
 
 from service.engine.engine import Engine
-from service.engine.rules import check_incarnation
+from service.engine.rules import check_incarnation, quarantined
 from service.engine.served import check_named, served_model
 from service.errors import (
     InvalidRequest,
     PositionConflict,
+    RecordCorrupt,
     ServiceError,
     SessionClosed,
     SessionExists,
@@ -24,6 +25,9 @@ from service.store.record import NO_STAMP, Record, decode, draw_incarnation, enc
 
 MAX_ATTEMPTS = 16
 """Attempts against other writers of the same record."""
+
+SET_ASIDE_TTL_S = 30 * 86_400.0
+"""How long a record that was discarded is kept for inspection."""
 
 
 class OpenSession(NamedTuple):
@@ -40,8 +44,20 @@ class OpenSession(NamedTuple):
     is_resumed: bool
 
 
+class Released(NamedTuple):
+    """A session that is held no longer.
+
+    Attributes:
+        reason: Why it was held; "" if it was not, and is as it was.
+        position: Of its record; 0 if that cannot be read.
+    """
+
+    reason: str
+    position: int
+
+
 class Sessions:
-    """Opens, reads and closes sessions.
+    """Opens, reads, closes and releases sessions.
 
     Args:
         models: The models served.
@@ -93,7 +109,7 @@ class Sessions:
             state: Raw initial state, as in a record; b"" is the model's own.
 
         Raises:
-            SessionExists, SessionNotFound, ModelNotFound, ModelMismatch, RecordCorrupt,
+            SessionExists, SessionNotFound, SessionQuarantined, ModelNotFound, ModelMismatch, RecordCorrupt,
             InvalidRequest, StoreFull: Nothing was changed.
             StoreUnavailable, AckLevelNotReached: It may have been; the same again is right.
         """
@@ -119,7 +135,7 @@ class Sessions:
         raise PositionConflict("other writers keep changing this session")
 
     async def read(self, key: bytes) -> OpenSession:
-        """Returns a live session.
+        """Returns a live session, or one in quarantine.
 
         Raises:
             SessionNotFound, SessionClosed, ModelMismatch, RecordCorrupt, StoreUnavailable: As named.
@@ -155,13 +171,67 @@ class Sessions:
             if stored.closed:
                 await self._confirm(key, epoch)
                 return stored.position
-            tombstone = stored._replace(state=b"", replies=(), closed=True)
+            tombstone = stored._replace(state=b"", replies=(), closed=True, quarantine_reason="")
             found = await self._replace(key, stored.stamp, tombstone, self._tombstone_ttl_s)
             if found is None:
                 await self._confirm(key, epoch)
                 return stored.position
             data = found.record
         raise PositionConflict("other writers keep changing this session")
+
+    async def release(self, key: bytes, *, discard: bool) -> Released:
+        """Lets a session go on that is in quarantine, from where it stands; or frees the id of one held.
+
+        Args:
+            key: Of its record.
+            discard: Move the record aside, be it in quarantine or damaged; the id is free then.
+
+        Raises:
+            SessionNotFound: Nothing is stored.
+            RecordCorrupt: It is damaged, and `discard` is not given; it is left as found.
+            PositionConflict, StoreUnavailable, StoreFull, AckLevelNotReached: As named.
+        """
+        for _ in range(MAX_ATTEMPTS):
+            epoch = self._store.epoch
+            data = (await self._store.load([key]))[0]
+            if data is None:
+                return await self._release_foreign(key, discard)
+            held, record = self._why_held(data, discard)
+            if not held.reason:
+                return held
+            if discard or record is None:
+                if await self._store.set_aside(key, data, SET_ASIDE_TTL_S):
+                    self._engine.forget(key)
+                    await self._confirm(key, epoch)
+                    return held
+            elif not await self._replace(
+                key, record.stamp, record._replace(quarantine_reason=""), self._ttl_s
+            ):
+                await self._confirm(key, epoch)
+                return held
+        raise PositionConflict("other writers keep changing this session")
+
+    async def _release_foreign(self, key: bytes, discard: bool) -> Released:
+        """Moves aside a value that is no record, being no string; the store gives it as nothing."""
+        if discard and await self._store.set_aside(key, b"", SET_ASIDE_TTL_S):
+            return Released("the key of the session held something that is not a record", 0)
+        raise SessionNotFound("no session has this id", field="session_id")
+
+    def _why_held(self, data: bytes, discard: bool) -> tuple[Released, Record | None]:
+        """Returns why a record is held, and the record; None if it is damaged and may be moved aside."""
+        position = 0
+        try:
+            record = decode(data)
+            position = record.position
+            if record.quarantine_reason or record.closed:
+                return Released(record.quarantine_reason, position), record
+            if self._models.find_fingerprint(record.fingerprint) is not None:
+                served_model(self._models, record)
+        except RecordCorrupt as error:
+            if not discard:
+                raise
+            return Released(error.message, position), None
+        return Released("", position), record
 
     async def expires_in_s(self, key: bytes) -> float:
         """Returns the seconds until a session expires; 0 is never."""
@@ -198,6 +268,8 @@ class Sessions:
                 field="session_id",
                 expected_position=record.position,
             )
+        if record.quarantine_reason:
+            raise quarantined(record)
         model = served_model(self._models, record)
         check_named(model, model_name, model_version)
         return OpenSession(record, model, is_resumed=True)

@@ -10,6 +10,12 @@ from service.model.contract import Contract
 Arrays = Mapping[str, NDArray[Any]]
 
 
+class Halt(Protocol):
+    """Ends a run from another thread: once `terminate` is true, the run raises at its next operation."""
+
+    terminate: bool
+
+
 class Model(Protocol):
     """One network in one version, ready to run."""
 
@@ -33,8 +39,16 @@ class Model(Protocol):
         """Its tensors."""
         ...
 
+    def new_halt(self) -> Halt:
+        """Returns what can end one run."""
+        ...
+
     def run(
-        self, tokens: NDArray[Any], states: Arrays, needed: tuple[str, ...] | None = None
+        self,
+        tokens: NDArray[Any],
+        states: Arrays,
+        needed: tuple[str, ...] | None = None,
+        halt: Halt | None = None,
     ) -> tuple[Arrays, Arrays]:
         """Advances B sessions by T tokens each.
 
@@ -42,6 +56,7 @@ class Model(Protocol):
             tokens: int64 (T, B) ids, or float32 (T, B, width) features; T >= 1.
             states: State name -> (B, ...), batch axis first whatever the graph has.
             needed: Names of outputs to return; None is all of them.
+            halt: Made by `new_halt` for this run; None lets it take as long as it takes.
 
         Returns:
             Output name -> (T, B, ...), and state name -> (B, ...), new arrays.

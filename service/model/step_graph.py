@@ -9,7 +9,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from service.model.contract import Contract, ContractError, GraphTensor, read_contract
-from service.model.protocol import Arrays
+from service.model.protocol import Arrays, Halt
 
 MAX_FILE_BYTES = 1 << 30
 """Larger files are refused unread; a step graph this big would not step in milliseconds anyway."""
@@ -58,20 +58,31 @@ class StepGraph:
         self._every_output = tuple(output.name for output in self.contract.outputs)
         self._next_names = [state.output for state in self.contract.states]
 
+    def new_halt(self) -> Halt:
+        """Returns what can end one run, at the next node or turn of a loop in the graph."""
+        halt: Halt = ort.RunOptions()
+        return halt
+
     def run(
-        self, tokens: NDArray[Any], states: Arrays, needed: tuple[str, ...] | None = None
+        self,
+        tokens: NDArray[Any],
+        states: Arrays,
+        needed: tuple[str, ...] | None = None,
+        halt: Halt | None = None,
     ) -> tuple[Arrays, Arrays]:
         """Advances B sessions by T tokens each; see `Model.run`."""
         names = self._every_output if needed is None else needed
         if self.contract.input.has_time_axis:
-            return self._call(tokens, states, names)
+            return self._call(tokens, states, names, halt)
         rows: list[Arrays] = []
         for row in tokens:
-            outputs, states = self._call(row, states, names)
+            outputs, states = self._call(row, states, names, halt)
             rows.append(outputs)
         return {name: np.stack([row[name] for row in rows]) for name in names}, states
 
-    def _call(self, tokens: NDArray[Any], states: Arrays, names: tuple[str, ...]) -> tuple[Arrays, Arrays]:
+    def _call(
+        self, tokens: NDArray[Any], states: Arrays, names: tuple[str, ...], halt: Halt | None
+    ) -> tuple[Arrays, Arrays]:
         """Runs the graph once: one token each, or T with a time axis."""
         feed: dict[str, NDArray[Any]] = {self.contract.input.name: tokens}
         for spec in self.contract.states:
@@ -79,7 +90,7 @@ class StepGraph:
         for output in self.contract.outputs:
             if output.switch is not None and output.name not in names:
                 feed[output.switch] = _OFF
-        results = self._session.run([*names, *self._next_names], feed)
+        results = self._session.run([*names, *self._next_names], feed, halt)
         outputs = dict(zip(names, results, strict=False))
         next_states = {
             spec.name: _from_graph(result, spec.batch_axis)

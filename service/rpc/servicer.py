@@ -36,7 +36,7 @@ class Servicer:
 
     Args:
         engine: Applies chunks.
-        sessions: Opens, reads and closes sessions.
+        sessions: Opens, reads, closes and releases sessions.
         models: The models served.
         max_chunk_tokens: Most tokens of a chunk.
     """
@@ -55,6 +55,7 @@ class Servicer:
             "OpenSession": self.open_session,
             "GetSession": self.get_session,
             "CloseSession": self.close_session,
+            "ReleaseSession": self.release_session,
             "Step": self.step,
             "StepBatch": self.step_batch,
             "ListModels": self.list_models,
@@ -109,6 +110,11 @@ class Servicer:
         key = codec.key_of(request.session_id)
         position = await self._sessions.close(key, request.incarnation)
         return pb.CloseSessionResponse(position=position)
+
+    async def release_session(self, request: pb.ReleaseSessionRequest, _: Any) -> pb.ReleaseSessionResponse:
+        """Lets a session go on that is held, or moves its record aside."""
+        released = await self._sessions.release(codec.key_of(request.session_id), discard=request.discard)
+        return pb.ReleaseSessionResponse(reason=released.reason, position=released.position)
 
     async def step(self, request: pb.StepRequest, context: Any) -> bytes:
         """Applies one chunk; the reply is encoded already."""
@@ -178,6 +184,7 @@ class Servicer:
             model=pb.ModelRef(name=session.model.name, version=session.model.version),
             fingerprint=record.fingerprint.hex(),
             expires_in_s=await self._sessions.expires_in_s(key),
+            quarantine_reason=record.quarantine_reason,
         )
 
     def _model_message(self, model: Model) -> pb.Model:

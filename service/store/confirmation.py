@@ -9,12 +9,15 @@ A wait says nothing about writes that went to another server. The connection tha
 whom it speaks to, by process and replication history; after each wait its own connection must say the same,
 and the first must not have been made anew meanwhile. A primary that was demoted and promoted again has
 another history, so it does not confirm what it may have thrown away.
+
+Nor is WAITAOF always to be believed. Where the file is synced every second, Redis before 7.4.3 and every
+Valkey looked at so far (9.1.2) count as synced what is only written (redis/redis#13793). So the version is
+looked at, and with Valkey the policy, after each wait.
 """
 
 import asyncio
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +30,8 @@ from service.store.protocol import AckLevel
 RETRY_AFTER_S = 0.1
 """What a caller is told whose chunk was not confirmed: it has waited already."""
 
-FSYNCED_SINCE = {"valkey": (8, 0, 0), "redis": (7, 4, 3)}
-"""Versions whose WAITAOF can be believed; before, it could answer too early (redis/redis#13793)."""
+FSYNCED_SINCE = {b"valkey": (8, 0, 0), b"redis": (7, 4, 3)}
+"""Oldest versions whose WAITAOF can be believed; that of Valkey only with `appendfsync always`."""
 
 
 @dataclass(frozen=True)
@@ -46,22 +49,26 @@ class AckSettings:
     timeout_s: float = 5.0
 
 
+ASK_POLICY = ("CONFIG", "GET", "appendfsync")
+
+
 class AckSupport:
     """Which levels a server is set up to give.
 
     Args:
         info: Its INFO.
+        policy: Its reply to `ASK_POLICY`.
         settings: What is asked of it.
     """
 
-    def __init__(self, info: Mapping[str, str], settings: AckSettings) -> None:
+    def __init__(self, info: bytes, policy: Any, settings: AckSettings) -> None:
         self._reasons = {
-            AckLevel.FSYNCED: _why_not_fsynced(info),
+            AckLevel.FSYNCED: _why_not_believed(info, policy) or _why_not_written(info),
             AckLevel.REPLICATED: ""
             if settings.replicas_required
             else "it is not said how many replicas are enough: set --replicas-required",
         }
-        self._online_count = _online_replicas(info)
+        self._online_count = len(re.findall(rb"^slave\d+:.*state=online", info, re.MULTILINE))
         self._settings = settings
 
     def check(self, level: AckLevel) -> None:
@@ -207,13 +214,18 @@ class _Lane:
         """Waits for all that the server has answered until now; returns why that failed, or ""."""
         own = await self._open(epoch)
         replies = [own.execute("SET", self._marker, b""), own.execute(*self._command), *own.identify()]
-        marked, counted, *information = await asyncio.gather(*replies)
-        identity = identity_in(information)
+        is_about_disk = self._command[0] == "WAITAOF"
+        if is_about_disk:
+            replies.append(own.execute(*ASK_POLICY))
+        marked, counted, server, replication, *policy = await asyncio.gather(*replies)
+        identity = identity_in((server, replication))
         if identity is None:
             return "the store does not say which server it is: let this user call INFO"
         if identity != self._connection.identity:
             await self._part(epoch)
             return "the store is another server than before, or was not the primary all the time"
+        if is_about_disk and (why := _why_not_believed(server, policy[0])):
+            return why
         for reply in (marked, counted):
             if isinstance(reply, hiredis.ReplyError):
                 return f"store: {reply}"
@@ -242,19 +254,26 @@ class _Lane:
             await own.close()
 
 
-def _why_not_fsynced(info: Mapping[str, str]) -> str:
-    name = "valkey" if "valkey_version" in info else "redis"
-    text = info.get(f"{name}_version", "")
-    version = tuple(map(int, re.findall(r"\d+", text)[:3]))
+def _why_not_believed(info: bytes, policy: Any) -> str:
+    """Returns why WAITAOF of a server says nothing, or ""."""
+    found = re.search(rb"^valkey_version:(\S+)", info, re.MULTILINE)
+    name = b"valkey" if found else b"redis"
+    found = found or re.search(rb"^redis_version:(\S+)", info, re.MULTILINE)
+    text = found[1] if found else b"of unknown version"
+    store = f"the store is {name.decode()} {text.decode()}"
     least = FSYNCED_SINCE[name]
-    if version < least:
-        wanted = ".".join(map(str, least))
-        return f"the store is {name} {text or 'of unknown version'}, whose WAITAOF needs {wanted} or newer"
-    if info.get("aof_enabled") != "1":
-        return "the append-only file of the store is off: set appendonly yes"
+    if tuple(map(int, re.findall(rb"\d+", text)[:3])) < least:
+        return f"{store}, whose WAITAOF needs {'.'.join(map(str, least))} or newer"
+    if name == b"valkey" and policy != [b"appendfsync", b"always"]:
+        policy_text = policy[1].decode() if isinstance(policy, list) and len(policy) == 2 else "not known"
+        return (
+            f"{store} and its appendfsync is {policy_text}: its WAITAOF answers too early; set appendfsync "
+            "always, and let this user call CONFIG GET"
+        )
     return ""
 
 
-def _online_replicas(info: Mapping[str, str]) -> int:
-    replicas = [value for name, value in info.items() if re.fullmatch(r"slave\d+", name)]
-    return sum("state=online" in replica for replica in replicas)
+def _why_not_written(info: bytes) -> str:
+    if re.search(rb"^aof_enabled:1", info, re.MULTILINE):
+        return ""
+    return "the append-only file of the store is off: set appendonly yes"

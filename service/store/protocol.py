@@ -124,6 +124,24 @@ class StateStore(Protocol):
         """
         ...
 
+    async def set_aside(self, key: bytes, record: bytes, ttl_s: float) -> bool:
+        """Moves a record to `keys.set_aside_key`, over an older one there, if it is still the given one.
+
+        Check, move and expiry are one atomic act.
+
+        Args:
+            key: Of the record.
+            record: The bytes found there; b"" where `load` gives None, for a value of another kind.
+            ttl_s: How long it is kept there.
+
+        Returns:
+            Whether it was moved; if not, another record is stored by now, or none.
+
+        Raises:
+            StoreUnavailable: No answer in time; it may or may not have been moved.
+        """
+        ...
+
     async def time_to_live_s(self, key: bytes) -> float:
         """Returns the seconds until the record expires; 0 if it never does.
 

@@ -7,15 +7,18 @@ Layout, little-endian:
     4       4      number of kept replies
     8       8      xxh3-64 of everything from offset 16, seeded with the number of kept replies
     16      8      incarnation, > 0
-    24      8      position, >= 0; ~position (negative) marks the tombstone of a closed session
+    24      8      position, 0 .. 2^62 - 1; ~position (negative) marks the tombstone of a closed session,
+                   position + 2^62 a session in quarantine
     32      32     fingerprint: sha256 of the model file
     64      8      bytes of state
     72      ...    state: raw tensors, in the order of the model's contract
+            ...    in quarantine only: bytes of the reason (4), the reason, UTF-8
             ...    kept replies, oldest first: position after the chunk (8), tokens in it (4),
                    bytes of the reply (4), digest of the tokens (16), the reply
 
 Bytes 16..31 are the *stamp*. It is all that a commit compares, which is why a tombstone must not share
-it with the record it replaces, and why it sits at a fixed offset that the script can cut out.
+it with the record it replaces, nor a record in quarantine with the one it was and will be again, and why it
+sits at a fixed offset that the script can cut out.
 
 Without its state and replies a record with one reply has 72 + 32 = 104 bytes.
 """
@@ -43,6 +46,8 @@ _BODY_HEADER = struct.Struct("<qq32sQ")
 _PREFIX = struct.Struct("<4sIQ")
 _STAMP = struct.Struct("<qq")
 _REPLY_HEADER = struct.Struct("<qII16s")
+_REASON_HEADER = struct.Struct("<I")
+_QUARANTINED = 1 << 62
 
 REPLY_BYTES = _REPLY_HEADER.size
 """What a kept reply has beside its outputs."""
@@ -71,6 +76,7 @@ class Record(NamedTuple):
         incarnation: Random, > 0.
         position: Tokens consumed; for a closed session, at the time it was closed.
         closed: It is a tombstone: no state, no replies.
+        quarantine_reason: Why no chunk may run; "" if the session is not in quarantine.
         fingerprint: sha256 of the model file, 32 bytes.
         state: Raw tensors, in the order of the model's contract.
         replies: Replies kept, oldest first.
@@ -82,11 +88,12 @@ class Record(NamedTuple):
     state: bytes = b""
     replies: tuple[KeptReply, ...] = ()
     closed: bool = False
+    quarantine_reason: str = ""
 
     @property
     def stamp(self) -> bytes:
         """Incarnation and position as a commit compares them, 16 bytes."""
-        return stamp(self.incarnation, self.position, closed=self.closed)
+        return stamp(self.incarnation, _marked_position(self))
 
 
 def draw_incarnation() -> int:
@@ -94,9 +101,15 @@ def draw_incarnation() -> int:
     return secrets.randbelow(2**63 - 1) + 1
 
 
-def stamp(incarnation: int, position: int, *, closed: bool = False) -> bytes:
-    """Packs what a commit compares, 16 bytes."""
-    return _STAMP.pack(incarnation, ~position if closed else position)
+def stamp(incarnation: int, position: int) -> bytes:
+    """Packs what a commit compares, 16 bytes; the position as it stands in the record."""
+    return _STAMP.pack(incarnation, position)
+
+
+def _marked_position(record: Record) -> int:
+    if record.closed:
+        return ~record.position
+    return record.position | _QUARANTINED if record.quarantine_reason else record.position
 
 
 def token_digest(tokens: bytes) -> bytes:
@@ -134,12 +147,13 @@ def token_digests(tokens: bytes, row_count: int) -> NDArray[np.uint8]:
 def encode(record: Record) -> bytes:
     """Turns a record into bytes; `decode` is the inverse."""
     body = _BODY_HEADER.pack(
-        record.incarnation,
-        ~record.position if record.closed else record.position,
-        record.fingerprint,
-        len(record.state),
+        record.incarnation, _marked_position(record), record.fingerprint, len(record.state)
     )
-    checked = b"".join((body, record.state, encode_replies(record.replies)))
+    reason = b""
+    if record.quarantine_reason:
+        text = record.quarantine_reason.encode()
+        reason = _REASON_HEADER.pack(len(text)) + text
+    checked = b"".join((body, record.state, reason, encode_replies(record.replies)))
     count = len(record.replies)
     return _PREFIX.pack(MAGIC, count, xxhash.xxh3_64_intdigest(checked, count)) + checked
 
@@ -220,15 +234,35 @@ def decode(data: bytes) -> Record:
         raise RecordCorrupt(f"record starts with {magic!r}, expected {MAGIC!r}")
     if xxhash.xxh3_64_intdigest(memoryview(data)[STAMP_START:], count) != checksum:
         raise RecordCorrupt("record does not match its checksum")
-    state_end = _HEADER.size + state_bytes
+    state_end = replies_start = _HEADER.size + state_bytes
+    reason = ""
+    if position >= _QUARANTINED:
+        reason, replies_start = _decode_reason(data, state_end)
+        position -= _QUARANTINED
     return Record(
         incarnation=incarnation,
         position=~position if position < 0 else position,
         fingerprint=fingerprint,
         state=data[_HEADER.size : state_end],
-        replies=_checked_replies(data[state_end:], count),
+        replies=_checked_replies(data[replies_start:], count),
         closed=position < 0,
+        quarantine_reason=reason,
     )
+
+
+def _decode_reason(data: bytes, start: int) -> tuple[str, int]:
+    """Returns why a session is in quarantine, and where that text ends."""
+    try:
+        (size,) = _REASON_HEADER.unpack_from(data, start)
+        end = start + _REASON_HEADER.size + size
+        reason = data[start + _REASON_HEADER.size : end].decode()
+    except (struct.error, UnicodeDecodeError):
+        raise RecordCorrupt("record ends inside its reason for quarantine, or that is not text") from None
+    if not reason or end > len(data):
+        raise RecordCorrupt(
+            f"the reason for quarantine has {len(reason)} characters, {size} bytes expected"
+        )
+    return reason, end
 
 
 def decode_replies(data: bytes) -> tuple[KeptReply, ...]:

@@ -12,13 +12,14 @@ import hiredis
 import redis.connection
 
 from service.errors import RecordCorrupt, ServiceError, StoreFull, StoreUnavailable
-from service.store.confirmation import AckSettings, AckSupport, Confirmer
+from service.store.confirmation import ASK_POLICY, AckSettings, AckSupport, Confirmer
 from service.store.connection import RETRY_AFTER_S, Address, StoreConnection
-from service.store.keys import ACK_MARKER
+from service.store.keys import ACK_MARKER, set_aside_key
 from service.store.packing import pack_script
 from service.store.protocol import AckLevel, Found, Refusals, Writes
 
 _SCRIPT = files(__package__).joinpath("commit.lua").read_bytes()
+_SET_ASIDE = files(__package__).joinpath("set_aside.lua").read_bytes()
 _SCRIPT_SHA = hashlib.sha1(_SCRIPT, usedforsecurity=False).hexdigest().encode()
 
 SCHEMES = ("redis", "rediss", "unix")
@@ -71,7 +72,7 @@ class RedisStore:
     ) -> None:
         self._connection = StoreConnection(parse_url(url), timeout_s=timeout_s, on_change=on_change)
         self._acks = acks
-        self._support = AckSupport({}, acks)
+        self._support = AckSupport(b"", None, acks)
         self._confirmer = Confirmer(self._connection, ACK_MARKER, acks)
 
     @property
@@ -120,7 +121,8 @@ class RedisStore:
             AckLevelUnsupported: Not the default.
             StoreUnavailable: No answer in time.
         """
-        self._support = AckSupport(_parse_info(await self._ask("INFO")), self._acks)
+        policy = await self._connection.execute(*ASK_POLICY)  # an error is no answer
+        self._support = AckSupport(await self._ask("INFO"), policy, self._acks)
         self._support.check_default()
 
     @property
@@ -152,6 +154,12 @@ class RedisStore:
         if isinstance(reply, hiredis.ReplyError):
             raise _error_of(str(reply))
         return _refusals(reply)
+
+    async def set_aside(self, key: bytes, record: bytes, ttl_s: float) -> bool:
+        """Moves a record to where it is kept for inspection; see `StateStore.set_aside`."""
+        ttl_ms = math.ceil(ttl_s * 1000)
+        moved = await self._ask("EVAL", _SET_ASIDE, 2, key, set_aside_key(key), record, ttl_ms)
+        return bool(moved)
 
     async def time_to_live_s(self, key: bytes) -> float:
         """Returns the seconds until the record expires; see `StateStore.time_to_live_s`."""

@@ -22,6 +22,8 @@ from tests.store_process import StoreProcess, wait_for
 MODEL = "python-source"
 TEXT = b"def f(x):\n    return x + 1\n"
 REDIS_7_0 = "/usr/bin/redis-server"
+VOLATILE = ["--allow-volatile-store"]
+REPLICAS = ["--replicas-required", "1"]
 
 pytestmark = pytest.mark.faults
 
@@ -45,7 +47,7 @@ def step_once(server, session_id, text, position, level=pb.ACK_LEVEL_UNSPECIFIED
 
 @pytest.fixture(scope="module")
 def primary(tmp_path_factory):
-    with StoreProcess(tmp_path_factory.mktemp("primary")) as store:
+    with StoreProcess(tmp_path_factory.mktemp("primary"), appendfsync="always") as store:
         yield store
 
 
@@ -87,7 +89,8 @@ def test_an_embedded_store_syncs_every_batch_where_the_server_promises_it(tmp_pa
 
 
 async def test_every_way_in_gives_the_level_asked_for(tmp_path):
-    with ServerProcess(tmp_path / "data") as server:
+    data = tmp_path / "data"
+    with ServerProcess(data, "--ack-level", "fsynced"), ServerProcess(data) as server:
         async with holdfast.AsyncClient(server.address, ack_level="fsynced") as client:
             session = await client.session("s", model=MODEL)
             levels = [(await session.step("a")).ack_level, (await session.step("b")).ack_level]
@@ -103,16 +106,17 @@ async def test_every_way_in_gives_the_level_asked_for(tmp_path):
 
 
 def test_a_file_that_is_not_synced_acknowledges_nothing_and_loses_nothing(tmp_path):
-    with StoreProcess(tmp_path / "store", appendfsync="everysec") as store:
+    with StoreProcess(tmp_path / "store", appendfsync="always") as store:
         flags = ["--store", store.url, "--ack-timeout-s", "0.5"]
         with ServerProcess(tmp_path / "data", *flags) as server, holdfast.Client(server.address) as client:
             session = client.session("s", model=MODEL)
             session.step(TEXT[:5], ack_level="fsynced")
-            store.client.config_set("appendfsync", "no")
-            error = step_once(server, "s", TEXT[5:9], 5, pb.ACK_LEVEL_FSYNCED)
-            assert (error.reason, error.code) == ("ACK_LEVEL_NOT_REACHED", "UNAVAILABLE")
-            assert error.retry_after_s > 0
-            store.client.config_set("appendfsync", "everysec")
+            for policy in ("no", "everysec"):  # with the latter it is synced within a second, or two
+                store.client.config_set("appendfsync", policy)
+                error = step_once(server, "s", TEXT[5:9], 5, pb.ACK_LEVEL_FSYNCED)
+                assert (error.reason, error.code) == ("ACK_LEVEL_NOT_REACHED", "UNAVAILABLE")
+                assert error.retry_after_s > 0
+            store.client.config_set("appendfsync", "always")
             again = session.step(TEXT[5:9], ack_level="fsynced")
             assert (again.position, again.ack_level, again.replayed) == (9, "fsynced", True)
             reply = session.step(TEXT[9:], ack_level="fsynced", token_log_prob=True)
@@ -120,7 +124,7 @@ def test_a_file_that_is_not_synced_acknowledges_nothing_and_loses_nothing(tmp_pa
 
 
 def test_what_is_acknowledged_as_synced_survives_the_death_of_the_store(tmp_path):
-    with StoreProcess(tmp_path / "store", appendfsync="everysec") as store:
+    with StoreProcess(tmp_path / "store", appendfsync="always") as store:
         flags = ["--store", store.url, "--ack-level", "fsynced"]
         with ServerProcess(tmp_path / "data", *flags) as server, holdfast.Client(server.address) as client:
             sessions = [client.session(f"s{number}", model=MODEL) for number in range(5)]
@@ -217,6 +221,8 @@ def test_both_levels_at_once(tmp_path, primary, replica):
 def test_a_level_per_request_that_the_store_cannot_give_is_refused(tmp_path):
     with ServerProcess(tmp_path / "data") as server, holdfast.Client(server.address) as client:
         session = client.session("s", model=MODEL)
+        with pytest.raises(AckLevelUnsupported, match="its appendfsync is everysec"):
+            session.step("a", ack_level="fsynced")
         with pytest.raises(AckLevelUnsupported, match="--replicas-required") as caught:
             session.step("a", ack_level="replicated")
         assert (caught.value.code, caught.value.retryable) == ("FAILED_PRECONDITION", False)
@@ -229,12 +235,8 @@ def test_a_level_per_request_that_the_store_cannot_give_is_refused(tmp_path):
     ("level", "flags", "options", "reason"),
     [
         ("fsynced", [], {"binary": REDIS_7_0}, "redis 7.0.15, whose WAITAOF needs 7.4.3 or newer"),
-        (
-            "fsynced",
-            ["--allow-volatile-store"],
-            {"appendonly": "no"},
-            "the append-only file of the store is",
-        ),
+        ("fsynced", [], {"appendfsync": "everysec"}, "its appendfsync is everysec"),
+        ("fsynced", VOLATILE, {"appendonly": "no", "appendfsync": "always"}, "set appendonly yes"),
         ("replicated", [], {}, "set --replicas-required"),
         (
             "replicated",
@@ -242,7 +244,7 @@ def test_a_level_per_request_that_the_store_cannot_give_is_refused(tmp_path):
             {},
             "0 replicas are connected, --replicas-required is 1",
         ),
-        ("fsynced+replicated", ["--replicas-required", "1"], {}, "0 replicas are connected"),
+        ("fsynced+replicated", REPLICAS, {"appendfsync": "always"}, "0 replicas are connected"),
     ],
 )
 def test_a_level_that_the_store_cannot_give_is_refused_at_start(tmp_path, level, flags, options, reason):

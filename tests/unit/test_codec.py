@@ -80,3 +80,17 @@ def test_candidates_that_are_impossible_are_still_distinct():
     assert ids[0].tolist()[0] == 3
     assert len(set(ids[0].tolist())) == 5
     np.testing.assert_array_equal(log_probs[0], [0] + [-np.inf] * 4)
+
+
+@pytest.mark.parametrize("top_k", [1, 5, 16])
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_not_finite_spoil_no_other_row(odd, top_k):
+    logits = np.round(np.random.default_rng(0).standard_normal((9, 16)), 1).astype(np.float32)
+    ids, log_probs = top_candidates(logits, top_k)
+    spoiled = logits.copy()
+    spoiled[2], spoiled[5, 3] = odd, odd
+    spoiled_ids, spoiled_log_probs = top_candidates(spoiled, top_k)
+    others = [0, 1, 3, 4, 6, 7, 8]
+    np.testing.assert_array_equal(spoiled_ids[others], ids[others])
+    np.testing.assert_allclose(spoiled_log_probs[others], log_probs[others], atol=1e-6)
+    assert [len(set(row)) for row in spoiled_ids.tolist()] == [top_k] * 9

@@ -3,14 +3,17 @@
 import asyncio
 
 import pytest
+from hiredis import ReplyError
 
 from service.errors import AckLevelUnsupported, StoreUnavailable
 from service.store.confirmation import AckSettings, AckSupport, Confirmer
 from service.store.protocol import ACK_LEVELS, AckLevel
 
 BOTH = AckLevel.FSYNCED | AckLevel.REPLICATED
-VALKEY = {"redis_version": "7.2.4", "valkey_version": "9.1.2", "aof_enabled": "1"}
-REPLICAS = {"slave0": "ip=127.0.0.1,state=online", "slave1": "ip=127.0.0.1,state=wait_bgsave"}
+VALKEY = b"redis_version:7.2.4\r\nvalkey_version:9.1.2\r\naof_enabled:1\r\n"
+REPLICAS = b"slave0:ip=127.0.0.1,state=online\r\nslave1:ip=127.0.0.1,state=wait_bgsave\r\n"
+ALWAYS, EVERYSEC = [b"appendfsync", b"always"], [b"appendfsync", b"everysec"]
+REFUSED = ReplyError("NOPERM")
 
 
 @pytest.mark.parametrize("level", ACK_LEVELS)
@@ -19,41 +22,46 @@ def test_a_level_is_read_as_it_is_written(level):
 
 
 @pytest.mark.parametrize(
-    ("info", "replicas", "level", "reason"),
+    ("info", "policy", "replicas", "level", "reason"),
     [
-        ({}, 1, AckLevel.FSYNCED, "redis of unknown version, whose WAITAOF needs 7.4.3 or newer"),
-        ({"redis_version": "7.4.2"}, 1, BOTH, "redis 7.4.2, whose WAITAOF needs 7.4.3"),
+        (b"", ALWAYS, 1, AckLevel.FSYNCED, "redis of unknown version, whose WAITAOF needs 7.4.3 or newer"),
+        (b"redis_version:7.4.2\r\n", ALWAYS, 1, BOTH, "redis 7.4.2, whose WAITAOF needs 7.4.3"),
+        (b"valkey_version:7.2.9\r\n", ALWAYS, 1, BOTH, "valkey 7.2.9, whose WAITAOF needs 8.0.0"),
+        (b"valkey_version:9.1.2\r\n", ALWAYS, 1, AckLevel.FSYNCED, "set appendonly yes"),
         (
-            VALKEY | {"valkey_version": "7.2.9"},
+            VALKEY,
+            EVERYSEC,
             1,
             AckLevel.FSYNCED,
-            "valkey 7.2.9, whose WAITAOF needs 8.0.0",
+            "9.1.2 and its appendfsync is everysec: its WAITAOF answers",
         ),
-        (VALKEY | {"aof_enabled": "0"}, 1, AckLevel.FSYNCED, "set appendonly yes"),
-        (VALKEY, 0, AckLevel.REPLICATED, "set --replicas-required"),
-        (VALKEY, 0, BOTH, "set --replicas-required"),
+        (VALKEY, REFUSED, 1, BOTH, "its appendfsync is not known"),
+        (VALKEY, ALWAYS, 0, AckLevel.REPLICATED, "set --replicas-required"),
+        (VALKEY, ALWAYS, 0, BOTH, "set --replicas-required"),
     ],
 )
-def test_what_a_store_cannot_give_is_said_with_the_reason(info, replicas, level, reason):
-    support = AckSupport(info, AckSettings(replicas_required=replicas))
+def test_what_a_store_cannot_give_is_said_with_the_reason(info, policy, replicas, level, reason):
+    support = AckSupport(info, policy, AckSettings(replicas_required=replicas))
     with pytest.raises(AckLevelUnsupported, match=reason):
         support.check(level)
     support.check(AckLevel.MEMORY)
 
 
 @pytest.mark.parametrize("version", ["7.4.3", "8.0.0", "10.1"])
-def test_what_a_store_can_give_is_not_refused(version):
-    info = {"redis_version": version, "aof_enabled": "1"}
-    AckSupport(info, AckSettings(replicas_required=1)).check(BOTH)
+@pytest.mark.parametrize("policy", [ALWAYS, EVERYSEC, REFUSED])
+def test_what_a_store_can_give_is_not_refused(version, policy):
+    info = b"redis_version:%s\r\naof_enabled:1\r\n" % version.encode()
+    AckSupport(info, policy, AckSettings(replicas_required=1)).check(BOTH)
+    AckSupport(VALKEY, ALWAYS, AckSettings(replicas_required=1)).check(BOTH)
 
 
 def test_replicas_must_be_there_at_start_where_they_are_the_default():
-    AckSupport(VALKEY, AckSettings(replicas_required=1)).check_default()
+    AckSupport(VALKEY, ALWAYS, AckSettings(replicas_required=1)).check_default()
     asked = AckSettings(level=AckLevel.REPLICATED, replicas_required=2)
     with pytest.raises(AckLevelUnsupported, match="1 replicas are connected, --replicas-required is 2"):
-        AckSupport(VALKEY | REPLICAS, asked).check_default()
+        AckSupport(VALKEY + REPLICAS, EVERYSEC, asked).check_default()
     asked = AckSettings(level=AckLevel.REPLICATED, replicas_required=1)
-    AckSupport(VALKEY | REPLICAS, asked).check_default()
+    AckSupport(VALKEY + REPLICAS, EVERYSEC, asked).check_default()
 
 
 class FakeConnection:
@@ -62,7 +70,8 @@ class FakeConnection:
     def __init__(self):
         self.epoch = 1
         self.is_connected = True
-        self.information = [b"run_id:1\r\n", b"role:master\r\nmaster_replid:2\r\n"]
+        self.policy = ALWAYS
+        self.information = [b"run_id:1\r\n" + VALKEY, b"role:master\r\nmaster_replid:2\r\n"]
         self.identity = b"run_id:1 role:master master_replid:2"
         self.drops = 0
         self.commands = []
@@ -90,7 +99,7 @@ class FakeConnection:
             self.waits.append(reply)
             self.started.set()
         else:
-            reply.set_result(b"OK")
+            reply.set_result(self.policy if command[0] == "CONFIG" else b"OK")
         return reply
 
     def identify(self):
@@ -153,6 +162,22 @@ async def test_too_few_copies_are_an_error_that_says_so(confirmer, connection, r
     assert refusal.reason == "ACK_LEVEL_NOT_REACHED"
     assert f"{reply} of 2 copies" in refusal.message
     assert refusal.retry_after_s > 0
+
+
+async def test_a_file_that_is_not_synced_is_an_error_that_says_so(confirmer, connection):
+    waiting = ask(confirmer, AckLevel.FSYNCED)
+    await connection.end_wait([0, 0])
+    assert "0 of 1 copies" in (await waiting).message
+
+
+async def test_a_policy_that_is_changed_meanwhile_takes_the_belief_away(confirmer, connection):
+    waiting = ask(confirmer, AckLevel.FSYNCED)
+    await connection.end_wait([1, 0])
+    assert await waiting is None
+    connection.policy = EVERYSEC
+    waiting = ask(confirmer, AckLevel.FSYNCED)
+    await connection.end_wait([1, 0])
+    assert "set appendfsync always" in (await waiting).message
 
 
 async def test_an_epoch_that_has_passed_is_not_confirmed(confirmer, connection):

@@ -19,18 +19,26 @@ from service.store.record import (
 )
 
 int63 = st.integers(0, 2**63 - 1)
+int62 = st.integers(0, 2**62 - 1)
 replies = st.builds(
     KeptReply, int63, st.integers(1, 2**32 - 1), st.binary(min_size=16, max_size=16), st.binary(max_size=80)
 )
 records = st.builds(
     Record,
     incarnation=st.integers(1, 2**63 - 1),
-    position=int63,
+    position=int62,
     fingerprint=st.binary(min_size=32, max_size=32),
     state=st.binary(max_size=200),
     replies=st.lists(replies, max_size=4).map(tuple),
     closed=st.booleans(),
+    quarantine_reason=st.just(""),
 )
+held = st.builds(
+    lambda record, reason: record._replace(closed=False, quarantine_reason=reason),
+    records,
+    st.text(min_size=1),
+)
+records |= held
 
 
 @given(records)
@@ -94,6 +102,20 @@ def test_any_truncation_is_noticed(record, data):
 def test_a_tombstone_never_has_the_stamp_of_the_record_it_replaces():
     live = Record(7, 0, b"f" * 32)
     assert live._replace(closed=True).stamp != live.stamp
+
+
+@given(held)
+def test_quarantine_changes_the_stamp_and_its_end_restores_it(record):
+    live = record._replace(quarantine_reason="")
+    others = [live.stamp, live._replace(position=live.position + 1).stamp, live._replace(closed=True).stamp]
+    assert record.stamp not in others
+    assert decode(encode(record))._replace(quarantine_reason="") == live
+
+
+@given(held)
+def test_a_session_that_is_not_in_quarantine_pays_nothing_for_it(record):
+    live = record._replace(quarantine_reason="")
+    assert len(encode(record)) == len(encode(live)) + 4 + len(record.quarantine_reason.encode())
 
 
 def test_overhead_with_one_reply_is_at_most_160_bytes():

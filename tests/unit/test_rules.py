@@ -22,6 +22,7 @@ from service.errors import (
     SessionClosed,
     SessionLost,
     SessionNotFound,
+    SessionQuarantined,
     StoreRegressed,
 )
 from service.store.record import KeptReply, Record
@@ -60,6 +61,17 @@ def test_a_chunk_out_of_place_is_refused_with_the_stored_position(asked, error):
     with pytest.raises(error) as caught:
         decide(STORED, asked)
     assert caught.value.expected_position == 10
+
+
+@pytest.mark.parametrize("asked", [claim(10), claim(None), claim(8), claim(11), claim(12, acknowledged=11)])
+def test_in_quarantine_nothing_runs(asked):
+    with pytest.raises(SessionQuarantined, match="fails on this") as caught:
+        decide(STORED._replace(quarantine_reason="fails on this"), asked)
+    assert caught.value.expected_position == 10
+
+
+def test_in_quarantine_replies_that_are_kept_are_given_again():
+    assert decide(STORED._replace(quarantine_reason="fails"), claim(8, b"last")) == KEPT[1]
 
 
 @pytest.mark.parametrize("stored", [None, STORED._replace(closed=True)])

@@ -1,0 +1,72 @@
+"""`holdfast session`: shows a session, and releases one that is held."""
+
+import argparse
+import sys
+
+from holdfast.client import Client
+from holdfast.errors import HoldfastError
+
+EXIT_FAILURE = 1
+
+
+def main(arguments: list[str]) -> int:
+    """Runs one of the subcommands.
+
+    Returns:
+        0, or 1 if the server refused; argparse exits with 2 for wrong arguments.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        with Client(options.target) as client:
+            options.run(client, options)
+    except HoldfastError as error:
+        print(f"holdfast session: {error.reason or error.code}: {error}", file=sys.stderr)
+        return EXIT_FAILURE
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "holdfast session", description="Shows a session, or releases one that is held."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    show = commands.add_parser("show", help="prints what is known of a session")
+    show.set_defaults(run=_show)
+    release = commands.add_parser("release", help="lets a session in quarantine go on")
+    release.set_defaults(run=_release)
+    release.add_argument(
+        "--discard",
+        action="store_true",
+        help="free the id instead; the record, damaged or in quarantine, is kept aside for 30 days",
+    )
+    for command in (show, release):
+        command.add_argument("session_id", metavar="ID")
+        command.add_argument(
+            "--target", default="127.0.0.1:50051", help="HOST:PORT of gRPC (default: %(default)s)"
+        )
+    return parser
+
+
+def _show(client: Client, options: argparse.Namespace) -> None:
+    session = client.get_session(options.session_id)
+    expires = f"in {session.expires_in_s:.0f} s" if session.expires_in_s else "never"
+    rows = {
+        "session": session.session_id,
+        "incarnation": session.incarnation,
+        "position": session.position,
+        "model": f"{session.model.name} version {session.model.version}",
+        "fingerprint": session.fingerprint,
+        "expires": expires,
+        "quarantine": session.quarantine_reason or "no",
+    }
+    for name, value in rows.items():
+        print(f"{name:<12} {value}")
+
+
+def _release(client: Client, options: argparse.Namespace) -> None:
+    released = client.release_session(options.session_id, discard=options.discard)
+    if not released.reason:
+        print(f"{options.session_id} was not held; it stands at position {released.position}")
+        return
+    end = "its record is set aside, the id is free" if options.discard else "it goes on from there"
+    print(f"{options.session_id} was held at position {released.position}: {released.reason}; {end}")

@@ -1,0 +1,49 @@
+"""Puts a session into quarantine: its record, as the chunk found it, gets a reason and another stamp.
+
+The mark is in the store, so every replica knows of it, hot or not: whoever still expects the live stamp is
+refused by the compare and finds the record with the reason. Release restores the live record to the byte,
+and with it the stamp. A replica that has kept the session in memory all along is then right again: a stamp
+is given to one state only, and quarantine changed neither state nor replies. A commit that was on its way
+before the quarantine and arrives after the release was computed from this very state; it is applied once,
+as if it had been slow. One that arrives in between is refused, and decided again on what is stored.
+"""
+
+from service.engine.batch import Steps
+from service.engine.rules import quarantined
+from service.errors import ServiceError, SessionQuarantined
+from service.store.protocol import StateStore, Writes
+from service.store.record import NO_STAMP, Record, decode, encode
+
+
+async def quarantine(
+    store: StateStore, steps: Steps, reason: str, ttl_s: float
+) -> SessionQuarantined | None:
+    """Marks the record of a session, unless it has moved on; a session not yet stored is stored for it.
+
+    Args:
+        store: Where it is.
+        steps: Its chunk that failed, one row.
+        reason: What people should know.
+        ttl_s: Time to live from now; 0 is for ever.
+
+    Returns:
+        The refusal of this and all further chunks; None if the session is not where this chunk belongs.
+
+    Raises:
+        RecordCorrupt, StoreFull, StoreUnavailable: As named.
+    """
+    [key], expected = steps.block.keys, steps.standing.stamps.tobytes()
+    [data] = await store.load([key])
+    stored = decode(data) if data is not None else None
+    if (NO_STAMP if stored is None else stored.stamp) != expected:
+        return None
+    if stored is None or stored.closed:
+        incarnation, position = steps.standing.stands_at[0].tolist()
+        state = bytes(steps.model.contract.state_bytes)
+        stored = Record(incarnation, position, steps.model.fingerprint, state)
+    held = stored._replace(quarantine_reason=reason)
+    refusals = await store.commit([Writes([key], expected, [encode(held)])], ttl_s)
+    refusal = refusals.get(0)
+    if isinstance(refusal, ServiceError):
+        raise refusal
+    return None if refusal is not None else quarantined(held)

@@ -1,0 +1,468 @@
+"""What makes a model fail takes nothing else with it, and is held once it does so again and again."""
+
+import asyncio
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.engine.engine import Engine, EngineLimits
+from service.engine.runner import APART_COUNT, PATIENCE_S
+from service.engine.sessions import Sessions
+from service.engine.suspects import CULPRIT_AFTER, CULPRIT_PAUSE_S, MAX_SUSPECTS, Suspects
+from service.engine.watchdog import TICK_S, WatchedRun
+from service.errors import RecordCorrupt, SessionQuarantined
+from service.store.record import decode, encode
+from tests.fakes import CountingObserver, FakeModels, MemoryStore, PoisonModel, encode_totals
+from tests.unit.test_engine import send, submit
+from tests.unit.test_engine_blocks import send_block
+
+RAISE, STALL, NO_STATE = 254, 253, 252
+
+
+@pytest.fixture
+def model():
+    return PoisonModel()
+
+
+async def send_all(engine, tokens, position=0):
+    """Sends one token to each session, all in one batch; returns the answers by session."""
+    answers = await asyncio.gather(
+        *(send(engine, name, [token], position) for name, token in tokens.items())
+    )
+    return dict(zip(tokens, answers, strict=True))
+
+
+@pytest.mark.parametrize("count", [2, 3, 64])
+@pytest.mark.parametrize("poison", [RAISE, NO_STATE])
+async def test_what_raises_fails_alone_wherever_it_stands(start, model, observer, count, poison):
+    engine = start()
+    for place in {0, count // 2, count - 1}:
+        tokens = {f"{place}-{n}": poison if n == place else 1 for n in range(count)}
+        answers = await send_all(engine, tokens)
+        assert answers.pop(f"{place}-{place}") == "MODEL_FAILED"
+        assert set(map(str, answers.values())) == {"(1, [1.0], False)"}
+    assert observer.counts["reran"] <= 3 * 2 * 7
+
+
+@pytest.mark.parametrize("poison", [RAISE, NO_STATE, 255])
+async def test_a_row_of_a_message_fails_alone(start, poison):
+    tokens = [1] * 200
+    tokens[77] = poison
+    outcomes = await send_block(start(), [f"s{n}" for n in range(200)], tokens, [0] * 200)
+    assert outcomes.pop(77) == ("STATE_NOT_FINITE" if poison == 255 else "MODEL_FAILED")
+    assert outcomes == [(1, [1], False)] * 199
+
+
+async def test_a_result_that_is_missing_is_named(start):
+    engine = start()
+    outcome = await submit(engine, "s", [NO_STATE], 0)
+    assert "state 'sum' is missing" in outcome.message
+
+
+@pytest.mark.parametrize(
+    ("tensor", "spoil", "said"),
+    [
+        (
+            "total",
+            lambda array: array[:, :-1],
+            "output 'total' is float32 (1, 1), the contract says float32 (1, 2)",
+        ),
+        ("total", lambda array: array.astype(np.float64), "output 'total' is float64 (1, 2)"),
+        (
+            "sum",
+            lambda array: array[:, :1],
+            "state 'sum' is float32 (2, 1), the contract says float32 (2, 2)",
+        ),
+        ("sum", lambda array: array.astype(np.float16), "state 'sum' is float16 (2, 2)"),
+    ],
+)
+async def test_a_result_that_the_contract_does_not_say_is_named(start, model, tensor, spoil, said):
+    run = model.run
+
+    def run_and_spoil(tokens, states, needed=None, halt=None):
+        outputs, after = run(tokens, states, needed, halt)
+        if tokens.shape[1] == 2:
+            outputs, after = (
+                {k: spoil(v) if k == tensor else v for k, v in part.items()} for part in (outputs, after)
+            )
+        return outputs, after
+
+    model.run = run_and_spoil
+    engine = start()
+    seen = []
+    unseen_run = engine._runner.run
+
+    async def run_and_see(*arguments):
+        result = await unseen_run(*arguments)
+        seen.append(result)
+        return result
+
+    engine._runner.run = run_and_see
+    assert await send_all(engine, {"a": 1, "b": 2}) == {"a": (1, [1], False), "b": (1, [2], False)}
+    assert said in seen[0].error.message
+
+
+async def test_what_stalls_is_ended_and_others_go_on_meanwhile(start, observer):
+    engine = start(run_timeout_s=1.0)
+    limits_s = see_limits(engine)
+    await send(engine, "other", [1], 0)
+    futures = [submit(engine, f"s{n}", [STALL if n == 2 else 1], 0) for n in range(5)]
+    stalled = futures.pop(2)
+    answers = await asyncio.wait_for(asyncio.gather(*futures), 30)
+    assert [answer.position for answer in answers] == [1] * 4
+    assert not stalled.done()
+    assert await send(engine, "other", [1], 1) == (2, [2], False)
+    assert not stalled.done()
+    outcome = await asyncio.wait_for(stalled, 30)
+    assert outcome.reason == "MODEL_FAILED"
+    assert "did not end within 1 s" in outcome.message
+    assert observer.counts["halted"] == 2
+    assert sorted(limits_s) == [PATIENCE_S] * 3 + [1.0] * 5  # where others wait, and the rows apart
+
+
+def see_limits(engine):
+    watchdog, limits_s = engine._runner._watchdog, []
+    begin = watchdog.begin
+
+    def begin_and_note(halt, limit_s):
+        limits_s.append(limit_s)
+        return begin(halt, limit_s)
+
+    watchdog.begin = begin_and_note
+    return limits_s
+
+
+async def test_a_model_that_held_up_the_loop_runs_in_a_thread_for_a_while(start, model):
+    engine = start(run_timeout_s=0.1)
+    await send(engine, "s", [1], 0)
+    await send(engine, "bad", [STALL], 0)
+    await send(engine, "s", [1], 1)
+    is_loop = [thread is threading.current_thread() for thread in model.threads]
+    assert is_loop == [True, True, False, False]  # the third is the row apart
+
+
+async def test_a_suspect_runs_alone_until_it_has_run(start, model):
+    engine = start()
+    await send_all(engine, {"bad": 1, "good": 1})
+    await send_all(engine, {"bad": RAISE, "good": 1}, position=1)
+    model.tried.clear()
+    for turn in range(2):
+        answers = await asyncio.gather(
+            send(engine, "good", [1], 2 + turn), send(engine, "bad", [1], 1 + turn)
+        )
+        assert answers == [(3 + turn, [3 + turn], False), (2 + turn, [2 + turn], False)]
+    assert model.tried == [1, 1, 2]
+
+
+async def fail(engine, session, count, position=0):
+    return [await send(engine, session, [RAISE], position) for _ in range(count)]
+
+
+async def test_a_session_that_fails_again_and_again_is_held_on_every_replica(start, store, observer):
+    engine, other = start(), start()
+    await send(engine, "s", [5], 0)
+    assert await send(other, "s", [6], 1) == (2, [11], False)  # hot there
+    assert await fail(engine, "s", 3, position=2) == ["MODEL_FAILED", "MODEL_FAILED", "SESSION_QUARANTINED"]
+    assert observer.counts["quarantined"] == 1
+    for replica in (engine, other, start()):
+        assert await send(replica, "s", [1], 2) == "SESSION_QUARANTINED"
+        assert await send(replica, "s", [1]) == "SESSION_QUARANTINED"
+        assert await send(replica, "s", [6], 1) == (2, [11], True)
+    outcome = await submit(other, "s", [1], 2)
+    assert (outcome.expected_position, "token 254" in outcome.message) == (2, True)
+
+
+async def test_a_model_that_never_ran_is_not_believed_against_a_session(start, store):
+    engine = start()
+    assert await fail(engine, "s", 5) == ["MODEL_FAILED"] * 5
+    assert store.records == {}
+    await send(engine, "other", [1], 0)
+    assert await fail(engine, "s", 3) == ["MODEL_FAILED"] * 2 + ["SESSION_QUARANTINED"]
+
+
+async def test_a_session_that_runs_in_between_is_not_held(start):
+    engine = start()
+    await send(engine, "s", [1], 0)
+    for position in range(1, 5):
+        assert await fail(engine, "s", 2, position) == ["MODEL_FAILED"] * 2
+        assert (await send(engine, "s", [1], position))[0] == position + 1
+
+
+async def test_a_session_that_never_ran_is_held_at_position_0(start, store):
+    engine = start()
+    await send(engine, "other", [1], 0)
+    assert (await fail(engine, "s", 3))[-1] == "SESSION_QUARANTINED"
+    record = decode(store.records[b"s"])
+    assert (record.position, set(record.state)) == (0, {0})
+    assert await send(start(), "s", [1], 0) == "SESSION_QUARANTINED"
+
+
+@pytest.mark.parametrize("limit", [0, 5])
+async def test_the_number_of_failures_is_a_setting(start, limit):
+    engine = start(quarantine_after=limit)
+    await send(engine, "s", [1], 0)
+    assert await fail(engine, "s", 4, position=1) == ["MODEL_FAILED"] * 4
+    assert await fail(engine, "s", 1, position=1) == ["SESSION_QUARANTINED" if limit else "MODEL_FAILED"]
+
+
+async def test_a_record_that_moved_on_meanwhile_is_not_held(start, store):
+    engine, other = start(), start()
+    await send(engine, "s", [1], 0)
+    await fail(engine, "s", 2, position=1)
+    await send(other, "s", [2], 1)
+    assert await fail(engine, "s", 1, position=1) == ["MODEL_FAILED"]
+    assert await send(engine, "s", [3], 2) == (3, [6], False)
+
+
+async def test_a_store_that_is_down_leaves_the_session_to_the_next_failure(start, store):
+    engine = start()
+    await send(engine, "s", [1], 0)
+    await fail(engine, "s", 2, position=1)
+    store.is_available = False
+    assert await fail(engine, "s", 1, position=1) == ["MODEL_FAILED"]
+    store.is_available = True
+    assert await fail(engine, "s", 1, position=1) == ["SESSION_QUARANTINED"]
+
+
+async def test_rows_of_a_message_are_held_one_by_one(start):
+    engine = start()
+    await send_all(engine, {"a": 1, "held": 1, "b": 1})
+    await fail(engine, "held", 3, position=1)
+    for replica in (engine, start()):
+        position = 1 if replica is engine else 2
+        outcomes = await send_block(replica, ["a", "held", "b"], [2, 2, 2], [position] * 3)
+        assert [outcome[0] for outcome in outcomes[::2]] == [position + 1] * 2
+        assert outcomes[1] == "SESSION_QUARANTINED"
+
+
+async def test_who_waits_to_run_apart_is_answered_when_the_server_leaves(start, model):
+    engine = start(run_timeout_s=0.5)
+    await send(engine, "other", [1], 0)
+    names = [f"s{n}" for n in range(APART_COUNT + 2)]
+    await asyncio.gather(*(send(engine, name, [RAISE], 0) for name in names))  # all are suspects now
+    futures = [submit(engine, name, [STALL], 0) for name in names]
+    for _ in range(APART_COUNT):
+        assert await asyncio.to_thread(model.stalled.acquire, timeout=10)
+    await asyncio.wait_for(engine.stop(), 30)
+    reasons = sorted(future.result().reason for future in futures)
+    assert reasons == ["DRAINING"] * 2 + ["MODEL_FAILED"] * APART_COUNT
+
+
+def test_a_run_is_ended_after_as_many_rounds_as_its_limit_has(model):
+    halt = model.new_halt()
+    run = WatchedRun(halt, 3 * TICK_S)
+    for _ in range(3):
+        run.tick()
+        assert not halt.terminate
+    run.tick()
+    assert halt.terminate
+    assert run.was_halted
+
+
+@pytest.fixture
+def sessions_of(model, store):
+    return lambda engine: Sessions(FakeModels(model), store, engine, ttl_s=60)
+
+
+async def test_release_puts_the_session_back_where_it_stood(start, store, sessions_of):
+    engine, other = start(), start()
+    await send(engine, "s", [5], 0)
+    await send(other, "s", [1], 1)
+    await send(engine, "s", [1], 2)
+    live = store.records[b"s"]
+    await fail(engine, "s", 3, position=3)
+    assert store.records[b"s"] != live
+    released = await sessions_of(other).release(b"s", discard=False)
+    assert ("token 254" in released.reason, released.position) == (True, 3)
+    assert store.records[b"s"] == live
+    assert (await sessions_of(other).release(b"s", discard=False)).reason == ""
+    assert await send(engine, "s", [1], 2) == (3, [7], True)
+    assert await send(engine, "s", [1], 3) == (4, [8], False)
+
+
+async def test_a_replica_that_missed_quarantine_and_release_is_right_or_refused(start, store, sessions_of):
+    slept, engine = start(), start()
+    await send(slept, "s", [5], 0)  # hot there at position 1, which is where it will be released
+    await send(engine, "other", [1], 0)
+    await fail(engine, "s", 3, position=1)
+    await sessions_of(engine).release(b"s", discard=False)
+    assert await send(slept, "s", [2], 1) == (2, [7], False)
+    await fail(engine, "s", 3, position=2)
+    await sessions_of(engine).release(b"s", discard=False)
+    await send(engine, "s", [3], 2)
+    assert await send(slept, "s", [4], 2) == "POSITION_CONFLICT"
+    assert await send(slept, "s", [4], 3) == (4, [14], False)
+
+
+async def test_a_held_session_can_be_closed_and_opened_anew(start, store, sessions_of):
+    engine = start()
+    await send(engine, "s", [5], 0)
+    await fail(engine, "s", 3, position=1)
+    sessions = sessions_of(engine)
+    with pytest.raises(SessionQuarantined, match="token 254"):
+        await sessions.open(b"s", "sum", 0)
+    assert (await sessions.read(b"s")).record.quarantine_reason
+    assert await sessions.close(b"s", 0) == 1
+    assert await send(engine, "s", [2], 0) == (1, [2], False)
+
+
+def damage(data):
+    return data[:-1] + bytes([data[-1] ^ 1])
+
+
+def resize(data):
+    record = decode(data)
+    return encode(record._replace(state=record.state + b"more"))
+
+
+@pytest.mark.parametrize("spoil", [damage, resize, lambda _: b"", lambda _: b"not ours"])
+async def test_a_damaged_record_is_kept_aside_and_its_id_free(start, store, sessions_of, spoil):
+    engine = start()
+    await send(engine, "s", [5], 0)
+    store.records[b"s"] = found = spoil(store.records[b"s"])
+    sessions = sessions_of(start())
+    with pytest.raises(RecordCorrupt):
+        await sessions.release(b"s", discard=False)
+    assert store.records == {b"s": found}
+    assert (await sessions.release(b"s", discard=True)).reason
+    assert store.records == {b"s:set-aside": found}
+    assert await send(engine, "s", [2], 0) == (1, [2], False)
+
+
+async def test_discard_leaves_alone_what_is_not_held(start, store, sessions_of):
+    engine = start()
+    await send(engine, "s", [5], 0)
+    before = dict(store.records)
+    assert (await sessions_of(engine).release(b"s", discard=True)) == ("", 1)
+    assert store.records == before
+
+
+async def test_a_record_of_an_unknown_model_is_not_damaged(start, store, sessions_of):
+    engine = start()
+    await send(engine, "s", [5], 0)
+    store.records[b"s"] = encode(decode(store.records[b"s"])._replace(fingerprint=b"?" * 32))
+    before = dict(store.records)
+    assert (await sessions_of(engine).release(b"s", discard=True)) == ("", 1)
+    assert store.records == before
+    assert await send(start(), "s", [1], 1) == "MODEL_MISMATCH"
+
+
+async def test_a_broken_model_costs_few_runs_quarantines_nobody_and_recovers(start, model, store):
+    engine = start()
+    await send_all(engine, {f"s{n}": 1 for n in range(64)})
+    records = dict(store.records)
+    tried = len(model.tried)
+    for _ in range(20):
+        answers = await send_all(engine, {f"s{n}": RAISE for n in range(64)}, position=1)
+        assert set(answers.values()) == {"MODEL_FAILED"}
+    assert len(model.tried) - tried < 20 + 64 * 2
+    assert store.records == records
+    outcome = await submit(engine, "s0", [RAISE], 1)
+    assert "fails for every session" in outcome.message
+    assert 0 < outcome.retry_after_s <= CULPRIT_PAUSE_S
+    answers = await send_all(engine, {f"s{n}": 1 for n in range(64)}, position=1)
+    assert set(map(str, answers.values())) == {"(2, [2.0], False)"}
+    assert await fail(engine, "s0", 1, position=2) == ["MODEL_FAILED"]
+
+
+def test_a_model_is_the_culprit_when_it_fails_for_everybody_and_only_for_a_while():
+    suspects = Suspects(1)
+    for n in range(CULPRIT_AFTER):
+        assert suspects.pause_s(b"m", 0.0) == 0
+        assert not suspects.failed_alone(b"m", b"%d" % n, 0.0)
+    assert suspects.pause_s(b"m", 0.25) == CULPRIT_PAUSE_S - 0.25
+    assert suspects.pause_s(b"other", 0.25) == 0
+    assert suspects.pause_s(b"m", CULPRIT_PAUSE_S) == 0
+    suspects.failed_alone(b"m", b"0", 5.0)
+    suspects.ran(b"m", [b"x"])
+    assert suspects.failed_alone(b"m", b"1", 6.0)
+
+
+def test_memory_of_suspects_is_bounded():
+    suspects = Suspects(3)
+    for n in range(MAX_SUSPECTS + 9):
+        suspects.failed_alone(b"m", b"%d" % n, 0.0)
+        suspects.ran(b"m", [])
+    assert len(suspects) == MAX_SUSPECTS
+    assert suspects.places([b"8", b"9"]) == [1]
+
+
+good = st.lists(st.integers(1, 9), min_size=1, max_size=6)
+poisoned = st.lists(st.sampled_from([1, 2, RAISE, NO_STATE, 255]), min_size=1, max_size=6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(good, min_size=1, max_size=9),
+    st.lists(poisoned, max_size=CULPRIT_AFTER - 1),
+    st.randoms(use_true_random=False),
+)
+def test_any_poison_leaves_its_neighbours_as_they_would_be_without(goods, poison, random):
+    """Each session sends one token after the other; all send in rounds, so they share batches."""
+
+    async def play(streams):
+        engine = Engine(
+            FakeModels(PoisonModel()), MemoryStore(), encode_totals, CountingObserver(), EngineLimits()
+        )
+        engine.start()
+        replies = {name: [] for name in streams}
+        position = dict.fromkeys(streams, 0)
+        names = list(streams)
+        for turn in range(6):
+            random.shuffle(names)
+            asked = [name for name in names if turn < len(streams[name])]
+            answers = await asyncio.gather(
+                *(send(engine, name, [streams[name][turn]], position[name]) for name in asked)
+            )
+            for name, answer in zip(asked, answers, strict=True):
+                replies[name].append(answer)
+                position[name] += isinstance(answer, tuple)
+        await engine.stop()
+        return replies
+
+    without = {f"good{n}": tokens for n, tokens in enumerate(goods)}
+    mixed = without | {f"bad{n}": tokens for n, tokens in enumerate(poison)}
+    alone, together = asyncio.run(play(without)), asyncio.run(play(mixed))
+    assert {name: together[name] for name in without} == alone
+    for tokens, replies in zip(poison, [together[f"bad{n}"] for n in range(len(poison))], strict=True):
+        for token, reply in zip(tokens, replies, strict=True):
+            assert isinstance(reply, tuple) == (token < NO_STATE and reply != "SESSION_QUARANTINED")
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.randoms(use_true_random=False))
+def test_quarantine_and_release_on_any_replica_lose_and_double_nothing(random):
+    """Clients move between replicas, poison now and then, and have their sessions released."""
+
+    async def play():
+        model, store = PoisonModel(), MemoryStore()
+        limits = EngineLimits(quarantine_after=1, hot_state_bytes=8 * 4)
+        engines = [
+            Engine(FakeModels(model), store, encode_totals, CountingObserver(), limits) for _ in range(3)
+        ]
+        for engine in engines:
+            engine.start()
+            await send(engine, "warm", [1])
+
+        async def client(name):
+            position = total = 0
+            while position < 12:
+                token = random.choice([1, 2, 3, RAISE, NO_STATE])
+                answer = await send(random.choice(engines), name, [token], position)
+                if isinstance(answer, tuple):
+                    position, total = position + 1, total + token
+                    assert answer[:2] == (position, [total])
+                elif answer == "SESSION_QUARANTINED":
+                    sessions = Sessions(FakeModels(model), store, random.choice(engines), ttl_s=60)
+                    await sessions.release(name.encode(), discard=False)
+                else:
+                    assert answer == "MODEL_FAILED"
+
+        await asyncio.gather(*(client(f"s{n}") for n in range(5)))
+        for engine in engines:
+            await engine.stop()
+
+    asyncio.run(play())
