@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 SOURCES := holdfast service model_export tests proto benchmarks
 
-.PHONY: demo serve test check train proto bench bench-quick fuzz format clean
+.PHONY: demo serve test check train proto bench bench-quick fuzz faults soak protections format clean
 
 demo: $(VENV)/.server           ## a network's memory, served live, surviving kill -9
 	$(BIN)/holdfast demo
@@ -38,6 +38,17 @@ bench-quick: $(VENV)/.dev       ## the same in two minutes; without Triton until
 
 fuzz: $(VENV)/.dev              ## every parser of untrusted bytes for MINUTES; what breaks one is kept in the corpus
 	$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
+
+FAULTS ?= --minutes 20
+faults: $(VENV)/.dev            ## kills, pauses, cuts and fills up a deployment under load; build/faults.md
+	HOLDFAST_FAULTS=long $(BIN)/python -m pytest -q tests/faults/test_machine.py
+	$(BIN)/python -m tests.faults.long $(FAULTS)
+
+soak: $(VENV)/.dev              ## half load with churn for 10 minutes; what grows fails; build/soak.md
+	$(BIN)/python -m tests.faults.soak
+
+protections: $(VENV)/.dev       ## takes every protection out, one at a time, and sees its test fail
+	$(BIN)/python -m tests.protections
 
 proto: $(VENV)/.dev             ## regenerates the committed stubs
 	$(BIN)/python proto/generate.py

@@ -30,9 +30,9 @@ from model_export.contract import byte_network_contract
 from model_export.graph import GATES, Layer, Weights, build_graph
 from service.bench.loads import ClosedLoop, columns, streams
 from service.bench.payload import Payload
-from service.demo.oracle import open_graph
 from service.demo.processes import ServerProcess
 from service.store.embedded import EmbeddedStore
+from service.verify.oracle import open_graph
 
 TITLE = "Large nets and small"
 SPECTRAL_RADIUS = 0.9

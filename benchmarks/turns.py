@@ -26,7 +26,7 @@ from benchmarks.results import (
 from holdfast.v1 import holdfast_pb2 as pb
 from service.bench.loads import ClosedLoop, LoadFailed, OpenCall, columns, streams, unary
 from service.bench.payload import Payload
-from service.demo.oracle import open_graph
+from service.verify.oracle import open_graph
 
 MESSAGES_OF_COLUMNS = 2
 """Messages of columns under way at once, each with sessions of its own."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import os
 import time
 from collections.abc import Sequence
 from typing import Any, Self
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from holdfast.ack_levels import to_number
 from holdfast.columns import BatchPipeline, BatchReply, Rows, columns_message
 from holdfast.errors import HoldfastError, from_rpc
+from holdfast.history import Recorder
 from holdfast.retry import RetryPolicy
 from holdfast.session import AsyncSession
 from holdfast.targets import Options, to_target
@@ -54,10 +56,13 @@ class AsyncClient:
             that runs with `--workers`; which one a connection reaches is chance, so a few per worker are
             right. Sessions, streams of batches and other calls take turns; a session leaves its connection
             when it fails.
+        history: File to which every request, reply and error is appended, for `holdfast verify`; or a
+            `holdfast.history.Recorder` shared with other clients, which its owner closes.
 
     Raises:
         ValueError: `connections` is less than 1, an address is not HOST:PORT, or there is no such level.
-        OSError: A file of `tls` cannot be read, or a name in a list is not known.
+        OSError: A file of `tls` cannot be read, a name in a list is not known, or the history cannot be
+            written.
     """
 
     def __init__(
@@ -71,6 +76,7 @@ class AsyncClient:
         replay_tokens: int = DEFAULT_REPLAY_TOKENS,
         ack_level: str | None = None,
         connections: int = 1,
+        history: str | os.PathLike[str] | Recorder | None = None,
     ) -> None:
         if connections < 1:
             raise ValueError(f"connections is {connections}, expected at least 1")
@@ -83,6 +89,8 @@ class AsyncClient:
         self._timeout_s = timeout_s
         self._replay_tokens = replay_tokens
         self.ack_level = ack_level
+        self._owns_history = history is not None and not isinstance(history, Recorder)
+        self.history = history if history is None or isinstance(history, Recorder) else Recorder(history)
 
     async def __aenter__(self) -> Self:
         """Returns itself."""
@@ -95,6 +103,9 @@ class AsyncClient:
     async def close(self) -> None:
         """Closes the connections; sessions live on in the store."""
         await asyncio.gather(*(channel.close() for channel in self._channels))
+        if self._owns_history and self.history is not None:
+            self.history.close()
+            self._owns_history = False
 
     async def session(
         self,
@@ -257,6 +268,18 @@ class AsyncClient:
         Raises:
             HoldfastError: See `holdfast.errors`.
         """
+        if self.history is None:
+            return await self._send(rpc, request, deadline_s, stub)
+        number = self.history.sent(rpc, request)
+        try:
+            reply = await self._send(rpc, request, deadline_s, stub)
+        except (HoldfastError, asyncio.CancelledError) as error:
+            self.history.failed(number, error)
+            raise
+        self.history.got(number, reply)
+        return reply
+
+    async def _send(self, rpc: str, request: Any, deadline_s: float, stub: Any) -> Any:
         try:
             method = getattr(stub or self.next_stub(), rpc)
             return await method(request, timeout=self.left_s(deadline_s), metadata=self.metadata)

@@ -21,6 +21,7 @@ from holdfast.errors import (
     from_rpc,
     from_status,
 )
+from holdfast.history import Recorder
 from holdfast.tokens import selection, to_arrays
 from holdfast.unanswered import Unanswered
 from holdfast.v1 import holdfast_pb2 as pb
@@ -42,9 +43,11 @@ class BatchReply:
         replayed_rows: Rows that had been applied before; their replies are those kept from then.
         model_version: Version that ran.
         ack_level: How durable the commits were when the reply left; see `StepReply`.
+        message: The reply as it came.
     """
 
     def __init__(self, result: pb.ColumnsResult) -> None:
+        self.message = result
         self._outputs = result.outputs
         self.positions: NDArray[np.int64] = np.array(result.positions, np.int64)
         self.incarnations: NDArray[np.int64] = np.array(result.incarnations, np.int64)
@@ -142,7 +145,11 @@ class BatchPipeline:
         reply: asyncio.Future[BatchReply] = asyncio.get_running_loop().create_future()
         reply.add_done_callback(lambda _: self._room.release())
         async with self._sending:
-            await self._send(self._note(columns, reply))
+            batch = self._note(columns, reply)
+            if self._client.history is not None:
+                request = pb.StreamBatchesRequest(columns=columns)
+                _record(reply, self._client.history, self._client.history.sent("StreamBatches", request))
+            await self._send(batch)
         return reply
 
     def _note(self, columns: pb.Columns, reply: asyncio.Future[BatchReply]) -> "_Batch":
@@ -213,6 +220,20 @@ class _Batch(NamedTuple):
     reply: asyncio.Future[BatchReply]
     columns: pb.Columns
     answered: list[int] | None
+
+
+def _record(reply: asyncio.Future[BatchReply], history: Recorder, number: int) -> None:
+    """Notes in the history what comes of a batch."""
+
+    def settled(_: asyncio.Future[BatchReply]) -> None:
+        if reply.cancelled():
+            history.failed(number, asyncio.CancelledError())
+        elif (error := reply.exception()) is not None:
+            history.failed(number, error)
+        else:
+            history.got(number, pb.StreamBatchesResponse(result=reply.result().message))
+
+    reply.add_done_callback(settled)
 
 
 def _goes_on(error: HoldfastError, batch: _Batch, answered_count: int) -> bool:

@@ -25,6 +25,7 @@ from holdfast.ack_levels import to_number
 from holdfast.errors import (
     Draining,
     HoldfastError,
+    InternalFailure,
     PositionGap,
     ServerUnavailable,
     SessionLost,
@@ -59,6 +60,7 @@ class _Sent:
     def __init__(self, chunk: pb.Chunk, tokens: bytes | NDArray[Any]) -> None:
         self.chunk = chunk
         self.tokens = tokens
+        self.number = 0  # of its last sending, in the history
 
 
 class AsyncSession:
@@ -193,6 +195,7 @@ class AsyncSession:
                         yield reply
                 except HoldfastError as error:
                     attempt += 1
+                    self._note_failure(error)
                     await self._recover(error, attempt, self._deadline_s)
 
     async def state(self) -> dict[str, NDArray[Any]]:
@@ -227,6 +230,9 @@ class AsyncSession:
 
     def _answered(self, sent: _Sent, result: pb.ChunkResult) -> StepReply:
         assert sent is self._unanswered[0], "bug: replies come in order"
+        expected = (sent.chunk.session_id, sent.chunk.position + len(sent.tokens))
+        if (result.session_id, result.position) != expected:
+            raise HoldfastError(f"reply {result.session_id} {result.position}, expected {expected}")
         self._unanswered.popleft()
         self._buffer.append(sent.chunk.position, sent.tokens)
         self._position = result.position
@@ -268,7 +274,8 @@ class AsyncSession:
             if attempt > 1 or not _is_end_of_stream(error):
                 await self._client.pause(error, attempt, deadline_s)
         else:
-            self._unanswered.clear()
+            if not isinstance(error, InternalFailure):  # the server does not know what became of it
+                self._unanswered.clear()
             raise error
 
     async def _resend(self, position: int, error: HoldfastError, deadline_s: float) -> None:
@@ -356,7 +363,7 @@ class AsyncSession:
         try:
             for sent in self._unanswered:
                 sent.chunk.acknowledged_position = self._position
-                await _write(call, sent.chunk)
+                await self._write(call, sent)
             while self._unanswered or not source.is_empty:
                 if reading is None and self._unanswered:
                     reading = asyncio.create_task(call.read())
@@ -367,7 +374,7 @@ class AsyncSession:
                             self._deadline_s = self._client.deadline_s(timeout_s)
                         sent = self._make(tokens, chosen, level)
                         self._unanswered.append(sent)
-                        await _write(call, sent.chunk)
+                        await self._write(call, sent)
                         continue
                     if reading is None:
                         continue
@@ -389,6 +396,26 @@ class AsyncSession:
                 await asyncio.gather(reading, return_exceptions=True)
             call.cancel()
 
+    async def _write(self, call: Any, sent: _Sent) -> None:
+        """Sends a chunk.
+
+        Raises:
+            HoldfastError: The stream had ended before.
+            grpc.aio.AioRpcError: It ends now.
+        """
+        request = pb.StreamStepsRequest(chunk=sent.chunk)
+        if self._client.history is not None:
+            sent.number = self._client.history.sent("StreamSteps", request)
+        try:
+            await call.write(request)
+        except asyncio.InvalidStateError:
+            raise await from_call(call) from None
+
+    def _note_failure(self, error: HoldfastError) -> None:
+        """Notes in the history what happened to the chunk that was to be answered next."""
+        if self._client.history is not None and self._unanswered:
+            self._client.history.failed(self._unanswered[0].number, error)
+
     def _take(self, reply: Any) -> StepReply:
         if reply is grpc.aio.EOF:
             raise ServerUnavailable("the server ended the stream", code="UNAVAILABLE")
@@ -397,6 +424,8 @@ class AsyncSession:
         sent = self._unanswered[0]
         if reply.result.tag != sent.chunk.tag:
             raise HoldfastError(f"reply {reply.result.tag} came for chunk {sent.chunk.tag}")
+        if self._client.history is not None:
+            self._client.history.got(sent.number, reply)
         return self._answered(sent, reply.result)
 
     def _window(self) -> int:
@@ -404,19 +433,6 @@ class AsyncSession:
         if not self._reply_bytes:
             return 1
         return max(1, min(MAX_IN_FLIGHT, MAX_IN_FLIGHT_REPLY_BYTES // self._reply_bytes))
-
-
-async def _write(call: Any, chunk: pb.Chunk) -> None:
-    """Sends a chunk.
-
-    Raises:
-        HoldfastError: The stream had ended before.
-        grpc.aio.AioRpcError: It ends now.
-    """
-    try:
-        await call.write(pb.StreamStepsRequest(chunk=chunk))
-    except asyncio.InvalidStateError:
-        raise await from_call(call) from None
 
 
 def _is_end_of_stream(error: HoldfastError) -> bool:

@@ -10,6 +10,7 @@ USAGE = """usage: holdfast COMMAND [--help] [options]
 serve     runs a server: gRPC, metrics, and by default an embedded store
 demo      streams text through a server that is killed half-way, and judges the outputs
 bench     loads a running server and prints what its clients see
+verify    proves from what clients recorded that nothing was lost and nothing applied twice
 session   shows a session, or releases one that is held
 token     makes a token for a client, and the entry of it for the server's tokens file
 store-acl prints the ACL rule of the store's user"""
@@ -18,6 +19,7 @@ SERVER_SIDE = {
     "serve": "service.main",
     "demo": "service.demo.main",
     "bench": "service.bench.main",
+    "verify": "service.verify.main",
     "token": "service.new_token",
     "store-acl": "service.store_acl",
 }

@@ -152,6 +152,9 @@ class Settings(BaseSettings):
     allow_old_store: Annotated[
         bool, Field(description="serve on a store whose version has known holes; distributions mend them")
     ] = False
+    allow_failpoints: Annotated[
+        bool, Field(description="for tests: obey HOLDFAST_FAILPOINTS, which breaks the server on purpose")
+    ] = False
     reflection: Annotated[bool, Field(description="serve gRPC reflection")] = True
 
     @property

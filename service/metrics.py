@@ -46,6 +46,7 @@ class Metrics:
     Attributes:
         registry: Of prometheus_client; collects from the numbers.
         restarts: Counter of workers started again.
+        tasks: Gauge of the tasks of the event loop.
         store_up: Gauge, 1 while the store answers.
         store_safe: Gauge, 1 while its settings and its disk are such that it keeps sessions.
         workers: Gauge of processes that serve; a process sets its own to 1.
@@ -87,6 +88,7 @@ class Metrics:
         self.streams = self._gauge("streams", "Open streams.")
         self.waiting_chunks = self._gauge("waiting_chunks", "Chunks taken and not answered.")
         self.waiting_bytes = self._gauge("waiting_bytes", "Bytes of these, and of replies not written.")
+        self.tasks = self._gauge("tasks", "Tasks of the event loop, looked at every few seconds.")
         self._beat_s = self._take(1)
 
     def scrape(self) -> bytes:
@@ -206,6 +208,7 @@ def scrape_together(base: Metrics, workers: Sequence[Metrics]) -> bytes:
         total.absorb(part)
     serving = [worker for worker in workers if worker.workers.value]
     total.workers.set(len(serving))
+    total.tasks.set(sum(worker.tasks.value for worker in serving))
     total.store_up.set(min((worker.store_up.value for worker in serving), default=0))
     total.store_safe.set(min((worker.store_safe.value for worker in serving), default=0))
     total.streams.set(sum(worker.streams.value for worker in serving))

@@ -2,13 +2,16 @@
 
 import asyncio
 import contextlib
+import itertools
 import logging
+import os
 import time
 from collections.abc import Mapping
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from service import failpoints
 from service.collector import relieve_collector
 from service.config import Settings
 from service.engine.admission import Admission, Bounds
@@ -36,6 +39,8 @@ from service.store.safety import Allowances
 _log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 0.25
+TASKS_EVERY = 8
+"""Heartbeats between counts of the tasks, which take a microsecond for every four of them."""
 
 STORE_CHECK_S = 2.0
 """Settings of the store can change, and its disk can fill up, while it serves."""
@@ -57,7 +62,7 @@ class Server:
         grpc_port: Port of gRPC.
 
     Raises:
-        StartError: A model cannot be served.
+        StartError: A model cannot be served, or failpoints are asked for and not allowed.
     """
 
     def __init__(
@@ -75,6 +80,7 @@ class Server:
         self._is_draining = False
         self._store_danger = ""
         self.grpc_port = 0
+        failpoints.arm(os.environ, is_allowed=settings.allow_failpoints)
         try:
             self._models = ModelRepository(
                 settings.models, max_bytes=settings.max_model_bytes, checked=checked
@@ -241,18 +247,24 @@ class Server:
 
     async def _beat(self) -> None:
         """Shows that the loop turns, whatever the store does."""
-        while True:
+        for number in itertools.count():
             self._metrics.beat()
+            if number % TASKS_EVERY == 0:
+                self._metrics.tasks.set(len(asyncio.all_tasks()))
             self._calls.sweep(time.monotonic())
             self._metrics.holds(self._calls.admission.held)
             await self._update_health()
             await asyncio.sleep(HEARTBEAT_S)
 
     async def _listen_to_store(self) -> None:
-        """Notices a store that has gone silent: a ping without an answer ends the connection."""
+        """Notices a store that is silent, which ends the connection, or that refuses to write."""
         while True:
-            with contextlib.suppress(ServiceError):
-                await self._store.ping()
+            try:
+                await self._store.ping()  # refused, as writes are, while the store cannot write its file
+            except ServiceError:
+                self._on_store(False)
+            else:
+                self._on_store(self._store.is_available)
             await asyncio.sleep(HEARTBEAT_S)
 
     async def _watch_store_settings(self) -> None:

@@ -26,7 +26,7 @@ HOMES = {
     "grpc": ("holdfast", "service.rpc", "service.server", "service.bench"),
     "grpc_health": ("service.server",),
     "grpc_reflection": ("service.rpc",),
-    "onnxruntime": ("service.model", "model_export", "service.demo"),
+    "onnxruntime": ("service.model", "model_export", "service.verify"),
     "redis": ("service.store",),
     "hiredis": ("service.store",),
     "prometheus_client": ("service.metrics",),
@@ -49,6 +49,7 @@ PURE = {
     "service.rpc.credentials",
     "service.model.contract",
     "service.model.onnx_wire",
+    "service.verify.chain",
     "holdfast.tokens",
     "holdfast.replay_buffer",
     "holdfast.unanswered",
@@ -91,6 +92,25 @@ def test_imports_point_downwards_and_libraries_stay_home(path):
             assert mine >= theirs, f"{module} imports {imported} above it"
         if within(module, "holdfast"):
             assert not within(imported, "service"), f"{module} imports the server"
+
+
+WALL_CLOCKS = {
+    "time.time", "time.time_ns", "time.localtime", "time.gmtime", "datetime.now", "datetime.utcnow",
+    "datetime.today", "date.today",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if "model_export" not in path.parts], ids=module_name
+)
+def test_nobody_reads_a_clock_that_can_jump(path):
+    """Waits and ages are told by the monotonic clock, expiry by the store's."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute):
+            name = ".".join(ast.unparse(node).split(".")[-2:])
+            assert name not in WALL_CLOCKS, f"line {node.lineno} reads {name}"
+        if isinstance(node, ast.ImportFrom) and node.module == "time":
+            assert not {"time", "time_ns", "localtime", "gmtime"} & {name.name for name in node.names}
 
 
 def test_proto_has_no_package_file():

@@ -25,6 +25,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from service import failpoints
 from service.engine import pace, rules
 from service.engine.batch import EncodeOutputs, Ran, Steps
 from service.engine.bell import Bell
@@ -407,6 +408,8 @@ class Engine:
 
     async def _load(self, items: Items) -> None:
         """Reads cold sessions in one round trip; then what waited for them is decided."""
+        if failpoints.is_armed:
+            await failpoints.hit("before_load")
         started_s = time.monotonic()
         keys = [key for item in items for key in self._cold_keys(item)]
         try:
@@ -415,6 +418,8 @@ class Engine:
             for work in _works(items):
                 self._refuse(work, error)
             return
+        if failpoints.is_armed:
+            await failpoints.hit("after_load")
         self._observer.loaded(len(keys), time.monotonic() - started_s)
         loaded = dict(zip(keys, records, strict=True))
         for item in items:
@@ -481,6 +486,8 @@ class Engine:
 
     async def _run(self, ready: Sequence[Steps]) -> list[Ran]:
         """Runs a batch, model by model; chunks that make a model fail are refused, or run apart."""
+        if failpoints.is_armed:
+            await failpoints.hit("before_run")
         started_s = time.monotonic()
         groups: dict[bytes, list[Steps]] = {}
         chunk_count = step_count = 0
@@ -496,6 +503,8 @@ class Engine:
             self._fail(outcome.failed)
             for steps in outcome.apart:
                 self._spawn(self._guard([steps.block], self._run_apart(steps)))
+        if failpoints.is_armed:
+            await failpoints.hit("after_run")
         self._observer.ran(chunk_count, step_count, time.monotonic() - started_s)
         return ran
 
@@ -543,15 +552,23 @@ class Engine:
         try:
             for result in ran:
                 offers += self._make_offers(result)
+            if failpoints.is_armed:
+                await failpoints.hit("before_commit")
             started_s = time.monotonic()
             refusals, epoch = await self._offer(offers) if offers else ({}, 0)
+            if failpoints.is_armed:
+                await failpoints.hit("after_commit")
         finally:
             self._commit_turn.release()
         self._observer.committed(sum(len(offer.stamps) for offer in offers), time.monotonic() - started_s)
+        if failpoints.is_armed:
+            await failpoints.hit("before_reply")
         first = 0
         for offer in offers:
             self._conclude(offer, refusals, first, started_s, epoch)
             first += len(offer.stamps)
+        if failpoints.is_armed:
+            await failpoints.hit("after_reply")
 
     def _make_offers(self, ran: Ran) -> list[Offer]:
         offers, refused = make_offers(ran, self._hot.tail)

@@ -68,7 +68,7 @@ def samples(server):
     """Returns the scrape: what may only grow by its line, and holdfast_* by name."""
     lines = [line for line in get(server, "/metrics")[1].splitlines() if not line.startswith("#")]
     values = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines}
-    gauges = ("workers", "store_up", "streams", "waiting_chunks", "waiting_bytes")
+    gauges = ("workers", "store_up", "store_safe", "streams", "waiting_chunks", "waiting_bytes", "tasks")
     gauges = {f"holdfast_{name}" for name in gauges}
     return {name: value for name, value in values.items() if name not in gauges}, values
 

@@ -1,0 +1,143 @@
+"""The oracle: a step graph with its state, run by onnxruntime alone, without a break. Any model."""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from service.model.contract import Contract, GraphTensor, read_contract
+from service.verify.chain import Outputs
+
+TOKENS_PER_CALL = 256
+
+_DTYPES = {
+    "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64",
+    "tensor(int64)": "int64", "tensor(int32)": "int32", "tensor(int8)": "int8", "tensor(bool)": "bool",
+}  # fmt: skip
+
+
+def open_graph(path: Path) -> ort.InferenceSession:
+    """Opens a step graph in onnxruntime alone, to run on one thread."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3  # it warns of every input with a default
+    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+class Oracle:
+    """Implements `chain.Network` on a file.
+
+    Args:
+        path: The ONNX file.
+
+    Attributes:
+        fingerprint: sha256 of the file.
+        contract: Its tensors.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.fingerprint = hashlib.sha256(path.read_bytes()).digest()
+        self._session = open_graph(path)
+        self.contract: Contract = read_contract(
+            self._session.get_modelmeta().custom_metadata_map,
+            _tensors(self._session.get_inputs()),
+            _tensors(self._session.get_outputs()),
+            _tensors(self._session.get_overridable_initializers()),
+        )
+
+    def start(self) -> dict[str, NDArray[Any]]:
+        """Returns the initial state by name, without a batch axis."""
+        return {spec.name: np.zeros(spec.shape, spec.dtype) for spec in self.contract.states}
+
+    def advance(
+        self, tokens: NDArray[Any], state: Mapping[str, NDArray[Any]]
+    ) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+        """Runs tokens (k,) or (k, width).
+
+        Returns:
+            Outputs (k, ...) and the next state, by name.
+        """
+        size = TOKENS_PER_CALL if self.contract.input.has_time_axis else 1
+        collected: dict[str, list[NDArray[Any]]] = {output.name: [] for output in self.contract.outputs}
+        for start in range(0, len(tokens), size):
+            outputs, state = self._call(tokens[start : start + size], state)
+            for name, array in outputs.items():
+                collected[name].append(array)
+        return {name: np.concatenate(parts) for name, parts in collected.items()}, dict(state)
+
+    def run(self, tokens: NDArray[Any], initial: Mapping[str, NDArray[Any]] | None) -> "OracleRun":
+        """See `chain.Network`."""
+        return OracleRun(self, tokens, self.start() if initial is None else initial)
+
+    def _call(
+        self, tokens: NDArray[Any], state: Mapping[str, NDArray[Any]]
+    ) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+        contract = self.contract
+        given = tokens.astype(contract.input.dtype)
+        feed = {contract.input.name: given[:, np.newaxis] if contract.input.has_time_axis else given}
+        for spec in contract.states:
+            feed[spec.input] = np.expand_dims(state[spec.name], spec.batch_axis)
+        names = [output.name for output in contract.outputs]
+        results = self._session.run([*names, *(spec.output for spec in contract.states)], feed)
+        outputs = dict(zip(names, results, strict=False))
+        if contract.input.has_time_axis:
+            outputs = {name: array[:, 0] for name, array in outputs.items()}
+        after = {
+            spec.name: np.take(result, 0, spec.batch_axis)
+            for spec, result in zip(contract.states, results[len(names) :], strict=True)
+        }
+        return outputs, after
+
+
+class OracleRun:
+    """Implements `chain.Run`."""
+
+    def __init__(self, oracle: Oracle, tokens: NDArray[Any], initial: Mapping[str, NDArray[Any]]) -> None:
+        self._oracle = oracle
+        self._tokens = tokens
+        self._initial = initial
+        self._outputs, _ = oracle.advance(tokens, initial)
+
+    def differences(self, start: int, outputs: Outputs) -> float:
+        """See `chain.Run`."""
+        part = slice(start, start + outputs.token_count)
+        worst = [0.0]
+        contract = self._oracle.contract
+        surprise, logits = contract.token_log_prob, contract.logits
+        if outputs.token_log_probs is not None and surprise is not None:
+            worst.append(difference(outputs.token_log_probs, self._outputs[surprise.name][part]))
+        if outputs.top_ids is not None and outputs.top_log_probs is not None and logits is not None:
+            log_probs = _log_softmax(self._outputs[logits.name][part])
+            best = -np.sort(-log_probs, axis=1)[:, : outputs.top_ids.shape[1]]
+            worst.append(difference(outputs.top_log_probs, best))
+            worst.append(difference(np.take_along_axis(log_probs, outputs.top_ids, 1), best))
+        worst += [difference(array, self._outputs[name][part]) for name, array in outputs.tensors.items()]
+        if outputs.state:
+            _, state = self._oracle.advance(self._tokens[: part.stop], self._initial)
+            worst += [difference(array, state[name]) for name, array in outputs.state.items()]
+        return max(worst)
+
+
+def difference(given: NDArray[Any], expected: NDArray[Any]) -> float:
+    """Returns the largest difference, absolute up to magnitude 1 and relative above; infinite for NaN."""
+    if given.shape != expected.shape:
+        return float("inf")
+    if not given.size:
+        return 0.0
+    found = float((np.abs(given.astype(np.float64) - expected) / np.maximum(1.0, np.abs(expected))).max())
+    return float("inf") if math.isnan(found) else found
+
+
+def _log_softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    log_probs: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return log_probs
+
+
+def _tensors(nodes: Any) -> dict[str, GraphTensor]:
+    return {node.name: GraphTensor(_DTYPES.get(node.type, node.type), tuple(node.shape)) for node in nodes}

@@ -1,0 +1,260 @@
+"""Turns recorded histories into what is judged: of each session the chunks, their replies, the sights."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from google.rpc import error_details_pb2, status_pb2
+from numpy.typing import NDArray
+
+from holdfast.history import FAILURE, REPLY, START, Frame, read_frames
+from holdfast.tokens import to_arrays
+from holdfast.v1 import holdfast_pb2 as pb
+from service.verify.chain import Attempt, Outputs, Reply, SessionHistory, Sight
+
+
+class ModelId(NamedTuple):
+    """What a session says of its model; an empty fingerprint is unknown, version 0 is any."""
+
+    name: str
+    version: int
+    fingerprint: str
+
+
+UNKNOWN_MODEL = ModelId("", 0, "")
+
+
+@dataclass
+class RecordedSession:
+    """A session as recorded.
+
+    Attributes:
+        history: What is judged.
+        model: Its model, as far as anybody said.
+    """
+
+    history: SessionHistory = field(default_factory=SessionHistory)
+    model: ModelId = UNKNOWN_MODEL
+
+
+class Histories:
+    """Collects sessions from the files of any number of clients.
+
+    Args:
+        paths: The files.
+
+    Attributes:
+        sessions: By id.
+
+    Raises:
+        OSError: A file cannot be read.
+        ValueError: A file is not a history.
+    """
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self.sessions: dict[str, RecordedSession] = {}
+        requests: dict[int, Frame] = {}
+        answers: dict[int, Frame] = {}
+        for path in paths:
+            for frame in read_frames(path):
+                if frame.rpc:
+                    requests[frame.number] = frame
+                elif frame.kind != START:
+                    answers[frame.number] = frame
+        read = {
+            "OpenSession": self._open,
+            "GetSession": self._get,
+            "CloseSession": self._close,
+            "Step": self._step,
+            "StreamSteps": self._stream_step,
+            "StepBatch": self._batch,
+            "StreamBatches": self._stream_batch,
+        }
+        for number, request in sorted(requests.items(), key=lambda entry: entry[1].time_s):
+            read[request.rpc](request, answers.get(number))
+        for session in self.sessions.values():
+            session.history.sights.sort(key=lambda sight: sight.sent_s)
+
+    def session(self, session_id: str) -> RecordedSession:
+        """Returns a session, new if nobody named it before."""
+        return self.sessions.setdefault(session_id, RecordedSession())
+
+    # -- one reader per rpc -------------------------------------------------------------------
+
+    def _open(self, request: Frame, answer: Frame | None) -> None:
+        if answer is None or answer.kind != REPLY:
+            return
+        asked = pb.OpenSessionRequest.FromString(request.body)
+        reply = pb.OpenSessionResponse.FromString(answer.body)
+        initial = to_arrays(asked.initial_state) if asked.initial_state and not reply.resumed else None
+        took_over = asked.take_over and reply.resumed
+        self._see(request, reply.session, Sight(
+            request.time_s, reply.session.incarnation, reply.session.position,
+            is_opening=not reply.resumed, took_over=took_over, initial=initial,
+        ))  # fmt: skip
+
+    def _get(self, request: Frame, answer: Frame | None) -> None:
+        if answer is None or answer.kind != REPLY:
+            return
+        reply = pb.GetSessionResponse.FromString(answer.body)
+        found = reply.session
+        state = to_arrays(reply.state)
+        self._see(request, found, Sight(request.time_s, found.incarnation, found.position, state=state))
+
+    def _see(self, request: Frame, found: pb.Session, sight: Sight) -> None:
+        session = self.session(found.session_id)
+        session.history.sights.append(sight)
+        session.model = ModelId(found.model.name, found.model.version, found.fingerprint)
+
+    def _close(self, request: Frame, _: Frame | None) -> None:
+        asked = pb.CloseSessionRequest.FromString(request.body)
+        self.session(asked.session_id).history.closings.add(asked.incarnation)
+
+    def _step(self, request: Frame, answer: Frame | None) -> None:
+        chunk = pb.StepRequest.FromString(request.body).chunk
+        result = None
+        if answer is not None and answer.kind == REPLY:
+            result = pb.StepResponse.FromString(answer.body).result
+        self._add_chunk(request, chunk, answer, result)
+
+    def _stream_step(self, request: Frame, answer: Frame | None) -> None:
+        chunk = pb.StreamStepsRequest.FromString(request.body).chunk
+        result = None
+        if answer is not None and answer.kind == REPLY:
+            result = pb.StreamStepsResponse.FromString(answer.body).result
+        self._add_chunk(request, chunk, answer, result)
+
+    def _add_chunk(
+        self, request: Frame, chunk: pb.Chunk, answer: Frame | None, result: pb.ChunkResult | None
+    ) -> None:
+        session = self.session(chunk.session_id)
+        position = chunk.position if chunk.HasField("position") else None
+        attempt = Attempt(request.time_s, _tokens(chunk.tokens), position, chunk.incarnation)
+        if answer is not None and result is not None:
+            attempt.reply = Reply(
+                answer.time_s, result.incarnation, result.position, result.replayed,
+                _outputs(result.outputs),
+                is_foreign=result.session_id != chunk.session_id or result.tag != chunk.tag,
+            )  # fmt: skip
+            _learn(session, chunk.model, result.model_version)
+        elif answer is not None:
+            _fail(attempt, answer)
+        session.history.attempts.append(attempt)
+
+    def _batch(self, request: Frame, answer: Frame | None) -> None:
+        columns = pb.StepBatchRequest.FromString(request.body).columns
+        result = None
+        if answer is not None and answer.kind == REPLY:
+            result = pb.StepBatchResponse.FromString(answer.body).result
+        self._add_columns(request, columns, answer, result)
+
+    def _stream_batch(self, request: Frame, answer: Frame | None) -> None:
+        columns = pb.StreamBatchesRequest.FromString(request.body).columns
+        result = None
+        if answer is not None and answer.kind == REPLY:
+            result = pb.StreamBatchesResponse.FromString(answer.body).result
+        self._add_columns(request, columns, answer, result)
+
+    def _add_columns(
+        self, request: Frame, columns: pb.Columns, answer: Frame | None, result: pb.ColumnsResult | None
+    ) -> None:
+        errors = {} if result is None else {error.row: error.status for error in result.errors}
+        replayed = set() if result is None else set(result.replayed_rows)
+        shown = None if result is None else _rows_of(result, len(columns.session_ids))
+        tokens = _column_tokens(columns)
+        for row, session_id in enumerate(columns.session_ids):
+            session = self.session(session_id)
+            attempt = Attempt(
+                request.time_s, tokens[row],
+                columns.positions[row] if columns.positions else None,
+                columns.incarnations[row] if columns.incarnations else 0,
+            )  # fmt: skip
+            if row in errors:
+                _refuse(attempt, errors[row])
+            elif answer is not None and result is not None and shown is not None:
+                attempt.reply = Reply(
+                    answer.time_s,
+                    result.incarnations[row],
+                    result.positions[row],
+                    row in replayed,
+                    shown[row],
+                )
+                _learn(session, columns.model, result.model_version)
+            elif answer is not None:
+                _fail(attempt, answer)
+            session.history.attempts.append(attempt)
+
+
+def _learn(session: RecordedSession, asked: pb.ModelRef, version: int) -> None:
+    if not session.model.name and asked.name:
+        session.model = ModelId(asked.name, version, "")
+
+
+def _fail(attempt: Attempt, answer: Frame) -> None:
+    assert answer.kind == FAILURE, "bug: an answer that is neither reply nor failure"
+    body = json.loads(answer.body)
+    attempt.reason = body["reason"]
+    attempt.expected_position = body.get("expected_position")
+
+
+def _refuse(attempt: Attempt, status: status_pb2.Status) -> None:
+    info = error_details_pb2.ErrorInfo()
+    for detail in status.details:
+        detail.Unpack(info)
+    attempt.reason = info.reason or "UNKNOWN"
+    position = info.metadata.get("expected_position")
+    attempt.expected_position = None if position is None else int(position)
+
+
+def _tokens(tokens: pb.Tokens) -> NDArray[Any]:
+    kind = tokens.WhichOneof("kind")
+    if kind == "text":
+        return np.frombuffer(tokens.text, np.uint8).astype(np.int64)
+    if kind == "ids":
+        return np.array(tokens.ids.values, np.int64)
+    return np.frombuffer(tokens.features.data, "<f4").reshape(tuple(tokens.features.shape))
+
+
+def _column_tokens(columns: pb.Columns) -> NDArray[Any]:
+    """Returns (B, T) or (B, T, width)."""
+    rows, per_row = len(columns.session_ids), columns.tokens_per_row or 1
+    kind = columns.WhichOneof("tokens")
+    if kind == "text":
+        return np.frombuffer(columns.text, np.uint8).astype(np.int64).reshape(rows, per_row)
+    if kind == "ids":
+        return np.array(columns.ids.values, np.int64).reshape(rows, per_row)
+    return np.frombuffer(columns.features, "<f4").reshape(rows, per_row, -1)
+
+
+def _outputs(outputs: pb.Outputs) -> Outputs:
+    count = outputs.token_count
+    shown = Outputs(count, tensors=to_arrays(outputs.tensors), state=to_arrays(outputs.state))
+    if outputs.top_ids:
+        shown.top_ids = np.array(outputs.top_ids, np.int64).reshape(count, -1)
+        shown.top_log_probs = np.array(outputs.top_log_probs, np.float32).reshape(count, -1)
+    if outputs.token_log_probs:
+        shown.token_log_probs = np.array(outputs.token_log_probs, np.float32)
+    return shown
+
+
+def _rows_of(result: pb.ColumnsResult, row_count: int) -> list[Outputs]:
+    """Cuts the outputs of columns into those of each row."""
+    whole = _outputs(result.outputs)
+    size = whole.token_count // row_count
+
+    def part(array: NDArray[Any] | None, row: int) -> Any:
+        return None if array is None else array[row * size : (row + 1) * size]
+
+    return [
+        Outputs(
+            size,
+            part(whole.top_ids, row),
+            part(whole.top_log_probs, row),
+            part(whole.token_log_probs, row),
+            {name: part(array, row) for name, array in whole.tensors.items()},
+        )
+        for row in range(row_count)
+    ]

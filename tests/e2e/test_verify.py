@@ -1,0 +1,127 @@
+"""`holdfast verify` as a user runs it: on what clients recorded, and on a deployment."""
+
+import asyncio
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import holdfast
+from holdfast.history import read_frames
+from service.demo.processes import ServerProcess
+from tests.models import write_features_model
+from tests.oracle import MODELS
+
+MODEL = "python-source"
+TEXT = b"class Point:\n    x: int\n    y: int\n"
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    models = tmp_path_factory.mktemp("verify") / "models"
+    models.mkdir()
+    (models / MODEL).symlink_to(MODELS / MODEL)
+    write_features_model(models / "features" / "1" / "model.onnx")
+    return models
+
+
+@pytest.fixture(scope="module")
+def server(models):
+    with ServerProcess(models.parent / "data", "--models", str(models)) as server:
+        yield server
+
+
+def verify(*options):
+    command = [sys.executable, "-c", "from service.cli import main; main()", "verify", *map(str, options)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("model", [MODEL, "features"])
+def test_a_deployment_is_loaded_recorded_and_judged(server, models, model, tmp_path):
+    load = ["--target", server.address, "--history", tmp_path / "history", "--model", model]
+    result = verify(*load, "--models", models, "--seconds", "1", "--sessions", "20", "--json")
+    assert result.returncode == 0, result.stdout + result.stderr
+    found = json.loads(result.stdout)
+    assert (found["is_good"], found["sessions"], found["bad"]) == (True, 20, {})
+    assert found["total"]["tokens"] > 100
+    assert found["total"]["unchecked"] == 0
+    assert "seed" in result.stderr
+    again = verify(tmp_path / "history", "--models", models)
+    assert again.returncode == 0
+    assert again.stdout.splitlines()[-1].startswith("lost 0  twice 0  reordered 0  wrong 0  unexplained 0")
+
+
+def record(server, path):
+    """Uses everything that a client has."""
+    with holdfast.Client(server.address, history=path) as client:
+        state = {"h": np.linspace(-1, 1, 256, dtype=np.float32)}
+        session = client.session(model=MODEL, initial_state=state)
+        session.step(TEXT[:9], top_k=4, token_log_prob=True, outputs=["logits"], state=True)
+        list(session.stream(TEXT[9:], chunk=4, top_k=2))
+        session.state()
+        session.close()
+        ids = [f"row-{path.parent.name}-{row}" for row in range(3)]
+        client.step_batch(MODEL, ids, TEXT[:6], [0, 0, 0], token_log_prob=True, top_k=3)
+        client.step_batch(MODEL, ids, [1, 2, 3], outputs=True)
+    asyncio.run(record_batches(server, path))
+
+
+async def record_batches(server, path):
+    client = holdfast.AsyncClient(server.address, history=path)
+    async with client, client.batches("features", outputs=True) as batches:
+        for start in range(0, 6, 2):
+            features = np.random.default_rng(start).standard_normal((2, 2, 2)).astype(np.float32)
+            await batches.submit(
+                [f"a-{path.parent.name}", f"b-{path.parent.name}"], features, [start, start]
+            )
+
+
+def test_every_call_of_a_client_is_recorded_and_recomputed(server, models, tmp_path):
+    record(server, tmp_path / "history")
+    found = json.loads(verify(tmp_path / "history", "--models", models, "--json").stdout)
+    assert found["is_good"], found
+    assert found["total"]["tokens"] == len(TEXT) + 3 * 3 + 2 * 6
+    assert found["total"]["unchecked"] == 0
+
+
+def test_a_changed_float_is_found_and_ends_with_1(server, models, tmp_path):
+    record(server, tmp_path / "history")
+    frame = [frame for frame in read_frames(tmp_path / "history") if frame.rpc == "StreamSteps"][-1]
+    data = bytearray((tmp_path / "history").read_bytes())
+    answer = next(each for each in read_frames(tmp_path / "history")
+                  if each.number == frame.number and not each.rpc)  # fmt: skip
+    place = data.index(answer.body) + len(answer.body) - 1
+    data[place - 2] ^= 0xFF
+    (tmp_path / "changed").write_bytes(data)
+    result = verify(tmp_path / "changed", "--models", models)
+    assert result.returncode == 1
+    assert "wrong" in result.stdout
+    assert "is off by" in result.stdout
+
+
+def test_without_the_model_nothing_is_proven(server, models, tmp_path):
+    record(server, tmp_path / "history")
+    (tmp_path / "empty").mkdir()
+    result = verify(tmp_path / "history", "--models", tmp_path / "empty")
+    assert result.returncode == 1
+    assert "not recomputed: python-source version 1" in result.stdout
+    assert result.stdout.splitlines()[-1] == "nothing could be recomputed, so nothing is proven"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ((), "expected histories to judge, or --target to load"),
+        (("--target", "127.0.0.1:1"), "--target needs --history"),
+        (("no-such-file",), "No such file"),
+        (("pyproject.toml",), "is not a history"),
+    ],
+)
+def test_what_cannot_be_read_ends_with_2(options, said):
+    result = verify(*options)
+    assert result.returncode == 2
+    assert said in result.stderr

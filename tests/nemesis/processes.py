@@ -1,0 +1,61 @@
+"""Signals to processes, by process id."""
+
+import contextlib
+import os
+import resource
+import signal
+import time
+from pathlib import Path
+
+
+def kill(pid):
+    """Ends a process with SIGKILL."""
+    os.kill(pid, signal.SIGKILL)
+
+
+def pause(pid):
+    """Stops a process with SIGSTOP and waits until it stands."""
+    os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: state_of(pid) in "TtZ", 5)
+
+
+def resume(pid):
+    """Lets a stopped process go on; one that is gone does not care."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def paused(pid):
+    """Stops a process for a while."""
+    pause(pid)
+    try:
+        yield
+    finally:
+        resume(pid)
+
+
+def state_of(pid):
+    """Returns the letter of a process's state; Z as well if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"
+
+
+def limit_file_size(pid, size_bytes):
+    """Makes writes beyond a file size fail with EFBIG, as a full disk would; None takes the limit away.
+
+    The process has to ignore SIGXFSZ; see `StoreProcess`.
+    """
+    _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard if size_bytes is None else size_bytes, hard))
+
+
+def wait_until(condition, timeout_s=20.0, what="not in time"):
+    """Waits for a condition, polling; returns the seconds it took."""
+    started_s = time.monotonic()
+    while not condition():
+        assert time.monotonic() < started_s + timeout_s, what
+        time.sleep(0.01)
+    return time.monotonic() - started_s

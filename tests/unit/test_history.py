@@ -1,0 +1,93 @@
+"""The history file: what is written is read, whoever wrote it and wherever it was cut off."""
+
+import asyncio
+import os
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from holdfast.errors import PositionGap
+from holdfast.history import FAILURE, REPLY, START, Recorder, read_frames
+from holdfast.v1 import holdfast_pb2 as pb
+from service.verify.reading import Histories
+
+
+def chunk(position, text=b"ab"):
+    tokens = pb.Tokens(text=text)
+    return pb.StepRequest(chunk=pb.Chunk(session_id="s", position=position, tokens=tokens, tag=3))
+
+
+def reply(position):
+    outputs = pb.Outputs(token_count=2, token_log_probs=[-0.1, -1e-7])
+    return pb.StepResponse(
+        result=pb.ChunkResult(session_id="s", incarnation=9, position=position, tag=3, outputs=outputs)
+    )
+
+
+def write(path):
+    recorder = Recorder(path)
+    recorder.got(recorder.sent("Step", chunk(0)), reply(2))
+    recorder.failed(
+        recorder.sent("Step", chunk(8)),
+        PositionGap("tokens are missing", metadata={"expected_position": "2"}),
+    )
+    recorder.failed(recorder.sent("Step", chunk(2)), asyncio.CancelledError())
+    recorder.sent("Step", chunk(2, b"cd"))
+    assert recorder.sent("ListModels", pb.ListModelsRequest()) == 0
+    recorder.got(0, pb.ListModelsResponse())
+    recorder.close()
+
+
+def test_what_was_recorded_is_read(tmp_path):
+    write(tmp_path / "history")
+    history = Histories([tmp_path / "history"]).sessions["s"].history
+    first, gap, cancelled, unanswered = history.attempts
+    assert first.tokens.tolist() == list(b"ab")
+    assert (first.reply.position, first.reply.incarnation, first.reply.is_foreign) == (2, 9, False)
+    assert first.reply.outputs.token_log_probs.tolist() == list(reply(2).result.outputs.token_log_probs)
+    assert first.time_s <= first.reply.time_s <= gap.time_s
+    assert (gap.reason, gap.expected_position, gap.reply) == ("POSITION_GAP", 2, None)
+    assert (cancelled.reason, cancelled.expected_position) == ("CANCELLEDERROR", None)
+    assert (unanswered.reason, unanswered.reply) == ("", None)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 10_000))
+def test_a_history_may_end_anywhere(tmp_path, cut):
+    """The client was killed, or the machine."""
+    path, whole = tmp_path / "cut", tmp_path / "whole"
+    if not whole.exists():
+        write(whole)
+    data = whole.read_bytes()
+    path.write_bytes(data[: min(cut, len(data))])
+    frames = list(read_frames(whole))
+    try:
+        found = list(read_frames(path))
+    except ValueError:
+        assert cut < 100  # not even the first frame is there
+    else:
+        assert found == frames[: len(found)]
+        assert [frame.kind for frame in frames] == [START, 19, REPLY, 19, FAILURE, 19, FAILURE, 19]
+
+
+def test_recorders_share_a_file_and_their_numbers_do_not_clash(tmp_path):
+    for _ in range(2):
+        write(tmp_path / "history")
+    assert len(Histories([tmp_path / "history"]).sessions["s"].history.attempts) == 8
+
+
+def test_other_files_are_told_apart(tmp_path):
+    (tmp_path / "text").write_text("this is no history at all, and long enough to look like one")
+    with pytest.raises(ValueError, match="is not a history"):
+        list(read_frames(tmp_path / "text"))
+
+
+def test_only_its_owner_may_read_it(tmp_path):
+    Recorder(tmp_path / "history").close()
+    assert os.stat(tmp_path / "history").st_mode & 0o777 == 0o600
+
+
+def test_a_full_disk_is_not_passed_over():
+    with pytest.raises(OSError, match="No space left"):
+        Recorder("/dev/full")
