@@ -78,7 +78,7 @@ class Server:
         self._shares_port = shares_port
         self._health = health.aio.HealthServicer()
         self._is_draining = False
-        self._store_danger = ""
+        self._store_danger = self._store_refusal = ""
         self.grpc_port = 0
         failpoints.arm(os.environ, is_allowed=settings.allow_failpoints)
         try:
@@ -163,9 +163,11 @@ class Server:
             return "draining"
         if not self._metrics.workers.value:
             return "starting"
+        if self._store_danger:
+            return self._store_danger
         if not self._metrics.store_up.value:
-            return "the store does not answer"
-        return self._store_danger or None
+            return self._store_refusal or "the store does not answer"
+        return None
 
     def _open_edge(self) -> tuple[ServerTls | None, Access]:
         settings = self._settings
@@ -261,9 +263,11 @@ class Server:
         while True:
             try:
                 await self._store.ping()  # refused, as writes are, while the store cannot write its file
-            except ServiceError:
+            except ServiceError as error:
+                self._store_refusal = error.message
                 self._on_store(False)
             else:
+                self._store_refusal = ""
                 self._on_store(self._store.is_available)
             await asyncio.sleep(HEARTBEAT_S)
 

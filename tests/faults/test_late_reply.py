@@ -5,7 +5,8 @@ import asyncio
 import pytest
 
 from service.errors import StoreUnavailable
-from service.store.connection import Address, StoreConnection
+from service.store.address import Address
+from service.store.connection import StoreConnection, fixed
 from tests.nemesis.proxy import FaultProxy
 from tests.nemesis.store import StoreProcess
 
@@ -18,7 +19,7 @@ async def test_a_late_reply_is_not_taken_for_another_requests(tmp_path):
     with StoreProcess(tmp_path / "store") as store, FaultProxy(store.socket_path, tmp_path / "p") as link:
         with store.client() as client:
             client.mset({"mine": "mine", "yours": "yours"})
-        connection = StoreConnection(Address(socket_path=tmp_path / "p"), timeout_s=TIMEOUT_S)
+        connection = StoreConnection(fixed(Address(socket_path=tmp_path / "p")), timeout_s=TIMEOUT_S)
         await connection.open()
         link.to_client.is_black_hole = True
         late = connection.execute("GET", "mine")

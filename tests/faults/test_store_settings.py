@@ -61,7 +61,8 @@ def test_a_disk_that_is_full_until_there_is_room(store, tmp_path):
         assert "MISCONF" in str(outcome)
         assert outcome.retry_after_s > 0
         wait_for(lambda: not is_ready(server))
-        assert "append-only file fails" in get(server, "/readyz")[1]
+        assert "MISCONF" in get(server, "/readyz")[1]
+        wait_for(lambda: "append-only file fails" in get(server, "/readyz")[1])
         resource.prlimit(store.pid, resource.RLIMIT_FSIZE, (hard, hard))
         wait_for(lambda: is_ready(server))
         assert step(server.address, "s", b"x", position).position == position + 1

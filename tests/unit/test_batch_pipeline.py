@@ -54,7 +54,7 @@ async def run(calls, positions):
     """Submits three batches over calls that end; returns the outcomes."""
     turns = iter(calls)
     stub = SimpleNamespace(StreamBatches=lambda metadata: next(turns))
-    client = SimpleNamespace(next_stub=lambda: stub, metadata=())
+    client = SimpleNamespace(next_stub=lambda: stub, metadata=(), history=None)
     async with BatchPipeline(client, {"model": "m"}, 8) as batches:
         replies = [await batches.submit(["s"], b"x", positions) for _ in range(3)]
         return await asyncio.gather(*replies, return_exceptions=True)
