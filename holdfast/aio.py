@@ -29,7 +29,7 @@ DEFAULT_REPLAY_TOKENS = 65_536
 _OPTIONS: Options = [
     ("grpc.enable_retries", 0),  # this library retries, and knows when that is right
     ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 2000),  # in spite of its name, how long one attempt may take
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.keepalive_time_ms", 300_000),
     ("grpc.max_receive_message_length", 16 << 20),
