@@ -162,6 +162,7 @@ class Engine:
         self._commit_turn = asyncio.Semaphore(1)
         self._tasks: set[asyncio.Task[None]] = set()
         self._driver: asyncio.Task[None] | None = None
+        self._forgotten: set[bytes] = set()
         self._pace = Pace()
         self._busy_clock = BusyClock()
         self._unanswered_count = 0
@@ -228,7 +229,9 @@ class Engine:
 
     def forget(self, key: bytes) -> None:
         """Drops a session from memory, because its record was changed by other means than a chunk."""
-        if key not in self._queue:
+        if key in self._queue:
+            self._forgotten.add(key)  # once what is under way is answered
+        else:
             self._hot.discard(key)
 
     def _take_over(self, count: int) -> None:
@@ -725,7 +728,15 @@ class Engine:
 
     def _release(self, keys: Iterable[bytes]) -> None:
         self._queue.release(keys)
+        if self._forgotten:
+            self._forget_late(self._forgotten.intersection(keys))
         self._bell.ring()
+
+    def _forget_late(self, keys: Iterable[bytes]) -> None:
+        for key in keys:
+            if key not in self._queue:
+                self._forgotten.remove(key)
+                self._hot.discard(key)
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(coroutine, name="engine stage")

@@ -164,3 +164,15 @@ async def test_a_record_that_vanished_early_is_lost(start, store):
     await send(engine, "s", [1], 0)
     store.records.clear()
     assert await send(engine, "s", [2], 1) == "SESSION_LOST"
+
+
+async def test_a_session_changed_while_a_chunk_is_under_way_is_forgotten_after_it(start):
+    engine = start()
+    await send(engine, "s", [1], 0)
+    under_way = submit(engine, "s", [2], 1)
+    engine.forget(b"s")
+    assert b"s" in engine._hot
+    await under_way
+    await send(engine, "another", [1], 0)
+    assert b"s" not in engine._hot
+    assert not engine._forgotten
