@@ -267,7 +267,8 @@ def run_onnx_wire(data):
             assert not message.external_data
             assert message.data_location == onnx.TensorProto.DEFAULT
         if isinstance(message, onnx.NodeProto) and (message.domain, message.op_type) not in defined:
-            known = message.op_type.encode() in MICROSOFT_OPS
+            name = message.op_type  # bytes, where they are not text
+            known = (name if isinstance(name, bytes) else name.encode()) in MICROSOFT_OPS
             assert message.domain in ("", "ai.onnx") or (message.domain == "com.microsoft" and known)
 
 
