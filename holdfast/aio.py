@@ -254,7 +254,7 @@ class AsyncClient:
         attempt = 0
         while True:
             try:
-                return await self.call_once(rpc, request, until_s, stub)
+                return await self.call_once(rpc, request, self.attempt_deadline_s(attempt, until_s), stub)
             except HoldfastError as error:
                 if not error.retryable:
                     raise
@@ -300,6 +300,10 @@ class AsyncClient:
     def deadline_s(self, timeout_s: float | None) -> float:
         """Returns the monotonic time at which a call that starts now has to be done."""
         return time.monotonic() + (self._timeout_s if timeout_s is None else timeout_s)
+
+    def attempt_deadline_s(self, attempt: int, deadline_s: float) -> float:
+        """Returns the monotonic time at which attempt 0, 1, 2, … is given up for the next one."""
+        return min(deadline_s, time.monotonic() + self._retry.limit_s(attempt))
 
     def left_s(self, deadline_s: float) -> float:
         """Returns the seconds left, at least a moment."""

@@ -12,13 +12,20 @@ class RetryPolicy:
         initial_s: Upper bound of the first pause.
         factor: Growth of the bound.
         max_s: Largest bound.
+        attempt_s: Longest wait for the reply to a first attempt that may be repeated; doubled for each
+            further one. A server that hangs with its connections open costs no more than that.
     """
 
     initial_s: float = 0.05
     factor: float = 2.0
     max_s: float = 1.0
+    attempt_s: float = 4.0
 
     def pause_s(self, attempt: int, retry_after_s: float | None = None) -> float:
         """Returns the pause before attempt 1, 2, …; at least what the server asks for."""
         bound_s = min(self.max_s, self.initial_s * self.factor ** min(attempt - 1, 32))
         return (retry_after_s or 0.0) + random.uniform(0, bound_s)  # noqa: S311 -- no secret
+
+    def limit_s(self, attempt: int) -> float:
+        """Returns how long attempt 0, 1, 2, … may take."""
+        return self.attempt_s * 2.0 ** min(attempt, 32)

@@ -190,7 +190,7 @@ class AsyncSession:
             attempt = 0
             while not (source.is_empty and not self._unanswered):
                 try:
-                    async for reply in self._stream_once(source, chosen, level, timeout_s):
+                    async for reply in self._stream_once(source, chosen, level, timeout_s, attempt):
                         attempt = 0
                         yield reply
                 except HoldfastError as error:
@@ -221,7 +221,8 @@ class AsyncSession:
         while True:
             try:
                 request = pb.StepRequest(chunk=sent.chunk)
-                result = (await self._client.call_once("Step", request, deadline_s, self._stub)).result
+                until_s = self._client.attempt_deadline_s(attempt, deadline_s)
+                result = (await self._client.call_once("Step", request, until_s, self._stub)).result
             except HoldfastError as error:
                 attempt += 1
                 await self._recover(error, attempt, deadline_s)
@@ -352,6 +353,7 @@ class AsyncSession:
         chosen: pb.OutputSelection | None,
         level: Any,
         timeout_s: float | None,
+        attempt: int,
     ) -> AsyncIterator[StepReply]:
         """Streams over one call until the source is empty and all is answered, or something fails.
 
@@ -379,7 +381,8 @@ class AsyncSession:
                     if reading is None:
                         continue
                 assert reading is not None
-                left_s = self._client.left_s(self._deadline_s)
+                until_s = self._client.attempt_deadline_s(attempt, self._deadline_s)
+                left_s = self._client.left_s(until_s)
                 message = await asyncio.wait_for(asyncio.shield(reading), left_s)
                 reading = None
                 reply = self._take(message)

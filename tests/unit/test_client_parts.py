@@ -87,3 +87,8 @@ def test_split_keeps_every_token_in_order(size):
 def test_a_client_without_a_connection_is_refused(kind):
     with pytest.raises(ValueError, match="connections is 0"):
         kind("127.0.0.1:1", connections=0)
+
+
+def test_attempts_may_take_longer_and_longer():
+    policy = RetryPolicy(attempt_s=2)
+    assert [policy.limit_s(attempt) for attempt in range(3)] == [2, 4, 8]
