@@ -5,13 +5,13 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from service.store.embedded import find_binary
+from tests.waiting import wait_for
 
 
 def free_port():
@@ -103,11 +103,3 @@ class StoreProcess:
             return self.client.ping()
         except (redis.ConnectionError, redis.exceptions.BusyLoadingError):
             return False
-
-
-def wait_for(condition, timeout_s):
-    """Waits until a condition holds."""
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s, "not in time"
-        time.sleep(0.02)

@@ -10,7 +10,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 from typing import ClassVar
 
 import pytest
@@ -21,6 +20,7 @@ from redis.retry import Retry
 from service.store.acl import sentinel_rule, store_rule
 from service.store.embedded import find_binary
 from service.store.slots import slot_of
+from tests.waiting import wait_for
 
 REQUIRE_REDIS = "HOLDFAST_TEST_REQUIRE_REDIS"
 """Set where Redis 7 must be there, so that its half of the tests cannot be skipped without a word."""
@@ -55,17 +55,6 @@ def free_port():
             if port not in _given:
                 _given.add(port)
                 return port
-
-
-def wait_for(condition, timeout_s=20.0):
-    """Waits until a condition holds; what it raises while the store is away does not count."""
-    deadline_s = time.monotonic() + timeout_s
-    while True:
-        with contextlib.suppress(redis.RedisError, OSError):
-            if found := condition():
-                return found
-        assert time.monotonic() < deadline_s, "not in time"
-        time.sleep(0.01)
 
 
 class StoreProcess:

@@ -25,9 +25,9 @@ from tests.stores import (
     move_slot,
     start_moving,
     tls_options,
-    wait_for,
     write_certificates,
 )
+from tests.waiting import wait_for
 
 KEY = session_key("tenant", "s")
 EVERYTHING = Allowances(volatile=True, old=True)

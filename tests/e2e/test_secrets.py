@@ -11,10 +11,11 @@ import holdfast
 from holdfast.errors import Unauthenticated
 from service.demo.processes import ServerProcess
 from tests.certificates import Authority, replace
-from tests.faults.test_store import store_of, wait_for
+from tests.faults.test_store import store_of
 from tests.faults.test_workers import workers_of
 from tests.server import get
 from tests.tokens import TokensFile
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.e2e
 

@@ -10,10 +10,11 @@ from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.demo.processes import ServerProcess
 from service.failpoints import VARIABLE
-from tests.nemesis.processes import pause, resume, state_of, wait_until
+from tests.nemesis.processes import pause, resume, state_of
 from tests.nemesis.proxy import FaultProxy
 from tests.nemesis.store import StoreProcess
 from tests.server import get
+from tests.waiting import time_until
 
 STORE_TIMEOUT_S = 0.5
 
@@ -132,10 +133,10 @@ class Scene:
 
     def recover(self, timeout_s=30.0):
         """Waits until every replica is ready and steps; returns the seconds to readiness and to a step."""
-        ready_s = wait_until(
+        ready_s = time_until(
             lambda: all(replica.is_ready() for replica in self.replicas), timeout_s, "not ready"
         )
-        step_s = wait_until(
+        step_s = time_until(
             lambda: all(replica.steps() for replica in self.replicas), timeout_s, "no good step"
         )
         return ready_s, ready_s + step_s

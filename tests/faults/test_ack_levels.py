@@ -17,7 +17,8 @@ from tests.faults.test_store import store_of
 from tests.oracle import run
 from tests.rpc.conftest import Rpc
 from tests.server import get
-from tests.store_process import StoreProcess, wait_for
+from tests.store_process import StoreProcess
+from tests.waiting import wait_for
 
 MODEL = "python-source"
 TEXT = b"def f(x):\n    return x + 1\n"

@@ -10,7 +10,8 @@ from service.store.keys import session_key
 from service.store.slots import slot_of
 from tests.faults.streams import survive
 from tests.server import get as page
-from tests.stores import deploy_cluster, move_keys, move_slot, start_moving, wait_for
+from tests.stores import deploy_cluster, move_keys, move_slot, start_moving
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.faults
 

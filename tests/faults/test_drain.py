@@ -16,9 +16,10 @@ from holdfast.errors import from_rpc
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.demo.processes import ServerProcess
-from tests.faults.test_store import health, step, wait_for
+from tests.faults.test_store import health, step
 from tests.faults.test_workers import is_gone, workers_of
 from tests.server import get, value
+from tests.waiting import wait_for
 
 MODEL = "python-source"
 STREAMS = 1000

@@ -11,8 +11,9 @@ from holdfast.errors import DeadlinePassed, InternalFailure
 from service.demo.processes import ServerProcess
 from service.failpoints import POINTS, VARIABLE
 from tests.faults.verdict import MODEL, assert_held, chunk
-from tests.nemesis.processes import resume, state_of, wait_until
+from tests.nemesis.processes import resume, state_of
 from tests.server import get
+from tests.waiting import wait_for
 
 TEXT = b"def f(x):\n    return x + 1\n"
 ALLOWED = "--allow-failpoints"
@@ -58,7 +59,7 @@ def test_a_server_killed_at_any_stage_is_replaced_by_another(victim, survivor, t
                 session.step(TEXT[start : start + 5], token_log_prob=True)
             assert session.position == len(TEXT)
             sessions += 1
-    wait_until(lambda: state_of(victim.pid) == "Z")
+    wait_for(lambda: state_of(victim.pid) == "Z")
     total = assert_held(tmp_path / "history")
     assert total.tokens == sessions * len(TEXT)
     assert total.retries >= 1

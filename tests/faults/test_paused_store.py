@@ -15,8 +15,9 @@ from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.demo.processes import ServerProcess
 from tests.faults.test_drain import request
-from tests.faults.test_store import store_of, wait_for
+from tests.faults.test_store import store_of
 from tests.server import get
+from tests.waiting import wait_for
 
 MODEL = "python-source"
 SESSIONS = 200

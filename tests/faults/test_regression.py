@@ -15,7 +15,8 @@ from holdfast.errors import ServerUnavailable, SessionClosed, SessionLost, Store
 from service.demo.processes import ServerProcess
 from tests.oracle import run
 from tests.server import get
-from tests.store_process import StoreProcess, wait_for
+from tests.store_process import StoreProcess
+from tests.waiting import wait_for
 
 MODEL = "python-source"
 TEXT = b"import numpy as np\n\n\ndef f(x):\n    return np.tanh(x) + 1\n\n\nclass C:\n    pass\n" * 3

@@ -13,7 +13,8 @@ from service.store.protocol import Found
 from tests.contract.test_store import eventually, get, put, record
 from tests.faults.streams import survive
 from tests.server import get as page
-from tests.stores import GROUP, PASSWORD, URL_PASSWORD, deploy_sentinel, wait_for
+from tests.stores import GROUP, PASSWORD, URL_PASSWORD, deploy_sentinel
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.faults
 

@@ -13,8 +13,8 @@ from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.demo.processes import ServerProcess
 from tests.faults.test_drain import MODEL
-from tests.faults.test_store import wait_for
 from tests.oracle import run
+from tests.waiting import wait_for
 
 CONFIG = Path(__file__).parents[2] / "docs" / "service-config.json"
 CALLERS = 16

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 
 import grpc
 import pytest
@@ -16,6 +15,7 @@ from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.demo.processes import ServerProcess
 from tests.server import get
+from tests.waiting import wait_for
 
 MODEL = pb.ModelRef(name="python-source")
 
@@ -36,13 +36,6 @@ def health(address):
     with grpc.insecure_channel(address) as channel:
         reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
     return health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
-
-
-def wait_for(condition, timeout_s):
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s, "not in time"
-        time.sleep(0.02)
 
 
 def store_of(data_dir):

@@ -10,9 +10,10 @@ import holdfast
 from holdfast.errors import HoldfastError
 from service.demo.processes import ServerProcess
 from tests.faults.verdict import MODEL, assert_held
-from tests.nemesis.processes import paused, wait_until
+from tests.nemesis.processes import paused
 from tests.nemesis.store import StoreProcess
 from tests.server import get
+from tests.waiting import wait_for
 
 TEXT = b"import os\n\n\ndef names(path):\n    return sorted(os.listdir(path))\n"
 
@@ -76,12 +77,12 @@ def deployment(place, tmp_path):
 def test_a_killed_store_comes_back_with_all_it_acknowledged(deployment):
     sessions = deployment.sessions(6)
     deployment.store.kill()
-    wait_until(deployment.is_not_ready, 5)
+    wait_for(deployment.is_not_ready, 5)
     with pytest.raises(HoldfastError) as caught:
         sessions[0].step(TEXT[8:9], timeout_s=0.3, token_log_prob=True)
     assert caught.value.retryable
     deployment.store.start()
-    wait_until(deployment.is_ready, 5)
+    wait_for(deployment.is_ready, 5)
     deployment.step(sessions, TEXT[9:20])
     assert sessions[0].position == 20
 
@@ -102,7 +103,7 @@ def test_what_a_truncated_tail_has_lost_is_sent_again(deployment, cut_bytes):
     deployment.store.kill()
     deployment.store.truncate_tail(cut_bytes)
     deployment.store.start()
-    wait_until(deployment.is_ready, 5)
+    wait_for(deployment.is_ready, 5)
     deployment.step(sessions, TEXT[16:24])
     for session in sessions:
         assert session.position == 24
@@ -133,12 +134,12 @@ def test_a_full_disk_refuses_writes_takes_readiness_and_is_recovered_from(deploy
     store = deployment.store
     store.fill_disk()
     try:
-        wait_until(lambda: is_refused(sessions[0]), 20, "the store writes on")
-        wait_until(deployment.is_not_ready, 5)
+        wait_for(lambda: is_refused(sessions[0]), 20, "the store writes on")
+        wait_for(deployment.is_not_ready, 5)
     finally:
         store.free_disk()
-    wait_until(lambda: aof_status(store) == "ok", 20)
-    wait_until(deployment.is_ready, 5)
+    wait_for(lambda: aof_status(store) == "ok", 20)
+    wait_for(deployment.is_ready, 5)
     position = sessions[0].step(b"x", token_log_prob=True).position
     deployment.step(sessions[1:], TEXT[8:16])
     store.restart()
@@ -164,7 +165,7 @@ def aof_status(store):
 def test_a_store_that_stands_still_is_waited_for_or_refused(deployment):
     sessions = deployment.sessions(4)
     with paused(deployment.store.pid):
-        wait_until(deployment.is_not_ready, 5)
+        wait_for(deployment.is_not_ready, 5)
         with pytest.raises(HoldfastError):
             sessions[0].step(TEXT[8:9], timeout_s=0.3, token_log_prob=True)
     deployment.step(sessions, TEXT[9:16])
@@ -178,7 +179,7 @@ def test_a_session_whose_time_has_jumped_past_is_refused_not_started_anew(deploy
         [key] = [key for key in client.keys("holdfast:v1:*") if whole.session_id.encode() in key]
         assert client.pttl(key) > 80_000_000
         client.pexpire(key, 1)
-        wait_until(lambda: not client.exists(key))
+        wait_for(lambda: not client.exists(key))
     with pytest.raises(HoldfastError) as caught:  # it does not know the beginning
         resumed.step(TEXT[8:9])
     assert caught.value.reason in ("SESSION_LOST", "SESSION_EXPIRED")

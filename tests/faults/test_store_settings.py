@@ -13,7 +13,8 @@ from service.metrics import Metrics
 from service.server import Server
 from tests.faults.test_store import health, step
 from tests.server import get
-from tests.stores import StoreProcess, wait_for
+from tests.stores import StoreProcess
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.faults
 

@@ -15,9 +15,10 @@ import redis
 import holdfast
 from model_export.corpus import join, load_corpus
 from service.demo.processes import ServerProcess
-from tests.faults.test_store import health, store_of, wait_for
+from tests.faults.test_store import health, store_of
 from tests.oracle import run
 from tests.server import get
+from tests.waiting import wait_for
 
 MODEL = "python-source"
 SESSIONS = 16

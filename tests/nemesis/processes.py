@@ -4,8 +4,9 @@ import contextlib
 import os
 import resource
 import signal
-import time
 from pathlib import Path
+
+from tests.waiting import wait_for
 
 
 def kill(pid):
@@ -16,7 +17,7 @@ def kill(pid):
 def pause(pid):
     """Stops a process with SIGSTOP and waits until it stands."""
     os.kill(pid, signal.SIGSTOP)
-    wait_until(lambda: state_of(pid) in "TtZ", 5)
+    wait_for(lambda: state_of(pid) in "TtZ", 5)
 
 
 def resume(pid):
@@ -50,12 +51,3 @@ def limit_file_size(pid, size_bytes):
     """
     _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard if size_bytes is None else size_bytes, hard))
-
-
-def wait_until(condition, timeout_s=20.0, what="not in time"):
-    """Waits for a condition, polling; returns the seconds it took."""
-    started_s = time.monotonic()
-    while not condition():
-        assert time.monotonic() < started_s + timeout_s, what
-        time.sleep(0.01)
-    return time.monotonic() - started_s

@@ -11,6 +11,7 @@ from redis.retry import Retry
 
 from service.store.embedded import find_binary
 from tests.nemesis import processes
+from tests.waiting import time_until
 
 
 class StoreProcess:
@@ -59,7 +60,7 @@ class StoreProcess:
             start_new_session=True,
         )
         self.pid = self._process.pid
-        return processes.wait_until(self._answers, 30, f"the store did not start; see {self.folder}/log")
+        return time_until(self._answers, 30, f"the store did not start; see {self.folder}/log")
 
     def kill(self):
         """Ends it with SIGKILL."""

@@ -20,11 +20,11 @@ from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.demo.processes import ServerProcess
 from service.rpc.servicer import RPC_SCOPES, SERVICE_NAME
 from tests.certificates import Authority
-from tests.faults.test_store import wait_for
 from tests.oracle import run
 from tests.rpc.conftest import MODEL
 from tests.server import get
 from tests.tokens import TokensFile
+from tests.waiting import wait_for
 
 SERVICE = pb.DESCRIPTOR.services_by_name["StreamingInferenceService"]
 NO_TOKEN = "no valid token came with the call, as 'authorization: Bearer …'"

@@ -9,8 +9,8 @@ from benchmarks.footprint import descriptor_count, resident_bytes
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from tests.faults.test_drain import request
-from tests.faults.test_store import wait_for
 from tests.server import value
+from tests.waiting import wait_for
 
 STREAMS = 10_000
 AT_A_TIME = 50

@@ -10,9 +10,9 @@ from holdfast.errors import MessageTooLarge, Overloaded, ReplyTooLarge, from_rpc
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.demo.processes import ServerProcess
-from tests.faults.test_store import wait_for
 from tests.rpc.conftest import MODEL
 from tests.server import value
+from tests.waiting import wait_for
 
 
 @pytest.fixture(scope="module")

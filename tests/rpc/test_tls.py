@@ -13,7 +13,6 @@ from holdfast import Tls
 from holdfast.errors import ServerUnavailable
 from service.demo.processes import ServerProcess
 from tests.certificates import Authority, replace
-from tests.faults.test_store import wait_for as wait_until
 from tests.rpc.conftest import MODEL
 
 
@@ -23,7 +22,7 @@ def authority(tmp_path):
 
 
 def wait_for(condition):
-    wait_until(condition, 20)
+    wait_for(condition, 20)
 
 
 def client(server, tls, **options):
