@@ -14,15 +14,12 @@ from holdfast.errors import ServerUnavailable
 from service.demo.processes import ServerProcess
 from tests.certificates import Authority, replace
 from tests.rpc.conftest import MODEL
+from tests.waiting import wait_for
 
 
 @pytest.fixture
 def authority(tmp_path):
     return Authority(tmp_path)
-
-
-def wait_for(condition):
-    wait_for(condition, 20)
 
 
 def client(server, tls, **options):
