@@ -43,7 +43,8 @@ TASKS_EVERY = 8
 """Heartbeats between counts of the tasks, which take a microsecond for every four of them."""
 
 STORE_CHECK_S = 2.0
-"""Settings of the store can change, and its disk can fill up, while it serves."""
+"""Settings of the store can change, and its disk can fill up, while it serves. What is in danger is looked
+at with every heartbeat, so that readiness comes back at once."""
 
 REFRESH_S = 1.0
 """Between looks at the files of TLS and tokens."""
@@ -274,7 +275,7 @@ class Server:
     async def _watch_store_settings(self) -> None:
         """Turns readiness off while the store could lose sessions; commits go on."""
         while True:
-            await asyncio.sleep(STORE_CHECK_S)
+            await asyncio.sleep(HEARTBEAT_S if self._store_danger else STORE_CHECK_S)
             try:
                 await self._store.check_safe()
             except UnsafeStore as error:
