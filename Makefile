@@ -15,7 +15,7 @@ serve: $(VENV)/.server          ## a server with the shipped models and an embed
 	$(BIN)/holdfast serve
 
 test: $(VENV)/.dev $(VENV)/.protobuf7
-	$(BIN)/python -m pytest -n 3 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.dev $(VENV)/.protobuf7   ## format, lint, strict types, architecture, fresh stubs
 	$(BIN)/ruff format --check $(SOURCES)
