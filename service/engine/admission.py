@@ -151,21 +151,16 @@ class Share:
         Raises:
             Overloaded: There are too many; nothing is counted.
         """
-        whole, tenant, admission = self._whole, self._tenant, self._admission
+        whole, admission = self._whole, self._admission
         if (
             whole.chunks + chunks > admission.easy_chunks
             or whole.size_bytes + size_bytes > admission.easy_bytes
         ):
-            admission.check(tenant, 0, chunks, size_bytes)
-        self._chunks += chunks
-        self._size_bytes += size_bytes
-        whole.chunks += chunks
-        whole.size_bytes += size_bytes
-        tenant.chunks += chunks
-        tenant.size_bytes += size_bytes
+            admission.check(self._tenant, 0, chunks, size_bytes)
+        self.change(chunks, size_bytes)
 
     def change(self, chunks: int, size_bytes: int) -> None:
-        """Counts chunks that are answered, and bytes that come and go with that; refuses nothing."""
+        """Counts chunks and bytes that come, or, below zero, go; refuses nothing."""
         whole, tenant = self._whole, self._tenant
         self._chunks += chunks
         self._size_bytes += size_bytes

@@ -10,8 +10,8 @@ as if it had been slow. One that arrives in between is refused, and decided agai
 
 from service.engine.batch import Steps
 from service.engine.rules import quarantined
-from service.errors import ServiceError, SessionQuarantined
-from service.store.protocol import StateStore, Writes, load_one
+from service.errors import SessionQuarantined
+from service.store.protocol import StateStore, commit_one, load_one
 from service.store.record import NO_STAMP, Record, decode, encode
 
 
@@ -42,8 +42,5 @@ async def quarantine(
         state = bytes(steps.model.contract.state_bytes)
         stored = Record(incarnation, position, steps.model.fingerprint, state)
     held = stored._replace(quarantine_reason=reason)
-    refusals = await store.commit([Writes([key], expected, [encode(held)])], ttl_s)
-    refusal = refusals.get(0)
-    if isinstance(refusal, ServiceError):
-        raise refusal
-    return None if refusal is not None else quarantined(held)
+    found = await commit_one(store, key, expected, encode(held), ttl_s)
+    return None if found is not None else quarantined(held)

@@ -20,7 +20,7 @@ from service.errors import (
     SessionNotFound,
 )
 from service.model.protocol import Model, Models
-from service.store.protocol import AckLevel, Found, StateStore, Writes, load_one
+from service.store.protocol import AckLevel, Found, StateStore, commit_one, load_one
 from service.store.record import NO_STAMP, Record, decode, draw_incarnation, encode
 
 MAX_ATTEMPTS = 16
@@ -239,12 +239,9 @@ class Sessions:
 
     async def _replace(self, key: bytes, expected: bytes, record: Record, ttl_s: float) -> Found | None:
         """Commits one record; what is found instead is returned, what fails is raised."""
-        refusals = await self._store.commit([Writes((key,), expected, (encode(record),))], ttl_s)
-        refusal = refusals.get(0)
-        if isinstance(refusal, ServiceError):
-            raise refusal
+        found = await commit_one(self._store, key, expected, encode(record), ttl_s)
         self._engine.forget(key)
-        return refusal
+        return found
 
     async def _confirm(self, key: bytes, epoch: int) -> None:
         """Waits until what is stored is as durable as this server promises."""

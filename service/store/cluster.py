@@ -18,7 +18,7 @@ import hiredis
 
 from service.errors import AckLevelNotReached, ServiceError, StoreUnavailable
 from service.store.address import Address
-from service.store.confirmation import AckSettings, AckSupport
+from service.store.confirmation import AckSettings, AckSupport, not_reached
 from service.store.connection import RECONNECT_DELAYS_S, Reply, fixed
 from service.store.error_table import RETRY_AFTER_S, error_of, means_demoted
 from service.store.keys import ack_marker
@@ -177,12 +177,8 @@ class ClusterStore:
         refusal = None
         if node is not None and epoch == self.epoch:
             refusal = await node.confirm(level, node.epoch)
-        if refusal is None and epoch != self.epoch:
-            why = "the cluster has changed since"
-            refusal = AckLevelNotReached(
-                f"the chunk is applied, but not known to be {level}: {why}; sent again, it is a replay",
-                retry_after_s=RETRY_AFTER_S,
-            )
+        if refusal is None and (node is None or epoch != self.epoch):
+            refusal = not_reached(level, "the cluster has changed since")
         return refusal
 
     async def load(self, keys: Sequence[bytes]) -> list[Loaded]:

@@ -98,6 +98,14 @@ class AckSupport:
             )
 
 
+def not_reached(level: AckLevel, why: str) -> AckLevelNotReached:
+    """Returns the error of a chunk that is not known to be as durable as was asked."""
+    return AckLevelNotReached(
+        f"applied, but not known to be {level}: {why}; sent again, it is a replay",
+        retry_after_s=RETRY_AFTER_S,
+    )
+
+
 class Confirmer:
     """Confirms what one server holds, at any level.
 
@@ -143,10 +151,7 @@ class Confirmer:
         why = next(filter(None, whys), "")
         if not why:
             return None
-        return AckLevelNotReached(
-            f"applied, but not known to be {level}: {why}; sent again, it is a replay",
-            retry_after_s=RETRY_AFTER_S,
-        )
+        return not_reached(level, why)
 
     async def close(self) -> None:
         """Ends the waits under way."""

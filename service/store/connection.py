@@ -38,6 +38,7 @@ Locate = Callable[[], Awaitable[Address]]
 Reply = Any
 """As hiredis reads it: bytes, int, list, None or hiredis.ReplyError."""
 
+_IDENTITY_COMMANDS: tuple[tuple[Any, ...], ...] = (("INFO", "server"), ("INFO", "replication"))
 _IDENTITY = re.compile(rb"^(?:run_id|role|master_replid):\S+", re.MULTILINE)
 
 
@@ -102,7 +103,7 @@ class StoreConnection:
 
     def identify(self) -> list[asyncio.Future[Reply]]:
         """Asks for what `identity_in` reads."""
-        return [self.execute("INFO", "server"), self.execute("INFO", "replication")]
+        return [self.execute(*command) for command in _IDENTITY_COMMANDS]
 
     def sibling(self, more_s: float) -> "StoreConnection":
         """Returns another connection to the same server, not open yet, for replies that take longer.
@@ -275,8 +276,7 @@ def identity_in(information: Sequence[Reply]) -> bytes | None:
 
 
 async def _identity(protocol: "_RespProtocol") -> bytes | None:
-    commands: list[tuple[Any, ...]] = [("INFO", "server"), ("INFO", "replication")]
-    replies = [protocol.send((hiredis.pack_command(command),)) for command in commands]
+    replies = [protocol.send((hiredis.pack_command(command),)) for command in _IDENTITY_COMMANDS]
     return identity_in(await asyncio.gather(*replies))
 
 

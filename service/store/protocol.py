@@ -183,6 +183,23 @@ async def load_one(store: StateStore, key: bytes) -> bytes | None:
     return data
 
 
+async def commit_one(
+    store: StateStore, key: bytes, expected: bytes, record: bytes, ttl_s: float
+) -> Found | None:
+    """Replaces one record; arguments as in `Writes` and `StateStore.commit`.
+
+    Returns:
+        What is stored instead, if the record was not written.
+
+    Raises:
+        ServiceError: Why it failed.
+    """
+    refusal = (await store.commit([Writes((key,), expected, (record,))], ttl_s)).get(0)
+    if isinstance(refusal, ServiceError):
+        raise refusal
+    return refusal
+
+
 class Store(StateStore, Protocol):
     """A state store as the server holds it."""
 

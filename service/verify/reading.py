@@ -26,6 +26,15 @@ class ModelId(NamedTuple):
 
 UNKNOWN_MODEL = ModelId("", 0, "")
 
+_STEPS: dict[str, tuple[Any, Any]] = {
+    "Step": (pb.StepRequest, pb.StepResponse),
+    "StreamSteps": (pb.StreamStepsRequest, pb.StreamStepsResponse),
+}
+_BATCHES: dict[str, tuple[Any, Any]] = {
+    "StepBatch": (pb.StepBatchRequest, pb.StepBatchResponse),
+    "StreamBatches": (pb.StreamBatchesRequest, pb.StreamBatchesResponse),
+}
+
 
 @dataclass
 class RecordedSession:
@@ -69,9 +78,9 @@ class Histories:
             "GetSession": self._get,
             "CloseSession": self._close,
             "Step": self._step,
-            "StreamSteps": self._stream_step,
+            "StreamSteps": self._step,
             "StepBatch": self._batch,
-            "StreamBatches": self._stream_batch,
+            "StreamBatches": self._batch,
         }
         for number, request in sorted(requests.items(), key=lambda entry: entry[1].time_s):
             read[request.rpc](request, answers.get(number))
@@ -114,18 +123,11 @@ class Histories:
         self.session(asked.session_id).history.closings.add(asked.incarnation)
 
     def _step(self, request: Frame, answer: Frame | None) -> None:
-        chunk = pb.StepRequest.FromString(request.body).chunk
+        asked, given = _STEPS[request.rpc]
         result = None
         if answer is not None and answer.kind == REPLY:
-            result = pb.StepResponse.FromString(answer.body).result
-        self._add_chunk(request, chunk, answer, result)
-
-    def _stream_step(self, request: Frame, answer: Frame | None) -> None:
-        chunk = pb.StreamStepsRequest.FromString(request.body).chunk
-        result = None
-        if answer is not None and answer.kind == REPLY:
-            result = pb.StreamStepsResponse.FromString(answer.body).result
-        self._add_chunk(request, chunk, answer, result)
+            result = given.FromString(answer.body).result
+        self._add_chunk(request, asked.FromString(request.body).chunk, answer, result)
 
     def _add_chunk(
         self, request: Frame, chunk: pb.Chunk, answer: Frame | None, result: pb.ChunkResult | None
@@ -145,18 +147,11 @@ class Histories:
         session.history.attempts.append(attempt)
 
     def _batch(self, request: Frame, answer: Frame | None) -> None:
-        columns = pb.StepBatchRequest.FromString(request.body).columns
+        asked, given = _BATCHES[request.rpc]
         result = None
         if answer is not None and answer.kind == REPLY:
-            result = pb.StepBatchResponse.FromString(answer.body).result
-        self._add_columns(request, columns, answer, result)
-
-    def _stream_batch(self, request: Frame, answer: Frame | None) -> None:
-        columns = pb.StreamBatchesRequest.FromString(request.body).columns
-        result = None
-        if answer is not None and answer.kind == REPLY:
-            result = pb.StreamBatchesResponse.FromString(answer.body).result
-        self._add_columns(request, columns, answer, result)
+            result = given.FromString(answer.body).result
+        self._add_columns(request, asked.FromString(request.body).columns, answer, result)
 
     def _add_columns(
         self, request: Frame, columns: pb.Columns, answer: Frame | None, result: pb.ColumnsResult | None
