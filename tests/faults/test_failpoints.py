@@ -119,7 +119,7 @@ async def test_a_server_stopped_past_every_timeout_cannot_commit_late(victim, su
         mine = (await quick.call("Step", chunk(name, TEXT[applied : applied + 5], applied))).result
         other = (await quick.call("Step", chunk(name, b"another", applied + 5))).result
         assert not mine.replayed
-        await asyncio.sleep(0.5)  # on the wire a deadline is rounded up, so the server's comes a little later
+        await asyncio.sleep(0.5)  # rounded up on the wire, its deadline comes a little later
         resume(victim.pid)
         seen = (await slow.call("Step", chunk(name, b"another", applied + 5))).result
         assert (seen.replayed, seen.position, seen.outputs) == (True, other.position, other.outputs)
