@@ -49,6 +49,9 @@ at with every heartbeat, so that readiness comes back at once."""
 REFRESH_S = 1.0
 """Between looks at the files of TLS and tokens."""
 
+END_S = 1.0
+"""What a drain keeps of its time, a quarter at most, for ending what has not ended by itself."""
+
 
 class Server:
     """Serves gRPC in this process.
@@ -132,16 +135,26 @@ class Server:
         relieve_collector()
 
     async def stop(self) -> None:
-        """Drains: readiness off, a pause, streams end with all they had sent answered; within the limit."""
+        """Drains: readiness off, a pause, streams end with all they had sent answered; within the limit.
+
+        What a store or a model still holds at the end of it is given up, as if this process had died.
+        """
         self._is_draining = True
+        limit_s = self._settings.drain_timeout_s
+        end_s = min(END_S, limit_s / 4)
+        deadline_s = asyncio.get_running_loop().time() + limit_s
         await self._health.enter_graceful_shutdown()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._settings.drain_timeout_s):
+            async with asyncio.timeout_at(deadline_s - end_s):
                 await asyncio.sleep(self._settings.drain_pause_s)
                 await self._calls.drain()
                 await self._engine.drain()
-        await self._grpc.stop(grace=0.5)
-        await self._engine.stop()
+        await self._grpc.stop(grace=end_s / 2)
+        try:
+            async with asyncio.timeout_at(deadline_s):
+                await self._engine.stop()
+        except TimeoutError:
+            _log.warning("chunks were under way after %g s of draining; they are given up", limit_s)
         for heart in self._hearts:
             heart.cancel()
         await asyncio.gather(*self._hearts, return_exceptions=True)

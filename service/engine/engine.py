@@ -183,15 +183,22 @@ class Engine:
         await self._idle.wait()
 
     async def stop(self) -> None:
-        """Finishes the batch under way; chunks still waiting are refused as Draining."""
+        """Finishes the batch under way; chunks still waiting are refused as Draining.
+
+        Cancelled, it gives up what is under way: nobody is told what became of it.
+        """
         self._is_draining = self._is_stopping = True
         self._bell.ring()
-        if self._driver is not None:
-            await self._driver
-        while self._tasks:  # a commit that ends may leave a confirmation behind
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._runner.close()
-        self._busy_clock.close()
+        try:
+            if self._driver is not None:
+                await self._driver
+            while self._tasks:  # a commit that ends may leave a confirmation behind
+                await asyncio.gather(*self._tasks, return_exceptions=True)
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            self._runner.close()
+            self._busy_clock.close()
         while items := self._queue.take(self._limits.max_batch):
             for work in _works(items):
                 self._refuse(work, _draining())

@@ -91,10 +91,10 @@ class Runner:
         return await self._run_in(self._apart, model, group, states, _step_count(group), self._timeout_s)
 
     def close(self) -> None:
-        """Ends the threads."""
-        self._thread.shutdown()
-        self._apart.shutdown()
+        """Ends runs under way, then the threads."""
         self._watchdog.close()
+        self._thread.shutdown(cancel_futures=True)
+        self._apart.shutdown(cancel_futures=True)
 
     def _distrusts(self, fingerprint: bytes) -> bool:
         left_count = self._distrusted.pop(fingerprint, 0)

@@ -34,8 +34,12 @@ class WatchedRun:
         """Counts a round; ends the run if it was one too many."""
         self._ticks_left -= 1
         if self._ticks_left < 0:
-            self.was_halted = True
-            self._halt.terminate = True
+            self.halt()
+
+    def halt(self) -> None:
+        """Ends the run."""
+        self.was_halted = True
+        self._halt.terminate = True
 
 
 class Watchdog:
@@ -58,9 +62,11 @@ class Watchdog:
         self._runs.discard(run)
 
     def close(self) -> None:
-        """Ends the thread."""
+        """Ends the thread and the runs under way."""
         self._closing.set()
         self._thread.join()
+        for run in tuple(self._runs):
+            run.halt()
 
     def _watch(self) -> None:
         while not self._closing.wait(TICK_S):

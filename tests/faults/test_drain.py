@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import grpc.aio
@@ -134,6 +135,19 @@ def test_the_pause_serves_while_no_longer_ready_and_a_second_signal_ends_it_at_o
         server.kill()
     with ServerProcess(tmp_path / "data") as server:
         assert step(server.address, "s", b"d", 3).position == 4
+
+
+def test_a_chunk_that_a_drain_cannot_wait_for_is_given_up_and_can_be_sent_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOLDFAST_FAILPOINTS", "before_commit=delay:600")
+    server = ServerProcess(tmp_path / "data", "--drain-timeout-s", "2", "--allow-failpoints")
+    with ThreadPoolExecutor() as threads:
+        caller = threads.submit(step, server.address, "s", b"abc", 0)
+        wait_for(lambda: value(server, "holdfast_waiting_chunks") == 1, 5)
+        assert server.stop() == 0
+        assert caller.result().code == "UNAVAILABLE"
+    monkeypatch.delenv("HOLDFAST_FAILPOINTS")
+    with ServerProcess(tmp_path / "data") as server:
+        assert step(server.address, "s", b"abc", 0).position == 3
 
 
 def test_a_pause_longer_than_the_drain_is_refused():
