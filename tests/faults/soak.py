@@ -1,6 +1,7 @@
 """The soak: `python -m tests.faults.soak --minutes 10`: half of full load with churn, and nothing may grow.
 
-Beside a steady load, sessions are opened and closed, streams opened and left, calls cancelled, connections
+What the server keeps of sessions that it has seen is bounded, and is filled to its bounds first. Then,
+beside a steady load, sessions are opened and closed, streams opened and left, calls cancelled, connections
 made and dropped. Memory, descriptors, threads, tasks and metric series of the server are sampled; the
 slopes are those of straight lines through what follows the first quarter.
 """
@@ -30,6 +31,11 @@ SESSIONS = 40
 CALIBRATION_S = 5.0
 SAMPLE_S = 2.0
 CHURNERS = 4
+HOT_STATE_BYTES = 16 << 20
+FILL_SESSIONS = 80_000
+"""More than the memory for states and the cache of keys hold."""
+
+FILL_ROWS = 1000
 LIMITS_PER_MINUTE = {"rss_mb": 1.0, "descriptors": 1.0, "threads": 0.2, "tasks": 2.0, "series": 0.0}
 
 
@@ -55,9 +61,12 @@ def main(arguments):
 async def _run(folder, options):
     set_grpc_environment()
     rng = random.Random(options.seed)
-    with ServerProcess(folder / "data") as server:
+    with ServerProcess(folder / "data", "--hot-state-bytes", str(HOT_STATE_BYTES)) as server:
         async with holdfast.AsyncClient(server.address) as client:
             model = await client.model(MODEL)
+            for first in range(0, FILL_SESSIONS, FILL_ROWS):
+                names = [f"fill-{number}" for number in range(first, first + FILL_ROWS)]
+                await client.step_batch(MODEL, names, b"x" * FILL_ROWS, [0] * FILL_ROWS)
 
         def make_load(think_s, name):
             return Load(lambda: server.address, model, None, rng, LoadSettings(SESSIONS, think_s), name)
