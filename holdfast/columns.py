@@ -21,6 +21,7 @@ from holdfast.errors import (
     from_rpc,
     from_status,
 )
+from holdfast.farewell import say_farewell
 from holdfast.history import Recorder
 from holdfast.tokens import selection, to_arrays
 from holdfast.unanswered import Unanswered
@@ -122,6 +123,8 @@ class BatchPipeline:
         """Waits for the replies under way and ends the stream."""
         await asyncio.gather(*(batch.reply for batch in self._waiting), return_exceptions=True)
         if self._call is not None:
+            await say_farewell(self._call)
+        if self._call is not None:  # it has not ended by itself
             self._call.cancel()
         if self._reader is not None:
             await asyncio.gather(self._reader, return_exceptions=True)

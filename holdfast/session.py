@@ -34,6 +34,7 @@ from holdfast.errors import (
     from_rpc,
     from_status,
 )
+from holdfast.farewell import say_farewell
 from holdfast.replay_buffer import ReplayBuffer
 from holdfast.reply import StepReply
 from holdfast.tokens import TokenSource, normalise, selection, split, to_arrays, to_message
@@ -388,7 +389,7 @@ class AsyncSession:
                 reply = self._take(message)
                 self._deadline_s = self._client.deadline_s(timeout_s)
                 yield reply
-            await call.done_writing()
+            await say_farewell(call)
         except grpc.aio.AioRpcError as error:
             raise from_rpc(error) from None
         except TimeoutError:

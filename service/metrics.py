@@ -1,40 +1,62 @@
-"""Every metric of the server, once. The only place that knows prometheus_client.
+"""Every metric of the server, once.
 
 The numbers of a process are one array of float64, in memory that it may share: what a worker has counted
 can be read while it runs and after it was killed. An array has one writer, in one thread; an aligned
-float64 is written whole, so a reader finds each number as it was at some moment, never half of it.
+float64 is written whole, so a reader finds each number as it was at some moment, never half of it. Behind
+the numbers lies a text, the models served, whose length is written last.
 """
 
+import json
 import time
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
-from itertools import accumulate
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from mmap import mmap
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
+from service import own_process
 from service.engine.admission import Held
+from service.engine.session_event import SessionEvent
 from service.errors import ServiceError
+from service.metric_families import (
+    SECONDS,
+    CounterFamily,
+    GaugeFamily,
+    HistogramFamily,
+    InfoFamily,
+    LabelledFamily,
+)
+from service.rpc_metrics import NUMBER_COUNT, RpcFamilies, RpcMetrics, rpc_labels
 from service.store.protocol import ACK_LEVELS, AckLevel
+from service.store.safety import StoreUsage
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-SIZE_BYTES = 8192
-"""Of the array; seven times what is used."""
+_NUMBERS_BYTES = 16384
+_TEXT_BYTES = 16384
+SIZE_BYTES = _NUMBERS_BYTES + _TEXT_BYTES
+"""Of the array, half of which is used, and the text."""
 
 STALLED_AFTER_S = 10.0
 """An event loop that has not turned for so long is stuck."""
 
-_SECONDS = (
-    50e-6, 100e-6, 200e-6, 400e-6, 800e-6, 1.6e-3, 3.2e-3, 6.4e-3, 12.8e-3, 25.6e-3, 51.2e-3,
-    0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4,
-)  # fmt: skip
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _REASONS = sorted(kind.reason for kind in ServiceError.__subclasses__())
 _REASON_INDEX = {reason: index for index, reason in enumerate(_REASONS)}
+_EVENT_OF_REASON = {
+    "SESSION_EXPIRED": SessionEvent.EXPIRED,
+    "SESSION_LOST": SessionEvent.LOST,
+    "STORE_REGRESSED": SessionEvent.REGRESSED,
+}
+
+
+class ServedModel(NamedTuple):
+    """Labels of a model that is served; the fingerprint in hexadecimal."""
+
+    name: str
+    version: str
+    fingerprint: str
 
 
 class Metrics:
@@ -46,50 +68,117 @@ class Metrics:
     Attributes:
         registry: Of prometheus_client; collects from the numbers.
         restarts: Counter of workers started again.
+        loop_lag_s: Histogram of how late the event loop is.
         tasks: Gauge of the tasks of the event loop.
         store_up: Gauge, 1 while the store answers.
         store_safe: Gauge, 1 while its settings and its disk are such that it keeps sessions.
         workers: Gauge of processes that serve; a process sets its own to 1.
-        streams, waiting_chunks, waiting_bytes: Gauges of what is held, see `holds`.
+        waiting_limit, hot_limit_bytes: Gauges of bounds.
     """
 
     def __init__(self, memory: mmap | None = None) -> None:
         self.registry = CollectorRegistry()
-        self._numbers = memoryview(bytearray(SIZE_BYTES) if memory is None else memory).cast("d")
+        shared = memoryview(bytearray(SIZE_BYTES) if memory is None else memory)
+        self._numbers = shared[:_NUMBERS_BYTES].cast("d")
+        self._text = shared[_NUMBERS_BYTES:].cast("B")
         self._taken = 0
+        self._cpu_seen_s = 0.0
+        self._has_seen_store = False
+        self._gauges: list[GaugeFamily] = []
         self._steps = self._counter("steps", "Steps committed: tokens applied.")
         self._chunks = self._counter("chunks", "Chunks committed.")
         self._replays = self._counter("replays", "Chunks answered from the record.")
         self._conflicts = self._counter("conflicts", "Commits that found another record than expected.")
         text = "Chunks answered with an error, and calls refused for who makes them."
         self._errors = self._labelled("errors", text, "reason", _REASONS)
-        self._batch_size = self._histogram("batch_size", "Chunks run together.", _SIZES)
-        self._queue_s = self._histogram("queue_seconds", "Wait of a chunk before it runs.")
-        self._load_s = self._histogram("state_load_seconds", "One read of cold states.")
-        self._run_s = self._histogram("run_seconds", "One batch through the model.")
-        self._commit_s = self._histogram("commit_seconds", "One commit of a batch.")
-        self._chunk_s = self._histogram("chunk_seconds", "A chunk from arrival to answer.")
         self._acknowledged = self._labelled(
             "acknowledged_chunks",
             "Chunks answered, replays included, by the level reached.",
             "level",
             [str(level) for level in ACK_LEVELS],
         )
+        self._session_events = self._labelled(
+            "session_events",
+            "What happened to sessions; lost, expired and regressed count every chunk that finds it so.",
+            "event",
+            [event.name.lower() for event in SessionEvent],
+        )
+        self._batch_size = self._histogram("batch_size", "Chunks run together.", _SIZES)
+        self._queue_s = self._histogram("queue_seconds", "Wait of a chunk before it runs.")
+        self._load_s = self._histogram("state_load_seconds", "One read of cold states.")
+        self._run_s = self._histogram("run_seconds", "One batch through the model.")
+        self._commit_s = self._histogram("commit_seconds", "One commit of a batch.")
+        self._chunk_s = self._histogram("chunk_seconds", "A chunk from arrival to answer.")
+        self._loaded = self._counter(
+            "loaded_sessions", "Sessions read from the store, not being in memory."
+        )
+        self._committed_bytes = self._counter("committed_bytes", "Bytes of records offered to the store.")
         self._reruns = self._counter("reruns", "Parts of a batch that failed, run again.")
         self._halts = self._counter("halted_runs", "Runs of a model ended because they took too long.")
-        self._quarantines = self._counter("quarantines", "Sessions put into quarantine.")
+        self._model_loads = self._labelled(
+            "model_loads", "Model files read while serving or at start.", "outcome", ("loaded", "refused")
+        )
         self.restarts = self._counter("worker_restarts", "Workers started again after one ended.")
+        self._store_reconnects = self._counter(
+            "store_reconnects", "Times that the store was reached again after it was not."
+        )
+        self.loop_lag_s = self._histogram("event_loop_lag_seconds", "How late the event loop wakes up.")
+        self._cpu_s = self._counter("process_cpu_seconds", "User and system time of all processes.", "")
+        self._rpcs = {labels[2]: RpcMetrics(labels, self._take(NUMBER_COUNT)) for labels in rpc_labels()}
+        self.registry.register(RpcFamilies(list(self._rpcs.values())))
         self._counted = self._taken  # what follows is about now and is not added up
-        self.store_up = self._gauge("store_up", "1 while the store answers.")
+        self.store_up = self._gauge("store_up", "1 while the store answers.", _least)
         self.store_safe = self._gauge(
-            "store_safe", "1 while the store is known to keep what it acknowledges."
+            "store_safe", "1 while the store is known to keep what it acknowledges.", _least
+        )
+        self._store_persists = self._gauge(
+            "store_persists", "1 while the store's last writes of its files succeeded.", _least
+        )
+        self._store_keys = self._gauge(
+            "store_keys", "Keys in the store: sessions, and for an hour closed ones.", _most
+        )
+        self._store_bytes = self._gauge(
+            "store_memory_bytes", "Memory of the store; of a cluster's fullest primary.", _most
+        )
+        self._store_limit_bytes = self._gauge(
+            "store_memory_limit_bytes", "The bound on that; 0 where there is none.", _most
+        )
+        self._store_replicas = self._gauge(
+            "store_replicas", "Replicas connected; of the primary of a cluster that has fewest.", _least
         )
         self.workers = self._gauge("workers", "Processes that serve.")
-        self.streams = self._gauge("streams", "Open streams.")
-        self.waiting_chunks = self._gauge("waiting_chunks", "Chunks taken and not answered.")
-        self.waiting_bytes = self._gauge("waiting_bytes", "Bytes of these, and of replies not written.")
+        self._streams = self._gauge("streams", "Open streams.")
+        self._waiting_chunks = self._gauge("waiting_chunks", "Chunks taken and not answered.")
+        self.waiting_limit = self._gauge("waiting_chunks_limit", "The bound on that.")
+        self._waiting_bytes = self._gauge("waiting_bytes", "Bytes of these, and of replies not written.")
+        self._hot_sessions = self._gauge("hot_sessions", "Sessions whose state is in memory.")
+        self._hot_bytes = self._gauge("hot_state_bytes", "Bytes of their states and kept replies.")
+        self.hot_limit_bytes = self._gauge("hot_state_limit_bytes", "The bound on that.")
+        self._models_refused = self._gauge(
+            "models_refused", "Model files in the folder that cannot be served as they are.", _most
+        )
         self.tasks = self._gauge("tasks", "Tasks of the event loop, looked at every few seconds.")
+        self._resident_bytes = self._gauge(
+            "process_resident_memory_bytes", "Resident memory of all processes.", prefix=""
+        )
+        self._open_fds = self._gauge("process_open_fds", "Open descriptors of all processes.", prefix="")
+        self._max_fds = self._gauge(
+            "process_max_fds", "The bound on those of one process.", _least, prefix=""
+        )
+        self._start_time_s = self._gauge(
+            "process_start_time_seconds", "When the server began, since the epoch.", _least, prefix=""
+        )
         self._beat_s = self._take(1)
+        labels = ServedModel._fields
+        self.registry.register(
+            InfoFamily(
+                "holdfast_model_info", "1 for each model served.", ("model", *labels[1:]), self.models
+            )
+        )
+        built = [[version("holdfast")]]
+        self.registry.register(
+            InfoFamily("holdfast_build_info", "1 for the version that runs.", ["version"], lambda: built)
+        )
 
     def scrape(self) -> bytes:
         """Returns all metrics in the text format."""
@@ -101,9 +190,34 @@ class Metrics:
         for index in range(self._counted):
             numbers[index] += added[index]
 
+    def join_gauges(self, others: "Sequence[Metrics]") -> None:
+        """Shows the gauges and models of several processes as one."""
+        if not others:
+            return
+        for index, gauge in enumerate(self._gauges):
+            gauge.set(gauge.joins([other._gauges[index].value for other in others]))  # noqa: SLF001
+        self.serves({model for other in others for model in other.models()})
+
     def beat(self) -> None:
-        """Notes that the event loop turns."""
+        """Notes that the event loop turns, and the time that the process has taken."""
         self._beat_s[0] = time.monotonic()
+        cpu_s = own_process.cpu_s()
+        self._cpu_s.inc(cpu_s - self._cpu_seen_s)
+        self._cpu_seen_s = cpu_s
+
+    def look_at_process(self) -> None:
+        """Shows what the process uses; takes a microsecond for each open descriptor."""
+        usage = own_process.usage()
+        self._resident_bytes.set(usage.resident_bytes)
+        self._open_fds.set(usage.open_fds)
+        self._max_fds.set(usage.max_fds)
+        self._start_time_s.set(usage.started_s)
+
+    def add_process(self, other: "Metrics") -> None:
+        """Adds what another process uses that serves nobody; it began first."""
+        self._resident_bytes.set(self._resident_bytes.value + other._resident_bytes.value)  # noqa: SLF001
+        self._open_fds.set(self._open_fds.value + other._open_fds.value)  # noqa: SLF001
+        self._start_time_s.set(other._start_time_s.value)  # noqa: SLF001
 
     def silent_s(self) -> float:
         """Returns the seconds since the last beat, in this process or another of the machine."""
@@ -111,14 +225,75 @@ class Metrics:
 
     def holds(self, held: Held) -> None:
         """Shows what the process holds."""
-        self.streams.set(held.streams)
-        self.waiting_chunks.set(held.chunks)
-        self.waiting_bytes.set(held.size_bytes)
+        self._streams.set(held.streams)
+        self._waiting_chunks.set(held.chunks)
+        self._waiting_bytes.set(held.size_bytes)
+
+    def keeps_hot(self, session_count: int, size_bytes: int) -> None:
+        """Shows the sessions in memory."""
+        self._hot_sessions.set(session_count)
+        self._hot_bytes.set(size_bytes)
+
+    def store_changed(self, is_up: bool) -> None:
+        """The store came, or has gone."""
+        if is_up and self._has_seen_store:
+            self._store_reconnects.inc()
+        self._has_seen_store |= is_up
+        self.store_up.set(is_up)
+
+    def store_uses(self, usage: StoreUsage) -> None:
+        """Shows what the store said when last looked at."""
+        self._store_persists.set(usage.persists)
+        self._store_keys.set(usage.keys)
+        self._store_bytes.set(usage.memory_bytes)
+        self._store_limit_bytes.set(usage.memory_limit_bytes)
+        self._store_replicas.set(usage.replicas)
+
+    def rpc(self, name: str) -> RpcMetrics:
+        """Returns what counts an rpc of holdfast.v1."""
+        return self._rpcs[name]
+
+    # -- models -------------------------------------------------------------------------------
+
+    def serves(self, models: "set[ServedModel]") -> None:
+        """Shows which models are served; as many as there is room for."""
+        rows = sorted(models)
+        while len(data := json.dumps(rows).encode()) > _TEXT_BYTES - 4:
+            rows.pop()
+        self._text[:4] = bytes(4)
+        self._text[4 : 4 + len(data)] = data
+        self._text[:4] = len(data).to_bytes(4, "little")
+
+    def models(self) -> list[ServedModel]:
+        """Returns the models served; none while they change."""
+        size = int.from_bytes(self._text[:4], "little")
+        data = bytes(self._text[4 : 4 + size])
+        if not size or int.from_bytes(self._text[:4], "little") != size:
+            return []
+        try:
+            return [ServedModel(*row) for row in json.loads(data)]
+        except ValueError:  # it was written meanwhile
+            return []
+
+    def loaded_models(self, count: int) -> None:
+        """Model files were loaded."""
+        self._model_loads.inc(0, count)
+
+    def refused_models(self, count: int, refused_now: int) -> None:
+        """Model files were refused.
+
+        Args:
+            count: That were not refused before as they are.
+            refused_now: All that cannot be served now.
+        """
+        self._model_loads.inc(1, count)
+        self._models_refused.set(refused_now)
 
     # -- Observer -----------------------------------------------------------------------------
 
     def loaded(self, session_count: int, load_s: float) -> None:
         """See `Observer`."""
+        self._loaded.inc(session_count)
         self._load_s.observe(load_s)
 
     def ran(self, chunk_count: int, step_count: int, run_s: float) -> None:
@@ -126,8 +301,9 @@ class Metrics:
         self._batch_size.observe(chunk_count)
         self._run_s.observe(run_s)
 
-    def committed(self, chunk_count: int, commit_s: float) -> None:
+    def committed(self, size_bytes: int, commit_s: float) -> None:
         """See `Observer`."""
+        self._committed_bytes.inc(size_bytes)
         self._commit_s.observe(commit_s)
 
     def waited(self, queue_s: Sequence[float], each: int = 1) -> None:
@@ -155,6 +331,9 @@ class Metrics:
     def refused(self, reason: str) -> None:
         """See `Observer`."""
         self._errors.inc(_REASON_INDEX[reason])
+        event = _EVENT_OF_REASON.get(reason)
+        if event is not None:
+            self._session_events.inc(event)
 
     def reran(self) -> None:
         """See `Observer`."""
@@ -164,9 +343,9 @@ class Metrics:
         """See `Observer`."""
         self._halts.inc(1)
 
-    def quarantined(self) -> None:
+    def session_event(self, event: SessionEvent, count: int = 1) -> None:
         """See `Observer`."""
-        self._quarantines.inc(1)
+        self._session_events.inc(event, count)
 
     # -- the array ----------------------------------------------------------------------------
 
@@ -175,23 +354,30 @@ class Metrics:
         assert self._taken <= len(self._numbers), "bug: SIZE_BYTES is too small"
         return self._numbers[start : self._taken]
 
-    def _counter(self, name: str, text: str) -> "_Counter":
-        counter = _Counter(f"holdfast_{name}", text, self._take(1))
+    def _counter(self, name: str, text: str, prefix: str = "holdfast_") -> CounterFamily:
+        counter = CounterFamily(prefix + name, text, self._take(1))
         self.registry.register(counter)
         return counter
 
-    def _labelled(self, name: str, text: str, label: str, values: Sequence[str]) -> "_Labelled":
-        counter = _Labelled(f"holdfast_{name}", text, label, values, self._take(len(values)))
-        self.registry.register(counter)
-        return counter
+    def _labelled(self, name: str, text: str, label: str, values: Sequence[str]) -> LabelledFamily:
+        family = LabelledFamily(f"holdfast_{name}", text, label, values, self._take(len(values)))
+        self.registry.register(family)
+        return family
 
-    def _gauge(self, name: str, text: str) -> "_Gauge":
-        gauge = _Gauge(f"holdfast_{name}", text, self._take(1))
+    def _gauge(
+        self,
+        name: str,
+        text: str,
+        joins: Callable[[Sequence[float]], float] = sum,
+        prefix: str = "holdfast_",
+    ) -> GaugeFamily:
+        gauge = GaugeFamily(prefix + name, text, self._take(1), joins)
         self.registry.register(gauge)
+        self._gauges.append(gauge)
         return gauge
 
-    def _histogram(self, name: str, text: str, bounds: tuple[float, ...] = _SECONDS) -> "_Histogram":
-        histogram = _Histogram(f"holdfast_{name}", text, bounds, self._take(len(bounds) + 2))
+    def _histogram(self, name: str, text: str, bounds: tuple[float, ...] = SECONDS) -> HistogramFamily:
+        histogram = HistogramFamily(f"holdfast_{name}", text, bounds, self._take(len(bounds) + 2))
         self.registry.register(histogram)
         return histogram
 
@@ -206,106 +392,14 @@ def scrape_together(base: Metrics, workers: Sequence[Metrics]) -> bytes:
     total = Metrics()
     for part in (base, *workers):
         total.absorb(part)
-    serving = [worker for worker in workers if worker.workers.value]
-    total.workers.set(len(serving))
-    total.tasks.set(sum(worker.tasks.value for worker in serving))
-    total.store_up.set(min((worker.store_up.value for worker in serving), default=0))
-    total.store_safe.set(min((worker.store_safe.value for worker in serving), default=0))
-    total.streams.set(sum(worker.streams.value for worker in serving))
-    total.waiting_chunks.set(sum(worker.waiting_chunks.value for worker in serving))
-    total.waiting_bytes.set(sum(worker.waiting_bytes.value for worker in serving))
+    total.join_gauges([worker for worker in workers if worker.workers.value])
+    total.add_process(base)
     return total.scrape()
 
 
-class _Counter(Collector):
-    def __init__(self, name: str, text: str, numbers: "memoryview[float]") -> None:
-        self._name = name
-        self._text = text
-        self._numbers = numbers
-
-    def inc(self, amount: float) -> None:
-        """Counts."""
-        self._numbers[0] += amount
-
-    def collect(self) -> Iterator[CounterMetricFamily]:
-        yield CounterMetricFamily(self._name, self._text, value=self._numbers[0])
+def _least(values: Sequence[float]) -> float:
+    return min(values)
 
 
-class _Labelled(Collector):
-    """A counter with one label of few values, each of them there from the start."""
-
-    def __init__(
-        self, name: str, text: str, label: str, values: Sequence[str], numbers: "memoryview[float]"
-    ) -> None:
-        self._name = name
-        self._text = text
-        self._label = label
-        self._values = values
-        self._numbers = numbers
-
-    def inc(self, index: int, amount: float = 1) -> None:
-        """Counts, by the number of the value."""
-        self._numbers[index] += amount
-
-    def collect(self) -> Iterator[CounterMetricFamily]:
-        family = CounterMetricFamily(self._name, self._text, labels=[self._label])
-        for value, number in zip(self._values, self._numbers, strict=True):
-            family.add_metric([value], number)
-        yield family
-
-
-class _Gauge(Collector):
-    def __init__(self, name: str, text: str, numbers: "memoryview[float]") -> None:
-        self._name = name
-        self._text = text
-        self._numbers = numbers
-
-    @property
-    def value(self) -> float:
-        """What it stands at."""
-        return self._numbers[0]
-
-    def set(self, value: float) -> None:
-        """Replaces the value."""
-        self._numbers[0] = value
-
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        yield GaugeMetricFamily(self._name, self._text, value=self._numbers[0])
-
-
-class _Histogram(Collector):
-    """A histogram that takes a whole batch of values at once; one by one they cost a tenth of a step."""
-
-    def __init__(
-        self, name: str, text: str, bounds: tuple[float, ...], numbers: "memoryview[float]"
-    ) -> None:
-        self._name = name
-        self._text = text
-        self._bounds = bounds
-        self._counts = numbers[:-1]
-        self._sum = numbers[-1:]
-
-    def observe_many(self, values: Sequence[float], each: int = 1) -> None:
-        """Counts values, `each` times each, in the bucket whose upper bound is the first not below.
-
-        The values of a batch share few buckets, so they are sorted and counted bucket by bucket: for 64
-        values half the time of finding the bucket of each.
-        """
-        bounds, counts, ordered = self._bounds, self._counts, sorted(values)
-        start, end = 0, len(ordered)
-        while start < end:
-            bucket = bisect_left(bounds, ordered[start])
-            after = bisect_right(ordered, bounds[bucket], start) if bucket < len(bounds) else end
-            counts[bucket] += each * (after - start)
-            start = after
-        self._sum[0] += each * sum(ordered)
-
-    def observe(self, value: float) -> None:
-        """Counts one value."""
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._sum[0] += value
-
-    def collect(self) -> Iterator[HistogramMetricFamily]:
-        bounds = [*map(floatToGoString, self._bounds), "+Inf"]
-        pairs = list(zip(bounds, accumulate(self._counts), strict=True))
-        yield HistogramMetricFamily(self._name, self._text, buckets=pairs, sum_value=self._sum[0])
+def _most(values: Sequence[float]) -> float:
+    return max(values)

@@ -18,7 +18,7 @@ from service.engine.admission import Admission, Bounds
 from service.engine.engine import Engine, EngineLimits
 from service.engine.sessions import Sessions
 from service.errors import ServiceError, StartError
-from service.metrics import STALLED_AFTER_S, Metrics
+from service.metrics import STALLED_AFTER_S, Metrics, ServedModel
 from service.model.files import ModelFileError
 from service.model.repository import ModelRepository
 from service.redaction import mask_url
@@ -39,8 +39,8 @@ from service.store.safety import Allowances
 _log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 0.25
-TASKS_EVERY = 8
-"""Heartbeats between counts of the tasks, which take a microsecond for every four of them."""
+LOOKS_EVERY = 8
+"""Heartbeats between counts of tasks and descriptors, which take up to a microsecond for each."""
 
 STORE_CHECK_S = 2.0
 """Settings of the store can change, and its disk can fill up, while it serves. What is in danger is looked
@@ -125,6 +125,7 @@ class Server:
             max_age_s=settings.max_connection_age_s,
         )
         await self._listen()
+        self._show()
         self._metrics.beat()
         self._metrics.workers.set(1)
         self._hearts = [
@@ -208,13 +209,13 @@ class Server:
                 password_file=settings.store_password_file,
                 allowances=allowances,
                 acks=acks,
-                on_change=self._on_store,
+                on_change=self._metrics.store_changed,
             )
         except ValueError as error:
             raise StartError(f"--store {mask_url(url)}: {error}") from None
         try:
             await store.open()
-            await store.check_safe()
+            self._metrics.store_uses(await store.check_safe())
             await store.check_acks()
             _log.info("%s", await store.describe())
         except (ServiceError, UnsafeStore) as error:
@@ -234,6 +235,7 @@ class Server:
             self._models,
             self._store,
             self._engine,
+            on_event=self._metrics.session_event,
             ttl_s=settings.session_ttl_s,
             ack_level=AckLevel.parse(settings.ack_level),
         )
@@ -243,6 +245,7 @@ class Server:
             self._models,
             self._access,
             self._calls,
+            self._metrics.rpc,
             max_chunk_tokens=settings.max_chunk_tokens,
             max_rows=settings.max_rows,
         )
@@ -261,16 +264,29 @@ class Server:
             raise StartError(f"--grpc-address {settings.grpc_address}: {error}") from None
         await self._grpc.start()
 
+    def _show(self) -> None:
+        """Shows what is so from the start."""
+        self._metrics.waiting_limit.set(self._settings.max_waiting)
+        self._metrics.hot_limit_bytes.set(self._settings.hot_state_bytes)
+        self._metrics.serves(
+            {ServedModel(model.name, str(model.version), model.fingerprint.hex()) for model in self._models}
+        )
+
     async def _beat(self) -> None:
-        """Shows that the loop turns, whatever the store does."""
+        """Shows that the loop turns, whatever the store does, and what the process holds."""
+        metrics = self._metrics
         for number in itertools.count():
-            self._metrics.beat()
-            if number % TASKS_EVERY == 0:
-                self._metrics.tasks.set(len(asyncio.all_tasks()))
+            metrics.beat()
+            if number % LOOKS_EVERY == 0:
+                metrics.tasks.set(len(asyncio.all_tasks()))
+                metrics.look_at_process()
             self._calls.sweep(time.monotonic())
-            self._metrics.holds(self._calls.admission.held)
+            metrics.holds(self._calls.admission.held)
+            metrics.keeps_hot(*self._engine.hot_usage())
             await self._update_health()
+            due_s = time.monotonic() + HEARTBEAT_S
             await asyncio.sleep(HEARTBEAT_S)
+            metrics.loop_lag_s.observe(max(0.0, time.monotonic() - due_s))
 
     async def _listen_to_store(self) -> None:
         """Notices a store that is silent, which ends the connection, or that refuses to write."""
@@ -279,10 +295,10 @@ class Server:
                 await self._store.ping()  # refused, as writes are, while the store cannot write its file
             except ServiceError as error:
                 self._store_refusal = error.message
-                self._on_store(False)
+                self._metrics.store_up.set(False)
             else:
                 self._store_refusal = ""
-                self._on_store(self._store.is_available)
+                self._metrics.store_up.set(self._store.is_available)
             await asyncio.sleep(HEARTBEAT_S)
 
     async def _watch_store_settings(self) -> None:
@@ -290,8 +306,9 @@ class Server:
         while True:
             await asyncio.sleep(HEARTBEAT_S if self._store_danger else STORE_CHECK_S)
             try:
-                await self._store.check_safe()
+                self._metrics.store_uses(await self._store.check_safe())
             except UnsafeStore as error:
+                self._metrics.store_uses(error.usage)
                 self._note_danger(str(error))
             except ServiceError as error:
                 _log.debug("the store could not be checked: %s", error)
@@ -314,9 +331,6 @@ class Server:
                 await self._access.refresh()
             except Exception:  # noqa: BLE001 -- logged, whatever it is
                 _log.exception("bug: files of TLS or tokens were not looked at")
-
-    def _on_store(self, is_up: bool) -> None:
-        self._metrics.store_up.set(is_up)
 
     async def _update_health(self) -> None:
         status = health_pb2.HealthCheckResponse.NOT_SERVING

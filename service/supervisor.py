@@ -178,6 +178,7 @@ class Supervisor:
     async def _beat(self) -> None:
         while True:
             self._own.beat()
+            self._own.look_at_process()
             self._kill_stuck()
             await asyncio.sleep(HEARTBEAT_S)
 

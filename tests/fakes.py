@@ -158,17 +158,20 @@ class MemoryStore:
 
 
 class CountingObserver:
-    """Counts calls by name; keeps batch sizes and reasons."""
+    """Counts calls by name, reasons and events."""
 
     def __init__(self):
         self.counts = Counter()
         self.reasons = Counter()
+        self.events = Counter()
 
     def __getattr__(self, name):
         def count(*arguments):
             self.counts[name] += 1
             if name == "refused":
                 self.reasons[arguments[0]] += 1
+            if name == "session_event":
+                self.events[arguments[0]] += (*arguments, 1)[1]
 
         return count
 

@@ -29,7 +29,7 @@ HOMES = {
     "onnxruntime": ("service.model", "model_export", "service.verify"),
     "redis": ("service.store",),
     "hiredis": ("service.store",),
-    "prometheus_client": ("service.metrics",),
+    "prometheus_client": ("service.metrics", "service.metric_families", "service.rpc_metrics"),
     "torch": ("model_export",),
     "onnx": ("model_export",),
     "pydantic": ("service.config", "service.main"),

@@ -39,6 +39,7 @@ from service.engine.quarantine import quarantine
 from service.engine.rules import Verdict
 from service.engine.runner import Runner
 from service.engine.served import served_model
+from service.engine.session_event import SessionEvent
 from service.engine.step_queue import StepQueue
 from service.engine.suspects import Suspects
 from service.engine.work import Answer, Asked, Work, check_tokens, validate
@@ -94,13 +95,13 @@ class Observer(Protocol):
     """Is told what the engine does; counts it. Times are seconds."""
 
     def loaded(self, session_count: int, load_s: float) -> None:
-        """States were read from the store in one round trip."""
+        """Sessions that were not in memory were read from the store in one round trip."""
 
     def ran(self, chunk_count: int, step_count: int, run_s: float) -> None:
         """A batch ran."""
 
-    def committed(self, chunk_count: int, commit_s: float) -> None:
-        """A batch was offered to the store and answered by it."""
+    def committed(self, size_bytes: int, commit_s: float) -> None:
+        """The records of a batch were offered to the store and answered by it."""
 
     def waited(self, queue_s: Sequence[float], each: int = 1) -> None:
         """Chunks left the queue to run; the wait of each, or of `each` chunks that came together."""
@@ -126,8 +127,8 @@ class Observer(Protocol):
     def halted(self) -> None:
         """A run was ended because it took too long."""
 
-    def quarantined(self) -> None:
-        """A session was put into quarantine."""
+    def session_event(self, event: SessionEvent, count: int = 1) -> None:
+        """Something happened to sessions."""
 
 
 class Engine:
@@ -176,6 +177,10 @@ class Engine:
     def start(self) -> None:
         """Starts the task that drives the engine."""
         self._driver = asyncio.create_task(self._drive(), name="engine")
+
+    def hot_usage(self) -> tuple[int, int]:
+        """Returns the number of sessions in memory, and the bytes of their states and kept replies."""
+        return len(self._hot), self._hot.held_bytes
 
     async def drain(self) -> None:
         """Refuses new chunks and waits until those taken are answered."""
@@ -549,7 +554,7 @@ class Engine:
         except ServiceError as why:
             _log.warning("a session that fails again and again is not in quarantine: %s", why.message)
         if refusal is not None:
-            self._observer.quarantined()
+            self._observer.session_event(SessionEvent.QUARANTINED)
             self._suspects.quarantined(work.key)
         self._hot.discard(work.key)
         self._refuse(work, refusal or error)
@@ -570,7 +575,9 @@ class Engine:
                 await failpoints.hit("after_commit")
         finally:
             self._commit_turn.release()
-        self._observer.committed(sum(len(offer.stamps) for offer in offers), time.monotonic() - started_s)
+        self._observer.committed(
+            sum(offer.writes.size_bytes for offer in offers), time.monotonic() - started_s
+        )
         if failpoints.is_armed:
             await failpoints.hit("before_reply")
         first = 0
@@ -639,6 +646,8 @@ class Engine:
     def _apply(self, offer: Offer, started_s: float, epoch: int) -> None:
         """Takes committed records into memory and answers their chunks, or has them confirmed first."""
         steps, block = offer.steps, offer.steps.block
+        if opened := steps.standing.opening_count():
+            self._observer.session_event(SessionEvent.OPENED, opened)
         self._hot.keep(steps.slots, steps.standing, offer.stamps, offer.states, offer.tails, started_s)
         level = self._level(block.asked)
         if level:

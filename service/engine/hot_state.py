@@ -46,6 +46,10 @@ class Standing(NamedTuple):
         """Returns some of the sessions, by index or mask."""
         return Standing(*(column[chosen] for column in self))
 
+    def opening_count(self) -> int:
+        """Returns how many are about to be opened."""
+        return int(np.count_nonzero(self.stamps[:, 0] != self.stands_at[:, 0]))
+
 
 class HotSessions:
     """Hot sessions by key.
@@ -54,6 +58,9 @@ class HotSessions:
         max_bytes: Bound on the bytes of state and kept replies held.
         is_busy: Tells whether a session has work waiting or under way; such sessions stay, whatever
             the bound, so the bound on waiting work adds to it.
+
+    Attributes:
+        held_bytes: Bytes of state and kept replies held.
     """
 
     def __init__(self, max_bytes: int, is_busy: Callable[[bytes], bool]) -> None:
@@ -70,10 +77,13 @@ class HotSessions:
         self._free = list(range(_FIRST_ROWS))
         self._models: list[tuple[Model, _StateRows]] = []
         self._model_numbers: dict[bytes, int] = {}
-        self._held_bytes = 0
+        self.held_bytes = 0
 
     def __contains__(self, key: bytes) -> bool:
         return key in self._slots
+
+    def __len__(self) -> int:
+        return len(self._slots)
 
     def find(self, keys: Sequence[bytes]) -> list[int | None]:
         """Returns the slot of each session; None if it is not hot."""
@@ -151,7 +161,7 @@ class HotSessions:
         self._used[slot] = self._turn
         self._keys[slot] = key
         self._slots[key] = slot
-        self._held_bytes += model.contract.state_bytes
+        self.held_bytes += model.contract.state_bytes
         self._keep_tail(slot, tail)
         self._shrink()
 
@@ -163,7 +173,7 @@ class HotSessions:
         _, _, _, _, number, row = self._columns[slot].tolist()
         model, rows = self._models[number]
         rows.release(row)
-        self._held_bytes -= model.contract.state_bytes
+        self.held_bytes -= model.contract.state_bytes
         self._drop_tail(slot)
         self._keys[slot] = None
         self._free.append(slot)
@@ -206,10 +216,10 @@ class HotSessions:
     def _keep_tail(self, slot: int, tail: bytes) -> None:
         self._tails[slot] = tail
         self._has_tail[slot] = True
-        self._held_bytes += len(tail)
+        self.held_bytes += len(tail)
 
     def _drop_tail(self, slot: int) -> None:
-        self._held_bytes -= len(self._tails.pop(slot, b""))
+        self.held_bytes -= len(self._tails.pop(slot, b""))
         self._has_tail[slot] = False
 
     def _number(self, model: Model) -> int:
@@ -231,7 +241,7 @@ class HotSessions:
 
     def _shrink(self) -> None:
         """Forgets idle sessions that were not used for long, where the bound is passed."""
-        if self._held_bytes <= self._max_bytes:
+        if self.held_bytes <= self._max_bytes:
             return
         target_bytes = self._max_bytes - self._max_bytes // (2 * _OLDEST_SHARE)
         live = np.fromiter(self._slots.values(), np.int64, len(self._slots))
@@ -242,7 +252,7 @@ class HotSessions:
             assert key is not None, "bug: a slot in use has no session"
             if not self._is_busy(key):
                 self.discard(key)
-                if self._held_bytes <= target_bytes:
+                if self.held_bytes <= target_bytes:
                     return
 
 

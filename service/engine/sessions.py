@@ -5,11 +5,13 @@ answered here is a promise like the answer to a chunk, so it waits for the serve
 """
 
 import secrets
+from collections.abc import Callable
 from typing import NamedTuple
 
 from service.engine.engine import Engine
 from service.engine.rules import check_incarnation, quarantined
 from service.engine.served import check_named, served_model
+from service.engine.session_event import SessionEvent
 from service.errors import (
     InvalidRequest,
     PositionConflict,
@@ -74,6 +76,7 @@ class Sessions:
         store: StateStore,
         engine: Engine,
         *,
+        on_event: Callable[[SessionEvent], None] = lambda _: None,
         ttl_s: float,
         ack_level: AckLevel = AckLevel.MEMORY,
         tombstone_ttl_s: float = 3600.0,
@@ -81,6 +84,7 @@ class Sessions:
         self._models = models
         self._store = store
         self._engine = engine
+        self._on_event = on_event
         self._ttl_s = ttl_s
         self._ack_level = ack_level
         self._tombstone_ttl_s = tombstone_ttl_s
@@ -129,6 +133,7 @@ class Sessions:
                 expected = stored.stamp if stored is not None else NO_STAMP
                 found = await self._replace(key, expected, session.record, self._ttl_s)
             if found is None:
+                self._on_event(_event_of(session, take_over))
                 await self._confirm(key, epoch)
                 return session
             data = found.record
@@ -174,6 +179,7 @@ class Sessions:
             tombstone = stored._replace(state=b"", replies=(), closed=True, quarantine_reason="")
             found = await self._replace(key, stored.stamp, tombstone, self._tombstone_ttl_s)
             if found is None:
+                self._on_event(SessionEvent.CLOSED)
                 await self._confirm(key, epoch)
                 return stored.position
             data = found.record
@@ -202,11 +208,13 @@ class Sessions:
             if discard or record is None:
                 if await self._store.set_aside(key, data, SET_ASIDE_TTL_S):
                     self._engine.forget(key)
+                    self._on_event(SessionEvent.RELEASED)
                     await self._confirm(key, epoch)
                     return held
             elif not await self._replace(
                 key, record.stamp, record._replace(quarantine_reason=""), self._ttl_s
             ):
+                self._on_event(SessionEvent.RELEASED)
                 await self._confirm(key, epoch)
                 return held
         raise PositionConflict("other writers keep changing this session")
@@ -214,6 +222,7 @@ class Sessions:
     async def _release_foreign(self, key: bytes, discard: bool) -> Released:
         """Moves aside a value that is no record, being no string; the store gives it as nothing."""
         if discard and await self._store.set_aside(key, b"", SET_ASIDE_TTL_S):
+            self._on_event(SessionEvent.RELEASED)
             return Released("the key of the session held something that is not a record", 0)
         raise SessionNotFound("no session has this id", field="session_id")
 
@@ -270,6 +279,12 @@ class Sessions:
         model = served_model(self._models, record)
         check_named(model, model_name, model_version)
         return OpenSession(record, model, is_resumed=True)
+
+
+def _event_of(session: OpenSession, take_over: bool) -> SessionEvent:
+    if not session.is_resumed:
+        return SessionEvent.OPENED
+    return SessionEvent.TAKEN_OVER if take_over else SessionEvent.RESUMED
 
 
 def new_session_id() -> str:

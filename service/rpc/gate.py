@@ -13,6 +13,7 @@ from service.errors import ServiceError
 from service.rpc.access import Access
 from service.rpc.credentials import ANYBODY, Caller, Scope
 from service.rpc.status import CODES, message_of, to_trailers
+from service.rpc_metrics import RpcMetrics
 
 Identify = Callable[[Any], Caller]
 """Given the context of a call, says who calls; raises ServiceError."""
@@ -24,10 +25,12 @@ class Rpc(NamedTuple):
     Attributes:
         scopes: A caller needs one of them.
         build: Makes the handler of one call.
+        metrics: Counts those refused here, where the rpc is counted.
     """
 
     scopes: tuple[Scope, ...]
     build: "Callable[[Identify], grpc.RpcMethodHandler[Any, Any]]"
+    metrics: RpcMetrics | None = None
 
 
 class Gate(grpc.GenericRpcHandler):
@@ -65,6 +68,8 @@ class Gate(grpc.GenericRpcHandler):
             caller.need(*rpc.scopes)
         except ServiceError as error:
             self._on_refused(error.reason)
+            if rpc.metrics is not None:
+                rpc.metrics.refused(CODES[type(error)].value[0])
             return _refusal(error)
         return rpc.build(lambda _: caller)
 

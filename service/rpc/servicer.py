@@ -26,6 +26,7 @@ from service.rpc.credentials import Caller, Scope
 from service.rpc.gate import Identify, Rpc, abort
 from service.rpc.open_calls import OpenCalls
 from service.rpc.streams import BatchStream, StepStream
+from service.rpc_metrics import RpcMetrics, code_of
 from service.store.record import Record
 
 _log = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ class Servicer:
         models: The models served.
         access: Ends streams whose credential is revoked.
         calls: Knows the calls under way.
+        metrics_of: Gives what counts an rpc.
         max_chunk_tokens: Most tokens of a chunk.
         max_rows: Most rows of a message in columns.
     """
@@ -82,6 +84,7 @@ class Servicer:
         models: ModelRepository,
         access: Access,
         calls: OpenCalls,
+        metrics_of: Callable[[str], RpcMetrics],
         *,
         max_chunk_tokens: int,
         max_rows: int,
@@ -91,6 +94,7 @@ class Servicer:
         self._models = models
         self._access = access
         self._calls = calls
+        self._metrics_of = metrics_of
         self._max_chunk_tokens = max_chunk_tokens
         self._columns_limits = ColumnsLimits(models, max_chunk_tokens, max_rows)
 
@@ -114,7 +118,9 @@ class Servicer:
             function = built.get(method.name, _not_built(method.name))
             if not (method.client_streaming or method.server_streaming):
                 function = self._counted(function)  # streams count themselves
-            rpcs[method.name] = Rpc(RPC_SCOPES[method.name], functools.partial(_handler, method, function))
+            observer = self._metrics_of(method.name)
+            build = functools.partial(_handler, method, function, observer)
+            rpcs[method.name] = Rpc(RPC_SCOPES[method.name], build, observer)
         return rpcs
 
     async def open_session(
@@ -223,13 +229,19 @@ class Servicer:
 
     async def stream_batches(self, _: Any, context: Any, caller: Caller) -> None:
         """Applies rows as they come."""
-        stream = BatchStream(self._engine, context, self._calls, caller, limits=self._columns_limits)
+        metrics = self._metrics_of("StreamBatches")
+        stream = BatchStream(
+            self._engine, context, self._calls, caller, metrics, limits=self._columns_limits
+        )
         async with self._access.holding(caller):
             await stream.serve()
 
     async def stream_steps(self, _: Any, context: Any, caller: Caller) -> None:
         """Applies chunks as they come."""
-        stream = StepStream(self._engine, context, self._calls, caller, max_tokens=self._max_chunk_tokens)
+        metrics = self._metrics_of("StreamSteps")
+        stream = StepStream(
+            self._engine, context, self._calls, caller, metrics, max_tokens=self._max_chunk_tokens
+        )
         async with self._access.holding(caller):
             await stream.serve()
 
@@ -320,10 +332,11 @@ def contract_message(contract: Contract) -> pb.Model:
     return message
 
 
-def _handler(method: Any, function: Handler, identify: Identify) -> Any:
+def _handler(method: Any, function: Handler, metrics: RpcMetrics, identify: Identify) -> Any:
     """Builds the handler of an rpc; replies may be messages or bytes, those of streams are bytes."""
     read = _reader(getattr(pb, method.input_type.name))
-    guarded = _guard(function, identify)
+    is_stream = method.client_streaming or method.server_streaming
+    guarded = _count_calls(_guard(function, identify), metrics, counts_messages=not is_stream)
     if method.client_streaming:
         return grpc.stream_stream_rpc_method_handler(guarded, request_deserializer=read)
     if method.server_streaming:
@@ -367,6 +380,31 @@ def _guard(function: Handler, identify: Identify) -> Callable[[Any, Any], Awaita
         return await abort(context, refusal)
 
     return guarded
+
+
+def _count_calls(
+    guarded: Callable[[Any, Any], Awaitable[Any]], metrics: RpcMetrics, *, counts_messages: bool
+) -> Callable[[Any, Any], Awaitable[Any]]:
+    """Counts calls as they begin and end, and the one message each way of those that do not stream."""
+
+    async def counted(request: Any, context: Any) -> Any:
+        metrics.started()
+        if counts_messages:
+            metrics.received()
+        started_s = time.perf_counter()
+        failure: BaseException | None = None
+        try:
+            reply = await guarded(request, context)
+            if counts_messages:
+                metrics.sent()
+            return reply
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            metrics.handled(code_of(context, failure), time.perf_counter() - started_s)
+
+    return counted
 
 
 def _not_built(name: str) -> Handler:

@@ -24,6 +24,7 @@ from service.rpc.credentials import Caller
 from service.rpc.gate import abort
 from service.rpc.open_calls import OpenCalls
 from service.rpc.status import to_status
+from service.rpc_metrics import RpcMetrics
 
 MAX_UNANSWERED = 1024
 """Chunks of one stream whose replies are not written; beyond it reading pauses, and HTTP/2 flow control
@@ -44,6 +45,7 @@ class _ReplyStream(ABC):
         context: The call, of grpc.aio.
         calls: Knows it while it lasts, and may end it.
         caller: Whose it is.
+        metrics: Counts its messages.
         max_tokens: Most tokens of a chunk.
 
     Attributes:
@@ -54,7 +56,14 @@ class _ReplyStream(ABC):
     _share: Share
 
     def __init__(
-        self, engine: Engine, context: Any, calls: OpenCalls, caller: Caller, *, max_tokens: int
+        self,
+        engine: Engine,
+        context: Any,
+        calls: OpenCalls,
+        caller: Caller,
+        metrics: RpcMetrics,
+        *,
+        max_tokens: int,
     ) -> None:
         self.is_writing = False
         self.written_count = 0
@@ -62,6 +71,7 @@ class _ReplyStream(ABC):
         self._context = context
         self._calls = calls
         self._caller = caller
+        self._metrics = metrics
         self._max_tokens = max_tokens
         self._read_count = 0
         self._ending: ServiceError | None = None
@@ -139,6 +149,7 @@ class _ReplyStream(ABC):
         for reply, chunk_count in replies:
             await self._context.write(reply)
             self.written_count += 1
+            self._metrics.sent()
             self._pending_count -= chunk_count
             self._wakes_reader.ring()
         self.is_writing = False
@@ -147,6 +158,7 @@ class _ReplyStream(ABC):
     async def _read(self) -> None:
         try:
             while (request := await self._context.read()) is not grpc.aio.EOF:
+                self._metrics.received()
                 if isinstance(request, ServiceError):
                     raise request  # not a message at all, so nothing says which reply it would have had
                 self._read_count += 1

@@ -35,7 +35,7 @@ from service.store.redis import (
     seconds_of,
     set_aside_command,
 )
-from service.store.safety import Allowances, describe
+from service.store.safety import Allowances, StoreUsage, describe, usage_together
 from service.store.slots import SLOT_COUNT, slot_of
 
 REDIRECT_PAUSES_S = (0.0, 0.01, 0.02, 0.05, 0.1)
@@ -130,16 +130,19 @@ class ClusterStore:
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(node.close() for node in self._nodes.values()))
 
-    async def check_safe(self) -> None:
+    async def check_safe(self) -> StoreUsage:
         """Makes sure that every primary keeps what it acknowledges; see `Store.check_safe`."""
         checks = (check_node(node, self._allowances, in_cluster=True) for node in self._primaries)
         outcomes = await asyncio.gather(*checks, return_exceptions=True)
-        unsafe = [str(outcome) for outcome in outcomes if isinstance(outcome, UnsafeStore)]
+        unsafe = [outcome for outcome in outcomes if isinstance(outcome, UnsafeStore)]
+        usages = [outcome for outcome in outcomes if isinstance(outcome, StoreUsage)]
         if unsafe:
-            raise UnsafeStore("; ".join(unsafe))
+            usage = usage_together(usages + [outcome.usage for outcome in unsafe])
+            raise UnsafeStore("; ".join(map(str, unsafe)), usage)
         for outcome in outcomes:
-            if outcome is not None:
+            if isinstance(outcome, BaseException):
                 raise outcome
+        return usage_together(usages)
 
     async def describe(self) -> str:
         """Returns one line about the store; see `Store.describe`."""

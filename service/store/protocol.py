@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import ServiceError
+from service.store.safety import StoreUsage
 
 
 class AckLevel(enum.IntFlag):
@@ -56,6 +57,11 @@ class Writes(NamedTuple):
     expected: bytes
     records: Sequence[bytes] | NDArray[np.uint8]
 
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the records."""
+        return self.records.size if isinstance(self.records, np.ndarray) else sum(map(len, self.records))
+
 
 Loaded = bytes | None | ServiceError
 """A record as it was read: encoded, nothing, or why it could not be read where others could."""
@@ -79,7 +85,15 @@ others."""
 
 
 class UnsafeStore(Exception):
-    """The store could drop sessions without a word; the message says why and what to set."""
+    """The store could drop sessions without a word; the message says why and what to set.
+
+    Attributes:
+        usage: What it uses meanwhile.
+    """
+
+    def __init__(self, message: str, usage: StoreUsage) -> None:
+        super().__init__(message)
+        self.usage = usage
 
 
 class StateStore(Protocol):
@@ -215,8 +229,8 @@ class Store(StateStore, Protocol):
         """Closes its connections; requests under way fail."""
         ...
 
-    async def check_safe(self) -> None:
-        """Makes sure that every primary keeps what it acknowledges.
+    async def check_safe(self) -> StoreUsage:
+        """Makes sure that every primary keeps what it acknowledges; returns what they use.
 
         Raises:
             UnsafeStore: It may evict sessions, does not write them to disk, or is too old.

@@ -15,7 +15,7 @@ from service.store.keys import set_aside_key
 from service.store.node import Node
 from service.store.packing import pack_script
 from service.store.protocol import AckLevel, Found, Refusals, UnsafeStore, Writes
-from service.store.safety import Allowances, dangers, describe
+from service.store.safety import Allowances, StoreUsage, dangers, describe, usage_of
 from service.store.sentinel import Sentinels
 
 SCRIPT = files(__package__).joinpath("commit.lua").read_bytes()
@@ -60,9 +60,9 @@ class RedisStore:
             await self._sentinels.close()
         await self._node.close()
 
-    async def check_safe(self) -> None:
+    async def check_safe(self) -> StoreUsage:
         """Makes sure that the store keeps what it acknowledges; see `Store.check_safe`."""
-        await check_node(self._node, self._allowances, in_cluster=False)
+        return await check_node(self._node, self._allowances, in_cluster=False)
 
     async def describe(self) -> str:
         """Returns one line about the store; see `Store.describe`."""
@@ -114,8 +114,8 @@ class RedisStore:
         await self._node.ask("PING")
 
 
-async def check_node(node: Node, allowances: Allowances, *, in_cluster: bool) -> None:
-    """Makes sure that a node keeps what it acknowledges.
+async def check_node(node: Node, allowances: Allowances, *, in_cluster: bool) -> StoreUsage:
+    """Makes sure that a node keeps what it acknowledges; returns what it uses.
 
     Raises:
         UnsafeStore: It does not, for all the reasons in its text.
@@ -126,7 +126,8 @@ async def check_node(node: Node, allowances: Allowances, *, in_cluster: bool) ->
     config = await node.config() if asks_config else {}
     found = dangers(info, config, in_cluster=in_cluster, allowances=allowances)
     if found:
-        raise UnsafeStore(f"{node}: {'; '.join(found)}")
+        raise UnsafeStore(f"{node}: {'; '.join(found)}", usage_of(info))
+    return usage_of(info)
 
 
 def set_aside_command(key: bytes, record: bytes, ttl_s: float) -> tuple[Any, ...]:

@@ -4,8 +4,9 @@ A store that may drop sessions without a word must not be served on; what this f
 Some can be allowed by a flag, which the text names.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 CONFIG_NAMES = ("appendfsync", "save", "stop-writes-on-bgsave-error")
 """Settings that are read where they may be; INFO does not have them."""
@@ -30,6 +31,60 @@ class Allowances:
 
     volatile: bool = False
     old: bool = False
+
+
+class StoreUsage(NamedTuple):
+    """What INFO says of a store, or of the primaries of a cluster together.
+
+    Attributes:
+        keys: Of all its primaries.
+        memory_bytes: In use, in the fullest primary.
+        memory_limit_bytes: Of that primary; 0 where there is none.
+        replicas: Connected, to the primary that has fewest.
+        persists: Whether the last writes of its files succeeded everywhere.
+    """
+
+    keys: int
+    memory_bytes: int
+    memory_limit_bytes: int
+    replicas: int
+    persists: bool
+
+
+def usage_of(info: Mapping[str, str]) -> StoreUsage:
+    """Returns what one server uses, from the fields of INFO; what it does not say is 0."""
+    keys = sum(
+        int(part.removeprefix("keys="))
+        for name, value in info.items()
+        if name.startswith("db") and name[2:].isdecimal()
+        for part in value.split(",")
+        if part.startswith("keys=")
+    )
+    written = (info.get("aof_last_write_status", "ok"), info.get("rdb_last_bgsave_status", "ok"))
+    return StoreUsage(
+        keys,
+        int(info.get("used_memory", "0")),
+        int(info.get("maxmemory", "0")),
+        int(info.get("connected_slaves", "0")),
+        persists=written == ("ok", "ok"),
+    )
+
+
+def usage_together(usages: Sequence[StoreUsage]) -> StoreUsage:
+    """Returns the usage of the primaries of a cluster, one at least, as that of one store."""
+
+    def fullness(usage: StoreUsage) -> tuple[float, int]:
+        limit_bytes = usage.memory_limit_bytes
+        return (usage.memory_bytes / limit_bytes if limit_bytes else 0.0, usage.memory_bytes)
+
+    fullest = max(usages, key=fullness)
+    return StoreUsage(
+        sum(usage.keys for usage in usages),
+        fullest.memory_bytes,
+        fullest.memory_limit_bytes,
+        min(usage.replicas for usage in usages),
+        all(usage.persists for usage in usages),
+    )
 
 
 def dangers(

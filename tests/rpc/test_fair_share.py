@@ -12,6 +12,7 @@ from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.engine.admission import Admission, Bounds
 from service.engine.engine import Engine, EngineLimits
+from service.metrics import Metrics
 from service.rpc.access import Access
 from service.rpc.codec import encode_outputs
 from service.rpc.credentials import ANYBODY
@@ -55,7 +56,9 @@ class Server:
         )
         handlers = grpc.method_handlers_generic_handler(SERVICE_NAME, {"StreamSteps": handler})
         access = Access(None, asks_certificates=False)
-        servicer = Servicer(self._engine, None, [], access, self._calls, max_chunk_tokens=64, max_rows=8)
+        servicer = Servicer(
+            self._engine, None, [], access, self._calls, Metrics().rpc, max_chunk_tokens=64, max_rows=8
+        )
         others = Gate(SERVICE_NAME, servicer.rpcs(), access, self.observer.refused)
         self._grpc.add_generic_rpc_handlers((handlers, others))  # the first that knows a call takes it
         self.address = f"127.0.0.1:{self._grpc.add_insecure_port('127.0.0.1:0')}"
@@ -70,7 +73,10 @@ class Server:
     async def _stream_steps(self, _, context):
         tenant = dict(context.invocation_metadata())["tenant"]
         caller = ANYBODY._replace(tenant=tenant)
-        await StepStream(self._engine, context, self._calls, caller, max_tokens=64).serve()
+        stream = StepStream(
+            self._engine, context, self._calls, caller, Metrics().rpc("StreamSteps"), max_tokens=64
+        )
+        await stream.serve()
 
 
 async def send(call, session_id, count):

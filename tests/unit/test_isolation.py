@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from service.engine.engine import Engine, EngineLimits
 from service.engine.runner import APART_COUNT, PATIENCE_S
+from service.engine.session_event import SessionEvent
 from service.engine.sessions import Sessions
 from service.engine.suspects import CULPRIT_AFTER, CULPRIT_PAUSE_S, MAX_SUSPECTS, Suspects
 from service.engine.watchdog import TICK_S, WatchedRun
@@ -166,7 +167,7 @@ async def test_a_session_that_fails_again_and_again_is_held_on_every_replica(sta
     await send(engine, "s", [5], 0)
     assert await send(other, "s", [6], 1) == (2, [11], False)  # hot there
     assert await fail(engine, "s", 3, position=2) == ["MODEL_FAILED", "MODEL_FAILED", "SESSION_QUARANTINED"]
-    assert observer.counts["quarantined"] == 1
+    assert observer.events[SessionEvent.QUARANTINED] == 1
     for replica in (engine, other, start()):
         assert await send(replica, "s", [1], 2) == "SESSION_QUARANTINED"
         assert await send(replica, "s", [1]) == "SESSION_QUARANTINED"

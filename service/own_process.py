@@ -1,0 +1,42 @@
+"""What this process uses of the machine, as its kernel says; on systems without /proc only its time."""
+
+import os
+import resource
+from typing import NamedTuple
+
+_PROC = "/proc/self"
+_FIELDS_BEFORE_START = 19
+"""Of /proc/self/stat, behind the name of the program."""
+
+
+class ProcessUsage(NamedTuple):
+    """Bytes, numbers of descriptors, and seconds since the epoch."""
+
+    resident_bytes: int
+    open_fds: int
+    max_fds: int
+    started_s: float
+
+
+def cpu_s() -> float:
+    """Returns the user and system time taken so far, seconds."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def usage() -> ProcessUsage:
+    """Returns what is used now; zeros where the system does not say."""
+    max_fds = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if not os.path.isdir(_PROC):
+        return ProcessUsage(0, 0, max_fds, 0.0)
+    with open(f"{_PROC}/statm") as file:
+        resident_bytes = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return ProcessUsage(resident_bytes, len(os.listdir(f"{_PROC}/fd")), max_fds, _started_s())
+
+
+def _started_s() -> float:
+    with open(f"{_PROC}/stat") as file:
+        ticks = int(file.read().rpartition(")")[2].split()[_FIELDS_BEFORE_START])
+    with open("/proc/stat") as file:
+        boot_s = next(int(line.split()[1]) for line in file if line.startswith("btime "))
+    return boot_s + ticks / os.sysconf("SC_CLK_TCK")
