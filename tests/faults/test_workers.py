@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import redis
+from prometheus_client.parser import text_string_to_metric_families
 
 import holdfast
 from model_export.corpus import join, load_corpus
@@ -66,12 +67,15 @@ def is_gone(pid):
 
 
 def samples(server):
-    """Returns the scrape: what may only grow by its line, and holdfast_* by name."""
-    lines = [line for line in get(server, "/metrics")[1].splitlines() if not line.startswith("#")]
-    values = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines}
-    gauges = ("workers", "store_up", "store_safe", "streams", "waiting_chunks", "waiting_bytes", "tasks")
-    gauges = {f"holdfast_{name}" for name in gauges}
-    return {name: value for name, value in values.items() if name not in gauges}, values
+    """Returns the scrape: what may only grow by name and labels, and everything without labels by name."""
+    families = text_string_to_metric_families(get(server, "/metrics")[1])
+    every = [(family, sample) for family in families for sample in family.samples]
+    counted = {
+        f"{sample.name}{sample.labels or ''}": sample.value
+        for family, sample in every
+        if family.type != "gauge"
+    }
+    return counted, {sample.name: sample.value for _, sample in every if not sample.labels}
 
 
 async def write(client, name, data):

@@ -117,6 +117,7 @@ async def test_a_pipeline_of_batches_ends_well(rpc):
 def test_calls_without_a_token_are_counted(tmp_path):
     tokens = TokensFile(tmp_path / "tokens.toml")
     tokens.add("somebody", "step")
+    tokens.write()
     with ServerProcess(tmp_path / "data", "--tokens-file", str(tokens.path)) as server:
         with grpc.insecure_channel(server.address) as channel, pytest.raises(grpc.RpcError):
             StreamingInferenceServiceStub(channel).ListModels(pb.ListModelsRequest(), timeout=10)

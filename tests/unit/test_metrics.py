@@ -1,6 +1,7 @@
 """The metrics beside collectors of prometheus_client, and those of several processes as one."""
 
 import mmap
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -8,8 +9,10 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from service.errors import ServiceError
-from service.metrics import SIZE_BYTES, Metrics, scrape_together
+from service.metrics import SIZE_BYTES, Metrics, ServedModel, scrape_together
+from service.metrics_reference import to_markdown
 
+ROOT = Path(__file__).parents[2]
 REASONS = sorted(kind.reason for kind in ServiceError.__subclasses__())
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 VALUES = st.lists(st.one_of(st.sampled_from(SIZES), st.floats(0, 1000)), max_size=70)
@@ -111,3 +114,32 @@ def test_the_store_is_up_if_it_is_for_every_worker_that_serves():
     assert value(scrape_together(Metrics(), [serving, starting]), "holdfast_store_up") == 1
     assert value(scrape_together(Metrics(), [serving, blind]), "holdfast_store_up") == 0
     assert value(scrape_together(Metrics(), []), "holdfast_store_up") == 0
+
+
+def test_the_page_in_the_docs_is_fresh():
+    assert (ROOT / "docs" / "metrics.md").read_text() == to_markdown()
+
+
+def test_the_models_of_several_processes_are_shown_as_one():
+    first, second = Metrics(), Metrics()
+    for one, version in ((first, "1"), (second, "2")):
+        one.workers.set(1)
+        one.serves({ServedModel("m", version, "f")})
+    text = scrape_together(Metrics(), [first, second]).decode()
+    assert all(f'holdfast_model_info{{fingerprint="f",model="m",version="{n}"}} 1.0' in text for n in "12")
+
+
+def test_more_models_than_there_is_room_for_leave_some_out():
+    metrics = Metrics()
+    metrics.serves({ServedModel("m" * 100, str(number), "f" * 64) for number in range(1000)})
+    assert 50 < len(metrics.models()) < 1000
+
+
+def test_the_time_of_a_process_that_is_gone_stays_counted():
+    base, worker = Metrics(), Metrics()
+    worker.beat()
+    base.absorb(worker)
+    base.beat()
+    assert value(base.scrape(), "process_cpu_seconds_total") >= 1.5 * value(
+        worker.scrape(), "process_cpu_seconds_total"
+    )
