@@ -1,4 +1,4 @@
-"""deploy/kubernetes: valid manifests that agree with each other, with the settings and with a real server."""
+"""deploy/kubernetes: valid, and in agreement with each other, with the settings and with a real server."""
 
 import copy
 import re
