@@ -236,6 +236,23 @@ def test_files_that_are_named_are_mounted(manifests):
         assert "subPath" not in mount, "changes of the secret would not arrive"
 
 
+def test_the_page_names_what_there_is(prod):
+    page = (FOLDER.parents[1] / "docs" / "deploy-kubernetes.md").read_text()
+    for name in re.findall(r"\| `([a-z/-]+\.(?:yaml|env))` \|", page):
+        assert list(FOLDER.rglob(name)), name
+    for volume in prod.pod["volumes"]:
+        if "secret" in volume:
+            name = volume["secret"]["secretName"]
+            [line] = re.findall(rf"^kubectl .* create secret \w+ {name} (.*)$", page, re.MULTILINE)
+            keys = {"tls.crt", "tls.key"} if name == "holdfast-tls" else set()
+            assert keys | set(re.findall(r"--from-file=(\S+)", line)) == {
+                item["key"] for item in volume["secret"]["items"]
+            }
+    said = dict(re.findall(r"`(HOLDFAST_\w+_S)`,? \((\d+) s", page))
+    assert said.items() <= prod.settings.items()
+    assert len(said) == 3
+
+
 # -- with a real server -----------------------------------------------------------------------
 
 
