@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 SOURCES := holdfast service model_export tests proto benchmarks
 
-.PHONY: demo serve test check train proto bench bench-quick fuzz faults soak protections format clean
+.PHONY: demo serve test check train proto bench bench-quick bench-scale fuzz faults soak protections format clean
 
 demo: $(VENV)/.server           ## a network's memory, served live, surviving kill -9
 	$(BIN)/holdfast demo
@@ -35,6 +35,9 @@ bench: $(VENV)/.dev             ## beside peers and ceilings, in turns; benchmar
 
 bench-quick: $(VENV)/.dev       ## the same in two minutes; without Triton until `make bench` has set it up
 	$(BIN)/python -m benchmarks --quick --rounds 2 --seconds 1 --out build/bench
+
+bench-scale: $(VENV)/.dev       ## 1, 2 and 4 replicas on a cluster that loses a node; benchmarks/results/scale.md
+	$(BIN)/python -m benchmarks.scale
 
 fuzz: $(VENV)/.dev              ## every parser of untrusted bytes for MINUTES; what breaks one is kept in the corpus
 	$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
