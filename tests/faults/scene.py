@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import threading
 
 import grpc
 
@@ -28,6 +29,7 @@ class Replica:
         self._address = "127.0.0.1:0"
         self.start()
         self._address = self.server.address
+        self._waking = None
         self.link = FaultProxy(self._address)
 
     def start(self, failpoints=""):
@@ -55,6 +57,15 @@ class Replica:
     def resume(self):
         """Lets it go on."""
         resume(self.server.pid)
+
+    def pause_for(self, seconds):
+        """Stops it for a while, be it stopped already."""
+        if self._waking is not None:
+            self._waking.cancel()
+            self._waking.join()  # else it might wake it before `pause` has seen it stand
+        self.pause()
+        self._waking = threading.Timer(seconds, self.resume)
+        self._waking.start()
 
     def is_ready(self):
         """Whether it says that it is ready."""

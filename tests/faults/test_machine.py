@@ -7,7 +7,6 @@ dictionary judges positions as it goes; the checker judges the history of every 
 import itertools
 import os
 import random
-import threading
 
 import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
@@ -190,9 +189,7 @@ class Sessions(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, 1), seconds=st.floats(0.05, 0.8))
     def pause_server(self, number, seconds):
-        replica = self.scene.replicas[number]
-        replica.pause()
-        threading.Timer(seconds, replica.resume).start()
+        self.scene.replicas[number].pause_for(seconds)
 
     @rule()
     def kill_store(self):
