@@ -1,0 +1,163 @@
+"""Links lead somewhere; commands and settings in the pages exist; what can be run is run as it stands."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+
+import pytest
+import yaml
+
+from holdfast.v1 import holdfast_pb2 as pb
+from service.config import Settings
+from service.demo.processes import ServerProcess
+from tests.docs.grpcurl import grpcurl
+from tests.docs.pages import PAGES, ROOT, anchors, blocks, kinds, links
+
+RUN = {
+    "README.md": "the session stands at 19",
+}
+"""Pages whose example in Python is run, and what it prints; the others are only read as Python."""
+
+FOREIGN = {
+    "cd", "docker", "git", "helm", "kubectl", "openssl", "pip", "prometheus", "promtool", "redis-cli",
+    "redis-server", "sudo", "apt-get", "curl", "python3",
+}  # fmt: skip
+"""Programs of others that the pages call."""
+
+
+def command_lines():
+    """Yields page and words of every command in the pages."""
+    for block in blocks("sh"):
+        text = block.text.replace("\\\n", " ")
+        for line in text.splitlines():
+            for part in re.split(r" && | \| ", line):
+                words = shlex.split(part, comments=True)
+                if words:
+                    yield block.page, words
+
+
+def test_every_block_says_what_it_is():
+    assert kinds() <= {"python", "sh", "toml", "yaml", "text", "json", "promql"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in links(page):
+        path, _, anchor = target.partition("#")
+        found = (page.parent / path).resolve() if path else page
+        assert found.exists(), target
+        if anchor:
+            assert anchor in anchors(found), target
+
+
+@pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.page)
+def test_examples_in_python_are_python(block):
+    compile(block.text, block.page, "exec")
+
+
+@pytest.mark.parametrize("page", RUN)
+def test_examples_run_as_they_stand(page, server):
+    [block] = [block for block in blocks("python") if block.page == page]
+    code = block.text.replace("localhost:50051", server.address)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert RUN[page] in result.stdout
+
+
+def test_the_feature_table_names_every_rpc():
+    text = (ROOT / "README.md").read_text()
+    for method in pb.DESCRIPTOR.services_by_name["StreamingInferenceService"].methods:
+        assert method.name in text, method.name
+
+
+def test_commands_and_their_flags_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for page, words in command_lines():
+        program, *arguments = [word for word in words if not re.fullmatch(r"[A-Z_]+=.*", word)]
+        where = f"{page}: {shlex.join(words)}"
+        if program == "make":
+            for target in arguments:
+                assert re.search(rf"^{target}:", makefile, re.MULTILINE), where
+        elif program == "holdfast":
+            said = help_of(arguments)
+            for flag in re.findall(r"--[a-z-]+", " ".join(arguments)):
+                assert flag in said, where
+        elif program.startswith(("deploy/", "./")):
+            assert (ROOT / program).exists(), where
+        elif program != "grpcurl":
+            assert program in FOREIGN, where
+
+
+def help_of(arguments):
+    """Returns the help of the subcommand that is called."""
+    command = []
+    for word in arguments:
+        if word.startswith("-") or not re.fullmatch(r"[a-z][a-z-]+", word) or len(command) == 2:
+            break
+        command.append(word)
+    for length in (len(command), 1):
+        line = [sys.executable, "-c", "from service.cli import main; main()", *command[:length], "--help"]
+        result = subprocess.run(line, capture_output=True, text=True, timeout=60)
+        if result.returncode == 0:
+            return result.stdout
+    raise AssertionError(f"holdfast has no {' '.join(command)}: {result.stderr}")
+
+
+def test_settings_that_the_pages_name_exist():
+    fields = set(Settings.model_fields)
+    flags = {f"--{name.replace('_', '-')}" for name in fields} | {
+        f"--no-{name.replace('_', '-')}" for name in fields
+    }
+    others = {name for page in PAGES for name in re.findall(r"\bHOLDFAST_[A-Z_]+\b", page.read_text())}
+    unknown = {name for name in others if name.removeprefix("HOLDFAST_").lower() not in fields}
+    assert unknown <= {
+        "HOLDFAST_FAILPOINTS", "HOLDFAST_FAULTS", "HOLDFAST_TEST_REQUIRE_REDIS",
+        "HOLDFAST_TEST_REQUIRE_PROMTOOL", "HOLDFAST_",
+    }  # fmt: skip
+    serve = re.compile(r"`(--[a-z-]+)[ `]")
+    known = flags | set(re.findall(r"--[a-z-]+", all_help()))
+    for page in PAGES:
+        if page.parent.name == "docs" or page.name in ("README.md", "SECURITY.md"):
+            for flag in serve.findall(page.read_text()):
+                assert flag in known, f"{page.name}: {flag}"
+
+
+def all_help():
+    commands = (["verify"], ["bench"], ["demo"], ["token"], ["store-acl"], ["session", "release"])
+    return "".join(help_of(command) for command in commands)
+
+
+def test_examples_of_files_can_be_read():
+    for block in blocks("toml"):
+        tomllib.loads(block.text)
+    for block in blocks("yaml"):
+        list(yaml.safe_load_all(block.text))
+    for block in blocks("json"):
+        json.loads(block.text)
+
+
+def test_commands_of_grpcurl_do_what_the_page_says(server):
+    said = [
+        grpcurl([word.replace("localhost:50051", server.address) for word in words])
+        for page, words in command_lines()
+        if words[0] == "grpcurl"
+    ]
+    assert len(said) == 9
+    listed, described, models, step, session, streamed, closed, health, service = said
+    assert "holdfast.v1.StreamingInferenceService" in listed
+    assert "session_id" in described
+    assert {"python-source"} <= {model["name"] for model in models[0]["models"]}
+    assert (step[0]["result"]["position"], len(step[0]["result"]["outputs"]["topIds"])) == ("10", 30)
+    assert session[0]["session"]["position"] == "10"
+    assert [reply["result"]["position"] for reply in streamed] == ["11", "12"]
+    assert closed[0]["position"] == "12"
+    assert health[0] == service[0] == {"status": "SERVING"}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with ServerProcess(tmp_path_factory.mktemp("docs") / "data") as server:
+        yield server
