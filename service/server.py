@@ -20,11 +20,12 @@ from service.engine.sessions import Sessions
 from service.errors import ServiceError, StartError
 from service.metrics import STALLED_AFTER_S, Metrics
 from service.model.files import ModelFileError
+from service.model.reloading import ModelReloading, Unobserved
 from service.model.repository import ModelRepository
 from service.redaction import mask_url
 from service.rpc.access import Access
 from service.rpc.codec import encode_outputs
-from service.rpc.connections import connection_options
+from service.rpc.connections import connection_options, request_bound
 from service.rpc.credentials import CredentialsError
 from service.rpc.gate import Gate, Rpc
 from service.rpc.open_calls import OpenCalls
@@ -87,7 +88,10 @@ class Server:
         failpoints.arm(os.environ, is_allowed=settings.allow_failpoints)
         try:
             self._models = ModelRepository(
-                settings.models, max_bytes=settings.max_model_bytes, checked=checked
+                settings.models,
+                max_bytes=settings.max_model_bytes,
+                checked=checked,
+                skips_refused=shares_port,  # it may take the place of a worker that served
             )
             self._tls, self._access = self._open_edge()
         except (ModelFileError, TlsFilesError, CredentialsError) as error:
@@ -124,12 +128,19 @@ class Server:
             max_stall_s=settings.max_stall_s,
             max_age_s=settings.max_connection_age_s,
         )
+        self._reloading = self._open_reloading()
         await self._listen()
         self._metrics.beat()
         self._metrics.workers.set(1)
         self._hearts = [
             asyncio.create_task(work())
-            for work in (self._beat, self._listen_to_store, self._watch_store_settings, self._refresh)
+            for work in (
+                self._beat,
+                self._listen_to_store,
+                self._watch_store_settings,
+                self._refresh,
+                self._reloading.watch,
+            )
         ]
         await self._update_health()
         relieve_collector()
@@ -223,6 +234,18 @@ class Server:
         self._metrics.store_safe.set(1)
         return store
 
+    def _open_reloading(self) -> ModelReloading:
+        settings = self._settings
+        return ModelReloading(
+            settings.models,
+            self._models,
+            max_bytes=settings.max_model_bytes,
+            why_not=request_bound(settings, [model.contract for model in self._models]),
+            observer=Unobserved(),
+            refresh_s=settings.model_refresh_s,
+            is_alone=not self._shares_port,
+        )
+
     async def _listen(self) -> None:
         settings = self._settings
         options = [
@@ -243,6 +266,7 @@ class Server:
             self._models,
             self._access,
             self._calls,
+            self._reloading,
             max_chunk_tokens=settings.max_chunk_tokens,
             max_rows=settings.max_rows,
         )

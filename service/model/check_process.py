@@ -6,6 +6,7 @@ any more, nothing written but the verdict, and CPU time and memory are bounded.
 
 import os
 import resource
+import signal
 import sys
 from pathlib import Path
 
@@ -27,6 +28,7 @@ class TrialFailed(Exception):
 
 def main() -> None:
     """Reads, checks, says one line and ends."""
+    signal.alarm(int(sys.argv[3]))
     give_up(cpu_s=int(sys.argv[1]), memory_bytes=int(sys.argv[2]))
     os.write(1, _verdict()[:MAX_VERDICT_BYTES])
     os._exit(0)  # without tearing down what may be damaged
