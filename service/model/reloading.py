@@ -115,7 +115,7 @@ class ModelReloading:
             await self._look()
 
     async def reload(self) -> list[ModelFileError]:
-        """Looks twice, and tries again what was refused. It goes on when the caller leaves.
+        """Looks twice, and tries again what was refused; a look goes on when the caller leaves.
 
         In a server of one process what is loaded is the newest at once.
 
