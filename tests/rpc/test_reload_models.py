@@ -10,7 +10,9 @@ import pytest
 import holdfast
 from holdfast.errors import ModelMismatch, ModelNotFound, PermissionDenied
 from service.demo.processes import ServerProcess
+from tests.hostile_models import endless
 from tests.models import put_shipped
+from tests.nemesis.processes import children_of, state_of
 from tests.oracle import run
 from tests.rpc.conftest import MODEL
 from tests.tokens import TokensFile
@@ -181,6 +183,16 @@ def test_a_replica_without_the_version_says_so_and_goes_on_when_it_has_it(serve,
         assert (session.model_version, session.position) == (2, HALF)
         log_probs.extend(step(session, TEXT[HALF:]))
     assert_equal(log_probs, SECOND, TEXT)
+
+
+def test_a_drain_does_not_wait_for_a_check_that_hangs(serve, models):
+    server = serve(*LOOKS_OFTEN)
+    hanging = models / MODEL / "2" / "model.onnx"
+    hanging.parent.mkdir()
+    hanging.write_bytes(endless().SerializeToString())
+    [check] = wait_for(lambda: children_of(server.pid, b"service.model.check_process"))
+    assert server.stop() == 0  # within 30 s; the check may use 60 s of CPU time
+    wait_for(lambda: state_of(check) == "Z")
 
 
 def models_command(*arguments):

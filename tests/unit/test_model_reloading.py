@@ -15,6 +15,7 @@ from service.model.repository import ModelRepository
 from service.model.step_graph import StepGraph
 from tests.hostile_models import external_tensor, step_graph
 from tests.models import CONTRACT, write_features_model
+from tests.waiting import wait_for
 
 BROKEN = step_graph(initializers=[external_tensor("w.bin")]).SerializeToString()
 
@@ -165,9 +166,7 @@ async def test_a_reload_goes_on_when_its_caller_leaves(scene, monkeypatch):
     caller.cancel()
     await asyncio.gather(caller, return_exceptions=True)
     may_end.set()
-    async with asyncio.timeout(20):
-        while scene.versions != [("sum", 1), ("sum", 2)]:
-            await asyncio.sleep(0.01)
+    await asyncio.to_thread(wait_for, lambda: scene.versions == [("sum", 1), ("sum", 2)])
 
 
 # -- refusals --------------------------------------------------------------------------------------
