@@ -1,5 +1,6 @@
 """New versions are loaded while a server serves: real files, real checks, a real socket."""
 
+import resource
 import subprocess
 import sys
 import threading
@@ -191,6 +192,7 @@ def test_a_drain_does_not_wait_for_a_check_that_hangs(serve, models):
     hanging.parent.mkdir()
     hanging.write_bytes(endless().SerializeToString())
     [check] = wait_for(lambda: children_of(server.pid, b"service.model.check_process"))
+    wait_for(lambda: resource.prlimit(check, resource.RLIMIT_NOFILE) == (0, 0))  # it is at the file
     assert server.stop() == 0  # within 30 s; the check may use 60 s of CPU time
     wait_for(lambda: state_of(check) == "Z")
 
