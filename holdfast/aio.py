@@ -236,6 +236,18 @@ class AsyncClient:
         found: pb.Model = (await self.call("GetModel", request)).model
         return found
 
+    async def reload_models(self) -> pb.ReloadModelsResponse:
+        """Has a server look for new model files now; for administrators.
+
+        Returns:
+            What is served now, and which files are refused and why; of the process that was reached.
+
+        Raises:
+            PermissionDenied, HoldfastError: As named.
+        """
+        reloaded: pb.ReloadModelsResponse = await self.call("ReloadModels", pb.ReloadModelsRequest())
+        return reloaded
+
     # -- for sessions ---------------------------------------------------------------------------
 
     def next_stub(self) -> Any:

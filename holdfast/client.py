@@ -121,6 +121,10 @@ class Client:
         """Returns one model; see `AsyncClient.model`."""
         return self._thread.run(self._client.model(name, version))
 
+    def reload_models(self) -> pb.ReloadModelsResponse:
+        """Has a server look for new model files now; see `AsyncClient.reload_models`."""
+        return self._thread.run(self._client.reload_models())
+
 
 async def _create(address: str | Sequence[str], options: dict[str, Any]) -> AsyncClient:
     return AsyncClient(address, **options)

@@ -12,6 +12,7 @@ demo      streams text through a server that is killed half-way, and judges the 
 bench     loads a running server and prints what its clients see
 verify    proves from what clients recorded that nothing was lost and nothing applied twice
 session   shows a session, or releases one that is held
+models    shows what a server serves, and has it look for new model files
 token     makes a token for a client, and the entry of it for the server's tokens file
 store-acl prints the ACL rule of the store's user"""
 
@@ -23,7 +24,7 @@ SERVER_SIDE = {
     "token": "service.new_token",
     "store-acl": "service.store_acl",
 }
-CLIENT_SIDE = {"session": "holdfast.session_command"}
+CLIENT_SIDE = {"session": "holdfast.session_command", "models": "holdfast.models_command"}
 
 
 def main() -> None:

@@ -35,6 +35,9 @@ class Settings(BaseSettings):
         default_factory=_shipped_models
     )
     max_model_bytes: Annotated[int, Field(ge=1024, description="largest model file, bytes")] = 512 << 20
+    model_refresh_s: Annotated[
+        float, Field(ge=0, description="seconds between looks at the folder of models; 0 is never")
+    ] = 5.0
     store: Annotated[
         str,
         Field(

@@ -44,6 +44,7 @@ STALLED_AFTER_S = 10.0
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _REASONS = sorted(kind.reason for kind in ServiceError.__subclasses__())
 _REASON_INDEX = {reason: index for index, reason in enumerate(_REASONS)}
+_LOADED, _REFUSED = range(2)
 _EVENT_OF_REASON = {
     "SESSION_EXPIRED": SessionEvent.EXPIRED,
     "SESSION_LOST": SessionEvent.LOST,
@@ -59,6 +60,26 @@ class ServedModel(NamedTuple):
     fingerprint: str
 
 
+class ModelLoads:
+    """Implements `ModelObserver`."""
+
+    def __init__(self, loads: LabelledFamily, refused: GaugeFamily) -> None:
+        self._loads = loads
+        self._refused = refused
+
+    def loaded(self) -> None:
+        """See `ModelObserver`."""
+        self._loads.inc(_LOADED)
+
+    def refused(self) -> None:
+        """See `ModelObserver`."""
+        self._loads.inc(_REFUSED)
+
+    def stand_refused(self, count: int) -> None:
+        """See `ModelObserver`."""
+        self._refused.set(count)
+
+
 class Metrics:
     """Implements the engine's `Observer`; `scrape` gives the text.
 
@@ -68,6 +89,7 @@ class Metrics:
     Attributes:
         registry: Of prometheus_client; collects from the numbers.
         restarts: Counter of workers started again.
+        model_loads: What becomes of model files.
         loop_lag_s: Histogram of how late the event loop is.
         tasks: Gauge of the tasks of the event loop.
         store_up: Gauge, 1 while the store answers.
@@ -115,9 +137,8 @@ class Metrics:
         self._committed_bytes = self._counter("committed_bytes", "Bytes of records offered to the store.")
         self._reruns = self._counter("reruns", "Parts of a batch that failed, run again.")
         self._halts = self._counter("halted_runs", "Runs of a model ended because they took too long.")
-        self._model_loads = self._labelled(
-            "model_loads", "Model files read while serving or at start.", "outcome", ("loaded", "refused")
-        )
+        text = "Model files that came while serving; one that is refused counts anew when it changes."
+        loads = self._labelled("model_loads", text, "outcome", ("loaded", "refused"))
         self.restarts = self._counter("worker_restarts", "Workers started again after one ended.")
         self._store_reconnects = self._counter(
             "store_reconnects", "Times that the store was reached again after it was not."
@@ -154,9 +175,8 @@ class Metrics:
         self._hot_sessions = self._gauge("hot_sessions", "Sessions whose state is in memory.")
         self._hot_bytes = self._gauge("hot_state_bytes", "Bytes of their states and kept replies.")
         self.hot_limit_bytes = self._gauge("hot_state_limit_bytes", "The bound on that.")
-        self._models_refused = self._gauge(
-            "models_refused", "Model files in the folder that cannot be served as they are.", _most
-        )
+        text = "Model files in the folder that cannot be served as they are."
+        self.model_loads = ModelLoads(loads, self._gauge("models_refused", text, _most))
         self.tasks = self._gauge("tasks", "Tasks of the event loop, looked at every few seconds.")
         self._resident_bytes = self._gauge(
             "process_resident_memory_bytes", "Resident memory of all processes.", prefix=""
@@ -274,20 +294,6 @@ class Metrics:
             return [ServedModel(*row) for row in json.loads(data)]
         except ValueError:  # it was written meanwhile
             return []
-
-    def loaded_models(self, count: int) -> None:
-        """Model files were loaded."""
-        self._model_loads.inc(0, count)
-
-    def refused_models(self, count: int, refused_now: int) -> None:
-        """Model files were refused.
-
-        Args:
-            count: That were not refused before as they are.
-            refused_now: All that cannot be served now.
-        """
-        self._model_loads.inc(1, count)
-        self._models_refused.set(refused_now)
 
     # -- Observer -----------------------------------------------------------------------------
 

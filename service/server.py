@@ -20,11 +20,12 @@ from service.engine.sessions import Sessions
 from service.errors import ServiceError, StartError
 from service.metrics import STALLED_AFTER_S, Metrics, ServedModel
 from service.model.files import ModelFileError
+from service.model.reloading import ModelReloading
 from service.model.repository import ModelRepository
 from service.redaction import mask_url
 from service.rpc.access import Access
 from service.rpc.codec import encode_outputs
-from service.rpc.connections import connection_options
+from service.rpc.connections import connection_options, request_bound
 from service.rpc.credentials import CredentialsError
 from service.rpc.gate import Gate, Rpc
 from service.rpc.open_calls import OpenCalls
@@ -87,7 +88,10 @@ class Server:
         failpoints.arm(os.environ, is_allowed=settings.allow_failpoints)
         try:
             self._models = ModelRepository(
-                settings.models, max_bytes=settings.max_model_bytes, checked=checked
+                settings.models,
+                max_bytes=settings.max_model_bytes,
+                checked=checked,
+                skips_refused=shares_port,  # it may take the place of a worker that served
             )
             self._tls, self._access = self._open_edge()
         except (ModelFileError, TlsFilesError, CredentialsError) as error:
@@ -124,13 +128,21 @@ class Server:
             max_stall_s=settings.max_stall_s,
             max_age_s=settings.max_connection_age_s,
         )
+        self._reloading = self._open_reloading()
         await self._listen()
-        self._show()
+        self._metrics.waiting_limit.set(settings.max_waiting)
+        self._metrics.hot_limit_bytes.set(settings.hot_state_bytes)
         self._metrics.beat()
         self._metrics.workers.set(1)
         self._hearts = [
             asyncio.create_task(work())
-            for work in (self._beat, self._listen_to_store, self._watch_store_settings, self._refresh)
+            for work in (
+                self._beat,
+                self._listen_to_store,
+                self._watch_store_settings,
+                self._refresh,
+                self._reloading.watch,
+            )
         ]
         await self._update_health()
         relieve_collector()
@@ -224,6 +236,18 @@ class Server:
         self._metrics.store_safe.set(1)
         return store
 
+    def _open_reloading(self) -> ModelReloading:
+        settings = self._settings
+        return ModelReloading(
+            settings.models,
+            self._models,
+            max_bytes=settings.max_model_bytes,
+            why_not=request_bound(settings, [model.contract for model in self._models]),
+            observer=self._metrics.model_loads,
+            refresh_s=settings.model_refresh_s,
+            is_alone=not self._shares_port,
+        )
+
     async def _listen(self) -> None:
         settings = self._settings
         options = [
@@ -245,6 +269,7 @@ class Server:
             self._models,
             self._access,
             self._calls,
+            self._reloading,
             self._metrics.rpc,
             max_chunk_tokens=settings.max_chunk_tokens,
             max_rows=settings.max_rows,
@@ -264,13 +289,10 @@ class Server:
             raise StartError(f"--grpc-address {settings.grpc_address}: {error}") from None
         await self._grpc.start()
 
-    def _show(self) -> None:
-        """Shows what is so from the start."""
-        self._metrics.waiting_limit.set(self._settings.max_waiting)
-        self._metrics.hot_limit_bytes.set(self._settings.hot_state_bytes)
-        self._metrics.serves(
-            {ServedModel(model.name, str(model.version), model.fingerprint.hex()) for model in self._models}
-        )
+    def _show_models(self) -> None:
+        served = {ServedModel(one.name, str(one.version), one.fingerprint.hex()) for one in self._models}
+        if served != set(self._metrics.models()):
+            self._metrics.serves(served)
 
     async def _beat(self) -> None:
         """Shows that the loop turns, whatever the store does, and what the process holds."""
@@ -280,6 +302,7 @@ class Server:
             if number % LOOKS_EVERY == 0:
                 metrics.tasks.set(len(asyncio.all_tasks()))
                 metrics.look_at_process()
+                self._show_models()
             self._calls.sweep(time.monotonic())
             metrics.holds(self._calls.admission.held)
             metrics.keeps_hot(*self._engine.hot_usage())

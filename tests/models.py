@@ -1,9 +1,12 @@
-"""Small step graphs for tests, built node by node."""
+"""Models for tests: small step graphs, built node by node, and shipped ones under other names."""
 
 import json
+import shutil
 
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
+
+from tests.oracle import MODELS
 
 STATE = {
     "name": "h", "input": "h", "output": "h_next", "dtype": "float32", "shape": [2],
@@ -15,6 +18,15 @@ CONTRACT = {
     "holdfast.states": json.dumps([STATE]),
     "holdfast.outputs": json.dumps([{"name": "y", "dtype": "float32", "shape": [2], "role": "raw"}]),
 }
+
+
+def put_shipped(folder, shipped, name, version=1):
+    """Puts the file of a shipped model where one is served, by a rename, as a deployment tool would."""
+    path = folder / name / str(version) / "model.onnx"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(".new")
+    shutil.copyfile(MODELS / shipped / "1" / "model.onnx", fresh)
+    fresh.replace(path)
 
 
 def write_features_model(path, *, batch="batch", metadata=None):

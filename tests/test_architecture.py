@@ -48,6 +48,7 @@ PURE = {
     "service.redaction",
     "service.rpc.credentials",
     "service.model.contract",
+    "service.model.looks",
     "service.model.onnx_wire",
     "service.verify.chain",
     "holdfast.tokens",

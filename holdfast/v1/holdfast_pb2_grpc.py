@@ -272,7 +272,11 @@ class StreamingInferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ReloadModels(self, request, context):
-        """Looks for new and removed models in the repository now. Needs the admin scope. Safe to retry.
+        """Looks for new model files now, loads them, and tries again those that were refused. What is served stays
+        as it is: a version is never exchanged, and one whose file is gone is served until the server restarts.
+        It reaches one process: other workers and replicas find the files by themselves, at the latest after
+        twice `model_refresh_s`, and sessions that name no version take the new one when they have had the time,
+        after three times that; at once where the server has one worker. Needs the admin scope. Safe to retry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

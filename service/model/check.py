@@ -60,7 +60,8 @@ def check_model(path: Path, data: bytes, limits: CheckLimits = LIMITS) -> None:
         ModelFileError: It is refused, or the process did not get through it.
     """
     memory_bytes = limits.memory_bytes + limits.memory_per_byte * len(data)
-    command = [sys.executable, "-P", "-m", PROCESS, str(limits.cpu_s), str(memory_bytes)]
+    numbers = (str(limits.cpu_s), str(memory_bytes), str(os.getpid()))
+    command = [sys.executable, "-P", "-m", PROCESS, *numbers]
     kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
     memory = os.memfd_create("holdfast-model")
     try:

@@ -4,8 +4,10 @@ It gives up what it may do before it looks at the first byte of the file: no fil
 any more, nothing written but the verdict, and CPU time and memory are bounded.
 """
 
+import ctypes
 import os
 import resource
+import signal
 import sys
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from service.model.files import ModelFileError
 from service.model.onnx_wire import UnsafeGraph, check_file
 from service.model.step_graph import StepGraph
 
+_PR_SET_PDEATHSIG = 1
+
 TRIALS = ((1, 1), (2, 3))
 """Tokens and sessions of the steps that are tried."""
 
@@ -27,9 +31,17 @@ class TrialFailed(Exception):
 
 def main() -> None:
     """Reads, checks, says one line and ends."""
+    leave_with(int(sys.argv[3]))
     give_up(cpu_s=int(sys.argv[1]), memory_bytes=int(sys.argv[2]))
     os.write(1, _verdict()[:MAX_VERDICT_BYTES])
     os._exit(0)  # without tearing down what may be damaged
+
+
+def leave_with(parent: int) -> None:
+    """Has this process killed when the one that wants to know has ended, in the middle of anything."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    if os.getppid() != parent:  # it has ended already
+        os._exit(1)
 
 
 def give_up(cpu_s: int, memory_bytes: int) -> None:

@@ -9,7 +9,6 @@ hashed, wherever it lay.
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,11 +22,13 @@ class ModelFileError(Exception):
     """A model file cannot be served.
 
     Attributes:
+        path: The file.
         reason: What is wrong with it and what would be right; the message has the file before it.
     """
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
+        self.path = path
         self.reason = reason
 
 
@@ -45,26 +46,61 @@ class ModelFile(NamedTuple):
     path: Path
 
 
+class Stamp(NamedTuple):
+    """What tells, without reading it, that a file may hold something else than before.
+
+    Two networks of one shape are equally long, and tools that copy set times as they like; so the time of
+    the last change of any kind and the number of the file are looked at as well. A stamp that is new
+    without need costs a reading, a change that is not seen a version.
+
+    Attributes:
+        size_bytes: Length.
+        mtime_ns: When it was written, as it says.
+        ctime_ns: When anything of it was changed, its permissions included.
+        inode: Its number in the file system.
+    """
+
+    size_bytes: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+
+
 def find_files(folder: Path) -> list[ModelFile]:
     """Returns the files `<name>/<version>/model.onnx` of a folder, sorted by path.
 
     Raises:
         ModelFileError: The folder is missing or has no model, or a version is not a number >= 1.
     """
-    if not folder.is_dir():
-        raise ModelFileError(folder, "not a folder")
-    files = list(_find(folder))
+    files, refused = list_files(folder)
+    if refused:
+        raise refused[0]
     if not files:
         raise ModelFileError(folder, f"no <name>/<version>/{MODEL_FILE} in this folder")
     return files
 
 
-def _find(folder: Path) -> Iterator[ModelFile]:
+def list_files(folder: Path) -> tuple[list[ModelFile], list[ModelFileError]]:
+    """Returns the files of a folder, sorted by path, and what is wrong with the names of others."""
+    if not folder.is_dir():
+        return [], [ModelFileError(folder, "not a folder")]
+    files, refused = [], []
     for path in sorted(folder.glob(f"*/*/{MODEL_FILE}")):
         version_text = path.parent.name
-        if not (version_text.isascii() and version_text.isdecimal() and 0 < int(version_text) < 1 << 31):
-            raise ModelFileError(path, f"version {version_text!r} is not a number >= 1")
-        yield ModelFile(path.parent.parent.name, int(version_text), path)
+        if version_text.isascii() and version_text.isdecimal() and 0 < int(version_text) < 1 << 31:
+            files.append(ModelFile(path.parent.parent.name, int(version_text), path))
+        else:
+            refused.append(ModelFileError(path, f"version {version_text!r} is not a number >= 1"))
+    return files, refused
+
+
+def stamp_of(path: Path) -> Stamp | None:
+    """Returns the stamp of a file, of what a link leads to; None if it cannot be looked at."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return Stamp(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
 
 
 def read_file(path: Path, max_bytes: int = MAX_MODEL_BYTES) -> bytes:

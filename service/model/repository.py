@@ -1,55 +1,133 @@
-"""The models on disk: `<folder>/<name>/<version>/model.onnx`."""
+"""The models served: those on disk at start, `<folder>/<name>/<version>/model.onnx`, and later ones."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from service.errors import ModelNotFound
 from service.model.check import check_model, each_file
-from service.model.files import MAX_MODEL_BYTES, ModelFile, find_files, fingerprint_of, read_file
+from service.model.files import (
+    MAX_MODEL_BYTES,
+    ModelFile,
+    ModelFileError,
+    find_files,
+    fingerprint_of,
+    list_files,
+    read_file,
+)
 from service.model.step_graph import StepGraph
+
+_log = logging.getLogger(__name__)
+
+
+class _Served(NamedTuple):
+    """What is served at one moment; never changed, but replaced as a whole."""
+
+    versions: dict[str, dict[int, StepGraph]]
+    by_fingerprint: dict[bytes, StepGraph]
+    newest: dict[str, int]
 
 
 class ModelRepository:
     """Implements `Models` on a folder, read once. Files are checked in processes of their own first.
 
+    What is served is never exchanged and never taken away: sessions run on it. `add` is all that happens.
+
     Args:
         folder: Where the models lie.
         max_bytes: Largest file.
         checked: Fingerprints of files that have passed the check already.
+        skips_refused: Serve the other files if some are refused: for a process that takes the place of one
+            that served, which a bad file must not keep from doing so.
 
     Raises:
         ModelFileError: The folder is missing or has no model, a version is not a number >= 1, or a
-            file is refused.
+            file is refused; with `skips_refused`, every file is.
     """
 
     def __init__(
-        self, folder: Path, *, max_bytes: int = MAX_MODEL_BYTES, checked: frozenset[bytes] = frozenset()
+        self,
+        folder: Path,
+        *,
+        max_bytes: int = MAX_MODEL_BYTES,
+        checked: frozenset[bytes] = frozenset(),
+        skips_refused: bool = False,
     ) -> None:
-        self._models: dict[str, dict[int, StepGraph]] = {}
-        self._by_fingerprint: dict[bytes, StepGraph] = {}
+        self._served = _Served({}, {}, {})
+        files = (list_files(folder)[0] if skips_refused else []) or find_files(folder)
+        refused = []
 
-        def load(file: ModelFile) -> StepGraph:
-            data = read_file(file.path, max_bytes)
-            if fingerprint_of(data) not in checked:
-                check_model(file.path, data)
-            return StepGraph(file.path, name=file.name, version=file.version, data=data)
+        def load(file: ModelFile) -> StepGraph | ModelFileError:
+            try:
+                return _load(file, max_bytes, checked)
+            except ModelFileError as error:
+                return error
 
-        for model in each_file(load, find_files(folder)):
-            self._models.setdefault(model.name, {})[model.version] = model
-            self._by_fingerprint[model.fingerprint] = model
+        for file, loaded in zip(files, each_file(load, files), strict=True):
+            try:
+                if isinstance(loaded, ModelFileError):
+                    raise loaded
+                self.add(loaded, file.path)
+            except ModelFileError as error:
+                if not skips_refused:
+                    raise
+                _log.error("%s", error)
+                refused.append(error)
+        if len(refused) == len(files):
+            raise refused[0]
+        self.make_all_newest()
 
     def __iter__(self) -> Iterator[StepGraph]:
         """Yields every model, by name and version."""
-        for name in sorted(self._models):
-            yield from (self._models[name][version] for version in sorted(self._models[name]))
+        versions = self._served.versions
+        for name in sorted(versions):
+            yield from (versions[name][version] for version in sorted(versions[name]))
+
+    def add(self, model: StepGraph, path: Path) -> None:
+        """Serves one more model to those who name its version, or to all if nothing else has its name.
+
+        Args:
+            model: Loaded and checked.
+            path: Where it comes from, for messages.
+
+        Raises:
+            ModelFileError: Name and version, or the very file, are served already. Sessions are kept by
+                fingerprint, so a copy under another version could not be told from what it is a copy of.
+        """
+        versions, by_fingerprint, newest = self._served
+        if model.version in versions.get(model.name, ()):
+            raise ModelFileError(path, f"version {model.version} of {model.name} comes from another file")
+        same = by_fingerprint.get(model.fingerprint)
+        if same is not None:
+            raise ModelFileError(
+                path,
+                f"it is a copy of version {same.version} of {same.name}, which is served; change a fact in "
+                "its metadata to make it another model",
+            )
+        self._served = _Served(
+            {**versions, model.name: {**versions.get(model.name, {}), model.version: model}},
+            {**by_fingerprint, model.fingerprint: model},
+            {model.name: model.version, **newest},
+        )
+
+    def make_all_newest(self) -> None:
+        """Has version 0 of every name stand for its highest version."""
+        newest = {name: max(versions) for name, versions in self._served.versions.items()}
+        self._served = self._served._replace(newest=newest)
+
+    def make_newest(self, name: str, version: int) -> None:
+        """Has version 0 of a name stand for a version that is served, unless it does for a higher one."""
+        newest = self._served.newest
+        self._served = self._served._replace(newest={**newest, name: max(version, newest[name])})
 
     def find(self, name: str, version: int = 0) -> StepGraph:
         """Returns a model; see `Models.find`."""
-        versions = self._models.get(name)
+        versions = self._served.versions.get(name)
         if versions is None:
-            known = ", ".join(sorted(self._models))
+            known = ", ".join(sorted(self._served.versions))
             raise ModelNotFound(f"no model is named {name!r}; served are {known}", field="model.name")
-        model = versions.get(version or max(versions))
+        model = versions.get(version or self._served.newest[name])
         if model is None:
             known = ", ".join(str(number) for number in sorted(versions))
             raise ModelNotFound(
@@ -60,8 +138,20 @@ class ModelRepository:
 
     def find_fingerprint(self, fingerprint: bytes) -> StepGraph | None:
         """Returns the model with this fingerprint, if it is served."""
-        return self._by_fingerprint.get(fingerprint)
+        return self._served.by_fingerprint.get(fingerprint)
+
+    def fingerprint_at(self, name: str, version: int) -> bytes | None:
+        """Returns the fingerprint that is served under a name and version, if one is."""
+        model = self._served.versions.get(name, {}).get(version)
+        return None if model is None else model.fingerprint
 
     def newest_version(self, name: str) -> int:
         """Returns the version that 0 stands for."""
-        return max(self._models[name])
+        return self._served.newest[name]
+
+
+def _load(file: ModelFile, max_bytes: int, checked: frozenset[bytes]) -> StepGraph:
+    data = read_file(file.path, max_bytes)
+    if fingerprint_of(data) not in checked:
+        check_model(file.path, data)
+    return StepGraph(file.path, name=file.name, version=file.version, data=data)

@@ -3,7 +3,7 @@
 The figures that are no settings say here why they are what they are.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from service.config import Settings
 from service.model.contract import Contract
@@ -50,6 +50,27 @@ def receive_limit_bytes(settings: Settings, contracts: Iterable[Contract]) -> in
     return largest_request_bytes(
         contracts, max_chunk_tokens=settings.max_chunk_tokens, max_rows=settings.max_rows
     )
+
+
+def request_bound(settings: Settings, contracts: Iterable[Contract]) -> Callable[[Contract], str | None]:
+    """Returns what says why a model that comes later cannot be served: its requests would not be received.
+
+    Args:
+        settings: Of the server.
+        contracts: Of the models from which the bound was derived, at start.
+    """
+    limit_bytes = receive_limit_bytes(settings, contracts)
+
+    def why_not(contract: Contract) -> str | None:
+        needed_bytes = receive_limit_bytes(settings, [contract])
+        if needed_bytes <= limit_bytes:
+            return None
+        return (
+            f"its requests may have {needed_bytes} bytes, and this server receives {limit_bytes}, by what "
+            "it served at its start; restart it"
+        )
+
+    return why_not
 
 
 def _age_options(settings: Settings, age_s: float) -> tuple[tuple[str, int], ...]:

@@ -18,6 +18,7 @@ from service.engine.work import Answer, Work
 from service.errors import DeadlinePassed, InternalFailure, InvalidRequest, NotImplementedYet, ServiceError
 from service.model.contract import Contract
 from service.model.protocol import Model
+from service.model.reloading import ModelReloading
 from service.model.repository import ModelRepository
 from service.rpc import codec
 from service.rpc.access import Access
@@ -72,6 +73,7 @@ class Servicer:
         models: The models served.
         access: Ends streams whose credential is revoked.
         calls: Knows the calls under way.
+        reloading: Loads models that have come since.
         metrics_of: Gives what counts an rpc.
         max_chunk_tokens: Most tokens of a chunk.
         max_rows: Most rows of a message in columns.
@@ -84,6 +86,7 @@ class Servicer:
         models: ModelRepository,
         access: Access,
         calls: OpenCalls,
+        reloading: ModelReloading,
         metrics_of: Callable[[str], RpcMetrics],
         *,
         max_chunk_tokens: int,
@@ -94,6 +97,7 @@ class Servicer:
         self._models = models
         self._access = access
         self._calls = calls
+        self._reloading = reloading
         self._metrics_of = metrics_of
         self._max_chunk_tokens = max_chunk_tokens
         self._columns_limits = ColumnsLimits(models, max_chunk_tokens, max_rows)
@@ -111,6 +115,7 @@ class Servicer:
             "StreamBatches": self.stream_batches,
             "ListModels": self.list_models,
             "GetModel": self.get_model,
+            "ReloadModels": self.reload_models,
         }
         service = pb.DESCRIPTOR.services_by_name["StreamingInferenceService"]
         rpcs = {}
@@ -255,6 +260,16 @@ class Servicer:
             raise InvalidRequest("model.name is empty", field="model.name")
         model = self._models.find(request.model.name, request.model.version)
         return pb.GetModelResponse(model=self._model_message(model))
+
+    async def reload_models(
+        self, _: pb.ReloadModelsRequest, __: Any, ___: Caller
+    ) -> pb.ReloadModelsResponse:
+        """Looks for new model files now."""
+        refused = await self._reloading.reload()
+        return pb.ReloadModelsResponse(
+            models=[pb.ModelRef(name=model.name, version=model.version) for model in self._models],
+            refused=[str(error) for error in refused],
+        )
 
     def _counted(self, function: Handler) -> Handler:
         """Counts a unary call while it lasts, and ends one whose caller sets no deadline."""

@@ -22,7 +22,7 @@ RUN = {
 """Pages whose example in Python is run, and what it prints; the others are only read as Python."""
 
 FOREIGN = {
-    "cd", "docker", "git", "helm", "kubectl", "openssl", "pip", "prometheus", "promtool", "redis-cli",
+    "cd", "cp", "docker", "git", "helm", "kubectl", "mv", "openssl", "pip", "prometheus", "promtool", "redis-cli",
     "redis-server", "sudo", "apt-get", "curl", "python3",
 }  # fmt: skip
 """Programs of others that the pages call."""

@@ -1,7 +1,9 @@
 """The file of a model is replaced while it is served."""
 
 import contextlib
+import os
 import shutil
+import signal
 import threading
 
 import pytest
@@ -9,21 +11,16 @@ import pytest
 import holdfast
 from holdfast.errors import ModelMismatch
 from service.demo.processes import ServerProcess
+from tests.faults.test_workers import workers_of
 from tests.faults.verdict import MODEL, assert_held
-from tests.oracle import MODELS
+from tests.models import put_shipped
+from tests.server import value
+from tests.waiting import wait_for
 
+OTHER = "python-source-elman"
 TEXT = b"for line in open(path):\n    print(line, end='')\n" * 4
 
 pytestmark = pytest.mark.faults
-
-
-def put(folder, model):
-    """Puts a shipped model's file where the served one lies, as a deployment tool would."""
-    path = folder / MODEL / "1" / "model.onnx"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".new")
-    shutil.copyfile(MODELS / model / "1" / "model.onnx", fresh)
-    fresh.replace(path)
 
 
 @contextlib.contextmanager
@@ -35,11 +32,11 @@ def served(data, flags, history):
 
 def test_a_model_file_replaced_under_load_is_not_mixed_with_what_runs(tmp_path):
     models, data = tmp_path / "models", tmp_path / "data"
-    put(models, MODEL)
+    put_shipped(models, MODEL, MODEL)
     shutil.copytree(models, tmp_path / "first")
     flags = ("--models", str(models))
     with served(data, flags, tmp_path / "before") as client:
-        swapping = threading.Timer(0.2, put, (models, "python-source-elman"))
+        swapping = threading.Timer(0.2, put_shipped, (models, OTHER, MODEL))
         swapping.start()
         old = client.session("old", model=MODEL)
         for start in range(0, len(TEXT), 2):
@@ -52,11 +49,28 @@ def test_a_model_file_replaced_under_load_is_not_mixed_with_what_runs(tmp_path):
             with pytest.raises(ModelMismatch):
                 client.session(name, model=MODEL)
         client.session("new", model=MODEL).step(TEXT, token_log_prob=True)
-    put(models, MODEL)  # rolled back
+    put_shipped(models, MODEL, MODEL)  # rolled back
     with served(data, flags, tmp_path / "before") as client:
         session = client.session("old")
         assert session.position == 2 * len(TEXT)
         session.step(b"and on", token_log_prob=True)
     assert_held(tmp_path / "before", models=tmp_path / "first")
-    put(models, "python-source-elman")
+    put_shipped(models, OTHER, MODEL)
     assert_held(tmp_path / "after", models=models)
+
+
+def test_a_bad_file_keeps_no_worker_from_taking_the_place_of_one_that_died(tmp_path):
+    models, data = tmp_path / "models", tmp_path / "data"
+    put_shipped(models, MODEL, MODEL)
+    with ServerProcess(data, "--models", str(models), "--workers", "2") as server:
+        bad = models / MODEL / "2" / "model.onnx"
+        bad.parent.mkdir()
+        bad.write_bytes(b"no model")
+        before = workers_of(server)
+        os.kill(before[0], signal.SIGKILL)
+        wait_for(lambda: value(server, "holdfast_worker_restarts_total") == 1)
+        wait_for(lambda: value(server, "holdfast_workers") == 2)
+        assert str(bad) in (data / "server.log").read_text()
+        for _ in range(16):  # both workers, but for once in 2 ** 15 runs
+            with holdfast.Client(server.address) as client:
+                assert client.session(model=MODEL).step("abc").model_version == 1

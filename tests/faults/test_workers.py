@@ -17,6 +17,7 @@ import holdfast
 from model_export.corpus import join, load_corpus
 from service.demo.processes import ServerProcess
 from tests.faults.test_store import health, store_of
+from tests.nemesis.processes import children_of
 from tests.oracle import run
 from tests.server import get
 from tests.waiting import wait_for
@@ -37,14 +38,8 @@ def server(tmp_path_factory):
 
 
 def workers_of(server):
-    """Returns the process ids of the workers: the children of the server that are workers."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == server.pid and b"service.worker" in (entry / "cmdline").read_bytes():
-                found.append(int(entry.name))
-    return sorted(found)
+    """Returns the process ids of the workers."""
+    return children_of(server.pid, b"service.worker")
 
 
 def connection_count(pid, server):

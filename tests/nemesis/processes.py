@@ -36,6 +36,17 @@ def paused(pid):
         resume(pid)
 
 
+def children_of(pid, word):
+    """Returns the ids of the processes that a process has started whose command line has a word, sorted."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == pid and word in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
+    return sorted(found)
+
+
 def state_of(pid):
     """Returns the letter of a process's state; Z as well if it is gone."""
     try:

@@ -57,7 +57,15 @@ class Server:
         handlers = grpc.method_handlers_generic_handler(SERVICE_NAME, {"StreamSteps": handler})
         access = Access(None, asks_certificates=False)
         servicer = Servicer(
-            self._engine, None, [], access, self._calls, Metrics().rpc, max_chunk_tokens=64, max_rows=8
+            self._engine,
+            None,
+            [],
+            access,
+            self._calls,
+            None,
+            Metrics().rpc,
+            max_chunk_tokens=64,
+            max_rows=8,
         )
         others = Gate(SERVICE_NAME, servicer.rpcs(), access, self.observer.refused)
         self._grpc.add_generic_rpc_handlers((handlers, others))  # the first that knows a call takes it

@@ -2,7 +2,7 @@
 
 from service.config import Settings
 from service.model.contract import Contract
-from service.rpc.connections import connection_options, receive_limit_bytes
+from service.rpc.connections import connection_options, receive_limit_bytes, request_bound
 from tests.fakes import SUM_CONTRACT, InputSpec, np
 
 
@@ -31,6 +31,16 @@ def test_the_limit_grows_with_what_a_chunk_and_a_message_may_hold():
 
 def test_a_limit_that_is_set_is_taken():
     assert options(max_message_bytes=4096)["grpc.max_receive_message_length"] == 4096
+
+
+def test_a_model_that_comes_later_is_held_to_the_limit_of_the_start():
+    why_not = request_bound(Settings(), [features(8)])
+    assert why_not(features(8)) is why_not(SUM_CONTRACT) is None
+    needed, limit = (receive_limit_bytes(Settings(), [features(width)]) for width in (9, 8))
+    assert why_not(features(9)).startswith(
+        f"its requests may have {needed} bytes, and this server receives {limit}"
+    )
+    assert request_bound(Settings(max_message_bytes=4096), [features(8)])(features(9)) is None
 
 
 def test_a_connection_outlives_every_stream_that_may_begin_on_it():

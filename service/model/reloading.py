@@ -1,0 +1,214 @@
+"""Loads the models that appear in the folder while it is served; what is served already stays as it is.
+
+A look lists the folder and tries what is new and has come to rest: it is read, checked in a process of its
+own, loaded, and added. All of that is done in threads; on the event loop it is one assignment. Nothing a
+file does reaches those who are served: it becomes a refusal, which goes when the file is mended or gone.
+
+Loaded is not newest yet. Other workers and replicas that look at the same folder may not have it, and would
+refuse a session that was opened here on it; so it is served at once to those who name it, and to those who
+name no version when the others have had the time.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from service.model.check import check_model
+from service.model.contract import Contract
+from service.model.files import (
+    ModelFile,
+    ModelFileError,
+    Stamp,
+    fingerprint_of,
+    list_files,
+    read_file,
+    stamp_of,
+)
+from service.model.looks import Looks
+from service.model.repository import ModelRepository
+from service.model.step_graph import StepGraph
+
+_log = logging.getLogger(__name__)
+
+RELOAD_PAUSE_S = 0.5
+"""Between the two looks of a reload that is asked for; above `looks.SETTLE_S`."""
+
+SPREAD_PERIODS = 3
+"""So many periods after it was loaded here, a file is served wherever somebody looks at the folder: one in
+which it is seen, one in which it rests, one for its check."""
+
+_Result = TypeVar("_Result")
+
+
+class ModelObserver(Protocol):
+    """Counts what becomes of files."""
+
+    def loaded(self) -> None:
+        """Counts a model that was loaded while serving."""
+
+    def refused(self) -> None:
+        """Counts a refusal of a file, once for each change of it."""
+
+    def stand_refused(self, count: int) -> None:
+        """Notes how many files of the folder cannot be served at present."""
+
+
+class ModelReloading:
+    """Looks at the folder, again and again or when asked.
+
+    Args:
+        folder: Where the models lie.
+        models: Gets what is loaded.
+        max_bytes: Largest file.
+        why_not: Says why a contract cannot be served by this process; None if it can.
+        observer: Counts.
+        refresh_s: Between two looks; 0 looks only when asked.
+        is_alone: No other process serves the same port.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        models: ModelRepository,
+        *,
+        max_bytes: int,
+        why_not: Callable[[Contract], str | None],
+        observer: ModelObserver,
+        refresh_s: float,
+        is_alone: bool,
+    ) -> None:
+        self._folder = folder
+        self._models = models
+        self._max_bytes = max_bytes
+        self._why_not = why_not
+        self._observer = observer
+        self._refresh_s = refresh_s
+        self._is_alone = is_alone
+        self._looks = Looks()
+        self._misnamed: dict[Path, ModelFileError] = {}
+        self._refused: dict[ModelFile, ModelFileError] = {}
+        self._turn = asyncio.Lock()
+        self._under_way: set[asyncio.Task[None]] = set()
+
+    async def watch(self) -> None:
+        """Looks once in a period, for ever; returns at once if there is none."""
+        while self._refresh_s:
+            await asyncio.sleep(self._refresh_s)
+            await self._look()
+
+    async def reload(self) -> list[ModelFileError]:
+        """Looks twice, and tries again what was refused; a look goes on when the caller leaves.
+
+        In a server of one process what is loaded is the newest at once.
+
+        Returns:
+            Files that are not served, with the reason, sorted by path.
+        """
+        self._looks.forget_tried(self._refused)
+        await self._look()
+        await asyncio.sleep(RELOAD_PAUSE_S)
+        await self._look()
+        if self._is_alone:
+            self._models.make_all_newest()
+        restless = [
+            ModelFileError(file.path, "it has just changed; it is tried when it has come to rest")
+            for file in self._looks.restless()
+        ]
+        refused = [*self._misnamed.values(), *self._refused.values(), *restless]
+        return sorted(refused, key=lambda error: error.path)
+
+    async def _look(self) -> None:
+        """Looks, one caller after the other."""
+        task = asyncio.create_task(self._look_in_turn())
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+        await asyncio.shield(task)
+
+    async def _look_in_turn(self) -> None:
+        async with self._turn:
+            try:
+                await self._look_alone()
+            except Exception:  # noqa: BLE001 -- logged, whatever it is
+                _log.exception("bug: the folder of models was not looked at")
+
+    async def _look_alone(self) -> None:
+        found, misnamed = await _in_thread(self._list)
+        self._note_misnamed(misnamed)
+        self._refused = {file: error for file, error in self._refused.items() if file in found}
+        for file in self._looks.rested(found, time.monotonic()):
+            await self._try(file)
+            self._looks.note_tried(file)
+        self._observer.stand_refused(len(self._refused) + len(self._misnamed))
+
+    def _list(self) -> tuple[dict[ModelFile, Stamp | None], list[ModelFileError]]:
+        files, misnamed = list_files(self._folder)
+        return {file: stamp_of(file.path) for file in files}, misnamed
+
+    async def _try(self, file: ModelFile) -> None:
+        self._refused.pop(file, None)
+        try:
+            await self._load(file)
+        except ModelFileError as error:
+            self._refused[file] = error
+        except Exception as error:  # noqa: BLE001 -- no memory, no thread: whatever it is, others are served
+            reason = f"it cannot be loaded now: {type(error).__name__}: {error}"
+            self._refused[file] = ModelFileError(file.path, reason)
+        if file in self._refused:
+            self._tell(self._refused[file])
+
+    async def _load(self, file: ModelFile) -> None:
+        """Reads, checks, loads and adds one file; one that is served already is only compared."""
+        data = await _in_thread(lambda: read_file(file.path, self._max_bytes))
+        served = self._models.fingerprint_at(file.name, file.version)
+        if served is not None:
+            if await _in_thread(lambda: fingerprint_of(data)) != served:
+                reason = (
+                    f"version {file.version} of {file.name} changed on disk; give it a new version number"
+                )
+                raise ModelFileError(file.path, reason)
+            return
+        await _in_thread(lambda: check_model(file.path, data))
+        model = await asyncio.to_thread(
+            StepGraph, file.path, name=file.name, version=file.version, data=data
+        )
+        if (why_not := self._why_not(model.contract)) is not None:
+            raise ModelFileError(file.path, why_not)
+        self._models.add(model, file.path)
+        spread_s = SPREAD_PERIODS * self._refresh_s
+        asyncio.get_running_loop().call_later(spread_s, self._models.make_newest, file.name, file.version)
+        self._observer.loaded()
+        _log.info("model %s version %d is served", file.name, file.version)
+
+    def _note_misnamed(self, misnamed: list[ModelFileError]) -> None:
+        before, self._misnamed = self._misnamed, {error.path: error for error in misnamed}
+        for error in misnamed:
+            if error.path not in before:
+                self._tell(error)
+
+    def _tell(self, error: ModelFileError) -> None:
+        _log.error("%s; what is served stays as it is", error)
+        self._observer.refused()
+
+
+async def _in_thread(function: Callable[[], _Result]) -> _Result:
+    """Calls a function in a thread that nobody waits for when the process ends, however long it takes.
+
+    Loading is not for such a thread: it runs code of onnxruntime, which must not be cut off by the end of
+    the interpreter, and after its check it takes no longer than that has.
+    """
+    outcome: Future[_Result] = Future()
+    outcome.set_running_or_notify_cancel()
+
+    def call() -> None:
+        try:
+            outcome.set_result(function())
+        except BaseException as error:  # noqa: BLE001 -- it is raised where it is waited for
+            outcome.set_exception(error)
+
+    threading.Thread(target=call, name="models", daemon=True).start()
+    return await asyncio.wrap_future(outcome)
