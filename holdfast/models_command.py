@@ -2,13 +2,10 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 from holdfast.client import Client
+from holdfast.command_line import EXIT_FAILURE, add_server_options, credentials, failed
 from holdfast.errors import HoldfastError
-from holdfast.tls import Tls
-
-EXIT_FAILURE = 1
 
 
 def main(arguments: list[str]) -> int:
@@ -19,16 +16,12 @@ def main(arguments: list[str]) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
-        token = options.token_file.read_text().strip() if options.token_file else None
-        tls = Tls(options.tls_ca) if options.tls_ca else False
-        with Client(options.target, token=token, tls=tls) as client:
+        with Client(options.target, **credentials(options)) as client:
             code: int = options.run(client)
-    except OSError as error:
-        print(f"holdfast models: {error}", file=sys.stderr)
-        return EXIT_FAILURE
+    except (OSError, ValueError) as error:
+        return failed("models", error)
     except HoldfastError as error:
-        print(f"holdfast models: {error.reason or error.code}: {error}", file=sys.stderr)
-        return EXIT_FAILURE
+        return failed("models", f"{error.reason or error.code}: {error}")
     return code
 
 
@@ -44,11 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     reload.set_defaults(run=_reload)
     for command in (shown, reload):
-        command.add_argument(
-            "--target", default="127.0.0.1:50051", help="HOST:PORT of gRPC (default: %(default)s)"
-        )
-        command.add_argument("--token-file", type=Path, help="has the token to send with every call")
-        command.add_argument("--tls-ca", type=Path, help="authorities, PEM: speak TLS and trust these")
+        add_server_options(command)
     return parser
 
 

@@ -1,12 +1,10 @@
 """`holdfast session`: shows a session, and releases one that is held."""
 
 import argparse
-import sys
 
 from holdfast.client import Client
+from holdfast.command_line import add_server_options, credentials, failed
 from holdfast.errors import HoldfastError
-
-EXIT_FAILURE = 1
 
 
 def main(arguments: list[str]) -> int:
@@ -17,11 +15,12 @@ def main(arguments: list[str]) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
-        with Client(options.target) as client:
+        with Client(options.target, **credentials(options)) as client:
             options.run(client, options)
+    except (OSError, ValueError) as error:
+        return failed("session", error)
     except HoldfastError as error:
-        print(f"holdfast session: {error.reason or error.code}: {error}", file=sys.stderr)
-        return EXIT_FAILURE
+        return failed("session", f"{error.reason or error.code}: {error}")
     return 0
 
 
@@ -41,9 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     for command in (show, release):
         command.add_argument("session_id", metavar="ID")
-        command.add_argument(
-            "--target", default="127.0.0.1:50051", help="HOST:PORT of gRPC (default: %(default)s)"
-        )
+        add_server_options(command)
     return parser
 
 

@@ -6,7 +6,6 @@ import contextlib
 import secrets
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import grpc
@@ -17,6 +16,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from holdfast import AsyncClient, Tls
+from holdfast.command_line import EXIT_CONFIGURATION, add_server_options, credentials, failed
 from holdfast.errors import HoldfastError, ModelNotFound, from_rpc
 from holdfast.tls import channel_credentials
 from holdfast.v1 import holdfast_pb2 as pb
@@ -24,9 +24,6 @@ from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.bench.loads import CHANNEL_OPTIONS, ClosedLoop, LoadFailed, Took, columns, streams, unary
 from service.bench.payload import Payload
 from service.bench.scrape import mean, scrape
-
-EXIT_CONFIGURATION = 2
-EXIT_FAILURE = 1
 
 TIMEOUT_S = 5.0
 ROWS = 64
@@ -66,21 +63,16 @@ def main(arguments: list[str]) -> int:
     try:
         title, rows = asyncio.run(_bench(options))
     except ModelNotFound as error:
-        return _failed(f"--model {options.model}: {error}", EXIT_CONFIGURATION)
+        return failed("bench", f"--model {options.model}: {error}", EXIT_CONFIGURATION)
     except grpc.RpcError as error:
-        return _failed(f"{options.target}: {from_rpc(error)}", EXIT_FAILURE)
+        return failed("bench", f"{options.target}: {from_rpc(error)}")
     except (HoldfastError, LoadFailed) as error:
-        return _failed(f"{options.target}: {error}", EXIT_FAILURE)
+        return failed("bench", f"{options.target}: {error}")
     except OSError as error:
-        return _failed(f"--http {options.http}: {error}", EXIT_FAILURE)
+        return failed("bench", f"--http {options.http}: {error}")
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     console.print(_table(title, rows))
     return 0
-
-
-def _failed(reason: str, code: int) -> int:
-    print(f"holdfast bench: {' '.join(reason.split())}", file=sys.stderr)
-    return code
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -89,13 +81,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         description="Loads a running server and prints what its clients see. Its sessions are its own, and "
         "are closed afterwards.",
     )
-    parser.add_argument(
-        "--target", default="localhost:50051", metavar="HOST:PORT", help="the server's gRPC"
-    )
-    parser.add_argument("--token-file", type=Path, help="has the token to send with every call")
-    parser.add_argument("--tls-ca", type=Path, help="authorities, PEM: speak TLS and trust these")
-    parser.add_argument("--tls-cert", type=Path, help="client certificate, PEM, for mutual TLS")
-    parser.add_argument("--tls-key", type=Path, help="its private key, PEM")
+    add_server_options(parser)
     parser.add_argument("--model", default="", help="name of the model (default: the first one listed)")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each load (default: 3)")
     parser.add_argument(
@@ -108,21 +94,17 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.seconds <= 0 or min(*options.streams, options.connections) < 1:
         parser.error("--seconds, --streams and --connections are above 0")
-    options.token = options.tls = None
     try:
-        if options.token_file:
-            options.token = options.token_file.read_text().strip()
-        if options.tls_ca or options.tls_cert or options.tls_key:
-            options.tls = Tls(options.tls_ca, options.tls_cert, options.tls_key)
-            channel_credentials(options.tls)
+        options.credentials = credentials(options)
     except (OSError, ValueError) as error:
         parser.error(str(error))
     return options
 
 
 async def _bench(options: argparse.Namespace) -> tuple[str, list[Row]]:
-    client = AsyncClient(options.target, token=options.token, tls=options.tls or False, timeout_s=TIMEOUT_S)
-    async with client, _connected(options.target, options.tls, options.connections) as stubs:
+    client = AsyncClient(options.target, **options.credentials, timeout_s=TIMEOUT_S)
+    tls = options.credentials["tls"]
+    async with client, _connected(options.target, tls, options.connections) as stubs:
         model = await _find_model(client, options.model)
         loads = _loads(model, client.metadata, options.streams)
         rows = []
@@ -135,14 +117,14 @@ async def _bench(options: argparse.Namespace) -> tuple[str, list[Row]]:
 
 
 @contextlib.asynccontextmanager
-async def _connected(target: str, tls: Tls | None, count: int) -> AsyncIterator[list[Any]]:
+async def _connected(target: str, tls: bool | Tls, count: int) -> AsyncIterator[list[Any]]:
     async with contextlib.AsyncExitStack() as stack:
         channels = [await stack.enter_async_context(_channel(target, tls)) for _ in range(count)]
         yield [StreamingInferenceServiceStub(channel) for channel in channels]  # type: ignore[no-untyped-call]
 
 
-def _channel(target: str, tls: Tls | None) -> grpc.aio.Channel:
-    if tls is None:
+def _channel(target: str, tls: bool | Tls) -> grpc.aio.Channel:
+    if not tls:
         return grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
     return grpc.aio.secure_channel(target, channel_credentials(tls), options=CHANNEL_OPTIONS)
 

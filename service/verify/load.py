@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from holdfast import AsyncClient, AsyncSession, HoldfastError
+from holdfast import AsyncClient, AsyncSession, HoldfastError, Tls
 from holdfast.history import Recorder
 from holdfast.v1 import holdfast_pb2 as pb
 
@@ -39,7 +39,7 @@ class LoadSettings:
         max_chunk: Most tokens in a chunk.
         timeout_s: Longest wait of a call, retries included.
         restart_chance: Of a new client, before each request.
-        token: Bearer token.
+        token, tls: As clients take them.
     """
 
     session_count: int = 50
@@ -48,6 +48,7 @@ class LoadSettings:
     timeout_s: float = 10.0
     restart_chance: float = 0.01
     token: str | None = None
+    tls: bool | Tls = False
 
 
 class Load:
@@ -237,6 +238,7 @@ class Load:
         return AsyncClient(
             self._address(),
             token=self._settings.token,
+            tls=self._settings.tls,
             timeout_s=timeout_s or self._settings.timeout_s,
             history=self._recorder,
         )

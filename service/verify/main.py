@@ -16,6 +16,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from holdfast import AsyncClient
+from holdfast.command_line import EXIT_CONFIGURATION, add_server_options, credentials, failed
 from holdfast.errors import HoldfastError
 from holdfast.history import Recorder
 from holdfast.v1 import holdfast_pb2 as pb
@@ -25,7 +26,6 @@ from service.verify.judge import Verdict, judge
 from service.verify.load import Load, LoadSettings
 
 EXIT_BROKEN = 1
-EXIT_CONFIGURATION = 2
 
 SHOWN_SESSIONS = 10
 SHOWN_NOTES = 3
@@ -49,9 +49,9 @@ def main(arguments: list[str]) -> int:
                 on_session=lambda done, of: progress.update(progress.task_ids[0], completed=done, total=of),
             )
     except (OSError, ValueError) as error:
-        return _failed(str(error))
+        return failed("verify", error, EXIT_CONFIGURATION)
     except HoldfastError as error:
-        return _failed(f"{options.target}: {error}")
+        return failed("verify", f"{options.target}: {error}", EXIT_CONFIGURATION)
     if options.json:
         print(json.dumps(to_json(verdict)))
     else:
@@ -119,7 +119,8 @@ def _fields(found: Findings) -> dict[str, object]:
 async def _record(options: argparse.Namespace) -> None:
     rng = random.Random(options.seed)  # noqa: S311 -- no secret
     print(f"seed {options.seed}", file=sys.stderr)
-    async with AsyncClient(options.target, token=options.token, timeout_s=5) as client:
+    who = credentials(options)
+    async with AsyncClient(options.target, **who, timeout_s=5) as client:
         model = await client.model(options.model) if options.model else (await client.models())[0]
     recorder = Recorder(options.history)
     load = Load(
@@ -127,7 +128,7 @@ async def _record(options: argparse.Namespace) -> None:
         model,
         recorder,
         rng,
-        LoadSettings(options.sessions, options.think_ms / 1000, token=options.token),
+        LoadSettings(options.sessions, options.think_ms / 1000, **who),
         prefix=f"verify-{secrets.token_hex(4)}",
     )
     try:
@@ -159,11 +160,6 @@ def _progress() -> Iterator[Progress]:
         yield progress
 
 
-def _failed(reason: str) -> int:
-    print(f"holdfast verify: {' '.join(reason.split())}", file=sys.stderr)
-    return EXIT_CONFIGURATION
-
-
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="holdfast verify",
@@ -179,13 +175,12 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     target = parser.add_argument_group(
         "to load a deployment and judge that; its sessions are closed afterwards"
     )
-    target.add_argument("--target", metavar="HOST:PORT", help="the server's gRPC")
+    add_server_options(target, target=None)
     target.add_argument("--history", type=Path, metavar="OUT", help="file to record to; must not exist")
     target.add_argument("--seconds", type=float, default=30.0, help="of load (30)")
     target.add_argument("--sessions", type=int, default=50, help="at once (50)")
     target.add_argument("--think-ms", type=float, default=50.0, help="mean pause of a session (50)")
     target.add_argument("--model", default="", help="name of the model (the first one listed)")
-    target.add_argument("--token", help="bearer token to send with every call")
     target.add_argument("--seed", type=int, default=secrets.randbits(32), help="of what is drawn")
     options = parser.parse_args(arguments)
     if bool(options.target) == bool(options.histories):

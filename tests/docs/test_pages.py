@@ -22,8 +22,8 @@ RUN = {
 """Pages whose example in Python is run, and what it prints; the others are only read as Python."""
 
 FOREIGN = {
-    "cd", "cp", "docker", "git", "helm", "kubectl", "mv", "openssl", "pip", "prometheus", "promtool", "redis-cli",
-    "redis-server", "sudo", "apt-get", "curl", "python3",
+    "apt-get", "cd", "cp", "curl", "docker", "git", "helm", "kubectl", "mv", "openssl", "pip", "prometheus",
+    "promtool", "python3", "redis-cli", "redis-server", "sudo",
 }  # fmt: skip
 """Programs of others that the pages call."""
 

@@ -1,0 +1,49 @@
+"""What the commands that call a server have in common: its address, credentials, how they fail."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from holdfast.tls import Tls, channel_credentials
+
+EXIT_FAILURE = 1
+EXIT_CONFIGURATION = 2
+
+TARGET = "127.0.0.1:50051"
+
+
+def add_server_options(parser: Any, *, target: str | None = TARGET) -> None:
+    """Adds the options that say which server, and as whom.
+
+    Args:
+        parser: Of argparse, or a group of one.
+        target: The server that is called by default; None asks for one.
+    """
+    default = f" (default: {target})" if target else ""
+    parser.add_argument("--target", default=target, metavar="HOST:PORT", help=f"the server's gRPC{default}")
+    parser.add_argument("--token-file", type=Path, help="has the token to send with every call")
+    parser.add_argument("--tls-ca", type=Path, help="authorities, PEM: speak TLS and trust these")
+    parser.add_argument("--tls-cert", type=Path, help="client certificate, PEM, for mutual TLS")
+    parser.add_argument("--tls-key", type=Path, help="its private key, PEM")
+
+
+def credentials(options: argparse.Namespace) -> dict[str, Any]:
+    """Returns `token` and `tls` for a client, as the options say.
+
+    Raises:
+        OSError: A file cannot be read.
+        ValueError: Certificate or key is missing.
+    """
+    token = options.token_file.read_text().strip() if options.token_file else None
+    tls: bool | Tls = False
+    if options.tls_ca or options.tls_cert or options.tls_key:
+        tls = Tls(options.tls_ca, options.tls_cert, options.tls_key)
+        channel_credentials(tls)
+    return {"token": token, "tls": tls}
+
+
+def failed(command: str, reason: object, code: int = EXIT_FAILURE) -> int:
+    """Prints one line about why a command failed; returns the exit code."""
+    print(f"holdfast {command}: {' '.join(str(reason).split())}", file=sys.stderr)
+    return code

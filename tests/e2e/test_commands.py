@@ -1,0 +1,58 @@
+"""Every command that calls a server reaches one with TLS and tokens, and fails in one line."""
+
+import subprocess
+import sys
+
+import pytest
+
+import holdfast
+from service.demo.processes import ServerProcess
+from tests.certificates import Authority
+from tests.rpc.conftest import MODEL
+from tests.tokens import TokensFile
+
+pytestmark = pytest.mark.e2e
+
+COMMANDS = {
+    "session": ("session", "show", "s"),
+    "models": ("models", "list"),
+    "bench": ("bench", "--seconds", "0.2", "--streams", "1"),
+    "verify": ("verify", "--seconds", "1", "--sessions", "2", "--history", "HISTORY"),
+}
+
+
+def run(words, tmp_path, *options):
+    words = [str(tmp_path / "history") if word == "HISTORY" else word for word in words]
+    line = [sys.executable, "-c", "from service.cli import main; main()", *words, *map(str, options)]
+    return subprocess.run(line, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory):
+    """A server with TLS and tokens; gives it and the options that it takes."""
+    folder = tmp_path_factory.mktemp("guarded")
+    tokens, authority = TokensFile(folder / "tokens.toml"), Authority(folder)
+    token, token_file = tokens.add("acme", "step", "read-state"), folder / "token"
+    token_file.write_text(token + "\n")
+    with ServerProcess(folder / "data", *tokens.write(), *authority.server()) as server:
+        with holdfast.Client(server.address, token=token, tls=holdfast.Tls(authority.path)) as client:
+            client.session("s", model=MODEL).step("abc")
+        yield server, ("--target", server.address, "--token-file", token_file, "--tls-ca", authority.path)
+
+
+@pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS)
+def test_a_server_with_tls_and_tokens_is_reached(words, guarded, tmp_path):
+    result = run(words, tmp_path, *guarded[1])
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS)
+def test_what_is_wrong_is_said_in_one_line(words, guarded, tmp_path):
+    server = guarded[0]
+    missing = tmp_path / "missing"
+    for options in (("--token-file", missing), ("--tls-ca", missing), ("--tls-key", missing)):
+        result = run(words, tmp_path, "--target", server.address, *options)
+        assert result.returncode in (1, 2), options
+        said = [line for line in result.stderr.splitlines() if line.startswith("holdfast ")]
+        assert len(said) == 1, result.stderr
+        assert "Traceback" not in result.stderr
