@@ -1,4 +1,4 @@
-"""A primary behind sentinels dies, stops, or is cut off from them; the server goes on with the next one."""
+"""A primary behind sentinels dies, stops, or is cut off; the server goes on with the next one."""
 
 import asyncio
 import contextlib
@@ -12,8 +12,10 @@ from service.store.keys import session_key
 from service.store.protocol import Found
 from tests.contract.test_store import eventually, get, put, record
 from tests.faults.streams import survive
+from tests.faults.test_regression import refused
 from tests.server import get as page
-from tests.stores import GROUP, PASSWORD, URL_PASSWORD, deploy_sentinel
+from tests.server import value
+from tests.stores import ADMIN, GROUP, PASSWORD, URL_PASSWORD, USER, deploy_sentinel
 from tests.waiting import wait_for
 
 pytestmark = pytest.mark.faults
@@ -63,20 +65,55 @@ async def test_a_killed_primary_is_followed_under_load(group, tmp_path):
     assert PASSWORD not in log
 
 
-async def test_a_primary_that_is_cut_off_from_the_sentinels_is_left(group, opened):
-    """It answers us all the time, so only the sentinels can tell."""
-    old, key = group.nodes[0], session_key("tenant", "s")
-    with old.client() as client:
+def cut_off(primary):
+    """Cuts a primary off from sentinels and replicas, who log in as the administrator, but not from us."""
+    with primary.client() as client:
         client.acl_setuser(
             "other", enabled=True, passwords=["+x"], keys=["*"], channels=["*"], categories=["+@all"]
         )
+    primary.login = {"username": "other", "password": "x"}
+    primary.call("ACL", "SETUSER", ADMIN, "off")
+    primary.call("CLIENT", "KILL", "USER", ADMIN)
+
+
+def let_back(old, new):
+    """Lets a primary that was cut off follow the one that has taken its place."""
+    old.call("ACL", "SETUSER", ADMIN, "on")
+    old.call("REPLICAOF", "127.0.0.1", new.port)
+    wait_for(lambda: old.info().get("master_link_status") == "up")
+
+
+@pytest.mark.parametrize("level", ["memory", "replicated"])
+async def test_a_partition_under_load_loses_nothing_that_was_acknowledged(group, tmp_path, level):
+    """For a while both sides have a primary, and the server writes to the one that will lose it all."""
+    old = group.nodes[0]
+    flags = ["--store", group.url, "--allow-old-store", "--ack-level", level]
+    flags += ["--replicas-required", "1", "--ack-timeout-s", "0.3"]
+
+    def part():
+        wait_for(lambda: value(server, "holdfast_chunks_total") > 50)
+        cut_off(old)
+        new = promoted(group, old)
+        wait_for(lambda: b"user=" + USER.encode() in new.call("CLIENT", "LIST"))
+        let_back(old, new)
+
+    with ServerProcess(tmp_path / "data", *flags) as server:
+        await survive(server.address, asyncio.to_thread(part))
+        if level == "memory":
+            assert refused(server, "STORE_REGRESSED") > 0, "the old primary took no writes"
+        else:
+            assert refused(server, "STORE_REGRESSED") == refused(server, "SESSION_LOST") == 0
+            assert refused(server, "ACK_LEVEL_NOT_REACHED") > 0, "the old primary took no writes"
+
+
+async def test_a_primary_that_is_cut_off_from_the_sentinels_is_left(group, opened):
+    """It answers us all the time, so only the sentinels can tell."""
+    old, key = group.nodes[0], session_key("tenant", "s")
     store = await opened(group.url)
     await put(store, key, record(0))
     assert old.call("WAIT", 1, 5000) == 1
     epoch = store.epoch
-    old.login = {"username": "other", "password": "x"}
-    old.call("ACL", "SETUSER", "admin", "off")
-    old.call("CLIENT", "KILL", "USER", "admin")
+    cut_off(old)
     new = await asyncio.to_thread(promoted, group, old)
     promoted_s = time.monotonic()
     while store.epoch == epoch:

@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import tomllib
 import xml.etree.ElementTree as ElementTree
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,31 +22,11 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-ROOT = Path(__file__).parent.parent.parent
-FOLDER = Path(__file__).parent
+from tests.protections.catalogue import ROOT, read
+
 JOBS = 2
 TEST_TIMEOUT_S = 180
 BASELINE_TIMEOUT_S = 1800
-
-_FIELDS = {"name", "file", "old", "new", "test"}
-
-
-class Protection(NamedTuple):
-    """One entry.
-
-    Attributes:
-        name: What is protected, as a sentence.
-        file: Path from the root of the tree.
-        old: The protection, exactly.
-        new: What stands there without it.
-        test: Id of the test that must fail.
-    """
-
-    name: str
-    file: str
-    old: str
-    new: str
-    test: str
 
 
 class Outcome(NamedTuple):
@@ -68,12 +47,12 @@ def main(arguments):
         prog="python -m tests.protections", description=__doc__.partition("\n")[0]
     )
     parser.add_argument(
-        "words", nargs="*", help="only entries whose file of entries or name has one of these"
+        "words", nargs="*", help="only entries whose file or name has one of these, or that guard one"
     )
     parser.add_argument("--jobs", type=int, default=JOBS, help=f"tests at once ({JOBS})")
     parser.add_argument("--no-baseline", action="store_true", help="do not run the tests as they are first")
     options = parser.parse_args(arguments)
-    protections = list(read(FOLDER, options.words))
+    protections = list(read(words=options.words))
     if not protections:
         print("no protection is listed", file=sys.stderr)
         return 1
@@ -86,18 +65,6 @@ def main(arguments):
     unnoticed = sum(not outcome.is_noticed for outcome in outcomes)
     print(f"{len(outcomes)} protections, {unnoticed} of them can go unnoticed")
     return 1 if unnoticed else 0
-
-
-def read(folder, words=()):
-    """Yields the entries of a folder; a wrong one is a ValueError that names it."""
-    for path in sorted(folder.glob("*.toml")):
-        for entry in tomllib.loads(path.read_text()).get("protection", []):
-            if entry.keys() != _FIELDS:
-                raise ValueError(f"{path.name}: {entry.get('name')}: expected {', '.join(sorted(_FIELDS))}")
-            if not words or any(
-                word in (path.stem, entry["name"]) or word in entry["name"] for word in words
-            ):
-                yield Protection(**entry)
 
 
 def copy_tree(target):

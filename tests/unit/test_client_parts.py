@@ -78,6 +78,13 @@ def test_a_pause_is_bounded_and_at_least_what_the_server_asks(attempt, retry_aft
     assert retry_after_s <= policy.pause_s(attempt, retry_after_s) <= retry_after_s + policy.max_s
 
 
+def test_clients_that_fail_together_come_back_apart():
+    policy = RetryPolicy()
+    pauses_s = [policy.pause_s(20) for _ in range(1000)]
+    early = sum(pause_s < policy.max_s / 2 for pause_s in pauses_s)
+    assert 300 < early < 700, "an even spread has about 500"
+
+
 @pytest.mark.parametrize("size", [1, 2, 5, 99])
 def test_split_keeps_every_token_in_order(size):
     assert b"".join(split(b"abcdefg", size)) == b"abcdefg"

@@ -97,6 +97,16 @@ async def test_the_model_raises_and_the_next_batch_works(start, model):
     assert await send(engine, "s", [2], 1) == (2, [3], False)
 
 
+async def test_a_stage_that_fails_is_answered_and_the_next_chunk_runs(start, store):
+    """In a way that nobody foresaw: what a store raises by itself is a ServiceError."""
+    engine = start()
+    await send(engine, "s", [1], 0)
+    commit, store.commit = store.commit, None
+    assert await send(engine, "s", [2], 1) == "INTERNAL"
+    store.commit = commit
+    assert await send(engine, "s", [2], 1) == (2, [3], False)
+
+
 async def test_a_state_that_is_not_finite_fails_its_own_row_only(start):
     engine = start()
     outcomes = await asyncio.gather(send(engine, "bad", [255], 0), send(engine, "good", [1], 0))
