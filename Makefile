@@ -6,7 +6,8 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 SOURCES := holdfast service model_export tests proto benchmarks
 
-.PHONY: demo serve test check train proto bench bench-quick bench-scale fuzz faults soak protections format clean
+.PHONY: demo serve test check train proto bench bench-quick bench-scale fuzz faults soak protections \
+        deploy-check format clean
 
 demo: $(VENV)/.server           ## a network's memory, served live, surviving kill -9
 	$(BIN)/holdfast demo
@@ -52,6 +53,9 @@ soak: $(VENV)/.dev              ## half load with churn for 10 minutes; what gro
 
 protections: $(VENV)/.dev       ## takes every protection out, one at a time, and sees its test fail
 	$(BIN)/python -m tests.protections
+
+deploy-check: $(VENV)/.dev      ## runs docker-compose.yml without an engine, every profile; as root
+	HOLDFAST_DEPLOY=long $(BIN)/python -m pytest -q tests/deploy
 
 proto: $(VENV)/.dev             ## regenerates the committed stubs
 	$(BIN)/python proto/generate.py
