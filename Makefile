@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 SOURCES := holdfast service model_export tests proto benchmarks
 
-.PHONY: demo serve test check train proto bench bench-quick fuzz faults soak protections format clean
+.PHONY: demo serve test check train proto bench bench-quick fuzz faults soak protections format clean settings release-check
 
 demo: $(VENV)/.server           ## a network's memory, served live, surviving kill -9
 	$(BIN)/holdfast demo
@@ -17,11 +17,11 @@ serve: $(VENV)/.server          ## a server with the shipped models and an embed
 test: $(VENV)/.dev $(VENV)/.protobuf7
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-check: $(VENV)/.dev $(VENV)/.protobuf7   ## format, lint, strict types, architecture, fresh stubs
+check: $(VENV)/.dev $(VENV)/.protobuf7   ## format, lint, strict types, architecture, fresh stubs and settings
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_stubs.py
+	$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_stubs.py tests/test_settings_reference.py
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format $(SOURCES)
@@ -52,6 +52,13 @@ protections: $(VENV)/.dev       ## takes every protection out, one at a time, an
 
 proto: $(VENV)/.dev             ## regenerates the committed stubs
 	$(BIN)/python proto/generate.py
+
+settings: $(VENV)/.dev          ## writes docs/settings.md from the settings
+	$(BIN)/python -m service.settings_reference > docs/settings.md.new
+	mv docs/settings.md.new docs/settings.md
+
+release-check: $(VENV)/.dev     ## builds wheel and sdist, installs and runs them on every Python there is
+	$(BIN)/python -m tests.release
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -2,10 +2,11 @@
 
 import importlib
 import sys
+from importlib.metadata import version
 
 from service.grpc_environment import set_grpc_environment
 
-USAGE = """usage: holdfast COMMAND [--help] [options]
+USAGE = """usage: holdfast COMMAND [--help] [options], or holdfast --version
 
 serve     runs a server: gRPC, metrics, and by default an embedded store
 demo      streams text through a server that is killed half-way, and judges the outputs
@@ -28,6 +29,9 @@ CLIENT_SIDE = {"session": "holdfast.session_command"}
 
 def main() -> None:
     """Runs the subcommand named on the command line and exits with its code."""
+    if sys.argv[1:] == ["--version"]:
+        print(f"holdfast {version('holdfast')}")
+        raise SystemExit(0)
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         print(USAGE)
         raise SystemExit(0 if len(sys.argv) > 1 else 2)

@@ -52,7 +52,7 @@ def find_files(folder: Path) -> list[ModelFile]:
         ModelFileError: The folder is missing or has no model, or a version is not a number >= 1.
     """
     if not folder.is_dir():
-        raise ModelFileError(folder, "not a folder")
+        raise ModelFileError(folder, f"not a folder; name one that has <name>/<version>/{MODEL_FILE}")
     files = list(_find(folder))
     if not files:
         raise ModelFileError(folder, f"no <name>/<version>/{MODEL_FILE} in this folder")

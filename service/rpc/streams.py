@@ -18,6 +18,7 @@ from service.engine.bell import Bell
 from service.engine.engine import Engine
 from service.engine.work import Answer, Work
 from service.errors import Draining, ServiceError
+from service.rpc.call import Call
 from service.rpc.codec import encode_reply, size_of, to_work
 from service.rpc.columns import ColumnsCall, ColumnsLimits
 from service.rpc.credentials import Caller
@@ -41,7 +42,7 @@ class _ReplyStream(ABC):
 
     Args:
         engine: Applies the chunks.
-        context: The call, of grpc.aio.
+        call: The call.
         calls: Knows it while it lasts, and may end it.
         caller: Whose it is.
         max_tokens: Most tokens of a chunk.
@@ -54,12 +55,13 @@ class _ReplyStream(ABC):
     _share: Share
 
     def __init__(
-        self, engine: Engine, context: Any, calls: OpenCalls, caller: Caller, *, max_tokens: int
+        self, engine: Engine, call: Call, calls: OpenCalls, caller: Caller, *, max_tokens: int
     ) -> None:
         self.is_writing = False
         self.written_count = 0
         self._engine = engine
-        self._context = context
+        self._call = call
+        self._context = call.context
         self._calls = calls
         self._caller = caller
         self._max_tokens = max_tokens
@@ -213,6 +215,8 @@ class StepStream(_ReplyStream):
 
     def _answer(self, work: Work, outcome: Answer | ServiceError) -> None:
         self._unanswered.discard(work)
+        if isinstance(outcome, ServiceError):
+            self._call.failed(outcome, self._caller.tenant, work.request.session_id)
         self._finish(_encode(work.request, outcome, self._caller), 1, 1, size_of(work))
 
     def _cancel(self) -> None:
@@ -257,6 +261,7 @@ class BatchStream(_ReplyStream):
             if isinstance(first, bytes):
                 self._finish(first, 1)
             elif first.is_done:
+                self._call.rows_failed(first.errors)
                 self._finish(first.reply(), first.row_count, first.row_count, first.size_bytes)
             else:
                 return

@@ -13,6 +13,7 @@ from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.engine.admission import Admission, Bounds
 from service.engine.engine import Engine, EngineLimits
 from service.rpc.access import Access
+from service.rpc.call import Call
 from service.rpc.codec import encode_outputs
 from service.rpc.credentials import ANYBODY
 from service.rpc.gate import Gate
@@ -70,7 +71,9 @@ class Server:
     async def _stream_steps(self, _, context):
         tenant = dict(context.invocation_metadata())["tenant"]
         caller = ANYBODY._replace(tenant=tenant)
-        await StepStream(self._engine, context, self._calls, caller, max_tokens=64).serve()
+        await StepStream(
+            self._engine, Call("StreamSteps", context), self._calls, caller, max_tokens=64
+        ).serve()
 
 
 async def send(call, session_id, count):
