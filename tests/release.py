@@ -2,7 +2,7 @@
 
 The wheel from the sdist must be the wheel from the tree. On every Python that is found, from 3.11 on, the
 wheel is installed into an empty environment, first alone, then with the extras of the server: the client
-imports, and loads nothing of the server's; a server starts, answers a step, and drains. What importing takes
+imports, and loads nothing of the server's; a server starts, answers a step, and drains. What imports take
 is printed; it is no condition, since it depends on the machine.
 """
 

@@ -64,6 +64,17 @@ def test_only_clients_that_trust_its_authority_speak_with_a_server(tmp_path, aut
         assert is_refused(server, False)
 
 
+def test_strangers_write_nothing_into_the_log(tmp_path, authority):
+    with ServerProcess(tmp_path / "data", *authority.server()) as server:
+        host, _, port = server.address.rpartition(":")
+        with socket.create_connection((host, int(port)), timeout=20) as stranger:
+            stranger.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            while stranger.recv(1 << 16):
+                pass
+        assert is_refused(server, Tls(ca=Authority(tmp_path, "other").path))
+    assert all(line.startswith("{") for line in server.log_path.read_text().splitlines())
+
+
 def test_mutual_tls_takes_clients_of_its_authority_only(tmp_path, authority):
     other = Authority(tmp_path, "other")
     flags = [*authority.server(), "--tls-client-ca", str(authority.path)]

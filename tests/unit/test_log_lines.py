@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import subprocess
 import sys
 
 import pytest
@@ -122,3 +123,38 @@ def test_the_mark_of_a_session_hides_it_and_is_the_same_with_the_same_key():
         assert mark != logs.session_mark("acme", "user-42")
     finally:
         logs.set_key(key)
+
+
+UNCAUGHT = """
+import asyncio, gc, threading, warnings
+from service import logs
+logs.configure("server", "json")
+warnings.warn("a warning")
+class Bad:
+    def __del__(self):
+        raise RuntimeError("in a destructor")
+async def forget():
+    asyncio.create_task(fail())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+async def fail():
+    raise RuntimeError("in a task")
+def in_thread():
+    raise RuntimeError("in a thread")
+del (bad := [Bad()])[:]
+asyncio.run(forget())
+gc.collect()
+thread = threading.Thread(target=in_thread)
+thread.start()
+thread.join()
+raise RuntimeError("at the top")
+"""
+
+
+def test_what_nobody_caught_is_a_line_like_any_other():
+    done = subprocess.run([sys.executable, "-W", "always", "-c", UNCAUGHT], capture_output=True, text=True)
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    said = [line["message"] + line.get("exception", "") for line in lines]
+    for expected in ("a warning", "in a destructor", "in a task", "in a thread", "at the top"):
+        assert any(expected in text for text in said), expected
+    assert (done.returncode, len(lines)) == (1, 5)

@@ -60,7 +60,7 @@ def test_a_file_whose_value_is_not_used_is_not_refused_for_it(read):
         (["--workers"], {}, None, "a value is missing after --workers, expected an integer from 1 to 256"),
         (["serve"], {}, None, "unrecognized arguments: serve"),
         ([], {"HOLDFAST_WORKER": "2"}, None, "is not known, the nearest is HOLDFAST_WORKERS"),
-        ([], {"HOLDFAST_XYZZY": "2"}, None, "variable HOLDFAST_XYZZY is not known; unset it"),
+        ([], {"HOLDFAST_XYZZY": "2"}, None, "variable HOLDFAST_XYZZY is not known; unset"),
         ([], {"HOLDFAST_GRPC_PORT": "50051"}, None, "variable HOLDFAST_GRPC_PORT is not known"),
         ([], {}, "max-batch = 2", "the key 'max-batch' is not known, the nearest is max_batch"),
         ([], {}, "[server]\nworkers = 2", "the table [server] is not known"),
