@@ -4,10 +4,12 @@ MINUTES ?= 10
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
+# onnxruntime reports its use to its makers unless it is told not to.
+export ORT_DISABLE_TELEMETRY := 1
 SOURCES := holdfast service model_export tests proto benchmarks
 
 .PHONY: demo serve test check train proto bench bench-quick bench-scale fuzz faults soak protections \
-        deploy-check format clean
+        deploy-check release-check settings format clean
 
 demo: $(VENV)/.server           ## a network's memory, served live, surviving kill -9
 	$(BIN)/holdfast demo
@@ -18,11 +20,11 @@ serve: $(VENV)/.server          ## a server with the shipped models and an embed
 test: $(VENV)/.dev $(VENV)/.protobuf7
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-check: $(VENV)/.dev $(VENV)/.protobuf7   ## format, lint, strict types, architecture, fresh stubs
+check: $(VENV)/.dev $(VENV)/.protobuf7   ## format, lint, strict types, architecture, fresh stubs and settings
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_stubs.py
+	$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_stubs.py tests/test_settings_reference.py
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format $(SOURCES)
@@ -59,6 +61,13 @@ deploy-check: $(VENV)/.dev      ## runs docker-compose.yml without an engine, ev
 
 proto: $(VENV)/.dev             ## regenerates the committed stubs
 	$(BIN)/python proto/generate.py
+
+settings: $(VENV)/.dev          ## writes docs/settings.md from the settings
+	$(BIN)/python -m service.settings_reference > docs/settings.md.new
+	mv docs/settings.md.new docs/settings.md
+
+release-check: $(VENV)/.dev     ## builds wheel and sdist, installs and runs them on every Python there is
+	$(BIN)/python -m tests.release
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

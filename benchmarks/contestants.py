@@ -12,7 +12,7 @@ from benchmarks.peers.triton.server import TritonServer
 from benchmarks.results import ECHO, HOLDFAST, PLAIN, TWO_WORKERS
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.demo.processes import ServerProcess
-from service.grpc_environment import set_grpc_environment
+from service.library_environment import set_library_environment
 from service.store.embedded import EmbeddedStore
 
 MODEL_FILE = Path(__file__).parent.parent / "models" / "python-source" / "1" / "model.onnx"
@@ -126,7 +126,7 @@ class Field:
         return Contestant(name, server.address, server.pid, self.store.pid)
 
     def _start(self, name: str, *module: str) -> Contestant:
-        set_grpc_environment()
+        set_library_environment()
         process = subprocess.Popen([sys.executable, "-m", *module], stdout=subprocess.PIPE, text=True)
         self._stack.callback(process.wait, 30)
         self._stack.callback(process.terminate)

@@ -2,10 +2,11 @@
 
 import importlib
 import sys
+from importlib.metadata import version
 
-from service.grpc_environment import set_grpc_environment
+from service.library_environment import set_library_environment
 
-USAGE = """usage: holdfast COMMAND [--help] [options]
+USAGE = """usage: holdfast COMMAND [--help] [options], or holdfast --version
 
 serve     runs a server: gRPC, metrics, and by default an embedded store
 demo      streams text through a server that is killed half-way, and judges the outputs
@@ -29,6 +30,9 @@ CLIENT_SIDE = {"session": "holdfast.session_command", "models": "holdfast.models
 
 def main() -> None:
     """Runs the subcommand named on the command line and exits with its code."""
+    if sys.argv[1:] == ["--version"]:
+        print(f"holdfast {version('holdfast')}")
+        raise SystemExit(0)
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         print(USAGE)
         raise SystemExit(0 if len(sys.argv) > 1 else 2)
@@ -42,7 +46,7 @@ def main() -> None:
 
 
 def _run_server_side(command: str, arguments: list[str]) -> int:
-    set_grpc_environment()
+    set_library_environment()
     try:
         run = importlib.import_module(SERVER_SIDE[command]).main
     except ModuleNotFoundError as error:

@@ -1,4 +1,7 @@
-"""The settings of a server: one declaration is flag, HOLDFAST_* variable, type, default and help."""
+"""The settings of a server: one declaration is flag, variable, key of the file, type, default and help.
+
+`settings_sources` reads them, `settings_reference` writes docs/settings.md from them.
+"""
 
 import re
 from pathlib import Path
@@ -31,6 +34,9 @@ class Settings(BaseSettings):
         cli_hide_none_type=True,
     )
 
+    config: Annotated[
+        Path | None, Field(description="settings file, TOML; flags and variables go before what it says")
+    ] = None
     models: Annotated[Path, Field(description="folder of models, <name>/<version>/model.onnx")] = Field(
         default_factory=_shipped_models
     )
@@ -159,6 +165,14 @@ class Settings(BaseSettings):
         bool, Field(description="for tests: obey HOLDFAST_FAILPOINTS, which breaks the server on purpose")
     ] = False
     reflection: Annotated[bool, Field(description="serve gRPC reflection")] = True
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        Field(description="what is logged; SIGUSR1 makes it debug, SIGUSR2 this again"),
+    ] = "info"
+    log_format: Annotated[
+        Literal["auto", "json", "text"],
+        Field(description="form of a log line; auto is text on a terminal and json elsewhere"),
+    ] = "auto"
 
     @property
     def trusts_store_version(self) -> bool:
@@ -180,7 +194,7 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _pauses_within_the_drain(self) -> Self:
         if self.drain_pause_s > self.drain_timeout_s:
-            raise ValueError("drain_pause_s is longer than drain_timeout_s, of which it is a part")
+            raise ValueError("--drain-pause-s is longer than --drain-timeout-s, of which it is a part")
         return self
 
     @field_validator("grpc_address", "http_address")

@@ -3,8 +3,10 @@
 import ipaddress
 import logging
 
-from service.config import Settings
-from service.errors import StartError
+from service.config import EMBEDDED, Settings
+from service.errors import ConfigurationError
+from service.redaction import mask_url
+from service.store.address import parse_url
 
 _log = logging.getLogger(__name__)
 
@@ -16,17 +18,19 @@ def check_edge(settings: Settings) -> None:
     Prometheus and probes have to reach them.
 
     Raises:
-        StartError: Plain text could be read on a network, or settings of TLS do not fit together.
+        ConfigurationError: Plain text could be read on a network, settings do not fit together, or the URL
+            of the store cannot be read.
     """
-    if (settings.tls_cert is None) != (settings.tls_key is None):
-        missing, given = ("--tls-key", "--tls-cert") if settings.tls_cert else ("--tls-cert", "--tls-key")
-        raise StartError(f"{missing} is missing beside {given}")
-    if settings.tls_client_ca is not None and settings.tls_cert is None:
-        raise StartError("--tls-client-ca needs --tls-cert and --tls-key")
+    _check_tls(settings)
+    _check_store(settings)
+    if settings.grpc_address == settings.http_address and not settings.grpc_address.endswith(":0"):
+        raise ConfigurationError(
+            f"--http-address {settings.http_address}: gRPC has this address too; give it another port"
+        )
     if is_loopback(settings.grpc_address):
         return
     if settings.tls_cert is None and not settings.allow_plaintext:
-        raise StartError(
+        raise ConfigurationError(
             f"--grpc-address {settings.grpc_address} can be reached from other machines and would speak "
             "plain text: give --tls-cert and --tls-key, or --allow-plaintext where a network encrypts"
         )
@@ -37,6 +41,23 @@ def check_edge(settings: Settings) -> None:
             "whoever reaches %s may use every session: give --tokens-file or --tls-client-ca",
             settings.grpc_address,
         )
+
+
+def _check_tls(settings: Settings) -> None:
+    if (settings.tls_cert is None) != (settings.tls_key is None):
+        missing, given = ("--tls-key", "--tls-cert") if settings.tls_cert else ("--tls-cert", "--tls-key")
+        raise ConfigurationError(f"{given} has to have {missing} beside it: give both or neither")
+    if settings.tls_client_ca is not None and settings.tls_cert is None:
+        raise ConfigurationError("--tls-client-ca needs --tls-cert and --tls-key")
+
+
+def _check_store(settings: Settings) -> None:
+    if settings.store == EMBEDDED:
+        return
+    try:
+        parse_url(settings.store, password_file=settings.store_password_file)
+    except ValueError as error:
+        raise ConfigurationError(f"--store {mask_url(settings.store)}: {error}") from None
 
 
 def is_loopback(address: str) -> bool:

@@ -29,7 +29,8 @@
   ModelFailed          the model raised, stalled, or gave what its contract does not say
   InternalFailure      a fault of this server
 
-Knows no gRPC: the edge maps classes to status codes. `StartError` is about a server, not a request.
+Knows no gRPC: the edge maps classes to status codes. `StartError` and
+`ConfigurationError` are about a server, not a request.
 """
 
 from collections.abc import Mapping
@@ -230,4 +231,11 @@ class InternalFailure(ServiceError):
 
 
 class StartError(Exception):
-    """The server cannot start; the message is one line for its operator."""
+    """The server cannot start; the message is one line for its operator.
+
+    If a setting is at fault, the message starts with its flag: so it can be told where the setting is from.
+    """
+
+
+class ConfigurationError(StartError):
+    """The settings are wrong by themselves: the same start fails anywhere and at any time."""

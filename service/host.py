@@ -8,13 +8,16 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Protocol
 
 from service.config import EMBEDDED, Settings
 from service.edge import check_edge
 from service.errors import StartError
 from service.http_server import TEXT, Answer, HttpServer, Page
+from service.logs import obey_level_signals
 from service.metrics import CONTENT_TYPE, Metrics
+from service.ports import bind_error, try_port
 from service.signals import stop_requested
 from service.store.embedded import EmbeddedStore, EmbeddedStoreError
 
@@ -52,7 +55,10 @@ async def serve(settings: Settings) -> None:
     """
     check_edge(settings)
     _log.info("settings: %s", settings.redacted())
+    _check_grpc_port(settings.grpc_address)
+    _check_password_file(settings.store_password_file)
     stopping = stop_requested()
+    obey_level_signals(settings.log_level)
     serving = _create(settings)
     async with _http(settings.http_address, serving) as http, _store(settings) as store_url:
         await serving.start(store_url)
@@ -62,6 +68,24 @@ async def serve(settings: Settings) -> None:
         await stopping.wait()
         _log.info("draining")
         await serving.stop()
+
+
+def _check_grpc_port(address: str) -> None:
+    """Finds out before anything is started what gRPC would say last, and not clearly."""
+    host, _, port = address.rpartition(":")
+    try:
+        try_port(host, int(port))
+    except OSError as error:
+        raise bind_error("--grpc-address", address, error) from None
+
+
+def _check_password_file(path: Path | None) -> None:
+    try:
+        if path is not None:
+            path.read_bytes()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise StartError(f"--store-password-file {path}: {reason}; name a file that can be read") from None
 
 
 def _create(settings: Settings) -> Serving:
@@ -85,7 +109,7 @@ async def _http(address: str, serving: Serving) -> AsyncIterator[HttpServer]:
     try:
         http = HttpServer(host, int(port), pages)
     except OSError as error:
-        raise StartError(f"--http-address {address}: {error}") from None
+        raise bind_error("--http-address", address, error) from None
     try:
         yield http
     finally:

@@ -1,16 +1,19 @@
-"""`holdfast serve`: settings in, exit code out."""
+"""`holdfast serve`: settings in, exit code out.
+
+Why it cannot start is one line on standard error, `holdfast serve: …`, plain text whatever the form of the
+log: it is for people, and the form itself may be what is wrong.
+"""
 
 import asyncio
-import logging
+import os
 import sys
 
 import uvloop
-from pydantic import ValidationError
-from pydantic_settings import CliApp, SettingsError
 
-from service.config import Settings
-from service.errors import StartError
+from service import logs
+from service.errors import ConfigurationError, StartError
 from service.host import serve
+from service.settings_sources import SettingsSources
 
 EXIT_CONFIGURATION = 2
 EXIT_FAILURE = 1
@@ -20,31 +23,24 @@ def main(arguments: list[str]) -> int:
     """Serves until told to stop.
 
     Returns:
-        0 after a drain, 2 for wrong settings, 1 if the server cannot start.
+        0 after a drain, 2 for settings that are wrong by themselves, 1 if the server cannot start.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    sources = SettingsSources(arguments, os.environ)
     try:
-        settings = CliApp.run(Settings, cli_args=arguments)
-    except (ValidationError, SettingsError) as error:
-        print(f"holdfast serve: {_one_line(error)}", file=sys.stderr)
-        return EXIT_CONFIGURATION
+        settings = sources.settings()
+    except ConfigurationError as error:
+        return _refused(str(error), EXIT_CONFIGURATION)
+    process = "server" if settings.workers == 1 else "supervisor"
+    logs.configure(process, settings.log_format, settings.log_level)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(settings))
     except StartError as error:
-        print(f"holdfast serve: {error}", file=sys.stderr)
-        return EXIT_FAILURE
+        code = EXIT_CONFIGURATION if isinstance(error, ConfigurationError) else EXIT_FAILURE
+        return _refused(sources.explained(str(error)), code)
     return 0
 
 
-def _flag(location: tuple[int | str, ...]) -> str:
-    """Returns the flag that is wrong, "" if several are wrong together."""
-    return f"--{'.'.join(map(str, location)).replace('_', '-')}" if location else ""
-
-
-def _one_line(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        return "; ".join(
-            ": ".join(filter(None, (_flag(entry["loc"]), entry["msg"]))) for entry in error.errors()
-        )
-    return " ".join(str(error).split())
+def _refused(why: str, code: int) -> int:
+    print(f"holdfast serve: {' '.join(why.split())}", file=sys.stderr)
+    return code

@@ -17,7 +17,7 @@ from service.config import Settings
 from service.engine.admission import Admission, Bounds
 from service.engine.engine import Engine, EngineLimits
 from service.engine.sessions import Sessions
-from service.errors import ServiceError, StartError
+from service.errors import AckLevelUnsupported, ServiceError, StartError, StoreUnavailable
 from service.metrics import STALLED_AFTER_S, Metrics, ServedModel
 from service.model.files import ModelFileError
 from service.model.reloading import ModelReloading
@@ -94,7 +94,9 @@ class Server:
                 skips_refused=shares_port,  # it may take the place of a worker that served
             )
             self._tls, self._access = self._open_edge()
-        except (ModelFileError, TlsFilesError, CredentialsError) as error:
+        except ModelFileError as error:
+            raise StartError(f"--models {error}") from None
+        except (TlsFilesError, CredentialsError) as error:
             raise StartError(str(error)) from None
 
     async def start(self, store_url: str) -> None:
@@ -232,7 +234,7 @@ class Server:
             _log.info("%s", await store.describe())
         except (ServiceError, UnsafeStore) as error:
             await store.close()
-            raise StartError(str(error)) from None
+            raise _refused_store(error, settings.ack_level) from None
         self._metrics.store_safe.set(1)
         return store
 
@@ -361,3 +363,11 @@ class Server:
             status = health_pb2.HealthCheckResponse.SERVING
         for service in ("", SERVICE_NAME):
             await self._health.set(service, status)
+
+
+def _refused_store(error: ServiceError | UnsafeStore, ack_level: str) -> StartError:
+    if isinstance(error, AckLevelUnsupported):
+        return StartError(f"--ack-level {ack_level}: {error}")
+    if isinstance(error, StoreUnavailable):
+        return StartError(f"--store: {error}; a server starts once its store answers")
+    return StartError(f"--store: {error}")

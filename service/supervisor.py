@@ -6,17 +6,18 @@ nothing here is in the way of a request. A worker that ends is replaced.
 
 import asyncio
 import logging
-import socket
 import threading
 import time
 from collections.abc import Sequence
 from typing import Any
 
+from service import logs
 from service.config import Settings
 from service.errors import StartError
 from service.metrics import STALLED_AFTER_S, Metrics, scrape_together
 from service.model.check import check_folder
 from service.model.files import ModelFileError
+from service.ports import bind_error, hold_port
 from service.worker_process import WorkerProcess
 
 _log = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ class Supervisor:
         try:
             self._port_holder = hold_port(host, int(port))
         except OSError as error:
-            raise StartError(f"--grpc-address {self._settings.grpc_address}: {error}") from None
+            raise bind_error("--grpc-address", self._settings.grpc_address, error) from None
         self.grpc_port = self._port_holder.getsockname()[1]
         changes = {
             "grpc_address": f"{host}:{self.grpc_port}",
@@ -134,7 +135,7 @@ class Supervisor:
         try:
             return await asyncio.to_thread(check_folder, settings.models, settings.max_model_bytes)
         except ModelFileError as error:
-            raise StartError(str(error)) from None
+            raise StartError(f"--models {error}") from None
 
     async def _start_worker(self) -> WorkerProcess:
         worker = await WorkerProcess.launch(self._worker_settings, self._checked)
@@ -180,6 +181,8 @@ class Supervisor:
             self._own.beat()
             self._own.look_at_process()
             self._kill_stuck()
+            for worker in self._serving():
+                worker.set_verbose(logs.is_verbose())
             await asyncio.sleep(HEARTBEAT_S)
 
     def _kill_stuck(self) -> None:
@@ -191,28 +194,6 @@ class Supervisor:
             if looks >= STUCK_LOOKS:
                 _log.error("worker %d: its event loop stands still; it is killed", worker.pid)
                 worker.kill()
-
-
-def hold_port(host: str, port: int) -> socket.socket:
-    """Binds a port that the workers may listen on, without listening on it.
-
-    Args:
-        host: Name or address to bind; IPv6 in brackets.
-        port: 0 takes a free one.
-
-    Raises:
-        OSError: The address cannot be used, or another server listens there: SO_REUSEPORT alone would let
-            two of them share the port, so it is first bound without.
-    """
-    family, _, _, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
-    with socket.socket(family) as trial:
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        trial.bind(address)
-    holder = socket.socket(family)
-    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    holder.bind(address)
-    return holder
 
 
 async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:

@@ -1,7 +1,6 @@
 """A worker process: one server of several on the same port. Started by `WorkerProcess`, not by hand."""
 
 import asyncio
-import logging
 import mmap
 import os
 import sys
@@ -10,6 +9,7 @@ from typing import TextIO
 
 import uvloop
 
+from service import logs
 from service.config import Settings
 from service.errors import StartError
 from service.metrics import SIZE_BYTES, Metrics
@@ -24,27 +24,27 @@ def main() -> int:
     Returns:
         0 after a drain, 1 if it cannot start.
     """
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s[%(process)d] %(message)s"
-    )
     metrics = Metrics(mmap.mmap(int(sys.argv[1]), SIZE_BYTES))
     settings = Settings.model_validate_json(sys.stdin.buffer.readline())
+    logs.configure("worker", settings.log_format, settings.log_level)
+    logs.set_key(bytes.fromhex(sys.stdin.buffer.readline().decode()))
     checked = frozenset(bytes.fromhex(one.decode()) for one in sys.stdin.buffer.readline().split())
     threading.Thread(target=_leave_with_supervisor, daemon=True).start()
     with os.fdopen(os.dup(1), "w") as said, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         os.dup2(2, 1)  # what a library prints is not for the supervisor
         try:
             server = Server(settings, metrics, shares_port=True, checked=checked)
-            runner.run(_serve(server, settings.store, said))
+            runner.run(_serve(server, settings, said))
         except StartError as error:
             print(error, file=said)
             return 1
     return 0
 
 
-async def _serve(server: Server, store_url: str, said: TextIO) -> None:
+async def _serve(server: Server, settings: Settings, said: TextIO) -> None:
     stopping = stop_requested()
-    await server.start(store_url)
+    logs.obey_level_signals(settings.log_level)
+    await server.start(settings.store)
     print(SERVES, file=said, flush=True)
     await stopping.wait()
     await server.stop()

@@ -1,8 +1,9 @@
 """A worker as its supervisor holds it: a process, and the memory in which it counts.
 
 The worker is a fresh interpreter (`service.worker`), since neither gRPC nor onnxruntime survives a fork.
-It gets its settings and the fingerprints of checked models on standard input, whose end later tells it that
-the supervisor is gone, and says one line on standard output: that it serves, or why it cannot.
+It gets its settings, the key of marks in logs and the fingerprints of checked models on standard input,
+whose end later tells it that the supervisor is gone, and says one line on standard output: that it serves,
+or why it cannot.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ import signal
 import sys
 from typing import Self
 
+from service import logs
 from service.config import Settings
 from service.errors import StartError
 from service.metrics import SIZE_BYTES, Metrics
@@ -37,6 +39,7 @@ class WorkerProcess:
         self._process = process
         self.metrics = metrics
         self.pid = process.pid
+        self._is_verbose = False
 
     @classmethod
     async def launch(cls, settings: Settings, checked: frozenset[bytes]) -> Self:
@@ -66,6 +69,7 @@ class WorkerProcess:
             os.close(numbers)
         assert process.stdin is not None, "bug: a worker without a pipe"
         process.stdin.write(settings.model_dump_json().encode() + b"\n")
+        process.stdin.write(logs.key().hex().encode() + b"\n")
         process.stdin.write(b" ".join(sorted(one.hex().encode() for one in checked)) + b"\n")
         return cls(process, metrics)
 
@@ -85,6 +89,12 @@ class WorkerProcess:
         """Waits until it has ended and returns how: the name of a signal, or its exit code."""
         code = await self._process.wait()
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+    def set_verbose(self, is_verbose: bool) -> None:
+        """Has it log as this process does; for one that serves, since before it does not obey signals."""
+        if is_verbose != self._is_verbose and self._process.returncode is None:
+            self._is_verbose = is_verbose
+            self._process.send_signal(logs.VERBOSE if is_verbose else logs.USUAL)
 
     def kill(self) -> None:
         """Ends it at once."""

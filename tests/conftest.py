@@ -1,11 +1,14 @@
 """Fixtures for all tests."""
 
 import contextlib
+import os
 
 import pytest
 
 from service.store.opening import create_store
 from service.store.safety import Allowances
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime, here the oracle, talks to nobody
 
 
 @pytest.fixture

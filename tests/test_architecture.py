@@ -32,7 +32,7 @@ HOMES = {
     "prometheus_client": ("service.metrics", "service.metric_families", "service.rpc_metrics"),
     "torch": ("model_export",),
     "onnx": ("model_export",),
-    "pydantic": ("service.config", "service.main"),
+    "pydantic": ("service.config", "service.settings_sources", "service.settings_reference"),
 }
 PURE = {
     "service.engine.rules",

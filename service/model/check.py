@@ -23,7 +23,15 @@ PASSED = b"ok"
 MAX_VERDICT_BYTES = 4096
 MAX_REASON_CHARS = 400
 
-_KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "LANG", "LC_ALL")
+_KEPT_VARIABLES = (
+    "PATH",
+    "LD_LIBRARY_PATH",
+    "PYTHONPATH",
+    "PYTHONHOME",
+    "LANG",
+    "LC_ALL",
+    "ORT_DISABLE_TELEMETRY",
+)
 """What an interpreter may need to start; the rest, secrets among it, is not for this process."""
 
 _Result = TypeVar("_Result")

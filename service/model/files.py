@@ -83,7 +83,9 @@ def find_files(folder: Path) -> list[ModelFile]:
 def list_files(folder: Path) -> tuple[list[ModelFile], list[ModelFileError]]:
     """Returns the files of a folder, sorted by path, and what is wrong with the names of others."""
     if not folder.is_dir():
-        return [], [ModelFileError(folder, "not a folder")]
+        return [], [
+            ModelFileError(folder, f"not a folder; name one that has <name>/<version>/{MODEL_FILE}")
+        ]
     files, refused = [], []
     for path in sorted(folder.glob(f"*/*/{MODEL_FILE}")):
         version_text = path.parent.name

@@ -134,6 +134,11 @@ class ColumnsCall:
         """Whether the caller has gone; see `Owner`."""
         return self._is_cancelled
 
+    @property
+    def errors(self) -> list[ServiceError]:
+        """What rows were refused with, so far."""
+        return [outcome for outcome in self._outcomes.values() if isinstance(outcome, ServiceError)]
+
     def submit(self, engine: Engine) -> None:
         """Gives the rows to the engine."""
         for block in self._blocks():

@@ -11,6 +11,7 @@ import grpc
 
 from service.errors import ServiceError
 from service.rpc.access import Access
+from service.rpc.call import REQUEST_ID
 from service.rpc.credentials import ANYBODY, Caller, Scope
 from service.rpc.status import CODES, message_of, to_trailers
 from service.rpc_metrics import RpcMetrics
@@ -83,9 +84,12 @@ class Gate(grpc.GenericRpcHandler):
         return caller
 
 
-async def abort(context: Any, error: ServiceError) -> NoReturn:
-    """Ends a call with an error and all its details; raises what grpc.aio raises then."""
-    await context.abort(CODES[type(error)], message_of(error), to_trailers(error))
+async def abort(context: Any, error: ServiceError, request_id: str = "") -> NoReturn:
+    """Ends a call with an error, its details and its id in logs; raises what grpc.aio raises then."""
+    trailers = to_trailers(error)
+    if request_id:
+        trailers = (*trailers, (REQUEST_ID, request_id))
+    await context.abort(CODES[type(error)], message_of(error), trailers)
     raise AssertionError("bug: an aborted call goes on")
 
 

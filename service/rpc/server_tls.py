@@ -32,6 +32,7 @@ class ServerTls:
 
     def __init__(self, cert: Path, key: Path, client_ca: Path | None) -> None:
         self._name = f"--tls-cert {cert}"
+        self._flags = {str(cert): "--tls-cert", str(key): "--tls-key", str(client_ca): "--tls-client-ca"}
         self._asks_clients = client_ca is not None
         self._files = WatchedFiles([cert, key, *([client_ca] if client_ca is not None else [])])
         configuration = self._read_changed()
@@ -66,14 +67,22 @@ class ServerTls:
         try:
             contents = self._files.read_changed()
         except OSError as error:
-            raise TlsFilesError(f"{self._name}: {error}") from None
+            flag = self._flags.get(str(error.filename), "--tls-cert")
+            reason = (error.strerror or str(error)).lower()
+            raise TlsFilesError(
+                f"{flag} {error.filename}: {reason}; name a PEM file that can be read"
+            ) from None
         if contents is None:
             return None
         cert, key, *authorities = contents
         try:
             _check(cert, key, authorities)
         except (ssl.SSLError, ValueError) as error:
-            raise TlsFilesError(f"{self._name}: {' '.join(str(error).split())}") from None
+            reason = " ".join(str(error).split())
+            raise TlsFilesError(
+                f"{self._name}: it, its key or the clients' authorities are no PEM, or do not belong "
+                f"together: {reason}"
+            ) from None
         return grpc.ssl_server_certificate_configuration([(key, cert)], *authorities)
 
 

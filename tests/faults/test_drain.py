@@ -161,7 +161,7 @@ def test_a_pause_longer_than_the_drain_is_refused():
     ]
     result = subprocess.run(command, capture_output=True, text=True, timeout=30)
     assert result.returncode == 2
-    assert "drain_pause_s is longer than drain_timeout_s" in result.stderr
+    assert "--drain-pause-s is longer than --drain-timeout-s" in result.stderr
 
 
 def test_a_worker_that_is_stuck_is_replaced(tmp_path):

@@ -178,7 +178,8 @@ def test_a_worker_that_cannot_start_again_is_tried_until_it_can(tmp_path):
             os.kill(store.info("server")["process_id"], signal.SIGKILL)
         wait_for(lambda: get(server, "/readyz")[0] == 503, 5)
         os.kill(workers_of(server)[0], signal.SIGKILL)
-        wait_for(lambda: "a worker did not start: store unix:" in (data / "server.log").read_text(), 20)
+        said = (data / "server.log").read_text
+        wait_for(lambda: "a worker did not start: --store: store unix:" in said(), 20)
         assert get(server, "/livez")[0] == 200
         with ServerProcess(data):  # another server restarts the store from its file
             wait_for(lambda: samples(server)[1]["holdfast_workers"] == 2, 20)
@@ -221,9 +222,8 @@ def test_a_port_that_is_taken_ends_the_start_with_one_line(server, tmp_path):
     assert said.startswith(f"holdfast serve: --grpc-address {server.address}: ")
 
 
-@pytest.mark.parametrize("url", ["mongodb://127.0.0.1", "redis://127.0.0.1:1"])
-def test_a_worker_that_cannot_start_ends_the_start_with_one_line(url):
-    assert url in refused("--store", url)
+def test_a_worker_that_cannot_start_ends_the_start_with_one_line():
+    assert "redis://127.0.0.1:1" in refused("--store", "redis://127.0.0.1:1")
 
 
 def refused(*flags):
@@ -233,5 +233,5 @@ def refused(*flags):
     result = subprocess.run(command, capture_output=True, text=True, timeout=30)
     assert (result.returncode, result.stdout) == (1, "")
     settings, line = result.stderr.splitlines()
-    assert " settings: models=" in settings
+    assert "settings: models=" in settings
     return line

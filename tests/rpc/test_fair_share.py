@@ -14,6 +14,7 @@ from service.engine.admission import Admission, Bounds
 from service.engine.engine import Engine, EngineLimits
 from service.metrics import Metrics
 from service.rpc.access import Access
+from service.rpc.call import Call
 from service.rpc.codec import encode_outputs
 from service.rpc.credentials import ANYBODY
 from service.rpc.gate import Gate
@@ -81,10 +82,8 @@ class Server:
     async def _stream_steps(self, _, context):
         tenant = dict(context.invocation_metadata())["tenant"]
         caller = ANYBODY._replace(tenant=tenant)
-        stream = StepStream(
-            self._engine, context, self._calls, caller, Metrics().rpc("StreamSteps"), max_tokens=64
-        )
-        await stream.serve()
+        call = Call("StreamSteps", context, Metrics().rpc("StreamSteps"))
+        await StepStream(self._engine, call, self._calls, caller, max_tokens=64).serve()
 
 
 async def send(call, session_id, count):

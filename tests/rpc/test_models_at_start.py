@@ -50,7 +50,7 @@ def test_a_broken_model_is_refused_at_start(tmp_path, write, reason):
     assert str(path) in result.stderr
     assert reason in result.stderr
     settings, _ = result.stderr.splitlines()
-    assert " settings: " in settings
+    assert "settings: " in settings
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

@@ -1,8 +1,10 @@
 """Metrics, health and reflection of a running server."""
 
+import os
 import re
 import socket
-from pathlib import Path
+import subprocess
+import sys
 
 import pytest
 from grpc_reflection.v1alpha import reflection_pb2
@@ -26,10 +28,25 @@ def test_metrics_count_what_happened(rpc):
     assert "counted" not in text
 
 
-def test_the_installed_grpc_knows_its_settings(rpc):
-    assert "experiment" not in rpc.server.log_path.read_text().lower()
-    environment = Path(f"/proc/{rpc.server.pid}/environ").read_bytes()
-    assert b"GRPC_EXPERIMENTS" not in environment, "the server sets it itself, so nobody else may here"
+SERVES = """
+from service.library_environment import set_library_environment
+set_library_environment()
+import grpc, os
+grpc.server(None).add_insecure_port("127.0.0.1:0")
+print(os.environ["GRPC_EXPERIMENTS"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "complains"), [({}, False), ({"GRPC_EXPERIMENTS": "-no_such_thing"}, True)]
+)
+def test_the_installed_grpc_knows_its_settings(given, complains):
+    assert "GRPC_EXPERIMENTS" not in os.environ, "nobody else may set it here"
+    environment = os.environ | {"GRPC_VERBOSITY": "INFO"} | given
+    command = [sys.executable, "-c", SERVES]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.strip() == given.get("GRPC_EXPERIMENTS", "-event_engine_listener")
+    assert ("unknown experiment" in done.stderr.lower()) == complains, done.stderr
 
 
 @pytest.mark.parametrize("version", ["v1", "v1alpha"])

@@ -64,6 +64,17 @@ def test_only_clients_that_trust_its_authority_speak_with_a_server(tmp_path, aut
         assert is_refused(server, False)
 
 
+def test_strangers_write_nothing_into_the_log(tmp_path, authority):
+    with ServerProcess(tmp_path / "data", *authority.server()) as server:
+        host, _, port = server.address.rpartition(":")
+        with socket.create_connection((host, int(port)), timeout=20) as stranger:
+            stranger.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            while stranger.recv(1 << 16):
+                pass
+        assert is_refused(server, Tls(ca=Authority(tmp_path, "other").path))
+    assert all(line.startswith("{") for line in server.log_path.read_text().splitlines())
+
+
 def test_mutual_tls_takes_clients_of_its_authority_only(tmp_path, authority):
     other = Authority(tmp_path, "other")
     flags = [*authority.server(), "--tls-client-ca", str(authority.path)]
@@ -142,24 +153,24 @@ def test_a_broken_replacement_is_told_once_and_the_old_one_stays(tmp_path, autho
 
 
 REFUSED = {
-    "plain text beyond loopback": (["--grpc-address", "0.0.0.0:0"], "--grpc-address"),
-    "plain text beyond loopback, IPv6": (["--grpc-address", "[::]:0"], "--allow-plaintext"),
-    "plain text at a name": (["--grpc-address", "scores.example:0"], "--grpc-address"),
-    "plain text from workers": (["--grpc-address", "0.0.0.0:0", "--workers", "2"], "--grpc-address"),
-    "no key": (["--tls-cert", "x.pem"], "--tls-key"),
-    "no certificate": (["--tls-key", "x.pem"], "--tls-cert"),
-    "clients' authority alone": (["--tls-client-ca", "x.pem"], "--tls-client-ca"),
-    "no such file": (["--tls-cert", "x.pem", "--tls-key", "x.pem"], "--tls-cert x.pem: [Errno 2]"),
-    "no such tokens file": (["--tokens-file", "x.toml"], "--tokens-file x.toml: [Errno 2]"),
+    "plain text beyond loopback": (["--grpc-address", "0.0.0.0:0"], "--grpc-address", 2),
+    "plain text beyond loopback, IPv6": (["--grpc-address", "[::]:0"], "--allow-plaintext", 2),
+    "plain text at a name": (["--grpc-address", "scores.example:0"], "--grpc-address", 2),
+    "plain text from workers": (["--grpc-address", "0.0.0.0:0", "--workers", "2"], "--grpc-address", 2),
+    "no key": (["--tls-cert", "x.pem"], "--tls-key", 2),
+    "no certificate": (["--tls-key", "x.pem"], "--tls-cert", 2),
+    "clients' authority alone": (["--tls-client-ca", "x.pem"], "--tls-client-ca", 2),
+    "no such file": (["--tls-cert", "x.pem", "--tls-key", "x.pem"], "x.pem: no such file", 1),
+    "no such tokens file": (["--tokens-file", "x.toml"], "--tokens-file x.toml: [Errno 2]", 1),
 }
 
 
-@pytest.mark.parametrize(("flags", "said"), REFUSED.values(), ids=REFUSED.keys())
-def test_a_server_that_would_be_open_or_cannot_be_closed_does_not_start(tmp_path, flags, said):
+@pytest.mark.parametrize(("flags", "said", "code"), REFUSED.values(), ids=REFUSED.keys())
+def test_a_server_that_would_be_open_or_cannot_be_closed_does_not_start(tmp_path, flags, said, code):
     command = [sys.executable, "-c", "from service.cli import main; main()", "serve", *flags]
     command += ["--data-dir", str(tmp_path), "--http-address", "127.0.0.1:0"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert result.returncode == 1
+    assert result.returncode == code
     last = result.stderr.splitlines()[-1]
     assert last.startswith("holdfast serve: ")
     assert said in last

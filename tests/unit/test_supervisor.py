@@ -7,7 +7,8 @@ import pytest
 
 from service.config import Settings
 from service.metrics import STALLED_AFTER_S, Metrics
-from service.supervisor import Supervisor, hold_port
+from service.ports import hold_port
+from service.supervisor import Supervisor
 
 
 def worker(pid, *, silent_s=0.0, store_up=1, store_safe=1):
