@@ -28,6 +28,9 @@ FOREIGN = {
 """Programs of others that the pages call."""
 
 
+OTHER_FLAGS = {"--build-arg"}
+"""Of programs of others."""
+
 OTHER_VARIABLES = {
     "HOLDFAST_", "HOLDFAST_FAILPOINTS", "HOLDFAST_FAULTS", "HOLDFAST_TEST_", "HOLDFAST_TEST_HERD",
     "HOLDFAST_TEST_REQUIRE_PROMTOOL", "HOLDFAST_TEST_REQUIRE_REDIS",
@@ -123,7 +126,7 @@ def test_settings_that_the_pages_name_exist():
     unknown = {name for name in others if name.removeprefix("HOLDFAST_").lower() not in fields}
     assert unknown <= OTHER_VARIABLES
     serve = re.compile(r"`(--[a-z-]+)[ `]")
-    known = flags | set(re.findall(r"--[a-z-]+", all_help()))
+    known = flags | OTHER_FLAGS | set(re.findall(r"--[a-z-]+", all_help()))
     for page in PAGES:
         if page.parent.name == "docs" or page.name in ("README.md", "SECURITY.md"):
             for flag in serve.findall(page.read_text()):
