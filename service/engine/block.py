@@ -111,11 +111,14 @@ class Block:
 
     def works(self) -> list[Work]:
         """Returns every row as a chunk of its own."""
-        return [self.owner.work(row) for row in self.rows.tolist()]
+        return [self.work(place) for place in range(len(self))]
 
     def work(self, place: int) -> Work:
-        """Returns the row with this index as a chunk of its own."""
-        return self.owner.work(int(self.rows[place]))
+        """Returns the row with this index as a chunk of its own, which came when the block did."""
+        work = self.owner.work(int(self.rows[place]))
+        if not self.is_gathered:
+            [work.arrived_s] = self.arrived_s
+        return work
 
     def ages_s(self, now_s: float) -> tuple[list[float], int]:
         """Returns how long rows have been here, and for how many rows each figure stands."""

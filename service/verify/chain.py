@@ -40,7 +40,7 @@ BACK = 3
 MAX_EXPLAINED = 16
 """Faults of one life that are explained; what follows counts as wrong."""
 
-MAX_FILLINGS = 64
+MAX_FILLINGS = 1024
 """Ways to fill a gap that are tried."""
 
 REGRESSIONS = ("STORE_REGRESSED", "POSITION_GAP")
@@ -62,6 +62,10 @@ class Run(Protocol):
 
     def differences(self, start: int, outputs: "Outputs") -> float:
         """Returns the largest difference of a reply from the outputs of tokens start .. start + k."""
+        ...
+
+    def state_after(self, count: int) -> Mapping[str, NDArray[Any]]:
+        """Returns the state after so many tokens, from which another run can go on."""
         ...
 
 
@@ -521,18 +525,25 @@ class _Life:
         after = next((piece for piece in self.pieces if piece.start == end), None)
         if after is None or any(place not in self.tape for place in range(self.base, start)):
             return fillings[0]
+        before = [*self.prefix, *(self.tape[place] for place in range(self.base, start))]
+        state: Mapping[str, NDArray[Any]] | None = self.initial
+        if before:
+            state = network.run(np.array(before), self.initial).state_after(len(before))
         for filling in fillings:
-            tokens = [*self.prefix, *(self.tape[place] for place in range(self.base, start))]
-            tokens += [token for attempt, _ in filling for token in attempt.tokens]
-            run = network.run(np.array([*tokens, *after.attempt.tokens]), self.initial)
+            tokens = [token for attempt, _ in filling for token in attempt.tokens]
+            run = network.run(np.array([*tokens, *after.attempt.tokens]), state)
             if run.differences(len(tokens), after.reply.outputs) <= tolerance:
                 return filling
         return fillings[0]
 
     def _fillings(self, start: int, end: int) -> Iterator[list[tuple[Attempt, int]]]:
-        """Yields the ways to lay requests of open fate end to end from one position to another."""
+        """Yields the ways to lay requests of open fate end to end from one position to another.
+
+        The latest first: who found the session further on sent nothing there any more, and what was sent
+        earlier is more likely to have found it elsewhere.
+        """
         tried: set[bytes] = set()
-        for attempt in self.open_fates:
+        for attempt in reversed(self.open_fates):
             size = len(attempt.tokens)
             if attempt.position not in (None, start) or not 0 < size <= end - start:
                 continue
@@ -593,34 +604,39 @@ class _Comparison:
         if self._explained >= MAX_EXPLAINED:
             return None
         piece = pieces[index]
-        for kind, size, before in self._hypotheses(pieces, index):
-            after = [*before, *piece.attempt.tokens]
-            run = self._network.run(np.array(after), self._life.initial)
-            difference = run.differences(len(before), piece.reply.outputs)
+        for kind, size, common, rest in self._hypotheses(pieces, index):
+            tokens = np.array([*rest, *piece.attempt.tokens])
+            run = self._network.run(tokens, self._run.state_after(common))
+            difference = run.differences(len(rest), piece.reply.outputs)
             if difference <= self._tolerance:
                 self._explained += 1
                 setattr(self._life.findings, kind, getattr(self._life.findings, kind) + size)
                 what = {"lost": "without", "twice": "with twice", "reordered": "after"}[kind]
                 place = f"{piece.start}..{piece.end}"
                 self._life.note(f"the reply to {place} is that of a run {what} {size} tokens")
+                after = [*self._told(piece.start)[:common], *rest, *piece.attempt.tokens]
                 self._restart(piece.end + size if kind == "reordered" else piece.end, after)
                 return difference
         return None
 
+    def _told(self, place: int) -> list[NDArray[Any]]:
+        """Returns what is expected to stand before a position."""
+        return self._before + [self._life.tape[place] for place in range(self._base, place)]
+
     def _hypotheses(
         self, pieces: Sequence[_Piece], index: int
-    ) -> Iterator[tuple[str, int, list[NDArray[Any]]]]:
+    ) -> Iterator[tuple[str, int, int, list[NDArray[Any]]]]:
+        """Yields kind and size of a fault, how many tokens were as expected, and those that followed."""
         piece = pieces[index]
-        before = self._before + [self._life.tape[place] for place in range(self._base, piece.start)]
+        before = self._told(piece.start)
         end = len(before)
         for earlier in reversed(pieces[max(0, index - BACK) : index]):
             size = earlier.end - earlier.start
             if earlier.end > piece.start or size > end:
                 continue
-            chunk = before[end - size : end]
-            yield "lost", size, before[: end - size] + before[end:]
-            yield "twice", size, before[:end] + chunk + before[end:]
+            yield "lost", size, end - size, before[end:]
+            yield "twice", size, end, before[end - size : end] + before[end:]
             end -= size
         following = [other for other in pieces[index + 1 :] if other.start == piece.end][:1]
         for other in following:
-            yield "reordered", len(other.attempt.tokens), before + list(other.attempt.tokens)
+            yield "reordered", len(other.attempt.tokens), len(before), list(other.attempt.tokens)

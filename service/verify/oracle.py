@@ -14,6 +14,7 @@ from service.model.contract import Contract, GraphTensor, read_contract
 from service.verify.chain import Outputs
 
 TOKENS_PER_CALL = 256
+"""Also between the states that a run keeps."""
 
 _DTYPES = {
     "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64",
@@ -100,8 +101,14 @@ class OracleRun:
     def __init__(self, oracle: Oracle, tokens: NDArray[Any], initial: Mapping[str, NDArray[Any]]) -> None:
         self._oracle = oracle
         self._tokens = tokens
-        self._initial = initial
-        self._outputs, _ = oracle.advance(tokens, initial)
+        self._states = [dict(initial)]
+        collected: dict[str, list[NDArray[Any]]] = {output.name: [] for output in oracle.contract.outputs}
+        for start in range(0, len(tokens), TOKENS_PER_CALL):
+            outputs, state = oracle.advance(tokens[start : start + TOKENS_PER_CALL], self._states[-1])
+            self._states.append(state)
+            for name, array in outputs.items():
+                collected[name].append(array)
+        self._outputs = {name: np.concatenate(parts) for name, parts in collected.items()}
 
     def differences(self, start: int, outputs: Outputs) -> float:
         """See `chain.Run`."""
@@ -118,9 +125,16 @@ class OracleRun:
             worst.append(difference(np.take_along_axis(log_probs, outputs.top_ids, 1), best))
         worst += [difference(array, self._outputs[name][part]) for name, array in outputs.tensors.items()]
         if outputs.state:
-            _, state = self._oracle.advance(self._tokens[: part.stop], self._initial)
+            state = self.state_after(part.stop)
             worst += [difference(array, state[name]) for name, array in outputs.state.items()]
         return max(worst)
+
+    def state_after(self, count: int) -> Mapping[str, NDArray[Any]]:
+        """See `chain.Run`."""
+        kept, rest = divmod(count, TOKENS_PER_CALL)
+        if not rest:
+            return self._states[kept]
+        return self._oracle.advance(self._tokens[count - rest : count], self._states[kept])[1]
 
 
 def difference(given: NDArray[Any], expected: NDArray[Any]) -> float:

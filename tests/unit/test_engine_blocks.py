@@ -104,6 +104,23 @@ async def test_a_block_of_cold_and_hot_sessions_is_one_load_and_one_run(start, s
     assert model.batch_sizes == [4]
 
 
+async def test_a_row_is_not_refused_by_what_was_known_before_it_came(start):
+    """A replica that holds an old record, with all its replies, looks at the store before it says no."""
+    here, elsewhere = start(), start()
+    await send_block(elsewhere, "a", [1], [0])
+    assert await send_block(here, "a", [1], [0]) == [(1, [1], True)]  # so it has read the record
+    await send_block(elsewhere, "a", [2], [1])
+    assert await send_block(here, "a", [3], [2]) == [(3, [6], False)]
+
+
+async def test_a_row_is_not_replayed_from_what_the_store_has_lost(start, store):
+    engine = start()
+    await send_block(engine, "a", [1], [0])
+    assert await send_block(engine, "a", [1], [0]) == [(1, [1], True)]  # the record is in memory
+    store.records.clear()
+    assert await send_block(engine, "a", [1], [0]) == [(1, [1], False)]
+
+
 async def test_each_row_is_refused_or_replayed_alone(start):
     engine = start()
     await send_block(engine, "abcd", [1, 2, 3, 4], [0] * 4)

@@ -26,14 +26,18 @@ class Toy:
 
 class ToyRun:
     def __init__(self, tokens, h):
-        self.outputs = np.zeros(len(tokens))
+        self.outputs, self.states = np.zeros(len(tokens)), [h]
         for index, token in enumerate(tokens):
             self.outputs[index] = h + token
             h = 0.7 * h + token / 255
+            self.states.append(h)
 
     def differences(self, start, outputs):
         expected = self.outputs[start : start + outputs.token_count]
         return float(np.abs(outputs.token_log_probs - expected).max())
+
+    def state_after(self, count):
+        return {"h": self.states[count]}
 
 
 def outputs_after(before, tokens):
@@ -135,6 +139,22 @@ def test_a_good_history_passes_whatever_its_fates(pieces, data):
     assert found.replies == sum(attempt.reply is not None for attempt in session.history.attempts)
     assert found.largest_difference <= 1e-12
     assert found.unchecked == 0
+
+
+@given(st.integers(2, 6), st.integers(1, 12), st.randoms(use_true_random=False))
+def test_what_the_last_of_many_broken_streams_applied_is_found(streams, length, rng):
+    """Each sent other tokens to the same positions, so there are streams ** length ways to fill them."""
+    session = Session()
+    session.step([1, 2, 3])
+    start = len(session.log)
+    for _ in range(streams):
+        sent = [session.send([rng.randrange(256)], start + index) for index in range(length)]
+    session.log += [int(attempt.tokens[0]) for attempt in sent]
+    session.look()
+    session.step([7, 8])
+    wrongs, found = judged(session)
+    assert wrongs == {}
+    assert found.tokens == 5
 
 
 @given(chunks(), st.data(), st.booleans())
