@@ -28,39 +28,6 @@ FACTOR = 10
 
 VARIABLES = {"$job": "holdfast", "$instance": ".*", "$__rate_interval": "5s", "${datasource}": "prometheus"}
 
-NOT_YET = {
-    "grpc_server_started_total",
-    "grpc_server_msg_received_total",
-    "grpc_server_msg_sent_total",
-    "grpc_server_handled_total",
-    "grpc_server_handling_seconds_bucket",
-    "holdfast_session_events_total",
-    "holdfast_state_reads_total",
-    "holdfast_hot_sessions",
-    "holdfast_hot_state_bytes",
-    "holdfast_hot_state_limit_bytes",
-    "holdfast_committed_bytes_total",
-    "holdfast_event_loop_lag_seconds_bucket",
-    "holdfast_waiting_chunks_limit",
-    "holdfast_store_keys",
-    "holdfast_store_memory_bytes",
-    "holdfast_store_memory_limit_bytes",
-    "holdfast_store_replicas",
-    "holdfast_store_persists",
-    "holdfast_store_reconnects_total",
-    "holdfast_models",
-    "holdfast_models_refused",
-    "holdfast_model_loads_total",
-    "holdfast_model_info",
-    "holdfast_build_info",
-    "process_cpu_seconds_total",
-    "process_resident_memory_bytes",
-    "process_open_fds",
-    "process_max_fds",
-    "process_start_time_seconds",
-}
-"""Read by rules and dashboard, and not shown by a server yet."""
-
 PANELS = dashboard_queries()
 QUERIES = [*rule_queries(), *(query for _, query in PANELS)]
 
@@ -109,13 +76,9 @@ def prometheus(tmp_path_factory, server, load):
 
 
 def test_every_name_that_is_read_is_shown_by_a_server(scrape):
-    known = names_of(scrape) | NOT_YET | set(recordings()) | OF_PROMETHEUS
+    known = names_of(scrape) | set(recordings()) | OF_PROMETHEUS
     unknown = {query: names_in(query) - known for query in QUERIES}
     assert not {query: names for query, names in unknown.items() if names}
-
-
-def test_what_is_shown_by_now_is_no_longer_waited_for(scrape):
-    assert not NOT_YET & names_of(scrape)
 
 
 MATCHERS = re.compile(r"([\w:]+)\{([^}]*)\}")
@@ -123,7 +86,7 @@ MATCHER = re.compile(r'(\w+)=~?"([^"]*)"')
 
 
 def test_every_label_that_is_asked_for_is_shown_by_a_server(scrape):
-    elsewhere = NOT_YET | OF_PROMETHEUS | set(recordings())
+    elsewhere = OF_PROMETHEUS | set(recordings())
     for query in QUERIES:
         for name, matchers in MATCHERS.findall(query):
             for label, values in MATCHER.findall(matchers):
@@ -135,8 +98,6 @@ def test_every_label_that_is_asked_for_is_shown_by_a_server(scrape):
 
 @pytest.mark.parametrize(("title", "query"), PANELS[:-1], ids=[title for title, _ in PANELS[:-1]])
 def test_every_panel_has_data(prometheus, title, query):
-    if missing := names_in(query) & NOT_YET:
-        pytest.skip(f"not shown yet: {', '.join(sorted(missing))}")
     for variable, value in VARIABLES.items():
         query = query.replace(variable, value)
 
