@@ -19,9 +19,12 @@ from tests.waiting import wait_for
 REQUIRE_PROMTOOL = "HOLDFAST_TEST_REQUIRE_PROMTOOL"
 """Set where Prometheus must be there, so that its tests cannot be skipped without a word."""
 
+SCRAPE = "500ms"
+"""Interval and time limit, whatever the factor: more often a busy machine cannot answer."""
+
 _UNITS_S = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 _DURATION = re.compile(r"(\d+)(ms|s|m|h|d)")
-_TIMES = ("for", "interval", "scrape_interval", "scrape_timeout", "evaluation_interval")
+_TIMES = ("for", "interval", "evaluation_interval")
 
 
 def find(binary):
@@ -69,7 +72,7 @@ class Prometheus:
     Args:
         folder: For its files.
         targets: Instance -> HOST:PORT of /metrics.
-        factor: By which all times are shorter than shipped.
+        factor: By which all times but those of the scrape are shorter than shipped.
     """
 
     def __init__(self, folder, targets, *, factor=1):
@@ -81,6 +84,7 @@ class Prometheus:
             rules = faster(yaml.safe_load(path.read_text()), factor)
             (folder / "rules" / path.name).write_text(yaml.safe_dump(rules))
         config = faster(yaml.safe_load((FOLDER / "prometheus.yml").read_text()), factor)
+        config["global"] |= {"scrape_interval": SCRAPE, "scrape_timeout": SCRAPE}
         holdfast, _ = config["scrape_configs"]
         del holdfast["static_configs"]
         holdfast["file_sd_configs"] = [{"files": [str(self._targets_path)]}]

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from service.errors import ServiceError
+from tests.alerts.faults import FAULTS
 from tests.deploy.prometheus import faster, find
 from tests.deploy.rules import FOLDER, ROOT, alerts, dashboard_queries, names_in, recordings, rule_queries
 
@@ -69,6 +70,10 @@ def test_a_section_of_the_runbooks_answers_the_five_questions(name):
     [section] = re.findall(rf"^## {name}\n(.*?)(?=^## |\Z)", RUNBOOKS, re.MULTILINE | re.DOTALL)
     leads = re.findall(r"^\*(.+?)\.\*", section, re.MULTILINE)
     assert leads == ["Means", "Users see", "Look", "Do", "Clears"]
+
+
+def test_every_alert_has_a_fault_in_the_drill_and_the_other_way_round():
+    assert sorted(name for names in FAULTS for name in names) == sorted(ALERTS)
 
 
 def test_what_is_recorded_is_read_somewhere():
