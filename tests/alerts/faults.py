@@ -65,10 +65,14 @@ def _leave_little_memory(scene):
     scene.store.free_memory()
 
 
-@_fault("HoldfastStoreFull", what="the store's maxmemory is set to what it uses")
+@_fault(
+    "HoldfastStoreFull",
+    what="the store's maxmemory is set to what it uses; new sessions come all the while",
+)
 def _fill_the_memory(scene):
     scene.store.fill_memory()
-    yield
+    with scene.rpc() as rpc, repeated(lambda _, turn: rpc.step(f"new-{turn}", text=b"x")):
+        yield
     scene.store.free_memory()
 
 
