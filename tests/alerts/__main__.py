@@ -103,6 +103,8 @@ def to_markdown(rows, factor):
         "as many times longer as shipped.",
         "",
     ]
+    if left_out := sorted(rules.keys() - {row["alert"] for row in rows}):
+        lines += [f"Left out of this run: {', '.join(left_out)}.", ""]
     return "\n".join(lines)
 
 
