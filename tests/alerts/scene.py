@@ -7,7 +7,7 @@ import threading
 
 from holdfast import AsyncClient, Client
 from service.demo.processes import ServerProcess
-from service.grpc_environment import set_grpc_environment
+from service.library_environment import set_library_environment
 from service.verify.load import Load, LoadSettings
 from tests.faults.test_workers import workers_of
 from tests.models import write_poison_model
@@ -47,7 +47,7 @@ class Scene:
         self.models = folder / "models"
 
     def __enter__(self):
-        set_grpc_environment()
+        set_library_environment()
         self.models.mkdir(parents=True)
         (self.models / MODEL).symlink_to(MODELS / MODEL)
         write_poison_model(self.models / POISON / "1" / "model.onnx")
