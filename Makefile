@@ -8,7 +8,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet install --con
 export ORT_DISABLE_TELEMETRY := 1
 SOURCES := holdfast service model_export tests proto benchmarks
 
-.PHONY: demo serve test check train proto bench bench-quick bench-scale fuzz faults soak protections \
+.PHONY: demo serve test check train proto bench bench-quick bench-scale fuzz faults soak alerts protections \
         deploy-check release-check settings format clean
 
 demo: $(VENV)/.server           ## a network's memory, served live, surviving kill -9
@@ -52,6 +52,9 @@ faults: $(VENV)/.dev            ## kills, pauses, cuts and fills up a deployment
 
 soak: $(VENV)/.dev              ## half load with churn for 10 minutes; what grows fails; build/soak.md
 	$(BIN)/python -m tests.faults.soak
+
+alerts: $(VENV)/.dev            ## breaks a deployment so that every alert fires and clears; build/alerts.md
+	$(BIN)/python -m tests.alerts
 
 protections: $(VENV)/.dev       ## takes every protection out, one at a time, and sees its test fail
 	$(BIN)/python -m tests.protections
