@@ -119,6 +119,14 @@ class Prometheus:
             return [({}, float(data["result"][1]))]
         return [(row["metric"], float(row["value"][1])) for row in data["result"]]
 
+    def query_range(self, expression, from_s, to_s, step_s):
+        """Returns the series of a range query: (labels, [(seconds since the epoch, value), ...])."""
+        data = self._get("/api/v1/query_range", query=expression, start=from_s, end=to_s, step=step_s)
+        return [
+            (row["metric"], [(at_s, float(value)) for at_s, value in row["values"]])
+            for row in data["result"]
+        ]
+
     def firing(self):
         """Returns the names of the alerts that fire."""
         found = self._get("/api/v1/alerts")["alerts"]

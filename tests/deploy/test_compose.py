@@ -127,8 +127,6 @@ def test_nothing_is_declared_that_nobody_uses():
 
 @pytest.mark.parametrize("source", sorted({path for one in SERVICES.values() for path in bind_mounts(one)}))
 def test_a_mounted_folder_is_there(source):
-    if not (ROOT / source).exists() and source.startswith(("./deploy/prometheus", "./deploy/grafana")):
-        pytest.skip("there are no dashboards and rules in this tree")
     assert list((ROOT / source).iterdir())
     for service in SERVICES.values():
         target = bind_mounts(service).get(source)
@@ -136,8 +134,6 @@ def test_a_mounted_folder_is_there(source):
 
 
 def test_prometheus_and_grafana_find_what_they_are_told_to():
-    if not (ROOT / "deploy/grafana").exists():
-        pytest.skip("there are no dashboards and rules in this tree")
     config = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
     targets = [
         target

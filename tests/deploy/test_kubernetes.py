@@ -354,6 +354,8 @@ def test_metrics_that_are_asked_for_are_there(prod, dev_server):
     [endpoint] = monitor["spec"]["endpoints"]
     [[port]] = [service["spec"]["ports"] for service in selected]
     assert endpoint["port"] == port["name"]
+    job = monitor["spec"]["jobLabel"]
+    assert [service["metadata"]["labels"][job] for service in selected] == ["holdfast"]  # as rules have it
     with urllib.request.urlopen(f"http://{dev_server.http}{endpoint['path']}", timeout=10) as reply:
         families = set(re.findall(r"^# TYPE (\S+) gauge$", reply.read().decode(), re.MULTILINE))
 
