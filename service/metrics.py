@@ -55,7 +55,7 @@ _EVENT_OF_REASON = {
 class ServedModel(NamedTuple):
     """Labels of a model that is served; the fingerprint in hexadecimal."""
 
-    name: str
+    model: str
     version: str
     fingerprint: str
 
@@ -189,12 +189,8 @@ class Metrics:
             "process_start_time_seconds", "When the server began, since the epoch.", _least, prefix=""
         )
         self._beat_s = self._take(1)
-        labels = ServedModel._fields
-        self.registry.register(
-            InfoFamily(
-                "holdfast_model_info", "1 for each model served.", ("model", *labels[1:]), self.models
-            )
-        )
+        text = "1 for each model served."
+        self.registry.register(InfoFamily("holdfast_model_info", text, ServedModel._fields, self.models))
         built = [[version("holdfast")]]
         self.registry.register(
             InfoFamily("holdfast_build_info", "1 for the version that runs.", ["version"], lambda: built)
