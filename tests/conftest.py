@@ -4,10 +4,13 @@ import contextlib
 import os
 
 import pytest
+from hypothesis import settings
 
 from service.store.opening import create_store
 from service.store.safety import Allowances
 
+settings.register_profile("untimed", deadline=None)  # no test asserts a time
+settings.load_profile("untimed")
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime, here the oracle, talks to nobody
 
 

@@ -106,7 +106,7 @@ def test_a_session_outlives_its_server_and_its_store(project):
 def test_the_image_alone_speaks_no_plain_text_unless_it_is_told_to(project):
     alone = {**project.compose["services"]["holdfast"], "environment": {}, "secrets": []}
     container = project.start("alone", alone)
-    assert container.wait() == 1
+    assert container.wait() == 2
     assert container.log().count("\n") == 1
     assert "--allow-plaintext" in container.log()
 

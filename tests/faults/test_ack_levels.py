@@ -256,7 +256,7 @@ def test_a_level_per_request_that_the_store_cannot_give_is_refused(tmp_path):
 def test_a_level_that_the_store_cannot_give_is_refused_at_start(tmp_path, level, flags, options, reason):
     with (
         StoreProcess(tmp_path / "store", **options) as store,
-        pytest.raises(RuntimeError, match=f"holdfast serve: no level .*{reason}"),
+        pytest.raises(RuntimeError, match=f"holdfast serve: --.*no level .*{reason}"),
     ):
         ServerProcess(tmp_path / "data", "--store", store.url, "--ack-level", level, *flags).stop()
 

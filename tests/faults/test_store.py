@@ -83,7 +83,7 @@ def test_a_store_that_may_evict_is_refused_at_start(tmp_path):
     with ServerProcess(data):
         with store_of(data) as client:
             client.config_set("maxmemory-policy", "allkeys-lru")
-        with pytest.raises(RuntimeError, match=r"holdfast serve: store unix:.*: eviction policy"):
+        with pytest.raises(RuntimeError, match=r"holdfast serve: --store: store unix:.*: eviction policy"):
             ServerProcess(tmp_path / "other", "--store", f"unix://{data / 'store.sock'}")
         assert "maxmemory-policy noeviction" in (tmp_path / "other" / "server.log").read_text()
 

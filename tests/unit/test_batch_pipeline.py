@@ -45,6 +45,12 @@ class Call:
         positions = [position + 1 for position in self.requests[0].positions] or [0]
         return pb.StreamBatchesResponse(result=pb.ColumnsResult(positions=positions))
 
+    async def done_writing(self):
+        self.cancel()
+
+    async def code(self):
+        return grpc.StatusCode.OK
+
     def cancel(self):
         self.written.release()
         self.left, self.ending = 0, BREAK

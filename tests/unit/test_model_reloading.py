@@ -223,7 +223,7 @@ async def test_a_version_whose_file_is_gone_is_served_on(scene):
     served = scene.models.find("sum")
     shutil.rmtree(scene.folder)
     [refusal] = texts(await scene.reloading().reload())
-    assert refusal == f"{scene.folder}: not a folder"
+    assert refusal.startswith(f"{scene.folder}: not a folder")
     assert scene.models.find("sum") is served
 
 
