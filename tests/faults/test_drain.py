@@ -165,7 +165,7 @@ def test_a_pause_longer_than_the_drain_is_refused():
 
 
 def test_a_worker_that_is_stuck_is_replaced(tmp_path):
-    flags = ("--workers", "2", "--stuck-worker-s", "1")
+    flags = ("--workers", "2", "--stuck-worker-s", "3")
     with ServerProcess(tmp_path / "data", *flags) as server:
         stuck, other = workers_of(server)
         os.kill(stuck, signal.SIGSTOP)
@@ -173,4 +173,5 @@ def test_a_worker_that_is_stuck_is_replaced(tmp_path):
         wait_for(lambda: value(server, "holdfast_workers") == 2, 20)
         assert other in workers_of(server)
         assert get(server, "/livez")[0] == 200
-        assert step(server.address, "s", b"abc", 0).position == 3
+        with holdfast.Client(server.address, timeout_s=20) as client:
+            assert client.session("s", model=MODEL).step("abc").position == 3
