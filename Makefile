@@ -63,7 +63,7 @@ protections: $(VENV)/.dev       ## takes every protection out, one at a time, an
 	$(BIN)/python -m tests.protections
 
 deploy-check: $(VENV)/.dev      ## runs docker-compose.yml without an engine, every profile; as root
-	HOLDFAST_DEPLOY=long $(BIN)/python -m pytest -q tests/deploy
+	HOLDFAST_TEST_DEPLOY=long $(BIN)/python -m pytest -q tests/deploy
 
 proto: $(VENV)/.dev             ## regenerates the committed stubs
 	$(BIN)/python proto/generate.py

@@ -1,6 +1,6 @@
 """The compose file and the Dockerfile, run without a container engine, as `containers.py` does it.
 
-HOLDFAST_DEPLOY=long (`make deploy-check`) adds the profiles sentinel and cluster, with a killed primary and
+HOLDFAST_TEST_DEPLOY=long (`make deploy-check`) adds the profiles sentinel and cluster, with a killed primary and
 with addresses that change, which takes some minutes.
 """
 
@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.e2e,
     pytest.mark.skipif(REASON is not None, reason=f"services cannot be run without an engine: {REASON}"),
 ]
-long = pytest.mark.skipif(os.environ.get("HOLDFAST_DEPLOY") != "long", reason="run by make deploy-check")
+long = pytest.mark.skipif(os.environ.get("HOLDFAST_TEST_DEPLOY") != "long", reason="run by make deploy-check")
 
 ROLE = "REDISCLI_AUTH=$(cat /run/secrets/store_password) redis-cli --user holdfast role | head -1"
 CLIENT = (
