@@ -23,7 +23,9 @@ pytestmark = [
     pytest.mark.e2e,
     pytest.mark.skipif(REASON is not None, reason=f"services cannot be run without an engine: {REASON}"),
 ]
-long = pytest.mark.skipif(os.environ.get("HOLDFAST_TEST_DEPLOY") != "long", reason="run by make deploy-check")
+long = pytest.mark.skipif(
+    os.environ.get("HOLDFAST_TEST_DEPLOY") != "long", reason="run by make deploy-check"
+)
 
 ROLE = "REDISCLI_AUTH=$(cat /run/secrets/store_password) redis-cli --user holdfast role | head -1"
 CLIENT = (
