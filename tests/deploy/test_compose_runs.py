@@ -1,7 +1,7 @@
 """The compose file and the Dockerfile, run without a container engine, as `containers.py` does it.
 
-HOLDFAST_TEST_DEPLOY=long (`make deploy-check`) adds the profiles sentinel and cluster, with a killed primary and
-with addresses that change, which takes some minutes.
+HOLDFAST_TEST_DEPLOY=long (`make deploy-check`) adds the profiles sentinel and cluster, a killed primary and
+addresses that change, which takes some minutes.
 """
 
 import os
