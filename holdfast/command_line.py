@@ -2,9 +2,12 @@
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from holdfast.client import Client
+from holdfast.errors import HoldfastError
 from holdfast.tls import Tls, channel_credentials
 
 EXIT_FAILURE = 1
@@ -41,6 +44,17 @@ def credentials(options: argparse.Namespace) -> dict[str, Any]:
         tls = Tls(options.tls_ca, options.tls_cert, options.tls_key)
         channel_credentials(tls)
     return {"token": token, "tls": tls}
+
+
+def ask_server(command: str, options: argparse.Namespace, ask: Callable[[Client], int]) -> int:
+    """Asks the server that the options name; returns the code that `ask` does, or says why not."""
+    try:
+        with Client(options.target, **credentials(options)) as client:
+            return ask(client)
+    except (OSError, ValueError) as error:
+        return failed(command, error)
+    except HoldfastError as error:
+        return failed(command, f"{error.reason or error.code}: {error}")
 
 
 def failed(command: str, reason: object, code: int = EXIT_FAILURE) -> int:

@@ -4,8 +4,7 @@ import argparse
 import sys
 
 from holdfast.client import Client
-from holdfast.command_line import EXIT_FAILURE, add_server_options, credentials, failed
-from holdfast.errors import HoldfastError
+from holdfast.command_line import EXIT_FAILURE, add_server_options, ask_server
 
 
 def main(arguments: list[str]) -> int:
@@ -15,14 +14,7 @@ def main(arguments: list[str]) -> int:
         0, or 1 if the server refused, or refuses a file; argparse exits with 2 for wrong arguments.
     """
     options = _parser().parse_args(arguments)
-    try:
-        with Client(options.target, **credentials(options)) as client:
-            code: int = options.run(client)
-    except (OSError, ValueError) as error:
-        return failed("models", error)
-    except HoldfastError as error:
-        return failed("models", f"{error.reason or error.code}: {error}")
-    return code
+    return ask_server("models", options, options.run)
 
 
 def _parser() -> argparse.ArgumentParser:

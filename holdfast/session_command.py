@@ -3,8 +3,7 @@
 import argparse
 
 from holdfast.client import Client
-from holdfast.command_line import add_server_options, credentials, failed
-from holdfast.errors import HoldfastError
+from holdfast.command_line import add_server_options, ask_server
 
 
 def main(arguments: list[str]) -> int:
@@ -14,14 +13,7 @@ def main(arguments: list[str]) -> int:
         0, or 1 if the server refused; argparse exits with 2 for wrong arguments.
     """
     options = _parser().parse_args(arguments)
-    try:
-        with Client(options.target, **credentials(options)) as client:
-            options.run(client, options)
-    except (OSError, ValueError) as error:
-        return failed("session", error)
-    except HoldfastError as error:
-        return failed("session", f"{error.reason or error.code}: {error}")
-    return 0
+    return ask_server("session", options, lambda client: options.run(client, options))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -44,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _show(client: Client, options: argparse.Namespace) -> None:
+def _show(client: Client, options: argparse.Namespace) -> int:
     session = client.get_session(options.session_id)
     expires = f"in {session.expires_in_s:.0f} s" if session.expires_in_s else "never"
     rows = {
@@ -58,12 +50,14 @@ def _show(client: Client, options: argparse.Namespace) -> None:
     }
     for name, value in rows.items():
         print(f"{name:<12} {value}")
+    return 0
 
 
-def _release(client: Client, options: argparse.Namespace) -> None:
+def _release(client: Client, options: argparse.Namespace) -> int:
     released = client.release_session(options.session_id, discard=options.discard)
     if not released.reason:
         print(f"{options.session_id} was not held; it stands at position {released.position}")
-        return
+        return 0
     end = "its record is set aside, the id is free" if options.discard else "it goes on from there"
     print(f"{options.session_id} was held at position {released.position}: {released.reason}; {end}")
+    return 0
