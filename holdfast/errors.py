@@ -106,6 +106,15 @@ class PositionConflict(HoldfastError):
     default_reason = "POSITION_CONFLICT"
 
 
+class HistoryConflict(HoldfastError):
+    """The session stands at this position, but not after the tokens that this client has seen applied.
+
+    The store has lost some of them, and another writer has gone on from there. Nothing was applied.
+    """
+
+    default_reason = "HISTORY_CONFLICT"
+
+
 class PositionGap(HoldfastError):
     """Tokens before this position are missing."""
 

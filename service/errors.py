@@ -10,6 +10,7 @@
   SessionClosed        the session, or the incarnation the client means, is over
   SessionExists        a new session was asked for, and the id is taken
   PositionConflict     other tokens were applied at this position
+  HistoryConflict      the tokens before this position are not those that the client means
   PositionGap          tokens before this position are missing
   StoreRegressed       the store has lost steps it had acknowledged
   RecordCorrupt        the stored record is damaged
@@ -120,6 +121,12 @@ class PositionConflict(ServiceError):
     """Other tokens were applied at this position; `expected_position` is where the session stands."""
 
     reason = "POSITION_CONFLICT"
+
+
+class HistoryConflict(ServiceError):
+    """Other tokens than the client means were applied before this position."""
+
+    reason = "HISTORY_CONFLICT"
 
 
 class PositionGap(ServiceError):

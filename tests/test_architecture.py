@@ -52,6 +52,7 @@ PURE = {
     "service.model.onnx_wire",
     "service.verify.chain",
     "holdfast.tokens",
+    "holdfast.history_digest",
     "holdfast.replay_buffer",
     "holdfast.unanswered",
     "holdfast.ack_levels",

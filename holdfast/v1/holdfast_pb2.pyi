@@ -122,7 +122,7 @@ class Outputs(_message.Message):
     def __init__(self, token_count: _Optional[int] = ..., top_k: _Optional[int] = ..., top_ids: _Optional[_Iterable[int]] = ..., top_log_probs: _Optional[_Iterable[float]] = ..., token_log_probs: _Optional[_Iterable[float]] = ..., tensors: _Optional[_Iterable[_Union[NamedTensor, _Mapping]]] = ..., state: _Optional[_Iterable[_Union[NamedTensor, _Mapping]]] = ...) -> None: ...
 
 class Chunk(_message.Message):
-    __slots__ = ("session_id", "model", "tokens", "position", "acknowledged_position", "incarnation", "outputs", "ack_level", "tag")
+    __slots__ = ("session_id", "model", "tokens", "position", "acknowledged_position", "incarnation", "outputs", "ack_level", "tag", "history_digest")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -132,6 +132,7 @@ class Chunk(_message.Message):
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     ACK_LEVEL_FIELD_NUMBER: _ClassVar[int]
     TAG_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_DIGEST_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     model: ModelRef
     tokens: Tokens
@@ -141,10 +142,11 @@ class Chunk(_message.Message):
     outputs: OutputSelection
     ack_level: AckLevel
     tag: int
-    def __init__(self, session_id: _Optional[str] = ..., model: _Optional[_Union[ModelRef, _Mapping]] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., position: _Optional[int] = ..., acknowledged_position: _Optional[int] = ..., incarnation: _Optional[int] = ..., outputs: _Optional[_Union[OutputSelection, _Mapping]] = ..., ack_level: _Optional[_Union[AckLevel, str]] = ..., tag: _Optional[int] = ...) -> None: ...
+    history_digest: int
+    def __init__(self, session_id: _Optional[str] = ..., model: _Optional[_Union[ModelRef, _Mapping]] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., position: _Optional[int] = ..., acknowledged_position: _Optional[int] = ..., incarnation: _Optional[int] = ..., outputs: _Optional[_Union[OutputSelection, _Mapping]] = ..., ack_level: _Optional[_Union[AckLevel, str]] = ..., tag: _Optional[int] = ..., history_digest: _Optional[int] = ...) -> None: ...
 
 class ChunkResult(_message.Message):
-    __slots__ = ("tag", "session_id", "incarnation", "position", "replayed", "ack_level", "model_version", "outputs")
+    __slots__ = ("tag", "session_id", "incarnation", "position", "replayed", "ack_level", "model_version", "outputs", "history_digest")
     TAG_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -153,6 +155,7 @@ class ChunkResult(_message.Message):
     ACK_LEVEL_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_DIGEST_FIELD_NUMBER: _ClassVar[int]
     tag: int
     session_id: str
     incarnation: int
@@ -161,7 +164,8 @@ class ChunkResult(_message.Message):
     ack_level: AckLevel
     model_version: int
     outputs: Outputs
-    def __init__(self, tag: _Optional[int] = ..., session_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., position: _Optional[int] = ..., replayed: bool = ..., ack_level: _Optional[_Union[AckLevel, str]] = ..., model_version: _Optional[int] = ..., outputs: _Optional[_Union[Outputs, _Mapping]] = ...) -> None: ...
+    history_digest: int
+    def __init__(self, tag: _Optional[int] = ..., session_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., position: _Optional[int] = ..., replayed: bool = ..., ack_level: _Optional[_Union[AckLevel, str]] = ..., model_version: _Optional[int] = ..., outputs: _Optional[_Union[Outputs, _Mapping]] = ..., history_digest: _Optional[int] = ...) -> None: ...
 
 class ChunkError(_message.Message):
     __slots__ = ("tag", "session_id", "status")
@@ -200,7 +204,7 @@ class StreamStepsResponse(_message.Message):
     def __init__(self, result: _Optional[_Union[ChunkResult, _Mapping]] = ..., error: _Optional[_Union[ChunkError, _Mapping]] = ...) -> None: ...
 
 class Columns(_message.Message):
-    __slots__ = ("model", "session_ids", "positions", "acknowledged_positions", "incarnations", "tokens_per_row", "text", "ids", "features", "outputs", "ack_level", "tag")
+    __slots__ = ("model", "session_ids", "positions", "acknowledged_positions", "incarnations", "tokens_per_row", "text", "ids", "features", "outputs", "ack_level", "tag", "history_digests")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     SESSION_IDS_FIELD_NUMBER: _ClassVar[int]
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
@@ -213,6 +217,7 @@ class Columns(_message.Message):
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     ACK_LEVEL_FIELD_NUMBER: _ClassVar[int]
     TAG_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_DIGESTS_FIELD_NUMBER: _ClassVar[int]
     model: ModelRef
     session_ids: _containers.RepeatedScalarFieldContainer[str]
     positions: _containers.RepeatedScalarFieldContainer[int]
@@ -225,10 +230,11 @@ class Columns(_message.Message):
     outputs: OutputSelection
     ack_level: AckLevel
     tag: int
-    def __init__(self, model: _Optional[_Union[ModelRef, _Mapping]] = ..., session_ids: _Optional[_Iterable[str]] = ..., positions: _Optional[_Iterable[int]] = ..., acknowledged_positions: _Optional[_Iterable[int]] = ..., incarnations: _Optional[_Iterable[int]] = ..., tokens_per_row: _Optional[int] = ..., text: _Optional[bytes] = ..., ids: _Optional[_Union[TokenIds, _Mapping]] = ..., features: _Optional[bytes] = ..., outputs: _Optional[_Union[OutputSelection, _Mapping]] = ..., ack_level: _Optional[_Union[AckLevel, str]] = ..., tag: _Optional[int] = ...) -> None: ...
+    history_digests: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, model: _Optional[_Union[ModelRef, _Mapping]] = ..., session_ids: _Optional[_Iterable[str]] = ..., positions: _Optional[_Iterable[int]] = ..., acknowledged_positions: _Optional[_Iterable[int]] = ..., incarnations: _Optional[_Iterable[int]] = ..., tokens_per_row: _Optional[int] = ..., text: _Optional[bytes] = ..., ids: _Optional[_Union[TokenIds, _Mapping]] = ..., features: _Optional[bytes] = ..., outputs: _Optional[_Union[OutputSelection, _Mapping]] = ..., ack_level: _Optional[_Union[AckLevel, str]] = ..., tag: _Optional[int] = ..., history_digests: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ColumnsResult(_message.Message):
-    __slots__ = ("tag", "positions", "incarnations", "replayed_rows", "errors", "ack_level", "model_version", "outputs")
+    __slots__ = ("tag", "positions", "incarnations", "replayed_rows", "errors", "ack_level", "model_version", "outputs", "history_digests", "separate_rows")
     TAG_FIELD_NUMBER: _ClassVar[int]
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
     INCARNATIONS_FIELD_NUMBER: _ClassVar[int]
@@ -237,6 +243,8 @@ class ColumnsResult(_message.Message):
     ACK_LEVEL_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    SEPARATE_ROWS_FIELD_NUMBER: _ClassVar[int]
     tag: int
     positions: _containers.RepeatedScalarFieldContainer[int]
     incarnations: _containers.RepeatedScalarFieldContainer[int]
@@ -245,7 +253,19 @@ class ColumnsResult(_message.Message):
     ack_level: AckLevel
     model_version: int
     outputs: Outputs
-    def __init__(self, tag: _Optional[int] = ..., positions: _Optional[_Iterable[int]] = ..., incarnations: _Optional[_Iterable[int]] = ..., replayed_rows: _Optional[_Iterable[int]] = ..., errors: _Optional[_Iterable[_Union[RowError, _Mapping]]] = ..., ack_level: _Optional[_Union[AckLevel, str]] = ..., model_version: _Optional[int] = ..., outputs: _Optional[_Union[Outputs, _Mapping]] = ...) -> None: ...
+    history_digests: _containers.RepeatedScalarFieldContainer[int]
+    separate_rows: _containers.RepeatedCompositeFieldContainer[SeparateRow]
+    def __init__(self, tag: _Optional[int] = ..., positions: _Optional[_Iterable[int]] = ..., incarnations: _Optional[_Iterable[int]] = ..., replayed_rows: _Optional[_Iterable[int]] = ..., errors: _Optional[_Iterable[_Union[RowError, _Mapping]]] = ..., ack_level: _Optional[_Union[AckLevel, str]] = ..., model_version: _Optional[int] = ..., outputs: _Optional[_Union[Outputs, _Mapping]] = ..., history_digests: _Optional[_Iterable[int]] = ..., separate_rows: _Optional[_Iterable[_Union[SeparateRow, _Mapping]]] = ...) -> None: ...
+
+class SeparateRow(_message.Message):
+    __slots__ = ("row", "model_version", "outputs")
+    ROW_FIELD_NUMBER: _ClassVar[int]
+    MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    row: int
+    model_version: int
+    outputs: Outputs
+    def __init__(self, row: _Optional[int] = ..., model_version: _Optional[int] = ..., outputs: _Optional[_Union[Outputs, _Mapping]] = ...) -> None: ...
 
 class RowError(_message.Message):
     __slots__ = ("row", "status")
@@ -320,13 +340,14 @@ class GenerateResponse(_message.Message):
     def __init__(self, token_id: _Optional[int] = ..., log_prob: _Optional[float] = ..., position: _Optional[int] = ..., incarnation: _Optional[int] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ...) -> None: ...
 
 class Session(_message.Message):
-    __slots__ = ("session_id", "incarnation", "position", "model", "fingerprint", "expires_in_s", "quarantine_reason")
+    __slots__ = ("session_id", "incarnation", "position", "model", "fingerprint", "expires_in_s", "history_digest", "quarantine_reason")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     EXPIRES_IN_S_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_DIGEST_FIELD_NUMBER: _ClassVar[int]
     QUARANTINE_REASON_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     incarnation: int
@@ -334,22 +355,25 @@ class Session(_message.Message):
     model: ModelRef
     fingerprint: str
     expires_in_s: float
+    history_digest: int
     quarantine_reason: str
-    def __init__(self, session_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., position: _Optional[int] = ..., model: _Optional[_Union[ModelRef, _Mapping]] = ..., fingerprint: _Optional[str] = ..., expires_in_s: _Optional[float] = ..., quarantine_reason: _Optional[str] = ...) -> None: ...
+    def __init__(self, session_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., position: _Optional[int] = ..., model: _Optional[_Union[ModelRef, _Mapping]] = ..., fingerprint: _Optional[str] = ..., expires_in_s: _Optional[float] = ..., history_digest: _Optional[int] = ..., quarantine_reason: _Optional[str] = ...) -> None: ...
 
 class OpenSessionRequest(_message.Message):
-    __slots__ = ("session_id", "model", "must_be_new", "initial_state", "take_over")
+    __slots__ = ("session_id", "model", "must_be_new", "initial_state", "take_over", "nonce")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MUST_BE_NEW_FIELD_NUMBER: _ClassVar[int]
     INITIAL_STATE_FIELD_NUMBER: _ClassVar[int]
     TAKE_OVER_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     model: ModelRef
     must_be_new: bool
     initial_state: _containers.RepeatedCompositeFieldContainer[NamedTensor]
     take_over: bool
-    def __init__(self, session_id: _Optional[str] = ..., model: _Optional[_Union[ModelRef, _Mapping]] = ..., must_be_new: bool = ..., initial_state: _Optional[_Iterable[_Union[NamedTensor, _Mapping]]] = ..., take_over: bool = ...) -> None: ...
+    nonce: int
+    def __init__(self, session_id: _Optional[str] = ..., model: _Optional[_Union[ModelRef, _Mapping]] = ..., must_be_new: bool = ..., initial_state: _Optional[_Iterable[_Union[NamedTensor, _Mapping]]] = ..., take_over: bool = ..., nonce: _Optional[int] = ...) -> None: ...
 
 class OpenSessionResponse(_message.Message):
     __slots__ = ("session", "resumed")
@@ -358,6 +382,34 @@ class OpenSessionResponse(_message.Message):
     session: Session
     resumed: bool
     def __init__(self, session: _Optional[_Union[Session, _Mapping]] = ..., resumed: bool = ...) -> None: ...
+
+class OpenBatchRequest(_message.Message):
+    __slots__ = ("model", "session_ids", "must_be_new", "nonce")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    SESSION_IDS_FIELD_NUMBER: _ClassVar[int]
+    MUST_BE_NEW_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    model: ModelRef
+    session_ids: _containers.RepeatedScalarFieldContainer[str]
+    must_be_new: bool
+    nonce: int
+    def __init__(self, model: _Optional[_Union[ModelRef, _Mapping]] = ..., session_ids: _Optional[_Iterable[str]] = ..., must_be_new: bool = ..., nonce: _Optional[int] = ...) -> None: ...
+
+class OpenBatchResponse(_message.Message):
+    __slots__ = ("positions", "incarnations", "history_digests", "model_versions", "resumed_rows", "errors")
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    INCARNATIONS_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    RESUMED_ROWS_FIELD_NUMBER: _ClassVar[int]
+    ERRORS_FIELD_NUMBER: _ClassVar[int]
+    positions: _containers.RepeatedScalarFieldContainer[int]
+    incarnations: _containers.RepeatedScalarFieldContainer[int]
+    history_digests: _containers.RepeatedScalarFieldContainer[int]
+    model_versions: _containers.RepeatedScalarFieldContainer[int]
+    resumed_rows: _containers.RepeatedScalarFieldContainer[int]
+    errors: _containers.RepeatedCompositeFieldContainer[RowError]
+    def __init__(self, positions: _Optional[_Iterable[int]] = ..., incarnations: _Optional[_Iterable[int]] = ..., history_digests: _Optional[_Iterable[int]] = ..., model_versions: _Optional[_Iterable[int]] = ..., resumed_rows: _Optional[_Iterable[int]] = ..., errors: _Optional[_Iterable[_Union[RowError, _Mapping]]] = ...) -> None: ...
 
 class GetSessionRequest(_message.Message):
     __slots__ = ("session_id", "include_state")

@@ -40,6 +40,11 @@ class StreamingInferenceServiceStub(object):
                 request_serializer=holdfast_dot_v1_dot_holdfast__pb2.OpenSessionRequest.SerializeToString,
                 response_deserializer=holdfast_dot_v1_dot_holdfast__pb2.OpenSessionResponse.FromString,
                 _registered_method=True)
+        self.OpenBatch = channel.unary_unary(
+                '/holdfast.v1.StreamingInferenceService/OpenBatch',
+                request_serializer=holdfast_dot_v1_dot_holdfast__pb2.OpenBatchRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_holdfast__pb2.OpenBatchResponse.FromString,
+                _registered_method=True)
         self.GetSession = channel.unary_unary(
                 '/holdfast.v1.StreamingInferenceService/GetSession',
                 request_serializer=holdfast_dot_v1_dot_holdfast__pb2.GetSessionRequest.SerializeToString,
@@ -137,7 +142,16 @@ class StreamingInferenceServiceServicer(object):
     """
 
     def OpenSession(self, request, context):
-        """Opens a session, or resumes the one that exists. Safe to retry.
+        """Opens a session, or resumes the one that exists. No other rpc opens one, except OpenBatch. Safe to retry
+        with the same `nonce`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def OpenBatch(self, request, context):
+        """OpenSession for many sessions of one model; rows succeed or fail one by one. Safe to retry with the same
+        `nonce`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -180,9 +194,9 @@ class StreamingInferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def StreamSteps(self, request_iterator, context):
-        """Applies chunks of any number of sessions. Replies of one session come in the order of its chunks.
-        A chunk that fails is answered by an `error` and the stream lives on. The same session may have
-        several chunks under way: send them at the positions they will have.
+        """Applies chunks of any number of sessions. Replies of one session come in the order of its chunks, refusals
+        among them. A chunk that fails is answered by an `error` and the stream lives on. The same session may
+        have several chunks under way: send them at the positions, and with the history digests, they will have.
         A server that leaves, or wants its old connections replaced, ends the stream once every chunk it has
         read is answered: UNAVAILABLE, DRAINING, with `requests_read` and `requests_answered` in the metadata of
         ErrorInfo, and RetryInfo of 0. Go on with the first chunk that has no reply, on a new stream, at once.
@@ -289,6 +303,11 @@ def add_StreamingInferenceServiceServicer_to_server(servicer, server):
                     servicer.OpenSession,
                     request_deserializer=holdfast_dot_v1_dot_holdfast__pb2.OpenSessionRequest.FromString,
                     response_serializer=holdfast_dot_v1_dot_holdfast__pb2.OpenSessionResponse.SerializeToString,
+            ),
+            'OpenBatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.OpenBatch,
+                    request_deserializer=holdfast_dot_v1_dot_holdfast__pb2.OpenBatchRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_holdfast__pb2.OpenBatchResponse.SerializeToString,
             ),
             'GetSession': grpc.unary_unary_rpc_method_handler(
                     servicer.GetSession,
@@ -409,6 +428,33 @@ class StreamingInferenceService(object):
             '/holdfast.v1.StreamingInferenceService/OpenSession',
             holdfast_dot_v1_dot_holdfast__pb2.OpenSessionRequest.SerializeToString,
             holdfast_dot_v1_dot_holdfast__pb2.OpenSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OpenBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.StreamingInferenceService/OpenBatch',
+            holdfast_dot_v1_dot_holdfast__pb2.OpenBatchRequest.SerializeToString,
+            holdfast_dot_v1_dot_holdfast__pb2.OpenBatchResponse.FromString,
             options,
             channel_credentials,
             insecure,

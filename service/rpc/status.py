@@ -26,6 +26,7 @@ CODES: dict[type[ServiceError], grpc.StatusCode] = {
     errors.SessionClosed: grpc.StatusCode.NOT_FOUND,
     errors.SessionExists: grpc.StatusCode.ALREADY_EXISTS,
     errors.PositionConflict: grpc.StatusCode.ABORTED,
+    errors.HistoryConflict: grpc.StatusCode.ABORTED,
     errors.PositionGap: grpc.StatusCode.OUT_OF_RANGE,
     errors.StoreRegressed: grpc.StatusCode.DATA_LOSS,
     errors.RecordCorrupt: grpc.StatusCode.DATA_LOSS,

@@ -1,0 +1,156 @@
+"""The history digest: which tokens a session has consumed, and in which order, as one number. Pure.
+
+A position counts tokens; after a store has gone back and others have written, equal positions do not mean
+equal histories. The digest tells them apart, and since it does not depend on how tokens were cut into chunks,
+whoever knows it at one position knows it at every later one.
+
+It is a pair of polynomials over the elements e of the tokens, modulo two primes below 2^26, so that no
+intermediate value reaches 2^53 and every language can compute it exactly:
+
+    a = (a * A + e + 1) mod P,  b = (b * B + e + 1) mod Q,  digest = a * 2^26 + b
+
+Elements are the bytes of text, ids, and the bits of float32 features as uint32. It guards against accidents:
+who forges tokens with a given digest cheats a session of their own.
+"""
+
+import functools
+import hashlib
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+PRIMES = (67108859, 67108837)
+FACTORS = (17415474, 37920051)
+MAX_NUMBER = 2**53 - 1
+"""Bound of digests, incarnations, nonces and positions: what a float64, and so JavaScript, holds exactly."""
+
+_HALF_BITS = 26
+_HALF_MASK = (1 << _HALF_BITS) - 1
+_FEW = 16
+"""Up to so many elements are faster one by one than as an array."""
+
+_P, _Q = PRIMES
+_A, _B = FACTORS
+_PRIMES = np.array(PRIMES, np.int64)
+
+INITIAL = 1 << _HALF_BITS | 1
+"""Digest of a session that has consumed nothing and began at its model's own initial state."""
+
+
+class Run(NamedTuple):
+    """What a run of tokens does to any digest.
+
+    Attributes:
+        a: Polynomial over its elements, modulo the first prime.
+        b: The same modulo the second.
+        element_count: Elements in it.
+    """
+
+    a: int
+    b: int
+    element_count: int
+
+    def after(self, digest: int) -> int:
+        """Returns the digest of a history that ends with this run, given that of the history before it."""
+        a, b = digest >> _HALF_BITS, digest & _HALF_MASK
+        power_a, power_b = _powers(self.element_count)
+        return (a * power_a + self.a) % _P << _HALF_BITS | (b * power_b + self.b) % _Q
+
+
+def initial_digest(state: bytes) -> int:
+    """Returns the digest of a session that begins at a raw state; b"" is the model's own."""
+    if not state:
+        return INITIAL
+    number = int.from_bytes(hashlib.blake2b(state, digest_size=8).digest(), "little")
+    a, b = number >> 32, number & 0xFFFFFFFF
+    return (a % (_P - 1) + 1) << _HALF_BITS | (b % (_Q - 1) + 1)
+
+
+def run_of(tokens: bytes | NDArray[Any]) -> Run:
+    """Digests the tokens of one chunk: bytes, ids (k,) or float32 features (k, width)."""
+    elements = tokens if isinstance(tokens, bytes) else to_elements(tokens)
+    count = len(elements)
+    if count <= _FEW:
+        a = b = 0
+        for element in elements if isinstance(elements, bytes) else elements.tolist():
+            a = (a * _A + element + 1) % _P
+            b = (b * _B + element + 1) % _Q
+        return Run(a, b, count)
+    if isinstance(elements, bytes):
+        elements = np.frombuffer(elements, np.uint8)
+    ((a, b),) = sums_of(elements.reshape(1, -1)).tolist()
+    return Run(a, b, count)
+
+
+def to_elements(tokens: NDArray[Any]) -> NDArray[Any]:
+    """Returns the elements of tokens as a flat array of integers."""
+    flat = np.ascontiguousarray(tokens).reshape(-1)
+    return flat.view("<u4") if flat.dtype == np.float32 else flat
+
+
+def sums_of(elements: NDArray[Any]) -> NDArray[np.int64]:
+    """Digests the tokens of B chunks of n elements each, integers below 2^32 (B, n).
+
+    Returns:
+        `Run.a` and `Run.b` of each, int64 (B, 2).
+    """
+    count = elements.shape[1]
+    numbers = elements.astype(np.int64)
+    numbers += 1
+    if count == 1:
+        return numbers % _PRIMES
+    sums = np.empty((len(numbers), 2), np.int64)
+    for half, prime in enumerate(PRIMES):
+        terms = numbers % prime
+        terms *= _weights(half, count)
+        terms %= prime
+        sums[:, half] = terms.sum(axis=1) % prime
+    return sums
+
+
+def after(digests: NDArray[np.int64], sums: NDArray[np.int64], element_count: int) -> NDArray[np.int64]:
+    """Returns `Run.after` for B histories.
+
+    Args:
+        digests: Before, int64 (B,).
+        sums: Of the chunks, int64 (B, 2); see `sums_of`.
+        element_count: Elements in each chunk.
+    """
+    halves = np.empty((len(digests), 2), np.int64)
+    halves[:, 0] = digests >> _HALF_BITS
+    halves[:, 1] = digests & _HALF_MASK
+    halves *= _powers_array(element_count)
+    halves += sums
+    halves %= _PRIMES
+    joined: NDArray[np.int64] = halves[:, 0] << _HALF_BITS
+    joined |= halves[:, 1]
+    return joined
+
+
+@functools.lru_cache(1024)
+def _powers(count: int) -> tuple[int, int]:
+    return pow(_A, count, _P), pow(_B, count, _Q)
+
+
+@functools.lru_cache(1024)
+def _powers_array(count: int) -> NDArray[np.int64]:
+    return np.array(_powers(count), np.int64)
+
+
+def _weights(half: int, count: int) -> NDArray[np.int64]:
+    """Returns the powers of a factor from the (count - 1)-th down to the 0-th."""
+    size = _FEW
+    while size < count:
+        size *= 2
+    return _ascending(half, size)[count - 1 :: -1] if count < size else _ascending(half, size)[::-1]
+
+
+@functools.lru_cache(64)
+def _ascending(half: int, size: int) -> NDArray[np.int64]:
+    """Returns the powers 0 .. size - 1 of a factor, by doubling."""
+    prime, factor = PRIMES[half], FACTORS[half]
+    powers = np.ones(1, np.int64)
+    while len(powers) < size:
+        powers = np.concatenate([powers, powers * pow(factor, len(powers), prime) % prime])
+    return powers
