@@ -1,16 +1,16 @@
 """The history digest: which tokens a session has consumed, and in which order, as one number. Pure.
 
 A position counts tokens; after a store has gone back and others have written, equal positions do not mean
-equal histories. The digest tells them apart, and since it does not depend on how tokens were cut into chunks,
-whoever knows it at one position knows it at every later one.
+equal histories. The digest tells them apart, and since it does not depend on how tokens were cut into
+chunks, whoever knows it at one position knows it at every later one.
 
 It is a pair of polynomials over the elements e of the tokens, modulo two primes below 2^26, so that no
 intermediate value reaches 2^53 and every language can compute it exactly:
 
     a = (a * A + e + 1) mod P,  b = (b * B + e + 1) mod Q,  digest = a * 2^26 + b
 
-Elements are the bytes of text, ids, and the bits of float32 features as uint32. It guards against accidents:
-who forges tokens with a given digest cheats a session of their own.
+Elements are the bytes of text, ids, and the bits of float32 features as uint32. It guards against
+accidents: who forges tokens with a given digest cheats a session of their own.
 """
 
 import functools
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 PRIMES = (67108859, 67108837)
 FACTORS = (17415474, 37920051)
 MAX_NUMBER = 2**53 - 1
-"""Bound of digests, incarnations, nonces and positions: what a float64, and so JavaScript, holds exactly."""
+"""Bound of digests, incarnations, nonces and positions: what a float64, JavaScript's number, holds."""
 
 _HALF_BITS = 26
 _HALF_MASK = (1 << _HALF_BITS) - 1

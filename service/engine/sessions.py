@@ -23,7 +23,7 @@ from service.errors import (
 )
 from service.model.protocol import Model, Models
 from service.store.protocol import AckLevel, Found, StateStore, commit_one, load_one
-from service.store.record import NO_STAMP, Record, decode, draw_incarnation, encode
+from service.store.record import NO_STAMP, Record, decode, draw_incarnation, encode, new_record
 
 MAX_ATTEMPTS = 16
 """Attempts against other writers of the same record."""
@@ -299,4 +299,4 @@ def _new_record(model: Model, state: bytes) -> Record:
             f"initial_state has {len(state)} bytes, the model's state has {expected}",
             field="initial_state",
         )
-    return Record(draw_incarnation(), 0, model.fingerprint, state or bytes(expected))
+    return new_record(model.fingerprint, state or bytes(expected))

@@ -101,6 +101,16 @@ def draw_incarnation() -> int:
     return secrets.randbelow(2**63 - 1) + 1
 
 
+def new_record(fingerprint: bytes, state: bytes) -> Record:
+    """Returns the record of a session that is opened now.
+
+    Args:
+        fingerprint: Of its model, 32 bytes.
+        state: Raw, to begin at.
+    """
+    return Record(draw_incarnation(), 0, fingerprint, state)
+
+
 def stamp(incarnation: int, position: int) -> bytes:
     """Packs what a commit compares, 16 bytes; the position as it stands in the record."""
     return _STAMP.pack(incarnation, position)
