@@ -117,8 +117,9 @@ class MemoryStore:
         for part in writes:
             for row, (key, record) in enumerate(zip(part.keys, part.records, strict=True)):
                 found = self.records.get(key)
-                stamp = found[STAMP_START:STAMP_END] if found else NO_STAMP
-                if stamp == part.expected[16 * row : 16 * (row + 1)]:
+                stamp = NO_STAMP if found is None else found[STAMP_START:STAMP_END]
+                size = len(NO_STAMP)
+                if stamp == part.expected[size * row : size * (row + 1)]:
                     self.records[key] = bytes(record)
                 else:
                     refusals[number] = Found(found)

@@ -13,11 +13,18 @@ local function refuse(i, kind, detail)
   refused[#refused + 1] = detail
 end
 for i, key in ipairs(KEYS) do
-  local found = redis.pcall('GETRANGE', key, 16, 39)
   local expected = ARGV[2 * i]
+  local found, matches
+  if expected == nothing then -- whatever is there is left as found, an empty value too
+    found = redis.pcall('GET', key)
+    matches = not found
+  else
+    found = redis.pcall('GETRANGE', key, 16, 39)
+    matches = found == expected
+  end
   if type(found) == 'table' then
     refuse(i, 'error', found['err'])
-  elseif found == expected or (expected == nothing and not redis.call('GET', key)) then
+  elseif matches then
     local done
     if ttl == '0' then
       done = redis.pcall('SET', key, ARGV[2 * i + 1])
