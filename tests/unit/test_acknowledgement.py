@@ -7,13 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from holdfast.history_digest import run_of
 from service.engine.engine import Engine, EngineLimits
 from service.engine.rules import Claim
-from service.engine.sessions import Sessions
+from service.engine.sessions import Opening, Sessions
 from service.engine.work import Answer, Asked, Work
 from service.errors import AckLevelNotReached, SessionClosed
 from service.store.protocol import AckLevel
-from service.store.record import decode, token_digest
+from service.store.record import decode
 from tests.fakes import (
     AccumulatorModel,
     CountingObserver,
@@ -31,7 +32,7 @@ def submit(engine, session, tokens, position, level=REPLICATED, **claim):
     future = asyncio.get_running_loop().create_future()
     raw = np.array(tokens, np.int64).tobytes()
     asked = Asked("ids", len(tokens), model_name="sum", ack_level=level)
-    claimed = Claim(len(tokens), token_digest(raw), position, **claim)
+    claimed = Claim(len(tokens), run_of(np.array(tokens)), position, **claim)
     work = Work(session.encode(), asked, claimed, raw, lambda _, outcome: future.set_result(outcome))
     engine.submit(work)
     return future
@@ -216,8 +217,8 @@ async def test_opening_taking_over_and_closing_are_confirmed(start, store, fault
         store.load = load
         return await call()
 
-    opened = await fails(lambda: sessions.open(b"s", "sum", 0))
-    taken = await fails(lambda: sessions.open(b"s", "", 0, take_over=True))
+    opened = await fails(lambda: sessions.open(b"s", Opening("sum")))
+    taken = await fails(lambda: sessions.open(b"s", Opening("", take_over=True)))
     assert taken.record.incarnation != opened.record.incarnation
     assert await fails(lambda: sessions.close(b"s", taken.record.incarnation)) == 0
     assert store.confirmed == [(b"s", REPLICATED)] * 3
@@ -227,11 +228,11 @@ async def test_a_takeover_keeps_all_but_the_incarnation_and_fences_every_replica
     first, second = start(), start()
     model = FakeModels(AccumulatorModel())
     sessions = Sessions(model, store, second, ttl_s=0)
-    old = (await sessions.open(b"s", "sum", 0)).record.incarnation
+    old = (await sessions.open(b"s", Opening("sum"))).record.incarnation
     for position in range(2):
         await send(first, "s", [3], position, acknowledged=0, incarnation=old)
     before = decode(store.records[b"s"])
-    taken = await sessions.open(b"s", "sum", 0, take_over=True)
+    taken = await sessions.open(b"s", Opening("sum", take_over=True))
     after = decode(store.records[b"s"])
     assert taken.is_resumed
     assert taken.record.incarnation not in (0, old)
@@ -245,16 +246,16 @@ async def test_a_takeover_keeps_all_but_the_incarnation_and_fences_every_replica
 
 async def test_of_two_takeovers_at_once_the_later_one_holds(start, store):
     sessions = Sessions(FakeModels(AccumulatorModel()), store, start(), ttl_s=0)
-    await sessions.open(b"s", "sum", 0)
+    await sessions.open(b"s", Opening("sum"))
     commit = store.commit
 
     async def overtaken(*arguments):
         store.commit = commit
-        await sessions.open(b"s", "sum", 0, take_over=True)
+        await sessions.open(b"s", Opening("sum", take_over=True))
         return await commit(*arguments)
 
     store.commit = overtaken
-    taken = await sessions.open(b"s", "sum", 0, take_over=True)
+    taken = await sessions.open(b"s", Opening("sum", take_over=True))
     assert decode(store.records[b"s"]).incarnation == taken.record.incarnation
     with pytest.raises(SessionClosed):
         await sessions.close(b"s", 7)

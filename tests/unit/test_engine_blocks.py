@@ -6,10 +6,10 @@ import random
 import numpy as np
 import pytest
 
+from holdfast.history_digest import run_of, sums_of
 from service.engine.block import NOT_GIVEN, Block
 from service.engine.rules import Claim
 from service.engine.work import Answer, Asked, Work
-from service.store.record import token_digest, token_digests
 from tests.unit.test_engine import send, submit
 
 
@@ -35,15 +35,16 @@ class Rows:
             asked=self.asked,
             keys=self.keys,
             tokens=self.tokens,
-            digests=token_digests(self.tokens.tobytes(), count),
+            sums=sums_of(self.tokens),
             positions=np.array(self.positions or [NOT_GIVEN] * count, np.int64),
             acknowledged=None if self.acknowledged is None else np.array(self.acknowledged, np.int64),
             incarnations=None,
+            digests=None,
             arrived_s=[],
         )
 
     def applied(self, applied):
-        for row, (_, position), outputs in zip(
+        for row, (_, position, _), outputs in zip(
             applied.rows.tolist(), applied.stamps.tolist(), applied.outputs, strict=True
         ):
             self._settle(row, (position, outputs.view(np.float32).tolist(), False))
@@ -53,7 +54,7 @@ class Rows:
             raw = self.tokens[row].tobytes()
             position = None if self.positions is None else self.positions[row]
             acknowledged = None if self.acknowledged is None else self.acknowledged[row]
-            claim = Claim(self.asked.token_count, token_digest(raw), position, acknowledged)
+            claim = Claim(self.asked.token_count, run_of(self.tokens[row]), position, acknowledged)
             self.works[row] = Work(self.keys[row], self.asked, claim, raw, self._answer, row)
         return self.works[row]
 

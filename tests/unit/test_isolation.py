@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from service.engine.engine import Engine, EngineLimits
 from service.engine.runner import APART_COUNT, PATIENCE_S
 from service.engine.session_event import SessionEvent
-from service.engine.sessions import Sessions
+from service.engine.sessions import Opening, Sessions
 from service.engine.suspects import CULPRIT_AFTER, CULPRIT_PAUSE_S, MAX_SUSPECTS, Suspects
 from service.engine.watchdog import TICK_S, WatchedRun
 from service.errors import RecordCorrupt, SessionQuarantined
@@ -314,10 +314,10 @@ async def test_a_held_session_can_be_closed_and_opened_anew(start, store, sessio
     await fail(engine, "s", 3, position=1)
     sessions = sessions_of(engine)
     with pytest.raises(SessionQuarantined, match="token 254"):
-        await sessions.open(b"s", "sum", 0)
+        await sessions.open(b"s", Opening("sum"))
     assert (await sessions.read(b"s")).record.quarantine_reason
     assert await sessions.close(b"s", 0) == 1
-    await sessions.open(b"s", "sum", 0)
+    await sessions.open(b"s", Opening("sum"))
     assert await send(engine, "s", [2], 0) == (1, [2], False)
 
 
@@ -341,7 +341,7 @@ async def test_a_damaged_record_is_kept_aside_and_its_id_free(start, store, sess
     assert store.records == {b"s": found}
     assert (await sessions.release(b"s", discard=True)).reason
     assert store.records == {b"s:set-aside": found}
-    await sessions.open(b"s", "sum", 0)
+    await sessions.open(b"s", Opening("sum"))
     assert await send(engine, "s", [2], 0) == (1, [2], False)
 
 
