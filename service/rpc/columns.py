@@ -440,7 +440,7 @@ def stack_outputs(
     else:
         pieces: list[Applied | _Piece] = [*applied, *_pieces(answers)]
         matrix, strangers = _align(row_count, template, version, columns, pieces)
-        separate = [_separate(row, pieces) for row in strangers]
+        separate = _separate_rows(strangers, pieces, MAX_REPLY_BYTES - matrix.size)
     stacked = pb.Outputs(token_count=token_count, top_k=head.top_k)
     parts, tensors = [], iter(head.tensors)
     for field in columns:
@@ -475,6 +475,20 @@ def _pieces(answers: Mapping[int, Answer]) -> Iterator[_Piece]:
     for row, answer in answers.items():
         outputs = np.frombuffer(answer.outputs, np.uint8)[np.newaxis]
         yield _Piece(np.array([row]), answer.model_version, outputs)
+
+
+def _separate_rows(
+    rows: Sequence[int], pieces: Sequence[Applied | _Piece], room_bytes: int
+) -> list[pb.SeparateRow]:
+    """Returns rows with their outputs, as far as there is room for these."""
+    separate = []
+    for row in rows:
+        one = _separate(row, pieces)
+        room_bytes -= one.ByteSize()
+        if room_bytes < 0:
+            one.ClearField("outputs")
+        separate.append(one)
+    return separate
 
 
 def _separate(row: int, pieces: Sequence[Applied | _Piece]) -> pb.SeparateRow:
