@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from holdfast import history_digest
 from service.engine.work import Answer, Asked, Work
 from service.store.protocol import AckLevel
 
@@ -144,13 +145,14 @@ def gather(works: Sequence[Work]) -> Block:
     acknowledged = [claim.acknowledged for claim in claims]
     incarnations = [claim.incarnation for claim in claims]
     digests = [claim.digest for claim in claims]
+    tokens = to_tokens(asked, b"".join([work.raw for work in works]), len(works))
     return Block(
         owner=_Singles(works),
         rows=np.arange(len(works)),
         asked=asked,
         keys=[work.key for work in works],
-        tokens=to_tokens(asked, b"".join([work.raw for work in works]), len(works)),
-        sums=np.array([claim.run[:2] for claim in claims], np.int64),
+        tokens=tokens,
+        sums=history_digest.sums_of(history_digest.to_elements(tokens).reshape(len(works), -1)),
         positions=_column([NOT_GIVEN if claim.position is None else claim.position for claim in claims]),
         acknowledged=_column([NOT_GIVEN if position is None else position for position in acknowledged])
         if any(position is not None for position in acknowledged)

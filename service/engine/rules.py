@@ -28,12 +28,12 @@ an old state is harmless, the commit refuses it. A refusal or a replay is final,
 `decide` makes sure that `stored` is what the store holds before it passes one on.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from holdfast.history_digest import MAX_NUMBER, Run
+from holdfast.history_digest import MAX_NUMBER, run_of
 from service.errors import (
     HistoryConflict,
     InvalidRequest,
@@ -58,7 +58,7 @@ class Claim(NamedTuple):
 
     Attributes:
         token_count: k >= 1.
-        run: What its tokens do to a history digest.
+        tokens: Bytes, ids (k,) or features (k, width).
         position: Tokens before it, >= 0; None is "append".
         acknowledged: Position of the last reply the client has; None if it does not say.
         incarnation: Incarnation the client means; 0 is any.
@@ -66,7 +66,7 @@ class Claim(NamedTuple):
     """
 
     token_count: int
-    run: Run
+    tokens: bytes | NDArray[Any]
     position: int | None = None
     acknowledged: int | None = None
     incarnation: int = 0
@@ -250,7 +250,7 @@ def _find_reply(stored: Record, claim: Claim) -> KeptReply | None:
             reply.position == end
             and reply.token_count == claim.token_count
             and claim.digest in (0, reply.digest_before)
-            and claim.run.after(reply.digest_before) == reply.digest
+            and run_of(claim.tokens).after(reply.digest_before) == reply.digest
         ):
             return reply
     return None

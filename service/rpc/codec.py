@@ -12,7 +12,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from holdfast.history_digest import run_of
 from holdfast.v1 import holdfast_pb2 as pb
 from service.engine.batch import GroupOutputs
 from service.engine.block import TOKEN_DTYPES
@@ -98,7 +97,7 @@ def to_work(
     asked = Asked(kind, count, width, model.name, model.version, selection, level)
     claim = Claim(
         token_count=count,
-        run=run_of(tokens),
+        tokens=tokens,
         position=chunk.position if chunk.HasField("position") else None,
         acknowledged=chunk.acknowledged_position if chunk.HasField("acknowledged_position") else None,
         incarnation=chunk.incarnation,

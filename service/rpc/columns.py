@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from holdfast.history_digest import MAX_NUMBER, Run, sums_of, to_elements
+from holdfast.history_digest import MAX_NUMBER, sums_of, to_elements
 from holdfast.v1 import holdfast_pb2 as pb
 from service.engine import rules
 from service.engine.block import NOT_GIVEN, TOKEN_DTYPES, Applied, Block, to_tokens
@@ -99,7 +99,6 @@ class ColumnsCall:
         if len(set(self._session_ids)) < self.row_count:
             raise InvalidRequest("a session id occurs twice in one message", field="columns.session_ids")
         self._tokens = to_tokens(self._asked, self._raw, self.row_count)
-        self._sums = sums_of(to_elements(self._tokens).reshape(self.row_count, -1))
         self._on_done = on_done
         self._tenant = tenant
         self._deadline_s = deadline_s
@@ -199,6 +198,7 @@ class ColumnsCall:
         """Yields the rows that are well-formed; answers the others."""
         positions, acknowledged, incarnations, digests = claimed = _claimed(self._columns)
         keys, places = self._keys(_are_right(self._columns, self._asked.token_count, *claimed))
+        sums = sums_of(to_elements(self._tokens).reshape(self.row_count, -1))
         step = max(1, min(MAX_BLOCK_ROWS, MAX_BLOCK_STEPS // self._asked.token_count))
         for start in range(0, len(keys), step):
             rows = places[start : start + step]
@@ -208,7 +208,7 @@ class ColumnsCall:
                 asked=self._asked,
                 keys=keys[start : start + step],
                 tokens=self._tokens[rows],
-                sums=self._sums[rows],
+                sums=sums[rows],
                 positions=positions[rows],
                 acknowledged=None if acknowledged is None else acknowledged[rows],
                 incarnations=None if incarnations is None else incarnations[rows],
@@ -248,7 +248,7 @@ class ColumnsCall:
         columns = self._columns
         return Claim(
             token_count=self._asked.token_count,
-            run=Run(int(self._sums[row, 0]), int(self._sums[row, 1]), self._asked.element_count),
+            tokens=self._tokens[row],
             position=columns.positions[row] if columns.positions else None,
             acknowledged=columns.acknowledged_positions[row] if columns.acknowledged_positions else None,
             incarnation=columns.incarnations[row] if columns.incarnations else 0,
@@ -440,7 +440,7 @@ def stack_outputs(
     else:
         pieces: list[Applied | _Piece] = [*applied, *_pieces(answers)]
         matrix, strangers = _align(row_count, template, version, columns, pieces)
-        separate = [_separate(row, pieces) for row in strangers]
+        separate = _separate_rows(strangers, pieces, MAX_REPLY_BYTES - matrix.size)
     stacked = pb.Outputs(token_count=token_count, top_k=head.top_k)
     parts, tensors = [], iter(head.tensors)
     for field in columns:
@@ -475,6 +475,20 @@ def _pieces(answers: Mapping[int, Answer]) -> Iterator[_Piece]:
     for row, answer in answers.items():
         outputs = np.frombuffer(answer.outputs, np.uint8)[np.newaxis]
         yield _Piece(np.array([row]), answer.model_version, outputs)
+
+
+def _separate_rows(
+    rows: Sequence[int], pieces: Sequence[Applied | _Piece], room_bytes: int
+) -> list[pb.SeparateRow]:
+    """Returns rows with their outputs, as far as there is room for these."""
+    separate = []
+    for row in rows:
+        one = _separate(row, pieces)
+        room_bytes -= one.ByteSize()
+        if room_bytes < 0:
+            one.ClearField("outputs")
+        separate.append(one)
+    return separate
 
 
 def _separate(row: int, pieces: Sequence[Applied | _Piece]) -> pb.SeparateRow:

@@ -200,7 +200,8 @@ def encode_rows(
     header, reply_header = _constant_headers(fingerprint, state_bytes, token_count, outputs.shape[1])
     matrix = np.empty((rows, size), np.uint8)
     matrix[:, : _HEADER.size] = header
-    numbers = np.column_stack([stamps, nonces, digests_before])
+    numbers = np.empty((rows, 5), np.int64)
+    numbers[:, :3], numbers[:, 3], numbers[:, 4] = stamps, nonces, digests_before
     of_rows = numbers.view(np.uint8)
     matrix[:, STAMP_START:_NONCE_END] = of_rows[:, :32]
     matrix[:, _HEADER.size : reply_start] = states

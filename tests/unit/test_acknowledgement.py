@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from holdfast.history_digest import run_of
 from service.engine.engine import Engine, EngineLimits
 from service.engine.rules import Claim
 from service.engine.sessions import Opening, Sessions
@@ -32,7 +31,7 @@ def submit(engine, session, tokens, position, level=REPLICATED, **claim):
     future = asyncio.get_running_loop().create_future()
     raw = np.array(tokens, np.int64).tobytes()
     asked = Asked("ids", len(tokens), model_name="sum", ack_level=level)
-    claimed = Claim(len(tokens), run_of(np.array(tokens)), position, **claim)
+    claimed = Claim(len(tokens), np.array(tokens), position, **claim)
     work = Work(session.encode(), asked, claimed, raw, lambda _, outcome: future.set_result(outcome))
     engine.submit(work)
     return future

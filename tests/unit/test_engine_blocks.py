@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from holdfast.history_digest import run_of, sums_of
+from holdfast.history_digest import sums_of
 from service.engine.block import NOT_GIVEN, Block
 from service.engine.rules import Claim
 from service.engine.work import Answer, Asked, Work
@@ -54,7 +54,7 @@ class Rows:
             raw = self.tokens[row].tobytes()
             position = None if self.positions is None else self.positions[row]
             acknowledged = None if self.acknowledged is None else self.acknowledged[row]
-            claim = Claim(self.asked.token_count, run_of(self.tokens[row]), position, acknowledged)
+            claim = Claim(self.asked.token_count, self.tokens[row], position, acknowledged)
             self.works[row] = Work(self.keys[row], self.asked, claim, raw, self._answer, row)
         return self.works[row]
 

@@ -15,7 +15,7 @@ from holdfast.history_digest import (
     to_elements,
 )
 
-digests = st.integers(1, MAX_NUMBER)
+digests = st.builds(lambda a, b: a << 26 | b, st.integers(0, PRIMES[0] - 1), st.integers(0, PRIMES[1] - 1))
 texts = st.binary(min_size=1, max_size=100)
 
 

@@ -37,7 +37,7 @@ CLOSED = STORED._replace(closed=True)
 
 
 def claim(position=None, tokens=b"xy", **rest):
-    return Claim(len(tokens), run_of(tokens), position, **rest)
+    return Claim(len(tokens), tokens, position, **rest)
 
 
 @pytest.mark.parametrize("asked", [claim(10), claim(None), claim(10, digest=AT_10)])

@@ -26,7 +26,7 @@ def digest_of(*parts):
 def submit(engine, tokens, position=None, **claim):
     future = asyncio.get_running_loop().create_future()
     array = np.array(tokens, np.int64)
-    claimed = Claim(len(tokens), run_of(array), position, **claim)
+    claimed = Claim(len(tokens), array, position, **claim)
     asked = Asked("ids", len(tokens), model_name="sum")
     engine.submit(Work(b"s", asked, claimed, array.tobytes(), lambda _, got: future.set_result(got)))
     return future
