@@ -45,6 +45,7 @@ PURE = {
     "service.store.error_table",
     "service.store.acl",
     "service.store.packing",
+    "service.names",
     "service.redaction",
     "service.rpc.credentials",
     "service.model.contract",

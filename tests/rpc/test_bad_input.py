@@ -64,7 +64,7 @@ def test_a_bad_chunk_is_refused_and_opens_nothing(rpc, fields, expected):
     assert rpc.call("GetSession", pb.GetSessionRequest(session_id="fresh")).reason == "SESSION_NOT_FOUND"
 
 
-@pytest.mark.parametrize("session_id", ["", "x" * 129, "a\nb", "a\x00b"])
+@pytest.mark.parametrize("session_id", ["", "x" * 129, "a\nb", "a\x00b", "a\u2028"])
 def test_a_bad_session_id_is_refused_by_every_rpc(rpc, session_id):
     assert rpc.step(session_id, text=b"x").reason == "INVALID_REQUEST"
     for name, request in [("GetSession", pb.GetSessionRequest), ("CloseSession", pb.CloseSessionRequest)]:
