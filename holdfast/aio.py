@@ -14,7 +14,7 @@ from holdfast.ack_levels import to_number
 from holdfast.columns import BatchPipeline, BatchReply, columns_message
 from holdfast.errors import HoldfastError, from_rpc
 from holdfast.history import Recorder
-from holdfast.options import SessionId, seconds, session_id_text, whole_number
+from holdfast.options import SessionId, flag, seconds, session_id_text, whole_number
 from holdfast.retry import RetryPolicy
 from holdfast.rows import Rows
 from holdfast.session import AsyncSession
@@ -140,9 +140,9 @@ class AsyncClient:
         request = pb.OpenSessionRequest(
             session_id=session_id_text(session_id),
             model=pb.ModelRef(name=model, version=version) if model else None,
-            must_be_new=must_be_new,
+            must_be_new=flag("must_be_new", must_be_new),
             initial_state=state,
-            take_over=take_over,
+            take_over=flag("take_over", take_over),
         )
         stub = self.next_stub()
         reply = await self.call("OpenSession", request, stub=stub)
@@ -223,7 +223,9 @@ class AsyncClient:
         Raises:
             SessionNotFound, RecordCorrupt, HoldfastError: As named.
         """
-        request = pb.ReleaseSessionRequest(session_id=session_id_text(session_id), discard=discard)
+        request = pb.ReleaseSessionRequest(
+            session_id=session_id_text(session_id), discard=flag("discard", discard)
+        )
         released: pb.ReleaseSessionResponse = await self.call("ReleaseSession", request)
         return released
 

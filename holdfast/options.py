@@ -50,7 +50,7 @@ def session_ids_text(values: Any) -> list[str]:
 
     Raises:
         TypeError: They are one str, have no order or more than one axis, or one of them is no id.
-        ValueError: There is none, or one of them is no text.
+        ValueError: There is none.
     """
     is_run = isinstance(values, Iterable) and not isinstance(values, Mapping | AbstractSet)
     if isinstance(values, str | bytes | bytearray) or not is_run:
@@ -58,7 +58,8 @@ def session_ids_text(values: Any) -> list[str]:
     shape = tuple(getattr(values, "shape", (0,)))
     if len(shape) != 1:  # a table would give the names of its columns
         raise TypeError(f"session_ids have the shape {shape}, expected (B,)")
-    texts = [session_id_text(value) for value in values]
+    listed = list(values)
+    texts = listed if set(map(type, listed)) == {str} else [session_id_text(value) for value in listed]
     if not texts:
         raise ValueError("there are no session_ids, expected at least one")
     return texts

@@ -624,7 +624,8 @@ TABLE = [
         ],
     ),
     Row(
-        "`True`, `False`, numpy's", "these; anything else is refused", "token_log_prob, state",
+        "`True`, `False`, numpy's", "these; anything else is refused",
+        "token_log_prob, state, must_be_new, take_over, discard",
         [
             (lambda: flag("state", np.True_), True), (lambda: flag("state", False), False),
             (lambda: selection(None, 1, None, False), type_error("token_log_prob is 1")),
