@@ -318,9 +318,8 @@ class AsyncClient:
 
     def deadline_s(self, timeout_s: float | None) -> float:
         """Returns the monotonic time at which a call that starts now has to be done."""
-        return time.monotonic() + (
-            self._timeout_s if timeout_s is None else seconds("timeout_s", timeout_s)
-        )
+        limit_s = self._timeout_s if timeout_s is None else seconds("timeout_s", timeout_s)
+        return time.monotonic() + limit_s
 
     def attempt_deadline_s(self, attempt: int, deadline_s: float) -> float:
         """Returns the monotonic time at which attempt 0, 1, 2, … is given up for the next one."""

@@ -143,7 +143,7 @@ class AsyncSession:
             timeout_s: Longest wait, retries included; default is the client's.
 
         Raises:
-            TypeError, ValueError: What was passed is not what it should be; nothing was sent.
+            TypeError, ValueError: What was passed is not what it should be; nothing of it was sent.
             HoldfastError: See `holdfast.errors`. Whatever is raised, the position stays right: a chunk
                 whose fate is unknown is settled before the next one.
         """
