@@ -15,13 +15,13 @@ from service.engine.engine import Engine, EngineLimits
 from service.metrics import Metrics
 from service.rpc.access import Access
 from service.rpc.call import Call
-from service.rpc.codec import encode_outputs
+from service.rpc.codec import encode_outputs, key_of
 from service.rpc.credentials import ANYBODY
 from service.rpc.gate import Gate
 from service.rpc.open_calls import OpenCalls
 from service.rpc.servicer import SERVICE_NAME, Servicer
 from service.rpc.streams import StepStream
-from tests.fakes import AccumulatorModel, CountingObserver, FakeModels, MemoryStore
+from tests.fakes import AccumulatorModel, CountingObserver, FakeModels, MemoryStore, open_session
 
 BOUND = 100
 
@@ -48,6 +48,10 @@ class Server:
         self._calls = OpenCalls(self.admission, max_call_s=max_call_s, max_stall_s=60, max_age_s=0)
         models = FakeModels(AccumulatorModel())
         self._engine = Engine(models, self.store, encode_outputs, self.observer, EngineLimits())
+
+    def open(self, tenant, session_id):
+        """Stores a session as OpenSession leaves it."""
+        open_session(self.store, key_of(tenant, session_id).decode())
 
     async def __aenter__(self):
         self._engine.start()
@@ -109,6 +113,8 @@ async def test_a_tenant_that_floods_leaves_room_for_another(server):
         grpc.aio.insecure_channel(server.address, [("tenant", 1)]) as one,
         grpc.aio.insecure_channel(server.address, [("tenant", 2)]) as two,
     ):
+        server.open("a", "flood")
+        server.open("b", "served")
         flood = StreamingInferenceServiceStub(one).StreamSteps(metadata=(("tenant", "a"),), timeout=30)
         await send(flood, "flood", 3 * BOUND)
         refused = [await flood.read() for _ in range(3 * BOUND - 80)]
@@ -135,6 +141,7 @@ async def test_a_tenant_that_floods_leaves_room_for_another(server):
 async def test_a_chunk_that_waits_longer_than_the_cap_is_answered_before_it_runs():
     async with Server(max_call_s=0.2) as server, grpc.aio.insecure_channel(server.address) as channel:
         call = StreamingInferenceServiceStub(channel).StreamSteps(metadata=(("tenant", "a"),), timeout=30)
+        server.open("a", "late")
         await send(call, "late", 3)
         await asyncio.sleep(0.5)
         server.store.gate.set()
@@ -148,6 +155,7 @@ async def test_a_chunk_that_waits_longer_than_the_cap_is_answered_before_it_runs
 
 async def test_a_call_without_a_deadline_is_ended():
     async with Server(max_call_s=0.2) as server, grpc.aio.insecure_channel(server.address) as channel:
+        server.open(ANYBODY.tenant, "s")
         step = StreamingInferenceServiceStub(channel).Step
         chunk = pb.Chunk(
             session_id="s", model=pb.ModelRef(name="sum"), tokens=pb.Tokens(text=b"x"), position=0
