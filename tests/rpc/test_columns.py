@@ -105,18 +105,6 @@ def test_the_same_batch_again_is_answered_as_before(client, rpc):
         np.testing.assert_array_equal(again.token_log_probs[row], first.token_log_probs[row])
 
 
-def test_a_kept_reply_with_other_outputs_is_not_mixed_in(client, rpc):
-    rpc.open("kept", "fresh-0", "fresh-1")
-    client.step_batch(MODEL, ["kept"], b"a", [0], top_k=9)
-    reply = client.step_batch(MODEL, ["fresh-0", "kept", "fresh-1"], b"aaa", [0, 0, 0], top_k=2)
-    assert list(reply.errors) == [1]
-    assert "Step" in str(reply.errors[1])
-    assert reply.top_ids.shape == (3, 1, 2)
-    assert reply.top_ids[0].any()
-    assert not reply.top_ids[1].any()
-    assert client.session("kept").position == 1
-
-
 def test_a_chunk_and_a_row_are_the_same_thing(client, rpc):
     rpc.open("either")
     rpc.step("either", position=0, text=b"abc")

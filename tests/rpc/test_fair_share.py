@@ -22,8 +22,13 @@ from service.rpc.open_calls import OpenCalls
 from service.rpc.servicer import SERVICE_NAME, Servicer
 from service.rpc.streams import StepStream
 from tests.fakes import AccumulatorModel, CountingObserver, FakeModels, MemoryStore, open_session
+from tests.waiting import wait_for
 
 BOUND = 100
+SHARE = 80
+"""What one tenant may have under way."""
+FLOOD = 200
+"""Chunks, all of which are read: the replies to those refused wait for those before them."""
 
 
 class GatedStore(MemoryStore):
@@ -116,13 +121,9 @@ async def test_a_tenant_that_floods_leaves_room_for_another(server):
         server.open("a", "flood")
         server.open("b", "served")
         flood = StreamingInferenceServiceStub(one).StreamSteps(metadata=(("tenant", "a"),), timeout=30)
-        await send(flood, "flood", 3 * BOUND)
-        refused = [await flood.read() for _ in range(3 * BOUND - 80)]
-        errors = [from_status(reply.error.status) for reply in refused]
-        assert {error.reason for error in errors} == {"OVERLOADED"}
-        assert all(0 < error.retry_after_s <= 0.2 for error in errors)
-        assert [reply.error.tag for reply in refused] == list(range(80, 3 * BOUND))
-        assert server.observer.reasons["OVERLOADED"] == len(refused)
+        await send(flood, "flood", FLOOD)
+        refusals = server.observer.reasons
+        await asyncio.to_thread(wait_for, lambda: refusals["OVERLOADED"] == FLOOD - SHARE, 10)
 
         served = StreamingInferenceServiceStub(two).StreamSteps(metadata=(("tenant", "b"),), timeout=30)
         await send(served, "served", 10)
@@ -130,8 +131,13 @@ async def test_a_tenant_that_floods_leaves_room_for_another(server):
         server.store.gate.set()
         for count in range(1, 11):
             assert (await served.read()).result.position == count
-        for count in range(1, 81):
+        for count in range(1, SHARE + 1):
             assert (await flood.read()).result.position == count
+        refused = [(await flood.read()).error for _ in range(FLOOD - SHARE)]
+        errors = [from_status(error.status) for error in refused]
+        assert {error.reason for error in errors} == {"OVERLOADED"}
+        assert all(0 < error.retry_after_s <= 0.2 for error in errors)
+        assert [error.tag for error in refused] == list(range(SHARE, FLOOD))
         await flood.done_writing()
         await served.done_writing()
         assert await flood.read() is await served.read() is grpc.aio.EOF

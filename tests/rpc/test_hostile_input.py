@@ -118,7 +118,7 @@ def test_a_deeply_nested_message_is_answered(rpc):
 def test_what_was_sent_does_not_come_back_whole_in_an_error(rpc, size):
     """gRPC gives trailing metadata 8 KiB; with more of it the client sees another error."""
     model = pb.ModelRef(name="ä" * (size // 2))
-    error = rpc.call("OpenSession", pb.OpenSessionRequest(session_id="named", model=model))
+    error = rpc.call("OpenSession", pb.OpenSessionRequest(session_id="nameless", model=model))
     assert (error.code, error.reason) == ("NOT_FOUND", "MODEL_NOT_FOUND")
     rpc.open("named")
     assert rpc.step("named", model=model.name, text=b"x").reason == "MODEL_MISMATCH"
