@@ -5,16 +5,18 @@ So there is one implementation of positions, retries and resending, whichever wa
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self, TypeVar
 
 from numpy.typing import NDArray
 
 from holdfast.aio import AsyncClient
-from holdfast.columns import BatchReply, Rows
+from holdfast.columns import BatchReply
+from holdfast.options import SessionId
 from holdfast.reply import StepReply
-from holdfast.session import AsyncSession, Pieces
-from holdfast.tokens import TokenSource
+from holdfast.rows import Rows
+from holdfast.session import AsyncSession
+from holdfast.tokens import Pieces, TokenSource
 from holdfast.v1 import holdfast_pb2 as pb
 
 Result = TypeVar("Result")
@@ -75,13 +77,13 @@ class Client:
 
     def session(
         self,
-        session_id: str = "",
+        session_id: SessionId = "",
         *,
         model: str = "",
         version: int = 0,
         must_be_new: bool = False,
         take_over: bool = False,
-        initial_state: dict[str, NDArray[Any]] | None = None,
+        initial_state: Mapping[str, Any] | None = None,
     ) -> "Session":
         """Opens a session, or resumes the one that exists; see `AsyncClient.session`."""
         opened = self._client.session(
@@ -97,7 +99,7 @@ class Client:
     def step_batch(
         self,
         model: str,
-        session_ids: Sequence[str],
+        session_ids: Iterable[SessionId],
         tokens: Rows,
         positions: Sequence[int] | None = None,
         **options: Any,
@@ -105,11 +107,11 @@ class Client:
         """Applies the same number of tokens to each of many sessions; see `AsyncClient.step_batch`."""
         return self._thread.run(self._client.step_batch(model, session_ids, tokens, positions, **options))
 
-    def get_session(self, session_id: str) -> pb.Session:
+    def get_session(self, session_id: SessionId) -> pb.Session:
         """Returns what is known of a session; see `AsyncClient.get_session`."""
         return self._thread.run(self._client.get_session(session_id))
 
-    def release_session(self, session_id: str, *, discard: bool = False) -> pb.ReleaseSessionResponse:
+    def release_session(self, session_id: SessionId, *, discard: bool = False) -> pb.ReleaseSessionResponse:
         """Lets a session go on that is held; see `AsyncClient.release_session`."""
         return self._thread.run(self._client.release_session(session_id, discard=discard))
 

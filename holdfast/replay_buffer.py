@@ -17,7 +17,7 @@ class ReplayBuffer:
     an acknowledgement at a higher level lets nothing go, and costs no more memory than one at a lower.
 
     Args:
-        max_tokens: At least so many of the newest are kept.
+        max_tokens: At least so many of the newest are kept; 0 keeps none.
     """
 
     def __init__(self, max_tokens: int) -> None:
@@ -29,7 +29,7 @@ class ReplayBuffer:
         """Adds the tokens applied at a position."""
         self._chunks.append((position, tokens))
         self._token_count += len(tokens)
-        while self._token_count - len(self._chunks[0][1]) >= self._max_tokens:
+        while self._chunks and self._token_count - len(self._chunks[0][1]) >= self._max_tokens:
             self._token_count -= len(self._chunks.popleft()[1])
 
     def reaches(self, position: int) -> bool:

@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import grpc
@@ -35,9 +35,10 @@ from holdfast.errors import (
     from_status,
 )
 from holdfast.farewell import say_farewell
+from holdfast.options import Outputs
 from holdfast.replay_buffer import ReplayBuffer
 from holdfast.reply import StepReply
-from holdfast.tokens import TokenSource, normalise, selection, split, to_arrays, to_message
+from holdfast.tokens import Pieces, TokenSource, normalise, pieces, selection, to_arrays, to_message
 from holdfast.v1 import holdfast_pb2 as pb
 
 if TYPE_CHECKING:
@@ -51,8 +52,6 @@ HEAL_CHUNK_TOKENS = 64
 
 CLOSED_KNOWN_S = 3600.0
 """So long a server knows of a closed session that it was closed; later it looks as if it were lost."""
-
-Pieces = TokenSource | Iterable[TokenSource] | AsyncIterable[TokenSource]
 
 
 class _Sent:
@@ -126,7 +125,7 @@ class AsyncSession:
         *,
         top_k: int | None = None,
         token_log_prob: bool = False,
-        outputs: bool | Sequence[str] | None = None,
+        outputs: Outputs = None,
         state: bool = False,
         ack_level: str | None = None,
         timeout_s: float | None = None,
@@ -134,15 +133,17 @@ class AsyncSession:
         """Applies one chunk and returns its reply.
 
         Args:
-            tokens: k >= 1 tokens: str or bytes, ids, or float32 features (k, width).
+            tokens: k >= 1 tokens: str or bytes, ids, or features (k, width), from whatever holds them; see
+                docs/inputs.md.
             top_k: So many likeliest next tokens after each token.
             token_log_prob: Log-probability of each token.
-            outputs: Names of output tensors, or True for all.
+            outputs: Name of an output tensor, several names, or True for all.
             state: The state after the chunk.
             ack_level: How durable the commit must be before the reply; default is the client's.
             timeout_s: Longest wait, retries included; default is the client's.
 
         Raises:
+            TypeError, ValueError: What was passed is not what it should be; nothing of it was sent.
             HoldfastError: See `holdfast.errors`. Whatever is raised, the position stays right: a chunk
                 whose fate is unknown is settled before the next one.
         """
@@ -162,7 +163,7 @@ class AsyncSession:
         chunk: int = 1,
         top_k: int | None = None,
         token_log_prob: bool = False,
-        outputs: bool | Sequence[str] | None = None,
+        outputs: Outputs = None,
         state: bool = False,
         ack_level: str | None = None,
         timeout_s: float | None = None,
@@ -170,8 +171,9 @@ class AsyncSession:
         """Applies many chunks, several under way at a time, and yields their replies in order.
 
         Args:
-            tokens: Tokens as in `step`, or an iterable or async iterable of such pieces.
-            chunk: Most tokens sent together.
+            tokens: Tokens as in `step`, or an iterable or async iterable of such pieces, single tokens
+                among them: each goes out as it comes.
+            chunk: Most tokens sent together, of one piece.
             top_k: As in `step`, as are the other selections.
             token_log_prob: As in `step`.
             outputs: As in `step`.
@@ -180,6 +182,7 @@ class AsyncSession:
             timeout_s: Longest time without any progress; default is the client's.
 
         Raises:
+            TypeError, ValueError: A piece is not what it should be; those before it are sent.
             HoldfastError: As in `step`.
         """
         chosen = selection(top_k, token_log_prob, outputs, state)
@@ -187,7 +190,7 @@ class AsyncSession:
         async with self._lock:
             self._deadline_s = self._client.deadline_s(timeout_s)
             await self._settle(self._deadline_s)
-            source = _Source(_pieces(tokens, chunk))
+            source = _Source(pieces(tokens, chunk))
             attempt = 0
             while not (source.is_empty and not self._unanswered):
                 try:
@@ -469,22 +472,3 @@ class _Source:
 
     async def _fetch(self) -> bytes | NDArray[Any] | None:
         return await anext(self._pieces, None)
-
-
-async def _pieces(tokens: Pieces, size: int) -> AsyncIterator[bytes | NDArray[Any]]:
-    if isinstance(tokens, AsyncIterable):
-        async for part in tokens:
-            for piece in split(part, size):
-                yield piece
-        return
-    parts: Iterable[Any] = [tokens] if _is_whole(tokens) else tokens
-    for part in parts:
-        for piece in split(part, size):
-            yield piece
-
-
-def _is_whole(tokens: Any) -> bool:
-    """Tells one run of tokens from an iterable of pieces."""
-    if isinstance(tokens, str | bytes | bytearray | memoryview) or hasattr(tokens, "dtype"):
-        return True
-    return isinstance(tokens, list | tuple) and all(isinstance(token, int) for token in tokens)

@@ -84,7 +84,7 @@ def test_a_chunk_opens_no_session(rpc, fields, reason):
     assert rpc.call("GetSession", get).reason == "SESSION_NOT_FOUND"
 
 
-@pytest.mark.parametrize("session_id", ["", "x" * 129, "a\nb", "a\x00b"])
+@pytest.mark.parametrize("session_id", ["", "x" * 129, "a\nb", "a\x00b", "a\u2028"])
 def test_a_bad_session_id_is_refused_by_every_rpc(rpc, session_id):
     assert rpc.step(session_id, text=b"x").reason == "INVALID_REQUEST"
     for name, request in [("GetSession", pb.GetSessionRequest), ("CloseSession", pb.CloseSessionRequest)]:
