@@ -12,7 +12,7 @@ import pytest
 import redis
 
 import holdfast
-from holdfast.errors import HoldfastError, from_rpc
+from holdfast.errors import HoldfastError, RecordCorrupt, from_rpc
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.demo.processes import ServerProcess
@@ -210,8 +210,10 @@ def test_a_record_that_cannot_be_read_is_set_aside_and_its_id_is_free(start, sto
         store.set(key, bytes(damaged) if kind == "damaged" else b"somebody else's")
     found, aside = store.dump(key), key + b":set-aside"
     server = start()  # nothing is hot
-    error = step(server, "s", 5, 0 if kind == "another type" else 1)
-    assert reason(error) == "RECORD_CORRUPT"
+    expected = "SESSION_LOST" if kind == "another type" else "RECORD_CORRUPT"
+    assert reason(step(server, "s", 5, 1)) == expected
+    with holdfast.Client(server.address) as client, pytest.raises(RecordCorrupt):
+        client.session("s", model=MODEL)
     assert command(server, "release", "s")[0] == 1
     assert store.dump(key) == found
     code, said = command(server, "release", "s", "--discard")
