@@ -61,6 +61,7 @@ class Books:
     """What is known of every history that was ever written: the oracle.
 
     Attributes:
+        last: Writer, replica and position of the last reply, by session.
         counts: What happened.
         wrong: What must not have happened, in words.
     """
@@ -70,6 +71,7 @@ class Books:
         self._parents = {}  # digest before, by session and digest
         self._appended = {}  # tokens sent without a position, by session
         self._replied = {}  # digests of the replies of this round, by session
+        self.last = {}
         self.counts = Counter()
         self.wrong = []
 
@@ -142,19 +144,27 @@ class Writer:
         while loop.time() < until_s:
             await asyncio.gather(*(self._step(f"s{number}") for number in range(SESSIONS)))
 
-    async def catch_up(self, other):
-        """Steps every session, by tokens of its own, to where the other writer believes it is."""
+    async def catch_up(self):
+        """Brings sessions that the other writer stepped last to where they were, by other tokens.
+
+        That goes through the other replica; then the other writer goes on through its own, and both of them
+        remember what the store has lost.
+        """
         await asyncio.gather(
-            *(self._catch_up(name, known.position) for name, known in other._known.items())
+            *(self._catch_up(name, *last) for name, last in dict(self._books.last).items())
         )
 
-    async def _catch_up(self, name, position):
+    async def _catch_up(self, name, other, replica, position):
+        if other is self:
+            return
         known = await self._look(name)
         while known is not None and known.position < position:
-            await self._step(name, min(3, position - known.position), blind_share=0)
+            count = min(3, position - known.position)
+            await self._step(name, count, blind_share=0, replica=1 - replica)
             known = self._known.get(name)
+        await other._step(name, replica=replica)
 
-    async def _step(self, name, count=0, blind_share=0.2):
+    async def _step(self, name, count=0, blind_share=0.2, replica=None):
         known = self._known.get(name) or await self._look(name)
         tokens = self._rng.randbytes(count or self._rng.randint(1, 3))
         chunk = pb.Chunk(session_id=name, tokens=pb.Tokens(text=tokens))
@@ -165,8 +175,10 @@ class Writer:
         before = None if is_blind else known.history_digest
         self._books.sent(name, before, tokens)
         while True:
+            number = self._rng.randrange(len(self._stubs)) if replica is None else replica
             try:
-                result = (await self._stub().Step(pb.StepRequest(chunk=chunk), timeout=5)).result
+                request = pb.StepRequest(chunk=chunk)
+                result = (await self._stubs[number].Step(request, timeout=5)).result
             except grpc.aio.AioRpcError as failure:
                 error = from_rpc(failure)
                 self._books.counts[error.reason] += 1
@@ -176,6 +188,7 @@ class Writer:
                 await asyncio.sleep(0.02)
             else:
                 self._books.applied(name, before, tokens, result)
+                self._books.last[name] = (self, number, result.position)
                 self._known[name] = pb.Session(
                     position=result.position,
                     history_digest=result.history_digest,
@@ -190,7 +203,7 @@ class Writer:
         )
         while True:
             try:
-                opened = await self._stub().OpenSession(request, timeout=5)
+                opened = await self._rng.choice(self._stubs).OpenSession(request, timeout=5)
             except grpc.aio.AioRpcError:
                 await asyncio.sleep(0.02)
                 continue
@@ -200,9 +213,6 @@ class Writer:
             elif not self._books.knows(name, session.history_digest):
                 self._books.wrong.append(f"{name}: a history is stored that nobody wrote")
             return session
-
-    def _stub(self):
-        return self._rng.choice(self._stubs)
 
 
 def _before(after, run):
@@ -292,8 +302,7 @@ async def _rounds(store, writers, books, rng, rounds):
     loop = asyncio.get_running_loop()
     for _ in range(rounds):
         if rng.random() < 0.5:
-            first, second = rng.sample(writers, 2)
-            await first.catch_up(second)
+            await asyncio.gather(*(writer.catch_up() for writer in writers))
         for share in (0.5, 1.0):  # what the last round wrote is partly in the newest backup
             until_s = loop.time() + WRITING_S * share
             await asyncio.gather(*(writer.write(until_s) for writer in writers))
