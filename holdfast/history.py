@@ -7,7 +7,7 @@ Layout, little-endian; a frame that is cut off at the end of the file is left ou
 
     bytes  what
     4      bytes that follow
-    1      kind: 0 start, 1 reply, 2 failure, 16 + n a request of the n-th of RPCS
+    1      kind: 0 start, 1 reply, 2 failure, 16 + n a request of the n-th of RPCS, from 0
     8      monotonic seconds, float64
     8      number of the request: of a reply or a failure that which it answers
     ...    start: JSON; request and reply: the message of the contract; failure: JSON
@@ -30,7 +30,10 @@ from holdfast.errors import HoldfastError
 FORMAT = 1
 RPCS = (
     "OpenSession", "GetSession", "CloseSession", "Step", "StreamSteps", "StepBatch", "StreamBatches",
+    "OpenBatch",
 )  # fmt: skip
+"""Numbered by their place, so the list grows at its end only."""
+
 START, REPLY, FAILURE, REQUEST = 0, 1, 2, 16
 
 _SIZE = struct.Struct("<I")

@@ -17,6 +17,12 @@ explain the outputs:
     wrong       outputs differ by more than the tolerance and none of these explains it, or a reply is that
                 to another request
     unexplained tokens were applied that no recorded request sent
+    unopened    tokens were accepted at the beginning of a session that no recorded request can have opened,
+                or after it was closed: only OpenSession and OpenBatch open one
+
+History digests of replies are held against the tokens first, which takes no model and no outputs: one that
+is not that of the tape tells of lost, doubled or reordered tokens if it is that of such a sequence, else it
+is wrong.
 
 Counts are tokens. A store that lost steps and said so (STORE_REGRESSED), and a client that sent them again,
 are no loss; nor is a session that was lost as a whole and told everything again.
@@ -26,10 +32,13 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from holdfast.history_digest import INITIAL
+from service.verify.digests import DigestChain, after
 
 TOLERANCE = 1e-5
 """Absolute up to magnitude 1, relative above."""
@@ -42,6 +51,9 @@ MAX_EXPLAINED = 16
 
 MAX_FILLINGS = 1024
 """Ways to fill a gap that are tried."""
+
+FAULTS = ("lost", "twice", "reordered", "wrong", "unexplained", "unopened")
+"""Findings that break the promise."""
 
 REGRESSIONS = ("STORE_REGRESSED", "POSITION_GAP")
 ENDINGS = ("SESSION_EXPIRED",)
@@ -100,6 +112,7 @@ class Reply:
         position: After the chunk.
         replayed: It says that the chunk had been applied before.
         outputs: What it shows.
+        digest: History digest after the chunk; 0 is not given.
         is_foreign: It names another session or request than the one it answers.
     """
 
@@ -108,6 +121,7 @@ class Reply:
     position: int
     replayed: bool
     outputs: Outputs
+    digest: int = 0
     is_foreign: bool = False
 
 
@@ -142,6 +156,7 @@ class Sight:
         sent_s: When the client asked.
         incarnation: Of the session.
         position: Where it stood.
+        digest: History digest there; 0 is not given.
         is_opening: It was opened here; else it existed.
         took_over: The asker gave it this incarnation, and it went on.
         initial: State it was opened with; None is the model's own.
@@ -151,10 +166,25 @@ class Sight:
     sent_s: float
     incarnation: int
     position: int
+    digest: int = 0
     is_opening: bool = False
     took_over: bool = False
     initial: Arrays | None = None
     state: Arrays = field(default_factory=dict)
+
+
+class Closing(NamedTuple):
+    """A request to close a session.
+
+    Attributes:
+        sent_s: When the client asked.
+        incarnation: Asked to close; 0 is any.
+        closed_s: When it learnt that it was closed; None if it did not.
+    """
+
+    sent_s: float
+    incarnation: int
+    closed_s: float | None = None
 
 
 @dataclass(slots=True)
@@ -164,12 +194,14 @@ class SessionHistory:
     Attributes:
         attempts: In the order in which they were sent.
         sights: In the order in which they were asked for.
-        closings: Incarnations that somebody asked to close; 0 is any.
+        closings: Requests to close it.
+        openings: When requests to open it were sent of which nobody knows whether they did.
     """
 
     attempts: list[Attempt] = field(default_factory=list)
     sights: list[Sight] = field(default_factory=list)
-    closings: set[int] = field(default_factory=set)
+    closings: list[Closing] = field(default_factory=list)
+    openings: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -182,11 +214,13 @@ class Findings:
         retries: Chunks sent again.
         replays: Replies that say so.
         errors: Refusals and failures, by reason.
-        lost: See the head of this file, as for `twice`, `reordered`, `wrong` and `unexplained`.
+        lost: See the head of this file, as for the next five.
         twice: As named.
         reordered: As named.
         wrong: As named.
         unexplained: As named.
+        unopened: As named.
+        digests: Replies whose history digest was held against the tokens.
         unchecked: Acknowledged tokens whose outputs could not be recomputed.
         tokens: Acknowledged tokens that were recomputed.
         largest_difference: Of any output.
@@ -203,6 +237,8 @@ class Findings:
     reordered: int = 0
     wrong: int = 0
     unexplained: int = 0
+    unopened: int = 0
+    digests: int = 0
     unchecked: int = 0
     tokens: int = 0
     largest_difference: float = 0.0
@@ -211,14 +247,12 @@ class Findings:
     @property
     def is_good(self) -> bool:
         """Whether the promise held."""
-        return not (self.lost or self.twice or self.reordered or self.wrong or self.unexplained)
+        return not any(getattr(self, fault) for fault in FAULTS)
 
     def add(self, other: "Findings") -> None:
         """Adds those of another session."""
-        for name in (
-            "requests", "replies", "retries", "replays", "lost", "twice", "reordered", "wrong",
-            "unexplained", "unchecked", "tokens",
-        ):  # fmt: skip
+        counts = ("requests", "replies", "retries", "replays", "digests", "unchecked", "tokens")
+        for name in (*counts, *FAULTS):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.errors += other.errors
         self.largest_difference = max(self.largest_difference, other.largest_difference)
@@ -239,8 +273,12 @@ def check(history: SessionHistory, network: Network | None, tolerance: float = T
         if before is not None:
             life.go_on_from(before)
         life.place()
+        life.judge_ends(history)
         if before is not None and not life.took_over:
-            life.judge_beginning(before, is_closed=bool(history.closings & {0, before.incarnation}))
+            closings = (closing.incarnation for closing in history.closings)
+            life.judge_beginning(
+                before, is_closed=any(number in (0, before.incarnation) for number in closings)
+            )
         life.compare(network, tolerance)
         before = life
     return findings
@@ -310,11 +348,13 @@ class _Life:
         self.base = 0 if opening else self._first_place()
         self.knows_start = self.base == 0
         self.initial = opening.initial if opening else None
+        self.first_digest = self._first_digest(opening)
         if first is not None and first.state and first.position == self.base:
             self.initial, self.knows_start = first.state, True
         self.prefix: list[NDArray[Any]] = []
         self.tape: dict[int, NDArray[Any]] = {}
         self.pieces: list[_Piece] = []
+        self.unsure: list[int] = []  # ends of gaps that were filled by one of several ways, unconfirmed
         self.took_over = first is not None and first.took_over
         self.top = self.base  # position up to which tokens are acknowledged or were seen
 
@@ -329,11 +369,21 @@ class _Life:
         ]
         return min(places)
 
+    def _first_digest(self, opening: Sight | None) -> int:
+        """Returns the digest where the record begins; 0 if unknown, or if the store went back behind it."""
+        if opening is not None and opening.initial is None:
+            return INITIAL
+        places = (attempt.expected_position for attempt in self.open_fates if attempt.reason in REGRESSIONS)
+        if any(place is not None and place < self.base for place in places):
+            return 0
+        return next((sight.digest for sight in self.sights if sight.position == self.base), 0)
+
     def go_on_from(self, before: "_Life") -> None:
         """After a takeover the state is that of the life before, where it was taken over."""
         if not self.took_over:
             return
         self.base = self.sights[0].position
+        self.first_digest = self.sights[0].digest
         end = max((piece.end for piece in before.pieces), default=before.base)
         self._miss(end - self.base, f"a takeover found position {self.base}")
         places = range(before.base, self.base)
@@ -360,6 +410,30 @@ class _Life:
             if place not in self.tape or not self._holds(place, token)
         ]
         self._miss(len(lost), "the session began anew though nobody closed it")
+
+    def judge_ends(self, history: SessionHistory) -> None:
+        """Finds tokens accepted before the session can have been opened, and after it was closed.
+
+        A record may begin in the middle of a life; a life seen from position 0 must have an opening.
+        """
+        if not self.pieces:
+            return
+        first = min(self.pieces, key=lambda piece: (piece.start, piece.reply.time_s))
+        asked_s = [sight.sent_s for sight in self.sights] + history.openings
+        if first.start == 0 and not any(sent_s < first.reply.time_s for sent_s in asked_s):
+            self.findings.unopened += first.end
+            self.note("the session was stepped from position 0, and no recorded request opened it")
+        began_s = min(piece.reply.time_s for piece in self.pieces)
+        for closing in history.closings:
+            meant = closing.incarnation == self.incarnation or (
+                closing.incarnation == 0 and began_s < closing.sent_s
+            )
+            if meant and closing.closed_s is not None:
+                late = [piece for piece in self.pieces if piece.attempt.time_s > closing.closed_s]
+                if late:
+                    self.findings.unopened += sum(piece.end - piece.start for piece in late)
+                    self.note(f"a chunk at {late[0].start} was accepted after the session was closed")
+                    return
 
     def _miss(self, count: int, why: str) -> None:
         if count > 0:
@@ -475,14 +549,20 @@ class _Life:
 
     def compare(self, network: Network | None, tolerance: float) -> None:
         """Runs the tape without a break and compares every reply with it."""
-        self._explain_gaps(network, tolerance)
+        standing = [piece for piece in self.pieces if self._stands(piece)]
+        known = {piece.end: piece.reply.digest for piece in standing if piece.reply.digest}
+        chain = DigestChain(
+            self.tape, {self.base: self.first_digest} | known if self.first_digest else known
+        )
+        self._explain_gaps(network, tolerance, chain)
         places = range(self.base, self.top)
         whole = next((place for place in places if place not in self.tape), self.top)
-        standing = [piece for piece in self.pieces if self._stands(piece)]
         pieces = sorted(
             (piece for piece in standing if self.base <= piece.start and piece.end <= whole),
             key=lambda piece: (piece.start, piece.end),
         )
+        proven = _Digests(self).judge(pieces)
+        pieces = [piece for piece in pieces if piece.end <= proven]
         if network is None or not self.knows_start:
             pieces = []
         self.findings.unchecked += sum(piece.end - piece.start for piece in standing) - sum(
@@ -499,14 +579,14 @@ class _Life:
         held = self.tape[place]
         return held is token or bool((held == token).all())
 
-    def _explain_gaps(self, network: Network | None, tolerance: float) -> None:
+    def _explain_gaps(self, network: Network | None, tolerance: float, chain: DigestChain) -> None:
         place = self.base
         while place < self.top:
             if place in self.tape:
                 place += 1
                 continue
             end = next((other for other in range(place, self.top) if other in self.tape), self.top)
-            filling = self._choose(place, end, network, tolerance)
+            filling = self._choose(place, end, network, tolerance, chain)
             if filling is None:
                 self.findings.unexplained += end - place
                 self.note(f"positions {place}..{end} were applied, and no recorded request explains it")
@@ -516,10 +596,18 @@ class _Life:
             place = end
 
     def _choose(
-        self, start: int, end: int, network: Network | None, tolerance: float
+        self, start: int, end: int, network: Network | None, tolerance: float, chain: DigestChain
     ) -> list[tuple[Attempt, int]] | None:
-        """Returns the requests of open fate that fill a gap; of several ways that which outputs confirm."""
+        """Returns the requests of open fate that fill a gap; of several ways that which is confirmed.
+
+        By the next digest, or else by outputs; without the digest the next one is not judged.
+        """
         fillings = list(itertools.islice(self._fillings(start, end), MAX_FILLINGS))
+        for filling in fillings if len(fillings) > 1 else ():
+            if chain.leads_on(start, [token for attempt, _ in filling for token in attempt.tokens]):
+                return filling
+        if len(fillings) > 1:
+            self.unsure.append(end)
         if len(fillings) < 2 or network is None or not self.knows_start:
             return fillings[0] if fillings else None
         after = next((piece for piece in self.pieces if piece.start == end), None)
@@ -556,6 +644,81 @@ class _Life:
             else:
                 for rest in self._fillings(start + size, end):
                     yield [(attempt, start), *rest]
+
+
+class _Digests:
+    """Holds the digests of replies against the tape of a life, and explains what differs."""
+
+    def __init__(self, life: _Life) -> None:
+        self._life = life
+        self._known = {life.base: life.first_digest} if life.first_digest else {}
+
+    def judge(self, pieces: Sequence[_Piece]) -> int:
+        """Judges the digests of pieces.
+
+        Returns:
+            The position up to which none contradicts the tape; outputs after it say nothing new.
+        """
+        pieces = sorted(pieces, key=lambda piece: piece.end)
+        proven = self._life.top
+        reached = explained = self._life.base
+        for index, piece in enumerate(pieces):
+            claimed = piece.reply.digest
+            if not claimed or piece.start < explained:
+                continue
+            expected = self._expected(reached, piece.end)
+            if expected is not None:
+                self._life.findings.digests += 1
+                if claimed != expected:
+                    proven = min(proven, piece.start)
+                    if size := self._explain(pieces, index):
+                        reached = explained = piece.end + size
+            reached = max(reached, piece.end)
+            self._known[reached] = claimed
+        return proven
+
+    def _expected(self, start: int, end: int) -> int | None:
+        """Returns the digest that a reply must have, given the one before it."""
+        is_unsure = any(start < gap <= end for gap in self._life.unsure)
+        if start not in self._known or is_unsure:
+            return None
+        return after(self._known[start], self._told(start, end))
+
+    def _told(self, start: int, end: int) -> list[NDArray[Any]]:
+        return [self._life.tape[place] for place in range(start, end)]
+
+    def _explain(self, pieces: Sequence[_Piece], index: int) -> int:
+        """Counts what else the history of a reply held; returns the tokens after it that this explains."""
+        piece, life = pieces[index], self._life
+        place = f"{piece.start}..{piece.end}"
+        for kind, size, start, tokens in self._hypotheses(pieces, index):
+            if start in self._known and after(self._known[start], tokens) == piece.reply.digest:
+                setattr(life.findings, kind, getattr(life.findings, kind) + size)
+                what = {"lost": "without", "twice": "with twice", "reordered": "after"}[kind]
+                life.note(
+                    f"the history digest of the reply to {place} is that of a run {what} {size} tokens"
+                )
+                return size if kind == "reordered" else 0
+        life.findings.wrong += piece.end - piece.start
+        life.note(f"the history digest of the reply to {place} is not that of the tokens up to there")
+        return 0
+
+    def _hypotheses(
+        self, pieces: Sequence[_Piece], index: int
+    ) -> Iterator[tuple[str, int, int, list[NDArray[Any]]]]:
+        """Yields kind and size of a fault, a position, and the tokens that would have followed it."""
+        piece = pieces[index]
+        for earlier in reversed(pieces[max(0, index - BACK) : index]):
+            size = earlier.end - earlier.start
+            rest = self._told(earlier.end, piece.end)
+            if earlier.end <= piece.start:
+                yield "lost", size, earlier.start, rest
+                yield "twice", size, earlier.end, [*earlier.attempt.tokens, *rest]
+        for following in pieces[index + 1 :]:
+            if following.start == piece.end:
+                size = following.end - following.start
+                yield "reordered", size, piece.start, [*following.attempt.tokens, *piece.attempt.tokens]
+                return
 
 
 class _Comparison:

@@ -16,14 +16,16 @@ from typing import Any
 import numpy as np
 
 from holdfast import AsyncClient, AsyncSession, HoldfastError, Tls
+from holdfast.errors import from_status
 from holdfast.history import Recorder
+from holdfast.history_digest import MAX_NUMBER
 from holdfast.v1 import holdfast_pb2 as pb
 
 ROWS = 8
 """Sessions in a message of rows."""
 
 GONE = ("SESSION_LOST", "SESSION_EXPIRED", "SESSION_CLOSED", "SESSION_NOT_FOUND")
-MOVED = ("POSITION_CONFLICT", "STORE_REGRESSED", *GONE)
+MOVED = ("POSITION_CONFLICT", "HISTORY_CONFLICT", "STORE_REGRESSED", *GONE)
 """Reasons after which a writer looks where its session stands."""
 
 LOOK_TIMEOUT_S = 30.0
@@ -188,18 +190,36 @@ class Load:
             async with self._client() as client:
                 while not self._stopping.is_set():
                     with self._counted():
+                        await self._open_rows(client, rows, rng)
                         await self._step_rows(client, rows, rng)
                         self._note_good(session_ids[0])
                     await self._think(rng)
                     if self._wants_restart(rng):
                         break
 
+    async def _open_rows(self, client: AsyncClient, rows: "_Rows", rng: random.Random) -> None:
+        """Opens the rows that are not open, or no longer, or not where they were."""
+        ids = [session_id for session_id in rows.ids if session_id not in rows.positions]
+        if not ids:
+            return
+        model = pb.ModelRef(name=self._model.name, version=self._model.version)
+        nonce = rng.randint(1, MAX_NUMBER)
+        opening = pb.OpenBatchRequest(model=model, session_ids=ids, nonce=nonce)
+        reply: pb.OpenBatchResponse = await client.call("OpenBatch", opening)
+        errors = {error.row: from_status(error.status) for error in reply.errors}
+        self.errors.update(error.reason for error in errors.values())
+        for row, session_id in enumerate(ids):
+            if row not in errors:
+                rows.opened(session_id, reply.positions[row])
+
     async def _step_rows(self, client: AsyncClient, rows: "_Rows", rng: random.Random) -> None:
         """Sends what each row has waiting, as often as it takes until all are answered."""
         if not rows.waiting:
             count = rng.randint(1, self._settings.max_chunk)
             rows.waiting = {session_id: self._draw(rng, count) for session_id in rows.ids}
-        ids = list(rows.waiting)
+        ids = [session_id for session_id in rows.waiting if session_id in rows.positions]
+        if not ids:
+            return
         reply = await client.step_batch(
             self._model.name,
             ids,
@@ -216,7 +236,7 @@ class Load:
                 await self._heal(client, rows, session_id, error.expected_position)
             elif error.reason in MOVED:
                 self.errors[error.reason] += 1
-                await self._start_again(client, rows, session_id)
+                del rows.positions[session_id]  # so it is opened before it is stepped
             else:
                 self.errors[error.reason] += 1
 
@@ -225,12 +245,6 @@ class Load:
         lost = rows.sent[session_id][position : rows.positions[session_id]]
         if len(lost):
             await client.step_batch(self._model.name, [session_id], _as_rows([lost]), [position])
-
-    async def _start_again(self, client: AsyncClient, rows: "_Rows", session_id: str) -> None:
-        session = await client.session(session_id, model=self._model.name, version=self._model.version)
-        rows.positions[session_id] = session.position
-        if session_id in rows.sent:
-            rows.sent[session_id] = rows.sent[session_id][: session.position]
 
     # -- small things -------------------------------------------------------------------------
 
@@ -279,13 +293,19 @@ class Load:
 
 
 class _Rows:
-    """Sessions stepped as rows, each with what it has sent."""
+    """Sessions stepped as rows, each with what it has sent; those that are open have a position."""
 
     def __init__(self, ids: Sequence[str]) -> None:
         self.ids = ids
-        self.positions = dict.fromkeys(ids, 0)
+        self.positions: dict[str, int] = {}
         self.sent: dict[str, Any] = {}
         self.waiting: dict[str, Any] = {}
+
+    def opened(self, session_id: str, position: int) -> None:
+        """Takes a session up where it stands."""
+        self.positions[session_id] = position
+        if session_id in self.sent:
+            self.sent[session_id] = self.sent[session_id][:position]
 
     def answered(self, session_id: str) -> None:
         """Moves a session on by what it had waiting."""

@@ -69,16 +69,23 @@ def report(verdict: Verdict, console: Console) -> None:
         "retries",
         "replays",
         "errors",
+        "digests checked",
         "tokens checked",
         "unchecked",
     ):
         table.add_column(heading, justify="right")
     total = verdict.total
     counts = (total.requests, total.replies, total.retries, total.replays, total.errors.total())
-    table.add_row("sum", *(f"{count:,}" for count in (*counts, total.tokens, total.unchecked)))
+    table.add_row(
+        "sum", *(f"{count:,}" for count in (*counts, total.digests, total.tokens, total.unchecked))
+    )
     for name, found in list(verdict.bad.items())[:SHOWN_SESSIONS]:
         row = (found.requests, found.replies, found.retries, found.replays, found.errors.total())
-        table.add_row(name, *(f"{count:,}" for count in (*row, found.tokens, found.unchecked)), style="red")
+        table.add_row(
+            name,
+            *(f"{count:,}" for count in (*row, found.digests, found.tokens, found.unchecked)),
+            style="red",
+        )
     console.print(table)
     for reason, count in total.errors.most_common():
         console.print(f"  {reason} {count:,}")
@@ -97,7 +104,8 @@ def summary(total: Findings) -> str:
         return "nothing could be recomputed, so nothing is proven"
     return (
         f"lost {total.lost}  twice {total.twice}  reordered {total.reordered}  wrong {total.wrong}  "
-        f"unexplained {total.unexplained}  largest difference {total.largest_difference:.1e}"
+        f"unexplained {total.unexplained}  unopened {total.unopened}  "
+        f"largest difference {total.largest_difference:.1e}"
     )
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from holdfast.history import FAILURE, REPLY, START, Frame, read_frames
 from holdfast.tokens import to_arrays
 from holdfast.v1 import holdfast_pb2 as pb
-from service.verify.chain import Attempt, Outputs, Reply, SessionHistory, Sight
+from service.verify.chain import Attempt, Closing, Outputs, Reply, SessionHistory, Sight
 
 
 class ModelId(NamedTuple):
@@ -43,10 +43,14 @@ class RecordedSession:
     Attributes:
         history: What is judged.
         model: Its model, as far as anybody said.
+        open_fates: Requests to open it that had no good reply: when they were sent, and their nonce.
+        answered_nonces: Of openings with a good reply, which tells what became of earlier attempts.
     """
 
     history: SessionHistory = field(default_factory=SessionHistory)
     model: ModelId = UNKNOWN_MODEL
+    open_fates: list[tuple[float, int]] = field(default_factory=list)
+    answered_nonces: set[int] = field(default_factory=set)
 
 
 class Histories:
@@ -75,6 +79,7 @@ class Histories:
                     answers[frame.number] = frame
         read = {
             "OpenSession": self._open,
+            "OpenBatch": self._open_batch,
             "GetSession": self._get,
             "CloseSession": self._close,
             "Step": self._step,
@@ -86,6 +91,11 @@ class Histories:
             read[request.rpc](request, answers.get(number))
         for session in self.sessions.values():
             session.history.sights.sort(key=lambda sight: sight.sent_s)
+            session.history.openings = [
+                sent_s
+                for sent_s, nonce in session.open_fates
+                if not nonce or nonce not in session.answered_nonces
+            ]
 
     def session(self, session_id: str) -> RecordedSession:
         """Returns a session, new if nobody named it before."""
@@ -94,16 +104,39 @@ class Histories:
     # -- one reader per rpc -------------------------------------------------------------------
 
     def _open(self, request: Frame, answer: Frame | None) -> None:
-        if answer is None or answer.kind != REPLY:
-            return
         asked = pb.OpenSessionRequest.FromString(request.body)
+        if answer is None or answer.kind != REPLY:
+            if asked.session_id:
+                self.session(asked.session_id).open_fates.append((request.time_s, asked.nonce))
+            return
         reply = pb.OpenSessionResponse.FromString(answer.body)
         initial = to_arrays(asked.initial_state) if asked.initial_state and not reply.resumed else None
         took_over = asked.take_over and reply.resumed
         self._see(request, reply.session, Sight(
             request.time_s, reply.session.incarnation, reply.session.position,
+            digest=reply.session.history_digest,
             is_opening=not reply.resumed, took_over=took_over, initial=initial,
         ))  # fmt: skip
+        self.session(reply.session.session_id).answered_nonces.add(asked.nonce)
+
+    def _open_batch(self, request: Frame, answer: Frame | None) -> None:
+        asked = pb.OpenBatchRequest.FromString(request.body)
+        reply = None
+        if answer is not None and answer.kind == REPLY:
+            reply = pb.OpenBatchResponse.FromString(answer.body)
+        failed = set() if reply is None else {error.row for error in reply.errors}
+        resumed = set() if reply is None else set(reply.resumed_rows)
+        for row, session_id in enumerate(asked.session_ids):
+            session = self.session(session_id)
+            if reply is None or row in failed:
+                session.open_fates.append((request.time_s, asked.nonce))
+                continue
+            session.answered_nonces.add(asked.nonce)
+            session.history.sights.append(Sight(
+                request.time_s, reply.incarnations[row], reply.positions[row],
+                digest=reply.history_digests[row], is_opening=row not in resumed,
+            ))  # fmt: skip
+            _learn(session, asked.model, reply.model_versions[row])
 
     def _get(self, request: Frame, answer: Frame | None) -> None:
         if answer is None or answer.kind != REPLY:
@@ -111,16 +144,20 @@ class Histories:
         reply = pb.GetSessionResponse.FromString(answer.body)
         found = reply.session
         state = to_arrays(reply.state)
-        self._see(request, found, Sight(request.time_s, found.incarnation, found.position, state=state))
+        self._see(request, found, Sight(
+            request.time_s, found.incarnation, found.position, digest=found.history_digest, state=state
+        ))  # fmt: skip
 
     def _see(self, request: Frame, found: pb.Session, sight: Sight) -> None:
         session = self.session(found.session_id)
         session.history.sights.append(sight)
         session.model = ModelId(found.model.name, found.model.version, found.fingerprint)
 
-    def _close(self, request: Frame, _: Frame | None) -> None:
+    def _close(self, request: Frame, answer: Frame | None) -> None:
         asked = pb.CloseSessionRequest.FromString(request.body)
-        self.session(asked.session_id).history.closings.add(asked.incarnation)
+        closed_s = answer.time_s if answer is not None and answer.kind == REPLY else None
+        closing = Closing(request.time_s, asked.incarnation, closed_s)
+        self.session(asked.session_id).history.closings.append(closing)
 
     def _step(self, request: Frame, answer: Frame | None) -> None:
         asked, given = _STEPS[request.rpc]
@@ -138,7 +175,7 @@ class Histories:
         if answer is not None and result is not None:
             attempt.reply = Reply(
                 answer.time_s, result.incarnation, result.position, result.replayed,
-                _outputs(result.outputs),
+                _outputs(result.outputs), result.history_digest,
                 is_foreign=result.session_id != chunk.session_id or result.tag != chunk.tag,
             )  # fmt: skip
             _learn(session, chunk.model, result.model_version)
@@ -159,6 +196,7 @@ class Histories:
         errors = {} if result is None else {error.row: error.status for error in result.errors}
         replayed = set() if result is None else set(result.replayed_rows)
         shown = None if result is None else _rows_of(result, len(columns.session_ids))
+        versions = {} if result is None else {row.row: row.model_version for row in result.separate_rows}
         tokens = _column_tokens(columns)
         for row, session_id in enumerate(columns.session_ids):
             session = self.session(session_id)
@@ -176,8 +214,9 @@ class Histories:
                     result.positions[row],
                     row in replayed,
                     shown[row],
+                    result.history_digests[row] if result.history_digests else 0,
                 )
-                _learn(session, columns.model, result.model_version)
+                _learn(session, columns.model, versions.get(row, result.model_version))
             elif answer is not None:
                 _fail(attempt, answer)
             session.history.attempts.append(attempt)
@@ -243,7 +282,7 @@ def _rows_of(result: pb.ColumnsResult, row_count: int) -> list[Outputs]:
     def part(array: NDArray[Any] | None, row: int) -> Any:
         return None if array is None else array[row * size : (row + 1) * size]
 
-    return [
+    rows = [
         Outputs(
             size,
             part(whole.top_ids, row),
@@ -253,3 +292,6 @@ def _rows_of(result: pb.ColumnsResult, row_count: int) -> list[Outputs]:
         )
         for row in range(row_count)
     ]
+    for separate in result.separate_rows:
+        rows[separate.row] = _outputs(separate.outputs)
+    return rows

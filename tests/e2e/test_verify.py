@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import struct
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import pytest
 
 import holdfast
 from holdfast.history import read_frames
+from holdfast.v1 import holdfast_pb2 as pb
 from service.demo.processes import ServerProcess
 from tests.models import write_features_model
 from tests.oracle import MODELS
@@ -48,11 +50,14 @@ def test_a_deployment_is_loaded_recorded_and_judged(server, models, model, tmp_p
     found = json.loads(result.stdout)
     assert (found["is_good"], found["sessions"], found["bad"]) == (True, 20, {})
     assert found["total"]["tokens"] > 100
-    assert found["total"]["unchecked"] == 0
+    assert (found["total"]["unchecked"], found["total"]["unopened"]) == (0, 0)
+    assert found["total"]["digests"] > found["total"]["replies"] / 2
     assert "seed" in result.stderr
     again = verify(tmp_path / "history", "--models", models)
     assert again.returncode == 0
-    assert again.stdout.splitlines()[-1].startswith("lost 0  twice 0  reordered 0  wrong 0  unexplained 0")
+    assert again.stdout.splitlines()[-1].startswith(
+        "lost 0  twice 0  reordered 0  wrong 0  unexplained 0  unopened 0"
+    )
 
 
 def record(server, path):
@@ -65,6 +70,8 @@ def record(server, path):
         session.state()
         session.close()
         ids = [f"row-{path.parent.name}-{row}" for row in range(3)]
+        for row_id in ids:
+            client.session(row_id, model=MODEL)
         client.step_batch(MODEL, ids, TEXT[:6], [0, 0, 0], token_log_prob=True, top_k=3)
         client.step_batch(MODEL, ids, [1, 2, 3], outputs=True)
     asyncio.run(record_batches(server, path))
@@ -72,12 +79,13 @@ def record(server, path):
 
 async def record_batches(server, path):
     client = holdfast.AsyncClient(server.address, history=path)
+    ids = [f"{name}-{path.parent.name}" for name in "ab"]
     async with client, client.batches("features", outputs=True) as batches:
+        for row_id in ids:
+            await client.session(row_id, model="features")
         for start in range(0, 6, 2):
             features = np.random.default_rng(start).standard_normal((2, 2, 2)).astype(np.float32)
-            await batches.submit(
-                [f"a-{path.parent.name}", f"b-{path.parent.name}"], features, [start, start]
-            )
+            await batches.submit(ids, features, [start, start])
 
 
 def test_every_call_of_a_client_is_recorded_and_recomputed(server, models, tmp_path):
@@ -94,8 +102,9 @@ def test_a_changed_float_is_found_and_ends_with_1(server, models, tmp_path):
     data = bytearray((tmp_path / "history").read_bytes())
     answer = next(each for each in read_frames(tmp_path / "history")
                   if each.number == frame.number and not each.rpc)  # fmt: skip
-    place = data.index(answer.body) + len(answer.body) - 1
-    data[place - 2] ^= 0xFF
+    outputs = pb.StreamStepsResponse.FromString(answer.body).result.outputs
+    place = data.index(answer.body) + answer.body.rindex(struct.pack("<f", outputs.top_log_probs[-1]))
+    data[place + 1] ^= 0xFF
     (tmp_path / "changed").write_bytes(data)
     result = verify(tmp_path / "changed", "--models", models)
     assert result.returncode == 1

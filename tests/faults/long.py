@@ -24,6 +24,7 @@ from rich.table import Table
 import holdfast
 from holdfast.history import Recorder
 from service.library_environment import set_library_environment
+from service.verify.chain import FAULTS
 from service.verify.judge import judge
 from service.verify.load import Load, LoadSettings
 from service.verify.main import summary, to_json
@@ -181,8 +182,9 @@ def to_markdown(report):
         "|---|---:|",
         f"| faults | {len(events)} |",
         *(f"| {name} | {total[name]:,} |" for name in ("requests", "replies", "retries", "replays")),
+        f"| history digests checked | {total['digests']:,} |",
         f"| tokens recomputed | {total['tokens']:,} |",
-        *(f"| {name} | {total[name]} |" for name in ("lost", "twice", "reordered", "wrong", "unexplained")),
+        *(f"| {name} | {total[name]} |" for name in FAULTS),
         f"| largest difference | {total['largest_difference']:.1e} |",
         f"| ready again, median and most | {statistics.median(ready):.2f} s, {max(ready):.2f} s |",
         f"| first good step, median and most | {statistics.median(steps):.2f} s, {max(steps):.2f} s |",

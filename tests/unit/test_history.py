@@ -52,6 +52,56 @@ def test_what_was_recorded_is_read(tmp_path):
     assert (unanswered.reason, unanswered.reply) == ("", None)
 
 
+def opening(reply=None, *, nonce=0):
+    """Returns OpenBatch of three sessions, and its reply: one is new, one was there, one is refused."""
+    request = pb.OpenBatchRequest(
+        model=pb.ModelRef(name="m"), session_ids=["new", "there", "refused"], nonce=nonce
+    )
+    reply = pb.OpenBatchResponse(
+        positions=[0, 7, 0], incarnations=[5, 6, 0], history_digests=[11, 12, 0], model_versions=[2, 3, 0],
+        resumed_rows=[1], errors=[pb.RowError(row=2)],
+    )  # fmt: skip
+    return request, reply
+
+
+def test_sessions_opened_together_are_read(tmp_path):
+    recorder = Recorder(tmp_path / "history")
+    request, answer = opening(nonce=9)
+    for error in (asyncio.CancelledError(), PositionGap("any other")):
+        recorder.failed(recorder.sent("OpenBatch", request), error)
+    recorder.sent("OpenBatch", opening()[0])
+    recorder.got(recorder.sent("OpenBatch", request), answer)
+    recorder.close()
+    sessions = Histories([tmp_path / "history"]).sessions
+    new, there, refused = (sessions[name] for name in request.session_ids)
+    [sight] = new.history.sights
+    assert (sight.incarnation, sight.position, sight.digest, sight.is_opening) == (5, 0, 11, True)
+    assert (new.model.name, new.model.version) == ("m", 2)
+    [sight] = there.history.sights
+    assert (sight.incarnation, sight.position, sight.digest, sight.is_opening) == (6, 7, 12, False)
+    assert refused.history.sights == []
+    # the reply tells what became of earlier attempts of the same opening, and of no other
+    assert [len(session.history.openings) for session in (new, there, refused)] == [1, 1, 4]
+
+
+def test_a_replay_of_a_request_for_other_outputs_is_read_as_what_it_was(tmp_path):
+    recorder = Recorder(tmp_path / "history")
+    columns = pb.Columns(session_ids=["s", "t"], text=b"ab", positions=[0, 0])
+    outputs = [pb.Outputs(token_count=count, token_log_probs=[-count]) for count in (2, 1)]
+    outputs[0].token_log_probs.append(0)
+    result = pb.ColumnsResult(
+        positions=[1, 1], incarnations=[3, 4], history_digests=[5, 6], replayed_rows=[1],
+        outputs=outputs[0], separate_rows=[pb.SeparateRow(row=1, model_version=7, outputs=outputs[1])],
+    )  # fmt: skip
+    number = recorder.sent("StepBatch", pb.StepBatchRequest(columns=columns))
+    recorder.got(number, pb.StepBatchResponse(result=result))
+    recorder.close()
+    sessions = Histories([tmp_path / "history"]).sessions
+    replies = [sessions[name].history.attempts[0].reply for name in "st"]
+    assert [reply.outputs.token_log_probs.tolist() for reply in replies] == [[-2], [-1]]
+    assert [reply.digest for reply in replies] == [5, 6]
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 10_000))
 def test_a_history_may_end_anywhere(tmp_path, cut):

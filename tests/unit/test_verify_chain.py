@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.verify.chain import Attempt, Outputs, Reply, SessionHistory, Sight, check
+from holdfast.history_digest import INITIAL, run_of
+from service.verify.chain import FAULTS, Attempt, Closing, Outputs, Reply, SessionHistory, Sight, check
 
 LIFE = 7
 
@@ -46,9 +47,14 @@ def outputs_after(before, tokens):
 
 
 class Session:
-    """What clients record while a server applies chunks to `log`."""
+    """What clients record while a server applies chunks to `log`.
 
-    def __init__(self):
+    Args:
+        digests: Replies show their history digest and no outputs.
+    """
+
+    def __init__(self, *, digests=False):
+        self.digests = digests
         self.history = SessionHistory()
         self.log = []
         self.time_s = 0.0
@@ -68,7 +74,11 @@ class Session:
         before = self.log[: -len(attempt.tokens)] if before is None else before
         position = len(self.log) + self.shift if position is None else position
         shown = outputs_after(before, attempt.tokens.tolist())
-        attempt.reply = Reply(self.now(), LIFE, position, replayed, shown)
+        digest = 0
+        if self.digests:
+            shown = Outputs(len(attempt.tokens))
+            digest = run_of(np.array([*before, *attempt.tokens.tolist()])).after(INITIAL)
+        attempt.reply = Reply(self.now(), LIFE, position, replayed, shown, digest)
 
     def step(self, tokens):
         """One honest step, at the position that the client believes in."""
@@ -96,12 +106,8 @@ def chunks(draw):
 
 
 def judged(session):
-    found = check(session.history, Toy())
-    wrongs = {
-        name: getattr(found, name)
-        for name in ("lost", "twice", "reordered", "wrong", "unexplained")
-        if getattr(found, name)
-    }
+    found = check(session.history, None if session.digests else Toy())
+    wrongs = {name: getattr(found, name) for name in FAULTS if getattr(found, name)}
     assert bool(wrongs) == (not found.is_good) == bool(found.notes)
     return wrongs, found
 
@@ -111,10 +117,10 @@ def place_of(data, count):
     return data.draw(st.integers(0, count - 2))
 
 
-@given(chunks(), st.data())
-def test_a_good_history_passes_whatever_its_fates(pieces, data):
+@given(chunks(), st.data(), st.booleans())
+def test_a_good_history_passes_whatever_its_fates(pieces, data, digests):
     """Retries that are replays, replies that never came, and refusals, where nothing was wrong."""
-    session = Session()
+    session = Session(digests=digests)
     sends = 0
     for tokens in pieces:
         position = len(session.log)
@@ -137,8 +143,29 @@ def test_a_good_history_passes_whatever_its_fates(pieces, data):
     assert wrongs == {}
     assert found.requests == sends
     assert found.replies == sum(attempt.reply is not None for attempt in session.history.attempts)
-    assert found.largest_difference <= 1e-12
-    assert found.unchecked == 0
+    if digests:
+        assert (found.digests, found.tokens) == (found.replies, 0)
+    else:
+        assert found.largest_difference <= 1e-12
+        assert (found.digests, found.unchecked) == (0, 0)
+
+
+@given(st.integers(2, 4), st.integers(1, 4), st.data())
+def test_of_many_broken_streams_the_digest_tells_what_each_applied(streams, length, data):
+    session = Session(digests=True)
+    session.step([1, 2, 3])
+    start = len(session.log)
+    sent = [
+        [session.send([10 * stream + index], start + index) for index in range(length)]
+        for stream in range(streams)
+    ]
+    which = data.draw(st.lists(st.integers(0, streams - 1), min_size=length, max_size=length))
+    session.log += [int(sent[stream][index].tokens[0]) for index, stream in enumerate(which)]
+    session.answer(
+        session.send([200], len(session.log)), before=list(session.log), position=start + length + 1
+    )
+    wrongs, found = judged(session)
+    assert (wrongs, found.digests) == ({}, 2)
 
 
 @given(st.integers(2, 6), st.integers(1, 12), st.randoms(use_true_random=False))
@@ -157,9 +184,9 @@ def test_what_the_last_of_many_broken_streams_applied_is_found(streams, length, 
     assert found.tokens == 5
 
 
-@given(chunks(), st.data(), st.booleans())
-def test_a_forgotten_chunk_is_lost(pieces, data, shows_positions):
-    session = Session()
+@given(chunks(), st.data(), st.booleans(), st.booleans())
+def test_a_forgotten_chunk_is_lost(pieces, data, shows_positions, digests):
+    session = Session(digests=digests)
     place = place_of(data, len(pieces))
     for index, tokens in enumerate(pieces):
         session.step(tokens)
@@ -169,9 +196,9 @@ def test_a_forgotten_chunk_is_lost(pieces, data, shows_positions):
     assert judged(session)[0] == {"lost": len(pieces[place])}
 
 
-@given(chunks(), st.data(), st.booleans())
-def test_a_chunk_applied_again_is_twice(pieces, data, shows_positions):
-    session = Session()
+@given(chunks(), st.data(), st.booleans(), st.booleans())
+def test_a_chunk_applied_again_is_twice(pieces, data, shows_positions, digests):
+    session = Session(digests=digests)
     place = place_of(data, len(pieces))
     for index, tokens in enumerate(pieces):
         session.step(tokens)
@@ -181,9 +208,9 @@ def test_a_chunk_applied_again_is_twice(pieces, data, shows_positions):
     assert judged(session)[0] == {"twice": len(pieces[place])}
 
 
-@given(chunks(), st.data(), st.booleans())
-def test_chunks_that_changed_places_are_reordered(pieces, data, shows_positions):
-    session = Session()
+@given(chunks(), st.data(), st.booleans(), st.booleans())
+def test_chunks_that_changed_places_are_reordered(pieces, data, shows_positions, digests):
+    session = Session(digests=digests)
     place = place_of(data, len(pieces))
     for tokens in pieces[:place]:
         session.step(tokens)
@@ -214,6 +241,22 @@ def test_a_changed_float_is_wrong(pieces, data, change):
     assert found.largest_difference == pytest.approx(change, rel=1e-3)
 
 
+@given(chunks(), st.data())
+def test_a_token_exchanged_for_another_is_wrong_once(pieces, data):
+    """Only the digest can tell, where no outputs are asked for; later digests follow from the wrong one."""
+    session = Session(digests=True)
+    place = place_of(data, len(pieces))
+    for index, tokens in enumerate(pieces):
+        attempt = session.send(tokens, len(session.log))
+        session.log += [999, *tokens[1:]] if index == place else tokens
+        before = session.log[: -len(tokens)]
+        session.answer(attempt, before=before)
+        if index == place:
+            attempt.reply.digest = run_of(np.array(session.log)).after(INITIAL)
+    wrongs, found = judged(session)
+    assert (wrongs, found.digests) == ({"wrong": len(pieces[place])}, len(pieces))
+
+
 @given(chunks(), st.data(), st.booleans())
 def test_a_reply_of_another_session_is_wrong(pieces, data, is_named):
     """Whether it gives itself away by its name or only by its outputs."""
@@ -237,9 +280,9 @@ def test_tokens_that_nobody_sent_are_unexplained(pieces, data):
     assert judged(session)[0] == {"unexplained": len(pieces[place])}
 
 
-@given(chunks(), st.data())
-def test_a_regression_that_is_healed_is_no_loss(pieces, data):
-    session = Session()
+@given(chunks(), st.data(), st.booleans())
+def test_a_regression_that_is_healed_is_no_loss(pieces, data, digests):
+    session = Session(digests=digests)
     for tokens in pieces:
         session.step(tokens)
     back = sum(len(tokens) for tokens in pieces[: place_of(data, len(pieces)) + 1])
@@ -287,7 +330,7 @@ def test_a_session_that_began_anew_has_lost_its_life_unless_it_was_closed(pieces
         session.answer(attempt)
         attempt.reply.incarnation = LIFE + 1
     assert judged(session)[0] == {"lost": length}
-    session.history.closings.add(LIFE)
+    session.history.closings.append(Closing(session.now(), LIFE))
     assert judged(session)[0] == {}
 
 
@@ -384,7 +427,7 @@ def test_a_session_that_was_resumed_is_checked_by_position_only(pieces):
 
 @given(chunks(), st.data())
 def test_a_record_that_begins_in_the_middle_is_no_fault(pieces, data):
-    """Rows open sessions by themselves, so nobody may have been seen to open one."""
+    """Another client, whose record is not there, may have opened the session."""
     session = Session()
     for tokens in pieces:
         session.step(tokens)
@@ -394,3 +437,43 @@ def test_a_record_that_begins_in_the_middle_is_no_fault(pieces, data):
     wrongs, found = judged(session)
     assert wrongs == {}
     assert found.unchecked == sum(len(tokens) for tokens in pieces[place + 1 :])
+
+
+@given(chunks())
+def test_tokens_open_no_session(pieces):
+    session = Session()
+    session.history.sights.clear()
+    for tokens in pieces:
+        session.step(tokens)
+    session.look()  # which shows that it is there, not who opened it
+    assert judged(session)[0] == {"unopened": len(pieces[0])}
+    session.history.openings.append(0.5)  # a request without a reply, which may have opened it
+    assert judged(session)[0] == {}
+
+
+@given(chunks(), st.data(), st.booleans())
+def test_tokens_accepted_after_a_close_are_unopened(pieces, data, is_named):
+    session = Session()
+    place = place_of(data, len(pieces))
+    for index, tokens in enumerate(pieces):
+        session.step(tokens)
+        if index == place:
+            sent_s = session.now()
+            session.history.closings.append(Closing(sent_s, LIFE if is_named else 0, session.now()))
+    assert judged(session)[0] == {"unopened": sum(map(len, pieces[place + 1 :]))}
+
+
+@given(chunks(), chunks())
+def test_a_late_copy_of_the_first_chunk_that_brings_a_session_back_is_unopened(pieces, others):
+    session = Session()
+    for tokens in pieces:
+        session.step(tokens)
+    session.history.closings.append(Closing(session.now(), LIFE, session.now()))
+    session.log = []
+    for tokens in others:
+        attempt = Attempt(session.now(), np.array(tokens), len(session.log), 0)
+        session.history.attempts.append(attempt)
+        session.log += tokens
+        session.answer(attempt)
+        attempt.reply.incarnation = LIFE + 1
+    assert judged(session)[0] == {"unopened": len(others[0])}
