@@ -40,6 +40,7 @@ READS: tuple[Scope, ...] = ("step", "read-state")
 
 RPC_SCOPES: dict[str, tuple[Scope, ...]] = {
     "OpenSession": ("step",),
+    "OpenBatch": ("step",),
     "GetSession": READS,
     "ListSessions": READS,
     "CloseSession": ("step",),
