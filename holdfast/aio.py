@@ -14,9 +14,14 @@ from numpy.typing import NDArray
 from holdfast.ack_levels import to_number
 from holdfast.columns import BatchPipeline, BatchReply, Rows, columns_message
 from holdfast.errors import HoldfastError, from_rpc
+from holdfast.fate import tell_rows
 from holdfast.history import Recorder
+from holdfast.lifetime import Lifetime
+from holdfast.opened_batch import OpenedBatch
+from holdfast.recovery import draw_nonce
 from holdfast.retry import RetryPolicy
 from holdfast.session import AsyncSession
+from holdfast.standing import Positions, standing_of
 from holdfast.targets import Options, to_target
 from holdfast.tls import Tls, channel_credentials
 from holdfast.tokens import to_tensor
@@ -59,8 +64,11 @@ class AsyncClient:
         history: File to which every request, reply and error is appended, for `holdfast verify`; or a
             `holdfast.history.Recorder` shared with other clients, which its owner closes.
 
+    It belongs to the event loop that it is made on.
+
     Raises:
         ValueError: `connections` is less than 1, an address is not HOST:PORT, or there is no such level.
+        RuntimeError: No event loop runs.
         OSError: A file of `tls` cannot be read, a name in a list is not known, or the history cannot be
             written.
     """
@@ -82,6 +90,7 @@ class AsyncClient:
             raise ValueError(f"connections is {connections}, expected at least 1")
         to_number(ack_level)
         target, options = to_target(address)
+        self.lifetime = Lifetime()
         self._channels = [_channel(target, tls, _OPTIONS + options) for _ in range(connections)]
         self._stubs = itertools.cycle([_stub(channel) for channel in self._channels])
         self.metadata = (("authorization", f"Bearer {token}"),) if token else ()
@@ -101,7 +110,11 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Closes the connections; sessions live on in the store."""
+        """Closes the connections; sessions live on in the store. Calls under way raise ClientClosed.
+
+        May be called again.
+        """
+        self.lifetime.end()
         await asyncio.gather(*(channel.close() for channel in self._channels))
         if self._owns_history and self.history is not None:
             self.history.close()
@@ -141,30 +154,57 @@ class AsyncClient:
             must_be_new=must_be_new,
             initial_state=state,
             take_over=take_over,
+            nonce=draw_nonce(),
         )
         stub = self.next_stub()
         reply = await self.call("OpenSession", request, stub=stub)
         return AsyncSession(self, stub, reply, state, self._replay_tokens)
+
+    async def open_batch(
+        self, model: str, session_ids: Sequence[str], *, version: int = 0, must_be_new: bool = False
+    ) -> OpenedBatch:
+        """Opens many sessions, or resumes those that exist.
+
+        Args:
+            model: Of all sessions.
+            session_ids: B distinct ids.
+            version: Of the model; 0 is the newest, or any to resume.
+            must_be_new: Refuse to resume.
+
+        Returns:
+            Where they stand; rows fail one by one, see `OpenedBatch.errors`.
+
+        Raises:
+            HoldfastError: The batch as a whole was refused.
+        """
+        request = pb.OpenBatchRequest(
+            model=pb.ModelRef(name=model, version=version),
+            session_ids=session_ids,
+            must_be_new=must_be_new,
+            nonce=draw_nonce(),
+        )
+        return OpenedBatch(session_ids, await self.call("OpenBatch", request))
 
     async def step_batch(
         self,
         model: str,
         session_ids: Sequence[str],
         tokens: Rows,
-        positions: Sequence[int] | None = None,
+        positions: Positions | None = None,
         *,
         timeout_s: float | None = None,
         **options: Any,
     ) -> BatchReply:
-        """Applies the same number of tokens to each of many sessions, opening those that are new.
+        """Applies the same number of tokens to each of many sessions.
 
         Args:
             model: Of all sessions.
-            session_ids: B distinct ids.
+            session_ids: B distinct ids, of sessions that exist: see `open_batch`.
             tokens: T tokens for each: B * T bytes, ids (B,) or (B, T), or float32 features (B, width) or
                 (B, T, width).
-            positions: Tokens each session has consumed before. None appends where each session stands;
-                then the call is not repeated when the connection breaks.
+            positions: Tokens each session has consumed before, as numbers, or an `OpenedBatch` or `BatchReply`
+                of the same sessions in the same order, which name their histories too. None appends where each
+                session stands; then the call is not repeated when the connection breaks.
             timeout_s: Longest wait, retries included; default is the client's.
             **options: version, top_k, token_log_prob, outputs and ack_level, as in `AsyncSession.step`.
 
@@ -172,16 +212,24 @@ class AsyncClient:
             The reply; rows fail one by one, see `BatchReply.errors`.
 
         Raises:
-            HoldfastError: The batch as a whole was refused, or its fate is unknown.
+            ValueError: It is not one position for each session, or not the same number of tokens.
+            HoldfastError: The batch as a whole was refused, or its fate is unknown; the message says which.
         """
+        self.lifetime.check_before_sending()
         options = {"ack_level": self.ack_level, **options}
-        columns = columns_message(session_ids, tokens, positions, model=model, **options)
+        standing = standing_of(session_ids, positions)
+        columns = columns_message(session_ids, tokens, standing.positions, model=model, **options)
+        standing.write(columns)
         request, deadline_s = pb.StepBatchRequest(columns=columns), self.deadline_s(timeout_s)
-        if positions is None:
-            reply = await self.call_once("StepBatch", request, deadline_s)
-        else:
-            reply = await self.call("StepBatch", request, deadline_s=deadline_s)
-        return BatchReply(reply.result)
+        try:
+            if positions is None:
+                reply = await self.call_once("StepBatch", request, deadline_s)
+            else:
+                reply = await self.call("StepBatch", request, deadline_s=deadline_s)
+        except HoldfastError as error:
+            tell_rows(error, has_positions=positions is not None)
+            raise
+        return BatchReply(reply.result, session_ids)
 
     def batches(self, model: str, *, max_in_flight: int = 4, **options: Any) -> BatchPipeline:
         """Returns a pipeline of batches over one stream, as a context manager.
@@ -251,7 +299,13 @@ class AsyncClient:
     # -- for sessions ---------------------------------------------------------------------------
 
     def next_stub(self) -> Any:
-        """Returns the stub of the connection whose turn it is."""
+        """Returns the stub of the connection whose turn it is.
+
+        Raises:
+            ClientClosed: The client is closed.
+            RuntimeError: It belongs to another event loop.
+        """
+        self.lifetime.check()
         return next(self._stubs)
 
     async def call(
@@ -292,11 +346,14 @@ class AsyncClient:
         return reply
 
     async def _send(self, rpc: str, request: Any, deadline_s: float, stub: Any) -> Any:
+        self.lifetime.check()
         try:
             method = getattr(stub or self.next_stub(), rpc)
             return await method(request, timeout=self.left_s(deadline_s), metadata=self.metadata)
         except grpc.aio.AioRpcError as error:
             raise from_rpc(error) from None
+        except asyncio.CancelledError as error:
+            raise self.lifetime.explain(error) from None
 
     async def pause(self, error: HoldfastError, attempt: int, deadline_s: float) -> None:
         """Waits before the next attempt.
@@ -307,7 +364,7 @@ class AsyncClient:
         pause_s = self._retry.pause_s(attempt, error.retry_after_s)
         if time.monotonic() + pause_s >= deadline_s:
             raise error
-        await asyncio.sleep(pause_s)
+        await self.lifetime.sleep(pause_s)
 
     def deadline_s(self, timeout_s: float | None) -> float:
         """Returns the monotonic time at which a call that starts now has to be done."""
