@@ -33,6 +33,8 @@ _FEW = 16
 _P, _Q = PRIMES
 _A, _B = FACTORS
 _PRIMES = np.array(PRIMES, np.int64)
+_SHIFTS = np.array((_HALF_BITS, 0), np.int64)
+_UNITS = np.array((1 << _HALF_BITS, 1), np.int64)
 
 INITIAL = 1 << _HALF_BITS | 1
 """Digest of a session that has consumed nothing and began at its model's own initial state."""
@@ -122,14 +124,12 @@ def after(digests: NDArray[np.int64], sums: NDArray[np.int64], element_count: in
         sums: Of the chunks, int64 (B, 2); see `sums_of`.
         element_count: Elements in each chunk.
     """
-    halves = np.empty((len(digests), 2), np.int64)
-    halves[:, 0] = digests >> _HALF_BITS
-    halves[:, 1] = digests & _HALF_MASK
+    halves = digests[:, np.newaxis] >> _SHIFTS
+    halves &= _HALF_MASK
     halves *= _powers_array(element_count)
     halves += sums
     halves %= _PRIMES
-    joined: NDArray[np.int64] = halves[:, 0] << _HALF_BITS
-    joined |= halves[:, 1]
+    joined: NDArray[np.int64] = halves @ _UNITS
     return joined
 
 

@@ -18,7 +18,7 @@ from service.errors import AckLevelNotReached, AckLevelUnsupported, ModelNotFoun
 from service.model.contract import Contract, InputSpec, OutputSpec, StateSpec, Vocabulary
 from service.store.keys import set_aside_key
 from service.store.protocol import AckLevel, Found, Refusals, Writes
-from service.store.record import NO_STAMP, STAMP_END, STAMP_START
+from service.store.record import NO_STAMP, STAMP_END, STAMP_START, Record, encode, new_record
 
 F32 = np.dtype("<f4")
 
@@ -117,8 +117,9 @@ class MemoryStore:
         for part in writes:
             for row, (key, record) in enumerate(zip(part.keys, part.records, strict=True)):
                 found = self.records.get(key)
-                stamp = found[STAMP_START:STAMP_END] if found else NO_STAMP
-                if stamp == part.expected[16 * row : 16 * (row + 1)]:
+                stamp = NO_STAMP if found is None else found[STAMP_START:STAMP_END]
+                size = len(NO_STAMP)
+                if stamp == part.expected[size * row : size * (row + 1)]:
                     self.records[key] = bytes(record)
                 else:
                     refusals[number] = Found(found)
@@ -174,6 +175,13 @@ class CountingObserver:
                 self.events[arguments[0]] += (*arguments, 1)[1]
 
         return count
+
+
+def open_session(store: MemoryStore, name: str, model=AccumulatorModel) -> Record:
+    """Stores a session as OpenSession leaves it, under its name as the key; returns its record."""
+    record = new_record(model.fingerprint, bytes(model.contract.state_bytes))
+    store.records[name.encode()] = encode(record)
+    return record
 
 
 def encode_totals(outputs: GroupOutputs) -> np.ndarray:

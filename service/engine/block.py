@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from holdfast import history_digest
 from service.engine.work import Answer, Asked, Work
 from service.store.protocol import AckLevel
 
@@ -31,7 +32,7 @@ class Applied(NamedTuple):
 
     Attributes:
         rows: Their numbers, as their owner counts, int64 (R,).
-        stamps: Incarnation and position of each, int64 (R, 2).
+        stamps: Incarnation, position and history digest of each, int64 (R, 3).
         model_version: Version that ran.
         outputs: What each gave, encoded by the edge, uint8 (R, n).
         ack_level: How durable they are.
@@ -68,11 +69,12 @@ class Block:
         asked: What all of them ask.
         keys: Store keys of the sessions.
         tokens: (B, k) bytes or ids, (B, k, width) features; dtype by kind, see `TOKEN_DTYPES`.
-        digests: `record.token_digest` of each row, uint8 (B, 16).
+        sums: What the tokens of each row do to a history digest, int64 (B, 2): `history_digest.sums_of`.
         positions: Claimed, int64 (B,); `NOT_GIVEN` is "append".
         acknowledged: Position of the last reply the client has, int64 (B,); `NOT_GIVEN` where not said;
             None where no row says.
         incarnations: Meant by the client, int64 (B,); 0 is any; None where every row means any.
+        digests: History digests meant at the positions, int64 (B,); 0 is any; None where all mean any.
         arrived_s: Monotonic time of arrival: of each row, or one for all.
         deadline_s: Monotonic time after which the caller no longer waits.
         is_gathered: It is made of single chunks.
@@ -83,10 +85,11 @@ class Block:
     asked: Asked
     keys: list[bytes]
     tokens: NDArray[Any]
-    digests: NDArray[np.uint8]
+    sums: NDArray[np.int64]
     positions: NDArray[np.int64]
     acknowledged: NDArray[np.int64] | None
     incarnations: NDArray[np.int64] | None
+    digests: NDArray[np.int64] | None
     arrived_s: list[float]
     deadline_s: float = math.inf
     is_gathered: bool = False
@@ -102,10 +105,11 @@ class Block:
             rows=self.rows[chosen],
             keys=[self.keys[place] for place in places],
             tokens=self.tokens[chosen],
-            digests=self.digests[chosen],
+            sums=self.sums[chosen],
             positions=self.positions[chosen],
             acknowledged=None if self.acknowledged is None else self.acknowledged[chosen],
             incarnations=None if self.incarnations is None else self.incarnations[chosen],
+            digests=None if self.digests is None else self.digests[chosen],
             arrived_s=[self.arrived_s[place] for place in places] if self.is_gathered else self.arrived_s,
         )
 
@@ -140,18 +144,21 @@ def gather(works: Sequence[Work]) -> Block:
     asked = works[0].asked
     acknowledged = [claim.acknowledged for claim in claims]
     incarnations = [claim.incarnation for claim in claims]
+    digests = [claim.digest for claim in claims]
+    tokens = to_tokens(asked, b"".join([work.raw for work in works]), len(works))
     return Block(
         owner=_Singles(works),
         rows=np.arange(len(works)),
         asked=asked,
         keys=[work.key for work in works],
-        tokens=to_tokens(asked, b"".join([work.raw for work in works]), len(works)),
-        digests=np.frombuffer(b"".join([claim.digest for claim in claims]), np.uint8).reshape(-1, 16),
+        tokens=tokens,
+        sums=history_digest.sums_of(history_digest.to_elements(tokens).reshape(len(works), -1)),
         positions=_column([NOT_GIVEN if claim.position is None else claim.position for claim in claims]),
         acknowledged=_column([NOT_GIVEN if position is None else position for position in acknowledged])
         if any(position is not None for position in acknowledged)
         else None,
         incarnations=_column(incarnations) if any(incarnations) else None,
+        digests=_column(digests) if any(digests) else None,
         arrived_s=[work.arrived_s for work in works],
         is_gathered=True,
     )
@@ -180,9 +187,11 @@ class _Singles:
         """Answers each chunk."""
         size = applied.outputs.shape[1]
         joined = applied.outputs.tobytes()
-        for index, (row, (incarnation, position)) in enumerate(
+        for index, (row, (incarnation, position, digest)) in enumerate(
             zip(applied.rows.tolist(), applied.stamps.tolist(), strict=True)
         ):
             outputs = joined[index * size : (index + 1) * size]
-            answer = Answer(incarnation, position, applied.model_version, False, outputs, applied.ack_level)
+            answer = Answer(
+                incarnation, position, digest, applied.model_version, False, outputs, applied.ack_level
+            )
             self._works[row].settle(answer)

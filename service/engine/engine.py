@@ -36,7 +36,6 @@ from service.engine.isolation import Failed, Isolation
 from service.engine.offer import Offer, make_offers
 from service.engine.pace import Pace
 from service.engine.quarantine import quarantine
-from service.engine.rules import Verdict
 from service.engine.runner import Runner
 from service.engine.served import served_model
 from service.engine.session_event import SessionEvent
@@ -60,6 +59,9 @@ _log = logging.getLogger(__name__)
 
 MAX_CONFLICTS = 16
 """A chunk without position that loses against other writers so often gives up."""
+
+MAX_READS = 4
+"""Reads of the same records, each across a change of the server that answers."""
 
 PAST_EPOCH = -1
 """An epoch of the store that is over: what belongs to it is not confirmed."""
@@ -339,9 +341,9 @@ class Engine:
     def _decide(self, block: Block, slots: NDArray[np.int64], cold: list[Work | Block]) -> list[Steps]:
         """Returns what runs, split by model; looks at the other rows one by one."""
         standing = self._hot.standing(slots)
-        runs = rules.continues(standing.stands_at, block.positions, block.incarnations)
+        runs = rules.continues(standing.stamps, block.positions, block.incarnations, block.digests)
         if block.acknowledged is not None:
-            is_ahead = rules.sends_ahead(standing.stands_at, block.acknowledged)
+            is_ahead = rules.sends_ahead(standing.stamps, block.acknowledged)
             runs &= ~is_ahead | self._hot.has_tails(slots)
         if np.count_nonzero(runs) < len(block):
             for place in np.flatnonzero(~runs).tolist():
@@ -375,22 +377,22 @@ class Engine:
         return [steps.part(chosen)] if len(chosen) else []
 
     def _decide_alone(self, work: Work, slot: int, cold: list[Work | Block]) -> None:
-        """Answers a chunk that does not just run, or has it loaded if the answer could be out of date."""
-        level = self._level(work.asked)
-        known_since_s = max(work.arrived_s, self._epoch_began_s()) if level else work.arrived_s
-        if not self._hot.knows_all(slot, known_since_s):
+        """Answers a chunk that does not just run, or has it loaded if the answer could be out of date.
+
+        What was known before the store's connection broke may be what another server never had.
+        """
+        if not self._hot.knows_all(slot, max(work.arrived_s, self._epoch_began_s())):
             self._hot.discard(work.key)
             cold.append(work)
             return
         record = self._hot.record(slot)
         try:
-            verdict = rules.decide(record, work.claim)
+            reply = rules.decide(record, work.claim)
         except ServiceError as error:
             self._refuse(work, error)
             return
-        assert isinstance(verdict, KeptReply), "bug: a chunk that runs was held to be out of place"
-        assert record is not None, "bug: a reply is kept where nothing is stored"
-        self._replay(work, record, self._hot.model_at(slot), verdict, self._hot.verified_s(slot))
+        assert reply is not None, "bug: a chunk that runs was held to be out of place"
+        self._replay(work, record, self._hot.model_at(slot), reply, self._hot.verified_s(slot))
 
     def _replay(
         self, work: Work, record: Record, model: Model, reply: KeptReply, verified_s: float
@@ -398,7 +400,9 @@ class Engine:
         """Answers a chunk by a reply kept in a record that was read at `verified_s`."""
         self._observer.replayed()
         level = self._level(work.asked)
-        answer = Answer(record.incarnation, reply.position, model.version, True, reply.outputs, level)
+        answer = Answer(
+            record.incarnation, reply.position, reply.digest, model.version, True, reply.outputs, level
+        )
         if level:
             epoch = self._epoch if verified_s >= self._epoch_began_s() else PAST_EPOCH
             self._spawn(self._guard([work], self._confirm_replay(work, answer, epoch)))
@@ -425,10 +429,9 @@ class Engine:
         """Reads cold sessions in one round trip; then what waited for them is decided."""
         if failpoints.is_armed:
             await failpoints.hit("before_load")
-        started_s = time.monotonic()
         keys = [key for item in items for key in self._cold_keys(item)]
         try:
-            records = await self._store.load(keys)
+            started_s, records = await self._read(keys)
         except ServiceError as error:
             for work in _works(items):
                 self._refuse(work, error)
@@ -442,6 +445,19 @@ class Engine:
                 self._take_in(item, loaded[item.key], started_s)
             else:
                 self._take_in_block(item, loaded, started_s)
+
+    async def _read(self, keys: Sequence[bytes]) -> tuple[float, Sequence[Loaded]]:
+        """Reads records, and returns since when they are known; again if the server changed meanwhile.
+
+        Raises:
+            StoreUnavailable: No answer in time, or one server after the other.
+        """
+        for _ in range(MAX_READS):
+            epoch, started_s = self._store.epoch, time.monotonic()
+            records = await self._store.load(keys)
+            if self._store.epoch == epoch:
+                return started_s, records
+        raise StoreUnavailable("the store's servers keep changing", retry_after_s=0.1)
 
     def _cold_keys(self, item: Work | Block) -> list[bytes]:
         if isinstance(item, Work):
@@ -476,26 +492,21 @@ class Engine:
             if isinstance(data, ServiceError):
                 raise data
             record = decode(data) if data is not None else None
-            model = self._model_for(record, work.claim, work.asked)
-            if record is not None and record.quarantine_reason:
+            if record is None or record.closed or record.quarantine_reason:
                 reply = rules.decide(record, work.claim)
-                assert isinstance(reply, KeptReply), "bug: a session in quarantine runs"
+                assert record is not None, "bug: a session that is not stored runs"
+                assert reply is not None, "bug: a session that is held runs"
+                model = served_model(self._models, record)
                 self._hot.discard(work.key)
                 self._replay(work, record, model, reply, verified_s)
                 return False
+            model = served_model(self._models, record)
         except ServiceError as error:
             self._hot.discard(work.key)
             self._refuse(work, error)
             return False
         self._hot.put(work.key, model, record, verified_s=verified_s)
         return True
-
-    def _model_for(self, record: Record | None, claim: rules.Claim, asked: Asked) -> Model:
-        if record is None or record.closed:
-            verdict = rules.decide(record, claim)
-            assert verdict is Verdict.OPEN, "bug: nothing is stored, yet the session runs"
-            return self._models.find(asked.model_name, asked.model_version)
-        return served_model(self._models, record)
 
     # -- run ----------------------------------------------------------------------------------
 
@@ -646,8 +657,6 @@ class Engine:
     def _apply(self, offer: Offer, started_s: float, epoch: int) -> None:
         """Takes committed records into memory and answers their chunks, or has them confirmed first."""
         steps, block = offer.steps, offer.steps.block
-        if opened := steps.standing.opening_count():
-            self._observer.session_event(SessionEvent.OPENED, opened)
         self._hot.keep(steps.slots, steps.standing, offer.stamps, offer.states, offer.tails, started_s)
         level = self._level(block.asked)
         if level:
@@ -707,7 +716,7 @@ class Engine:
     def _has_expired(self, key: bytes, now_s: float) -> bool:
         """Whether a record that is gone is one that this server saw, longer ago than it could live."""
         [slot], ttl_s = self._hot.find((key,)), self._limits.session_ttl_s
-        if slot is None or not self._hot.is_stored(slot) or not ttl_s:
+        if slot is None or not ttl_s:
             return False
         return now_s - self._hot.verified_s(slot) >= ttl_s
 
@@ -725,9 +734,6 @@ class Engine:
 
     def _refuse(self, work: Work, error: ServiceError) -> None:
         """Answers a chunk that was taken from the queue with an error."""
-        [slot] = self._hot.find((work.key,))
-        if slot is not None and not self._hot.is_stored(slot):
-            self._hot.discard(work.key)  # it was only about to be opened
         self._settle(work, error)
         self._release((work.key,))
 

@@ -16,39 +16,34 @@ from numpy.typing import NDArray
 
 from service.model.contract import Contract
 from service.model.protocol import Model
-from service.store.record import Record, decode_replies, draw_incarnation, encode_replies
+from service.store.record import Record, decode_replies, encode_replies
 
 _FIRST_ROWS = 64
 _OLDEST_SHARE = 8
 """Room is made among the least recently used eighth, until a sixteenth of the bound is free."""
 
-_STAMP = slice(0, 2)
-_STANDS_AT = slice(2, 4)
-_INCARNATION, _POSITION, _MODEL, _ROW, _COLUMN_COUNT = range(2, 7)
+_STAMP = slice(0, 3)
+_NONCE, _MODEL, _ROW, _COLUMN_COUNT = range(3, 7)
 
 
 class Standing(NamedTuple):
     """Where B sessions stand, as far as this process knows.
 
     Attributes:
-        stamps: Stamps that a commit must find, int64 (B, 2): incarnation and position.
-        stands_at: Incarnation and position, int64 (B, 2); of a session about to be opened a new one and 0.
+        stamps: Stamps that a commit must find, int64 (B, 3): incarnation, position and history digest.
+        nonces: Of their openings, int64 (B,).
         models: Numbers of their models, int64 (B,).
         rows: Where their states lie, int64 (B,).
     """
 
     stamps: NDArray[np.int64]
-    stands_at: NDArray[np.int64]
+    nonces: NDArray[np.int64]
     models: NDArray[np.int64]
     rows: NDArray[np.int64]
 
     def part(self, chosen: NDArray[Any]) -> "Standing":
         """Returns some of the sessions, by index or mask."""
         return Standing(*(column[chosen] for column in self))
-
-    def opening_count(self) -> int:
-        """Returns how many are about to be opened."""
-        return int(np.count_nonzero(self.stamps[:, 0] != self.stands_at[:, 0]))
 
 
 class HotSessions:
@@ -94,7 +89,7 @@ class HotSessions:
         self._turn += 1
         self._used[slots] = self._turn
         columns = self._columns[slots]
-        return Standing(columns[:, _STAMP], columns[:, _STANDS_AT], columns[:, _MODEL], columns[:, _ROW])
+        return Standing(columns[:, _STAMP], columns[:, _NONCE], columns[:, _MODEL], columns[:, _ROW])
 
     def model(self, number: np.int64) -> Model:
         """Returns the model of that number."""
@@ -104,22 +99,11 @@ class HotSessions:
         """Returns the model that a session runs on."""
         return self.model(self._columns[slot, _MODEL])
 
-    def record(self, slot: int) -> Record | None:
-        """Returns what the store is believed to hold, without the state; None if nothing.
-
-        The tail must be here.
-        """
-        incarnation, position = self._columns[slot, _STAMP].tolist()
-        if incarnation == 0:
-            return None
-        fingerprint = self.model_at(slot).fingerprint
-        if position < 0:
-            return Record(incarnation, ~position, fingerprint, closed=True)
-        return Record(incarnation, position, fingerprint, b"", decode_replies(self._tails[slot]))
-
-    def is_stored(self, slot: int) -> bool:
-        """Whether the store is believed to hold a live record; else the session is about to be opened."""
-        return bool(self._columns[slot, 0] == self._columns[slot, _INCARNATION])
+    def record(self, slot: int) -> Record:
+        """Returns what the store is believed to hold, without the state. The tail must be here."""
+        incarnation, position, digest, nonce = self._columns[slot, : _NONCE + 1].tolist()
+        fingerprint, replies = self.model_at(slot).fingerprint, decode_replies(self._tails[slot])
+        return Record(incarnation, position, fingerprint, b"", replies, digest=digest, nonce=nonce)
 
     def verified_s(self, slot: int) -> float:
         """Returns the monotonic time at which the store was known to hold the record."""
@@ -138,31 +122,25 @@ class HotSessions:
         """Returns the kept replies, as `record.encode_replies` gives them."""
         return self._tails[slot]
 
-    def put(self, key: bytes, model: Model, record: Record | None, *, verified_s: float) -> None:
+    def put(self, key: bytes, model: Model, record: Record, *, verified_s: float) -> None:
         """Takes in what the store holds, instead of what was known of the session before."""
-        assert record is None or not record.quarantine_reason, "bug: a session in quarantine is hot"
+        assert not record.closed, "bug: a session that is over is hot"
+        assert not record.quarantine_reason, "bug: a session in quarantine is hot"
         self.discard(key)
         if not self._free:
             self._grow()
         slot = self._free.pop()
         number = self._number(model)
-        if record is None:
-            stamp, stands_at, state, tail = (0, 0), (draw_incarnation(), 0), b"", b""
-        elif record.closed:
-            stamp, state, tail = (record.incarnation, ~record.position), b"", b""
-            stands_at = (draw_incarnation(), 0)
-        else:
-            stamp = stands_at = (record.incarnation, record.position)
-            state, tail = record.state, encode_replies(record.replies)
-        row = self._models[number][1].claim(state)
-        self._columns[slot] = (*stamp, *stands_at, number, row)
+        row = self._models[number][1].claim(record.state)
+        stamp = (record.incarnation, record.position, record.digest)
+        self._columns[slot] = (*stamp, record.nonce, number, row)
         self._verified_s[slot] = verified_s
         self._turn += 1
         self._used[slot] = self._turn
         self._keys[slot] = key
         self._slots[key] = slot
         self.held_bytes += model.contract.state_bytes
-        self._keep_tail(slot, tail)
+        self._keep_tail(slot, encode_replies(record.replies))
         self._shrink()
 
     def discard(self, key: bytes) -> None:
@@ -170,7 +148,7 @@ class HotSessions:
         slot = self._slots.pop(key, None)
         if slot is None:
             return
-        _, _, _, _, number, row = self._columns[slot].tolist()
+        number, row = self._columns[slot, _MODEL:].tolist()
         model, rows = self._models[number]
         rows.release(row)
         self.held_bytes -= model.contract.state_bytes
@@ -197,13 +175,12 @@ class HotSessions:
         Args:
             slots: Of the sessions.
             standing: Where they stood before.
-            stamps: Of the records, (B, 2).
+            stamps: Of the records, (B, 3).
             states: Raw, (B, state_bytes).
             tails: Kept replies; None where no client sends ahead.
             verified_s: Monotonic time at which the store is known to have held the records.
         """
         self._columns[slots, _STAMP] = stamps
-        self._columns[slots, _STANDS_AT] = stamps
         self._models[standing.models[0]][1].rows[standing.rows] = states
         self._verified_s[slots] = verified_s
         for slot in slots[self._has_tail[slots]].tolist():
@@ -272,7 +249,7 @@ class _StateRows:
         self._used_count = 0
 
     def claim(self, state: bytes) -> int:
-        """Stores a state, raw or b"" for the initial one, and returns its row."""
+        """Stores a raw state and returns its row."""
         if self._free:
             row = self._free.pop()
         else:
@@ -281,7 +258,7 @@ class _StateRows:
             if row == len(self.rows):
                 more = np.zeros((row // 8 + _FIRST_ROWS, self.rows.shape[1]), np.uint8)
                 self.rows = np.concatenate([self.rows, more])
-        self.rows[row] = np.frombuffer(state, np.uint8) if state else 0
+        self.rows[row] = np.frombuffer(state, np.uint8)
         return row
 
     def release(self, row: int) -> None:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from holdfast import history_digest
 from service.engine.batch import Ran, Steps
 from service.engine.rules import keep_replies, sends_ahead
 from service.errors import ServiceError, StateNotFinite
@@ -30,7 +31,7 @@ class Offer(NamedTuple):
 
     Attributes:
         steps: The rows.
-        stamps: Of the records, int64 (B, 2).
+        stamps: Of the records, int64 (B, 3).
         states: Raw, (B, state_bytes).
         outputs: Encoded, (B, n).
         tails: The replies that each record keeps, encoded; None if the next record will not need them.
@@ -82,7 +83,7 @@ def _is_ahead(ran: Ran) -> NDArray[np.bool_] | None:
     acknowledged = ran.steps.block.acknowledged
     if acknowledged is None:
         return None
-    is_ahead = sends_ahead(ran.steps.standing.stands_at, acknowledged)
+    is_ahead = sends_ahead(ran.steps.standing.stamps, acknowledged)
     return is_ahead if is_ahead.any() else None
 
 
@@ -91,8 +92,10 @@ def _part(ran: Ran, chosen: NDArray[np.int64]) -> Ran:
 
 
 def _next_stamps(ran: Ran) -> NDArray[np.int64]:
-    stamps = ran.steps.standing.stands_at.copy()
-    stamps[:, 1] += ran.steps.block.asked.token_count
+    asked = ran.steps.block.asked
+    stamps = ran.steps.standing.stamps.copy()
+    stamps[:, 1] += asked.token_count
+    stamps[:, 2] = history_digest.after(stamps[:, 2], ran.steps.block.sums, asked.element_count)
     return stamps
 
 
@@ -100,7 +103,13 @@ def _offer_alike(ran: Ran) -> Offer:
     block, standing, model = ran.steps.block, ran.steps.standing, ran.steps.model
     stamps = _next_stamps(ran)
     records = encode_rows(
-        stamps, model.fingerprint, ran.states, block.asked.token_count, block.digests, ran.outputs
+        stamps,
+        standing.nonces,
+        model.fingerprint,
+        ran.states,
+        block.asked.token_count,
+        standing.stamps[:, 2],
+        ran.outputs,
     )
     writes = Writes(block.keys, standing.stamps.tobytes(), records)
     tails = None
@@ -118,15 +127,15 @@ def _offer_each(
     ran: Ran, chosen: NDArray[np.int64], tail: Callable[[int], bytes], refused: Refused
 ) -> list[Offer]:
     """Offers rows that keep several replies; adds those that would keep too many to `refused`."""
-    block, fingerprint = ran.steps.block, ran.steps.model.fingerprint
+    block, standing, fingerprint = ran.steps.block, ran.steps.standing, ran.steps.model.fingerprint
     acknowledged = block.acknowledged
     assert acknowledged is not None, "bug: nobody sends ahead"
     stamps, outputs = _next_stamps(ran), _cut(ran.outputs)
     rows, records, kept_tails = [], [], []
     for row in chosen.tolist():
-        incarnation, position = stamps[row].tolist()
-        digest = block.digests[row].tobytes()
-        reply = KeptReply(position, block.asked.token_count, digest, outputs[row])
+        incarnation, position, digest = stamps[row].tolist()
+        digest_before = int(standing.stamps[row, 2])
+        reply = KeptReply(position, block.asked.token_count, digest_before, digest, outputs[row])
         try:
             replies = decode_replies(tail(int(ran.steps.slots[row])))
             kept = keep_replies(replies, reply, int(acknowledged[row]))
@@ -135,7 +144,9 @@ def _offer_each(
             continue
         rows.append(row)
         state = ran.states[row].tobytes()
-        records.append(encode(Record(incarnation, position, fingerprint, state, kept)))
+        nonce = int(standing.nonces[row])
+        record = Record(incarnation, position, fingerprint, state, kept, digest=digest, nonce=nonce)
+        records.append(encode(record))
         kept_tails.append(encode_replies(kept))
     if not rows:
         return []

@@ -12,13 +12,13 @@ from service.engine.batch import Steps
 from service.engine.rules import quarantined
 from service.errors import SessionQuarantined
 from service.store.protocol import StateStore, commit_one, load_one
-from service.store.record import NO_STAMP, Record, decode, encode
+from service.store.record import decode, encode
 
 
 async def quarantine(
     store: StateStore, steps: Steps, reason: str, ttl_s: float
 ) -> SessionQuarantined | None:
-    """Marks the record of a session, unless it has moved on; a session not yet stored is stored for it.
+    """Marks the record of a session, unless it has moved on.
 
     Args:
         store: Where it is.
@@ -35,12 +35,8 @@ async def quarantine(
     [key], expected = steps.block.keys, steps.standing.stamps.tobytes()
     data = await load_one(store, key)
     stored = decode(data) if data is not None else None
-    if (NO_STAMP if stored is None else stored.stamp) != expected:
+    if stored is None or stored.stamp != expected:
         return None
-    if stored is None or stored.closed:
-        incarnation, position = steps.standing.stands_at[0].tolist()
-        state = bytes(steps.model.contract.state_bytes)
-        stored = Record(incarnation, position, steps.model.fingerprint, state)
     held = stored._replace(quarantine_reason=reason)
     found = await commit_one(store, key, expected, encode(held), ttl_s)
     return None if found is not None else quarantined(held)

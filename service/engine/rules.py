@@ -1,34 +1,41 @@
 """Decides what a chunk is: a step to run, a retry to answer, or a mistake. Pure.
 
-Exactly once rests on three facts. A record is replaced only if incarnation and position are those it
-was computed from, so a chunk commits at most once. A chunk names its position, so it is recognised
-when it comes again. And the reply is stored with the state, so the second answer is the first one.
+Exactly once rests on three facts. A record is replaced only if the history it holds is the one that its
+successor was computed from, so a chunk commits at most once. A chunk names its position, and the history
+before it by a digest, so it is recognised when it comes again. And the reply is stored with the state, so
+the second answer is the first one.
 
-Let n be the stored position, p the chunk's, k its tokens, a the position whose reply the client has.
+Let n be the stored position and d the history digest there; p and h the chunk's position and the digest it
+means there, k its tokens, a the position whose reply the client has.
 
-    p = n                               run
-    p < n, reply to (p, k, digest) kept replay
+    p = n, h = d or not said            run
+    p = n otherwise                     HistoryConflict(n): other tokens than the client's lead to n
+    p < n, reply to p, h and k kept     replay
     p < n otherwise                     PositionConflict(n)
     p > n, a > n                        StoreRegressed(n): the store forgot acknowledged steps
     p > n otherwise                     PositionGap(n)
     no p                                run at n
 
-What is stored may be nothing: then a chunk at position 0 that names a model opens the session, and any
-other names something that is gone. Or a tombstone: then the session was closed. Or a session in
-quarantine: then nothing runs, only replies that are kept are given again.
+A reply is that to the chunk if it ends where the chunk does and its digest is that of the chunk's tokens
+after the history before them.
+
+No chunk opens a session: what is stored may be nothing, and that can be proof of a loss, never of a
+beginning. Or a tombstone: then the session was closed. Or a session in quarantine: then nothing runs, only
+replies that are kept are given again.
 
 Not every answer may come from memory: a replica that was paused remembers an old position. Running on
 an old state is harmless, the commit refuses it. A refusal or a replay is final, so the caller of
 `decide` makes sure that `stored` is what the store holds before it passes one on.
 """
 
-from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from holdfast.history_digest import MAX_NUMBER, run_of
 from service.errors import (
+    HistoryConflict,
     InvalidRequest,
     Overloaded,
     PositionConflict,
@@ -39,18 +46,11 @@ from service.errors import (
     SessionQuarantined,
     StoreRegressed,
 )
-from service.store.record import KeptReply, Record
+from service.store.record import MAX_POSITION, KeptReply, Record
 
 MAX_KEPT_REPLIES = 64
 MAX_KEPT_REPLY_BYTES = 64 * 1024
 """Bounds on what a record keeps for retries, so that it stays within a few network packets."""
-
-
-class Verdict(Enum):
-    """What to do with a chunk that is not answered from the record."""
-
-    OPEN = "open"
-    RUN = "run"
 
 
 class Claim(NamedTuple):
@@ -58,19 +58,19 @@ class Claim(NamedTuple):
 
     Attributes:
         token_count: k >= 1.
-        digest: `record.token_digest` of its tokens.
+        tokens: Bytes, ids (k,) or features (k, width).
         position: Tokens before it, >= 0; None is "append".
         acknowledged: Position of the last reply the client has; None if it does not say.
         incarnation: Incarnation the client means; 0 is any.
-        names_model: It names a model, so it may open the session.
+        digest: History digest that the client means at `position`; 0 is any.
     """
 
     token_count: int
-    digest: bytes
+    tokens: bytes | NDArray[Any]
     position: int | None = None
     acknowledged: int | None = None
     incarnation: int = 0
-    names_model: bool = True
+    digest: int = 0
 
 
 def check(claim: Claim) -> None:
@@ -79,12 +79,20 @@ def check(claim: Claim) -> None:
     Raises:
         InvalidRequest: A number is out of its range.
     """
-    if claim.incarnation < 0:
+    for name in ("incarnation", "digest"):
+        if not 0 <= getattr(claim, name) <= MAX_NUMBER:
+            field = "history_digest" if name == "digest" else name
+            raise InvalidRequest(
+                f"{field} is {getattr(claim, name)}, expected 1..2^53 - 1, or 0 for any", field=field
+            )
+    if claim.position is None and claim.digest:
+        raise InvalidRequest("history_digest is given without position", field="history_digest")
+    if claim.position is not None and not 0 <= claim.position <= MAX_POSITION - claim.token_count:
         raise InvalidRequest(
-            f"incarnation is {claim.incarnation}, expected > 0, or 0 for any", field="incarnation"
+            f"position is {claim.position}, expected 0..2^53 - 1, the chunk's {claim.token_count} tokens "
+            "included",
+            field="position",
         )
-    if claim.position is not None and claim.position < 0:
-        raise InvalidRequest(f"position is {claim.position}, expected >= 0", field="position")
     if claim.acknowledged is None:
         return
     if claim.position is None:
@@ -98,31 +106,38 @@ def check(claim: Claim) -> None:
         )
 
 
-def decide(stored: Record | None, claim: Claim) -> Verdict | KeptReply:
+def decide(stored: Record | None, claim: Claim) -> KeptReply | None:
     """Says what a chunk is, given what is stored.
 
     Returns:
-        OPEN: nothing is stored, the chunk opens the session and runs at 0. RUN: it runs at the stored
-        position. A kept reply: it ran before, and this is what it gave.
+        None: it runs at the stored position. A kept reply: it ran before, and this is what it gave.
 
     Raises:
         SessionNotFound, SessionLost, SessionClosed: The session does not exist.
-        PositionConflict, PositionGap, StoreRegressed: The chunk does not continue the session.
+        PositionConflict, HistoryConflict, PositionGap, StoreRegressed: The chunk does not continue the
+            session.
         SessionQuarantined: It is held, and the chunk is none of those whose replies are kept.
+        InvalidRequest: The session would consume more tokens than a position can count.
     """
-    if stored is None or stored.closed:
-        return _open(stored, claim)
+    if stored is None:
+        raise _not_there(claim)
+    if stored.closed:
+        raise SessionClosed(f"the session was closed at position {stored.position}; open it to begin anew")
     check_incarnation(stored, claim.incarnation)
     reply = _find_reply(stored, claim)
     if reply is not None:
         return reply
     if stored.quarantine_reason:
         raise quarantined(stored)
-    if claim.position is None or claim.position == stored.position:
-        return Verdict.RUN
-    if claim.position > stored.position:
-        raise _ahead(stored.position, claim)
-    raise _conflict(stored, claim)
+    if claim.position is not None and claim.position != stored.position:
+        raise (
+            _ahead(stored.position, claim) if claim.position > stored.position else _conflict(stored, claim)
+        )
+    if claim.digest not in (0, stored.digest):
+        raise _other_history(stored)
+    if stored.position > MAX_POSITION - claim.token_count:
+        raise InvalidRequest(f"the session stands at position {stored.position}, the last is 2^53 - 1")
+    return None
 
 
 def quarantined(stored: Record) -> SessionQuarantined:
@@ -137,46 +152,50 @@ def quarantined(stored: Record) -> SessionQuarantined:
 def check_incarnation(stored: Record, meant: int) -> None:
     """Makes sure that a session is in the incarnation that a request means, 0 being any.
 
-    Which of two incarnations came first is not known: the numbers are random, so that nobody can hit one.
+    Which of two incarnations came first is not known, nor who is to blame: the numbers are random, so that
+    nobody can hit one. Nor is the stored one told.
 
     Raises:
         SessionClosed: It is in another one.
     """
     if meant not in (0, stored.incarnation):
         raise SessionClosed(
-            f"incarnation {meant} is not the stored one: the session was opened again or taken over by "
-            f"another writer, or the store has lost that; it stands at position {stored.position}",
+            f"incarnation {meant} is not that of the stored session, which stands at position "
+            f"{stored.position}; open the session to get its incarnation",
             expected_position=stored.position,
         )
 
 
 def continues(
-    stands_at: NDArray[np.int64],
+    stamps: NDArray[np.int64],
     positions: NDArray[np.int64],
     incarnations: NDArray[np.int64] | None,
+    digests: NDArray[np.int64] | None,
 ) -> NDArray[np.bool_]:
-    """Tells which of B chunks just run: those for which `decide` says RUN, or OPEN with a model named.
+    """Tells which of B chunks just run: those for which `decide` gives None.
 
     Args:
-        stands_at: Incarnation and position of each session, (B, 2); of one that is not stored its new
-            incarnation and 0.
+        stamps: Incarnation, position and history digest of each session, (B, 3).
         positions: Claimed, (B,); negative is none.
         incarnations: Meant, (B,); 0 is any; None is any for all.
+        digests: Meant at the position, (B,); 0 is any; None is any for all.
     """
-    runs: NDArray[np.bool_] = (positions == stands_at[:, 1]) | (positions < 0)
+    runs: NDArray[np.bool_] = (positions == stamps[:, 1]) | (positions < 0)
     if incarnations is not None:
-        runs &= (incarnations == 0) | (incarnations == stands_at[:, 0])
+        runs &= (incarnations == 0) | (incarnations == stamps[:, 0])
+    if digests is not None:
+        runs &= (digests == 0) | (digests == stamps[:, 2])
     return runs
 
 
-def sends_ahead(stands_at: NDArray[np.int64], acknowledged: NDArray[np.int64]) -> NDArray[np.bool_]:
+def sends_ahead(stamps: NDArray[np.int64], acknowledged: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Tells whose clients have not acknowledged the last chunk, so that its reply is kept on.
 
     Args:
-        stands_at: Incarnation and position of each session, (B, 2).
+        stamps: Incarnation, position and history digest of each session, (B, 3).
         acknowledged: Position of the last reply that each client has, (B,); negative is not said.
     """
-    is_ahead: NDArray[np.bool_] = (acknowledged >= 0) & (acknowledged < stands_at[:, 1])
+    is_ahead: NDArray[np.bool_] = (acknowledged >= 0) & (acknowledged < stamps[:, 1])
     return is_ahead
 
 
@@ -200,17 +219,13 @@ def keep_replies(
     return kept
 
 
-def _open(stored: Record | None, claim: Claim) -> Verdict:
-    if stored is not None and (claim.incarnation or claim.position):
-        raise SessionClosed(f"the session was closed at position {stored.position}")
+def _not_there(claim: Claim) -> SessionLost | SessionNotFound:
     if claim.position or claim.incarnation:
-        raise SessionLost(
-            "nothing is stored under this id, though the request means a session that ran: it has "
+        return SessionLost(
+            "nothing is stored under this id, though the request means a session that was opened: it has "
             "expired or the store has lost it; open it again to start from position 0"
         )
-    if not claim.names_model:
-        raise SessionNotFound("no session has this id; name a model to open it", field="model")
-    return Verdict.OPEN
+    return SessionNotFound("no session has this id: open it first, with OpenSession", field="session_id")
 
 
 def _ahead(stored_position: int, claim: Claim) -> PositionGap | StoreRegressed:
@@ -231,8 +246,12 @@ def _find_reply(stored: Record, claim: Claim) -> KeptReply | None:
         return None
     end = claim.position + claim.token_count
     for reply in stored.replies:
-        same_place = reply.position == end and reply.token_count == claim.token_count
-        if same_place and reply.digest == claim.digest:
+        if (
+            reply.position == end
+            and reply.token_count == claim.token_count
+            and claim.digest in (0, reply.digest_before)
+            and run_of(claim.tokens).after(reply.digest_before) == reply.digest
+        ):
             return reply
     return None
 
@@ -241,5 +260,14 @@ def _conflict(stored: Record, claim: Claim) -> PositionConflict:
     return PositionConflict(
         f"position is {claim.position}, the session stands at {stored.position}, and these are not "
         "the tokens applied there last",
+        expected_position=stored.position,
+    )
+
+
+def _other_history(stored: Record) -> HistoryConflict:
+    return HistoryConflict(
+        f"the session stands at position {stored.position}, but other tokens lead there than those of the "
+        "history_digest sent, as when the store has lost acknowledged steps and a writer went on from what "
+        "was left; open the session again to go on from what is stored",
         expected_position=stored.position,
     )

@@ -1,13 +1,15 @@
-"""Opens, reads, closes and releases sessions: single records, loaded and committed one at a time.
+"""Opens, reads, closes and releases sessions: records that are loaded, changed and committed.
 
+Nothing else opens a session, so what the engine finds missing is lost, closed or expired, never new.
 Chunks are the engine's. What is changed here is noticed there by the compare of its commits. What is
 answered here is a promise like the answer to a chunk, so it waits for the server's acknowledgement level.
 """
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from holdfast.history_digest import MAX_NUMBER, initial_digest
 from service.engine.engine import Engine
 from service.engine.rules import check_incarnation, quarantined
 from service.engine.served import check_named, served_model
@@ -22,7 +24,7 @@ from service.errors import (
     SessionNotFound,
 )
 from service.model.protocol import Model, Models
-from service.store.protocol import AckLevel, Found, StateStore, commit_one, load_one
+from service.store.protocol import AckLevel, Found, Loaded, StateStore, Writes, commit_one, load_one
 from service.store.record import NO_STAMP, Record, decode, draw_incarnation, encode, new_record
 
 MAX_ATTEMPTS = 16
@@ -32,13 +34,34 @@ SET_ASIDE_TTL_S = 30 * 86_400.0
 """How long a record that was discarded is kept for inspection."""
 
 
+class Opening(NamedTuple):
+    """What a caller asks of a session that is to be there.
+
+    Attributes:
+        model_name: "" only where the session exists.
+        model_version: 0 is the newest, or any where the session exists.
+        must_be_new: Refuse to resume.
+        take_over: Give a session that is stored a new incarnation, and change nothing else of it.
+        nonce: Random, the same in every attempt of one opening, 1 .. 2^53 - 1; 0: none.
+        state: Gives the raw state to begin at, b"" for the model's own; not called where a session is
+            resumed. May raise InvalidRequest.
+    """
+
+    model_name: str
+    model_version: int = 0
+    must_be_new: bool = False
+    take_over: bool = False
+    nonce: int = 0
+    state: Callable[[Model], bytes] = lambda _: b""
+
+
 class OpenSession(NamedTuple):
     """A live session.
 
     Attributes:
         record: What is stored.
         model: The model it runs on.
-        is_resumed: It existed before.
+        is_resumed: It existed before, and not by an earlier attempt of this opening.
     """
 
     record: Record
@@ -89,55 +112,101 @@ class Sessions:
         self._ack_level = ack_level
         self._tombstone_ttl_s = tombstone_ttl_s
 
-    async def open(
-        self,
-        key: bytes,
-        model_name: str,
-        model_version: int,
-        *,
-        must_be_new: bool = False,
-        take_over: bool = False,
-        state: bytes = b"",
-    ) -> OpenSession:
+    async def open(self, key: bytes, opening: Opening) -> OpenSession:
         """Opens a session, or resumes the one that is stored.
-
-        A takeover that is sent again may draw a second incarnation: the writer that asked has not seen the
-        first one, and whoever else holds it is one to be fenced.
 
         Args:
             key: Of its record.
-            model_name: "" only where the session exists.
-            model_version: 0 is the newest, or any where the session exists.
-            must_be_new: Refuse to resume.
-            take_over: Give a session that is stored a new incarnation, and change nothing else of it.
-            state: Raw initial state, as in a record; b"" is the model's own.
+            opening: What is asked.
 
         Raises:
-            SessionExists, SessionNotFound, SessionQuarantined, ModelNotFound, ModelMismatch, RecordCorrupt,
-            InvalidRequest, StoreFull: Nothing was changed.
+            SessionExists, SessionNotFound, SessionClosed, SessionQuarantined, ModelNotFound, ModelMismatch,
+            RecordCorrupt, InvalidRequest, StoreFull: Nothing was changed.
             StoreUnavailable, AckLevelNotReached: It may have been; the same again is right.
         """
+        [outcome] = await self.open_batch([key], opening)
+        if isinstance(outcome, ServiceError):
+            raise outcome
+        return outcome
+
+    async def open_batch(self, keys: Sequence[bytes], opening: Opening) -> list[OpenSession | ServiceError]:
+        """Opens or resumes many sessions, each by itself, in two round trips to the store.
+
+        Args:
+            keys: Of their records, distinct.
+            opening: What is asked of each.
+
+        Returns:
+            What came of each; errors as `open` raises them.
+
+        Raises:
+            InvalidRequest, StoreUnavailable: As `open` does, for all of them.
+        """
+        if not 0 <= opening.nonce <= MAX_NUMBER:
+            raise InvalidRequest(
+                f"nonce is {opening.nonce}, expected 1..2^53 - 1, or 0 for none", field="nonce"
+            )
         epoch = self._store.epoch
-        data = await load_one(self._store, key)
+        outcomes: dict[bytes, OpenSession | ServiceError] = {}
+        found = dict(zip(keys, await self._store.load(keys), strict=True))
         for _ in range(MAX_ATTEMPTS):
-            stored = decode(data) if data is not None else None
-            if stored is not None and not stored.closed:
-                session = self._resume(stored, model_name, model_version, must_be_new)
-                if take_over:
-                    session = session._replace(record=stored._replace(incarnation=draw_incarnation()))
-            else:
-                session = self._new(model_name, model_version, state)
-            if session.record is stored:
-                found = None
-            else:
+            found = await self._try_open(found, opening, outcomes)
+            if not found:
+                break
+        for key in found:
+            outcomes[key] = PositionConflict("other writers keep changing this session")
+        await self._confirm_each(outcomes, epoch)
+        for outcome in outcomes.values():
+            if isinstance(outcome, OpenSession):
+                self._on_event(_event_of(outcome, opening))
+        return [outcomes[key] for key in keys]
+
+    async def _try_open(
+        self,
+        found: dict[bytes, Loaded],
+        opening: Opening,
+        outcomes: dict[bytes, OpenSession | ServiceError],
+    ) -> dict[bytes, Loaded]:
+        """Decides on what was found under each key and commits; returns what is found instead."""
+        changed: list[tuple[bytes, bytes, bytes]] = []
+        for key, data in found.items():
+            try:
+                stored = _stored(data)
+                outcomes[key] = session = self._opened(stored, opening)
+            except ServiceError as error:
+                outcomes[key] = error
+                continue
+            if session.record is not stored:
                 expected = stored.stamp if stored is not None else NO_STAMP
-                found = await self._replace(key, expected, session.record, self._ttl_s)
-            if found is None:
-                self._on_event(_event_of(session, take_over))
-                await self._confirm(key, epoch)
-                return session
-            data = found.record
-        raise PositionConflict("other writers keep changing this session")
+                changed.append((key, expected, encode(session.record)))
+        if not changed:
+            return {}
+        names, stamps, records = zip(*changed, strict=True)
+        refusals = await self._store.commit([Writes(names, b"".join(stamps), records)], self._ttl_s)
+        again: dict[bytes, Loaded] = {}
+        for number, key in enumerate(names):
+            self._engine.forget(key)
+            refusal = refusals.get(number)
+            if isinstance(refusal, Found):
+                again[key] = refusal.record
+            elif refusal is not None:
+                outcomes[key] = refusal
+        return again
+
+    def _opened(self, stored: Record | None, opening: Opening) -> OpenSession:
+        """Returns the session as it is to be stored; the very record if it is that already."""
+        if stored is None:
+            return self._new(opening)
+        is_repeated = opening.nonce != 0 and abs(stored.nonce) == opening.nonce
+        if stored.closed:
+            if is_repeated:
+                raise SessionClosed(f"the session of this opening was closed at position {stored.position}")
+            return self._new(opening)
+        session = self._resume(stored, opening, was_made=is_repeated and stored.nonce > 0)
+        if opening.take_over and not is_repeated:
+            taken = stored._replace(incarnation=draw_incarnation(), nonce=-opening.nonce)
+            session = session._replace(record=taken)
+        return session
 
     async def read(self, key: bytes) -> OpenSession:
         """Returns a live session, or one in quarantine.
@@ -259,16 +328,31 @@ class Sessions:
             if isinstance(refusal, ServiceError):
                 raise refusal
 
-    def _new(self, model_name: str, model_version: int, state: bytes) -> OpenSession:
-        if not model_name:
-            raise SessionNotFound("no session has this id; name a model to open it", field="model")
-        model = self._models.find(model_name, model_version)
-        return OpenSession(_new_record(model, state), model, is_resumed=False)
+    async def _confirm_each(self, outcomes: dict[bytes, OpenSession | ServiceError], epoch: int) -> None:
+        """Waits as `_confirm` does; what is not confirmed gets the error as its outcome."""
+        opened = [key for key, outcome in outcomes.items() if isinstance(outcome, OpenSession)]
+        if not (self._ack_level and opened):
+            return
+        for number, refusal in (await self._store.confirm(opened, self._ack_level, epoch)).items():
+            assert isinstance(refusal, ServiceError), "bug: a confirmation found another record"
+            outcomes[opened[number]] = refusal
 
-    def _resume(
-        self, record: Record, model_name: str, model_version: int, must_be_new: bool
-    ) -> OpenSession:
-        if must_be_new:
+    def _new(self, opening: Opening) -> OpenSession:
+        if not opening.model_name:
+            raise SessionNotFound("no session has this id; name a model to open it", field="model")
+        model = self._models.find(opening.model_name, opening.model_version)
+        state = opening.state(model)
+        record = new_record(
+            model.fingerprint,
+            state or bytes(model.contract.state_bytes),
+            digest=initial_digest(state),
+            nonce=opening.nonce,
+        )
+        return OpenSession(record, model, is_resumed=False)
+
+    def _resume(self, record: Record, opening: Opening, *, was_made: bool) -> OpenSession:
+        """Returns a session that is stored; `was_made`: by an earlier attempt of this very opening."""
+        if opening.must_be_new and not was_made:
             raise SessionExists(
                 f"the id is taken by a session at position {record.position}",
                 field="session_id",
@@ -277,26 +361,22 @@ class Sessions:
         if record.quarantine_reason:
             raise quarantined(record)
         model = served_model(self._models, record)
-        check_named(model, model_name, model_version)
-        return OpenSession(record, model, is_resumed=True)
+        check_named(model, opening.model_name, opening.model_version)
+        return OpenSession(record, model, is_resumed=not was_made)
 
 
-def _event_of(session: OpenSession, take_over: bool) -> SessionEvent:
+def _stored(data: Loaded) -> Record | None:
+    if isinstance(data, ServiceError):
+        raise data
+    return decode(data) if data is not None else None
+
+
+def _event_of(session: OpenSession, opening: Opening) -> SessionEvent:
     if not session.is_resumed:
         return SessionEvent.OPENED
-    return SessionEvent.TAKEN_OVER if take_over else SessionEvent.RESUMED
+    return SessionEvent.TAKEN_OVER if opening.take_over else SessionEvent.RESUMED
 
 
 def new_session_id() -> str:
     """Returns an id that nobody can guess, 128 random bits."""
     return secrets.token_hex(16)
-
-
-def _new_record(model: Model, state: bytes) -> Record:
-    expected = model.contract.state_bytes
-    if state and len(state) != expected:
-        raise InvalidRequest(
-            f"initial_state has {len(state)} bytes, the model's state has {expected}",
-            field="initial_state",
-        )
-    return new_record(model.fingerprint, state or bytes(expected))

@@ -51,6 +51,7 @@ class Answer(NamedTuple):
     Attributes:
         incarnation: Of the session.
         position: Tokens consumed, the chunk included.
+        digest: History digest there.
         model_version: Version that ran.
         replayed: It had been applied before.
         outputs: What it gave, encoded by the edge.
@@ -59,6 +60,7 @@ class Answer(NamedTuple):
 
     incarnation: int
     position: int
+    digest: int
     model_version: int
     replayed: bool
     outputs: bytes
@@ -85,6 +87,11 @@ class Asked(NamedTuple):
     model_version: int = 0
     selection: Selection | None = None
     ack_level: AckLevel | None = None
+
+    @property
+    def element_count(self) -> int:
+        """Elements of a chunk's tokens, as a history digest counts them."""
+        return self.token_count * self.width
 
 
 @dataclass(slots=True, eq=False)

@@ -22,7 +22,6 @@ from service.model.contract import DTYPES, Contract
 from service.rpc.credentials import Caller
 from service.store.keys import session_key
 from service.store.protocol import AckLevel
-from service.store.record import token_digest
 
 MAX_ID_CHARS = 128
 MAX_AXES = 8
@@ -86,7 +85,7 @@ def to_work(
     """
     key = key_of(caller.tenant, chunk.session_id, "chunk.session_id")
     level = check_model_and_level(chunk, "chunk")
-    kind, raw, count, width = _tokens(chunk.tokens)
+    kind, tokens, count, width = _tokens(chunk.tokens)
     if not 1 <= count <= max_tokens:
         raise InvalidRequest(
             f"the chunk has {count} tokens, expected 1..{max_tokens}", field="chunk.tokens"
@@ -98,12 +97,13 @@ def to_work(
     asked = Asked(kind, count, width, model.name, model.version, selection, level)
     claim = Claim(
         token_count=count,
-        digest=token_digest(raw),
+        tokens=tokens,
         position=chunk.position if chunk.HasField("position") else None,
         acknowledged=chunk.acknowledged_position if chunk.HasField("acknowledged_position") else None,
         incarnation=chunk.incarnation,
-        names_model=bool(asked.model_name),
+        digest=chunk.history_digest,
     )
+    raw = tokens if isinstance(tokens, bytes) else tokens.tobytes()
     return Work(key, asked, claim, raw, answer, chunk, deadline_s)
 
 
@@ -143,18 +143,18 @@ def to_selection(message: pb.Chunk | pb.Columns) -> Selection | None:
     return Selection(asked.top_k, asked.token_log_prob, tuple(asked.tensors), asked.state)
 
 
-def _tokens(tokens: pb.Tokens) -> tuple[TokenKind, bytes, int, int]:
-    """Returns kind, raw tokens, how many they are, and features per token."""
+def _tokens(tokens: pb.Tokens) -> tuple[TokenKind, bytes | NDArray[Any], int, int]:
+    """Returns kind, tokens, how many they are, and features per token."""
     kind = tokens.WhichOneof("kind")
     if kind == "text":
         text = tokens.text
         return "text", text, len(text), 1
     if kind == "ids":
         ids = np.array(tokens.ids.values, TOKEN_DTYPES["ids"])
-        return "ids", ids.tobytes(), len(ids), 1
+        return "ids", ids, len(ids), 1
     if kind == "features":
         features = _features(tokens.features)
-        return "features", tokens.features.data, *features.shape
+        return "features", features, *features.shape
     raise InvalidRequest("the chunk has no tokens, expected text, ids or features", field="chunk.tokens")
 
 
@@ -318,6 +318,7 @@ def encode_reply(chunk: pb.Chunk, answer: Answer, caller: Caller) -> bytes:
         session_id=chunk.session_id,
         incarnation=answer.incarnation,
         position=answer.position,
+        history_digest=answer.digest,
         replayed=answer.replayed,
         ack_level=_ACK_NUMBERS[answer.ack_level],
         model_version=answer.model_version,

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from holdfast.history_digest import MAX_NUMBER, sums_of, to_elements
 from holdfast.v1 import holdfast_pb2 as pb
 from service.engine import rules
 from service.engine.block import NOT_GIVEN, TOKEN_DTYPES, Applied, Block, to_tokens
@@ -26,7 +27,6 @@ from service.model.protocol import Model
 from service.rpc import codec
 from service.rpc.status import to_status
 from service.store.protocol import AckLevel
-from service.store.record import token_digest, token_digests
 
 MAX_MESSAGE_TOKENS = 16_384
 """Of all rows of a message together, where a chunk may not have more: half a second's work or so."""
@@ -40,13 +40,6 @@ MAX_BLOCK_STEPS = 4096
 
 ROW_BYTES = 512
 """What a row takes beside its tokens, about."""
-
-_OTHER_LAYOUT = InvalidRequest(
-    "the tokens are applied, but the reply to this row is laid out unlike the others', being kept from a "
-    "request for other outputs, or from another version of the model: get it with Step, same position and "
-    "tokens",
-    field="columns.outputs",
-)
 
 
 class ColumnsLimits(NamedTuple):
@@ -105,6 +98,7 @@ class ColumnsCall:
         _check_reply_size(self._asked, self.row_count, limits)
         if len(set(self._session_ids)) < self.row_count:
             raise InvalidRequest("a session id occurs twice in one message", field="columns.session_ids")
+        self._tokens = to_tokens(self._asked, self._raw, self.row_count)
         self._on_done = on_done
         self._tenant = tenant
         self._deadline_s = deadline_s
@@ -174,42 +168,38 @@ class ColumnsCall:
 
     def reply(self) -> bytes:
         """Returns the serialised StepBatchResponse, which is also the serialised StreamBatchesResponse."""
-        stamps = np.zeros((self.row_count, 2), np.int64)
+        stamps = np.zeros((self.row_count, 3), np.int64)
         for applied in self._applied:
             stamps[applied.rows] = applied.stamps
-        stack = self._stack()
-        for row in stack.strangers:
-            self._outcomes[row] = _OTHER_LAYOUT
-            stamps[row] = 0
-        version, replayed, errors = 0, [], []
+        replayed, errors = [], []
         reached = {applied.ack_level for applied in self._applied}
         for row, outcome in sorted(self._outcomes.items()):
             if isinstance(outcome, ServiceError):
                 errors.append(pb.RowError(row=row, status=to_status(outcome)))
                 continue
-            stamps[row] = outcome.incarnation, outcome.position
-            version = max(version, outcome.model_version)
+            stamps[row] = outcome.incarnation, outcome.position, outcome.digest
             reached.add(outcome.ack_level)
             if outcome.replayed:
                 replayed.append(row)
+        stack = self._stack()
         result = pb.ColumnsResult(
             tag=self._columns.tag,
             replayed_rows=replayed,
             errors=errors,
             ack_level=codec.ack_number(_common(reached)),
-            model_version=max([version, *(applied.model_version for applied in self._applied)]),
+            model_version=stack.model_version,
+            separate_rows=stack.separate,
         ).SerializeToString()
-        result += codec.delimited(_POSITIONS, stamps[:, 1].tobytes())
-        result += codec.delimited(_INCARNATIONS, stamps[:, 0].tobytes())
+        for number, column in zip(_STAMP_FIELDS, stamps.T, strict=True):
+            result += codec.delimited(number, column.tobytes())
         return codec.splice_outputs(result, stack.outputs)
 
     def _blocks(self) -> Iterator[Block]:
         """Yields the rows that are well-formed; answers the others."""
-        positions, acknowledged, incarnations = claimed = _claimed(self._columns)
-        keys, places = self._keys(_are_right(self._columns, *claimed))
+        positions, acknowledged, incarnations, digests = claimed = _claimed(self._columns)
+        keys, places = self._keys(_are_right(self._columns, self._asked.token_count, *claimed))
+        sums = sums_of(to_elements(self._tokens).reshape(self.row_count, -1))
         step = max(1, min(MAX_BLOCK_ROWS, MAX_BLOCK_STEPS // self._asked.token_count))
-        tokens = to_tokens(self._asked, self._raw, self.row_count)
-        digests = token_digests(self._raw, self.row_count)
         for start in range(0, len(keys), step):
             rows = places[start : start + step]
             yield Block(
@@ -217,11 +207,12 @@ class ColumnsCall:
                 rows=rows,
                 asked=self._asked,
                 keys=keys[start : start + step],
-                tokens=tokens[rows],
-                digests=digests[rows],
+                tokens=self._tokens[rows],
+                sums=sums[rows],
                 positions=positions[rows],
                 acknowledged=None if acknowledged is None else acknowledged[rows],
                 incarnations=None if incarnations is None else incarnations[rows],
+                digests=None if digests is None else digests[rows],
                 arrived_s=[],
                 deadline_s=self._deadline_s,
             )
@@ -257,10 +248,11 @@ class ColumnsCall:
         columns = self._columns
         return Claim(
             token_count=self._asked.token_count,
-            digest=token_digest(self._raw_of(row)),
+            tokens=self._tokens[row],
             position=columns.positions[row] if columns.positions else None,
             acknowledged=columns.acknowledged_positions[row] if columns.acknowledged_positions else None,
             incarnation=columns.incarnations[row] if columns.incarnations else 0,
+            digest=columns.history_digests[row] if columns.history_digests else 0,
         )
 
     def _settled(self, work: Work, outcome: Answer | ServiceError) -> None:
@@ -275,7 +267,7 @@ class ColumnsCall:
         if self._left_count == 0:
             self._on_done()
 
-    def _stack(self) -> "_Stack":
+    def _stack(self) -> "Stack":
         answers = {row: outcome for row, outcome in self._outcomes.items() if isinstance(outcome, Answer)}
         count = self.row_count * self._asked.token_count
         return stack_outputs(self.row_count, count, self._applied, answers)
@@ -299,7 +291,7 @@ def _tokens(columns: pb.Columns, limits: ColumnsLimits) -> tuple[Asked, bytes]:
             f"the message has {rows * count} tokens, expected at most {limits.max_message_tokens}",
             field="columns.tokens_per_row",
         )
-    for name in ("positions", "acknowledged_positions", "incarnations"):
+    for name in ("positions", "acknowledged_positions", "incarnations", "history_digests"):
         length = len(getattr(columns, name))
         if length not in (0, rows):
             raise InvalidRequest(f"{name} has {length} entries for {rows} rows", field=f"columns.{name}")
@@ -352,23 +344,35 @@ def _common(levels: set[AckLevel]) -> AckLevel:
 Column = NDArray[np.int64]
 
 
-def _claimed(columns: pb.Columns) -> tuple[Column, Column | None, Column | None]:
-    """Returns positions, acknowledged positions and incarnations of the rows; None where not given."""
+def _claimed(columns: pb.Columns) -> tuple[Column, Column | None, Column | None, Column | None]:
+    """Returns what rows claim: positions, acknowledged positions, incarnations and history digests.
+
+    None is a column that is not given; positions that are not given are `NOT_GIVEN`.
+    """
     rows = len(columns.session_ids)
     return (
         np.array(columns.positions or [NOT_GIVEN] * rows, np.int64),
         np.array(columns.acknowledged_positions, np.int64) if columns.acknowledged_positions else None,
         np.array(columns.incarnations, np.int64) if columns.incarnations else None,
+        np.array(columns.history_digests, np.int64) if columns.history_digests else None,
     )
 
 
 def _are_right(
-    columns: pb.Columns, positions: Column, acknowledged: Column | None, incarnations: Column | None
+    columns: pb.Columns,
+    token_count: int,
+    positions: Column,
+    acknowledged: Column | None,
+    incarnations: Column | None,
+    digests: Column | None,
 ) -> bool:
     """Tells whether `rules.check` would let every row pass."""
-    if columns.positions and positions.min() < 0:
+    if columns.positions and not (positions.min() >= 0 and positions.max() <= MAX_NUMBER - token_count):
         return False
-    if incarnations is not None and incarnations.min() < 0:
+    for column in (incarnations, digests):
+        if column is not None and not (column.min() >= 0 and column.max() <= MAX_NUMBER):
+            return False
+    if digests is not None and not columns.positions:
         return False
     if acknowledged is None:
         return True
@@ -386,8 +390,11 @@ class _Field(NamedTuple):
     end: int
 
 
-_POSITIONS = pb.ColumnsResult.POSITIONS_FIELD_NUMBER
-_INCARNATIONS = pb.ColumnsResult.INCARNATIONS_FIELD_NUMBER
+_STAMP_FIELDS = (
+    pb.ColumnsResult.INCARNATIONS_FIELD_NUMBER,
+    pb.ColumnsResult.POSITIONS_FIELD_NUMBER,
+    pb.ColumnsResult.HISTORY_DIGESTS_FIELD_NUMBER,
+)
 _TENSORS = pb.Outputs.TENSORS_FIELD_NUMBER
 _NUMERIC = {
     pb.Outputs.TOP_IDS_FIELD_NUMBER,
@@ -396,16 +403,23 @@ _NUMERIC = {
 }
 
 
-class _Stack(NamedTuple):
-    """Outputs of all rows in one message, and the rows that did not fit in."""
+class Stack(NamedTuple):
+    """Outputs of all rows in one message.
+
+    Attributes:
+        outputs: Serialised Outputs, row-major; zero for rows that are not given or separate.
+        model_version: Of the rows in it; 0 if there are none.
+        separate: Rows laid out otherwise, or from another version of the model.
+    """
 
     outputs: bytes
-    strangers: list[int]
+    model_version: int
+    separate: list[pb.SeparateRow]
 
 
 def stack_outputs(
     row_count: int, token_count: int, applied: Sequence[Applied], answers: Mapping[int, Answer]
-) -> _Stack:
+) -> Stack:
     """Joins the serialised Outputs of rows into one.
 
     Args:
@@ -413,19 +427,20 @@ def stack_outputs(
         token_count: Of all rows together.
         applied: Rows that came in blocks.
         answers: Rows that were answered alone. The layout is that of rows which ran now, if there are any.
-
-    Returns:
-        Serialised Outputs, row-major; and the rows with another layout, which are zero too.
     """
-    template = _template(applied, answers)
-    if template is None:
-        return _Stack(pb.Outputs(token_count=token_count).SerializeToString(), [])
+    first = _first(applied, answers)
+    if first is None:
+        return Stack(pb.Outputs(token_count=token_count).SerializeToString(), 0, [])
+    template, version = first
     head = pb.Outputs.FromString(template)
     columns = _columns_of(template, head)
+    separate: list[pb.SeparateRow] = []
     if len(applied) == 1 and len(applied[0].rows) == row_count:
-        matrix, strangers = applied[0].outputs, list[int]()
+        matrix = applied[0].outputs
     else:
-        matrix, strangers = _align(row_count, template, columns, applied, answers)
+        pieces: list[Applied | _Piece] = [*applied, *_pieces(answers)]
+        matrix, strangers = _align(row_count, template, version, columns, pieces)
+        separate = _separate_rows(strangers, pieces, MAX_REPLY_BYTES - matrix.size)
     stacked = pb.Outputs(token_count=token_count, top_k=head.top_k)
     parts, tensors = [], iter(head.tensors)
     for field in columns:
@@ -437,15 +452,52 @@ def stack_outputs(
         named.tensor.data = data
         named.tensor.shape[0] = token_count
         stacked.tensors.append(named)
-    return _Stack(b"".join((stacked.SerializeToString(), *parts)), strangers)
+    return Stack(b"".join((stacked.SerializeToString(), *parts)), version, separate)
 
 
-def _template(applied: Sequence[Applied], answers: Mapping[int, Answer]) -> bytes | None:
+def _first(applied: Sequence[Applied], answers: Mapping[int, Answer]) -> tuple[bytes, int] | None:
+    """Returns the outputs of a row that ran now, if there is one, and its model's version."""
     if applied:
-        first: bytes = applied[0].outputs[0].tobytes()
-        return first
+        return applied[0].outputs[0].tobytes(), applied[0].model_version
     ran_first = sorted(answers.values(), key=lambda answer: answer.replayed)
-    return ran_first[0].outputs if ran_first else None
+    return (ran_first[0].outputs, ran_first[0].model_version) if ran_first else None
+
+
+class _Piece(NamedTuple):
+    """A row that was answered alone, as `Applied` has rows."""
+
+    rows: NDArray[np.int64]
+    model_version: int
+    outputs: NDArray[np.uint8]
+
+
+def _pieces(answers: Mapping[int, Answer]) -> Iterator[_Piece]:
+    for row, answer in answers.items():
+        outputs = np.frombuffer(answer.outputs, np.uint8)[np.newaxis]
+        yield _Piece(np.array([row]), answer.model_version, outputs)
+
+
+def _separate_rows(
+    rows: Sequence[int], pieces: Sequence[Applied | _Piece], room_bytes: int
+) -> list[pb.SeparateRow]:
+    """Returns rows with their outputs, as far as there is room for these."""
+    separate = []
+    for row in rows:
+        one = _separate(row, pieces)
+        room_bytes -= one.ByteSize()
+        if room_bytes < 0:
+            one.ClearField("outputs")
+        separate.append(one)
+    return separate
+
+
+def _separate(row: int, pieces: Sequence[Applied | _Piece]) -> pb.SeparateRow:
+    for piece in pieces:
+        if len(places := np.flatnonzero(piece.rows == row)):
+            outputs = pb.Outputs.FromString(piece.outputs[places[0]].tobytes())
+            outputs.ClearField("state")  # kept from a Step; columns give none
+            return pb.SeparateRow(row=row, model_version=piece.model_version, outputs=outputs)
+    raise AssertionError("bug: a row that was not answered is laid out otherwise")
 
 
 def _columns_of(template: bytes, head: pb.Outputs) -> list[_Field]:
@@ -462,22 +514,18 @@ def _columns_of(template: bytes, head: pb.Outputs) -> list[_Field]:
 def _align(
     row_count: int,
     template: bytes,
+    version: int,
     columns: Sequence[_Field],
-    applied: Sequence[Applied],
-    answers: Mapping[int, Answer],
+    pieces: Sequence[Applied | _Piece],
 ) -> tuple[NDArray[np.uint8], list[int]]:
-    """Returns rows as bytes (B, n), zero where missing or laid out otherwise; and the latter."""
+    """Returns rows as bytes (B, n), zero where missing or unlike the template; and the latter."""
     size = len(template)
     matrix = np.zeros((row_count, size), np.uint8)
     is_given = np.zeros(row_count, np.bool_)
-    for piece in applied:
+    for piece in pieces:
         is_given[piece.rows] = True
-        if piece.outputs.shape[1] == size:
+        if piece.outputs.shape[1] == size and piece.model_version == version:
             matrix[piece.rows] = piece.outputs
-    for row, answer in answers.items():
-        is_given[row] = True
-        if len(answer.outputs) == size:
-            matrix[row] = np.frombuffer(answer.outputs, np.uint8)
     is_frame = np.ones(size, np.bool_)
     for field in columns:
         is_frame[field.payload : field.end] = False

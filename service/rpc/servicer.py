@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 
 from holdfast.v1 import holdfast_pb2 as pb
 from service.engine.engine import Engine
-from service.engine.sessions import OpenSession, Sessions, new_session_id
+from service.engine.sessions import Opening, OpenSession, Sessions, new_session_id
 from service.engine.work import Answer, Work
 from service.errors import DeadlinePassed, InternalFailure, InvalidRequest, NotImplementedYet, ServiceError
 from service.model.contract import Contract
@@ -26,6 +26,7 @@ from service.rpc.columns import ColumnsCall, ColumnsLimits
 from service.rpc.credentials import Caller, Scope
 from service.rpc.gate import Identify, Rpc, abort
 from service.rpc.open_calls import OpenCalls
+from service.rpc.openings import opening_keys, opening_reply
 from service.rpc.streams import BatchStream, StepStream
 from service.rpc_metrics import RpcMetrics, code_of
 from service.store.record import Record
@@ -105,6 +106,7 @@ class Servicer:
         """Returns every rpc of the contract; those not built say so."""
         built: dict[str, Handler] = {
             "OpenSession": self.open_session,
+            "OpenBatch": self.open_batch,
             "GetSession": self.get_session,
             "CloseSession": self.close_session,
             "ReleaseSession": self.release_session,
@@ -133,22 +135,41 @@ class Servicer:
         """Opens or resumes a session."""
         session_id = request.session_id or new_session_id()
         key = codec.key_of(caller.tenant, session_id)
-        state = b""
-        if request.initial_state:
-            model = self._models.find(request.model.name, request.model.version)
-            state = codec.to_raw_state(request.initial_state, model.contract, "initial_state")
-        session = await self._sessions.open(
-            key,
+        opening = Opening(
             request.model.name,
             request.model.version,
             must_be_new=request.must_be_new,
             take_over=request.take_over,
-            state=state,
+            nonce=request.nonce,
+            state=lambda model: codec.to_raw_state(request.initial_state, model.contract, "initial_state"),
         )
+        session = await self._sessions.open(key, opening)
         return pb.OpenSessionResponse(
             session=await self._session_message(session_id, key, session),
             resumed=session.is_resumed,
         )
+
+    async def open_batch(
+        self, request: pb.OpenBatchRequest, call: Call, caller: Caller
+    ) -> pb.OpenBatchResponse:
+        """Opens or resumes many sessions."""
+        keys = opening_keys(request, caller.tenant, self._columns_limits.max_rows)
+        opening = Opening(
+            request.model.name,
+            request.model.version,
+            must_be_new=request.must_be_new,
+            nonce=request.nonce,
+        )
+        share = self._calls.admission.share(caller.tenant)
+        share.take(len(keys), request.ByteSize())
+        try:
+            good = [key for key in keys if isinstance(key, bytes)]
+            opened = iter(await self._sessions.open_batch(good, opening))
+        finally:
+            share.close()
+        outcomes = [next(opened) if isinstance(key, bytes) else key for key in keys]
+        call.rows_failed([outcome for outcome in outcomes if isinstance(outcome, ServiceError)])
+        return opening_reply(outcomes)
 
     async def get_session(
         self, request: pb.GetSessionRequest, _: Call, caller: Caller
@@ -297,6 +318,7 @@ class Servicer:
             session_id=session_id,
             incarnation=record.incarnation,
             position=record.position,
+            history_digest=record.digest,
             model=pb.ModelRef(name=session.model.name, version=session.model.version),
             fingerprint=record.fingerprint.hex(),
             expires_in_s=await self._sessions.expires_in_s(key),

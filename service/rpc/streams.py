@@ -1,6 +1,6 @@
 """Streams of chunks and of columns: requests in, replies out as the engine gives them.
 
-The engine answers the chunks of a session in order, so a list of finished replies is all it takes. When a
+Replies to the chunks of a session leave in the order of the chunks, whatever refuses them and when. When a
 stream ends before its client wants it, see `open_calls`, its status says how far it came.
 """
 
@@ -192,15 +192,29 @@ class _ReplyStream(ABC):
         self._wakes_writer.ring()
 
 
+class _Turn:
+    """A chunk whose reply waits for those of the chunks before it."""
+
+    __slots__ = ("chunk", "reply", "taken_bytes", "taken_count")
+
+    def __init__(self, chunk: pb.Chunk) -> None:
+        self.chunk = chunk
+        self.reply: bytes | None = None
+        self.taken_count = self.taken_bytes = 0  # what was let in for it, given back with the reply
+
+
 class StepStream(_ReplyStream):
     """Serves one StreamSteps call."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._unanswered: set[Work] = set()
+        self._lines: dict[str, deque[_Turn]] = {}
 
     def _submit(self, request: pb.StreamStepsRequest) -> None:
         self._pending_count += 1
+        turn = _Turn(request.chunk)
+        self._lines.setdefault(request.chunk.session_id, deque()).append(turn)
         try:
             work = to_work(
                 request.chunk,
@@ -211,16 +225,29 @@ class StepStream(_ReplyStream):
             )
             self._share.take(1, size_of(work))
         except ServiceError as error:
-            self._finish(_encode(request.chunk, error, self._caller), 1)
+            self._settle(turn, error)
         else:
+            turn.taken_count, turn.taken_bytes = 1, size_of(work)
+            work.request = turn
             self._unanswered.add(work)
             self._engine.submit(work)
 
     def _answer(self, work: Work, outcome: Answer | ServiceError) -> None:
         self._unanswered.discard(work)
         if isinstance(outcome, ServiceError):
-            self._call.failed(outcome, self._caller.tenant, work.request.session_id)
-        self._finish(_encode(work.request, outcome, self._caller), 1, 1, size_of(work))
+            self._call.failed(outcome, self._caller.tenant, work.request.chunk.session_id)
+        self._settle(work.request, outcome)
+
+    def _settle(self, turn: _Turn, outcome: Answer | ServiceError) -> None:
+        """Lets the reply to a chunk go, once those to all chunks of its session before it have gone."""
+        turn.reply = _encode(turn.chunk, outcome, self._caller)
+        session_id = turn.chunk.session_id
+        line = self._lines[session_id]
+        while line and (reply := line[0].reply) is not None:
+            first = line.popleft()
+            self._finish(reply, 1, first.taken_count, first.taken_bytes)
+        if not line:
+            del self._lines[session_id]
 
     def _cancel(self) -> None:
         for work in self._unanswered:

@@ -48,7 +48,7 @@ class Writes(NamedTuple):
 
     Attributes:
         keys: Where.
-        expected: Stamps that the stored records must have, one after the other, 16 bytes each;
+        expected: Stamps that the stored records must have, one after the other, 24 bytes each;
             `record.NO_STAMP` where none may be stored.
         records: The new records, encoded: one by one, or (B, size) where all have one size.
     """

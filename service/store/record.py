@@ -3,24 +3,28 @@
 Layout, little-endian:
 
     offset  bytes  what
-    0       4      magic "HFR1"
+    0       4      magic "HFR2"
     4       4      number of kept replies
     8       8      xxh3-64 of everything from offset 16, seeded with the number of kept replies
-    16      8      incarnation, > 0
-    24      8      position, 0 .. 2^62 - 1; ~position (negative) marks the tombstone of a closed session,
+    16      8      incarnation, 1 .. 2^53 - 1
+    24      8      position, 0 .. 2^53 - 1; ~position (negative) marks the tombstone of a closed session,
                    position + 2^62 a session in quarantine
-    32      32     fingerprint: sha256 of the model file
-    64      8      bytes of state
-    72      ...    state: raw tensors, in the order of the model's contract
+    32      8      history digest, see `holdfast.history_digest`
+    40      8      nonce of the request that opened the session; negative: that took it over; 0: none
+    48      32     fingerprint: sha256 of the model file
+    80      8      bytes of state
+    88      ...    state: raw tensors, in the order of the model's contract
             ...    in quarantine only: bytes of the reason (4), the reason, UTF-8
             ...    kept replies, oldest first: position after the chunk (8), tokens in it (4),
-                   bytes of the reply (4), digest of the tokens (16), the reply
+                   bytes of the reply (4), history digest before the chunk (8) and after it (8), the reply
 
-Bytes 16..31 are the *stamp*. It is all that a commit compares, which is why a tombstone must not share
-it with the record it replaces, nor a record in quarantine with the one it was and will be again, and why it
-sits at a fixed offset that the script can cut out.
+Bytes 16..39 are the *stamp*. It is all that a commit compares, and it names one history: two records of a
+session with one stamp have the same state. Position alone would not do, since a store that has gone back
+reaches the same position again by other tokens. A tombstone must not share the stamp of the record it
+replaces, nor a record in quarantine that of the one it was and will be again, hence the marks in the
+position. The stamp sits at a fixed offset that the script can cut out.
 
-Without its state and replies a record with one reply has 72 + 32 = 104 bytes.
+Without its state and replies a record with one reply has 88 + 32 = 120 bytes.
 """
 
 import functools
@@ -32,20 +36,24 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from holdfast.history_digest import INITIAL, MAX_NUMBER
 from service.errors import RecordCorrupt
 
-MAGIC = b"HFR1"
+MAGIC = b"HFR2"
 STAMP_START = 16
-STAMP_END = 32
+STAMP_END = 40
 NO_STAMP = bytes(STAMP_END - STAMP_START)
 """Stamp of a session that is not stored; no record has it, since an incarnation is not 0."""
 
-_DIGEST_BYTES = 16
-_HEADER = struct.Struct("<4sIQqq32sQ")
-_BODY_HEADER = struct.Struct("<qq32sQ")
+MAX_POSITION = MAX_NUMBER
+"""A session may consume so many tokens; far below the marks of tombstones and quarantine."""
+
+_HEADER = struct.Struct("<4sIQqqqq32sQ")
+_BODY_HEADER = struct.Struct("<qqqq32sQ")
 _PREFIX = struct.Struct("<4sIQ")
-_STAMP = struct.Struct("<qq")
-_REPLY_HEADER = struct.Struct("<qII16s")
+_STAMP = struct.Struct("<qqq")
+_NONCE_END = STAMP_END + 8
+_REPLY_HEADER = struct.Struct("<qIIqq")
 _REASON_HEADER = struct.Struct("<I")
 _QUARANTINED = 1 << 62
 
@@ -59,13 +67,15 @@ class KeptReply(NamedTuple):
     Attributes:
         position: Position after the chunk.
         token_count: Tokens in the chunk.
-        digest: `token_digest` of the chunk, 16 bytes.
+        digest_before: History digest before the chunk.
+        digest: History digest after it.
         outputs: What the chunk gave, encoded by the edge.
     """
 
     position: int
     token_count: int
-    digest: bytes
+    digest_before: int
+    digest: int
     outputs: bytes
 
 
@@ -73,13 +83,15 @@ class Record(NamedTuple):
     """A session as the store keeps it.
 
     Attributes:
-        incarnation: Random, > 0.
+        incarnation: Random, 1 .. 2^53 - 1.
         position: Tokens consumed; for a closed session, at the time it was closed.
         closed: It is a tombstone: no state, no replies.
         quarantine_reason: Why no chunk may run; "" if the session is not in quarantine.
         fingerprint: sha256 of the model file, 32 bytes.
         state: Raw tensors, in the order of the model's contract.
         replies: Replies kept, oldest first.
+        digest: History digest.
+        nonce: Of the request that opened the session; negative: of the one that took it over; 0: none.
     """
 
     incarnation: int
@@ -89,31 +101,35 @@ class Record(NamedTuple):
     replies: tuple[KeptReply, ...] = ()
     closed: bool = False
     quarantine_reason: str = ""
+    digest: int = INITIAL
+    nonce: int = 0
 
     @property
     def stamp(self) -> bytes:
-        """Incarnation and position as a commit compares them, 16 bytes."""
-        return stamp(self.incarnation, _marked_position(self))
+        """Incarnation, position and history digest as a commit compares them, 24 bytes."""
+        return stamp(self.incarnation, _marked_position(self), self.digest)
 
 
 def draw_incarnation() -> int:
-    """Draws the number of a new incarnation: random, 1 .. 2^63 - 1."""
-    return secrets.randbelow(2**63 - 1) + 1
+    """Draws the number of a new incarnation: random, 1 .. 2^53 - 1, so that JavaScript can hold it."""
+    return secrets.randbelow(MAX_NUMBER) + 1
 
 
-def new_record(fingerprint: bytes, state: bytes) -> Record:
+def new_record(fingerprint: bytes, state: bytes, *, digest: int = INITIAL, nonce: int = 0) -> Record:
     """Returns the record of a session that is opened now.
 
     Args:
         fingerprint: Of its model, 32 bytes.
         state: Raw, to begin at.
+        digest: `history_digest.initial_digest` of a state that is not the model's own.
+        nonce: Of the request.
     """
-    return Record(draw_incarnation(), 0, fingerprint, state)
+    return Record(draw_incarnation(), 0, fingerprint, state, digest=digest, nonce=nonce)
 
 
-def stamp(incarnation: int, position: int) -> bytes:
-    """Packs what a commit compares, 16 bytes; the position as it stands in the record."""
-    return _STAMP.pack(incarnation, position)
+def stamp(incarnation: int, position: int, digest: int) -> bytes:
+    """Packs what a commit compares, 24 bytes; the position as it stands in the record."""
+    return _STAMP.pack(incarnation, position, digest)
 
 
 def _marked_position(record: Record) -> int:
@@ -122,42 +138,15 @@ def _marked_position(record: Record) -> int:
     return record.position | _QUARANTINED if record.quarantine_reason else record.position
 
 
-def token_digest(tokens: bytes) -> bytes:
-    """Digests the tokens of a chunk, raw, so that another chunk at the same position is noticed.
-
-    Returns:
-        16 bytes: of up to 15 bytes of tokens these, filled up with zeros, and their number; else xxh3-128.
-    """
-    if len(tokens) < _DIGEST_BYTES:
-        return tokens.ljust(_DIGEST_BYTES - 1, b"\0") + bytes((len(tokens),))
-    return xxhash.xxh3_128_digest(tokens)
-
-
-def token_digests(tokens: bytes, row_count: int) -> NDArray[np.uint8]:
-    """Digests the tokens of chunks of one length.
-
-    Args:
-        tokens: Of one chunk after the other.
-        row_count: B.
-
-    Returns:
-        (B, 16), a row is `token_digest` of a chunk.
-    """
-    size = len(tokens) // row_count
-    if size < _DIGEST_BYTES:
-        digests = np.zeros((row_count, _DIGEST_BYTES), np.uint8)
-        digests[:, :size] = np.frombuffer(tokens, np.uint8).reshape(row_count, size)
-        digests[:, -1] = size
-        return digests
-    starts = range(0, len(tokens), size)
-    joined = b"".join([xxhash.xxh3_128_digest(tokens[start : start + size]) for start in starts])
-    return np.frombuffer(joined, np.uint8).reshape(row_count, _DIGEST_BYTES)
-
-
 def encode(record: Record) -> bytes:
     """Turns a record into bytes; `decode` is the inverse."""
     body = _BODY_HEADER.pack(
-        record.incarnation, _marked_position(record), record.fingerprint, len(record.state)
+        record.incarnation,
+        _marked_position(record),
+        record.digest,
+        record.nonce,
+        record.fingerprint,
+        len(record.state),
     )
     reason = b""
     if record.quarantine_reason:
@@ -173,7 +162,9 @@ def encode_replies(replies: tuple[KeptReply, ...]) -> bytes:
     parts: list[bytes] = []
     for reply in replies:
         parts += (
-            _REPLY_HEADER.pack(reply.position, reply.token_count, len(reply.outputs), reply.digest),
+            _REPLY_HEADER.pack(
+                reply.position, reply.token_count, len(reply.outputs), reply.digest_before, reply.digest
+            ),
             reply.outputs,
         )
     return b"".join(parts)
@@ -181,20 +172,22 @@ def encode_replies(replies: tuple[KeptReply, ...]) -> bytes:
 
 def encode_rows(
     stamps: NDArray[np.int64],
+    nonces: NDArray[np.int64],
     fingerprint: bytes,
     states: NDArray[np.uint8],
     token_count: int,
-    digests: NDArray[np.uint8],
+    digests_before: NDArray[np.int64],
     outputs: NDArray[np.uint8],
 ) -> NDArray[np.uint8]:
     """Encodes B live records of one model that keep one reply each; a row is what `encode` gives.
 
     Args:
-        stamps: (B, 2), incarnation and position.
+        stamps: (B, 3), incarnation, position and history digest.
+        nonces: (B,).
         fingerprint: Of the model, 32 bytes.
         states: (B, n).
         token_count: Tokens in the chunk that each reply answers.
-        digests: (B, 16), of these chunks.
+        digests_before: (B,), history digests before these chunks.
         outputs: (B, m), the replies.
 
     Returns:
@@ -207,11 +200,15 @@ def encode_rows(
     header, reply_header = _constant_headers(fingerprint, state_bytes, token_count, outputs.shape[1])
     matrix = np.empty((rows, size), np.uint8)
     matrix[:, : _HEADER.size] = header
-    matrix[:, STAMP_START:STAMP_END] = stamps.view(np.uint8)
+    numbers = np.empty((rows, 5), np.int64)
+    numbers[:, :3], numbers[:, 3], numbers[:, 4] = stamps, nonces, digests_before
+    of_rows = numbers.view(np.uint8)
+    matrix[:, STAMP_START:_NONCE_END] = of_rows[:, :32]
     matrix[:, _HEADER.size : reply_start] = states
     matrix[:, reply_start:outputs_start] = reply_header
-    matrix[:, reply_start : reply_start + 8] = stamps[:, 1:].copy().view(np.uint8)
-    matrix[:, outputs_start - 16 : outputs_start] = digests
+    matrix[:, reply_start : reply_start + 8] = of_rows[:, 8:16]
+    matrix[:, outputs_start - 16 : outputs_start - 8] = of_rows[:, 32:]
+    matrix[:, outputs_start - 8 : outputs_start] = of_rows[:, 16:24]
     matrix[:, outputs_start:] = outputs
     flat = matrix.data.cast("B")
     starts = range(STAMP_START, rows * size, size)
@@ -226,8 +223,8 @@ def _constant_headers(
     fingerprint: bytes, state_bytes: int, token_count: int, output_bytes: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Returns the headers of record and reply as they are in every row, zero where rows differ."""
-    header = _HEADER.pack(MAGIC, 1, 0, 0, 0, fingerprint, state_bytes)
-    reply_header = _REPLY_HEADER.pack(0, token_count, output_bytes, bytes(_DIGEST_BYTES))
+    header = _HEADER.pack(MAGIC, 1, 0, 0, 0, 0, 0, fingerprint, state_bytes)
+    reply_header = _REPLY_HEADER.pack(0, token_count, output_bytes, 0, 0)
     return np.frombuffer(header, np.uint8), np.frombuffer(reply_header, np.uint8)
 
 
@@ -239,7 +236,9 @@ def decode(data: bytes) -> Record:
     """
     if len(data) < _HEADER.size:
         raise RecordCorrupt(f"record of {len(data)} bytes, shorter than its header of {_HEADER.size}")
-    magic, count, checksum, incarnation, position, fingerprint, state_bytes = _HEADER.unpack_from(data)
+    magic, count, checksum, incarnation, position, digest, nonce, fingerprint, state_bytes = (
+        _HEADER.unpack_from(data)
+    )
     if magic != MAGIC:
         raise RecordCorrupt(f"record starts with {magic!r}, expected {MAGIC!r}")
     if xxhash.xxh3_64_intdigest(memoryview(data)[STAMP_START:], count) != checksum:
@@ -251,14 +250,22 @@ def decode(data: bytes) -> Record:
     if position >= _QUARANTINED:
         reason, replies_start = _decode_reason(data, state_end)
         position -= _QUARANTINED
+    is_closed = position < 0
+    position = ~position if is_closed else position
+    if position > MAX_POSITION or not 0 < incarnation <= MAX_NUMBER:
+        raise RecordCorrupt(
+            f"record has position {position} and incarnation {incarnation}, beyond 2^53 - 1"
+        )
     return Record(
         incarnation=incarnation,
-        position=~position if position < 0 else position,
+        position=position,
         fingerprint=fingerprint,
         state=data[_HEADER.size : state_end],
         replies=_checked_replies(data[replies_start:], count),
-        closed=position < 0,
+        closed=is_closed,
         quarantine_reason=reason,
+        digest=digest,
+        nonce=nonce,
     )
 
 
@@ -287,11 +294,11 @@ def decode_replies(data: bytes) -> tuple[KeptReply, ...]:
     offset = 0
     while offset < len(data):
         try:
-            position, token_count, size, digest = _REPLY_HEADER.unpack_from(data, offset)
+            position, token_count, size, before, after = _REPLY_HEADER.unpack_from(data, offset)
         except struct.error:
             raise RecordCorrupt("record ends inside a kept reply") from None
         offset += _REPLY_HEADER.size
-        replies.append(KeptReply(position, token_count, digest, data[offset : offset + size]))
+        replies.append(KeptReply(position, token_count, before, after, data[offset : offset + size]))
         offset += size
     if offset != len(data):
         raise RecordCorrupt(f"the kept replies have {len(data)} bytes, their lengths say {offset}")

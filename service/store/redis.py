@@ -187,5 +187,5 @@ def refusals_of(reply: Reply, count: int, refusal: Callable[[str], ServiceError]
         if kind == b"error" and detail:
             refusals[number - 1] = refusal(detail.decode(errors="replace"))
         else:
-            refusals[number - 1] = Found(detail or None)
+            refusals[number - 1] = Found(detail)
     return refusals

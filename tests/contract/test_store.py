@@ -14,8 +14,8 @@ from service.store.slots import slot_of
 from tests.stores import PASSWORD, URL_PASSWORD
 
 
-def record(position, *, incarnation=7, state=b"state", closed=False):
-    return Record(incarnation, position, bytes(32), state, closed=closed)
+def record(position, *, incarnation=7, state=b"state", closed=False, digest=1):
+    return Record(incarnation, position, bytes(32), state, closed=closed, digest=digest)
 
 
 @pytest.fixture
@@ -67,6 +67,7 @@ async def test_another_record_is_left_alone_and_shown(store, key):
         (record(4), record(3)),
         (record(6), None),
         (record(6, incarnation=8), record(5, incarnation=8)),
+        (record(6), record(5, digest=2)),
     ):
         refusal = await put(store, key, new, old)
         assert isinstance(refusal, Found)
@@ -77,6 +78,27 @@ async def test_another_record_is_left_alone_and_shown(store, key):
 async def test_a_record_that_is_gone_is_not_made_anew(store, key):
     assert await put(store, key, record(4), record(3)) == Found(None)
     assert await get(store, key) is None
+
+
+async def test_a_history_that_was_replaced_is_not_built_on(store, key):
+    """The store loses position 2, another writer comes there by other tokens: at an equal position."""
+    await put(store, key, record(2, digest=22))
+    replaced = record(2, state=b"other", digest=33)
+    await put(store, key, replaced, record(2, digest=22))
+    refusal = await put(store, key, record(3, digest=44), record(2, digest=22))
+    assert decode(refusal.record) == replaced
+    assert await get(store, key) == replaced
+
+
+@pytest.mark.parametrize(
+    "value", [b"", b"x", bytes(16), bytes(24), bytes(40), encode(record(5))[:39]], ids=len
+)
+@pytest.mark.parametrize("old", [None, record(5)], ids=["opened", "stepped"])
+async def test_what_is_no_record_is_left_as_found(store, key, deployment, value, old):
+    deployment.primary_of(key).call("SET", key, value)
+    refusal = await put(store, key, record(6), old)
+    assert refusal == Found(value)
+    assert await store.load([key]) == [value]
 
 
 async def test_a_tombstone_refuses_what_the_record_allowed(store, key):

@@ -3,7 +3,14 @@
 import pytest
 
 from service.engine.engine import Engine, EngineLimits
-from tests.fakes import AccumulatorModel, CountingObserver, FakeModels, MemoryStore, encode_totals
+from tests.fakes import (
+    AccumulatorModel,
+    CountingObserver,
+    FakeModels,
+    MemoryStore,
+    encode_totals,
+    open_session,
+)
 
 
 @pytest.fixture
@@ -23,9 +30,12 @@ def observer():
 
 @pytest.fixture
 async def start(model, store, observer):
+    """Starts engines on one store; `sessions` are opened there before."""
     engines = []
 
-    def create(**limits):
+    def create(sessions=(), **limits):
+        for name in sessions:
+            open_session(store, name, model)
         limits = EngineLimits(**limits)
         engine = Engine(FakeModels(model), store, encode_totals, observer, limits)
         engine.start()

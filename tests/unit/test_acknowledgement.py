@@ -9,12 +9,19 @@ from hypothesis import strategies as st
 
 from service.engine.engine import Engine, EngineLimits
 from service.engine.rules import Claim
-from service.engine.sessions import Sessions
+from service.engine.sessions import Opening, Sessions
 from service.engine.work import Answer, Asked, Work
 from service.errors import AckLevelNotReached, SessionClosed
 from service.store.protocol import AckLevel
-from service.store.record import decode, token_digest
-from tests.fakes import AccumulatorModel, CountingObserver, FakeModels, MemoryStore, encode_totals
+from service.store.record import decode
+from tests.fakes import (
+    AccumulatorModel,
+    CountingObserver,
+    FakeModels,
+    MemoryStore,
+    encode_totals,
+    open_session,
+)
 from tests.unit.test_engine_blocks import Rows
 
 REPLICATED = AckLevel.REPLICATED
@@ -24,7 +31,7 @@ def submit(engine, session, tokens, position, level=REPLICATED, **claim):
     future = asyncio.get_running_loop().create_future()
     raw = np.array(tokens, np.int64).tobytes()
     asked = Asked("ids", len(tokens), model_name="sum", ack_level=level)
-    claimed = Claim(len(tokens), token_digest(raw), position, **claim)
+    claimed = Claim(len(tokens), np.array(tokens), position, **claim)
     work = Work(session.encode(), asked, claimed, raw, lambda _, outcome: future.set_result(outcome))
     engine.submit(work)
     return future
@@ -40,26 +47,26 @@ async def send(engine, *arguments, **options):
 
 
 async def test_a_commit_is_answered_once_it_is_confirmed(start, store):
-    engine = start()
+    engine = start("s")
     assert await send(engine, "s", [1, 2], 0) == (2, [1, 3], False, REPLICATED)
     assert store.confirmed == [(b"s", REPLICATED)]
 
 
 async def test_level_memory_asks_for_no_confirmation(start, store):
-    engine = start()
+    engine = start("s")
     assert await send(engine, "s", [1], 0, AckLevel.MEMORY) == (1, [1], False, AckLevel.MEMORY)
     assert await send(engine, "s", [1], 0, None) == (1, [1], True, AckLevel.MEMORY)
     assert store.confirmed == []
 
 
 async def test_the_default_of_the_server_holds_where_nothing_is_asked(start, store):
-    engine = start(ack_level=REPLICATED)
+    engine = start("s", ack_level=REPLICATED)
     assert await send(engine, "s", [1], 0, None) == (1, [1], False, REPLICATED)
     assert await send(engine, "s", [2], 1, AckLevel.MEMORY) == (2, [3], False, AckLevel.MEMORY)
 
 
 async def test_what_is_not_confirmed_is_replayed_and_confirmed_itself(start, store, observer, model):
-    engine = start()
+    engine = start("s")
     store.unconfirmed.add(b"s")
     assert await send(engine, "s", [1], 0) == "ACK_LEVEL_NOT_REACHED"
     assert await send(engine, "s", [1], 0) == "ACK_LEVEL_NOT_REACHED"
@@ -71,7 +78,7 @@ async def test_what_is_not_confirmed_is_replayed_and_confirmed_itself(start, sto
 
 
 async def test_a_reconnect_between_commit_and_confirmation_does_not_confirm(start, store):
-    engine = start()
+    engine = start("s")
     commit = store.commit
 
     async def commit_and_reconnect(*arguments):
@@ -85,7 +92,7 @@ async def test_a_reconnect_between_commit_and_confirmation_does_not_confirm(star
 
 
 async def test_a_replay_is_not_confirmed_from_a_record_read_before_a_reconnect(start, store):
-    engine = start()
+    engine = start("s")
     load = store.load
 
     async def load_and_reconnect(keys):
@@ -101,7 +108,7 @@ async def test_a_replay_is_not_confirmed_from_a_record_read_before_a_reconnect(s
 
 
 async def test_an_unknown_outcome_is_confirmed_in_the_epoch_it_was_found_out_in(start, store):
-    engine = start()
+    engine = start("s")
     commit = store.commit
 
     async def commit_and_lose(*arguments):
@@ -114,7 +121,7 @@ async def test_an_unknown_outcome_is_confirmed_in_the_epoch_it_was_found_out_in(
 
 
 async def test_a_level_that_the_store_cannot_give_is_refused_before_it_runs(start, model):
-    engine = start()
+    engine = start("sab")
     assert await send(engine, "s", [1], 0, AckLevel.FSYNCED) == "ACK_LEVEL_UNSUPPORTED"
     rows = Rows("ab", [1, 2], [0, 0])
     rows.asked = rows.asked._replace(ack_level=AckLevel.FSYNCED)
@@ -124,7 +131,7 @@ async def test_a_level_that_the_store_cannot_give_is_refused_before_it_runs(star
 
 
 async def test_rows_of_a_block_are_confirmed_one_by_one(start, store):
-    engine = start(ack_level=REPLICATED)
+    engine = start("abc", ack_level=REPLICATED)
     store.unconfirmed.add(b"b")
     rows = Rows("abc", [1, 2, 3], [0] * 3)
     engine.submit_block(rows.block())
@@ -140,7 +147,7 @@ async def test_rows_of_a_block_are_confirmed_one_by_one(start, store):
 
 
 async def test_others_commit_while_a_confirmation_is_under_way(start, store):
-    engine, hold = start(), asyncio.Event()
+    engine, hold = start(["slow", "quick"]), asyncio.Event()
     confirm = store.confirm
 
     async def held(*arguments):
@@ -161,7 +168,7 @@ async def test_others_commit_while_a_confirmation_is_under_way(start, store):
 
 
 async def test_stop_waits_for_confirmations(start, store):
-    engine, commit, confirm = start(), store.commit, store.confirm
+    engine, commit, confirm = start("s"), store.commit, store.confirm
     begun, stopping = asyncio.Event(), asyncio.Event()
 
     async def slow_commit(*arguments):
@@ -209,8 +216,8 @@ async def test_opening_taking_over_and_closing_are_confirmed(start, store, fault
         store.load = load
         return await call()
 
-    opened = await fails(lambda: sessions.open(b"s", "sum", 0))
-    taken = await fails(lambda: sessions.open(b"s", "", 0, take_over=True))
+    opened = await fails(lambda: sessions.open(b"s", Opening("sum")))
+    taken = await fails(lambda: sessions.open(b"s", Opening("", take_over=True)))
     assert taken.record.incarnation != opened.record.incarnation
     assert await fails(lambda: sessions.close(b"s", taken.record.incarnation)) == 0
     assert store.confirmed == [(b"s", REPLICATED)] * 3
@@ -220,11 +227,11 @@ async def test_a_takeover_keeps_all_but_the_incarnation_and_fences_every_replica
     first, second = start(), start()
     model = FakeModels(AccumulatorModel())
     sessions = Sessions(model, store, second, ttl_s=0)
-    old = (await sessions.open(b"s", "sum", 0)).record.incarnation
+    old = (await sessions.open(b"s", Opening("sum"))).record.incarnation
     for position in range(2):
         await send(first, "s", [3], position, acknowledged=0, incarnation=old)
     before = decode(store.records[b"s"])
-    taken = await sessions.open(b"s", "sum", 0, take_over=True)
+    taken = await sessions.open(b"s", Opening("sum", take_over=True))
     after = decode(store.records[b"s"])
     assert taken.is_resumed
     assert taken.record.incarnation not in (0, old)
@@ -238,16 +245,16 @@ async def test_a_takeover_keeps_all_but_the_incarnation_and_fences_every_replica
 
 async def test_of_two_takeovers_at_once_the_later_one_holds(start, store):
     sessions = Sessions(FakeModels(AccumulatorModel()), store, start(), ttl_s=0)
-    await sessions.open(b"s", "sum", 0)
+    await sessions.open(b"s", Opening("sum"))
     commit = store.commit
 
     async def overtaken(*arguments):
         store.commit = commit
-        await sessions.open(b"s", "sum", 0, take_over=True)
+        await sessions.open(b"s", Opening("sum", take_over=True))
         return await commit(*arguments)
 
     store.commit = overtaken
-    taken = await sessions.open(b"s", "sum", 0, take_over=True)
+    taken = await sessions.open(b"s", Opening("sum", take_over=True))
     assert decode(store.records[b"s"]).incarnation == taken.record.incarnation
     with pytest.raises(SessionClosed):
         await sessions.close(b"s", 7)
@@ -288,6 +295,8 @@ def test_whatever_is_not_confirmed_a_retry_gives_the_same_and_nothing_twice(stre
 
 
 async def run_streams(streams, store):
+    for session in streams:
+        open_session(store, session)
     engine = Engine(
         FakeModels(AccumulatorModel()), store, encode_totals, CountingObserver(), EngineLimits()
     )
@@ -312,7 +321,6 @@ async def run_streams(streams, store):
     finally:
         await engine.stop()
     for session, tokens in streams.items():
-        if tokens:
-            record = decode(store.records[session.encode()])
-            state = np.frombuffer(record.state, np.float32).tolist()
-            assert state == [sum(token for token, _ in tokens), len(tokens)]
+        record = decode(store.records[session.encode()])
+        state = np.frombuffer(record.state, np.float32).tolist()
+        assert state == [sum(token for token, _ in tokens), len(tokens)]

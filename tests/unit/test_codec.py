@@ -39,19 +39,15 @@ def test_outputs_read_back_as_they_were(rows, count, top_k, with_log_probs, with
         assert len(data) <= reply_bytes(selection, SUM_CONTRACT, count)
 
 
-@given(st.binary(max_size=40_000), st.integers(0, 2**62), st.integers(-(2**62), 2**62))
+@given(st.binary(max_size=40_000), st.integers(0, 2**53 - 1), st.integers(-(2**62), 2**62))
 def test_a_reply_reads_back_as_it_was(junk, position, tag):
     outputs = pb.Outputs(token_count=1, tensors=[pb.NamedTensor(tensor=pb.Tensor(data=junk))])
     chunk = pb.Chunk(session_id="s", tag=tag)
-    answer = Answer(7, position, 3, True, outputs.SerializeToString())
+    answer = Answer(7, position, 9, 3, True, outputs.SerializeToString())
     for kind, field in ((pb.StepResponse, "result"), (pb.StreamStepsResponse, "result")):
         result = getattr(kind.FromString(encode_reply(chunk, answer, ANYBODY)), field)
-        assert (result.tag, result.session_id, result.position, result.replayed) == (
-            tag,
-            "s",
-            position,
-            True,
-        )
+        assert (result.tag, result.session_id, result.replayed) == (tag, "s", True)
+        assert (result.incarnation, result.position, result.history_digest) == (7, position, 9)
         assert result.outputs == outputs
 
 

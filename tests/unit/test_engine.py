@@ -4,8 +4,10 @@ import random
 import numpy as np
 
 from service.engine.rules import Claim
+from service.engine.sessions import Sessions
 from service.engine.work import Answer, Asked, Work
-from service.store.record import token_digest
+from service.store.record import decode
+from tests.fakes import FakeModels
 
 
 async def send(engine, session, tokens, position=None, **claim):
@@ -20,20 +22,36 @@ def submit(engine, session, tokens, position=None, **claim):
     future = asyncio.get_running_loop().create_future()
     raw = np.array(tokens, np.int64).tobytes()
     asked = Asked("ids", len(tokens), model_name="sum")
-    claimed = Claim(len(tokens), token_digest(raw), position, **claim)
+    claimed = Claim(len(tokens), np.array(tokens), position, **claim)
     work = Work(session.encode(), asked, claimed, raw, lambda _, outcome: future.set_result(outcome))
     engine.submit(work)
     return future
 
 
 async def test_streamed_equals_offline(start):
-    engine = start()
+    engine = start("s")
     assert await send(engine, "s", [1, 2, 3], 0) == (3, [1, 3, 6], False)
     assert await send(engine, "s", [4], 3) == (4, [10], False)
 
 
-async def test_a_retry_is_answered_from_the_record_and_the_model_not_run(start, model):
+async def test_a_chunk_opens_no_session(start, store):
     engine = start()
+    outcomes = [await send(engine, "s", [1], position) for position in (None, 0, 1)]
+    assert outcomes == ["SESSION_NOT_FOUND", "SESSION_NOT_FOUND", "SESSION_LOST"]
+    assert store.records == {}
+
+
+async def test_a_late_copy_of_the_first_chunk_does_not_bring_a_closed_session_back(start, model, store):
+    engine = start("s")
+    sessions = Sessions(FakeModels(model), store, engine, ttl_s=60)
+    await send(engine, "s", [1], 0)
+    await sessions.close(b"s", 0)
+    assert [await send(engine, "s", [1], position) for position in (0, None)] == ["SESSION_CLOSED"] * 2
+    assert decode(store.records[b"s"]).closed
+
+
+async def test_a_retry_is_answered_from_the_record_and_the_model_not_run(start, model):
+    engine = start("s")
     first = await send(engine, "s", [1, 2], 0)
     runs = len(model.batch_sizes)
     assert await send(engine, "s", [1, 2], 0) == (*first[:2], True)
@@ -41,7 +59,7 @@ async def test_a_retry_is_answered_from_the_record_and_the_model_not_run(start, 
 
 
 async def test_every_unacknowledged_chunk_can_be_sent_again_on_another_replica(start):
-    engine, other = start(), start()
+    engine, other = start("s"), start()
     sent = [await send(engine, "s", [n], n - 1, acknowledged=0) for n in range(1, 5)]
     again = [await send(other, "s", [n], n - 1, acknowledged=0) for n in range(1, 5)]
     assert [reply[:2] for reply in again] == [reply[:2] for reply in sent]
@@ -49,7 +67,7 @@ async def test_every_unacknowledged_chunk_can_be_sent_again_on_another_replica(s
 
 
 async def test_a_session_moves_between_replicas_without_loss(start):
-    engines = [start(), start(), start()]
+    engines = [start("s"), start(), start()]
     total = 0
     for position in range(30):
         total += position
@@ -58,7 +76,7 @@ async def test_a_session_moves_between_replicas_without_loss(start):
 
 
 async def test_two_writers_one_wins_each_position(start, store):
-    one, two = start(), start()
+    one, two = start("s"), start()
     await send(one, "s", [1], 0)
     await send(two, "s", [1], 0)
     outcomes = await asyncio.gather(send(one, "s", [2], 1), send(two, "s", [3], 1))
@@ -66,7 +84,7 @@ async def test_two_writers_one_wins_each_position(start, store):
 
 
 async def test_a_paused_replica_cannot_answer_from_its_old_memory(start):
-    old, new = start(), start()
+    old, new = start("s"), start()
     await send(old, "s", [1], 0)
     await send(new, "s", [2], 1)
     assert await send(old, "s", [2], 1) == (2, [3], True)
@@ -74,13 +92,13 @@ async def test_a_paused_replica_cannot_answer_from_its_old_memory(start):
 
 
 async def test_an_unknown_commit_outcome_is_found_out(start, store):
-    engine = start()
+    engine = start("s")
     store.lose_reply = True
     assert await send(engine, "s", [7], 0) == (1, [7], False)
 
 
 async def test_a_store_that_is_down_fails_the_batch_and_is_used_again(start, store):
-    engine = start()
+    engine = start("s")
     await send(engine, "s", [1], 0)
     store.is_available = False
     assert await send(engine, "s", [2], 1) == "STORE_UNAVAILABLE"
@@ -89,7 +107,7 @@ async def test_a_store_that_is_down_fails_the_batch_and_is_used_again(start, sto
 
 
 async def test_the_model_raises_and_the_next_batch_works(start, model):
-    engine = start()
+    engine = start("s")
     await send(engine, "s", [1], 0)
     model.fail_with = RuntimeError("broken")
     assert await send(engine, "s", [2], 1) == "MODEL_FAILED"
@@ -99,7 +117,7 @@ async def test_the_model_raises_and_the_next_batch_works(start, model):
 
 async def test_a_stage_that_fails_is_answered_and_the_next_chunk_runs(start, store):
     """In a way that nobody foresaw: what a store raises by itself is a ServiceError."""
-    engine = start()
+    engine = start("s")
     await send(engine, "s", [1], 0)
     commit, store.commit = store.commit, None
     assert await send(engine, "s", [2], 1) == "INTERNAL"
@@ -108,22 +126,22 @@ async def test_a_stage_that_fails_is_answered_and_the_next_chunk_runs(start, sto
 
 
 async def test_a_state_that_is_not_finite_fails_its_own_row_only(start):
-    engine = start()
+    engine = start(["bad", "good"])
     outcomes = await asyncio.gather(send(engine, "bad", [255], 0), send(engine, "good", [1], 0))
     assert outcomes == ["STATE_NOT_FINITE", (1, [1], False)]
     assert await send(engine, "bad", [4], 0) == (1, [4], False)
 
 
 async def test_a_bad_token_fails_nobody_else(start):
-    engine = start()
+    engine = start(["bad", "good"])
     outcomes = await asyncio.gather(send(engine, "bad", [256], 0), send(engine, "good", [1], 0))
     assert outcomes == ["INVALID_REQUEST", (1, [1], False)]
 
 
 async def test_random_interleavings_keep_sessions_apart(start, model):
-    engine = start(max_batch=7, hot_state_bytes=8 * 5)
     rng = random.Random(1)
     streams = {f"s{n}": [rng.randrange(255) for _ in range(40)] for n in range(20)}
+    engine = start(streams, max_batch=7, hot_state_bytes=8 * 5)
 
     async def run(session, tokens):
         position = total = 0
@@ -139,21 +157,21 @@ async def test_random_interleavings_keep_sessions_apart(start, model):
 
 
 async def test_cancel_one_of_a_batch_and_the_rest_answer(start):
-    engine = start()
-    futures = [submit(engine, f"s{n}", [n], 0) for n in range(3)]
+    engine = start("abc")
+    futures = [submit(engine, name, [1], 0) for name in "abc"]
     futures[1].cancel()
     work_answers = await asyncio.gather(futures[0], futures[2])
     assert [answer.position for answer in work_answers] == [1, 1]
 
 
 async def test_a_full_queue_refuses(start):
-    engine = start(max_waiting=2)
-    outcomes = await asyncio.gather(*(send(engine, f"s{n}", [1], 0) for n in range(4)))
+    engine = start("abcd", max_waiting=2)
+    outcomes = await asyncio.gather(*(send(engine, name, [1], 0) for name in "abcd"))
     assert outcomes.count("OVERLOADED") == 2
 
 
 async def test_drain_answers_what_was_taken_and_refuses_the_rest(start):
-    engine = start()
+    engine = start("s")
     taken = submit(engine, "s", [1], 0)
     await asyncio.wait_for(engine.drain(), 5)
     assert taken.done()
@@ -161,7 +179,7 @@ async def test_drain_answers_what_was_taken_and_refuses_the_rest(start):
 
 
 async def test_a_session_idle_for_too_long_is_told_apart_from_a_lost_one(start, store):
-    engine = start(session_ttl_s=0.001)
+    engine = start(["idle"], session_ttl_s=0.001)
     await send(engine, "idle", [1], 0)
     store.records.clear()  # as the store's clock would
     await asyncio.sleep(0.002)
@@ -170,14 +188,14 @@ async def test_a_session_idle_for_too_long_is_told_apart_from_a_lost_one(start, 
 
 
 async def test_a_record_that_vanished_early_is_lost(start, store):
-    engine = start()
+    engine = start("s")
     await send(engine, "s", [1], 0)
     store.records.clear()
     assert await send(engine, "s", [2], 1) == "SESSION_LOST"
 
 
 async def test_a_session_changed_while_a_chunk_is_under_way_is_forgotten_after_it(start):
-    engine = start()
+    engine = start(["s", "another"])
     await send(engine, "s", [1], 0)
     under_way = submit(engine, "s", [2], 1)
     engine.forget(b"s")

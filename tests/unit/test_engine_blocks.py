@@ -6,10 +6,10 @@ import random
 import numpy as np
 import pytest
 
+from holdfast.history_digest import sums_of
 from service.engine.block import NOT_GIVEN, Block
 from service.engine.rules import Claim
 from service.engine.work import Answer, Asked, Work
-from service.store.record import token_digest, token_digests
 from tests.unit.test_engine import send, submit
 
 
@@ -35,15 +35,16 @@ class Rows:
             asked=self.asked,
             keys=self.keys,
             tokens=self.tokens,
-            digests=token_digests(self.tokens.tobytes(), count),
+            sums=sums_of(self.tokens),
             positions=np.array(self.positions or [NOT_GIVEN] * count, np.int64),
             acknowledged=None if self.acknowledged is None else np.array(self.acknowledged, np.int64),
             incarnations=None,
+            digests=None,
             arrived_s=[],
         )
 
     def applied(self, applied):
-        for row, (_, position), outputs in zip(
+        for row, (_, position, _), outputs in zip(
             applied.rows.tolist(), applied.stamps.tolist(), applied.outputs, strict=True
         ):
             self._settle(row, (position, outputs.view(np.float32).tolist(), False))
@@ -53,7 +54,7 @@ class Rows:
             raw = self.tokens[row].tobytes()
             position = None if self.positions is None else self.positions[row]
             acknowledged = None if self.acknowledged is None else self.acknowledged[row]
-            claim = Claim(self.asked.token_count, token_digest(raw), position, acknowledged)
+            claim = Claim(self.asked.token_count, self.tokens[row], position, acknowledged)
             self.works[row] = Work(self.keys[row], self.asked, claim, raw, self._answer, row)
         return self.works[row]
 
@@ -77,8 +78,8 @@ async def send_block(engine, *arguments, **options):
     return await asyncio.wait_for(rows.done, 5)
 
 
-async def test_rows_open_their_sessions_and_go_on(start, model):
-    engine = start()
+async def test_rows_run_and_go_on(start, model):
+    engine = start("ab")
     assert await send_block(engine, "ab", [1, 2], [0, 0]) == [(1, [1], False), (1, [2], False)]
     assert await send_block(engine, "ab", [[1, 1], [5, 5]], [1, 1]) == [
         (3, [2, 3], False),
@@ -88,13 +89,13 @@ async def test_rows_open_their_sessions_and_go_on(start, model):
 
 
 async def test_rows_without_a_position_append(start):
-    engine = start()
+    engine = start("ab")
     await send_block(engine, "ab", [1, 2])
     assert await send_block(engine, "ab", [3, 3]) == [(2, [4], False), (2, [5], False)]
 
 
 async def test_a_block_of_cold_and_hot_sessions_is_one_load_and_one_run(start, store, model):
-    await send_block(start(), "abcd", [1, 2, 3, 4], [0] * 4)
+    await send_block(start("abcd"), "abcd", [1, 2, 3, 4], [0] * 4)
     engine = start()
     await send(engine, "a", [1], 1)
     before, model.batch_sizes[:] = store.load_count, []
@@ -106,7 +107,7 @@ async def test_a_block_of_cold_and_hot_sessions_is_one_load_and_one_run(start, s
 
 async def test_a_row_is_not_refused_by_what_was_known_before_it_came(start):
     """A replica that holds an old record, with all its replies, looks at the store before it says no."""
-    here, elsewhere = start(), start()
+    here, elsewhere = start("a"), start()
     await send_block(elsewhere, "a", [1], [0])
     assert await send_block(here, "a", [1], [0]) == [(1, [1], True)]  # so it has read the record
     await send_block(elsewhere, "a", [2], [1])
@@ -114,15 +115,15 @@ async def test_a_row_is_not_refused_by_what_was_known_before_it_came(start):
 
 
 async def test_a_row_is_not_replayed_from_what_the_store_has_lost(start, store):
-    engine = start()
+    engine = start("a")
     await send_block(engine, "a", [1], [0])
     assert await send_block(engine, "a", [1], [0]) == [(1, [1], True)]  # the record is in memory
     store.records.clear()
-    assert await send_block(engine, "a", [1], [0]) == [(1, [1], False)]
+    assert await send_block(engine, "a", [1], [0]) == ["SESSION_NOT_FOUND"]
 
 
 async def test_each_row_is_refused_or_replayed_alone(start):
-    engine = start()
+    engine = start("abcd")
     await send_block(engine, "abcd", [1, 2, 3, 4], [0] * 4)
     outcomes = await send_block(engine, "abcdef", [9, 2, 9, 256, 9, 9], [1, 0, 7, 1, 5, 0])
     assert outcomes == [
@@ -131,18 +132,18 @@ async def test_each_row_is_refused_or_replayed_alone(start):
         "POSITION_GAP",
         "INVALID_REQUEST",
         "SESSION_LOST",
-        (1, [9], False),
+        "SESSION_NOT_FOUND",
     ]
 
 
 async def test_a_row_that_would_not_be_finite_fails_alone(start):
-    engine = start()
+    engine = start("ab")
     assert await send_block(engine, "ab", [255, 1], [0, 0]) == ["STATE_NOT_FINITE", (1, [1], False)]
     assert await send_block(engine, "ab", [4, 1], [0, 1]) == [(1, [4], False), (2, [2], False)]
 
 
 async def test_a_row_that_another_replica_moved_on_conflicts_alone(start, observer):
-    engine, other = start(), start()
+    engine, other = start("abc"), start()
     await send_block(engine, "abc", [1, 2, 3], [0] * 3)
     await send(other, "b", [7], 1)
     assert await send_block(engine, "abc", [1, 1, 1], [1] * 3) == [
@@ -159,7 +160,7 @@ async def test_a_row_that_another_replica_moved_on_conflicts_alone(start, observ
 
 
 async def test_a_block_sent_again_to_another_replica_is_replayed(start, model):
-    first = await send_block(start(), "ab", [[1, 2], [3, 4]], [0, 0])
+    first = await send_block(start("ab"), "ab", [[1, 2], [3, 4]], [0, 0])
     runs = len(model.batch_sizes)
     again = await send_block(start(), "ab", [[1, 2], [3, 4]], [0, 0])
     assert again == [(position, totals, True) for position, totals, _ in first]
@@ -167,14 +168,14 @@ async def test_a_block_sent_again_to_another_replica_is_replayed(start, model):
 
 
 async def test_an_unknown_fate_is_found_out_for_every_row(start, store):
-    engine = start()
+    engine = start("ab")
     store.lose_reply = True
     assert await send_block(engine, "ab", [1, 2], [0, 0]) == [(1, [1], False), (1, [2], False)]
 
 
 @pytest.mark.parametrize("fault", ["model", "store", "load"])
 async def test_a_fault_fails_every_row_once_and_the_next_block_works(start, model, store, fault):
-    engine = start()
+    engine = start("ab")
     if fault != "load":
         await send_block(engine, "ab", [1, 2], [0, 0])
     at = 0 if fault == "load" else 1
@@ -190,7 +191,7 @@ async def test_a_fault_fails_every_row_once_and_the_next_block_works(start, mode
 
 
 async def test_a_caller_that_has_gone_is_not_served(start, model):
-    engine = start()
+    engine = start("ab")
     rows = Rows("ab", [1, 2], [0, 0])
     rows.is_cancelled = True
     engine.submit_block(rows.block())
@@ -199,7 +200,7 @@ async def test_a_caller_that_has_gone_is_not_served(start, model):
 
 
 async def test_a_full_queue_refuses_the_whole_block(start):
-    engine = start(max_waiting=3)
+    engine = start("abcd", max_waiting=3)
     first, second = Rows("ab", [1, 2], [0, 0]), Rows("cd", [3, 4], [0, 0])
     engine.submit_block(first.block())
     engine.submit_block(second.block())
@@ -208,7 +209,7 @@ async def test_a_full_queue_refuses_the_whole_block(start):
 
 
 async def test_drain_answers_blocks_taken_and_refuses_others(start):
-    engine = start()
+    engine = start("ab")
     rows = Rows("ab", [1, 2], [0, 0])
     engine.submit_block(rows.block())
     await asyncio.wait_for(engine.drain(), 5)
@@ -217,7 +218,7 @@ async def test_drain_answers_blocks_taken_and_refuses_others(start):
 
 
 async def test_blocks_and_single_chunks_keep_the_order_of_each_session(start):
-    engine = start(max_batch=4)
+    engine = start("abcdef", max_batch=4)
     rng = random.Random(3)
     totals, expected, pending = dict.fromkeys("abcdef", 0), {}, []
     positions = dict.fromkeys("abcdef", 0)
@@ -252,7 +253,7 @@ def _plain(answer):
 
 async def test_a_client_that_begins_to_send_ahead_keeps_the_reply_it_has_not_seen(start):
     """The reply to the chunk before is in the store only, and must still be in the next record."""
-    engine = start()
+    engine = start("ab")
     first = await send_block(engine, "ab", [1, 2], [0, 0])
     await send_block(engine, "ab", [1, 1], [1, 1], acknowledged=[0, 0])
     again = await send_block(start(), "ab", [1, 2], [0, 0])

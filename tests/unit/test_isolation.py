@@ -11,12 +11,19 @@ from hypothesis import strategies as st
 from service.engine.engine import Engine, EngineLimits
 from service.engine.runner import APART_COUNT, PATIENCE_S
 from service.engine.session_event import SessionEvent
-from service.engine.sessions import Sessions
+from service.engine.sessions import Opening, Sessions
 from service.engine.suspects import CULPRIT_AFTER, CULPRIT_PAUSE_S, MAX_SUSPECTS, Suspects
 from service.engine.watchdog import TICK_S, WatchedRun
 from service.errors import RecordCorrupt, SessionQuarantined
 from service.store.record import decode, encode
-from tests.fakes import CountingObserver, FakeModels, MemoryStore, PoisonModel, encode_totals
+from tests.fakes import (
+    CountingObserver,
+    FakeModels,
+    MemoryStore,
+    PoisonModel,
+    encode_totals,
+    open_session,
+)
 from tests.unit.test_engine import send, submit
 from tests.unit.test_engine_blocks import send_block
 
@@ -38,10 +45,12 @@ async def send_all(engine, tokens, position=0):
 
 @pytest.mark.parametrize("count", [2, 3, 64])
 @pytest.mark.parametrize("poison", [RAISE, NO_STATE])
-async def test_what_raises_fails_alone_wherever_it_stands(start, model, observer, count, poison):
+async def test_what_raises_fails_alone_wherever_it_stands(start, store, observer, count, poison):
     engine = start()
     for place in {0, count // 2, count - 1}:
         tokens = {f"{place}-{n}": poison if n == place else 1 for n in range(count)}
+        for name in tokens:
+            open_session(store, name)
         answers = await send_all(engine, tokens)
         assert answers.pop(f"{place}-{place}") == "MODEL_FAILED"
         assert set(map(str, answers.values())) == {"(1, [1.0], False)"}
@@ -50,15 +59,15 @@ async def test_what_raises_fails_alone_wherever_it_stands(start, model, observer
 
 @pytest.mark.parametrize("poison", [RAISE, NO_STATE, 255])
 async def test_a_row_of_a_message_fails_alone(start, poison):
-    tokens = [1] * 200
+    names, tokens = [f"s{n}" for n in range(200)], [1] * 200
     tokens[77] = poison
-    outcomes = await send_block(start(), [f"s{n}" for n in range(200)], tokens, [0] * 200)
+    outcomes = await send_block(start(names), names, tokens, [0] * 200)
     assert outcomes.pop(77) == ("STATE_NOT_FINITE" if poison == 255 else "MODEL_FAILED")
     assert outcomes == [(1, [1], False)] * 199
 
 
 async def test_a_result_that_is_missing_is_named(start):
-    engine = start()
+    engine = start("s")
     outcome = await submit(engine, "s", [NO_STATE], 0)
     assert "state 'sum' is missing" in outcome.message
 
@@ -92,7 +101,7 @@ async def test_a_result_that_the_contract_does_not_say_is_named(start, model, te
         return outputs, after
 
     model.run = run_and_spoil
-    engine = start()
+    engine = start("ab")
     seen = []
     unseen_run = engine._runner.run
 
@@ -107,10 +116,11 @@ async def test_a_result_that_the_contract_does_not_say_is_named(start, model, te
 
 
 async def test_what_stalls_is_ended_and_others_go_on_meanwhile(start, observer):
-    engine = start(run_timeout_s=1.0)
+    names = [f"s{n}" for n in range(5)]
+    engine = start(["other", *names], run_timeout_s=1.0)
     limits_s = see_limits(engine)
     await send(engine, "other", [1], 0)
-    futures = [submit(engine, f"s{n}", [STALL if n == 2 else 1], 0) for n in range(5)]
+    futures = [submit(engine, name, [STALL if name == "s2" else 1], 0) for name in names]
     stalled = futures.pop(2)
     answers = await asyncio.wait_for(asyncio.gather(*futures), 30)
     assert [answer.position for answer in answers] == [1] * 4
@@ -137,7 +147,7 @@ def see_limits(engine):
 
 
 async def test_a_model_that_held_up_the_loop_runs_in_a_thread_for_a_while(start, model):
-    engine = start(run_timeout_s=0.1)
+    engine = start(["s", "bad"], run_timeout_s=0.1)
     await send(engine, "s", [1], 0)
     await send(engine, "bad", [STALL], 0)
     await send(engine, "s", [1], 1)
@@ -146,7 +156,7 @@ async def test_a_model_that_held_up_the_loop_runs_in_a_thread_for_a_while(start,
 
 
 async def test_a_suspect_runs_alone_until_it_has_run(start, model):
-    engine = start()
+    engine = start(["good", "bad"])
     await send_all(engine, {"bad": 1, "good": 1})
     await send_all(engine, {"bad": RAISE, "good": 1}, position=1)
     model.tried.clear()
@@ -163,7 +173,7 @@ async def fail(engine, session, count, position=0):
 
 
 async def test_a_session_that_fails_again_and_again_is_held_on_every_replica(start, store, observer):
-    engine, other = start(), start()
+    engine, other = start("s"), start()
     await send(engine, "s", [5], 0)
     assert await send(other, "s", [6], 1) == (2, [11], False)  # hot there
     assert await fail(engine, "s", 3, position=2) == ["MODEL_FAILED", "MODEL_FAILED", "SESSION_QUARANTINED"]
@@ -177,15 +187,15 @@ async def test_a_session_that_fails_again_and_again_is_held_on_every_replica(sta
 
 
 async def test_a_model_that_never_ran_is_not_believed_against_a_session(start, store):
-    engine = start()
+    engine = start(["s", "other"])
     assert await fail(engine, "s", 5) == ["MODEL_FAILED"] * 5
-    assert store.records == {}
+    assert not decode(store.records[b"s"]).quarantine_reason
     await send(engine, "other", [1], 0)
     assert await fail(engine, "s", 3) == ["MODEL_FAILED"] * 2 + ["SESSION_QUARANTINED"]
 
 
 async def test_a_session_that_runs_in_between_is_not_held(start):
-    engine = start()
+    engine = start("s")
     await send(engine, "s", [1], 0)
     for position in range(1, 5):
         assert await fail(engine, "s", 2, position) == ["MODEL_FAILED"] * 2
@@ -193,7 +203,7 @@ async def test_a_session_that_runs_in_between_is_not_held(start):
 
 
 async def test_a_session_that_never_ran_is_held_at_position_0(start, store):
-    engine = start()
+    engine = start(["s", "other"])
     await send(engine, "other", [1], 0)
     assert (await fail(engine, "s", 3))[-1] == "SESSION_QUARANTINED"
     record = decode(store.records[b"s"])
@@ -203,14 +213,14 @@ async def test_a_session_that_never_ran_is_held_at_position_0(start, store):
 
 @pytest.mark.parametrize("limit", [0, 5])
 async def test_the_number_of_failures_is_a_setting(start, limit):
-    engine = start(quarantine_after=limit)
+    engine = start("s", quarantine_after=limit)
     await send(engine, "s", [1], 0)
     assert await fail(engine, "s", 4, position=1) == ["MODEL_FAILED"] * 4
     assert await fail(engine, "s", 1, position=1) == ["SESSION_QUARANTINED" if limit else "MODEL_FAILED"]
 
 
 async def test_a_record_that_moved_on_meanwhile_is_not_held(start, store):
-    engine, other = start(), start()
+    engine, other = start("s"), start()
     await send(engine, "s", [1], 0)
     await fail(engine, "s", 2, position=1)
     await send(other, "s", [2], 1)
@@ -219,7 +229,7 @@ async def test_a_record_that_moved_on_meanwhile_is_not_held(start, store):
 
 
 async def test_a_store_that_is_down_leaves_the_session_to_the_next_failure(start, store):
-    engine = start()
+    engine = start("s")
     await send(engine, "s", [1], 0)
     await fail(engine, "s", 2, position=1)
     store.is_available = False
@@ -229,7 +239,7 @@ async def test_a_store_that_is_down_leaves_the_session_to_the_next_failure(start
 
 
 async def test_rows_of_a_message_are_held_one_by_one(start):
-    engine = start()
+    engine = start(["a", "held", "b"])
     await send_all(engine, {"a": 1, "held": 1, "b": 1})
     await fail(engine, "held", 3, position=1)
     for replica in (engine, start()):
@@ -240,9 +250,9 @@ async def test_rows_of_a_message_are_held_one_by_one(start):
 
 
 async def test_who_waits_to_run_apart_is_answered_when_the_server_leaves(start, model):
-    engine = start(run_timeout_s=0.5)
-    await send(engine, "other", [1], 0)
     names = [f"s{n}" for n in range(APART_COUNT + 2)]
+    engine = start(["other", *names], run_timeout_s=0.5)
+    await send(engine, "other", [1], 0)
     await asyncio.gather(*(send(engine, name, [RAISE], 0) for name in names))  # all are suspects now
     futures = [submit(engine, name, [STALL], 0) for name in names]
     for _ in range(APART_COUNT):
@@ -269,7 +279,7 @@ def sessions_of(model, store):
 
 
 async def test_release_puts_the_session_back_where_it_stood(start, store, sessions_of):
-    engine, other = start(), start()
+    engine, other = start("s"), start()
     await send(engine, "s", [5], 0)
     await send(other, "s", [1], 1)
     await send(engine, "s", [1], 2)
@@ -285,7 +295,7 @@ async def test_release_puts_the_session_back_where_it_stood(start, store, sessio
 
 
 async def test_a_replica_that_missed_quarantine_and_release_is_right_or_refused(start, store, sessions_of):
-    slept, engine = start(), start()
+    slept, engine = start(["s", "other"]), start()
     await send(slept, "s", [5], 0)  # hot there at position 1, which is where it will be released
     await send(engine, "other", [1], 0)
     await fail(engine, "s", 3, position=1)
@@ -299,14 +309,15 @@ async def test_a_replica_that_missed_quarantine_and_release_is_right_or_refused(
 
 
 async def test_a_held_session_can_be_closed_and_opened_anew(start, store, sessions_of):
-    engine = start()
+    engine = start("s")
     await send(engine, "s", [5], 0)
     await fail(engine, "s", 3, position=1)
     sessions = sessions_of(engine)
     with pytest.raises(SessionQuarantined, match="token 254"):
-        await sessions.open(b"s", "sum", 0)
+        await sessions.open(b"s", Opening("sum"))
     assert (await sessions.read(b"s")).record.quarantine_reason
     assert await sessions.close(b"s", 0) == 1
+    await sessions.open(b"s", Opening("sum"))
     assert await send(engine, "s", [2], 0) == (1, [2], False)
 
 
@@ -321,7 +332,7 @@ def resize(data):
 
 @pytest.mark.parametrize("spoil", [damage, resize, lambda _: b"", lambda _: b"not ours"])
 async def test_a_damaged_record_is_kept_aside_and_its_id_free(start, store, sessions_of, spoil):
-    engine = start()
+    engine = start("s")
     await send(engine, "s", [5], 0)
     store.records[b"s"] = found = spoil(store.records[b"s"])
     sessions = sessions_of(start())
@@ -330,11 +341,12 @@ async def test_a_damaged_record_is_kept_aside_and_its_id_free(start, store, sess
     assert store.records == {b"s": found}
     assert (await sessions.release(b"s", discard=True)).reason
     assert store.records == {b"s:set-aside": found}
+    await sessions.open(b"s", Opening("sum"))
     assert await send(engine, "s", [2], 0) == (1, [2], False)
 
 
 async def test_discard_leaves_alone_what_is_not_held(start, store, sessions_of):
-    engine = start()
+    engine = start("s")
     await send(engine, "s", [5], 0)
     before = dict(store.records)
     assert (await sessions_of(engine).release(b"s", discard=True)) == ("", 1)
@@ -342,7 +354,7 @@ async def test_discard_leaves_alone_what_is_not_held(start, store, sessions_of):
 
 
 async def test_a_record_of_an_unknown_model_is_not_damaged(start, store, sessions_of):
-    engine = start()
+    engine = start("s")
     await send(engine, "s", [5], 0)
     store.records[b"s"] = encode(decode(store.records[b"s"])._replace(fingerprint=b"?" * 32))
     before = dict(store.records)
@@ -352,19 +364,20 @@ async def test_a_record_of_an_unknown_model_is_not_damaged(start, store, session
 
 
 async def test_a_broken_model_costs_few_runs_quarantines_nobody_and_recovers(start, model, store):
-    engine = start()
-    await send_all(engine, {f"s{n}": 1 for n in range(64)})
+    names = [f"s{n}" for n in range(64)]
+    engine = start(names)
+    await send_all(engine, dict.fromkeys(names, 1))
     records = dict(store.records)
     tried = len(model.tried)
     for _ in range(20):
-        answers = await send_all(engine, {f"s{n}": RAISE for n in range(64)}, position=1)
+        answers = await send_all(engine, dict.fromkeys(names, RAISE), position=1)
         assert set(answers.values()) == {"MODEL_FAILED"}
     assert len(model.tried) - tried < 20 + 64 * 2
     assert store.records == records
     outcome = await submit(engine, "s0", [RAISE], 1)
     assert "fails for every session" in outcome.message
     assert 0 < outcome.retry_after_s <= CULPRIT_PAUSE_S
-    answers = await send_all(engine, {f"s{n}": 1 for n in range(64)}, position=1)
+    answers = await send_all(engine, dict.fromkeys(names, 1), position=1)
     assert set(map(str, answers.values())) == {"(2, [2.0], False)"}
     assert await fail(engine, "s0", 1, position=2) == ["MODEL_FAILED"]
 
@@ -405,9 +418,10 @@ def test_any_poison_leaves_its_neighbours_as_they_would_be_without(goods, poison
     """Each session sends one token after the other; all send in rounds, so they share batches."""
 
     async def play(streams):
-        engine = Engine(
-            FakeModels(PoisonModel()), MemoryStore(), encode_totals, CountingObserver(), EngineLimits()
-        )
+        store = MemoryStore()
+        for name in streams:
+            open_session(store, name)
+        engine = Engine(FakeModels(PoisonModel()), store, encode_totals, CountingObserver(), EngineLimits())
         engine.start()
         replies = {name: [] for name in streams}
         position = dict.fromkeys(streams, 0)
@@ -440,6 +454,9 @@ def test_quarantine_and_release_on_any_replica_lose_and_double_nothing(random):
 
     async def play():
         model, store = PoisonModel(), MemoryStore()
+        names = [f"s{n}" for n in range(5)]
+        for name in ["warm", *names]:
+            open_session(store, name)
         limits = EngineLimits(quarantine_after=1, hot_state_bytes=8 * 4)
         engines = [
             Engine(FakeModels(model), store, encode_totals, CountingObserver(), limits) for _ in range(3)
@@ -462,7 +479,7 @@ def test_quarantine_and_release_on_any_replica_lose_and_double_nothing(random):
                 else:
                     assert answer == "MODEL_FAILED"
 
-        await asyncio.gather(*(client(f"s{n}") for n in range(5)))
+        await asyncio.gather(*map(client, names))
         for engine in engines:
             await engine.stop()
 

@@ -7,6 +7,9 @@ from hypothesis import strategies as st
 
 from service.store.packing import pack_script
 from service.store.protocol import Writes
+from service.store.record import NO_STAMP
+
+STAMP_BYTES = len(NO_STAMP)
 
 
 @given(st.lists(st.tuples(st.integers(1, 20), st.integers(0, 300), st.booleans()), min_size=1, max_size=3))
@@ -15,12 +18,12 @@ def test_a_script_call_reads_as_hiredis_packs_it(parts):
     writes, keys, arguments = [], [], []
     for number, (count, size, as_matrix) in enumerate(parts):
         names = [f"key-{number}-{'x' * row}".encode() for row in range(count)]
-        expected = rng.bytes(16 * count)
+        expected = rng.bytes(STAMP_BYTES * count)
         matrix = rng.integers(0, 256, (count, size), np.uint8)
         writes.append(Writes(names, expected, matrix if as_matrix else [bytes(row) for row in matrix]))
         keys += names
         for row in range(count):
-            arguments += [expected[16 * row : 16 * row + 16], matrix[row].tobytes()]
+            arguments += [expected[STAMP_BYTES * row :][:STAMP_BYTES], matrix[row].tobytes()]
     packed = b"".join(pack_script(b"EVALSHA", b"f" * 40, writes, 86_400_000))
     plain = hiredis.pack_command(("EVALSHA", "f" * 40, len(keys), *keys, 86_400_000, *arguments))
     assert packed == plain

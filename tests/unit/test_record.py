@@ -14,24 +14,21 @@ from service.store.record import (
     encode,
     encode_replies,
     encode_rows,
-    token_digest,
-    token_digests,
 )
 
-int63 = st.integers(0, 2**63 - 1)
-int62 = st.integers(0, 2**62 - 1)
-replies = st.builds(
-    KeptReply, int63, st.integers(1, 2**32 - 1), st.binary(min_size=16, max_size=16), st.binary(max_size=80)
-)
+int53 = st.integers(0, 2**53 - 1)
+replies = st.builds(KeptReply, int53, st.integers(1, 2**32 - 1), int53, int53, st.binary(max_size=80))
 records = st.builds(
     Record,
-    incarnation=st.integers(1, 2**63 - 1),
-    position=int62,
+    incarnation=st.integers(1, 2**53 - 1),
+    position=int53,
     fingerprint=st.binary(min_size=32, max_size=32),
     state=st.binary(max_size=200),
     replies=st.lists(replies, max_size=4).map(tuple),
     closed=st.booleans(),
     quarantine_reason=st.just(""),
+    digest=int53,
+    nonce=st.integers(1 - 2**53, 2**53 - 1),
 )
 held = st.builds(
     lambda record, reason: record._replace(closed=False, quarantine_reason=reason),
@@ -54,28 +51,19 @@ def test_replies_read_back_alone(record):
 @given(st.integers(1, 9), st.integers(0, 40), st.integers(0, 40), st.integers(1, 2**32 - 1))
 def test_rows_are_what_single_records_are(rows, state_bytes, output_bytes, token_count):
     rng = np.random.default_rng(rows)
-    stamps = rng.integers(1, 2**63 - 1, (rows, 2))
+    stamps = rng.integers(1, 2**53 - 1, (rows, 3))
+    nonces, before = rng.integers(-(2**52), 2**52, rows), rng.integers(1, 2**53 - 1, rows)
     fingerprint = rng.bytes(32)
     states = rng.integers(0, 256, (rows, state_bytes), np.uint8)
-    digests = rng.integers(0, 256, (rows, 16), np.uint8)
     outputs = rng.integers(0, 256, (rows, output_bytes), np.uint8)
-    encoded = encode_rows(stamps, fingerprint, states, token_count, digests, outputs)
-    for row, (incarnation, position) in enumerate(stamps.tolist()):
-        reply = KeptReply(position, token_count, digests[row].tobytes(), outputs[row].tobytes())
-        alone = Record(incarnation, position, fingerprint, states[row].tobytes(), (reply,))
+    encoded = encode_rows(stamps, nonces, fingerprint, states, token_count, before, outputs)
+    for row, (incarnation, position, digest) in enumerate(stamps.tolist()):
+        reply = KeptReply(position, token_count, int(before[row]), digest, outputs[row].tobytes())
+        state = states[row].tobytes()
+        alone = Record(
+            incarnation, position, fingerprint, state, (reply,), digest=digest, nonce=int(nonces[row])
+        )
         assert encoded[row].tobytes() == encode(alone)
-
-
-@given(st.integers(1, 9), st.integers(1, 40), st.randoms(use_true_random=False))
-def test_digests_of_rows_are_those_of_single_chunks(rows, size, random):
-    chunks = [random.randbytes(size) for _ in range(rows)]
-    digests = token_digests(b"".join(chunks), rows)
-    assert [digest.tobytes() for digest in digests] == [token_digest(chunk) for chunk in chunks]
-
-
-@given(st.sets(st.binary(max_size=40), min_size=2, max_size=2))
-def test_different_chunks_have_different_digests(chunks):
-    assert len({token_digest(chunk) for chunk in chunks}) == 2
 
 
 @given(records)
@@ -99,6 +87,35 @@ def test_any_truncation_is_noticed(record, data):
         decode(encoded[: data.draw(st.integers(0, len(encoded) - 1))])
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"position": 2**53},
+        {"position": 2**62 - 1},
+        {"position": 2**53, "closed": True},
+        {"position": 2**53, "quarantine_reason": "held"},
+        {"incarnation": 0},
+        {"incarnation": 2**53},
+        {"incarnation": -1},
+    ],
+)
+def test_numbers_beyond_their_bounds_are_damage(odd):
+    with pytest.raises(RecordCorrupt, match="beyond"):
+        decode(encode(Record(7, 9, b"f" * 32)._replace(**odd)))
+
+
+@pytest.mark.parametrize("mark", [{}, {"closed": True}, {"quarantine_reason": "held"}])
+@pytest.mark.parametrize("position", [0, 1, 2**53 - 1])
+def test_positions_at_their_bounds_keep_their_marks(position, mark):
+    record = Record(2**53 - 1, position, b"f" * 32, **mark)
+    assert decode(encode(record)) == record
+
+
+def test_two_histories_at_one_position_have_two_stamps():
+    record = Record(7, 9, b"f" * 32, digest=11)
+    assert record.stamp != record._replace(digest=12).stamp
+
+
 def test_a_tombstone_never_has_the_stamp_of_the_record_it_replaces():
     live = Record(7, 0, b"f" * 32)
     assert live._replace(closed=True).stamp != live.stamp
@@ -119,5 +136,5 @@ def test_a_session_that_is_not_in_quarantine_pays_nothing_for_it(record):
 
 
 def test_overhead_with_one_reply_is_at_most_160_bytes():
-    record = Record(7, 9, b"f" * 32, b"s" * 1024, (KeptReply(9, 1, b"d" * 16, b"o" * 40),))
+    record = Record(7, 9, b"f" * 32, b"s" * 1024, (KeptReply(9, 1, 5, 6, b"o" * 40),))
     assert len(encode(record)) - 1024 - 40 <= 160

@@ -3,17 +3,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from holdfast.history_digest import INITIAL, run_of
 from service.engine.rules import (
     MAX_KEPT_REPLIES,
     MAX_KEPT_REPLY_BYTES,
     Claim,
-    Verdict,
     check,
     continues,
     decide,
     keep_replies,
 )
 from service.errors import (
+    HistoryConflict,
     InvalidRequest,
     Overloaded,
     PositionConflict,
@@ -25,33 +26,42 @@ from service.errors import (
     SessionQuarantined,
     StoreRegressed,
 )
-from service.store.record import KeptReply, Record
+from service.store.record import MAX_POSITION, KeptReply, Record
 
-KEPT = (KeptReply(8, 2, b"first", b"one"), KeptReply(10, 2, b"last", b"two"))
-STORED = Record(5, 10, b"f" * 32, b"", KEPT)
-
-
-def claim(position=None, digest=b"x", count=2, **rest):
-    return Claim(count, digest, position, **rest)
-
-
-@pytest.mark.parametrize("position", [10, None])
-def test_runs_where_the_session_stands(position):
-    assert decide(STORED, claim(position)) is Verdict.RUN
+AT_6 = run_of(b"before").after(INITIAL)
+AT_8 = run_of(b"ab").after(AT_6)
+AT_10 = run_of(b"cd").after(AT_8)
+KEPT = (KeptReply(8, 2, AT_6, AT_8, b"one"), KeptReply(10, 2, AT_8, AT_10, b"two"))
+STORED = Record(5, 10, b"f" * 32, b"", KEPT, digest=AT_10)
+CLOSED = STORED._replace(closed=True)
 
 
-@pytest.mark.parametrize(("position", "digest", "reply"), [(8, b"last", KEPT[1]), (6, b"first", KEPT[0])])
-def test_a_chunk_whose_reply_is_kept_is_replayed(position, digest, reply):
-    assert decide(STORED, claim(position, digest)) == reply
+def claim(position=None, tokens=b"xy", **rest):
+    return Claim(len(tokens), tokens, position, **rest)
+
+
+@pytest.mark.parametrize("asked", [claim(10), claim(None), claim(10, digest=AT_10)])
+def test_runs_where_the_session_stands(asked):
+    assert decide(STORED, asked) is None
+
+
+@pytest.mark.parametrize("digest", [0, 1])
+@pytest.mark.parametrize(("position", "tokens", "reply"), [(8, b"cd", KEPT[1]), (6, b"ab", KEPT[0])])
+def test_a_chunk_whose_reply_is_kept_is_replayed(position, tokens, reply, digest):
+    assert decide(STORED, claim(position, tokens, digest=digest * reply.digest_before)) == reply
 
 
 @pytest.mark.parametrize(
     ("asked", "error"),
     [
-        (claim(8, b"other"), PositionConflict),
-        (claim(8, b"last", count=1), PositionConflict),
+        (claim(8, b"dc"), PositionConflict),
+        (claim(8, b"c"), PositionConflict),
+        (claim(8, b"cd", digest=AT_6), PositionConflict),
         (claim(3), PositionConflict),
+        (claim(10, digest=AT_8), HistoryConflict),
+        (claim(10, b"cd", digest=AT_8), HistoryConflict),
         (claim(11), PositionGap),
+        (claim(11, digest=AT_10), PositionGap),
         (claim(11, acknowledged=10), PositionGap),
         (claim(12, acknowledged=11), StoreRegressed),
         (claim(10, incarnation=6), SessionClosed),
@@ -63,6 +73,31 @@ def test_a_chunk_out_of_place_is_refused_with_the_stored_position(asked, error):
     assert caught.value.expected_position == 10
 
 
+def test_a_history_of_the_same_length_is_another_one():
+    """The store has lost "cd", and another writer has put "yy" in its place."""
+    replaced = STORED._replace(replies=(), digest=run_of(b"yy").after(AT_8))
+    with pytest.raises(HistoryConflict):
+        decide(replaced, claim(10, digest=AT_10))
+    with pytest.raises(PositionConflict):
+        decide(replaced, claim(8, b"cd", digest=AT_8))
+
+
+def test_a_reply_to_the_same_tokens_after_another_history_is_not_given():
+    """The store has lost everything from 6 on; others wrote "yy", then the very tokens of the chunk."""
+    others = run_of(b"yy").after(AT_6)
+    end = run_of(b"cd").after(others)
+    replaced = STORED._replace(replies=(KeptReply(10, 2, others, end, b"theirs"),), digest=end)
+    with pytest.raises(PositionConflict):
+        decide(replaced, claim(8, b"cd", digest=AT_8))
+
+
+def test_a_mismatch_blames_nobody():
+    with pytest.raises(SessionClosed) as caught:
+        decide(STORED, claim(10, incarnation=6))
+    assert "writer" not in caught.value.message
+    assert str(STORED.incarnation) not in caught.value.message.split()
+
+
 @pytest.mark.parametrize("asked", [claim(10), claim(None), claim(8), claim(11), claim(12, acknowledged=11)])
 def test_in_quarantine_nothing_runs(asked):
     with pytest.raises(SessionQuarantined, match="fails on this") as caught:
@@ -71,13 +106,7 @@ def test_in_quarantine_nothing_runs(asked):
 
 
 def test_in_quarantine_replies_that_are_kept_are_given_again():
-    assert decide(STORED._replace(quarantine_reason="fails"), claim(8, b"last")) == KEPT[1]
-
-
-@pytest.mark.parametrize("stored", [None, STORED._replace(closed=True)])
-@pytest.mark.parametrize("position", [0, None])
-def test_position_zero_opens(stored, position):
-    assert decide(stored, claim(position)) is Verdict.OPEN
+    assert decide(STORED._replace(quarantine_reason="fails"), claim(8, b"cd")) == KEPT[1]
 
 
 @pytest.mark.parametrize(
@@ -85,37 +114,50 @@ def test_position_zero_opens(stored, position):
     [
         (None, claim(3), SessionLost),
         (None, claim(0, incarnation=5), SessionLost),
-        (None, claim(0, names_model=False), SessionNotFound),
-        (STORED._replace(closed=True), claim(10), SessionClosed),
-        (STORED._replace(closed=True), claim(0, incarnation=5), SessionClosed),
+        (None, claim(0), SessionNotFound),
+        (None, claim(0, digest=INITIAL), SessionNotFound),
+        (None, claim(None), SessionNotFound),
+        (CLOSED, claim(10), SessionClosed),
+        (CLOSED, claim(0), SessionClosed),
+        (CLOSED, claim(None), SessionClosed),
+        (CLOSED, claim(0, incarnation=5), SessionClosed),
     ],
 )
-def test_what_is_gone_is_never_silently_a_zero_state(stored, asked, error):
+def test_no_chunk_opens_a_session(stored, asked, error):
     with pytest.raises(error):
         decide(stored, asked)
 
 
 small = st.integers(0, 3)
+digests = st.integers(1, 3)
 
 
-@given(st.lists(st.tuples(small, small, st.none() | small, st.integers(0, 2)), min_size=1))
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 3), small, digests, st.none() | small, small, st.just(0) | digests),
+        min_size=1,
+    )
+)
 def test_rows_continue_where_single_chunks_run(rows):
-    """Each row: stored incarnation (0: nothing) and position, claimed position, meant incarnation."""
-    drawn = 2
-    stands_at = [(stored, position) if stored else (drawn + 7, 0) for stored, position, *_ in rows]
-    positions = [-1 if claimed is None else claimed for *_, claimed, _ in rows]
-    meant = [incarnation for *_, incarnation in rows]
-    runs = continues(np.array(stands_at), np.array(positions), np.array(meant))
-    for row, (stored, position, claimed, incarnation) in enumerate(rows):
-        record = Record(stored, position, b"f" * 32) if stored else None
-        assert runs[row] == _runs(record, claim(claimed, incarnation=incarnation))
+    """Each row: stored incarnation, position and digest; claimed position, meant incarnation and digest."""
+    stamps = np.array([row[:3] for row in rows])
+    positions = np.array([-1 if claimed is None else claimed for *_, claimed, _, _ in rows])
+    incarnations = np.array([incarnation for *_, incarnation, _ in rows])
+    meant = np.array([digest if claimed is not None else 0 for *_, claimed, _, digest in rows])
+    runs = continues(stamps, positions, incarnations, meant)
+    for row, (stored, position, digest, claimed, incarnation, _) in enumerate(rows):
+        record = Record(stored, position, b"f" * 32, digest=digest)
+        asked = claim(claimed, incarnation=incarnation, digest=int(meant[row]))
+        assert runs[row] == _runs(record, asked)
+    if not any(incarnations):
+        assert (continues(stamps, positions, None, meant) == runs).all()
     if not any(meant):
-        assert (continues(np.array(stands_at), np.array(positions), None) == runs).all()
+        assert (continues(stamps, positions, incarnations, None) == runs).all()
 
 
 def _runs(record, asked):
     try:
-        return isinstance(decide(record, asked), Verdict)
+        return decide(record, asked) is None
     except ServiceError:
         return False
 
@@ -124,10 +166,18 @@ def _runs(record, asked):
     ("asked", "field"),
     [
         (claim(-1), "position"),
+        (claim(MAX_POSITION - 1), "position"),
+        (claim(2**62), "position"),
+        (claim(2**62 - 2), "position"),
+        (claim(2**63 - 1), "position"),
         (claim(5, acknowledged=6), "acknowledged_position"),
         (claim(5, acknowledged=-1), "acknowledged_position"),
         (claim(None, acknowledged=0), "acknowledged_position"),
         (claim(5, incarnation=-1), "incarnation"),
+        (claim(5, incarnation=2**53), "incarnation"),
+        (claim(5, digest=-1), "history_digest"),
+        (claim(5, digest=2**53), "history_digest"),
+        (claim(None, digest=5), "history_digest"),
     ],
 )
 def test_numbers_out_of_range_are_refused(asked, field):
@@ -136,18 +186,27 @@ def test_numbers_out_of_range_are_refused(asked, field):
     assert caught.value.field == field
 
 
+def test_the_last_positions_can_be_used():
+    check(claim(MAX_POSITION - 2))
+    stored = STORED._replace(position=MAX_POSITION - 2, replies=())
+    assert decide(stored, claim(MAX_POSITION - 2)) is None
+    assert decide(stored, claim(None)) is None
+    with pytest.raises(InvalidRequest, match="the last is"):
+        decide(stored, claim(None, b"xyz"))
+
+
 def test_unacknowledged_replies_are_kept():
-    new = KeptReply(12, 2, b"new", b"three")
+    new = KeptReply(12, 2, AT_10, 7, b"three")
     assert keep_replies(KEPT, new, 8) == (KEPT[1], new)
 
 
 def test_too_many_unacknowledged_replies_are_refused():
-    many = tuple(KeptReply(index + 1, 1, b"", b"") for index in range(MAX_KEPT_REPLIES))
+    many = tuple(KeptReply(index + 1, 1, 1, 1, b"") for index in range(MAX_KEPT_REPLIES))
     with pytest.raises(Overloaded):
-        keep_replies(many, KeptReply(99, 1, b"", b""), 0)
+        keep_replies(many, KeptReply(99, 1, 1, 1, b""), 0)
 
 
 def test_too_large_unacknowledged_replies_are_refused():
-    large = (KeptReply(1, 1, b"", bytes(MAX_KEPT_REPLY_BYTES)),)
+    large = (KeptReply(1, 1, 1, 1, bytes(MAX_KEPT_REPLY_BYTES)),)
     with pytest.raises(Overloaded):
-        keep_replies(large, KeptReply(2, 1, b"", b"x"), 0)
+        keep_replies(large, KeptReply(2, 1, 1, 1, b"x"), 0)

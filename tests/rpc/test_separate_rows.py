@@ -1,0 +1,119 @@
+"""Rows of a batch whose outputs do not fit into its columns are applied, and say so beside them."""
+
+import uuid
+
+import numpy as np
+import pytest
+
+from holdfast.v1 import holdfast_pb2 as pb
+from service.demo.processes import ServerProcess
+from service.engine.work import Answer
+from service.rpc.columns import stack_outputs
+from tests.models import put_shipped
+from tests.oracle import run
+from tests.rpc.conftest import MODEL, Rpc
+
+
+def open_session(rpc, session_id, model=MODEL, version=0):
+    opened = rpc.call(
+        "OpenSession",
+        pb.OpenSessionRequest(session_id=session_id, model=pb.ModelRef(name=model, version=version)),
+    )
+    return opened.session
+
+
+def send(rpc, ids, text, positions, model=MODEL, **outputs):
+    columns = pb.Columns(
+        model=pb.ModelRef(name=model),
+        session_ids=ids,
+        positions=positions,
+        text=text,
+        tokens_per_row=len(text) // len(ids),
+        outputs=pb.OutputSelection(**outputs),
+    )
+    return rpc.call("StepBatch", pb.StepBatchRequest(columns=columns)).result
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        {"top_k": 2},
+        {"top_k": 5},
+        {"tensors": ["logits"]},
+        {"token_log_prob": True, "top_k": 3},
+        {"top_k": 3, "state": True},
+    ],
+    ids=str,
+)
+def test_a_replay_of_a_request_for_other_outputs(rpc, first):
+    """One row was applied before, when other outputs were asked for; the other one runs now."""
+    ids = [str(uuid.uuid4()), str(uuid.uuid4())]
+    incarnations = [open_session(rpc, session_id).incarnation for session_id in ids]
+    alone = rpc.step(ids[0], text=b"ab", position=0, outputs=pb.OutputSelection(**first)).result
+    result = send(rpc, ids, b"abab", [0, 0], top_k=3)
+    assert list(result.errors) == []
+    assert list(result.positions) == [2, 2]
+    assert list(result.incarnations) == incarnations
+    assert result.history_digests[0] == result.history_digests[1] == alone.history_digest
+    assert list(result.replayed_rows) == [0]
+    [separate] = result.separate_rows
+    assert (separate.row, separate.model_version) == (0, 1)
+    alone.outputs.ClearField("state")  # a batch gives none
+    assert separate.outputs == alone.outputs
+    ids_of_rows = np.array(result.outputs.top_ids).reshape(2, 2, 3)
+    assert not ids_of_rows[0].any()
+    np.testing.assert_array_equal(ids_of_rows[1], np.argsort(-run(MODEL, b"ab")[0], axis=1)[:, :3])
+
+
+def test_kept_outputs_beyond_what_a_client_receives_are_left_out():
+    """Each of 600 rows keeps 60 KiB from a request for other outputs; together they would take 35 MiB."""
+    tensor = pb.NamedTensor(name="y", tensor=pb.Tensor(shape=[1, 15360], data=bytes(61440)))
+    kept = pb.Outputs(token_count=1, tensors=[tensor]).SerializeToString()
+    small = pb.Outputs(token_count=1, top_k=1, top_ids=[7], top_log_probs=[0]).SerializeToString()
+    answers = {row: Answer(1, 1, 1, 1, True, kept) for row in range(600)}
+    stack = stack_outputs(601, 601, [], answers | {600: Answer(1, 1, 1, 1, False, small)})
+    assert [separate.row for separate in stack.separate] == list(range(600))
+    assert 15 << 20 < sum(separate.ByteSize() for separate in stack.separate) < 16 << 20
+    assert pb.Outputs.FromString(stack.outputs).top_ids == [0] * 600 + [7]
+
+
+def test_a_replay_of_the_same_request_is_in_the_columns(rpc):
+    ids = [str(uuid.uuid4()) for _ in range(2)]
+    for session_id in ids:
+        open_session(rpc, session_id)
+    first = send(rpc, ids, b"ab", [0, 0], top_k=3)
+    again = send(rpc, ids, b"ab", [0, 0], top_k=3)
+    assert list(again.replayed_rows) == [0, 1]
+    assert list(again.separate_rows) == []
+    assert again.outputs == first.outputs
+
+
+def test_two_versions_in_one_message_are_told_apart(tmp_path):
+    models = tmp_path / "models"
+    put_shipped(models, MODEL, "m", 1)
+    put_shipped(models, "python-source-elman", "m", 2)
+    with ServerProcess(tmp_path / "data", "--models", str(models)) as server:
+        rpc = Rpc(server)
+        ids = ["one-a", "two-a", "one-b", "two-b", "gone"]
+        for session_id in ids[:4]:
+            open_session(rpc, session_id, "m", 1 if session_id.startswith("one") else 2)
+        for position in (0, 0, 1):  # once more as a replay, where each row is answered alone
+            result = send(rpc, ids, b"xxxxx", [position] * 5, "m", tensors=["logits"])
+            assert [error.row for error in result.errors] == [4]
+            assert list(result.positions) == [position + 1] * 4 + [0]
+            versions = dict.fromkeys(range(5), result.model_version)
+            versions |= {separate.row: separate.model_version for separate in result.separate_rows}
+            assert [versions[row] for row in range(4)] == [1, 2, 1, 2]
+            for row, shipped in enumerate([MODEL, "python-source-elman"] * 2):
+                expected = run(shipped, b"xx")[0][position]
+                np.testing.assert_allclose(logits_of(result, row), expected, atol=1e-5, rtol=1e-5)
+        rpc.channel.close()
+
+
+def logits_of(result, row):
+    for separate in result.separate_rows:
+        if separate.row == row:
+            [named] = separate.outputs.tensors
+            return np.frombuffer(named.tensor.data, np.float32)
+    [named] = result.outputs.tensors
+    return np.frombuffer(named.tensor.data, np.float32).reshape(5, -1)[row]
