@@ -64,11 +64,10 @@ class AsyncClient:
         history: File to which every request, reply and error is appended, for `holdfast verify`; or a
             `holdfast.history.Recorder` shared with other clients, which its owner closes.
 
-    It belongs to the event loop that it is made on.
+    It belongs to the event loop that uses it first.
 
     Raises:
         ValueError: `connections` is less than 1, an address is not HOST:PORT, or there is no such level.
-        RuntimeError: No event loop runs.
         OSError: A file of `tls` cannot be read, a name in a list is not known, or the history cannot be
             written.
     """
@@ -202,9 +201,9 @@ class AsyncClient:
             session_ids: B distinct ids, of sessions that exist: see `open_batch`.
             tokens: T tokens for each: B * T bytes, ids (B,) or (B, T), or float32 features (B, width) or
                 (B, T, width).
-            positions: Tokens each session has consumed before, as numbers, or an `OpenedBatch` or `BatchReply`
-                of the same sessions in the same order, which name their histories too. None appends where each
-                session stands; then the call is not repeated when the connection breaks.
+            positions: Tokens each session has consumed before, as numbers; or an `OpenedBatch` or
+                `BatchReply` of the same sessions in the same order, which name their histories too. None
+                appends where each session stands; then the call is not repeated when the connection breaks.
             timeout_s: Longest wait, retries included; default is the client's.
             **options: version, top_k, token_log_prob, outputs and ack_level, as in `AsyncSession.step`.
 
@@ -303,7 +302,7 @@ class AsyncClient:
 
         Raises:
             ClientClosed: The client is closed.
-            RuntimeError: It belongs to another event loop.
+            WrongEventLoop: It belongs to another event loop.
         """
         self.lifetime.check()
         return next(self._stubs)

@@ -47,8 +47,8 @@ class BatchReply:
         session_ids: Of each row, as sent.
         positions: Tokens each session has consumed, int64 (B,).
         incarnations: Of each session, int64 (B,).
-        history_digests: Of those tokens, int64 (B,), see `holdfast.history_digest`; empty if the server tells
-            none.
+        history_digests: Of those tokens, int64 (B,), see `holdfast.history_digest`; empty if the server
+            tells none.
         separate_rows: By row, replies whose outputs do not fit into the columns: replays of requests for
             other outputs, and rows that ran on another version of the model.
         errors: Error by row, for rows that changed nothing.
@@ -166,8 +166,8 @@ class BatchPipeline:
         Args:
             session_ids: B distinct ids, of sessions that exist.
             tokens: T tokens for each.
-            positions: Tokens each session has consumed before, as numbers, or an `OpenedBatch` or `BatchReply`
-                of the same sessions in the same order. None appends, not safe to send again.
+            positions: Tokens each session has consumed before, as numbers; or an `OpenedBatch` or
+                `BatchReply` of the same sessions in the same order. None appends, not safe to send again.
 
         Returns:
             Future of the reply. It raises HoldfastError if the batch was refused as a whole, the

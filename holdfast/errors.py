@@ -25,8 +25,8 @@ class HoldfastError(Exception):
         expected_position: Position the store holds, where that matters; else None.
         retry_after_s: Pause the server asks for; None if it asks for none.
         metadata: Further facts from the server, by name.
-        pending: Chunks of the session that may have been applied, or wait to be sent; until they are settled
-            the session takes no others. Empty: no chunk of this caller is open.
+        pending: Chunks of the session that may have been applied, or wait to be sent; until they are
+            settled the session takes no others. Empty: it is known of every chunk what became of it.
         not_applied: Chunks that were taken from the caller and are known not to have been applied; the
             session has let them go, and its position is that of the first one.
     """
@@ -291,11 +291,17 @@ class SessionBusy(HoldfastError):
 class ClientClosed(HoldfastError):
     """The client was closed before or during the call.
 
-    Raised by the client. What `pending` names may have been applied; a new client that opens the session finds
-    by its position whether it was, and may repeat it with that chunk's position.
+    Raised by the client. What `pending` names may have been applied; a new client that opens the session
+    finds by its position whether it was, and may repeat it with that chunk's position.
     """
 
     default_reason = "CLIENT_CLOSED"
+
+
+class WrongEventLoop(HoldfastError, RuntimeError):
+    """The client belongs to another event loop or thread than the one that called it."""
+
+    default_reason = "WRONG_EVENT_LOOP"
 
 
 _BY_REASON = {kind.default_reason: kind for kind in HoldfastError.__subclasses__()}

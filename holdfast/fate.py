@@ -31,15 +31,15 @@ NOT_THERE = (
     PositionGap, StoreRegressed, SessionLost, SessionExpired, SessionNotFound, SessionQuarantined,
     StateNotFinite, ModelFailed, ReplyTooLarge,
 )  # fmt: skip
-"""Refusals that come from the stored session: what they refuse is not in it, by no earlier attempt either."""
+"""Refusals that come from the stored session: no earlier attempt has applied what they refuse."""
 
 UNKNOWING = (InternalFailure, ClientClosed)
-"""Errors that are final and do not know what became of the chunk."""
+"""Errors that are final and do not know what became of the chunk; nor does one of a reason not known here."""
 
 
 def leaves_unsure(error: HoldfastError) -> bool:
     """Whether the attempt that ended so may have been applied."""
-    return isinstance(error, UNKNOWING) or (error.retryable and not isinstance(error, NOT_NOW))
+    return _is_unknowing(error) or (error.retryable and not isinstance(error, NOT_NOW))
 
 
 def tell_fate(error: HoldfastError, ledger: Ledger) -> None:
@@ -47,7 +47,7 @@ def tell_fate(error: HoldfastError, ledger: Ledger) -> None:
     first = next(ledger.unanswered, None)
     if first is None:
         return
-    if error.retryable or isinstance(error, UNKNOWING):
+    if error.retryable or _is_unknowing(error):
         _tell_pending(error, ledger)
     elif first.is_unsure and not isinstance(error, NOT_THERE):
         _tell_lost_sight(error, ledger)
@@ -63,15 +63,19 @@ def tell_rows(error: HoldfastError, *, has_positions: bool) -> None:
         error.tell("rows may have been applied: send the same rows at the same positions again")
     else:
         error.tell(
-            "rows may have been applied, and since they were sent without positions, sending them again may "
-            "apply them twice: see where each session stands, by open_batch() or get_session(), and go on "
-            "from there with positions"
+            "rows may have been applied, and since they were sent without positions, sending them again "
+            "may apply them twice: see where each session stands, by open_batch() or get_session(), and go "
+            "on from there with positions"
         )
 
 
 def tell_nothing_applied(error: HoldfastError, ledger: Ledger) -> None:
     """Lets go of the one chunk of a step, of which no attempt changed anything."""
     _tell_not_applied(error, ledger)
+
+
+def _is_unknowing(error: HoldfastError) -> bool:
+    return isinstance(error, UNKNOWING) or type(error) is HoldfastError
 
 
 def _tell_pending(error: HoldfastError, ledger: Ledger) -> None:

@@ -6,7 +6,7 @@ repeats nor one that goes on can double or lose a token. What a step is:
 
     pending   position given             it is
     no        none, or where it stands   new
-    no        behind                     asked again: the reply is the server's to keep, nothing changes here
+    no        behind                     asked again: the server may still have the reply
     no        ahead                      PositionGap
     yes       the first one's, same      a retry of that chunk
     yes       anything else              ChunkPending
@@ -180,7 +180,7 @@ class Ledger:
         return taken
 
     def drop(self) -> tuple[PendingChunk, ...]:
-        """Lets go of all entries without a reply, which are known not to have been applied; returns them."""
+        """Lets go of all entries without a reply, which were not applied; returns them."""
         dropped = tuple(entry.chunk for entry in self.unanswered)
         self._entries = deque(entry for entry in self._entries if entry.reply is not None)
         return dropped

@@ -1,70 +1,74 @@
-"""Where and how long a client may be used: on the event loop it was made on, until it is closed."""
+"""Where and how long a client may be used: on the event loop that used it first, until it is closed."""
 
 import asyncio
 
-from holdfast.errors import ClientClosed
+from holdfast.errors import ClientClosed, WrongEventLoop
 
 
 class Lifetime:
     """Knows the client's event loop and whether the client is closed.
 
     Attributes:
-        loop: The event loop that runs now.
-        closed: Is done once the client is closed; whoever waits waits for it too.
-
-    Raises:
-        RuntimeError: No event loop runs.
+        is_over: The client is closed.
     """
 
     def __init__(self) -> None:
-        loop = _running_loop()
-        if loop is None:
-            raise RuntimeError(
-                "no event loop runs: make an AsyncClient in the coroutine that uses it, or take holdfast.Client"
-            )
-        self.loop = loop
-        self.closed: asyncio.Future[None] = loop.create_future()
+        self._closed: asyncio.Future[None] | None = None
+        self.is_over = False
 
     @property
-    def is_over(self) -> bool:
-        """Whether the client is closed."""
-        return self.closed.done()
+    def closed(self) -> "asyncio.Future[None]":
+        """Is done once the client is closed; whoever waits waits for it too. Known after the first check."""
+        assert self._closed is not None, "bug: nothing was checked"
+        return self._closed
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The client's event loop; known after the first check."""
+        return self.closed.get_loop()
 
     def check(self) -> None:
         """Makes sure that the client may be used here and now.
 
         Raises:
             ClientClosed: It is closed.
-            RuntimeError: Another event loop runs, or none.
+            WrongEventLoop: Another event loop runs than the one that used it first, or none.
         """
-        running = _running_loop()
-        if running is not self.loop:
-            raise RuntimeError(
-                f"this client belongs to the event loop it was made on, and {'another' if running else 'none'} "
-                "runs here: make one AsyncClient for each loop; nothing was sent"
-            )
         if self.is_over:
             raise ClientClosed("the client is closed", code="CANCELLED")
+        running = _running_loop()
+        if running is None:
+            raise WrongEventLoop(
+                "no event loop runs: use AsyncClient in a coroutine, or take holdfast.Client"
+            )
+        if self._closed is None:
+            self._closed = running.create_future()
+        elif self.loop is not running:
+            raise WrongEventLoop(
+                "this client was first used on another event loop, and works on that one only: make one "
+                "AsyncClient for each loop, or use holdfast.Client, which any thread may call"
+            )
 
     def check_before_sending(self) -> None:
         """The same at the beginning of a call; the error says that nothing was sent.
 
         Raises:
-            ClientClosed, RuntimeError: As `check`.
+            ClientClosed, WrongEventLoop: As `check`.
         """
         try:
             self.check()
-        except ClientClosed as error:
+        except (ClientClosed, WrongEventLoop) as error:
             error.tell("nothing was sent")
             raise
 
     def end(self) -> None:
         """Closes it; everything that waits is told."""
-        if not self.is_over:
-            self.closed.set_result(None)
+        self.is_over = True
+        if self._closed is not None and not self._closed.done():
+            self._closed.set_result(None)
 
     def explain(self, error: BaseException) -> BaseException:
-        """Returns what to raise for the cancellation of a call: ClientClosed, if closing the client caused it."""
+        """Returns what a cancelled call raises: ClientClosed, if closing the client has cancelled it."""
         task = asyncio.current_task()
         if self.is_over and isinstance(error, asyncio.CancelledError) and task and not task.cancelling():
             return ClientClosed("the client was closed during the call", code="CANCELLED")

@@ -1,4 +1,4 @@
-"""The chunks of one stream: sends what was taken, reads replies, and goes on over another call after a failure.
+"""The chunks of one stream: sends what was taken, reads replies, goes on over another call after a failure.
 
 It knows neither the source nor who waits for replies: both faces, asynchronous or not, drive it by `begin`,
 `take`, `reply_or`, `finish` and `release`.
@@ -104,8 +104,8 @@ class Pump:
     async def reply_or(self, fetch: "asyncio.Future[Any] | None") -> StepReply | None:
         """Waits for the next reply; returns None if a fetch from the source is done first.
 
-        The time limit starts anew with every reply, and with a chunk taken when none was under way: a source
-        may be silent for as long as it likes.
+        The time limit starts anew with every reply, and with a chunk taken when none was under way: a
+        source may be silent for as long as it likes.
 
         Raises:
             HoldfastError: See `holdfast.errors`.

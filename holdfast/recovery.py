@@ -1,4 +1,4 @@
-"""What a session does when something fails: waits, asks another server, sends again what the store has lost.
+"""What a session does when something fails: waits, asks another server, sends again what the store lost.
 
 What was answered is kept as far as `replay_tokens` reach. A store that has lost some of it, or the whole
 session, gets it again, and the outputs are those of a store that lost nothing. Only a loss is made good: a
@@ -99,8 +99,8 @@ class Recovery:
     async def _resend(self, position: int, error: HoldfastError, deadline_s: float) -> None:
         """Sends the tokens again that the store has lost; their replies were had before.
 
-        Should the store lose something again meanwhile, the chunk that found out is sent once more and finds
-        that out, too.
+        Should the store lose something again meanwhile, the chunk that found out is sent once more and
+        finds that out, too.
 
         Raises:
             HoldfastError: The given one, if the tokens are no longer kept.

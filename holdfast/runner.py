@@ -6,13 +6,16 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, Protocol, TypeVar
 
-from holdfast.errors import ClientClosed
+from holdfast.errors import ClientClosed, WrongEventLoop
 from holdfast.lifetime import Lifetime
 
 Result = TypeVar("Result")
 
 UNWIND_S = 0.5
 """So long an interrupted thread waits until the call that it left is over."""
+
+SEE_OUT_S = 1.0
+"""For what is left on the loop to end by itself, and again when it is cut off."""
 
 CLOSE_S = 5.0
 """So long `close` waits until other threads have seen that the client is closed."""
@@ -38,7 +41,7 @@ class Runner:
 
     def __init__(self, thread: LoopThread, lifetime: Lifetime) -> None:
         self._thread = thread
-        self._lifetime = lifetime
+        self._loop = thread.run(_loop_of(lifetime))
         self._changed = threading.Condition()
         self._running_count = 0
         self._is_closed = False
@@ -57,7 +60,7 @@ class Runner:
 
         Raises:
             ClientClosed: It is closed.
-            RuntimeError: The caller is on the event loop itself, which would wait for itself.
+            WrongEventLoop: The caller is on the event loop itself, which would wait for itself.
         """
         try:
             self._check_thread()
@@ -79,7 +82,7 @@ class Runner:
     def post(self, callback: Callable[[], None]) -> None:
         """Has the event loop call something, without waiting for it: also when the interpreter exits."""
         with contextlib.suppress(RuntimeError):  # the loop is closed, and what hangs on it is gone
-            self._lifetime.loop.call_soon_threadsafe(callback)
+            self._loop.call_soon_threadsafe(callback)
 
     def close(self, closing: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Ends all calls, those of other threads too; the second time it does nothing.
@@ -95,6 +98,7 @@ class Runner:
         self._thread.run(closing())
         with self._changed:
             self._changed.wait_for(lambda: self._running_count == 0, CLOSE_S)
+        self._thread.run(_see_out())
         self._thread.close()
 
     def _enter(self) -> None:
@@ -113,11 +117,11 @@ class Runner:
             running = asyncio.get_running_loop()
         except RuntimeError:
             return
-        if running is self._lifetime.loop:
-            raise RuntimeError(
-                "this is the client's own event loop, which would wait for itself: call the client from another "
-                "thread; nothing was sent"
-            )
+        if running is self._loop:
+            raise WrongEventLoop(
+                "a call of the client came from the client's own event loop, and would wait for itself: do not "
+                "use a Client in the asynchronous iterator that its stream reads from"
+            ).tell("nothing was sent")
 
     def _unwind(self, outcome: "_Outcome[Result]", take_back: Callable[[Result], None] | None) -> None:
         """Waits until a call that was cancelled is over, so that what the session says then is so."""
@@ -130,6 +134,21 @@ class Runner:
 
         self.post(lambda: outcome.when_over(look))
         is_over.wait(UNWIND_S)
+
+
+async def _loop_of(lifetime: Lifetime) -> asyncio.AbstractEventLoop:
+    lifetime.check()
+    return lifetime.loop
+
+
+async def _see_out() -> None:
+    """Waits until everything else on the loop has ended, which it does now, or is cut off."""
+    rest = asyncio.all_tasks() - {asyncio.current_task()}
+    for _ in range(2):
+        if rest:
+            _, rest = await asyncio.wait(rest, timeout=SEE_OUT_S)
+        for task in rest:
+            task.cancel()
 
 
 class _Outcome(Generic[Result]):

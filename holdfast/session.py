@@ -1,8 +1,8 @@
 """A session as its writer sees it: tokens in, replies out; positions, retries and resending inside.
 
-Every chunk carries its position and the digest of the history before it, so sending it again is always safe.
-What has no reply stays pending, and nothing new is taken until it is settled: see `holdfast.ledger`. What is
-done about failures: see `holdfast.recovery`.
+Every chunk carries its position and the digest of the history before it, so sending it again is always
+safe. What has no reply stays pending, and nothing new is taken until it is settled: see `holdfast.ledger`.
+What is done about failures: see `holdfast.recovery`.
 """
 
 import asyncio
@@ -73,7 +73,7 @@ class AsyncSession:
 
     @property
     def pending(self) -> tuple[PendingChunk, ...]:
-        """Chunks taken from the caller that have no reply yet: sent, or fetched from a source and not sent."""
+        """Chunks taken from the caller that have no reply yet: sent, or fetched from an iterator."""
         return self._ledger.pending
 
     @property
@@ -110,8 +110,8 @@ class AsyncSession:
 
         Args:
             tokens: k >= 1 tokens: str or bytes, ids, or float32 features (k, width).
-            position: Tokens of the session before this chunk, for a call that may be a repetition: a chunk
-                that was applied is answered by the reply it had. Repeat an earlier step with the same tokens.
+            position: Tokens of the session before this chunk, for a call that may be a repetition: a
+                chunk that was applied is answered by the reply it had. Repeat it with the same tokens.
             top_k: So many likeliest next tokens after each token. A repetition gets what was asked for the
                 first time, of this and of the following.
             token_log_prob: Log-probability of each token.
@@ -173,15 +173,16 @@ class AsyncSession:
     ) -> AsyncGenerator[StepReply, None]:
         """Applies many chunks and yields their replies in order.
 
-        Left early, by `break`, an error or a cancellation, it settles nothing: `position` counts the replies
-        that were given, and what else was sent, or fetched from an iterator, is in `pending`.
+        Left early, by `break`, an error or a cancellation, it settles nothing: `position` counts the
+        replies that were given, and what else was sent, or fetched from an iterator, is in `pending`.
 
         Args:
-            tokens: Tokens as in `step`, or a sequence, iterable or async iterable of such pieces. An iterator
-                that is not asynchronous runs in a thread of its own, and is asked only when a reply is wanted.
+            tokens: Tokens as in `step`, or a sequence, iterable or async iterable of such pieces. An
+                iterator that is not asynchronous runs in a thread of its own, and is asked only when a
+                reply is wanted.
             chunk: Most tokens sent together.
-            max_in_flight: Most chunks under way, 1..32. Default is 32 for what has a length and an index, and
-                1 for iterators, which thus may wait, or feed back what the last reply gave.
+            max_in_flight: Most chunks under way, 1..32. Default is 32 for what has a length and an index,
+                and 1 for iterators, which thus may wait, or feed back what the last reply gave.
             top_k: As in `step`, as are the other selections.
             token_log_prob: As in `step`.
             outputs: As in `step`.

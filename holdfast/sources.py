@@ -54,7 +54,7 @@ def is_sequence(tokens: Pieces) -> bool:
 
 
 def parts_of(tokens: Any, size: int) -> Iterator[Any]:
-    """Returns the parts of what is not asynchronous; those of a sequence are cut to `size` when asked for."""
+    """Returns the parts of what is not asynchronous; a sequence is cut to `size` as it is asked for."""
     return _cut(tokens, size) if is_sequence(tokens) else iter(tokens)
 
 

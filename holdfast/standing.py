@@ -1,4 +1,4 @@
-"""Where the sessions of a batch stand, as its caller knows it: by positions, or by what the server said last."""
+"""Where the sessions of a batch stand, as the caller knows it: by numbers, or by what the server told."""
 
 import operator
 from collections.abc import Sequence
@@ -48,7 +48,7 @@ def standing_of(session_ids: Sequence[str], positions: Positions | None) -> Stan
     """Reads where sessions stand.
 
     Raises:
-        ValueError: It is not one position for each session, or it is told of others, or of some that failed.
+        ValueError: It is not one position for each session, or is told of others, or of some that failed.
         TypeError: A position is not an integer.
     """
     if positions is None:

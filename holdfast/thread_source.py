@@ -1,8 +1,8 @@
 """An iterator that may block, for use on an event loop: it runs in a thread of its own.
 
 Not in the event loop's executor, whose threads the interpreter waits for when it exits: a source that waits
-for a microphone or a broker would hold that up. The thread is a daemon, and asks the iterator for a part only
-when one is wanted.
+for a microphone or a broker would hold that up. The thread is a daemon, and asks the iterator for a part
+only when one is wanted.
 """
 
 import asyncio

@@ -501,14 +501,18 @@ async def test_a_step_cancelled_while_its_reply_comes_is_given_or_pending(server
 
 
 async def test_leaving_a_session_with_a_chunk_pending_is_an_error_that_says_so(server, async_session):
-    server.script.append(SILENT)
-    with pytest.raises(ChunkPending):
-        async with async_session as session:
-            with pytest.raises(UNKNOWN):
-                await session.step(b"ab", timeout_s=0.3)
-    with pytest.raises(KeyError):
+    async def leave(error=None):
         async with async_session:
-            raise KeyError  # what went wrong is not hidden
+            if error is not None:
+                raise error
+
+    server.script.append(SILENT)
+    with pytest.raises(UNKNOWN):
+        await async_session.step(b"ab", timeout_s=0.3)
+    with pytest.raises(ChunkPending):
+        await leave()
+    with pytest.raises(KeyError):  # what went wrong is not hidden
+        await leave(KeyError())
 
 
 def test_leaving_a_session_without_asyncio_says_so_too(server, session):

@@ -1,4 +1,4 @@
-"""Streams: left in every phase, fed by what waits, by what they gave before, by threads; nothing is lost."""
+"""Streams: left in every phase, fed by what waits, by their own replies, by threads; nothing is lost."""
 
 import asyncio
 import gc
@@ -67,6 +67,16 @@ async def later(parts):
         except StopIteration:
             return
         yield part
+
+
+def collect_all(stream, given):
+    for reply in stream:
+        given.append(reply)
+
+
+async def collect(stream, given):
+    async for reply in stream:
+        given.append(reply)
 
 
 async def eventually(condition):
@@ -186,9 +196,9 @@ def broken(parts):
 @pytest.mark.parametrize("in_flight", [1, 8])
 def test_what_a_source_raises_reaches_the_caller_and_leaves_what_is_under_way(session, server, in_flight):
     given = []
+    stream = session.stream(broken([b"ab", b"cd", b"ef"]), chunk=2, max_in_flight=in_flight)
     with pytest.raises(OutOfOrder):
-        for reply in session.stream(broken([b"ab", b"cd", b"ef"]), chunk=2, max_in_flight=in_flight):
-            given.append(reply)  # noqa: PERF402 -- it is cut short
+        collect_all(stream, given)
     given += session.settle()
     assert tokens_of(given) == server.applied() == b"abcdef"
 
@@ -196,9 +206,9 @@ def test_what_a_source_raises_reaches_the_caller_and_leaves_what_is_under_way(se
 @pytest.mark.parametrize("kind", [iter, later])
 async def test_the_same_with_asyncio_of_both_kinds(async_session, server, kind):
     given = []
+    stream = async_session.stream(kind(broken([b"ab", b"cd"])), chunk=2, max_in_flight=8)
     with pytest.raises(OutOfOrder):
-        async for reply in async_session.stream(kind(broken([b"ab", b"cd"])), chunk=2, max_in_flight=8):
-            given.append(reply)  # noqa: PERF401
+        await collect(stream, given)
     given += await async_session.settle()
     assert tokens_of(given) == server.applied() == b"abcd"
 
