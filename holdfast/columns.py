@@ -50,7 +50,8 @@ class BatchReply:
         history_digests: Of those tokens, int64 (B,), see `holdfast.history_digest`; empty if the server
             tells none.
         separate_rows: By row, replies whose outputs do not fit into the columns: replays of requests for
-            other outputs, and rows that ran on another version of the model.
+            other outputs, and rows that ran on another version of the model. Where `token_count` is 0 the
+            outputs would have been too large for this message: get them by a step at the row's position.
         errors: Error by row, for rows that changed nothing.
         replayed_rows: Rows that had been applied before; their replies are those kept from then.
         model_version: Version that ran.

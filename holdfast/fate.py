@@ -34,7 +34,7 @@ NOT_THERE = (
 """Refusals that come from the stored session: no earlier attempt has applied what they refuse."""
 
 UNKNOWING = (InternalFailure, ClientClosed)
-"""Errors that are final and do not know what became of the chunk; nor does one of a reason not known here."""
+"""Errors that are final and do not know what became of the chunk; nor do those of an unknown reason."""
 
 
 def leaves_unsure(error: HoldfastError) -> bool:

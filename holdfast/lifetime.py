@@ -18,7 +18,7 @@ class Lifetime:
 
     @property
     def closed(self) -> "asyncio.Future[None]":
-        """Is done once the client is closed; whoever waits waits for it too. Known after the first check."""
+        """Is done once the client is closed, for all who wait for something; after the first check."""
         assert self._closed is not None, "bug: nothing was checked"
         return self._closed
 

@@ -119,8 +119,8 @@ class Runner:
             return
         if running is self._loop:
             raise WrongEventLoop(
-                "a call of the client came from the client's own event loop, and would wait for itself: do not "
-                "use a Client in the asynchronous iterator that its stream reads from"
+                "a call of the client came from the client's own event loop, and would wait for itself: do "
+                "not use a Client in the asynchronous iterator that its stream reads from"
             ).tell("nothing was sent")
 
     def _unwind(self, outcome: "_Outcome[Result]", take_back: Callable[[Result], None] | None) -> None:

@@ -1,4 +1,4 @@
-"""Nothing hangs: sessions that are busy, clients closed in the middle of calls, calls from a wrong place."""
+"""Nothing hangs: sessions that are busy, clients closed during calls, calls from a wrong place."""
 
 import asyncio
 import itertools
@@ -52,7 +52,7 @@ class InThread:
     def _run(self):
         try:
             self._call()
-        except BaseException as error:
+        except Exception as error:  # noqa: BLE001 -- whatever it is, the test looks at it
             self.error = error
 
     def end(self):
@@ -152,7 +152,7 @@ async def test_a_closed_async_client_refuses_everything_at_once(async_client):
         lambda: async_client.step_batch("m", ["s"], b"x"),
         lambda: batches.submit(["s"], b"x"),
     ):
-        with pytest.raises(ClientClosed, match="nothing was sent|the client is closed"):
+        with pytest.raises(ClientClosed, match="the client is closed"):
             await call()
 
 
