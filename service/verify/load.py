@@ -23,7 +23,7 @@ ROWS = 8
 """Sessions in a message of rows."""
 
 GONE = ("SESSION_LOST", "SESSION_EXPIRED", "SESSION_CLOSED", "SESSION_NOT_FOUND")
-MOVED = ("POSITION_CONFLICT", "STORE_REGRESSED", *GONE)
+MOVED = ("POSITION_CONFLICT", "HISTORY_CONFLICT", "STORE_REGRESSED", *GONE)
 """Reasons after which a writer looks where its session stands."""
 
 LOOK_TIMEOUT_S = 30.0
@@ -152,9 +152,11 @@ class Load:
         session: AsyncSession,
         rng: random.Random,
     ) -> AsyncIterator[None]:
-        """Writes on through errors after which the same session object can go on."""
+        """Writes on through errors after which the same session object can go on, once that is settled."""
         while not self._stopping.is_set():
             try:
+                if await session.settle():
+                    yield
                 async with contextlib.aclosing(some(session, rng)) as steps:  # type: ignore[type-var]
                     async for _ in steps:
                         yield
