@@ -26,6 +26,8 @@ IDLE_PAUSE_S = 1e-3
 
 STATE_BYTES = 1024
 TTL_S = 3600.0
+_DIGEST = 1 << 52
+"""Stands for any history digest."""
 
 
 def bare(
@@ -87,7 +89,7 @@ async def _commits(store: EmbeddedStore, seconds: float, pause_s: float) -> Roun
         refusals = await client.commit([writes], TTL_S)
         latencies_s.append(time.monotonic() - sent_s)
         assert not refusals, f"bug: the commit was refused: {refusals}"
-        expected = stamp(incarnation, position)
+        expected = stamp(incarnation, position, _DIGEST)
         await asyncio.sleep(pause_s)
     took = Took(position, time.monotonic() - started_s, latencies_s)
     store_us = (cpu_s(store.pid) - store_s) / position * 1e6
@@ -98,8 +100,8 @@ async def _commits(store: EmbeddedStore, seconds: float, pause_s: float) -> Roun
 def _record(incarnation: int, position: int) -> bytes:
     """Returns a record as one token of a GRU-256 leaves it."""
     outputs = pb.Outputs(token_count=1, top_k=5, top_ids=[97] * 5, top_log_probs=[-1.0] * 5)
-    reply = KeptReply(position, 1, bytes(16), outputs.SerializeToString())
-    return encode(Record(incarnation, position, bytes(32), bytes(STATE_BYTES), (reply,)))
+    reply = KeptReply(position, 1, _DIGEST, _DIGEST, outputs.SerializeToString())
+    return encode(Record(incarnation, position, bytes(32), bytes(STATE_BYTES), (reply,), digest=_DIGEST))
 
 
 def _timed(call: Callable[[], None], steps_per_call: int, seconds: float, pause_s: float = 0.0) -> Round:

@@ -9,7 +9,7 @@ from benchmarks.serving import run
 from holdfast.v1 import holdfast_pb2 as pb
 
 _TOP_K = 5
-_INCARNATION = 1 << 62
+_INCARNATION = _DIGEST = 1 << 52
 
 
 def _outputs(token_count: int) -> pb.Outputs:
@@ -21,7 +21,9 @@ def _outputs(token_count: int) -> pb.Outputs:
     )
 
 
-_RESULT = pb.ChunkResult(session_id="session", incarnation=_INCARNATION, position=1, outputs=_outputs(1))
+_RESULT = pb.ChunkResult(
+    session_id="session", incarnation=_INCARNATION, position=1, outputs=_outputs(1), history_digest=_DIGEST
+)
 _REPLY = pb.StreamStepsResponse(result=_RESULT).SerializeToString()
 """The same bytes are a StepResponse."""
 
@@ -30,7 +32,10 @@ _REPLY = pb.StreamStepsResponse(result=_RESULT).SerializeToString()
 def _columns_reply(rows: int, tokens_per_row: int) -> bytes:
     """Returns a reply as large as Holdfast's."""
     result = pb.ColumnsResult(
-        positions=[1] * rows, incarnations=[_INCARNATION] * rows, outputs=_outputs(rows * tokens_per_row)
+        positions=[1] * rows,
+        incarnations=[_INCARNATION] * rows,
+        history_digests=[_DIGEST] * rows,
+        outputs=_outputs(rows * tokens_per_row),
     )
     return pb.StreamBatchesResponse(result=result).SerializeToString()
 

@@ -155,9 +155,9 @@ class _Site:
         self._empty_bytes = self._used_bytes()
 
     def fill(self, size: int) -> None:
-        """Opens sessions up to `size` by their first token."""
-        opening = SpreadColumns(self.population, np.arange(self.stored, size), 4, rows=512, once=True)
-        load(self.contestant, opening, 0.0)
+        """Opens sessions up to `size` and gives each its first token."""
+        first = SpreadColumns(self.population, np.arange(self.stored, size), 4, rows=512, once=True)
+        load(self.contestant, first, 0.0)
         self.stored = size
 
     def bytes_per_session(self) -> float:

@@ -28,7 +28,7 @@ from benchmarks.section import Ratio, Section
 from holdfast.v1 import holdfast_pb2 as pb
 from model_export.contract import byte_network_contract
 from model_export.graph import GATES, Layer, Weights, build_graph
-from service.bench.loads import ClosedLoop, columns, streams
+from service.bench.loads import ClosedLoop, columns, opening, streams
 from service.bench.payload import Payload
 from service.demo.processes import ServerProcess
 from service.store.embedded import EmbeddedStore
@@ -145,9 +145,16 @@ def _turns(folder: Path, contestant: Contestant, net: Net) -> dict[str, Callable
         turns[f"alone {rows} x {count}"] = _short(partial(bare, ours, rows, count))
         turns[f"fused {rows} x {count}"] = _short(partial(bare, fused, rows, count))
     for rows, count in COLUMNS:
-        loop = ClosedLoop(f"{net.name} {rows}", 2, columns(payload, count), rows=rows, tokens_per_row=count)
+        loop = ClosedLoop(
+            f"{net.name} {rows}",
+            2,
+            columns(payload, count),
+            rows=rows,
+            tokens_per_row=count,
+            opening=opening(payload),
+        )
         turns[f"columns {rows} x {count}"] = partial(load, contestant, loop)
-    one_each = ClosedLoop(f"{net.name} streams", STREAMS, streams(payload))
+    one_each = ClosedLoop(f"{net.name} streams", STREAMS, streams(payload), opening=opening(payload))
     turns[f"{STREAMS} streams"] = partial(load, contestant, one_each)
     return turns
 
@@ -157,7 +164,7 @@ def _short(turn: Callable[[float], Round]) -> Callable[[float], Round]:
 
 
 def _take(turns: dict[str, dict[str, Callable[[float], Round]]], seconds: float) -> Results:
-    """Takes all turns once to open sessions, then ROUNDS times."""
+    """Takes all turns once to warm up, then ROUNDS times."""
     results: Results = {net: {load_name: [] for load_name in loads} for net, loads in turns.items()}
     with Progress() as progress:
         bar = progress.add_task("", total=(ROUNDS + 1) * sum(map(len, turns.values())))

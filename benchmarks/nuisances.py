@@ -189,6 +189,8 @@ async def _read_nothing(stub: Any, _: float, begun: Event, __: Any) -> None:
     """Sends as fast as it may, asks for much, reads nothing."""
     outputs = pb.OutputSelection(tensors=["logits"])
 
+    await _open(stub, "slow", SLOW_READERS)
+
     async def send(number: int) -> None:
         call = stub.StreamSteps()
         request = pb.StreamStepsRequest(chunk=_chunk(f"slow-{number}", b"x" * SLOW_TOKENS, outputs))
@@ -201,6 +203,7 @@ async def _read_nothing(stub: Any, _: float, begun: Event, __: Any) -> None:
 
 async def _fall_silent(stub: Any, _: float, begun: Event, __: Any) -> None:
     """Opens streams, sends a chunk on each and is never heard of again."""
+    await _open(stub, "silent", SILENT_STREAMS)
     calls = []
     for number in range(SILENT_STREAMS):
         call = stub.StreamSteps()
@@ -214,6 +217,7 @@ async def _fall_silent(stub: Any, _: float, begun: Event, __: Any) -> None:
 
 async def _cancel_calls(stub: Any, scale: float, begun: Event, acts: Any) -> None:
     """Begins calls, one half of them streams, and cancels them at random moments."""
+    await _open(stub, "cancelled", CANCELLERS)
     numbers = iter(range(int(CANCELLED_CALLS * scale / ROUNDS)))
     pause_s = CANCELLING_SHARE * NUISANCE_S * CANCELLERS * ROUNDS / CANCELLED_CALLS
 
@@ -261,6 +265,7 @@ async def _watch_streams(address: str, seconds: float) -> tuple[list[float], int
     failed_count = 0
     async with grpc.aio.insecure_channel(address) as channel:
         stub = StreamingInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
+        await _open(stub, "watched", WATCHED)
         until_s = time.monotonic() + seconds
 
         async def step_on(number: int) -> None:
@@ -281,6 +286,14 @@ async def _watch_streams(address: str, seconds: float) -> tuple[list[float], int
 
         await asyncio.gather(*map(step_on, range(WATCHED)))
     return latencies, failed_count
+
+
+async def _open(stub: Any, kind: str, count: int) -> None:
+    """Opens the sessions of one kind, or finds them open."""
+    ids = [f"{kind}-{number}" for number in range(count)]
+    reply = await stub.OpenBatch(pb.OpenBatchRequest(model=MODEL, session_ids=ids))
+    if reply.errors:
+        raise RuntimeError(f"a session was not opened: {reply.errors[0].status.message}")
 
 
 def _is_result(reply: Any) -> bool:

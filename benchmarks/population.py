@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from holdfast.v1 import holdfast_pb2 as pb
-from service.bench.loads import LoadFailed, Took
+from service.bench.loads import ROWS_OPENED, LoadFailed, Took
 
 Numbers = NDArray[np.int64]
 
@@ -29,11 +29,28 @@ class Population:
 
     Attributes:
         positions: Tokens each has consumed, int64 (count,).
+        is_open: Which of them have been opened, bool (count,).
     """
 
     def __init__(self, model: str, count: int) -> None:
         self.model = pb.ModelRef(name=model)
         self.positions = np.zeros(count, np.int64)
+        self.is_open = np.zeros(count, np.bool_)
+
+    async def open(self, stub: Any, numbers: Numbers) -> None:
+        """Opens those of the sessions that have not been opened.
+
+        Raises:
+            LoadFailed, grpc.RpcError: A session could not be opened.
+        """
+        missing = numbers[~self.is_open[numbers]]
+        for start in range(0, len(missing), ROWS_OPENED):
+            part = missing[start : start + ROWS_OPENED]
+            ids = [f"{number:x}" for number in part.tolist()]
+            reply = await stub.OpenBatch(pb.OpenBatchRequest(model=self.model, session_ids=ids))
+            if reply.errors:
+                raise LoadFailed(f"a session was not opened: {reply.errors[0].status.message}")
+            self.is_open[part] = True
 
     def chunk(self, number: int) -> pb.Chunk:
         """Returns the next token of a session."""
@@ -67,6 +84,10 @@ class SpreadLoad(ABC):
         self._population = population
         order = np.random.default_rng().permutation(numbers)
         self._shares = [order[caller::caller_count] for caller in range(caller_count)]
+
+    async def open(self, stubs: Sequence[Any]) -> None:
+        """Opens its sessions, as far as nobody did before."""
+        await self._population.open(stubs[0], np.concatenate(self._shares))
 
     async def run(self, stubs: Sequence[Any], seconds: float) -> Took:
         """Loads a server for a while, over one connection; see `ClosedLoop.run`."""

@@ -31,7 +31,7 @@ from holdfast import AsyncClient
 from holdfast.history import Recorder
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
-from service.bench.loads import CHANNEL_OPTIONS, ClosedLoop, LoadFailed, columns, streams
+from service.bench.loads import CHANNEL_OPTIONS, ClosedLoop, LoadFailed, columns, opening, streams
 from service.bench.payload import Payload
 from service.config import Settings
 from service.demo.processes import ServerProcess
@@ -193,11 +193,13 @@ async def scale(site: Site, folder: Path, plan: Plan) -> Found:
 
 
 async def _open(population: Population, stubs: Sequence[Any]) -> None:
-    """Gives every session its first token, a share of them through each replica."""
+    """Opens every session and gives it its first token, a share of them through each replica."""
     for numbers, stub in zip(
         np.array_split(np.arange(len(population.positions)), len(stubs)), stubs, strict=True
     ):
-        await SpreadColumns(population, numbers, 2, rows=512, once=True).run([stub], 0.0)
+        first = SpreadColumns(population, numbers, 2, rows=512, once=True)
+        await first.open([stub])
+        await first.run([stub], 0.0)
 
 
 async def _move(population: Population, stubs: Sequence[Any]) -> Moves:
@@ -228,10 +230,10 @@ async def _turns(site: Site, stubs: Sequence[Any], plan: Plan) -> dict[tuple[str
     loads = {}
     for count in REPLICA_COUNTS:
         loads[f"{STREAMS} streams", count] = ClosedLoop(
-            f"streams-{count}", STREAMS * count, streams(payload)
+            f"streams-{count}", STREAMS * count, streams(payload), opening=opening(payload)
         )
         loads[f"{MESSAGES} messages of {ROWS} rows", count] = ClosedLoop(
-            f"rows-{count}", MESSAGES * count, columns(payload, 1), rows=ROWS
+            f"rows-{count}", MESSAGES * count, columns(payload, 1), rows=ROWS, opening=opening(payload)
         )
     turns: dict[tuple[str, int], list[Turn]] = {key: [] for key in loads}
     for _ in range(plan.rounds):
@@ -241,6 +243,7 @@ async def _turns(site: Site, stubs: Sequence[Any], plan: Plan) -> dict[tuple[str
 
 
 async def _turn(site: Site, loop: ClosedLoop, stubs: Sequence[Any], seconds: float) -> Turn:
+    await loop.open(stubs)
     before = site.replicas_cpu_s(), site.stores_cpu_s(), time.process_time()
     took = await loop.run(stubs, seconds)
     after = site.replicas_cpu_s(), site.stores_cpu_s(), time.process_time()

@@ -19,11 +19,19 @@ _SERVICE: str = pb.DESCRIPTOR.services_by_name["StreamingInferenceService"].full
 def run(handlers: dict[str, grpc.RpcMethodHandler]) -> None:
     """Serves on a free port, printed as `holdfast serve` prints it, until the process is ended.
 
+    Opening sessions succeeds and does nothing: a load asks for it before it is measured, and none of these
+    contestants needs it.
+
     Args:
-        handlers: By name of the rpc.
+        handlers: By name of the rpc; OpenBatch is added.
     """
+    handlers = {**handlers, "OpenBatch": grpc.unary_unary_rpc_method_handler(_open_batch)}
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(handlers))
+
+
+async def _open_batch(_: bytes, __: grpc.aio.ServicerContext) -> bytes:
+    return pb.OpenBatchResponse().SerializeToString()
 
 
 async def _serve(handlers: dict[str, grpc.RpcMethodHandler]) -> None:

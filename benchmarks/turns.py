@@ -24,7 +24,7 @@ from benchmarks.results import (
     Round,
 )
 from holdfast.v1 import holdfast_pb2 as pb
-from service.bench.loads import ClosedLoop, LoadFailed, OpenCall, columns, streams, unary
+from service.bench.loads import ClosedLoop, LoadFailed, OpenCall, columns, opening, streams, unary
 from service.bench.payload import Payload
 from service.verify.oracle import open_graph
 
@@ -46,7 +46,7 @@ Turns = dict[Label, Turn]
 
 
 def take_turns(turns: Turns, count: int, seconds: float) -> Results:
-    """Runs every turn once to open sessions and fill caches, then `count` times."""
+    """Runs every turn once to warm up and fill caches, then `count` times."""
     rounds: dict[Label, list[Round]] = {label: [] for label in turns}
     failures: dict[Label, list[str]] = {label: [] for label in turns}
     with Progress(*Progress.get_default_columns()[:-1], TimeRemainingColumn()) as progress:
@@ -113,7 +113,14 @@ def _loaded(
     turns: Turns = {}
     for contestant in contestants:
         sessions = f"{contestant.name} {name}"
-        loop = ClosedLoop(sessions, count, open_call, rows=rows, tokens_per_row=tokens_per_row)
+        loop = ClosedLoop(
+            sessions,
+            count,
+            open_call,
+            rows=rows,
+            tokens_per_row=tokens_per_row,
+            opening=opening(_payload()),
+        )
         turns[Label(name, contestant.name)] = partial(load, contestant, loop)
     return turns
 

@@ -18,6 +18,9 @@ DRAWS = 16
 CHANNEL_OPTIONS = [("grpc.use_local_subchannel_pool", 1)]
 """Channels to one address do not share a connection."""
 
+ROWS_OPENED = 1024
+"""Sessions opened by one message."""
+
 PATIENCE_S = 30.0
 """Longest wait for the last replies."""
 
@@ -25,6 +28,9 @@ Metadata = tuple[tuple[str, str], ...]
 
 Send = Callable[[int], Awaitable[None]]
 """Sends the next message at a position and returns after its reply."""
+
+Open = Callable[[Any, Sequence[str]], Awaitable[None]]
+"""Given a stub, opens sessions; see `opening`."""
 
 OpenCall = Callable[[Any, Sequence[str]], AbstractAsyncContextManager[Send]]
 """Given the stub and the sessions of one caller."""
@@ -67,12 +73,21 @@ class ClosedLoop:
         open_call: `streams`, `unary` or `columns`.
         rows: Sessions in a message.
         tokens_per_row: Tokens of each.
+        opening: How its sessions are opened; None where a server needs no opening.
     """
 
     def __init__(
-        self, name: str, caller_count: int, open_call: OpenCall, *, rows: int = 1, tokens_per_row: int = 1
+        self,
+        name: str,
+        caller_count: int,
+        open_call: OpenCall,
+        *,
+        rows: int = 1,
+        tokens_per_row: int = 1,
+        opening: Open | None = None,
     ) -> None:
         self._open_call = open_call
+        self._opening = opening
         self._tokens_per_row = tokens_per_row
         self._sessions = [
             [f"{name}-{number}-{row}" for row in range(rows)] for number in range(caller_count)
@@ -84,8 +99,18 @@ class ClosedLoop:
         """All its sessions."""
         return [session_id for sessions in self._sessions for session_id in sessions]
 
+    async def open(self, stubs: Sequence[Any]) -> None:
+        """Opens its sessions if that was not done before; not part of what is measured.
+
+        Raises:
+            LoadFailed, grpc.RpcError: A session could not be opened.
+        """
+        if self._opening is not None:
+            await self._opening(stubs[0], self.session_ids)
+            self._opening = None
+
     async def run(self, stubs: Sequence[Any], seconds: float) -> Took:
-        """Loads a server for a while.
+        """Loads a server for a while, once its sessions are open.
 
         Args:
             stubs: One per connection; callers take them in turns.
@@ -122,6 +147,20 @@ class ClosedLoop:
                 position += self._tokens_per_row
         self._positions[number] = position
         return (position - start) * len(sessions)
+
+
+def opening(payload: Payload, metadata: Metadata = ()) -> Open:
+    """Opens the sessions of a load: no token opens one."""
+
+    async def open_sessions(stub: Any, session_ids: Sequence[str]) -> None:
+        for start in range(0, len(session_ids), ROWS_OPENED):
+            part = session_ids[start : start + ROWS_OPENED]
+            request = pb.OpenBatchRequest(model=payload.model, session_ids=part)
+            reply = await stub.OpenBatch(request, metadata=metadata, timeout=PATIENCE_S)
+            if reply.errors:
+                raise LoadFailed(f"a session was not opened: {reply.errors[0].status.message}")
+
+    return open_sessions
 
 
 def streams(payload: Payload, metadata: Metadata = ()) -> OpenCall:

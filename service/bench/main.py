@@ -21,7 +21,16 @@ from holdfast.errors import HoldfastError, ModelNotFound, from_rpc
 from holdfast.tls import channel_credentials
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
-from service.bench.loads import CHANNEL_OPTIONS, ClosedLoop, LoadFailed, Took, columns, streams, unary
+from service.bench.loads import (
+    CHANNEL_OPTIONS,
+    ClosedLoop,
+    LoadFailed,
+    Took,
+    columns,
+    opening,
+    streams,
+    unary,
+)
 from service.bench.payload import Payload
 from service.bench.scrape import mean, scrape
 
@@ -142,22 +151,26 @@ def _loads(model: pb.Model, metadata: Any, stream_counts: list[int]) -> dict[str
     """Returns the loads by name: streams, as many unary callers as the most streams, and columns."""
     payload = Payload(model)
     prefix = f"bench-{secrets.token_hex(4)}"
+    opens = opening(payload, metadata)
     loads = {}
     for count in stream_counts:
-        loop = ClosedLoop(f"{prefix}-s{count}", count, streams(payload, metadata))
+        loop = ClosedLoop(f"{prefix}-s{count}", count, streams(payload, metadata), opening=opens)
         loads[f"{count} streams" if count > 1 else "1 stream"] = loop
     count = max(stream_counts)
-    loop = ClosedLoop(f"{prefix}-u{count}", count, unary(payload, metadata))
+    loop = ClosedLoop(f"{prefix}-u{count}", count, unary(payload, metadata), opening=opens)
     loads[f"{count} unary callers" if count > 1 else "1 unary caller"] = loop
     for tokens in sorted({1, min(TOKENS_PER_ROW, model.max_chunk_tokens)}):
         rows = max(1, min(ROWS, MESSAGE_BYTES // (4 * model.input.width * tokens)))
         open_call = columns(payload, tokens, metadata)
         name = f"columns of {rows} rows x {tokens}"
-        loads[name] = ClosedLoop(f"{prefix}-c{tokens}", 1, open_call, rows=rows, tokens_per_row=tokens)
+        loads[name] = ClosedLoop(
+            f"{prefix}-c{tokens}", 1, open_call, rows=rows, tokens_per_row=tokens, opening=opens
+        )
     return loads
 
 
 async def _measure(stubs: Sequence[Any], name: str, loop: ClosedLoop, options: argparse.Namespace) -> Row:
+    await loop.open(stubs)
     if not options.http:
         return Row(name, await loop.run(stubs, options.seconds), {})
     before = await asyncio.to_thread(scrape, options.http)

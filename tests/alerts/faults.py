@@ -71,7 +71,12 @@ def _leave_little_memory(scene):
 )
 def _fill_the_memory(scene):
     scene.store.fill_memory()
-    with scene.rpc() as rpc, repeated(lambda _, turn: rpc.step(f"new-{turn}", text=b"x")):
+
+    def open_another(_, turn):
+        opening = pb.OpenSessionRequest(session_id=f"new-{turn}", model=pb.ModelRef(name=MODEL))
+        rpc.call("OpenSession", opening)
+
+    with scene.rpc() as rpc, repeated(open_another):
         yield
     scene.store.free_memory()
 
@@ -85,15 +90,20 @@ def _slow_the_store(scene):
 
 @_fault("HoldfastSaturated", what="48 callers at a bound of 64 chunks, each commit 0.4 s late")
 def _saturate(scene):
-    scene.link.to_client.delay_s = 0.4
-    with scene.rpc() as rpc, repeated(lambda number, _: rpc.step(f"full-{number}", text=b"x"), 48):
-        yield
-        scene.link.heal()
+    with scene.rpc() as rpc:
+        rpc.open(*(f"full-{number}" for number in range(48)))
+        scene.link.to_client.delay_s = 0.4
+        with repeated(lambda number, _: rpc.step(f"full-{number}", text=b"x"), 48):
+            yield
+            scene.link.heal()
 
 
 @_fault("HoldfastHotStateThrash", what="400 sessions in turn, where 60 fit into the memory for hot states")
 def _use_many_sessions(scene):
     groups = [[f"many-{row}" for row in range(start, start + 50)] for start in range(0, 400, 50)]
+    with scene.rpc() as rpc:
+        for group in groups:
+            rpc.open(*group)
     with (
         scene.client() as client,
         repeated(lambda _, turn: client.step_batch(MODEL, groups[turn % 8], b"x" * 50)),
@@ -130,6 +140,7 @@ def _add_a_bad_model(scene):
 @_fault("HoldfastSessionsLost", what="a session's key is deleted, and the session goes on")
 def _lose_a_session(scene):
     with scene.rpc() as rpc:
+        rpc.open("gone")
         rpc.step("gone", text=b"ab", position=0)
         with scene.store.client() as client:
             client.delete(scene.key_of("gone"))
@@ -140,6 +151,7 @@ def _lose_a_session(scene):
 @_fault("HoldfastRecordsCorrupt", what="a byte of a record is changed, and its session goes on")
 def _damage_a_record(scene):
     with scene.rpc() as rpc, scene.store.client() as client:
+        rpc.open("damaged")
         rpc.step("damaged", text=b"ab", position=0)
         key = scene.key_of("damaged")
         record = client.get(key)
@@ -153,6 +165,7 @@ def _damage_a_record(scene):
 @_fault("HoldfastAckLevelNotReached", what="the store's replica is stopped, and `replicated` is asked for")
 def _stop_the_replica(scene):
     def step(_, turn):
+        rpc.open(f"replicated-{turn}")
         rpc.step(f"replicated-{turn}", text=b"x", ack_level=pb.ACK_LEVEL_REPLICATED)
 
     with paused(scene.store_replica.pid), scene.rpc() as rpc, repeated(step):
@@ -162,6 +175,7 @@ def _stop_the_replica(scene):
 @_fault("HoldfastPositionConflicts", what="a second writer sends other tokens at positions that are taken")
 def _write_twice(scene):
     with scene.rpc() as rpc:
+        rpc.open("two")
         rpc.step("two", text=b"mine", position=0)
         with repeated(lambda *_: rpc.step("two", text=b"yours", position=0)):
             yield
@@ -174,6 +188,7 @@ def _poison(scene):
         return rpc.step("poison", model=POISON, tokens=ids, position=position)
 
     with scene.rpc() as rpc:
+        rpc.open("poison", model=POISON)
         step(1, 0)
         for _ in range(3):
             step(RAISES, 1)

@@ -80,6 +80,8 @@ class Replica:
         with grpc.insecure_channel(self.server.address) as channel:
             stub = StreamingInferenceServiceStub(channel)
             with contextlib.suppress(grpc.RpcError):
+                opening = pb.OpenSessionRequest(session_id=chunk.session_id, model=chunk.model)
+                stub.OpenSession(opening, timeout=timeout_s)
                 stub.Step(pb.StepRequest(chunk=chunk), timeout=timeout_s)
                 return True
         return False

@@ -25,6 +25,7 @@ from service.demo.processes import ServerProcess
 from service.library_environment import set_library_environment
 from service.verify.load import Load, LoadSettings
 from tests.faults.verdict import MODEL, chunk
+from tests.opening import check_opened, openings
 from tests.server import get
 
 SESSIONS = 40
@@ -66,6 +67,8 @@ async def _run(folder, options):
             model = await client.model(MODEL)
             for first in range(0, FILL_SESSIONS, FILL_ROWS):
                 names = [f"fill-{number}" for number in range(first, first + FILL_ROWS)]
+                for opening in openings(names):
+                    check_opened(await client.call("OpenBatch", opening))
                 await client.step_batch(MODEL, names, b"x" * FILL_ROWS, [0] * FILL_ROWS)
 
         def make_load(think_s, name):
@@ -142,6 +145,7 @@ class Churn:
         await stream.aclose()
         self.counts["streams left"] += 1
         request = chunk(f"cancelled-{self._rng.getrandbits(6)}", b"x", 0)
+        await client.session(request.chunk.session_id, model=MODEL)
         call = asyncio.create_task(client.call("Step", request))
         await asyncio.sleep(self._rng.uniform(0, 0.003))
         self.counts["calls cancelled"] += call.cancel()

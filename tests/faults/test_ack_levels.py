@@ -14,6 +14,7 @@ from service.store.confirmation import AckSettings
 from service.store.opening import create_store
 from service.store.protocol import AckLevel
 from tests.faults.test_store import store_of
+from tests.opening import open_at
 from tests.oracle import run
 from tests.rpc.conftest import Rpc
 from tests.server import get
@@ -82,6 +83,7 @@ def test_an_embedded_store_syncs_every_batch_where_the_server_promises_it(tmp_pa
             assert store.config_get("appendfsync") == {"appendfsync": "always"}
             with holdfast.Client(server.address) as client:
                 reply = client.session("s", model=MODEL).step(TEXT)
+                open_at(server.address, "a", "b")
                 batch = client.step_batch(MODEL, ["a", "b"], b"xy", [0, 0])
             assert (reply.ack_level, batch.ack_level, batch.errors) == ("fsynced", "fsynced", {})
             assert (counted(server, "fsynced"), counted(server, "memory")) == (3, 0)
@@ -96,6 +98,7 @@ async def test_every_way_in_gives_the_level_asked_for(tmp_path):
             session = await client.session("s", model=MODEL)
             levels = [(await session.step("a")).ack_level, (await session.step("b")).ack_level]
             levels += [reply.ack_level async for reply in session.stream("cdef")]
+            open_at(server.address, "x", "y")
             levels.append((await client.step_batch(MODEL, ["x", "y"], b"ab")).ack_level)
             async with client.batches(MODEL) as batches:
                 levels.append((await (await batches.submit(["x", "y"], b"cd", [1, 1]))).ack_level)
@@ -159,6 +162,7 @@ def test_a_replica_that_is_paused_acknowledges_nothing_and_loses_nothing(server,
 
 def test_a_chunk_sent_again_is_a_replay_that_is_confirmed_too(server, replica):
     with holdfast.Client(server.address) as client:
+        open_at(server.address, "again")
         before = counted(server, "replicated")
         replica.pause()
         for _ in range(2):
@@ -174,11 +178,13 @@ def test_a_chunk_sent_again_is_a_replay_that_is_confirmed_too(server, replica):
 def test_a_server_killed_while_it_waits_is_replaced_and_the_retry_is_confirmed(
     tmp_path, primary, replica, server
 ):
+    open_at(server.address, "doomed")
+    opened = primary.client.get("holdfast:v1:{default:doomed}")
     flags = ["--store", primary.url, "--replicas-required", "1"]
     with ServerProcess(tmp_path / "data", *flags) as doomed, futures.ThreadPoolExecutor() as threads:
         replica.pause()
         waiting = threads.submit(step_once, doomed, "doomed", TEXT, 0, pb.ACK_LEVEL_REPLICATED)
-        wait_for(lambda: primary.client.exists("holdfast:v1:{default:doomed}"), 20)
+        wait_for(lambda: primary.client.get("holdfast:v1:{default:doomed}") != opened, 20)
         doomed.kill()
         assert waiting.result().reason == "SERVER_UNAVAILABLE"
         assert step_once(server, "doomed", TEXT, 0).reason == "ACK_LEVEL_NOT_REACHED"
@@ -204,8 +210,10 @@ def test_opening_and_closing_wait_for_the_level_of_the_server(server, replica):
 
 def test_one_wait_serves_a_batch(server, primary):
     with holdfast.Client(server.address) as client:
+        ids = [f"wait-{number}" for number in range(256)]
+        open_at(server.address, *ids)
         before = primary.calls("wait")
-        batch = client.step_batch(MODEL, [f"wait-{number}" for number in range(256)], bytes(256))
+        batch = client.step_batch(MODEL, ids, bytes(256))
         assert (batch.errors, batch.ack_level) == ({}, "replicated")
         assert primary.calls("wait") - before <= 2
 

@@ -9,6 +9,7 @@ import pytest
 import holdfast
 from model_export.corpus import join, load_corpus
 from service.demo.processes import ServerProcess
+from tests.opening import open_at
 from tests.oracle import run
 
 MODEL = "python-source"
@@ -76,6 +77,7 @@ async def _stream(client, name, text):
 
 async def test_batches_stream_on_through_the_ages_of_their_connection(server):
     ids = [f"row-{row}" for row in range(8)]
+    open_at(server.address, *ids)
     async with holdfast.AsyncClient(server.address) as client, client.batches(MODEL) as batches:
         until_s, count, replies = time.monotonic() + 3.5, 0, []
         while time.monotonic() < until_s:

@@ -19,6 +19,7 @@ from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.demo.processes import ServerProcess
 from tests.faults.test_store import health, step
 from tests.faults.test_workers import is_gone, workers_of
+from tests.opening import open_at
 from tests.server import get, value
 from tests.waiting import wait_for
 
@@ -62,6 +63,7 @@ async def test_a_drain_of_a_thousand_open_streams_loses_nothing(tmp_path, worker
     stubs = [StreamingInferenceServiceStub(channel) for channel in channels]
     opened = asyncio.Semaphore(0)
     names = [f"s{number}" for number in range(STREAMS)]
+    open_at(server.address, *names)
     writers = [
         asyncio.create_task(write_and_read(stubs[number % 8], name, opened))
         for number, name in enumerate(names)
@@ -84,6 +86,7 @@ async def test_a_drain_of_a_thousand_open_streams_loses_nothing(tmp_path, worker
 
 async def test_a_stream_that_is_open_while_nothing_is_sent_ends_too(tmp_path):
     server = ServerProcess(tmp_path / "data", "--drain-timeout-s", "25")
+    open_at(server.address, "s")
     async with grpc.aio.insecure_channel(server.address) as channel:
         call = StreamingInferenceServiceStub(channel).StreamSteps(timeout=20)
         await call.write(request("s", 0))
@@ -98,6 +101,7 @@ async def test_a_stream_that_is_open_while_nothing_is_sent_ends_too(tmp_path):
 
 async def test_calls_under_way_are_answered_and_new_ones_are_refused_while_draining(tmp_path):
     server = ServerProcess(tmp_path / "data", "--drain-timeout-s", "25")
+    open_at(server.address, *(f"s{number}" for number in range(16)))
     async with grpc.aio.insecure_channel(server.address) as channel:
         stub = StreamingInferenceServiceStub(channel)
         outcomes = []
@@ -124,6 +128,7 @@ async def test_calls_under_way_are_answered_and_new_ones_are_refused_while_drain
 
 def test_the_pause_serves_while_no_longer_ready_and_a_second_signal_ends_it_at_once(tmp_path):
     server = ServerProcess(tmp_path / "data", "--drain-pause-s", "20", "--drain-timeout-s", "25")
+    open_at(server.address, "s")
     try:
         os.kill(server.pid, signal.SIGTERM)
         wait_for(lambda: get(server, "/readyz") == (503, "draining\n"), 5)
@@ -140,6 +145,7 @@ def test_the_pause_serves_while_no_longer_ready_and_a_second_signal_ends_it_at_o
 def test_a_chunk_that_a_drain_cannot_wait_for_is_given_up_and_can_be_sent_again(tmp_path, monkeypatch):
     monkeypatch.setenv("HOLDFAST_FAILPOINTS", "before_commit=delay:600")
     server = ServerProcess(tmp_path / "data", "--drain-timeout-s", "2", "--allow-failpoints")
+    open_at(server.address, "s")
     with ThreadPoolExecutor() as threads:
         caller = threads.submit(step, server.address, "s", b"abc", 0)
         wait_for(lambda: value(server, "holdfast_waiting_chunks") == 1, 5)

@@ -108,6 +108,7 @@ async def test_a_server_stopped_past_every_timeout_cannot_commit_late(victim, su
         holdfast.AsyncClient(victim.address, history=history) as slow,
         holdfast.AsyncClient(survivor.address, history=history) as quick,
     ):
+        await quick.session(name, model=MODEL)
         await quick.call("Step", chunk(name, TEXT[:5], 0))
         applied = 5
         if is_late:

@@ -65,7 +65,7 @@ class Sessions(RuleBasedStateMachine):
         self.client = holdfast.Client(scene.address(random.Random(0)), timeout_s=20, history=history)
         self.open = {}
         self.told = {}
-        self.row_told = dict.fromkeys(ROWS, b"")
+        self.row_told = {}
         self.last = {}
         self.kills = 0
 
@@ -117,6 +117,10 @@ class Sessions(RuleBasedStateMachine):
             st.lists(st.binary(min_size=length, max_size=length), min_size=1, max_size=len(ROWS))
         )
         waiting = dict(zip(ROWS, told, strict=False))
+        for row in waiting:
+            if row not in self.row_told:
+                self.client.session(f"{self.prefix}-{row}", model=MODEL)
+                self.row_told[row] = b""
         for _ in range(200):
             ids = list(waiting)
             reply = self.client.step_batch(

@@ -16,6 +16,7 @@ from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.demo.processes import ServerProcess
 from tests.faults.test_drain import request
 from tests.faults.test_store import store_of
+from tests.opening import open_at
 from tests.server import get
 from tests.waiting import wait_for
 
@@ -35,6 +36,7 @@ async def test_every_call_ends_by_its_deadline_while_the_store_is_paused(tmp_pat
         async with grpc.aio.insecure_channel(server.address) as channel:
             stub = StreamingInferenceServiceStub(channel)
             names = [f"s{number}" for number in range(SESSIONS)]
+            open_at(server.address, *names)
             assert await _round(stub, names, 0, LONG_S) == {"OK"}
             before = resident_bytes(server.pid), descriptor_count(server.pid)
             with store_of(data) as client:

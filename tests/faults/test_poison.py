@@ -12,7 +12,7 @@ import pytest
 import redis
 
 import holdfast
-from holdfast.errors import HoldfastError, from_rpc
+from holdfast.errors import HoldfastError, RecordCorrupt, from_rpc
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.demo.processes import ServerProcess
@@ -27,6 +27,7 @@ from tests.models import (
     STALLS,
     write_poison_model,
 )
+from tests.opening import open_at
 from tests.server import get
 
 pytestmark = pytest.mark.faults
@@ -108,6 +109,7 @@ def test_a_graph_that_does_not_end_is_ended_from_another_thread(models):
 
 def test_a_session_that_stalls_is_ended_and_held_while_others_go_on(start):
     server, other = start("--run-timeout-s", "1"), start()
+    open_at(server.address, "bad", model=MODEL)
     step(server, "bad", 1, 0)
     with ThreadPoolExecutor(1) as threads, holdfast.Client(server.address) as client:
         good = client.session("good", model=MODEL)
@@ -153,10 +155,12 @@ def test_rows_beside_poison_get_what_they_would_have_got_without(start):
     options = {"top_k": 5, "outputs": ["y"]}
     with holdfast.Client(server.address) as client:
         ids = [f"mixed-{row}" for row in range(64)]
+        open_at(server.address, *ids, "after", model=MODEL)
         mixed = client.step_batch(MODEL, ids, tokens, [0] * 64, **options)
         assert {int(tokens[row]): error.reason for row, error in mixed.errors.items()} == FAILS
         clean = [row for row in range(64) if tokens[row] not in POISON]
         alone_ids = [f"alone-{row}" for row in clean]
+        open_at(server.address, *alone_ids, model=MODEL)
         alone = client.step_batch(MODEL, alone_ids, tokens[clean], [0] * len(clean), **options)
         assert not alone.errors
         assert (mixed.outputs["y"][clean] == alone.outputs["y"]).all()
@@ -172,6 +176,7 @@ def test_rows_beside_poison_get_what_they_would_have_got_without(start):
 
 def test_a_row_that_stalls_in_a_message_fails_alone(start):
     server = start("--run-timeout-s", "0.5")
+    open_at(server.address, *"abcde", model=MODEL)
     tokens = [1, 2, STALLS, 4, 5]
     with holdfast.Client(server.address) as client:
         reply = client.step_batch(MODEL, list("abcde"), tokens, [0] * 5, outputs=["y"])
@@ -181,7 +186,9 @@ def test_a_row_that_stalls_in_a_message_fails_alone(start):
 
 
 def test_a_refusal_names_what_the_model_gave(start):
-    with holdfast.Client(start().address) as client:
+    server = start()
+    open_at(server.address, "s", model=MODEL)
+    with holdfast.Client(server.address) as client:
         reply = client.step_batch(MODEL, ["s"], [CHANGES_SHAPE], [0], outputs=["y"])
         assert "output 'y' is float32 (1, 1, 1), the contract says float32 (1, 1, 2)" in str(
             reply.errors[0]
@@ -191,6 +198,7 @@ def test_a_refusal_names_what_the_model_gave(start):
 @pytest.mark.parametrize("kind", ["damaged", "foreign", "another type"])
 def test_a_record_that_cannot_be_read_is_set_aside_and_its_id_is_free(start, store, kind):
     server = start()
+    open_at(server.address, "s", model=MODEL)
     assert step(server, "s", 5, 0) == 1
     [key] = store.keys("holdfast:v1:*")
     if kind == "another type":
@@ -202,20 +210,24 @@ def test_a_record_that_cannot_be_read_is_set_aside_and_its_id_is_free(start, sto
         store.set(key, bytes(damaged) if kind == "damaged" else b"somebody else's")
     found, aside = store.dump(key), key + b":set-aside"
     server = start()  # nothing is hot
-    error = step(server, "s", 5, 0 if kind == "another type" else 1)
-    assert reason(error) == "RECORD_CORRUPT"
+    expected = "SESSION_LOST" if kind == "another type" else "RECORD_CORRUPT"
+    assert reason(step(server, "s", 5, 1)) == expected
+    with holdfast.Client(server.address) as client, pytest.raises(RecordCorrupt):
+        client.session("s", model=MODEL)
     assert command(server, "release", "s")[0] == 1
     assert store.dump(key) == found
     code, said = command(server, "release", "s", "--discard")
     assert (code, "the id is free" in said) == (0, True)
     assert store.dump(aside) == found
     assert 29 * DAY_MS < store.pttl(aside) <= 30 * DAY_MS
+    open_at(server.address, "s", model=MODEL)
     assert step(server, "s", 5, 0) == 1
     assert store.dump(aside) == found
 
 
 async def test_a_record_written_meanwhile_is_not_set_aside(start, tmp_path, store):
     server = start()
+    open_at(server.address, "s", model=MODEL)
     step(server, "s", 5, 0)
     [key] = store.keys("holdfast:v1:*")
     seen = store.get(key)

@@ -13,6 +13,7 @@ import pytest
 import holdfast
 from holdfast.errors import ServerUnavailable, SessionClosed, SessionLost, StoreRegressed
 from service.demo.processes import ServerProcess
+from tests.opening import open_at
 from tests.oracle import run
 from tests.server import get
 from tests.store_process import StoreProcess
@@ -365,6 +366,7 @@ class Proxy:
 
 async def test_batches_whose_replies_are_lost_together_are_answered_when_sent_again(server):
     names = [f"b{number}" for number in range(5)]
+    open_at(server.address, *names)
     texts = [TEXT[3 * number : 3 * number + 20] for number in range(5)]
     async with (
         Proxy(server.address) as proxy,
@@ -404,6 +406,7 @@ def position_of(server, session_id):
 
 
 async def test_rows_of_a_pipeline_say_what_the_store_has_lost(store, server):
+    open_at(server.address, "s", "t")
     async with (
         holdfast.AsyncClient(server.address, timeout_s=20) as client,
         client.batches(MODEL, token_log_prob=True) as batches,

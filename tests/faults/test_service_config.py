@@ -13,6 +13,7 @@ from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.demo.processes import ServerProcess
 from tests.faults.test_drain import MODEL
+from tests.opening import open_sessions
 from tests.oracle import run
 from tests.waiting import wait_for
 
@@ -56,6 +57,7 @@ def fails(callers):
 
 def step_on(stub, number, counts, is_over):
     """Steps a session, each token once its reply is there."""
+    open_sessions(stub, [f"s{number}"])
     count = 0
     while not is_over.is_set():
         chunk = pb.Chunk(

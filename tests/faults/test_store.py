@@ -14,6 +14,7 @@ from holdfast.errors import from_rpc
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.demo.processes import ServerProcess
+from tests.opening import open_at
 from tests.server import get
 from tests.waiting import wait_for
 
@@ -45,6 +46,7 @@ def store_of(data_dir):
 def test_a_store_that_dies_is_noticed_at_once_and_used_again(tmp_path):
     data = tmp_path / "data"
     with ServerProcess(data) as server:
+        open_at(server.address, "s")
         first = step(server.address, "s", b"abc", 0)
         with store_of(data) as client:
             pid = client.info("server")["process_id"]
@@ -66,9 +68,10 @@ def test_a_store_that_dies_is_noticed_at_once_and_used_again(tmp_path):
 def test_a_damaged_record_is_refused_and_left_as_found(tmp_path):
     data = tmp_path / "data"
     with ServerProcess(data) as server:
+        open_at(server.address, "s", "neighbour")
         step(server.address, "s", b"abc", 0)
     with ServerProcess(data) as server, store_of(data) as client:  # a new server: nothing is hot
-        [key] = client.keys("holdfast:v1:*")
+        [key] = client.keys("holdfast:v1:*:s}")
         record = bytearray(client.get(key))
         record[100] ^= 1
         client.set(key, bytes(record))
@@ -91,6 +94,7 @@ def test_a_store_that_may_evict_is_refused_at_start(tmp_path):
 def test_a_script_flush_is_survived(tmp_path):
     data = tmp_path / "data"
     with ServerProcess(data) as server, store_of(data) as client:
+        open_at(server.address, "s")
         step(server.address, "s", b"a", 0)
         client.script_flush()
         assert step(server.address, "s", b"b", 1).position == 2
@@ -99,6 +103,7 @@ def test_a_script_flush_is_survived(tmp_path):
 def test_sigterm_drains_and_the_last_server_stops_the_store(tmp_path):
     data = tmp_path / "data"
     one, two = ServerProcess(data), ServerProcess(data)
+    open_at(one.address, "s")
     step(one.address, "s", b"abc", 0)
     assert one.stop() == 0
     assert step(two.address, "s", b"d", 3).position == 4

@@ -5,6 +5,7 @@ import pytest
 
 import holdfast
 from service.demo.processes import ServerProcess
+from tests.opening import open_at
 from tests.oracle import run
 from tests.stores import deploy
 
@@ -21,6 +22,7 @@ def test_columns_and_chunks_over_tls(tmp_path):
         holdfast.Client(server.address) as client,
     ):
         names = [f"s{number}" for number in range(200)]
+        open_at(server.address, *names)
         for byte in data[:3]:
             reply = client.step_batch(MODEL, names, [byte] * 200, token_log_prob=True)
             assert not any(reply.errors)

@@ -160,6 +160,7 @@ async def test_duplicate_reordered_and_gapped_chunks_change_nothing(server, tmp_
             request = chunk(name, text, position, **fields)
             return (await client.call_once("Step", request, client.deadline_s(5))).result
 
+        await client.session(name, model=MODEL)
         first = await step(b"abc", 0)
         again = await asyncio.gather(*(step(b"abc", 0) for _ in range(5)))
         assert all((reply.replayed, reply.outputs) == (True, first.outputs) for reply in again)
