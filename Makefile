@@ -17,7 +17,7 @@ demo: $(VENV)/.server           ## a network's memory, served live, surviving ki
 serve: $(VENV)/.server          ## a server with the shipped models and an embedded store
 	$(BIN)/holdfast serve
 
-test: $(VENV)/.dev $(VENV)/.protobuf7
+test: $(VENV)/.dev $(VENV)/.protobuf7 $(VENV)/.node
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.dev $(VENV)/.protobuf7   ## format, lint, strict types, architecture, fresh stubs and settings
@@ -51,6 +51,7 @@ fuzz: $(VENV)/.dev              ## every parser of untrusted bytes for MINUTES; 
 FAULTS ?= --minutes 20
 faults: $(VENV)/.dev            ## kills, pauses, cuts and fills up a deployment under load; build/faults.md
 	HOLDFAST_FAULTS=long $(BIN)/python -m pytest -q tests/faults/test_machine.py
+	$(BIN)/python -m tests.faults.gone_back
 	$(BIN)/python -m tests.faults.long $(FAULTS)
 
 soak: $(VENV)/.dev              ## half load with churn for 10 minutes; what grows fails; build/soak.md
@@ -94,6 +95,14 @@ $(VENV)/.train: $(BIN)/python pyproject.toml constraints.txt
 $(VENV)/.protobuf7: $(BIN)/python
 	$(BIN)/python -m pip --disable-pip-version-check --quiet install --no-deps --upgrade --target $(VENV)/protobuf7 protobuf==7.36.2
 	touch $@
+
+# The contract's test from another language. Where it cannot be set up it is skipped, and says so; without a
+# stamp, so that it is tried again.
+$(VENV)/.node: $(BIN)/python tests/node/package.json tests/node/package-lock.json
+	@mkdir -p $(VENV)/node && cp tests/node/package.json tests/node/package-lock.json $(VENV)/node/
+	@if command -v node >/dev/null && command -v npm >/dev/null && \
+		npm ci --prefix $(VENV)/node --ignore-scripts --no-audit --no-fund --silent; then touch $@; \
+	else echo "no node, npm or npm packages here: the contract is not tried from Node"; fi
 
 clean:
 	rm -rf $(VENV) build dist

@@ -4,27 +4,28 @@ import asyncio
 import itertools
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import grpc
 import grpc.aio
-from numpy.typing import NDArray
 
 from holdfast.ack_levels import to_number
-from holdfast.columns import BatchPipeline, BatchReply, Rows, columns_message
+from holdfast.columns import BatchPipeline, BatchReply, columns_message
 from holdfast.errors import HoldfastError, from_rpc
 from holdfast.fate import tell_rows
 from holdfast.history import Recorder
 from holdfast.lifetime import Lifetime
 from holdfast.opened_batch import OpenedBatch
+from holdfast.options import SessionId, flag, seconds, session_id_text, session_ids_text, whole_number
 from holdfast.recovery import draw_nonce
 from holdfast.retry import RetryPolicy
+from holdfast.rows import Rows
 from holdfast.session import AsyncSession
-from holdfast.standing import Positions, standing_of
+from holdfast.standing import Positions
 from holdfast.targets import Options, to_target
 from holdfast.tls import Tls, channel_credentials
-from holdfast.tokens import to_tensor
+from holdfast.tokens import state_message
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1 import holdfast_pb2_grpc as stubs
 
@@ -67,7 +68,8 @@ class AsyncClient:
     It belongs to the event loop that uses it first.
 
     Raises:
-        ValueError: `connections` is less than 1, an address is not HOST:PORT, or there is no such level.
+        TypeError, ValueError: A number is none or out of range, an address is not HOST:PORT, or there is no
+            such level.
         OSError: A file of `tls` cannot be read, a name in a list is not known, or the history cannot be
             written.
     """
@@ -85,8 +87,9 @@ class AsyncClient:
         connections: int = 1,
         history: str | os.PathLike[str] | Recorder | None = None,
     ) -> None:
-        if connections < 1:
-            raise ValueError(f"connections is {connections}, expected at least 1")
+        connections = whole_number("connections", connections, at_least=1)
+        self._timeout_s = seconds("timeout_s", timeout_s)
+        self._replay_tokens = whole_number("replay_tokens", replay_tokens, at_least=0)
         to_number(ack_level)
         target, options = to_target(address)
         self.lifetime = Lifetime()
@@ -94,8 +97,6 @@ class AsyncClient:
         self._stubs = itertools.cycle([_stub(channel) for channel in self._channels])
         self.metadata = (("authorization", f"Bearer {token}"),) if token else ()
         self._retry = retry or RetryPolicy()
-        self._timeout_s = timeout_s
-        self._replay_tokens = replay_tokens
         self.ack_level = ack_level
         self._owns_history = history is not None and not isinstance(history, Recorder)
         self.history = history if history is None or isinstance(history, Recorder) else Recorder(history)
@@ -121,38 +122,39 @@ class AsyncClient:
 
     async def session(
         self,
-        session_id: str = "",
+        session_id: SessionId = "",
         *,
         model: str = "",
         version: int = 0,
         must_be_new: bool = False,
         take_over: bool = False,
-        initial_state: dict[str, NDArray[Any]] | None = None,
+        initial_state: Mapping[str, Any] | None = None,
     ) -> AsyncSession:
         """Opens a session, or resumes the one that exists.
 
         Args:
-            session_id: 1..128 printable characters; "" lets the server make one.
+            session_id: 1..128 characters, none of them a control character; "" lets the server make one. 7
+                and a UUID are as their text.
             model: Name of the model; may be left out to resume.
             version: Of the model; 0 is the newest, or any to resume.
             must_be_new: Refuse to resume.
             take_over: Fence other writers: whoever holds the session gets SessionClosed from now on. For a
                 writer that was started again and cannot know whether its predecessor still runs.
-            initial_state: State by name to start from, without a batch axis.
+            initial_state: State by name to start from, without a batch axis: arrays or tensors of the
+                model's dtypes. Not looked at where the session is resumed.
 
         Raises:
+            TypeError, ValueError: What was passed is not what it should be; see docs/inputs.md.
             SessionExists, ModelNotFound, ModelMismatch, HoldfastError: As named.
         """
-        state = [
-            pb.NamedTensor(name=name, tensor=to_tensor(array))
-            for name, array in (initial_state or {}).items()
-        ]
+        state = state_message(initial_state)
+        version = whole_number("version", version, at_least=0)
         request = pb.OpenSessionRequest(
-            session_id=session_id,
+            session_id=session_id_text(session_id),
             model=pb.ModelRef(name=model, version=version) if model else None,
-            must_be_new=must_be_new,
+            must_be_new=flag("must_be_new", must_be_new),
             initial_state=state,
-            take_over=take_over,
+            take_over=flag("take_over", take_over),
             nonce=draw_nonce(),
         )
         stub = self.next_stub()
@@ -160,7 +162,7 @@ class AsyncClient:
         return AsyncSession(self, stub, reply, state, self._replay_tokens)
 
     async def open_batch(
-        self, model: str, session_ids: Sequence[str], *, version: int = 0, must_be_new: bool = False
+        self, model: str, session_ids: Iterable[SessionId], *, version: int = 0, must_be_new: bool = False
     ) -> OpenedBatch:
         """Opens many sessions, or resumes those that exist.
 
@@ -174,20 +176,22 @@ class AsyncClient:
             Where they stand; rows fail one by one, see `OpenedBatch.errors`.
 
         Raises:
+            TypeError, ValueError: What was passed is not what it should be; see docs/inputs.md.
             HoldfastError: The batch as a whole was refused.
         """
+        ids = session_ids_text(session_ids)
         request = pb.OpenBatchRequest(
-            model=pb.ModelRef(name=model, version=version),
-            session_ids=session_ids,
-            must_be_new=must_be_new,
+            model=pb.ModelRef(name=model, version=whole_number("version", version, at_least=0)),
+            session_ids=ids,
+            must_be_new=flag("must_be_new", must_be_new),
             nonce=draw_nonce(),
         )
-        return OpenedBatch(session_ids, await self.call("OpenBatch", request))
+        return OpenedBatch(ids, await self.call("OpenBatch", request))
 
     async def step_batch(
         self,
         model: str,
-        session_ids: Sequence[str],
+        session_ids: Iterable[SessionId],
         tokens: Rows,
         positions: Positions | None = None,
         *,
@@ -199,8 +203,8 @@ class AsyncClient:
         Args:
             model: Of all sessions.
             session_ids: B distinct ids, of sessions that exist: see `open_batch`.
-            tokens: T tokens for each: B * T bytes, ids (B,) or (B, T), or float32 features (B, width) or
-                (B, T, width).
+            tokens: T tokens for each: B * T bytes, a list of B texts of T bytes, ids (B,) or (B, T), or
+                features (B, width) or (B, T, width).
             positions: Tokens each session has consumed before, as numbers; or an `OpenedBatch` or
                 `BatchReply` of the same sessions in the same order, which name their histories too. None
                 appends where each session stands; then the call is not repeated when the connection breaks.
@@ -211,14 +215,12 @@ class AsyncClient:
             The reply; rows fail one by one, see `BatchReply.errors`.
 
         Raises:
-            ValueError: It is not one position for each session, or not the same number of tokens.
+            TypeError, ValueError: What was passed is not what it should be; nothing was sent.
             HoldfastError: The batch as a whole was refused, or its fate is unknown; the message says which.
         """
         self.lifetime.check_before_sending()
         options = {"ack_level": self.ack_level, **options}
-        standing = standing_of(session_ids, positions)
-        columns = columns_message(session_ids, tokens, standing.positions, model=model, **options)
-        standing.write(columns)
+        columns = columns_message(session_ids, tokens, positions, model=model, **options)
         request, deadline_s = pb.StepBatchRequest(columns=columns), self.deadline_s(timeout_s)
         try:
             if positions is None:
@@ -228,7 +230,7 @@ class AsyncClient:
         except HoldfastError as error:
             tell_rows(error, has_positions=positions is not None)
             raise
-        return BatchReply(reply.result, session_ids)
+        return BatchReply(reply.result, columns.session_ids)
 
     def batches(self, model: str, *, max_in_flight: int = 4, **options: Any) -> BatchPipeline:
         """Returns a pipeline of batches over one stream, as a context manager.
@@ -239,19 +241,21 @@ class AsyncClient:
             **options: version, top_k, token_log_prob, outputs and ack_level, as in `AsyncSession.step`.
         """
         options = {"model": model, "ack_level": self.ack_level, **options}
-        return BatchPipeline(self, options, max_in_flight)
+        return BatchPipeline(self, options, whole_number("max_in_flight", max_in_flight, at_least=1))
 
-    async def get_session(self, session_id: str) -> pb.Session:
+    async def get_session(self, session_id: SessionId) -> pb.Session:
         """Returns what is known of a session, without opening it.
 
         Raises:
             SessionNotFound, SessionClosed, ModelMismatch, RecordCorrupt, HoldfastError: As named.
         """
-        request = pb.GetSessionRequest(session_id=session_id)
+        request = pb.GetSessionRequest(session_id=session_id_text(session_id))
         found: pb.Session = (await self.call("GetSession", request)).session
         return found
 
-    async def release_session(self, session_id: str, *, discard: bool = False) -> pb.ReleaseSessionResponse:
+    async def release_session(
+        self, session_id: SessionId, *, discard: bool = False
+    ) -> pb.ReleaseSessionResponse:
         """Lets a session go on that is in quarantine; for administrators.
 
         Args:
@@ -265,7 +269,9 @@ class AsyncClient:
         Raises:
             SessionNotFound, RecordCorrupt, HoldfastError: As named.
         """
-        request = pb.ReleaseSessionRequest(session_id=session_id, discard=discard)
+        request = pb.ReleaseSessionRequest(
+            session_id=session_id_text(session_id), discard=flag("discard", discard)
+        )
         released: pb.ReleaseSessionResponse = await self.call("ReleaseSession", request)
         return released
 
@@ -367,7 +373,8 @@ class AsyncClient:
 
     def deadline_s(self, timeout_s: float | None) -> float:
         """Returns the monotonic time at which a call that starts now has to be done."""
-        return time.monotonic() + (self._timeout_s if timeout_s is None else timeout_s)
+        limit_s = self._timeout_s if timeout_s is None else seconds("timeout_s", timeout_s)
+        return time.monotonic() + limit_s
 
     def attempt_deadline_s(self, attempt: int, deadline_s: float) -> float:
         """Returns the monotonic time at which attempt 0, 1, 2, … is given up for the next one."""

@@ -5,14 +5,14 @@ So there is one implementation of positions, retries and resending, whichever wa
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Self, TypeVar
 
-from numpy.typing import NDArray
-
 from holdfast.aio import AsyncClient
-from holdfast.columns import BatchReply, Rows
+from holdfast.columns import BatchReply
 from holdfast.opened_batch import OpenedBatch
+from holdfast.options import SessionId
+from holdfast.rows import Rows
 from holdfast.runner import Runner
 from holdfast.standing import Positions
 from holdfast.sync_session import Session
@@ -79,13 +79,13 @@ class Client:
 
     def session(
         self,
-        session_id: str = "",
+        session_id: SessionId = "",
         *,
         model: str = "",
         version: int = 0,
         must_be_new: bool = False,
         take_over: bool = False,
-        initial_state: dict[str, NDArray[Any]] | None = None,
+        initial_state: Mapping[str, Any] | None = None,
     ) -> "Session":
         """Opens a session, or resumes the one that exists; see `AsyncClient.session`."""
         opened = self._client.session(
@@ -99,7 +99,7 @@ class Client:
         return Session(self._runner, self._runner.run(opened))
 
     def open_batch(
-        self, model: str, session_ids: Sequence[str], *, version: int = 0, must_be_new: bool = False
+        self, model: str, session_ids: Iterable[SessionId], *, version: int = 0, must_be_new: bool = False
     ) -> OpenedBatch:
         """Opens many sessions, or resumes those that exist; see `AsyncClient.open_batch`."""
         opened = self._client.open_batch(model, session_ids, version=version, must_be_new=must_be_new)
@@ -108,7 +108,7 @@ class Client:
     def step_batch(
         self,
         model: str,
-        session_ids: Sequence[str],
+        session_ids: Iterable[SessionId],
         tokens: Rows,
         positions: Positions | None = None,
         **options: Any,
@@ -116,11 +116,11 @@ class Client:
         """Applies the same number of tokens to each of many sessions; see `AsyncClient.step_batch`."""
         return self._runner.run(self._client.step_batch(model, session_ids, tokens, positions, **options))
 
-    def get_session(self, session_id: str) -> pb.Session:
+    def get_session(self, session_id: SessionId) -> pb.Session:
         """Returns what is known of a session; see `AsyncClient.get_session`."""
         return self._runner.run(self._client.get_session(session_id))
 
-    def release_session(self, session_id: str, *, discard: bool = False) -> pb.ReleaseSessionResponse:
+    def release_session(self, session_id: SessionId, *, discard: bool = False) -> pb.ReleaseSessionResponse:
         """Lets a session go on that is held; see `AsyncClient.release_session`."""
         return self._runner.run(self._client.release_session(session_id, discard=discard))
 

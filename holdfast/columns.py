@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -25,17 +25,16 @@ from holdfast.errors import (
 from holdfast.farewell import say_farewell
 from holdfast.fate import tell_rows
 from holdfast.history import Recorder
+from holdfast.options import Outputs, SessionId, selection, session_ids_text, whole_number
 from holdfast.reply import StepReply
+from holdfast.rows import Rows, normalise_rows
 from holdfast.standing import Positions, standing_of
-from holdfast.tokens import selection, to_arrays
+from holdfast.tokens import to_arrays
 from holdfast.unanswered import Unanswered
 from holdfast.v1 import holdfast_pb2 as pb
 
 if TYPE_CHECKING:
     from holdfast.aio import AsyncClient
-
-Rows = bytes | Sequence[int] | NDArray[Any]
-"""Tokens of B rows: B * T bytes, ids (B,) or (B, T), or float32 features (B, width) or (B, T, width)."""
 
 
 class BatchReply:
@@ -160,7 +159,7 @@ class BatchPipeline:
             await asyncio.gather(self._reader, return_exceptions=True)
 
     async def submit(
-        self, session_ids: Sequence[str], tokens: Rows, positions: Positions | None = None
+        self, session_ids: Iterable[SessionId], tokens: Rows, positions: Positions | None = None
     ) -> asyncio.Future[BatchReply]:
         """Sends one batch; waits only while `max_in_flight` of them are under way.
 
@@ -179,9 +178,7 @@ class BatchPipeline:
             ClientClosed: The client is closed.
         """
         self._client.lifetime.check_before_sending()
-        standing = standing_of(session_ids, positions)
-        columns = columns_message(session_ids, tokens, standing.positions, **self._options)
-        standing.write(columns)
+        columns = columns_message(session_ids, tokens, positions, **self._options)
         await self._room.acquire()
         reply: asyncio.Future[BatchReply] = asyncio.get_running_loop().create_future()
         reply.add_done_callback(lambda _: self._room.release())
@@ -301,50 +298,41 @@ def _gap_or_loss(error: PositionGap, answered: int) -> HoldfastError:
 
 
 def columns_message(
-    session_ids: Sequence[str],
+    session_ids: Iterable[SessionId],
     tokens: Rows,
-    positions: Sequence[int] | None,
+    positions: Positions | None,
     *,
     model: str,
     version: int = 0,
     top_k: int | None = None,
     token_log_prob: bool = False,
-    outputs: bool | Sequence[str] | None = None,
+    outputs: Outputs = None,
     ack_level: str | None = None,
 ) -> pb.Columns:
     """Writes the rows.
 
     Raises:
-        ValueError: The tokens are not a whole number for each row, or there is no such level.
-        TypeError: The tokens are neither bytes, nor integers, nor float32.
+        TypeError, ValueError: Something is not what it should be; see docs/inputs.md.
     """
+    ids = session_ids_text(session_ids)
+    standing = standing_of(ids, positions)
     columns = pb.Columns(
-        model=pb.ModelRef(name=model, version=version),
-        session_ids=session_ids,
-        positions=positions,
+        model=pb.ModelRef(name=model, version=whole_number("version", version, at_least=0)),
+        session_ids=ids,
+        positions=standing.positions,
+        incarnations=standing.incarnations,
+        history_digests=standing.history_digests,
         outputs=selection(top_k, token_log_prob, outputs, state=False),
         ack_level=to_number(ack_level),
     )
-    rows = len(session_ids)
-    if isinstance(tokens, bytes | bytearray | memoryview):
-        columns.tokens_per_row = _per_row(len(tokens), rows)
-        columns.text = bytes(tokens)
-        return columns
-    array = np.asarray(tokens)
-    if np.issubdtype(array.dtype, np.integer):
-        columns.tokens_per_row = _per_row(array.size, rows)
-        columns.ids.values.extend(array.ravel().tolist())
-        return columns
-    if array.dtype != np.float32:
-        raise TypeError(f"tokens are {array.dtype}, expected bytes, integers or float32 features")
-    if array.ndim not in (2, 3) or len(array) != rows:
-        raise ValueError(f"features are {array.shape}, expected ({rows}, width) or ({rows}, T, width)")
-    columns.tokens_per_row = 1 if array.ndim == 2 else array.shape[1]
-    columns.features = array.tobytes()
+    rows = normalise_rows(tokens, len(ids))
+    if isinstance(rows, bytes):
+        columns.tokens_per_row = len(rows) // len(ids)
+        columns.text = rows
+    elif rows.dtype == np.int64:
+        columns.tokens_per_row = rows.shape[1]
+        columns.ids.values.extend(rows.ravel().tolist())
+    else:
+        columns.tokens_per_row = rows.shape[1]
+        columns.features = rows.astype("<f4", copy=False).tobytes()
     return columns
-
-
-def _per_row(count: int, rows: int) -> int:
-    if rows == 0 or count == 0 or count % rows:
-        raise ValueError(f"{count} tokens for {rows} sessions, expected the same number for each")
-    return count // rows

@@ -31,7 +31,7 @@ class ReplayBuffer:
     an acknowledgement at a higher level lets nothing go, and costs no more memory than one at a lower.
 
     Args:
-        max_tokens: At least so many of the newest are kept.
+        max_tokens: At least so many of the newest are kept; 0 keeps none.
     """
 
     def __init__(self, max_tokens: int) -> None:
@@ -43,7 +43,7 @@ class ReplayBuffer:
         """Adds the tokens applied at a position, given the digest of those before."""
         self._chunks.append(Applied(position, history_digest, tokens))
         self._token_count += len(tokens)
-        while self._token_count - len(self._chunks[0].tokens) >= self._max_tokens:
+        while self._chunks and self._token_count - len(self._chunks[0].tokens) >= self._max_tokens:
             self._token_count -= len(self._chunks.popleft().tokens)
 
     def reaches(self, position: int) -> bool:

@@ -16,13 +16,14 @@ from holdfast.ack_levels import to_number
 from holdfast.errors import ClientClosed, HoldfastError
 from holdfast.fate import leaves_unsure, tell_fate, tell_nothing_applied
 from holdfast.ledger import Asked, Entry, Ledger
+from holdfast.options import MAX_POSITION, Outputs, whole_number
 from holdfast.pending import PendingChunk, Tokens
 from holdfast.pump import Pump
 from holdfast.recovery import Recovery
 from holdfast.reply import StepReply
-from holdfast.sources import MAX_IN_FLIGHT, Pieces, Source, check_options, is_sequence, open_source
+from holdfast.sources import MAX_IN_FLIGHT, Source, check_options, is_sequence, open_source
 from holdfast.thread_source import END
-from holdfast.tokens import TokenSource, normalise, selection, to_arrays
+from holdfast.tokens import Pieces, TokenSource, normalise, selection, to_arrays
 from holdfast.turn import Turn
 from holdfast.v1 import holdfast_pb2 as pb
 
@@ -101,7 +102,7 @@ class AsyncSession:
         position: int | None = None,
         top_k: int | None = None,
         token_log_prob: bool = False,
-        outputs: bool | Sequence[str] | None = None,
+        outputs: Outputs = None,
         state: bool = False,
         ack_level: str | None = None,
         timeout_s: float | None = None,
@@ -109,18 +110,20 @@ class AsyncSession:
         """Applies one chunk and returns its reply.
 
         Args:
-            tokens: k >= 1 tokens: str or bytes, ids, or float32 features (k, width).
+            tokens: k >= 1 tokens: str or bytes, ids, or features (k, width), from whatever holds them; see
+                docs/inputs.md.
             position: Tokens of the session before this chunk, for a call that may be a repetition: a
                 chunk that was applied is answered by the reply it had. Repeat it with the same tokens.
             top_k: So many likeliest next tokens after each token. A repetition gets what was asked for the
                 first time, of this and of the following.
             token_log_prob: Log-probability of each token.
-            outputs: Names of output tensors, or True for all.
+            outputs: Name of an output tensor, several names, or True for all.
             state: The state after the chunk.
             ack_level: How durable the commit must be before the reply; default is the client's.
             timeout_s: Longest wait, retries included; default is the client's.
 
         Raises:
+            TypeError, ValueError: What was passed is not what it should be; nothing was sent.
             ChunkPending: Chunks taken before have no reply yet; call `settle`, or repeat the first of them.
             PositionGap: `position` is ahead of the session.
             SessionBusy: Another call or stream held the session for the whole time limit.
@@ -130,6 +133,8 @@ class AsyncSession:
         with _nothing_sent():
             asked = self._asked(top_k, token_log_prob, outputs, state, ack_level)
             wanted = normalise(tokens)
+            if position is not None:
+                position = whole_number("position", position, at_least=0, at_most=MAX_POSITION)
         self._client.lifetime.check_before_sending()
         deadline_s = self._client.deadline_s(timeout_s)
         await self._turn.take("a step", self._client.left_s(deadline_s))
@@ -166,7 +171,7 @@ class AsyncSession:
         max_in_flight: int | None = None,
         top_k: int | None = None,
         token_log_prob: bool = False,
-        outputs: bool | Sequence[str] | None = None,
+        outputs: Outputs = None,
         state: bool = False,
         ack_level: str | None = None,
         timeout_s: float | None = None,
@@ -177,10 +182,10 @@ class AsyncSession:
         replies that were given, and what else was sent, or fetched from an iterator, is in `pending`.
 
         Args:
-            tokens: Tokens as in `step`, or a sequence, iterable or async iterable of such pieces. An
-                iterator that is not asynchronous runs in a thread of its own, and is asked only when a
-                reply is wanted.
-            chunk: Most tokens sent together.
+            tokens: Tokens as in `step`, or a sequence, iterable or async iterable of such pieces, single
+                tokens among them: each goes out as it comes. An iterator that is not asynchronous runs in a
+                thread of its own, and is asked only when a reply is wanted.
+            chunk: Most tokens sent together, of one piece.
             max_in_flight: Most chunks under way, 1..32. Default is 32 for what has a length and an index,
                 and 1 for iterators, which thus may wait, or feed back what the last reply gave.
             top_k: As in `step`, as are the other selections.
@@ -191,7 +196,8 @@ class AsyncSession:
             timeout_s: Longest time without any progress; default is the client's.
 
         Raises:
-            ValueError: `chunk` or `max_in_flight` is out of its range.
+            TypeError, ValueError: `chunk` or another option is not what it should be; or a piece is not,
+                and those before it are sent.
             HoldfastError: As in `step`.
         """
         pump = self.pump(
@@ -227,7 +233,7 @@ class AsyncSession:
         max_in_flight: int | None = None,
         top_k: int | None = None,
         token_log_prob: bool = False,
-        outputs: bool | Sequence[str] | None = None,
+        outputs: Outputs = None,
         state: bool = False,
         ack_level: str | None = None,
         timeout_s: float | None = None,
@@ -360,7 +366,7 @@ class AsyncSession:
         self,
         top_k: int | None,
         token_log_prob: bool,
-        outputs: bool | Sequence[str] | None,
+        outputs: Outputs,
         state: bool,
         ack_level: str | None,
     ) -> Asked:

@@ -5,20 +5,18 @@ next part only when the reply to the one before was given: it may wait for that,
 """
 
 import asyncio
-import numbers
-from collections.abc import AsyncIterable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterable, Iterator
 from typing import Any, Final, Protocol
 
+from holdfast.options import whole_number
 from holdfast.pending import Tokens
 from holdfast.thread_source import END, ThreadSource
-from holdfast.tokens import TokenSource, split
+from holdfast.tokens import Pieces, is_whole, split
 
 MAX_IN_FLIGHT = 32
 
 CANCEL_S: Final = 1.0
 """So long a source may take to give up a fetch that is cancelled."""
-
-Pieces = TokenSource | Iterable[TokenSource] | AsyncIterable[TokenSource]
 
 
 class Source(Protocol):
@@ -40,22 +38,25 @@ def check_options(chunk: int, max_in_flight: int | None) -> None:
     """Makes sure that the options of a stream make sense.
 
     Raises:
+        TypeError: One is no integer.
         ValueError: One is out of its range.
     """
-    if chunk < 1:
-        raise ValueError(f"chunk is {chunk}, expected at least 1 token")
-    if max_in_flight is not None and not 1 <= max_in_flight <= MAX_IN_FLIGHT:
-        raise ValueError(f"max_in_flight is {max_in_flight}, expected 1..{MAX_IN_FLIGHT} chunks")
+    whole_number("chunk", chunk, at_least=1)
+    if max_in_flight is not None:
+        whole_number("max_in_flight", max_in_flight, at_least=1, at_most=MAX_IN_FLIGHT)
 
 
 def is_sequence(tokens: Pieces) -> bool:
     """Whether tokens, or pieces of them, lie there whole: they have a length and an index."""
-    return hasattr(tokens, "__len__") and hasattr(tokens, "__getitem__") and not isinstance(tokens, Mapping)
+    return is_whole(tokens) or (hasattr(tokens, "__len__") and hasattr(tokens, "__getitem__"))
 
 
 def parts_of(tokens: Any, size: int) -> Iterator[Any]:
     """Returns the parts of what is not asynchronous; a sequence is cut to `size` as it is asked for."""
-    return _cut(tokens, size) if is_sequence(tokens) else iter(tokens)
+    if is_sequence(tokens):
+        return _cut(tokens, size)
+    parts: Iterator[Any] = iter(tokens)
+    return parts
 
 
 def open_source(tokens: Pieces, size: int) -> Source:
@@ -64,7 +65,7 @@ def open_source(tokens: Pieces, size: int) -> Source:
         return AsyncSource(tokens)
     if is_sequence(tokens):
         return SequenceSource(parts_of(tokens, size))
-    return ThreadSource(iter(tokens))
+    return ThreadSource(parts_of(tokens, size))
 
 
 class SequenceSource:
@@ -126,14 +127,5 @@ class AsyncSource:
 
 
 def _cut(tokens: Any, size: int) -> Iterator[Tokens]:
-    for part in [tokens] if _is_whole(tokens) else tokens:
+    for part in [tokens] if is_whole(tokens) else tokens:
         yield from split(part, size)
-
-
-def _is_whole(tokens: Any) -> bool:
-    """Tells one run of tokens from a sequence of pieces."""
-    if isinstance(tokens, str | bytes | bytearray | memoryview) or hasattr(tokens, "dtype"):
-        return True
-    if isinstance(tokens, list | tuple):
-        return all(isinstance(token, numbers.Integral) for token in tokens)
-    return len(tokens) == 0 or isinstance(tokens[0], numbers.Integral)

@@ -1,6 +1,5 @@
 """Where the sessions of a batch stand, as the caller knows it: by numbers, or by what the server told."""
 
-import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -8,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from holdfast.errors import HoldfastError
-from holdfast.v1 import holdfast_pb2 as pb
+from holdfast.options import positions_list
 
 
 @runtime_checkable
@@ -29,40 +28,29 @@ class Standing(NamedTuple):
     """Where B sessions stand.
 
     Attributes:
-        positions: Of each; empty appends wherever they stand.
-        incarnations: Of each; may be empty.
-        history_digests: At those positions; may be empty.
+        positions: Of each; None appends wherever they stand.
+        incarnations: Of each; None is any.
+        history_digests: At those positions; None is any.
     """
 
-    positions: list[int] = []  # noqa: RUF012 -- never changed
-    incarnations: list[int] = []  # noqa: RUF012
-    history_digests: list[int] = []  # noqa: RUF012
-
-    def write(self, columns: pb.Columns) -> None:
-        """Has the rows go to these sessions' histories, and to no others."""
-        columns.incarnations.extend(self.incarnations)
-        columns.history_digests.extend(self.history_digests)
+    positions: list[int] | None
+    incarnations: list[int] | None = None
+    history_digests: list[int] | None = None
 
 
 def standing_of(session_ids: Sequence[str], positions: Positions | None) -> Standing:
     """Reads where sessions stand.
 
     Raises:
-        ValueError: It is not one position for each session, or is told of others, or of some that failed.
         TypeError: A position is not an integer.
+        ValueError: It is not one position for each session, or is told of others, or of some that failed.
     """
-    if positions is None:
-        return Standing()
-    if isinstance(positions, Told):
-        _check_told(session_ids, positions)
-        digests = positions.history_digests.tolist()
-        return Standing(positions.positions.tolist(), positions.incarnations.tolist(), digests)
-    numbers = [operator.index(position) for position in positions]
-    if not numbers or len(numbers) != len(session_ids):
-        raise ValueError(
-            f"{len(numbers)} positions for {len(session_ids)} sessions, expected one for each; None appends"
-        )
-    return Standing(numbers)
+    if not isinstance(positions, Told):
+        return Standing(positions_list(positions, len(session_ids)))
+    _check_told(session_ids, positions)
+    return Standing(
+        positions.positions.tolist(), positions.incarnations.tolist(), positions.history_digests.tolist()
+    )
 
 
 def _check_told(session_ids: Sequence[str], told: Told) -> None:

@@ -13,8 +13,8 @@ from holdfast.pump import Pump
 from holdfast.reply import StepReply
 from holdfast.runner import Runner
 from holdfast.session import AsyncSession
-from holdfast.sources import Pieces, parts_of
-from holdfast.tokens import TokenSource
+from holdfast.sources import parts_of
+from holdfast.tokens import Pieces, TokenSource
 
 
 class Session:

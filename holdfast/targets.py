@@ -35,7 +35,7 @@ def to_target(address: str | Sequence[str]) -> tuple[str, Options]:
 
 def _place(entry: str) -> tuple[str, int]:
     host, colon, port = entry.rpartition(":")
-    if not (colon and host and port.isdecimal() and 0 < int(port) < 65536):
+    if not (colon and host and port.isascii() and port.isdecimal() and 0 < int(port) < 65536):
         raise ValueError(f"address is {entry!r}, expected HOST:PORT")
     found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
     ipv4_first = sorted(found, key=lambda entry: entry[0] != socket.AF_INET)

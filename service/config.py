@@ -201,6 +201,6 @@ class Settings(BaseSettings):
     @classmethod
     def _has_port(cls, value: str) -> str:
         host, colon, port = value.rpartition(":")
-        if not (colon and host and port.isdecimal() and int(port) < 65536):
+        if not (colon and host and port.isascii() and port.isdecimal() and int(port) < 65536):
             raise ValueError("expected HOST:PORT")
         return value

@@ -19,6 +19,7 @@ from service.model.contract import Contract, InputSpec, OutputSpec, StateSpec, V
 from service.store.keys import set_aside_key
 from service.store.protocol import AckLevel, Found, Refusals, Writes
 from service.store.record import NO_STAMP, STAMP_END, STAMP_START, Record, encode, new_record
+from tests.hash_oracle import next_hash
 
 F32 = np.dtype("<f4")
 
@@ -53,6 +54,32 @@ class AccumulatorModel:
         counts = states["sum"][:, 1] + len(tokens)
         state = np.stack([totals[-1], counts], axis=1).astype(np.float32)
         return {"total": totals.astype(np.float32)}, {"sum": state}
+
+
+HASH_CONTRACT = Contract(
+    input=InputSpec("token", "token_id", np.dtype("<i8"), 1),
+    states=(StateSpec("s", "s", "s_next", np.dtype("<i8"), (), 0),),
+    outputs=(OutputSpec("hash", np.dtype("<i8"), (), "raw"),),
+    vocabulary=Vocabulary("bytes", 256),
+)
+
+
+class HashModel(AccumulatorModel):
+    """State and output: a hash of all tokens in their order, int64; see `tests.hash_oracle`."""
+
+    name = "hash"
+    contract = HASH_CONTRACT
+    fingerprint = hashlib.sha256(b"hash").digest()
+
+    def run(self, tokens, states, needed=None, halt=None):
+        if self.fail_with is not None:
+            raise self.fail_with
+        self.batch_sizes.append(tokens.shape[1])
+        state, hashes = states["s"], []
+        for row in tokens:
+            state = next_hash(state, row.astype(np.int64))
+            hashes.append(state)
+        return {"hash": np.stack(hashes)}, {"s": state}
 
 
 class PoisonModel(AccumulatorModel):

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
+from tests.hash_oracle import FACTOR, MODULUS
 from tests.oracle import MODELS
 
 STATE = {
@@ -140,3 +141,49 @@ def _endless_body():
         ],
         [info("condition_out", TensorProto.BOOL, []), info("value_out", TensorProto.FLOAT, [])],
     )
+
+
+HASH_STATE = {
+    "name": "s", "input": "s", "output": "s_next", "dtype": "int64", "shape": [],
+    "batch_axis": 0, "initial": "zeros",
+}  # fmt: skip
+
+
+def write_hash_model(path, *, has_time_axis=False):
+    """Writes s_next = (s * 1000003 + token + 1) mod 2147483647 in int64, its output `hash` being s_next.
+
+    `tests.hash_oracle` says what comes out. No product reaches 2^63. With a time axis a chunk is one run.
+    """
+    named = {"factor": FACTOR, "one": 1, "modulus": MODULUS}
+    constants = [numpy_helper.from_array(np.array(value, np.int64), name) for name, value in named.items()]
+    step = [
+        helper.make_node("Mul", ["s", "factor"], ["product"]),
+        helper.make_node("Add", ["product", "token"], ["with_token"]),
+        helper.make_node("Add", ["with_token", "one"], ["sum"]),
+        helper.make_node("Mod", ["sum", "modulus"], ["s_next"]),
+        helper.make_node("Identity", ["s_next"], ["hash"]),
+    ]
+
+    def info(name, *axes):
+        return helper.make_tensor_value_info(name, TensorProto.INT64, list(axes))
+
+    state, after = info("s", "batch"), info("s_next", "batch")
+    if has_time_axis:
+        body = helper.make_graph(
+            step, "step", [state, info("token", "batch")], [after, info("hash", "batch")], constants
+        )
+        scan = helper.make_node("Scan", ["s", "tokens"], ["s_next", "hash"], body=body, num_scan_inputs=1)
+        tokens, hashes = info("tokens", "time", "batch"), info("hash", "time", "batch")
+        graph = helper.make_graph([scan], "hash", [tokens, state], [hashes, after])
+    else:
+        token, hashes = info("token", "batch"), info("hash", "batch")
+        graph = helper.make_graph(step, "hash", [token, state], [hashes, after], constants)
+    token_input = {"name": graph.input[0].name, "kind": "token_id", "dtype": "int64", "width": 1}
+    contract = {
+        "holdfast.contract_version": "1",
+        "holdfast.input": json.dumps({**token_input, "time_axis": has_time_axis}),
+        "holdfast.states": json.dumps([HASH_STATE]),
+        "holdfast.outputs": json.dumps([{"name": "hash", "dtype": "int64", "shape": [], "role": "raw"}]),
+        "holdfast.vocabulary": json.dumps({"kind": "bytes", "size": 256}),
+    }
+    _write(graph, contract, path)

@@ -130,9 +130,9 @@ def decide(stored: Record | None, claim: Claim) -> KeptReply | None:
     if stored.quarantine_reason:
         raise quarantined(stored)
     if claim.position is not None and claim.position != stored.position:
-        raise (
-            _ahead(stored.position, claim) if claim.position > stored.position else _conflict(stored, claim)
-        )
+        if claim.position > stored.position:
+            raise _ahead(stored.position, claim)
+        raise _conflict(stored, claim)
     if claim.digest not in (0, stored.digest):
         raise _other_history(stored)
     if stored.position > MAX_POSITION - claim.token_count:

@@ -14,7 +14,7 @@ exporter writes it down in `metadata_props`, one JSON text per topic:
 Shapes are without time and batch axis. With `"time_axis": true` (default false) the input and all outputs,
 but not the states, have a time axis before their batch axis. An output may name as its `"switch"` a bool
 input with a default: fed with false, the graph saves the work for this output. Other topics are facts for
-people and passed on as they are. Pure: standard library and numpy.
+people and passed on as they are. Pure.
 """
 
 import json
@@ -25,6 +25,8 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
+
+from service.names import control_character
 
 PREFIX = "holdfast."
 VERSION = "1"
@@ -252,8 +254,8 @@ def _parse_vocabulary(entry: dict[str, Any]) -> Vocabulary:
 
 
 def _parse_name(value: Any) -> str:
-    if not isinstance(value, str) or not value.isprintable() or not 1 <= len(value) <= MAX_NAME_CHARS:
-        raise ValueError(f"{str(value)[:40]!r} is no name: 1..{MAX_NAME_CHARS} printable characters")
+    if not isinstance(value, str) or not 1 <= len(value) <= MAX_NAME_CHARS or control_character(value):
+        raise ValueError(f"{str(value)[:40]!r} is no name: 1..{MAX_NAME_CHARS} characters, none a control")
     return value
 
 

@@ -12,6 +12,8 @@ import stat
 from pathlib import Path
 from typing import NamedTuple
 
+from service.names import control_character
+
 MODEL_FILE = "model.onnx"
 
 MAX_MODEL_BYTES = 512 << 20
@@ -27,7 +29,8 @@ class ModelFileError(Exception):
     """
 
     def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
+        shown = str(path).encode(errors="backslashreplace").decode()  # names of files need be no text
+        super().__init__(f"{shown}: {reason}")
         self.path = path
         self.reason = reason
 
@@ -88,9 +91,12 @@ def list_files(folder: Path) -> tuple[list[ModelFile], list[ModelFileError]]:
         ]
     files, refused = [], []
     for path in sorted(folder.glob(f"*/*/{MODEL_FILE}")):
-        version_text = path.parent.name
-        if version_text.isascii() and version_text.isdecimal() and 0 < int(version_text) < 1 << 31:
-            files.append(ModelFile(path.parent.parent.name, int(version_text), path))
+        name, version_text = path.parent.parent.name, path.parent.name
+        control = control_character(name)
+        if control is not None:
+            refused.append(ModelFileError(path, f"its model's name has {control}"))
+        elif version_text.isascii() and version_text.isdecimal() and 0 < int(version_text) < 1 << 31:
+            files.append(ModelFile(name, int(version_text), path))
         else:
             refused.append(ModelFileError(path, f"version {version_text!r} is not a number >= 1"))
     return files, refused

@@ -19,6 +19,7 @@ from service.engine.rules import Claim
 from service.engine.work import Answer, Asked, Selection, Work
 from service.errors import InvalidRequest, ServiceError
 from service.model.contract import DTYPES, Contract
+from service.names import control_character
 from service.rpc.credentials import Caller
 from service.store.keys import session_key
 from service.store.protocol import AckLevel
@@ -51,14 +52,15 @@ def key_of(tenant: str, session_id: str, field: str = "session_id") -> bytes:
     """Returns the store key of a tenant's session; those that come often are remembered.
 
     Raises:
-        InvalidRequest: The id is empty, too long, or has control characters.
+        InvalidRequest: The id is empty, too long, or has a control character.
     """
     if not 1 <= len(session_id) <= MAX_ID_CHARS:
         raise InvalidRequest(
             f"{field} has {len(session_id)} characters, expected 1..{MAX_ID_CHARS}", field=field
         )
-    if not session_id.isprintable():
-        raise InvalidRequest(f"{field} has control characters, expected printable text", field=field)
+    control = control_character(session_id)
+    if control is not None:
+        raise InvalidRequest(f"{field} has {control}, expected no control character", field=field)
     return session_key(tenant, session_id)
 
 

@@ -138,11 +138,16 @@ class OracleRun:
 
 
 def difference(given: NDArray[Any], expected: NDArray[Any]) -> float:
-    """Returns the largest difference, absolute up to magnitude 1 and relative above; infinite for NaN."""
+    """Returns the largest difference, absolute up to magnitude 1 and relative above; infinite for NaN.
+
+    Of integers and bools there is no nearly: they are the same, or infinitely far apart.
+    """
     if given.shape != expected.shape:
         return float("inf")
     if not given.size:
         return 0.0
+    if expected.dtype.kind in "biu":
+        return 0.0 if np.array_equal(given, expected) else float("inf")
     found = float((np.abs(given.astype(np.float64) - expected) / np.maximum(1.0, np.abs(expected))).max())
     return float("inf") if math.isnan(found) else found
 

@@ -56,7 +56,7 @@ def command_lines():
 
 
 def test_every_block_says_what_it_is():
-    assert kinds() <= {"python", "sh", "toml", "yaml", "text", "json", "promql"}
+    assert kinds() <= {"javascript", "python", "sh", "toml", "yaml", "text", "json", "promql"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -3,8 +3,9 @@
 Both replicas have every session in memory, both writers step every session through both replicas, with the
 history digest they know or without any. In each round all write for a moment; then the store loses what it
 had: its file is cut, an older file or a cut-off replica's takes its place, or somebody writes older records
-over the newer ones while the servers' connections stand. The model is `hash`: a token lost, doubled or
-reordered, or a reply computed from another history, is a wrong number.
+over the newer ones while the servers' connections stand. Every other time one writer then brings the
+sessions to the positions they had, by other tokens, before anybody else comes. The model is `hash`: a token
+lost, doubled or reordered, or a reply computed from another history, is a wrong number.
 
 At the end of a round every reply since the store went back must be a link of one chain that ends in what is
 stored; what is stored must be what these tokens give.
@@ -34,7 +35,7 @@ from holdfast.errors import (
     StoreRegressed,
     from_rpc,
 )
-from holdfast.history_digest import run_of
+from holdfast.history_digest import FACTORS, PRIMES, run_of
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.demo.processes import ServerProcess
@@ -47,6 +48,9 @@ from tests.nemesis.store import StoreProcess
 MODEL = "hash"
 SESSIONS = 6
 WRITING_S = 0.4
+MAX_APPENDED, MAX_APPENDED_AT_ONCE = 20, 3
+"""Tokens without a position that are remembered, and as many of them whose replies are still to come."""
+
 REFUSALS = (
     HistoryConflict, PositionConflict, PositionGap, StoreRegressed, SessionClosed, SessionLost,
     SessionNotFound,
@@ -57,6 +61,7 @@ class Books:
     """What is known of every history that was ever written: the oracle.
 
     Attributes:
+        last: Writer, replica and position of the last reply, by session.
         counts: What happened.
         wrong: What must not have happened, in words.
     """
@@ -66,6 +71,7 @@ class Books:
         self._parents = {}  # digest before, by session and digest
         self._appended = {}  # tokens sent without a position, by session
         self._replied = {}  # digests of the replies of this round, by session
+        self.last = {}
         self.counts = Counter()
         self.wrong = []
 
@@ -76,7 +82,7 @@ class Books:
     def sent(self, name, before, tokens):
         """Notes tokens that may be applied: after this history, or after any where it is None."""
         if before is None:
-            self._appended.setdefault(name, []).append(tokens)
+            self._appended[name] = [*self._appended.get(name, ())[-MAX_APPENDED:], tokens]
             return
         after = run_of(tokens).after(before)
         self._states[name, after] = hash_of(tokens, self._states[name, before])
@@ -84,9 +90,7 @@ class Books:
 
     def knows(self, name, digest):
         """Whether tokens that were sent can give this history."""
-        if (name, digest) not in self._states:
-            self._explain(name, digest)
-        return (name, digest) in self._states
+        return (name, digest) in self._states or self._explain(name, digest, MAX_APPENDED_AT_ONCE)
 
     def applied(self, name, before, tokens, result):
         """Checks a reply to tokens after a history; None: after whichever it was."""
@@ -98,13 +102,13 @@ class Books:
             self.wrong.append(
                 f"{name} at {result.position}: a reply from another history than its digest's"
             )
-        self._replied.setdefault(name, set()).add(after)
+        self._replied.setdefault(name, []).append(after)
         self.counts["replies"] += 1
         self.counts["tokens"] += len(tokens)
 
     def close_round(self, name, record):
         """Checks that what is stored continues every reply since the store went back."""
-        replied, digest = self._replied.pop(name, set()), record.digest
+        replied, digest = self._replied.pop(name, []), record.digest
         state = int(np.frombuffer(record.state, "<i8")[0])
         if not self.knows(name, digest) or self._states[name, digest] != state:
             self.wrong.append(f"{name}: what is stored is not what its tokens give")
@@ -112,18 +116,19 @@ class Books:
         while digest is not None:
             chain.add(digest)
             digest = self._parents.get((name, digest))
-        self.counts["replies found in the stored history"] += len(replied & chain)
-        if replied - chain:
-            self.wrong.append(f"{name}: {len(replied - chain)} replies are not in the stored history")
+        found = sum(digest in chain for digest in replied)
+        self.counts["replies found in the stored history"] += found
+        if found < len(replied):
+            self.wrong.append(f"{name}: {len(replied) - found} replies are not in the stored history")
 
-    def _explain(self, name, after):
-        """Finds out after which history tokens without a position were applied."""
-        for tokens in self._appended.get(name, ()):
-            run = run_of(tokens)
-            for one, digest in list(self._states):
-                if one == name and run.after(digest) == after:
-                    self.sent(name, digest, tokens)
-                    return
+    def _explain(self, name, after, depth):
+        """Finds out whether tokens without a position, applied to a known history, give this one."""
+        for tokens in self._appended.get(name, ())[::-1]:
+            before = _before(after, run_of(tokens))
+            if (name, before) in self._states or (depth > 1 and self._explain(name, before, depth - 1)):
+                self.sent(name, before, tokens)
+                return True
+        return False
 
 
 class Writer:
@@ -139,19 +144,41 @@ class Writer:
         while loop.time() < until_s:
             await asyncio.gather(*(self._step(f"s{number}") for number in range(SESSIONS)))
 
-    async def _step(self, name):
+    async def catch_up(self):
+        """Brings sessions that the other writer stepped last to where they were, by other tokens.
+
+        That goes through the other replica; then the other writer goes on through its own, and both of them
+        remember what the store has lost.
+        """
+        await asyncio.gather(
+            *(self._catch_up(name, *last) for name, last in dict(self._books.last).items())
+        )
+
+    async def _catch_up(self, name, other, replica, position):
+        if other is self:
+            return
+        known = await self._look(name)
+        while known is not None and known.position < position:
+            count = min(3, position - known.position)
+            await self._step(name, count, blind_share=0, replica=1 - replica)
+            known = self._known.get(name)
+        await other._step(name, replica=replica)
+
+    async def _step(self, name, count=0, blind_share=0.2, replica=None):
         known = self._known.get(name) or await self._look(name)
-        tokens = self._rng.randbytes(self._rng.randint(1, 3))
+        tokens = self._rng.randbytes(count or self._rng.randint(1, 3))
         chunk = pb.Chunk(session_id=name, tokens=pb.Tokens(text=tokens))
-        is_blind = self._rng.random() < 0.2
+        is_blind = self._rng.random() < blind_share
         if not is_blind:
             chunk.position = chunk.acknowledged_position = known.position
             chunk.history_digest, chunk.incarnation = known.history_digest, known.incarnation
         before = None if is_blind else known.history_digest
         self._books.sent(name, before, tokens)
         while True:
+            number = self._rng.randrange(len(self._stubs)) if replica is None else replica
             try:
-                result = (await self._stub().Step(pb.StepRequest(chunk=chunk), timeout=5)).result
+                request = pb.StepRequest(chunk=chunk)
+                result = (await self._stubs[number].Step(request, timeout=5)).result
             except grpc.aio.AioRpcError as failure:
                 error = from_rpc(failure)
                 self._books.counts[error.reason] += 1
@@ -161,6 +188,7 @@ class Writer:
                 await asyncio.sleep(0.02)
             else:
                 self._books.applied(name, before, tokens, result)
+                self._books.last[name] = (self, number, result.position)
                 self._known[name] = pb.Session(
                     position=result.position,
                     history_digest=result.history_digest,
@@ -175,7 +203,7 @@ class Writer:
         )
         while True:
             try:
-                opened = await self._stub().OpenSession(request, timeout=5)
+                opened = await self._rng.choice(self._stubs).OpenSession(request, timeout=5)
             except grpc.aio.AioRpcError:
                 await asyncio.sleep(0.02)
                 continue
@@ -186,8 +214,13 @@ class Writer:
                 self._books.wrong.append(f"{name}: a history is stored that nobody wrote")
             return session
 
-    def _stub(self):
-        return self._rng.choice(self._stubs)
+
+def _before(after, run):
+    """Returns the history digest before a run, given that after it."""
+    halves = []
+    for number, done, factor, prime in zip(divmod(after, 2**26), run[:2], FACTORS, PRIMES, strict=True):
+        halves.append((number - done) * pow(factor, -run.element_count, prime) % prime)
+    return halves[0] << 26 | halves[1]
 
 
 def _output_of(result):
@@ -268,6 +301,8 @@ async def _rounds(store, writers, books, rng, rounds):
     older = [Backup(store)]
     loop = asyncio.get_running_loop()
     for _ in range(rounds):
+        if rng.random() < 0.5:
+            await asyncio.gather(*(writer.catch_up() for writer in writers))
         for share in (0.5, 1.0):  # what the last round wrote is partly in the newest backup
             until_s = loop.time() + WRITING_S * share
             await asyncio.gather(*(writer.write(until_s) for writer in writers))

@@ -26,6 +26,7 @@ FAULTS = {
     # the store
     "store-killed": "SIGKILL and restart from the append-only file, under load",
     "store-tail-truncated": "the append-only file loses its tail, acknowledged commits with it",
+    "store-rolled-back": "it comes back to positions it had by other tokens, under replicas that remember",
     "store-disk-full": "the append-only file cannot grow",
     "store-full": "no memory left under noeviction: refused cleanly, old sessions intact",
     "store-that-evicts": "a store that may drop sessions silently is refused at start",

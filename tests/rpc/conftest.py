@@ -6,6 +6,7 @@ from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.demo.processes import ServerProcess
 from tests.models import write_features_model
+from tests.opening import open_sessions
 from tests.oracle import MODELS
 
 MODEL = "python-source"
@@ -24,6 +25,10 @@ class Rpc:
             return getattr(self.stub, name)(request, timeout=10)
         except grpc.RpcError as error:
             return from_rpc(error)
+
+    def open(self, *ids, model=MODEL):
+        """Opens sessions, each new or where it stands."""
+        open_sessions(self.stub, ids, model)
 
     def step(self, session_id, *, model=MODEL, text=b"", **fields):
         if text:

@@ -50,6 +50,10 @@ class Caller:
         except grpc.RpcError as error:
             return from_rpc(error)
 
+    def open(self, session_id):
+        request = pb.OpenSessionRequest(session_id=session_id, model=MODEL_REF)
+        return self.call("OpenSession", request).session
+
     def step(self, session_id, text=b"x", **fields):
         chunk = pb.Chunk(session_id=session_id, model=MODEL_REF, tokens=pb.Tokens(text=text), **fields)
         return self.call("Step", pb.StepRequest(chunk=chunk))
@@ -125,7 +129,7 @@ def test_only_the_token_itself_lets_in(channel, token_of, spoil):
 
 
 def test_the_scheme_may_be_written_in_any_case(channel, token_of):
-    assert Caller(channel, f"bearer {token_of['acme']}").step(secrets.token_hex(8)).result.position == 1
+    assert Caller(channel, f"bearer {token_of['acme']}").open(secrets.token_hex(8)).incarnation
 
 
 def test_a_stranger_is_refused_before_his_message_comes(channel):
@@ -190,6 +194,7 @@ STATE = pb.OutputSelection(state=True)
 def test_the_state_is_shown_to_those_who_may_see_it(caller):
     name = secrets.token_hex(8)
     everything, steps, reads = caller("acme"), caller(("step",)), caller(("read-state",))
+    steps.open(name)
     assert everything.step(name, position=0, outputs=STATE).result.outputs.state
     asked = pb.GetSessionRequest(session_id=name, include_state=True)
     assert reads.call("GetSession", asked).state
@@ -216,6 +221,7 @@ def streamed(caller, name, **fields):
 
 def test_a_kept_reply_shows_its_state_to_those_who_may_see_it_only(caller):
     name = secrets.token_hex(8)
+    caller("acme").open(name)
     first = caller("acme").step(name, position=0, outputs=STATE).result
     again = caller(("step",)).step(name, position=0).result
     on_stream = streamed(caller(("step",)), name, position=0).result
@@ -234,6 +240,7 @@ NAMED = [
     for method in SERVICE.methods
     if "session_id" in method.input_type.fields_by_name and not method.server_streaming
 ]
+ROWS = ("OpenBatch", "StepBatch", "StreamBatches")
 IDS = ("a", "b")
 
 
@@ -246,10 +253,12 @@ def one_session(name, session_id):
     elif name in ("StepBatch", "StreamBatches"):
         columns = pb.Columns(session_ids=[session_id], model=MODEL_REF, text=b"x")
         request.columns.CopyFrom(columns)
+    elif name == "OpenBatch":
+        request.session_ids.append(session_id)
     else:
         request.session_id = session_id
-        if name == "OpenSession":
-            request.model.CopyFrom(MODEL_REF)
+    if name in ("OpenBatch", "OpenSession"):
+        request.model.CopyFrom(MODEL_REF)
     return request
 
 
@@ -275,7 +284,7 @@ def run_alone(caller, operations, prefix):
 operations = st.lists(
     st.tuples(
         st.sampled_from(["acme", "beta"]),
-        st.sampled_from([*NAMED, "Step", "StreamSteps", "StepBatch", "StreamBatches"]),
+        st.sampled_from([*NAMED, "OpenSession", "Step", "StreamSteps", *ROWS]),
         st.sampled_from(IDS),
     ),
     min_size=2,
@@ -301,6 +310,9 @@ def test_a_tenant_sees_what_it_would_see_alone(caller, operations):
 def test_tenants_step_sessions_of_one_id_apart(caller, name):
     session_id = secrets.token_hex(8)
 
+    for tenant in ("acme", "beta"):
+        caller(tenant).open(session_id)
+
     def position(tenant):
         result = caller(tenant).call(name, one_session(name, session_id)).result
         return result.positions[0] if "Batch" in name else result.position
@@ -308,9 +320,10 @@ def test_tenants_step_sessions_of_one_id_apart(caller, name):
     assert [position(tenant) for tenant in ("acme", "beta", "acme", "beta")] == [1, 1, 2, 2]
 
 
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("name", [*NAMED, "Step", "StreamSteps", *ROWS])
 def test_anothers_session_looks_like_none(caller, name):
     theirs = secrets.token_hex(8)
+    caller("beta").open(theirs)
     assert caller("beta").step(theirs).result.position == 1
     unknown = secrets.token_hex(8)
     seen, absent = (
@@ -347,6 +360,7 @@ class Stream:
         self._is_over = False
         self._call = getattr(caller.stub, name)(self._requests(), timeout=20, metadata=caller.metadata)
         self._session_id = secrets.token_hex(8)
+        caller.open(self._session_id)
 
     def _requests(self):
         for position in count():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from holdfast.v1 import holdfast_pb2 as pb
+from tests.rpc.conftest import MODEL
 
 F32, F64 = pb.DATA_TYPE_FLOAT32, pb.DATA_TYPE_FLOAT64
 
@@ -22,9 +23,7 @@ NAN = float("nan")
 INVALID = ("INVALID_ARGUMENT", "INVALID_REQUEST")
 
 CASES = {
-    "unknown model": ({"model": "nobody", "text": b"x"}, ("NOT_FOUND", "MODEL_NOT_FOUND")),
-    "unknown session": ({"position": 4, "text": b"x"}, ("NOT_FOUND", "SESSION_LOST")),
-    "no model named": ({"model": "", "text": b"x"}, ("NOT_FOUND", "SESSION_NOT_FOUND")),
+    "unknown model": ({"model": "nobody", "text": b"x"}, ("FAILED_PRECONDITION", "MODEL_MISMATCH")),
     "id out of vocabulary": ({"tokens": ids(1, 256)}, INVALID),
     "negative id": ({"tokens": ids(-1)}, INVALID),
     "empty chunk": ({"tokens": pb.Tokens(text=b"")}, INVALID),
@@ -58,13 +57,34 @@ CASES = {
 
 
 @pytest.mark.parametrize(("fields", "expected"), CASES.values(), ids=CASES.keys())
-def test_a_bad_chunk_is_refused_and_opens_nothing(rpc, fields, expected):
-    error = rpc.step("fresh", **fields)
+def test_a_bad_chunk_is_refused_and_changes_nothing(rpc, fields, expected):
+    model = "features" if fields.get("model") == "features" else MODEL
+    rpc.open(f"fresh-{model}", model=model)
+    error = rpc.step(f"fresh-{model}", **fields)
     assert (error.code, error.reason) == expected
-    assert rpc.call("GetSession", pb.GetSessionRequest(session_id="fresh")).reason == "SESSION_NOT_FOUND"
+    get = pb.GetSessionRequest(session_id=f"fresh-{model}")
+    assert rpc.call("GetSession", get).session.position == 0
 
 
-@pytest.mark.parametrize("session_id", ["", "x" * 129, "a\nb", "a\x00b"])
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({}, "SESSION_NOT_FOUND"),
+        ({"position": 0}, "SESSION_NOT_FOUND"),
+        ({"position": 4}, "SESSION_LOST"),
+        ({"incarnation": 4}, "SESSION_LOST"),
+        ({"model": "nobody"}, "SESSION_NOT_FOUND"),
+    ],
+    ids=["append", "first", "later", "incarnation", "unknown model"],
+)
+def test_a_chunk_opens_no_session(rpc, fields, reason):
+    error = rpc.step("unopened", text=b"x", **fields)
+    assert (error.code, error.reason) == ("NOT_FOUND", reason)
+    get = pb.GetSessionRequest(session_id="unopened")
+    assert rpc.call("GetSession", get).reason == "SESSION_NOT_FOUND"
+
+
+@pytest.mark.parametrize("session_id", ["", "x" * 129, "a\nb", "a\x00b", "a\u2028"])
 def test_a_bad_session_id_is_refused_by_every_rpc(rpc, session_id):
     assert rpc.step(session_id, text=b"x").reason == "INVALID_REQUEST"
     for name, request in [("GetSession", pb.GetSessionRequest), ("CloseSession", pb.CloseSessionRequest)]:
@@ -82,6 +102,7 @@ def test_a_bad_session_id_is_refused_by_every_rpc(rpc, session_id):
     ids=["behind", "other tokens", "ahead", "store behind"],
 )
 def test_a_chunk_out_of_place_is_refused_with_the_position(rpc, fields, expected):
+    rpc.open("placed")
     rpc.step("placed", position=0, text=b"abc")
     error = rpc.step("placed", **fields)
     assert (error.code, error.reason, error.expected_position) == (*expected, 3)
@@ -90,6 +111,7 @@ def test_a_chunk_out_of_place_is_refused_with_the_position(rpc, fields, expected
 
 
 def test_another_model_or_version_is_refused(rpc):
+    rpc.open("owned")
     rpc.step("owned", position=0, text=b"abc")
     assert rpc.step("owned", model="python-source-feedforward", text=b"x").reason == "MODEL_MISMATCH"
     request = pb.GetModelRequest(model=pb.ModelRef(name="python-source", version=9))
@@ -97,29 +119,29 @@ def test_another_model_or_version_is_refused(rpc):
 
 
 def test_a_closed_session_is_remembered_as_closed(rpc):
-    opened = rpc.call(
-        "OpenSession", pb.OpenSessionRequest(session_id="ended", model=pb.ModelRef(name="python-source"))
-    )
+    opening = pb.OpenSessionRequest(session_id="ended", model=pb.ModelRef(name=MODEL))
+    opened = rpc.call("OpenSession", opening)
     rpc.step("ended", position=0, text=b"abc")
     close = pb.CloseSessionRequest(session_id="ended", incarnation=opened.session.incarnation)
     assert rpc.call("CloseSession", close).position == 3
     assert rpc.call("CloseSession", close).position == 3
-    assert rpc.step("ended", position=3, text=b"x").reason == "SESSION_CLOSED"
+    for late in ({"position": 3}, {"position": 0}, {}):
+        assert rpc.step("ended", text=b"abc", **late).reason == "SESSION_CLOSED"
+    assert not rpc.call("OpenSession", opening).resumed
     assert rpc.step("ended", position=0, text=b"x").result.position == 1
     assert rpc.call("CloseSession", close).reason == "SESSION_CLOSED"
 
 
 def test_must_be_new_refuses_a_taken_id(rpc):
-    request = pb.OpenSessionRequest(
-        session_id="taken", model=pb.ModelRef(name="python-source"), must_be_new=True
-    )
+    request = pb.OpenSessionRequest(session_id="taken", model=pb.ModelRef(name=MODEL), must_be_new=True)
     assert not rpc.call("OpenSession", request).resumed
     error = rpc.call("OpenSession", request)
     assert (error.code, error.reason) == ("ALREADY_EXISTS", "SESSION_EXISTS")
 
 
 def test_an_error_on_a_stream_leaves_the_stream_alive(rpc):
-    model = pb.ModelRef(name="python-source")
+    model = pb.ModelRef(name=MODEL)
+    rpc.open("alive")
     tokens = [pb.Tokens(text=b"a"), ids(999), pb.Tokens(text=b"b")]
     positions = [0, 1, 1]
     requests = [

@@ -9,6 +9,7 @@ from benchmarks.footprint import descriptor_count, resident_bytes
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from tests.faults.test_drain import request
+from tests.opening import open_sessions_async
 from tests.server import value
 from tests.waiting import wait_for
 
@@ -20,6 +21,7 @@ GROWTH_BYTES = 40 << 20  # 4 KiB each; a stream that stays takes several times t
 async def test_ten_thousand_streams_that_are_cancelled_leave_nothing_behind(server):
     async with grpc.aio.insecure_channel(server.address) as channel:
         stub = StreamingInferenceServiceStub(channel)
+        await open_sessions_async(stub, ["after", *(f"c{number}" for number in range(AT_A_TIME))])
         await open_and_cancel(stub, STREAMS)  # the memory of those that are open together
         wait_for(lambda: value(server, "holdfast_streams") == 0, 20)
         before = resident_bytes(server.pid), descriptor_count(server.pid)

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import uuid
 
 import numpy as np
 import pytest
@@ -61,10 +62,60 @@ def test_features_and_raw_outputs(client):
     np.testing.assert_array_equal(reply.outputs["y"], [[1, 2], [4, 6]])
 
 
-@pytest.mark.parametrize("wrong", [np.zeros((2, 2)), np.zeros(3, np.float32), [1.5]])
+@pytest.mark.parametrize("wrong", [{"a": 1}, np.zeros((1, 2, 2)), [True], [-1], "", iter([1])])
 def test_tokens_of_no_known_form_are_refused_before_they_are_sent(client, wrong):
+    session = client.session("never", model=MODEL)
     with pytest.raises((TypeError, ValueError)):
-        client.session("never", model=MODEL).step(wrong)
+        session.step(wrong)
+    assert session.position == 0
+    assert session.step("a").position == 1
+    session.close()
+
+
+def test_one_token_at_a_time_is_streamed_from_whatever_gives_tokens(client):
+    for source in (
+        range(60, 70),
+        (token for token in range(60, 70)),
+        map(np.int64, range(60, 70)),
+        bytes(range(60, 70)),
+    ):
+        session = client.session(model=MODEL)
+        replies = list(session.stream(source, token_log_prob=True))
+        assert [reply.token_count for reply in replies] == [1] * 10
+        given = np.concatenate([reply.token_log_probs for reply in replies])
+        np.testing.assert_allclose(given, run(MODEL, bytes(range(60, 70)))[1], atol=1e-5)
+
+
+def test_rows_of_features_are_streamed_one_by_one(client):
+    session = client.session(model="features")
+    replies = list(session.stream(row for row in np.arange(6.0).reshape(3, 2)))
+    assert [reply.outputs["y"].tolist() for reply in replies] == [[[0, 1]], [[2, 4]], [[6, 9]]]
+
+
+def test_a_session_is_known_by_a_number_or_a_uuid(client):
+    for number, text in ((4711, "4711"), (uuid.UUID(int=5), str(uuid.UUID(int=5)))):
+        session = client.session(number, model=MODEL)
+        session.step("a")
+        assert (session.session_id, client.get_session(number).position) == (text, 1)
+        batch = client.step_batch(MODEL, [number], [98], [1])
+        assert batch.positions.tolist() == [2]
+
+
+def test_a_state_is_taken_from_whatever_holds_it(client):
+    for value in ([1.0, 2.0], np.array([1, 2], ">f4"), np.array([[1, 9], [2, 9]], np.float32)[:, 0]):
+        session = client.session(model="features", initial_state={"h": value})
+        assert session.step([[1.0, 1.0]]).outputs["y"].tolist() == [[2, 3]]
+
+
+def test_a_state_of_another_dtype_is_refused(client):
+    with pytest.raises(InvalidRequest, match="float64"):
+        client.session(model="features", initial_state={"h": np.ones(2)})
+
+
+def test_a_client_that_may_keep_nothing_steps(server):
+    with holdfast.Client(server.address, replay_tokens=0) as client:
+        session = client.session(model=MODEL)
+        assert [session.step("ab").position, session.step("c").position] == [2, 3]
 
 
 def test_a_refused_chunk_leaves_the_session_usable(client):

@@ -15,15 +15,20 @@ from service.engine.engine import Engine, EngineLimits
 from service.metrics import Metrics
 from service.rpc.access import Access
 from service.rpc.call import Call
-from service.rpc.codec import encode_outputs
+from service.rpc.codec import encode_outputs, key_of
 from service.rpc.credentials import ANYBODY
 from service.rpc.gate import Gate
 from service.rpc.open_calls import OpenCalls
 from service.rpc.servicer import SERVICE_NAME, Servicer
 from service.rpc.streams import StepStream
-from tests.fakes import AccumulatorModel, CountingObserver, FakeModels, MemoryStore
+from tests.fakes import AccumulatorModel, CountingObserver, FakeModels, MemoryStore, open_session
+from tests.waiting import wait_for
 
 BOUND = 100
+SHARE = 80
+"""What one tenant may have under way."""
+FLOOD = 200
+"""Chunks, all of which are read: the replies to those refused wait for those before them."""
 
 
 class GatedStore(MemoryStore):
@@ -48,6 +53,10 @@ class Server:
         self._calls = OpenCalls(self.admission, max_call_s=max_call_s, max_stall_s=60, max_age_s=0)
         models = FakeModels(AccumulatorModel())
         self._engine = Engine(models, self.store, encode_outputs, self.observer, EngineLimits())
+
+    def open(self, tenant, session_id):
+        """Stores a session as OpenSession leaves it."""
+        open_session(self.store, key_of(tenant, session_id).decode())
 
     async def __aenter__(self):
         self._engine.start()
@@ -109,14 +118,12 @@ async def test_a_tenant_that_floods_leaves_room_for_another(server):
         grpc.aio.insecure_channel(server.address, [("tenant", 1)]) as one,
         grpc.aio.insecure_channel(server.address, [("tenant", 2)]) as two,
     ):
+        server.open("a", "flood")
+        server.open("b", "served")
         flood = StreamingInferenceServiceStub(one).StreamSteps(metadata=(("tenant", "a"),), timeout=30)
-        await send(flood, "flood", 3 * BOUND)
-        refused = [await flood.read() for _ in range(3 * BOUND - 80)]
-        errors = [from_status(reply.error.status) for reply in refused]
-        assert {error.reason for error in errors} == {"OVERLOADED"}
-        assert all(0 < error.retry_after_s <= 0.2 for error in errors)
-        assert [reply.error.tag for reply in refused] == list(range(80, 3 * BOUND))
-        assert server.observer.reasons["OVERLOADED"] == len(refused)
+        await send(flood, "flood", FLOOD)
+        refusals = server.observer.reasons
+        await asyncio.to_thread(wait_for, lambda: refusals["OVERLOADED"] == FLOOD - SHARE, 10)
 
         served = StreamingInferenceServiceStub(two).StreamSteps(metadata=(("tenant", "b"),), timeout=30)
         await send(served, "served", 10)
@@ -124,8 +131,13 @@ async def test_a_tenant_that_floods_leaves_room_for_another(server):
         server.store.gate.set()
         for count in range(1, 11):
             assert (await served.read()).result.position == count
-        for count in range(1, 81):
+        for count in range(1, SHARE + 1):
             assert (await flood.read()).result.position == count
+        refused = [(await flood.read()).error for _ in range(FLOOD - SHARE)]
+        errors = [from_status(error.status) for error in refused]
+        assert {error.reason for error in errors} == {"OVERLOADED"}
+        assert all(0 < error.retry_after_s <= 0.2 for error in errors)
+        assert [error.tag for error in refused] == list(range(SHARE, FLOOD))
         await flood.done_writing()
         await served.done_writing()
         assert await flood.read() is await served.read() is grpc.aio.EOF
@@ -135,6 +147,7 @@ async def test_a_tenant_that_floods_leaves_room_for_another(server):
 async def test_a_chunk_that_waits_longer_than_the_cap_is_answered_before_it_runs():
     async with Server(max_call_s=0.2) as server, grpc.aio.insecure_channel(server.address) as channel:
         call = StreamingInferenceServiceStub(channel).StreamSteps(metadata=(("tenant", "a"),), timeout=30)
+        server.open("a", "late")
         await send(call, "late", 3)
         await asyncio.sleep(0.5)
         server.store.gate.set()
@@ -148,6 +161,7 @@ async def test_a_chunk_that_waits_longer_than_the_cap_is_answered_before_it_runs
 
 async def test_a_call_without_a_deadline_is_ended():
     async with Server(max_call_s=0.2) as server, grpc.aio.insecure_channel(server.address) as channel:
+        server.open(ANYBODY.tenant, "s")
         step = StreamingInferenceServiceStub(channel).Step
         chunk = pb.Chunk(
             session_id="s", model=pb.ModelRef(name="sum"), tokens=pb.Tokens(text=b"x"), position=0

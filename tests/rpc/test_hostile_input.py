@@ -17,7 +17,7 @@ from service.rpc.status import CODES
 from tests.rpc.conftest import MODEL
 
 SERVICE = "/holdfast.v1.StreamingInferenceService"
-UNARY = ("OpenSession", "GetSession", "CloseSession", "Step", "StepBatch", "GetModel")
+UNARY = ("OpenSession", "OpenBatch", "GetSession", "CloseSession", "Step", "StepBatch", "GetModel")
 STREAMS = ("StreamSteps", "StreamBatches")
 REASONS = {kind.reason: code for kind, code in CODES.items()}
 GROWTH_BYTES = 48 << 20
@@ -48,6 +48,7 @@ def valid_requests():
     columns = pb.Columns(session_ids=["fuzzed-a", "fuzzed-b"], model=model, text=b"ab", tokens_per_row=1)
     return {
         "OpenSession": pb.OpenSessionRequest(session_id="fuzzed", model=model),
+        "OpenBatch": pb.OpenBatchRequest(session_ids=["fuzzed-a", "fuzzed-b"], model=model),
         "GetSession": pb.GetSessionRequest(session_id="fuzzed", include_state=True),
         "CloseSession": pb.CloseSessionRequest(session_id="fuzzed"),
         "Step": pb.StepRequest(chunk=chunk),
@@ -116,8 +117,11 @@ def test_a_deeply_nested_message_is_answered(rpc):
 @pytest.mark.parametrize("size", [9_000, 60_000])
 def test_what_was_sent_does_not_come_back_whole_in_an_error(rpc, size):
     """gRPC gives trailing metadata 8 KiB; with more of it the client sees another error."""
-    error = rpc.step("named", model="ä" * (size // 2), text=b"x")
+    model = pb.ModelRef(name="ä" * (size // 2))
+    error = rpc.call("OpenSession", pb.OpenSessionRequest(session_id="nameless", model=model))
     assert (error.code, error.reason) == ("NOT_FOUND", "MODEL_NOT_FOUND")
+    rpc.open("named")
+    assert rpc.step("named", model=model.name, text=b"x").reason == "MODEL_MISMATCH"
     assert rpc.step("x" * size, text=b"x").reason == "INVALID_REQUEST"
 
 
@@ -145,6 +149,7 @@ def test_two_thousand_damaged_requests_hurt_nobody(rpc):
     rng = random.Random(seed)
     requests = [(name, request.SerializeToString()) for name, request in valid_requests().items()]
     unary = [pair for pair in requests if pair[0] in UNARY]
+    rpc.open("fuzzed", "fuzzed-a", "fuzzed-b", "neighbour")
     position, before = 0, 0
     for number in range(2000):
         if number == 500:

@@ -10,6 +10,7 @@ from holdfast.errors import MessageTooLarge, Overloaded, ReplyTooLarge, from_rpc
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.demo.processes import ServerProcess
+from tests.opening import open_sessions, open_sessions_async
 from tests.rpc.conftest import MODEL
 from tests.server import value
 from tests.waiting import wait_for
@@ -54,6 +55,7 @@ async def refusal(call):
 
 
 async def test_overload_is_refused_with_a_pause_for_clients_and_for_grpc(server, stub):
+    await open_sessions_async(stub, columns(8).columns.session_ids)
     refused = value(server, 'holdfast_errors_total{reason="OVERLOADED"}')
     status = await refusal(stub.StepBatch(columns(9)))
     error = from_rpc(status)
@@ -67,16 +69,19 @@ async def test_overload_is_refused_with_a_pause_for_clients_and_for_grpc(server,
 
 
 async def test_a_chunk_too_many_on_a_stream_is_an_error_of_that_chunk(stub):
+    await open_sessions_async(stub, columns(8).columns.session_ids)
     call = stub.StreamBatches(timeout=20)
     for rows in (9, 8):
         await call.write(pb.StreamBatchesRequest(columns=columns(rows).columns))
     assert (await call.read()).error.status.code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
-    assert len((await call.read()).result.positions) == 8
+    reply = await call.read()
+    assert (len(reply.result.positions), list(reply.result.errors)) == (8, [])
     call.cancel()
 
 
 async def test_a_stream_too_many_is_refused_and_one_that_ends_makes_room(server, stub):
     wait_for(lambda: value(server, "holdfast_streams") == 0, 10)
+    await open_sessions_async(stub, [f"open-{number}" for number in range(5)])
     calls = [stub.StreamSteps(timeout=60) for _ in range(4)]
     for number, call in enumerate(calls):
         await call.write(pb.StreamStepsRequest(chunk=chunk(f"open-{number}")))
@@ -129,7 +134,9 @@ def test_a_stream_whose_client_reads_nothing_is_ended_and_says_so(impatient_serv
         for position in range(0, 60_000, 60)
     )
     with grpc.insecure_channel(impatient_server.address) as channel:
-        call = StreamingInferenceServiceStub(channel).StreamSteps(requests)
+        stub = StreamingInferenceServiceStub(channel)
+        open_sessions(stub, ["stalled"])
+        call = stub.StreamSteps(requests)
         wait_for(lambda: value(impatient_server, "holdfast_waiting_bytes") > 1 << 19, 20)
         wait_for(lambda: value(impatient_server, "holdfast_waiting_bytes") == 0, 20)
         with pytest.raises(grpc.RpcError) as caught:
@@ -180,7 +187,9 @@ class Hole:
 async def test_streams_of_a_connection_that_has_died_without_a_word_are_let_go(impatient_server):
     wait_for(lambda: value(impatient_server, "holdfast_streams") == 0, 10)
     async with Hole(impatient_server) as hole, grpc.aio.insecure_channel(hole.address) as channel:
-        call = StreamingInferenceServiceStub(channel).StreamSteps()
+        stub = StreamingInferenceServiceStub(channel)
+        await open_sessions_async(stub, ["black-hole"])
+        call = stub.StreamSteps()
         await call.write(pb.StreamStepsRequest(chunk=chunk("black-hole")))
         assert (await call.read()).result.position
         await asyncio.to_thread(wait_for, lambda: value(impatient_server, "holdfast_streams") == 1, 5)

@@ -12,6 +12,7 @@ from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.demo.processes import ServerProcess
 from service.failpoints import VARIABLE
+from tests.opening import open_sessions
 from tests.oracle import MODELS
 from tests.rpc.conftest import MODEL
 from tests.server import get
@@ -66,6 +67,7 @@ def test_rpcs_are_counted_as_grpc_servers_count_them(fresh):
     chunk = pb.Chunk(session_id="s", model=pb.ModelRef(name=MODEL), tokens=pb.Tokens(text=b"abc"))
     with grpc.insecure_channel(fresh.address) as channel:
         stub = StreamingInferenceServiceStub(channel)
+        open_sessions(stub, ["s"])
         raw = channel.unary_unary("/holdfast.v1.StreamingInferenceService/Step")
         stub.Step(pb.StepRequest(chunk=chunk), timeout=10)
         chunk.position = 3
@@ -111,6 +113,7 @@ def test_streams_count_their_messages_and_end_well(rpc):
 
 
 async def test_a_pipeline_of_batches_ends_well(rpc):
+    rpc.open("p0", "p1")
     async with holdfast.AsyncClient(rpc.server.address) as client:
         async with client.batches(MODEL) as pipeline:
             await (await pipeline.submit(["p0", "p1"], b"ab"))
@@ -135,21 +138,23 @@ def test_what_happens_to_sessions_is_counted(rpc):
         }
 
     before = events()
-    rpc.step("by-chunk", text=b"a", position=0)
+    rpc.open("row-0", "row-1")
+    rpc.open("row-1", "row-2")
     opening = pb.OpenSessionRequest(session_id="by-call", model=pb.ModelRef(name=MODEL))
     rpc.call("OpenSession", opening)
     rpc.call("OpenSession", opening)
     opening.take_over = True
     rpc.call("OpenSession", opening)
     rpc.call("CloseSession", pb.CloseSessionRequest(session_id="by-call"))
-    rpc.step("by-call", text=b"a", position=0)
+    rpc.step("by-call", text=b"a", position=0)  # which opens nothing
     after = events()
     assert {event: after[event] - before[event] for event in before} == {
-        "opened": 3, "resumed": 1, "taken_over": 1, "closed": 1,
+        "opened": 4, "resumed": 2, "taken_over": 1, "closed": 1,
     }  # fmt: skip
 
 
 def test_names_and_units_are_those_that_users_of_prometheus_expect(rpc):
+    rpc.open("named")
     rpc.step("named", text=b"a", position=0)
     wrong = []
     for family in families(rpc.server):
@@ -178,6 +183,7 @@ def test_the_process_and_its_store_and_its_models_are_shown(rpc):
     assert sample(rpc.server, "holdfast_build_info") == 1
     assert sample(rpc.server, "holdfast_model_info", model=MODEL, version="1") == 1
     assert sample(rpc.server, "holdfast_model_info") == len(list(MODELS.glob("*/"))) + 1
+    rpc.open("to-be-hot")
     rpc.step("to-be-hot", text=b"a", position=0)
     wait_for(lambda: sample(rpc.server, "holdfast_hot_sessions") >= 1, 5)
     assert sample(rpc.server, "holdfast_hot_state_bytes") >= 1024
@@ -187,10 +193,16 @@ def test_the_process_and_its_store_and_its_models_are_shown(rpc):
 
 
 def test_a_hundred_thousand_sessions_add_no_series(tmp_path):
-    with ServerProcess(tmp_path / "data") as server, holdfast.Client(server.address) as client:
+    with (
+        ServerProcess(tmp_path / "data") as server,
+        holdfast.Client(server.address) as client,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        stub = StreamingInferenceServiceStub(channel)
 
         def add(first):
             names = [f"many-{number}" for number in range(first, first + ROWS)]
+            open_sessions(stub, names)
             assert not client.step_batch(MODEL, names, b"x" * ROWS, [0] * ROWS).errors
 
         add(0)

@@ -14,6 +14,7 @@ from tests.server import get
 
 
 def test_metrics_count_what_happened(rpc):
+    rpc.open("counted")
     rpc.step("counted", position=0, text=b"abc")
     rpc.step("counted", position=0, text=b"abc")
     rpc.step("counted", position=1, text=b"x")

@@ -163,6 +163,7 @@ def test_all_workers_follow_and_no_session_meets_one_that_has_not(serve, models)
         def all_have_it():
             """A session is opened by one worker and stepped by others meanwhile."""
             ids = [f"s{next(numbers)}"]
+            client.session(ids[0], model=MODEL)
             for position in range(4):
                 assert not client.step_batch(MODEL, ids, b"a", [position]).errors
             return all(versions(client) == ([1, 2], 2) for _ in range(16))

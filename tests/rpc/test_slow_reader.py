@@ -7,6 +7,7 @@ import grpc.aio
 
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
+from tests.opening import open_sessions_async
 from tests.rpc.conftest import MODEL
 from tests.server import get
 
@@ -35,6 +36,7 @@ async def _send_without_reading(call):
 
 async def test_a_slow_reader_is_held_back_and_loses_nothing(server):
     async with grpc.aio.insecure_channel(server.address) as channel:
+        await open_sessions_async(StreamingInferenceServiceStub(channel), ["slow-reader"])
         call = StreamingInferenceServiceStub(channel).StreamSteps(timeout=60)
         before = _applied(server)
         sender = asyncio.create_task(_send_without_reading(call))

@@ -33,6 +33,13 @@ def test_the_buffer_gives_back_what_was_applied_or_says_that_it_cannot(chunks, m
         assert buffer.digest_at(position) == digest_after(INITIAL, whole[:position])
 
 
+def test_a_buffer_that_may_keep_nothing_keeps_nothing():
+    buffer = ReplayBuffer(0)
+    for position in range(3):
+        buffer.append(position, 0, b"a")
+    assert not buffer.reaches(2)
+
+
 def test_tokens_of_several_kinds_come_back_as_they_were():
     buffer = ReplayBuffer(99)
     for position, tokens in enumerate([b"a", b"b", np.array([3]), np.array([4]), b"c"]):
