@@ -22,7 +22,7 @@ from holdfast.recovery import draw_nonce
 from holdfast.retry import RetryPolicy
 from holdfast.rows import Rows
 from holdfast.session import AsyncSession
-from holdfast.standing import Positions, standing_of
+from holdfast.standing import Positions
 from holdfast.targets import Options, to_target
 from holdfast.tls import Tls, channel_credentials
 from holdfast.tokens import state_message
@@ -176,13 +176,12 @@ class AsyncClient:
             Where they stand; rows fail one by one, see `OpenedBatch.errors`.
 
         Raises:
-            TypeError, ValueError: What was passed is not what it should be; nothing was sent.
+            TypeError, ValueError: What was passed is not what it should be; see docs/inputs.md.
             HoldfastError: The batch as a whole was refused.
         """
         ids = session_ids_text(session_ids)
-        version = whole_number("version", version, at_least=0)
         request = pb.OpenBatchRequest(
-            model=pb.ModelRef(name=model, version=version),
+            model=pb.ModelRef(name=model, version=whole_number("version", version, at_least=0)),
             session_ids=ids,
             must_be_new=flag("must_be_new", must_be_new),
             nonce=draw_nonce(),
@@ -221,10 +220,7 @@ class AsyncClient:
         """
         self.lifetime.check_before_sending()
         options = {"ack_level": self.ack_level, **options}
-        ids = session_ids_text(session_ids)
-        standing = standing_of(ids, positions)
-        columns = columns_message(ids, tokens, standing.positions, model=model, **options)
-        standing.write(columns)
+        columns = columns_message(session_ids, tokens, positions, model=model, **options)
         request, deadline_s = pb.StepBatchRequest(columns=columns), self.deadline_s(timeout_s)
         try:
             if positions is None:
@@ -234,7 +230,7 @@ class AsyncClient:
         except HoldfastError as error:
             tell_rows(error, has_positions=positions is not None)
             raise
-        return BatchReply(reply.result, ids)
+        return BatchReply(reply.result, columns.session_ids)
 
     def batches(self, model: str, *, max_in_flight: int = 4, **options: Any) -> BatchPipeline:
         """Returns a pipeline of batches over one stream, as a context manager.

@@ -25,7 +25,7 @@ from holdfast.errors import (
 from holdfast.farewell import say_farewell
 from holdfast.fate import tell_rows
 from holdfast.history import Recorder
-from holdfast.options import Outputs, SessionId, positions_list, selection, session_ids_text, whole_number
+from holdfast.options import Outputs, SessionId, selection, session_ids_text, whole_number
 from holdfast.reply import StepReply
 from holdfast.rows import Rows, normalise_rows
 from holdfast.standing import Positions, standing_of
@@ -178,10 +178,7 @@ class BatchPipeline:
             ClientClosed: The client is closed.
         """
         self._client.lifetime.check_before_sending()
-        ids = session_ids_text(session_ids)
-        standing = standing_of(ids, positions)
-        columns = columns_message(ids, tokens, standing.positions, **self._options)
-        standing.write(columns)
+        columns = columns_message(session_ids, tokens, positions, **self._options)
         await self._room.acquire()
         reply: asyncio.Future[BatchReply] = asyncio.get_running_loop().create_future()
         reply.add_done_callback(lambda _: self._room.release())
@@ -303,7 +300,7 @@ def _gap_or_loss(error: PositionGap, answered: int) -> HoldfastError:
 def columns_message(
     session_ids: Iterable[SessionId],
     tokens: Rows,
-    positions: Sequence[int] | None,
+    positions: Positions | None,
     *,
     model: str,
     version: int = 0,
@@ -318,10 +315,13 @@ def columns_message(
         TypeError, ValueError: Something is not what it should be; see docs/inputs.md.
     """
     ids = session_ids_text(session_ids)
+    standing = standing_of(ids, positions)
     columns = pb.Columns(
         model=pb.ModelRef(name=model, version=whole_number("version", version, at_least=0)),
         session_ids=ids,
-        positions=positions_list(positions, len(ids)),
+        positions=standing.positions,
+        incarnations=standing.incarnations,
+        history_digests=standing.history_digests,
         outputs=selection(top_k, token_log_prob, outputs, state=False),
         ack_level=to_number(ack_level),
     )

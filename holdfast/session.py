@@ -16,7 +16,7 @@ from holdfast.ack_levels import to_number
 from holdfast.errors import ClientClosed, HoldfastError
 from holdfast.fate import leaves_unsure, tell_fate, tell_nothing_applied
 from holdfast.ledger import Asked, Entry, Ledger
-from holdfast.options import Outputs
+from holdfast.options import MAX_POSITION, Outputs, whole_number
 from holdfast.pending import PendingChunk, Tokens
 from holdfast.pump import Pump
 from holdfast.recovery import Recovery
@@ -123,7 +123,7 @@ class AsyncSession:
             timeout_s: Longest wait, retries included; default is the client's.
 
         Raises:
-            TypeError, ValueError: What was passed is not what it should be; nothing of it was sent.
+            TypeError, ValueError: What was passed is not what it should be; nothing was sent.
             ChunkPending: Chunks taken before have no reply yet; call `settle`, or repeat the first of them.
             PositionGap: `position` is ahead of the session.
             SessionBusy: Another call or stream held the session for the whole time limit.
@@ -133,6 +133,8 @@ class AsyncSession:
         with _nothing_sent():
             asked = self._asked(top_k, token_log_prob, outputs, state, ack_level)
             wanted = normalise(tokens)
+            if position is not None:
+                position = whole_number("position", position, at_least=0, at_most=MAX_POSITION)
         self._client.lifetime.check_before_sending()
         deadline_s = self._client.deadline_s(timeout_s)
         await self._turn.take("a step", self._client.left_s(deadline_s))
@@ -194,7 +196,8 @@ class AsyncSession:
             timeout_s: Longest time without any progress; default is the client's.
 
         Raises:
-            ValueError: `chunk` or `max_in_flight` is out of its range.
+            TypeError, ValueError: `chunk` or another option is not what it should be; or a piece is not,
+                and those before it are sent.
             HoldfastError: As in `step`.
         """
         pump = self.pump(

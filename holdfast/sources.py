@@ -53,7 +53,10 @@ def is_sequence(tokens: Pieces) -> bool:
 
 def parts_of(tokens: Any, size: int) -> Iterator[Any]:
     """Returns the parts of what is not asynchronous; a sequence is cut to `size` as it is asked for."""
-    return _cut(tokens, size) if is_sequence(tokens) else iter(tokens)
+    if is_sequence(tokens):
+        return _cut(tokens, size)
+    parts: Iterator[Any] = iter(tokens)
+    return parts
 
 
 def open_source(tokens: Pieces, size: int) -> Source:

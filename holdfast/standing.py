@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 
 from holdfast.errors import HoldfastError
 from holdfast.options import positions_list
-from holdfast.v1 import holdfast_pb2 as pb
 
 
 @runtime_checkable
@@ -30,32 +29,28 @@ class Standing(NamedTuple):
 
     Attributes:
         positions: Of each; None appends wherever they stand.
-        incarnations: Of each; may be empty.
-        history_digests: At those positions; may be empty.
+        incarnations: Of each; None is any.
+        history_digests: At those positions; None is any.
     """
 
-    positions: list[int] | None = None
-    incarnations: Sequence[int] = ()
-    history_digests: Sequence[int] = ()
-
-    def write(self, columns: pb.Columns) -> None:
-        """Has the rows go to these sessions' histories, and to no others."""
-        columns.incarnations.extend(self.incarnations)
-        columns.history_digests.extend(self.history_digests)
+    positions: list[int] | None
+    incarnations: list[int] | None = None
+    history_digests: list[int] | None = None
 
 
 def standing_of(session_ids: Sequence[str], positions: Positions | None) -> Standing:
     """Reads where sessions stand.
 
     Raises:
+        TypeError: A position is not an integer.
         ValueError: It is not one position for each session, or is told of others, or of some that failed.
-        TypeError: Positions are not integers.
     """
-    if isinstance(positions, Told):
-        _check_told(session_ids, positions)
-        digests = positions.history_digests.tolist()
-        return Standing(positions.positions.tolist(), positions.incarnations.tolist(), digests)
-    return Standing(positions_list(positions, len(session_ids)))
+    if not isinstance(positions, Told):
+        return Standing(positions_list(positions, len(session_ids)))
+    _check_told(session_ids, positions)
+    return Standing(
+        positions.positions.tolist(), positions.incarnations.tolist(), positions.history_digests.tolist()
+    )
 
 
 def _check_told(session_ids: Sequence[str], told: Told) -> None:

@@ -35,7 +35,6 @@ def test_rows_are_what_single_sessions_give(client):
     ids = [f"row-{row}" for row in range(7)]
     texts = [TEXT[row : row + 24] for row in range(7)]
     expected = [run(MODEL, text) for text in texts]
-    client.open_batch(MODEL, ids)
     for start, count in ((0, 1), (1, 7), (8, 16)):
         block = b"".join(text[start : start + count] for text in texts)
         reply = client.step_batch(
@@ -58,9 +57,9 @@ def test_rows_are_what_single_sessions_give(client):
     assert client.session(ids[3]).position == 24
 
 
-def test_features_and_ids_are_taken_as_well(client):
-    client.open_batch("features", ["fa", "fb"])
-    client.open_batch(MODEL, ["ta", "tb", "ia", "ib"])
+def test_features_and_ids_are_taken_as_well(client, rpc):
+    rpc.open("fa", "fb", model="features")
+    rpc.open("ta", "tb", "ia", "ib")
     first = client.step_batch("features", ["fa", "fb"], np.array([[1, 2], [3, 4]], np.float32))
     np.testing.assert_array_equal(first.outputs["y"], [[[1, 2]], [[3, 4]]])
     more = np.array([[[1, 1], [1, 1]], [[0, 1], [0, 1]]], np.float32)
@@ -71,9 +70,9 @@ def test_features_and_ids_are_taken_as_well(client):
     np.testing.assert_array_equal(by_text.token_log_probs, by_ids.token_log_probs)
 
 
-def test_a_row_fails_alone(client):
-    opened = client.open_batch(MODEL, ["ok", "ahead", "closed"])
-    client.step_batch(MODEL, ["ok", "ahead", "closed"], b"aaa", opened)
+def test_a_row_fails_alone(client, rpc):
+    rpc.open("ok", "ahead", "closed")
+    client.step_batch(MODEL, ["ok", "ahead", "closed"], b"aaa", [0, 0, 0])
     client.session("closed").close()
     ids = ["ok", "ahead", "closed", "bad\nid", "x" * 129]
     reply = client.step_batch(MODEL, ids, b"bbbbb", [1, 5, 1, 0, 0], top_k=2)
@@ -86,14 +85,15 @@ def test_a_row_fails_alone(client):
     assert not reply.top_log_probs[1:].any()
 
 
-def test_every_row_may_fail(client):
-    reply = client.step_batch(MODEL, ["e0", "e1"], b"ab", [0, 0])
-    assert [error.reason for error in reply.errors.values()] == ["SESSION_NOT_FOUND"] * 2
+def test_every_row_may_fail(client, rpc):
+    rpc.open("e0")
+    reply = client.step_batch("nobody", ["e0", "e1"], b"ab", [0, 0])
+    assert [error.reason for error in reply.errors.values()] == ["MODEL_MISMATCH", "SESSION_NOT_FOUND"]
 
 
 def test_the_same_batch_again_is_answered_as_before(client):
     ids = ["again-0", "again-1", "again-2"]
-    client.open_batch(MODEL, ids)
+    rpc.open(*ids)
     first = client.step_batch(MODEL, ids, b"abcdef", [0, 0, 0], token_log_prob=True)
     client.step_batch(MODEL, ids[1:2], b"x", [2])
     again = client.step_batch(MODEL, ids, b"abcdef", [0, 0, 0], token_log_prob=True)
@@ -104,23 +104,8 @@ def test_the_same_batch_again_is_answered_as_before(client):
         np.testing.assert_array_equal(again.token_log_probs[row], first.token_log_probs[row])
 
 
-def test_a_kept_reply_with_other_outputs_is_not_mixed_in(client):
-    client.open_batch(MODEL, ["kept", "fresh-0", "fresh-1"])
-    client.step_batch(MODEL, ["kept"], b"a", [0], top_k=9)
-    reply = client.step_batch(MODEL, ["fresh-0", "kept", "fresh-1"], b"aaa", [0, 0, 0], top_k=2)
-    assert reply.errors == {}
-    assert reply.top_ids.shape == (3, 1, 2)
-    assert reply.top_ids[0].any()
-    assert not reply.top_ids[1].any()
-    assert list(reply.separate_rows) == [1]
-    separate = reply.separate_rows[1]
-    assert (separate.position, separate.replayed, separate.model_version) == (1, True, 1)
-    assert len(separate.top[0]) == 9
-    assert client.session("kept").position == 1
-
-
 def test_a_chunk_and_a_row_are_the_same_thing(client, rpc):
-    client.session("either", model=MODEL)
+    rpc.open("either")
     rpc.step("either", position=0, text=b"abc")
     reply = client.step_batch(MODEL, ["either"], b"abc", [0])
     assert reply.replayed_rows == [0]
@@ -154,9 +139,9 @@ def test_a_wrong_message_is_refused_as_a_whole(rpc, message, field):
     assert reply.error.status.message in str(error)
 
 
-def test_rows_against_the_contract_of_the_model(client):
-    client.open_batch(MODEL, ["wrong-0", "wrong-1"])
-    client.session("narrow", model="features")
+def test_rows_against_the_contract_of_the_model(client, rpc):
+    rpc.open("wrong-0", "wrong-1")
+    rpc.open("narrow", model="features")
     reply = client.step_batch(MODEL, ["wrong-0", "wrong-1"], [3, 256], [0, 0])
     assert list(reply.errors) == [1]
     assert isinstance(reply.errors[1], InvalidRequest)
@@ -181,7 +166,6 @@ def test_a_pipeline_keeps_order_and_survives_a_refusal(server):
             client.batches(MODEL, max_in_flight=3, token_log_prob=True) as pipeline,
         ):
             replies = []
-            await client.open_batch(MODEL, ids)
             for at in range(40):
                 row_tokens = b"".join(TEXT[at + row : at + row + 1] for row in range(5))
                 replies.append(await pipeline.submit(ids, row_tokens, [at] * 5))
@@ -218,7 +202,7 @@ def test_any_mixture_of_calls_gives_the_outputs_of_the_plain_sequence(client, rp
     """Unary, streamed and columnar calls, one token or many, on the same three sessions."""
     texts = [(TEXT * 5)[row : row + 400] for row in range(3)]
     ids = [f"mixed-{uuid.uuid4()}" for _ in range(3)]
-    client.open_batch(MODEL, ids)
+    rpc.open(*ids)
     given: list[list[float]] = [[], [], []]
     at = 0
     for kind, count in parts:

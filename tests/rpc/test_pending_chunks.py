@@ -165,7 +165,7 @@ def test_a_loop_that_goes_on_after_errors_ends_with_an_error_that_says_so(server
 # -- nothing taken, nothing applied --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("wrong", [[2**40], object(), np.zeros((2, 2, 2))])
+@pytest.mark.parametrize("wrong", [[2**40], object(), np.zeros((2, 2), np.int64), b""])
 def test_what_cannot_be_sent_is_not_pending(server, session, wrong):
     with pytest.raises((TypeError, ValueError)) as caught:
         session.step(wrong)

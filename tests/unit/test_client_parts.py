@@ -36,7 +36,7 @@ def test_the_buffer_gives_back_what_was_applied_or_says_that_it_cannot(chunks, m
 def test_a_buffer_that_may_keep_nothing_keeps_nothing():
     buffer = ReplayBuffer(0)
     for position in range(3):
-        buffer.append(position, INITIAL, b"a")
+        buffer.append(position, 0, b"a")
     assert not buffer.reaches(2)
 
 
