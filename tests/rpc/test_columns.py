@@ -31,8 +31,9 @@ def columns(ids=("r0", "r1"), text=b"ab", **fields):
     return pb.Columns(**fields)
 
 
-def test_rows_are_what_single_sessions_give(client):
+def test_rows_are_what_single_sessions_give(client, rpc):
     ids = [f"row-{row}" for row in range(7)]
+    rpc.open(*ids)
     texts = [TEXT[row : row + 24] for row in range(7)]
     expected = [run(MODEL, text) for text in texts]
     for start, count in ((0, 1), (1, 7), (8, 16)):
@@ -91,7 +92,7 @@ def test_every_row_may_fail(client, rpc):
     assert [error.reason for error in reply.errors.values()] == ["MODEL_MISMATCH", "SESSION_NOT_FOUND"]
 
 
-def test_the_same_batch_again_is_answered_as_before(client):
+def test_the_same_batch_again_is_answered_as_before(client, rpc):
     ids = ["again-0", "again-1", "again-2"]
     rpc.open(*ids)
     first = client.step_batch(MODEL, ids, b"abcdef", [0, 0, 0], token_log_prob=True)
@@ -158,9 +159,11 @@ def test_the_client_checks_the_shape_of_rows(client):
         client.step_batch("features", ["a", "b"], np.zeros((1, 2), np.float32))
 
 
-def test_a_pipeline_keeps_order_and_survives_a_refusal(server):
+def test_a_pipeline_keeps_order_and_survives_a_refusal(server, rpc):
+    ids = [f"pipe-{row}" for row in range(5)]
+    rpc.open(*ids)
+
     async def scenario():
-        ids = [f"pipe-{row}" for row in range(5)]
         async with (
             AsyncClient(server.address) as client,
             client.batches(MODEL, max_in_flight=3, token_log_prob=True) as pipeline,
