@@ -8,12 +8,15 @@ with holdfast.Client("localhost:50051") as client:
 from importlib.metadata import version
 
 from holdfast.aio import AsyncClient
-from holdfast.client import Client, Session
+from holdfast.client import Client
 from holdfast.columns import BatchPipeline, BatchReply
 from holdfast.errors import HoldfastError
+from holdfast.opened_batch import OpenedBatch
+from holdfast.pending import PendingChunk
 from holdfast.reply import StepReply
 from holdfast.retry import RetryPolicy
 from holdfast.session import AsyncSession
+from holdfast.sync_session import Session
 from holdfast.tls import Tls
 
 __version__ = version("holdfast")
@@ -25,6 +28,8 @@ __all__ = [
     "BatchReply",
     "Client",
     "HoldfastError",
+    "OpenedBatch",
+    "PendingChunk",
     "RetryPolicy",
     "Session",
     "StepReply",

@@ -13,11 +13,16 @@ import grpc.aio
 from holdfast.ack_levels import to_number
 from holdfast.columns import BatchPipeline, BatchReply, columns_message
 from holdfast.errors import HoldfastError, from_rpc
+from holdfast.fate import tell_rows
 from holdfast.history import Recorder
-from holdfast.options import SessionId, flag, seconds, session_id_text, whole_number
+from holdfast.lifetime import Lifetime
+from holdfast.opened_batch import OpenedBatch
+from holdfast.options import SessionId, flag, seconds, session_id_text, session_ids_text, whole_number
+from holdfast.recovery import draw_nonce
 from holdfast.retry import RetryPolicy
 from holdfast.rows import Rows
 from holdfast.session import AsyncSession
+from holdfast.standing import Positions
 from holdfast.targets import Options, to_target
 from holdfast.tls import Tls, channel_credentials
 from holdfast.tokens import state_message
@@ -60,6 +65,8 @@ class AsyncClient:
         history: File to which every request, reply and error is appended, for `holdfast verify`; or a
             `holdfast.history.Recorder` shared with other clients, which its owner closes.
 
+    It belongs to the event loop that uses it first.
+
     Raises:
         TypeError, ValueError: A number is none or out of range, an address is not HOST:PORT, or there is no
             such level.
@@ -85,6 +92,7 @@ class AsyncClient:
         self._replay_tokens = whole_number("replay_tokens", replay_tokens, at_least=0)
         to_number(ack_level)
         target, options = to_target(address)
+        self.lifetime = Lifetime()
         self._channels = [_channel(target, tls, _OPTIONS + options) for _ in range(connections)]
         self._stubs = itertools.cycle([_stub(channel) for channel in self._channels])
         self.metadata = (("authorization", f"Bearer {token}"),) if token else ()
@@ -102,7 +110,11 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Closes the connections; sessions live on in the store."""
+        """Closes the connections; sessions live on in the store. Calls under way raise ClientClosed.
+
+        May be called again.
+        """
+        self.lifetime.end()
         await asyncio.gather(*(channel.close() for channel in self._channels))
         if self._owns_history and self.history is not None:
             self.history.close()
@@ -143,30 +155,59 @@ class AsyncClient:
             must_be_new=flag("must_be_new", must_be_new),
             initial_state=state,
             take_over=flag("take_over", take_over),
+            nonce=draw_nonce(),
         )
         stub = self.next_stub()
         reply = await self.call("OpenSession", request, stub=stub)
         return AsyncSession(self, stub, reply, state, self._replay_tokens)
+
+    async def open_batch(
+        self, model: str, session_ids: Iterable[SessionId], *, version: int = 0, must_be_new: bool = False
+    ) -> OpenedBatch:
+        """Opens many sessions, or resumes those that exist.
+
+        Args:
+            model: Of all sessions.
+            session_ids: B distinct ids.
+            version: Of the model; 0 is the newest, or any to resume.
+            must_be_new: Refuse to resume.
+
+        Returns:
+            Where they stand; rows fail one by one, see `OpenedBatch.errors`.
+
+        Raises:
+            TypeError, ValueError: What was passed is not what it should be; see docs/inputs.md.
+            HoldfastError: The batch as a whole was refused.
+        """
+        ids = session_ids_text(session_ids)
+        request = pb.OpenBatchRequest(
+            model=pb.ModelRef(name=model, version=whole_number("version", version, at_least=0)),
+            session_ids=ids,
+            must_be_new=flag("must_be_new", must_be_new),
+            nonce=draw_nonce(),
+        )
+        return OpenedBatch(ids, await self.call("OpenBatch", request))
 
     async def step_batch(
         self,
         model: str,
         session_ids: Iterable[SessionId],
         tokens: Rows,
-        positions: Sequence[int] | None = None,
+        positions: Positions | None = None,
         *,
         timeout_s: float | None = None,
         **options: Any,
     ) -> BatchReply:
-        """Applies the same number of tokens to each of many sessions, opening those that are new.
+        """Applies the same number of tokens to each of many sessions.
 
         Args:
             model: Of all sessions.
-            session_ids: B distinct ids.
+            session_ids: B distinct ids, of sessions that exist: see `open_batch`.
             tokens: T tokens for each: B * T bytes, a list of B texts of T bytes, ids (B,) or (B, T), or
                 features (B, width) or (B, T, width).
-            positions: Tokens each session has consumed before. None appends where each session stands;
-                then the call is not repeated when the connection breaks.
+            positions: Tokens each session has consumed before, as numbers; or an `OpenedBatch` or
+                `BatchReply` of the same sessions in the same order, which name their histories too. None
+                appends where each session stands; then the call is not repeated when the connection breaks.
             timeout_s: Longest wait, retries included; default is the client's.
             **options: version, top_k, token_log_prob, outputs and ack_level, as in `AsyncSession.step`.
 
@@ -175,16 +216,21 @@ class AsyncClient:
 
         Raises:
             TypeError, ValueError: What was passed is not what it should be; nothing was sent.
-            HoldfastError: The batch as a whole was refused, or its fate is unknown.
+            HoldfastError: The batch as a whole was refused, or its fate is unknown; the message says which.
         """
+        self.lifetime.check_before_sending()
         options = {"ack_level": self.ack_level, **options}
         columns = columns_message(session_ids, tokens, positions, model=model, **options)
         request, deadline_s = pb.StepBatchRequest(columns=columns), self.deadline_s(timeout_s)
-        if positions is None:
-            reply = await self.call_once("StepBatch", request, deadline_s)
-        else:
-            reply = await self.call("StepBatch", request, deadline_s=deadline_s)
-        return BatchReply(reply.result)
+        try:
+            if positions is None:
+                reply = await self.call_once("StepBatch", request, deadline_s)
+            else:
+                reply = await self.call("StepBatch", request, deadline_s=deadline_s)
+        except HoldfastError as error:
+            tell_rows(error, has_positions=positions is not None)
+            raise
+        return BatchReply(reply.result, columns.session_ids)
 
     def batches(self, model: str, *, max_in_flight: int = 4, **options: Any) -> BatchPipeline:
         """Returns a pipeline of batches over one stream, as a context manager.
@@ -258,7 +304,13 @@ class AsyncClient:
     # -- for sessions ---------------------------------------------------------------------------
 
     def next_stub(self) -> Any:
-        """Returns the stub of the connection whose turn it is."""
+        """Returns the stub of the connection whose turn it is.
+
+        Raises:
+            ClientClosed: The client is closed.
+            WrongEventLoop: It belongs to another event loop.
+        """
+        self.lifetime.check()
         return next(self._stubs)
 
     async def call(
@@ -299,11 +351,14 @@ class AsyncClient:
         return reply
 
     async def _send(self, rpc: str, request: Any, deadline_s: float, stub: Any) -> Any:
+        self.lifetime.check()
         try:
             method = getattr(stub or self.next_stub(), rpc)
             return await method(request, timeout=self.left_s(deadline_s), metadata=self.metadata)
         except grpc.aio.AioRpcError as error:
             raise from_rpc(error) from None
+        except asyncio.CancelledError as error:
+            raise self.lifetime.explain(error) from None
 
     async def pause(self, error: HoldfastError, attempt: int, deadline_s: float) -> None:
         """Waits before the next attempt.
@@ -314,7 +369,7 @@ class AsyncClient:
         pause_s = self._retry.pause_s(attempt, error.retry_after_s)
         if time.monotonic() + pause_s >= deadline_s:
             raise error
-        await asyncio.sleep(pause_s)
+        await self.lifetime.sleep(pause_s)
 
     def deadline_s(self, timeout_s: float | None) -> float:
         """Returns the monotonic time at which a call that starts now has to be done."""

@@ -5,18 +5,17 @@ So there is one implementation of positions, retries and resending, whichever wa
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Self, TypeVar
-
-from numpy.typing import NDArray
 
 from holdfast.aio import AsyncClient
 from holdfast.columns import BatchReply
+from holdfast.opened_batch import OpenedBatch
 from holdfast.options import SessionId
-from holdfast.reply import StepReply
 from holdfast.rows import Rows
-from holdfast.session import AsyncSession
-from holdfast.tokens import Pieces, TokenSource
+from holdfast.runner import Runner
+from holdfast.standing import Positions
+from holdfast.sync_session import Session
 from holdfast.v1 import holdfast_pb2 as pb
 
 Result = TypeVar("Result")
@@ -55,12 +54,13 @@ class Client:
     """
 
     def __init__(self, address: str | Sequence[str], **options: Any) -> None:
-        self._thread = _LoopThread()
+        thread = _LoopThread()
         try:
-            self._client = self._thread.run(_create(address, options))
+            self._client = thread.run(_create(address, options))
         except BaseException:
-            self._thread.close()
+            thread.close()
             raise
+        self._runner = Runner(thread, self._client.lifetime)
 
     def __enter__(self) -> Self:
         """Returns itself."""
@@ -71,9 +71,11 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Closes the connections; sessions live on in the store."""
-        self._thread.run(self._client.close())
-        self._thread.close()
+        """Closes the connections; sessions live on in the store.
+
+        May be called again, and while other threads wait for replies: those get ClientClosed.
+        """
+        self._runner.close(self._client.close)
 
     def session(
         self,
@@ -94,97 +96,46 @@ class Client:
             take_over=take_over,
             initial_state=initial_state,
         )
-        return Session(self._thread, self._thread.run(opened))
+        return Session(self._runner, self._runner.run(opened))
+
+    def open_batch(
+        self, model: str, session_ids: Iterable[SessionId], *, version: int = 0, must_be_new: bool = False
+    ) -> OpenedBatch:
+        """Opens many sessions, or resumes those that exist; see `AsyncClient.open_batch`."""
+        opened = self._client.open_batch(model, session_ids, version=version, must_be_new=must_be_new)
+        return self._runner.run(opened)
 
     def step_batch(
         self,
         model: str,
         session_ids: Iterable[SessionId],
         tokens: Rows,
-        positions: Sequence[int] | None = None,
+        positions: Positions | None = None,
         **options: Any,
     ) -> BatchReply:
         """Applies the same number of tokens to each of many sessions; see `AsyncClient.step_batch`."""
-        return self._thread.run(self._client.step_batch(model, session_ids, tokens, positions, **options))
+        return self._runner.run(self._client.step_batch(model, session_ids, tokens, positions, **options))
 
     def get_session(self, session_id: SessionId) -> pb.Session:
         """Returns what is known of a session; see `AsyncClient.get_session`."""
-        return self._thread.run(self._client.get_session(session_id))
+        return self._runner.run(self._client.get_session(session_id))
 
     def release_session(self, session_id: SessionId, *, discard: bool = False) -> pb.ReleaseSessionResponse:
         """Lets a session go on that is held; see `AsyncClient.release_session`."""
-        return self._thread.run(self._client.release_session(session_id, discard=discard))
+        return self._runner.run(self._client.release_session(session_id, discard=discard))
 
     def models(self) -> list[pb.Model]:
         """Returns every model served."""
-        return self._thread.run(self._client.models())
+        return self._runner.run(self._client.models())
 
     def model(self, name: str, version: int = 0) -> pb.Model:
         """Returns one model; see `AsyncClient.model`."""
-        return self._thread.run(self._client.model(name, version))
+        return self._runner.run(self._client.model(name, version))
 
     def reload_models(self) -> pb.ReloadModelsResponse:
         """Has a server look for new model files now; see `AsyncClient.reload_models`."""
-        return self._thread.run(self._client.reload_models())
+        return self._runner.run(self._client.reload_models())
 
 
 async def _create(address: str | Sequence[str], options: dict[str, Any]) -> AsyncClient:
     return AsyncClient(address, **options)
-
-
-class Session:
-    """One writer's session; see `AsyncSession`. Made by `Client.session`."""
-
-    def __init__(self, thread: _LoopThread, session: AsyncSession) -> None:
-        self._thread = thread
-        self._session = session
-        self.session_id = session.session_id
-        self.model = session.model
-        self.model_version = session.model_version
-        self.resumed = session.resumed
-
-    def __enter__(self) -> Self:
-        """Returns itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Does nothing: the session outlives its user."""
-
-    @property
-    def position(self) -> int:
-        """Tokens applied and answered."""
-        return self._session.position
-
-    @property
-    def incarnation(self) -> int:
-        """Number of this life of the session."""
-        return self._session.incarnation
-
-    def step(self, tokens: TokenSource, **options: Any) -> StepReply:
-        """Applies one chunk and returns its reply; see `AsyncSession.step`."""
-        return self._thread.run(self._session.step(tokens, **options))
-
-    def stream(self, tokens: Pieces, **options: Any) -> Iterator[StepReply]:
-        """Applies many chunks and yields their replies in order; see `AsyncSession.stream`."""
-        replies = self._session.stream(tokens, **options)
-        try:
-            while (reply := self._thread.run(_next(replies))) is not None:
-                yield reply
-        finally:
-            self._thread.run(_close(replies))
-
-    def state(self) -> dict[str, NDArray[Any]]:
-        """Returns the stored state by name, without a batch axis."""
-        return self._thread.run(self._session.state())
-
-    def close(self) -> None:
-        """Ends the session in the store and forgets its state."""
-        self._thread.run(self._session.close())
-
-
-async def _next(replies: AsyncIterator[StepReply]) -> StepReply | None:
-    return await anext(replies, None)
-
-
-async def _close(replies: Any) -> None:
-    await replies.aclose()

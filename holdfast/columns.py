@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from holdfast.ack_levels import to_name, to_number
 from holdfast.errors import (
+    ClientClosed,
     Draining,
     HoldfastError,
     PositionGap,
@@ -22,9 +23,12 @@ from holdfast.errors import (
     from_status,
 )
 from holdfast.farewell import say_farewell
+from holdfast.fate import tell_rows
 from holdfast.history import Recorder
-from holdfast.options import Outputs, SessionId, positions_list, selection, session_ids_text, whole_number
+from holdfast.options import Outputs, SessionId, selection, session_ids_text, whole_number
+from holdfast.reply import StepReply
 from holdfast.rows import Rows, normalise_rows
+from holdfast.standing import Positions, standing_of
 from holdfast.tokens import to_arrays
 from holdfast.unanswered import Unanswered
 from holdfast.v1 import holdfast_pb2 as pb
@@ -36,9 +40,17 @@ if TYPE_CHECKING:
 class BatchReply:
     """What B rows of T tokens gave. Entries of rows in `errors` are zero.
 
+    Where none failed it can be given as the `positions` of the next batch of the same sessions.
+
     Attributes:
+        session_ids: Of each row, as sent.
         positions: Tokens each session has consumed, int64 (B,).
         incarnations: Of each session, int64 (B,).
+        history_digests: Of those tokens, int64 (B,), see `holdfast.history_digest`; empty if the server
+            tells none.
+        separate_rows: By row, replies whose outputs do not fit into the columns: replays of requests for
+            other outputs, and rows that ran on another version of the model. Where `token_count` is 0 the
+            outputs would have been too large for this message: get them by a step at the row's position.
         errors: Error by row, for rows that changed nothing.
         replayed_rows: Rows that had been applied before; their replies are those kept from then.
         model_version: Version that ran.
@@ -46,17 +58,22 @@ class BatchReply:
         message: The reply as it came.
     """
 
-    def __init__(self, result: pb.ColumnsResult) -> None:
+    def __init__(self, result: pb.ColumnsResult, session_ids: Sequence[str] = ()) -> None:
         self.message = result
+        self.session_ids = tuple(session_ids)
         self._outputs = result.outputs
         self.positions: NDArray[np.int64] = np.array(result.positions, np.int64)
         self.incarnations: NDArray[np.int64] = np.array(result.incarnations, np.int64)
+        self.history_digests: NDArray[np.int64] = np.array(result.history_digests, np.int64)
         self.errors: dict[int, HoldfastError] = {
             error.row: from_status(error.status) for error in result.errors
         }
         self.replayed_rows: list[int] = list(result.replayed_rows)
         self.model_version: int = result.model_version
         self.ack_level: str = to_name(result.ack_level)
+        self.separate_rows: dict[int, StepReply] = {
+            separate.row: StepReply(_as_chunk_result(result, separate)) for separate in result.separate_rows
+        }
 
     @cached_property
     def top_ids(self) -> NDArray[np.int32]:
@@ -89,6 +106,19 @@ class BatchReply:
 
     def __repr__(self) -> str:
         return f"BatchReply(rows={len(self.positions)}, errors={len(self.errors)})"
+
+
+def _as_chunk_result(result: pb.ColumnsResult, separate: pb.SeparateRow) -> pb.ChunkResult:
+    """Returns a row with outputs of its own as the reply to a single chunk."""
+    row = separate.row
+    return pb.ChunkResult(
+        position=result.positions[row],
+        incarnation=result.incarnations[row],
+        replayed=row in result.replayed_rows,
+        ack_level=result.ack_level,
+        model_version=separate.model_version,
+        outputs=separate.outputs,
+    )
 
 
 class BatchPipeline:
@@ -129,19 +159,25 @@ class BatchPipeline:
             await asyncio.gather(self._reader, return_exceptions=True)
 
     async def submit(
-        self, session_ids: Iterable[SessionId], tokens: Rows, positions: Sequence[int] | None = None
+        self, session_ids: Iterable[SessionId], tokens: Rows, positions: Positions | None = None
     ) -> asyncio.Future[BatchReply]:
         """Sends one batch; waits only while `max_in_flight` of them are under way.
 
         Args:
-            session_ids: B distinct ids.
+            session_ids: B distinct ids, of sessions that exist.
             tokens: T tokens for each.
-            positions: Tokens each session has consumed before; None appends, not safe to send again.
+            positions: Tokens each session has consumed before, as numbers; or an `OpenedBatch` or
+                `BatchReply` of the same sessions in the same order. None appends, not safe to send again.
 
         Returns:
-            Future of the reply. It raises HoldfastError if the batch was refused as a whole or the
-            connection broke.
+            Future of the reply. It raises HoldfastError if the batch was refused as a whole, the
+            connection broke or the client was closed.
+
+        Raises:
+            ValueError: It is not one position for each session, or not the same number of tokens.
+            ClientClosed: The client is closed.
         """
+        self._client.lifetime.check_before_sending()
         columns = columns_message(session_ids, tokens, positions, **self._options)
         await self._room.acquire()
         reply: asyncio.Future[BatchReply] = asyncio.get_running_loop().create_future()
@@ -185,6 +221,8 @@ class BatchPipeline:
             error = from_rpc(failure)
         except asyncio.CancelledError:
             error = ServerUnavailable("the stream was cut", code="UNAVAILABLE")
+        if self._client.lifetime.is_over:
+            error = ClientClosed("the client was closed during the stream", code="CANCELLED")
         async with self._sending:
             self._call = None
             self._waiting = deque()
@@ -198,6 +236,7 @@ class BatchPipeline:
         if batch.answered is not None:
             self._unanswered.lose(batch.columns.session_ids)
         if not batch.reply.done():
+            tell_rows(error, has_positions=batch.answered is not None)
             batch.reply.set_exception(error)
 
     def _settle(self, batch: "_Batch", message: pb.StreamBatchesResponse) -> None:
@@ -209,7 +248,7 @@ class BatchPipeline:
         if message.WhichOneof("outcome") == "error":
             batch.reply.set_exception(from_status(message.error.status))
             return
-        reply = BatchReply(message.result)
+        reply = BatchReply(message.result, columns.session_ids)
         for row, error in reply.errors.items():
             if batch.answered is not None and isinstance(error, PositionGap):
                 reply.errors[row] = _gap_or_loss(error, batch.answered[row])
@@ -261,7 +300,7 @@ def _gap_or_loss(error: PositionGap, answered: int) -> HoldfastError:
 def columns_message(
     session_ids: Iterable[SessionId],
     tokens: Rows,
-    positions: Sequence[int] | None,
+    positions: Positions | None,
     *,
     model: str,
     version: int = 0,
@@ -276,10 +315,13 @@ def columns_message(
         TypeError, ValueError: Something is not what it should be; see docs/inputs.md.
     """
     ids = session_ids_text(session_ids)
+    standing = standing_of(ids, positions)
     columns = pb.Columns(
         model=pb.ModelRef(name=model, version=whole_number("version", version, at_least=0)),
         session_ids=ids,
-        positions=positions_list(positions, len(ids)),
+        positions=standing.positions,
+        incarnations=standing.incarnations,
+        history_digests=standing.history_digests,
         outputs=selection(top_k, token_log_prob, outputs, state=False),
         ack_level=to_number(ack_level),
     )

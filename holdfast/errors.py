@@ -1,13 +1,16 @@
 """What a client may have to handle: one class per reason of the service, below `HoldfastError`.
 
 `HoldfastError.retryable` says whether the same call may succeed later. The library itself retries such
-errors within the call's time limit, so one that reaches the caller has lasted that long.
+errors within the call's time limit, so one that reaches the caller has lasted that long. What became of the
+tokens is in `pending` and `not_applied`, and at the end of the message.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
+
+from holdfast.pending import PendingChunk
 
 _DETAILS_KEY = "grpc-status-details-bin"
 _CODE_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
@@ -22,6 +25,10 @@ class HoldfastError(Exception):
         expected_position: Position the store holds, where that matters; else None.
         retry_after_s: Pause the server asks for; None if it asks for none.
         metadata: Further facts from the server, by name.
+        pending: Chunks of the session that may have been applied, or wait to be sent; until they are
+            settled the session takes no others. Empty: it is known of every chunk what became of it.
+        not_applied: Chunks that were taken from the caller and are known not to have been applied; the
+            session has let them go, and its position is that of the first one.
     """
 
     default_reason: ClassVar[str] = ""
@@ -40,13 +47,31 @@ class HoldfastError(Exception):
         self.code = code
         self.metadata = metadata or {}
         self.retry_after_s = retry_after_s
+        self.pending: tuple[PendingChunk, ...] = ()
+        self.not_applied: tuple[PendingChunk, ...] = ()
+        self._fate = ""
         position = self.metadata.get("expected_position")
         self.expected_position = int(position) if position is not None else None
 
     @property
     def retryable(self) -> bool:
-        """Whether the same call may succeed later."""
+        """Whether the same call may succeed later; a step only with the `position` that it had."""
         return self.code in ("UNAVAILABLE", "DEADLINE_EXCEEDED") or self.retry_after_s is not None
+
+    def tell(
+        self,
+        fate: str,
+        *,
+        pending: tuple[PendingChunk, ...] = (),
+        not_applied: tuple[PendingChunk, ...] = (),
+    ) -> Self:
+        """Says what became of the tokens and what to do, at the end of the message; returns itself."""
+        self._fate, self.pending, self.not_applied = fate, pending, not_applied
+        return self
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        return f"{message}; {self._fate}" if self._fate else message
 
 
 class InvalidRequest(HoldfastError):
@@ -205,7 +230,7 @@ class Draining(HoldfastError):
 
 
 class DeadlinePassed(HoldfastError):
-    """The time limit ran out; the step may or may not have been applied, the next call settles it."""
+    """The time limit ran out."""
 
     default_reason = "DEADLINE_PASSED"
 
@@ -243,6 +268,40 @@ class MessageTooLarge(HoldfastError):
     """The request is larger than the server takes."""
 
     default_reason = "MESSAGE_TOO_LARGE"
+
+
+class ChunkPending(HoldfastError):
+    """Chunks taken before have no reply yet, so nothing new is taken: `settle()`, or repeat the first one.
+
+    Raised by the client; nothing was sent.
+    """
+
+    default_reason = "CHUNK_PENDING"
+
+
+class SessionBusy(HoldfastError):
+    """Another call, or a stream that is not read to its end, held the session for the whole time limit.
+
+    Raised by the client; nothing was sent.
+    """
+
+    default_reason = "SESSION_BUSY"
+
+
+class ClientClosed(HoldfastError):
+    """The client was closed before or during the call.
+
+    Raised by the client. What `pending` names may have been applied; a new client that opens the session
+    finds by its position whether it was, and may repeat it with that chunk's position.
+    """
+
+    default_reason = "CLIENT_CLOSED"
+
+
+class WrongEventLoop(HoldfastError, RuntimeError):
+    """The client belongs to another event loop or thread than the one that called it."""
+
+    default_reason = "WRONG_EVENT_LOOP"
 
 
 _BY_REASON = {kind.default_reason: kind for kind in HoldfastError.__subclasses__()}

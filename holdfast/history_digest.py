@@ -85,6 +85,11 @@ def run_of(tokens: bytes | NDArray[Any]) -> Run:
     return Run(a, b, count)
 
 
+def digest_after(digest: int, tokens: bytes | NDArray[Any]) -> int:
+    """Returns the digest of a history that ends with these tokens; 0, not known, stays so."""
+    return run_of(tokens).after(digest) if digest else 0
+
+
 def to_elements(tokens: NDArray[Any]) -> NDArray[Any]:
     """Returns the elements of tokens as a flat array of integers."""
     flat = np.ascontiguousarray(tokens).reshape(-1)

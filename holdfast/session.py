@@ -1,66 +1,34 @@
 """A session as its writer sees it: tokens in, replies out; positions, retries and resending inside.
 
-Every chunk carries its position, so sending it again is always safe; what is not answered is kept in
-`_unanswered` and sent again, with the same boundaries, until it is. The server keeps the replies of all
-chunks after the acknowledged position, so each resent chunk gets the reply it would have had.
-
-What was answered is kept too, as far as `replay_tokens` reach. A store that has lost some of it, or the
-whole session, gets it again, and the outputs are those of a store that lost nothing. Only a loss is made
-good: a session that was taken over, opened again or closed by others stays theirs, and since nobody can
-tell such a takeover from the loss of one's own, SessionClosed is always raised.
+Every chunk carries its position and the digest of the history before it, so sending it again is always
+safe. What has no reply stays pending, and nothing new is taken until it is settled: see `holdfast.ledger`.
+What is done about failures: see `holdfast.recovery`.
 """
 
 import asyncio
 import contextlib
-import time
-from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
-import grpc
-import grpc.aio
 from numpy.typing import NDArray
 
 from holdfast.ack_levels import to_number
-from holdfast.errors import (
-    Draining,
-    HoldfastError,
-    InternalFailure,
-    PositionGap,
-    ServerUnavailable,
-    SessionLost,
-    StoreRegressed,
-    from_call,
-    from_rpc,
-    from_status,
-)
-from holdfast.farewell import say_farewell
-from holdfast.options import Outputs
-from holdfast.replay_buffer import ReplayBuffer
+from holdfast.errors import ClientClosed, HoldfastError
+from holdfast.fate import leaves_unsure, tell_fate, tell_nothing_applied
+from holdfast.ledger import Asked, Entry, Ledger
+from holdfast.options import MAX_POSITION, Outputs, whole_number
+from holdfast.pending import PendingChunk, Tokens
+from holdfast.pump import Pump
+from holdfast.recovery import Recovery
 from holdfast.reply import StepReply
-from holdfast.tokens import Pieces, TokenSource, normalise, pieces, selection, to_arrays, to_message
+from holdfast.sources import MAX_IN_FLIGHT, Source, check_options, is_sequence, open_source
+from holdfast.thread_source import END
+from holdfast.tokens import Pieces, TokenSource, normalise, selection, to_arrays
+from holdfast.turn import Turn
 from holdfast.v1 import holdfast_pb2 as pb
 
 if TYPE_CHECKING:
     from holdfast.aio import AsyncClient
-
-MAX_IN_FLIGHT = 32
-MAX_IN_FLIGHT_REPLY_BYTES = 32 * 1024
-"""Half of what the server keeps of unacknowledged replies."""
-
-HEAL_CHUNK_TOKENS = 64
-
-CLOSED_KNOWN_S = 3600.0
-"""So long a server knows of a closed session that it was closed; later it looks as if it were lost."""
-
-
-class _Sent:
-    """A chunk on its way, and its tokens."""
-
-    def __init__(self, chunk: pb.Chunk, tokens: bytes | NDArray[Any]) -> None:
-        self.chunk = chunk
-        self.tokens = tokens
-        self.number = 0  # of its last sending, in the history
 
 
 class AsyncSession:
@@ -80,49 +48,58 @@ class AsyncSession:
         self,
         client: "AsyncClient",
         stub: Any,
-        reply: pb.OpenSessionResponse,
+        opened: pb.OpenSessionResponse,
         initial_state: Sequence[pb.NamedTensor],
         replay_tokens: int,
     ) -> None:
         self._client = client
-        self._stub = stub
-        self._incarnation: int = reply.session.incarnation
-        self._position: int = reply.session.position
-        self._unanswered: deque[_Sent] = deque()
-        self._buffer = ReplayBuffer(replay_tokens)
-        self._lock = asyncio.Lock()
-        self._tag = 0
-        self._reply_bytes = 0
-        self._deadline_s = 0.0
-        self._initial_state = initial_state
-        self._heard_s = time.monotonic()
-        self._lives_s: float = reply.session.expires_in_s or CLOSED_KNOWN_S
-        self.session_id: str = reply.session.session_id
-        self.model: str = reply.session.model.name
-        self.model_version: int = reply.session.model.version
-        self.resumed: bool = reply.resumed
+        self._ledger = Ledger(opened.session, replay_tokens)
+        self._recovery = Recovery(client, self._ledger, stub, opened, initial_state)
+        self._turn = Turn(client.lifetime)
+        self._late: set[asyncio.Future[None]] = set()
+        self.session_id: str = opened.session.session_id
+        self.model: str = opened.session.model.name
+        self.model_version: int = opened.session.model.version
+        self.resumed: bool = opened.resumed
 
     @property
     def position(self) -> int:
         """Tokens applied and answered."""
-        return self._position
+        return self._ledger.position
+
+    @property
+    def history_digest(self) -> int:
+        """Names the tokens up to `position`, see `holdfast.history_digest`; 0 if the server tells none."""
+        return self._ledger.history_digest
+
+    @property
+    def pending(self) -> tuple[PendingChunk, ...]:
+        """Chunks taken from the caller that have no reply yet: sent, or fetched from an iterator."""
+        return self._ledger.pending
 
     @property
     def incarnation(self) -> int:
         """Number of this life of the session."""
-        return self._incarnation
+        return self._ledger.incarnation
 
     async def __aenter__(self) -> Self:
         """Returns itself."""
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        """Does nothing: the session outlives its user."""
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Ends its use here; the session outlives its user.
+
+        Raises:
+            ChunkPending: Chunks have no reply yet, and no other error says so.
+        """
+        if kind is None:
+            self.check_nothing_pending()
 
     async def step(
         self,
         tokens: TokenSource,
         *,
+        position: int | None = None,
         top_k: int | None = None,
         token_log_prob: bool = False,
         outputs: Outputs = None,
@@ -135,7 +112,10 @@ class AsyncSession:
         Args:
             tokens: k >= 1 tokens: str or bytes, ids, or features (k, width), from whatever holds them; see
                 docs/inputs.md.
-            top_k: So many likeliest next tokens after each token.
+            position: Tokens of the session before this chunk, for a call that may be a repetition: a
+                chunk that was applied is answered by the reply it had. Repeat it with the same tokens.
+            top_k: So many likeliest next tokens after each token. A repetition gets what was asked for the
+                first time, of this and of the following.
             token_log_prob: Log-probability of each token.
             outputs: Name of an output tensor, several names, or True for all.
             state: The state after the chunk.
@@ -143,37 +123,71 @@ class AsyncSession:
             timeout_s: Longest wait, retries included; default is the client's.
 
         Raises:
-            TypeError, ValueError: What was passed is not what it should be; nothing of it was sent.
-            HoldfastError: See `holdfast.errors`. Whatever is raised, the position stays right: a chunk
-                whose fate is unknown is settled before the next one.
+            TypeError, ValueError: What was passed is not what it should be; nothing was sent.
+            ChunkPending: Chunks taken before have no reply yet; call `settle`, or repeat the first of them.
+            PositionGap: `position` is ahead of the session.
+            SessionBusy: Another call or stream held the session for the whole time limit.
+            ClientClosed: The client is closed.
+            HoldfastError: See `holdfast.errors`. `error.pending` has the chunk if it may have been applied.
         """
-        chosen = selection(top_k, token_log_prob, outputs, state)
-        level = to_number(self._client.ack_level if ack_level is None else ack_level)
-        async with self._lock:
-            deadline_s = self._client.deadline_s(timeout_s)
-            await self._settle(deadline_s)
-            sent = self._make(normalise(tokens), chosen, level)
-            self._unanswered.append(sent)
-            return await self._finish(sent, deadline_s)
+        with _nothing_sent():
+            asked = self._asked(top_k, token_log_prob, outputs, state, ack_level)
+            wanted = normalise(tokens)
+            if position is not None:
+                position = whole_number("position", position, at_least=0, at_most=MAX_POSITION)
+        self._client.lifetime.check_before_sending()
+        deadline_s = self._client.deadline_s(timeout_s)
+        await self._turn.take("a step", self._client.left_s(deadline_s))
+        try:
+            return await self._step(wanted, position, asked, deadline_s)
+        finally:
+            self._turn.release()
 
-    async def stream(
+    async def settle(self, timeout_s: float | None = None) -> list[StepReply]:
+        """Has every pending chunk applied, once, and returns their replies in order.
+
+        Args:
+            timeout_s: Longest wait, retries included; default is the client's.
+
+        Raises:
+            HoldfastError: As in `step`. Call it again: replies that had come are not lost.
+        """
+        self._client.lifetime.check_before_sending()
+        deadline_s = self._client.deadline_s(timeout_s)
+        await self._turn.take("a settlement", self._client.left_s(deadline_s))
+        try:
+            entries = list(self._ledger.entries)
+            for entry in entries:
+                await self._finish(entry, deadline_s)
+            return self._ledger.give(len(entries)) if entries else []
+        finally:
+            self._turn.release()
+
+    def stream(
         self,
         tokens: Pieces,
         *,
         chunk: int = 1,
+        max_in_flight: int | None = None,
         top_k: int | None = None,
         token_log_prob: bool = False,
         outputs: Outputs = None,
         state: bool = False,
         ack_level: str | None = None,
         timeout_s: float | None = None,
-    ) -> AsyncIterator[StepReply]:
-        """Applies many chunks, several under way at a time, and yields their replies in order.
+    ) -> AsyncGenerator[StepReply, None]:
+        """Applies many chunks and yields their replies in order.
+
+        Left early, by `break`, an error or a cancellation, it settles nothing: `position` counts the
+        replies that were given, and what else was sent, or fetched from an iterator, is in `pending`.
 
         Args:
-            tokens: Tokens as in `step`, or an iterable or async iterable of such pieces, single tokens
-                among them: each goes out as it comes.
+            tokens: Tokens as in `step`, or a sequence, iterable or async iterable of such pieces, single
+                tokens among them: each goes out as it comes. An iterator that is not asynchronous runs in a
+                thread of its own, and is asked only when a reply is wanted.
             chunk: Most tokens sent together, of one piece.
+            max_in_flight: Most chunks under way, 1..32. Default is 32 for what has a length and an index,
+                and 1 for iterators, which thus may wait, or feed back what the last reply gave.
             top_k: As in `step`, as are the other selections.
             token_log_prob: As in `step`.
             outputs: As in `step`.
@@ -182,25 +196,22 @@ class AsyncSession:
             timeout_s: Longest time without any progress; default is the client's.
 
         Raises:
-            TypeError, ValueError: A piece is not what it should be; those before it are sent.
+            TypeError, ValueError: `chunk` or another option is not what it should be; or a piece is not,
+                and those before it are sent.
             HoldfastError: As in `step`.
         """
-        chosen = selection(top_k, token_log_prob, outputs, state)
-        level = to_number(self._client.ack_level if ack_level is None else ack_level)
-        async with self._lock:
-            self._deadline_s = self._client.deadline_s(timeout_s)
-            await self._settle(self._deadline_s)
-            source = _Source(pieces(tokens, chunk))
-            attempt = 0
-            while not (source.is_empty and not self._unanswered):
-                try:
-                    async for reply in self._stream_once(source, chosen, level, timeout_s, attempt):
-                        attempt = 0
-                        yield reply
-                except HoldfastError as error:
-                    attempt += 1
-                    self._note_failure(error)
-                    await self._recover(error, attempt, self._deadline_s)
+        pump = self.pump(
+            tokens,
+            chunk=chunk,
+            max_in_flight=max_in_flight,
+            top_k=top_k,
+            token_log_prob=token_log_prob,
+            outputs=outputs,
+            state=state,
+            ack_level=ack_level,
+            timeout_s=timeout_s,
+        )
+        return self.replies(pump, tokens, chunk)
 
     async def state(self) -> dict[str, NDArray[Any]]:
         """Returns the stored state by name, without a batch axis."""
@@ -209,266 +220,215 @@ class AsyncSession:
 
     async def close(self) -> None:
         """Ends the session in the store and forgets its state."""
-        request = pb.CloseSessionRequest(session_id=self.session_id, incarnation=self._incarnation)
+        request = pb.CloseSessionRequest(session_id=self.session_id, incarnation=self.incarnation)
         await self._client.call("CloseSession", request)
 
-    # -- one chunk ----------------------------------------------------------------------------
+    # -- for the client without asyncio -----------------------------------------------------------
 
-    async def _settle(self, deadline_s: float) -> None:
-        """Makes sure that chunks sent earlier and never answered are applied."""
-        while self._unanswered:
-            await self._finish(self._unanswered[0], deadline_s)
+    def pump(
+        self,
+        tokens: Pieces,
+        *,
+        chunk: int = 1,
+        max_in_flight: int | None = None,
+        top_k: int | None = None,
+        token_log_prob: bool = False,
+        outputs: Outputs = None,
+        state: bool = False,
+        ack_level: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Pump:
+        """Returns what sends the chunks of a stream and gives their replies; arguments as of `stream`.
 
-    async def _finish(self, sent: _Sent, deadline_s: float) -> StepReply:
-        """Sends a chunk until it is answered; a refusal that changed nothing takes it back."""
+        Raises:
+            ValueError: An option is out of its range.
+        """
+        check_options(chunk, max_in_flight)
+        if max_in_flight is None:
+            max_in_flight = MAX_IN_FLIGHT if is_sequence(tokens) else 1
+        asked = self._asked(top_k, token_log_prob, outputs, state, ack_level)
+        return Pump(
+            self._client, self._ledger, self._recovery, self._turn, asked, chunk, max_in_flight, timeout_s
+        )
+
+    async def replies(self, pump: Pump, tokens: Pieces, chunk: int) -> AsyncGenerator[StepReply, None]:
+        """Yields the replies to a stream whose source is asked on, or beside, the event loop."""
+        source = open_source(tokens, chunk)
+        try:
+            await pump.begin()
+            while (reply := await _next_reply(pump, source)) is not None:
+                yield reply
+            await pump.finish()
+        finally:
+            try:
+                left = await source.leave()
+                if left is not None:
+                    self._keep(left, pump)
+            finally:
+                pump.release()
+
+    def check_nothing_pending(self) -> None:
+        """Makes sure that every chunk has its reply.
+
+        Raises:
+            ChunkPending: One has none.
+        """
+        self._ledger.check_nothing_pending()
+
+    def leave(self, replies: AsyncGenerator[StepReply, None]) -> None:
+        """Breaks a stream off, without waiting until that is done."""
+        task = asyncio.ensure_future(replies.aclose())
+        self._late.add(task)
+        task.add_done_callback(self._late.discard)
+
+    def take_back(self, replies: Sequence[StepReply]) -> None:
+        """Makes the replies that were given last pending again: they did not reach the caller."""
+        self._ledger.take_back(replies)
+
+    # -- one chunk --------------------------------------------------------------------------------
+
+    async def _step(
+        self, tokens: Tokens, position: int | None, asked: Asked, deadline_s: float
+    ) -> StepReply:
+        """Does what the table of `holdfast.ledger` says."""
+        entry = None
+        if position is None:
+            self._ledger.check_nothing_pending()
+        else:
+            entry = self._ledger.find(tokens, position)
+            if entry is None and position < self._ledger.position:
+                return await self._ask_again(self._ledger.repeat(tokens, position, asked), deadline_s)
+        if entry is None:
+            with _nothing_sent():
+                [entry] = self._ledger.take([tokens], asked)
+            await self._finish_new(entry, deadline_s)
+        else:
+            await self._finish(entry, deadline_s)
+        return self._ledger.give()[0]
+
+    async def _finish_new(self, entry: Entry, deadline_s: float) -> None:
+        """Sends an entry that its caller still has until its reply has come, or nothing came of it."""
+        try:
+            await self._finish(entry, deadline_s)
+        except HoldfastError as error:
+            if entry in self._ledger.entries and not entry.is_unsure:
+                tell_nothing_applied(error, self._ledger)
+            raise
+
+    async def _finish(self, entry: Entry, deadline_s: float) -> None:
+        """Sends an entry until its reply has come."""
+        if entry.reply is None:
+            try:
+                await self._send(entry, deadline_s)
+            except HoldfastError as error:
+                tell_fate(error, self._ledger)
+                raise
+
+    async def _send(self, entry: Entry, deadline_s: float) -> None:
+        attempt = 0
+        while True:
+            self._client.lifetime.check()
+            was_unsure, entry.is_unsure = entry.is_unsure, True
+            try:
+                result = await self._call(entry, attempt, deadline_s)
+            except HoldfastError as error:
+                entry.is_unsure = was_unsure or leaves_unsure(error)
+                attempt += 1
+                await self._recovery.recover(error, attempt, deadline_s)
+            else:
+                self._ledger.answer(entry, result)
+                return
+
+    async def _ask_again(self, repetition: Entry, deadline_s: float) -> StepReply:
+        """Asks for the reply to a chunk behind the session's position, which stays where it is."""
         attempt = 0
         while True:
             try:
-                request = pb.StepRequest(chunk=sent.chunk)
-                until_s = self._client.attempt_deadline_s(attempt, deadline_s)
-                result = (await self._client.call_once("Step", request, until_s, self._stub)).result
+                result = await self._call(repetition, attempt, deadline_s)
+                self._ledger.check(repetition, result)
+                return StepReply(result)
             except HoldfastError as error:
                 attempt += 1
-                await self._recover(error, attempt, deadline_s)
-            else:
-                return self._answered(sent, result)
+                error.tell(f"the session object still stands at position {self.position}")
+                await self._recovery.recover(error, attempt, deadline_s)
 
-    def _answered(self, sent: _Sent, result: pb.ChunkResult) -> StepReply:
-        assert sent is self._unanswered[0], "bug: replies come in order"
-        expected = (sent.chunk.session_id, sent.chunk.position + len(sent.tokens))
-        if (result.session_id, result.position) != expected:
-            raise HoldfastError(f"reply {result.session_id} {result.position}, expected {expected}")
-        self._unanswered.popleft()
-        self._buffer.append(sent.chunk.position, sent.tokens)
-        self._position = result.position
-        self._heard_s = time.monotonic()
-        self._reply_bytes = result.ByteSize()
-        return StepReply(result)
+    async def _call(self, entry: Entry, attempt: int, deadline_s: float) -> pb.ChunkResult:
+        until_s = self._client.attempt_deadline_s(attempt, deadline_s)
+        request = pb.StepRequest(chunk=self._ledger.to_chunk(entry))
+        reply = await self._client.call_once("Step", request, until_s, self._recovery.stub)
+        self._recovery.heard()
+        result: pb.ChunkResult = reply.result
+        return result
 
-    def _make(self, tokens: bytes | NDArray[Any], chosen: pb.OutputSelection | None, level: Any) -> _Sent:
-        self._tag += 1
-        before = self._unanswered[-1] if self._unanswered else None
-        position = before.chunk.position + len(before.tokens) if before else self._position
-        chunk = pb.Chunk(
-            session_id=self.session_id,
-            model=pb.ModelRef(name=self.model, version=self.model_version),
-            tokens=to_message(tokens),
-            position=position,
-            acknowledged_position=self._position,
-            incarnation=self._incarnation,
-            outputs=chosen,
-            ack_level=level,
-            tag=self._tag,
-        )
-        return _Sent(chunk, tokens)
+    # -- small things -----------------------------------------------------------------------------
 
-    # -- when something fails -----------------------------------------------------------------
-
-    async def _recover(self, error: HoldfastError, attempt: int, deadline_s: float) -> None:
-        """Returns when the unanswered chunks may be sent again; else raises.
-
-        Raises:
-            HoldfastError: The error is final, or the time is up.
-        """
-        if isinstance(error, StoreRegressed) and error.expected_position is not None:
-            await self._resend(error.expected_position, error, deadline_s)
-        elif isinstance(error, SessionLost) and self._can_reopen():
-            await self._reopen(error, deadline_s)
-        elif error.retryable:
-            self._stub = self._client.next_stub()
-            if attempt > 1 or not _is_end_of_stream(error):
-                await self._client.pause(error, attempt, deadline_s)
-        else:
-            if not isinstance(error, InternalFailure):  # the server does not know what became of it
-                self._unanswered.clear()
-            raise error
-
-    async def _resend(self, position: int, error: HoldfastError, deadline_s: float) -> None:
-        """Sends the tokens again that the store has lost; their replies were had before.
-
-        The level is `memory`: the chunk that found out is sent once more, and its acknowledgement covers
-        everything before it. It also finds out if the store loses something again meanwhile.
-
-        Raises:
-            HoldfastError: The given one, if the tokens are no longer kept.
-        """
-        try:
-            lost = self._buffer.since(position, HEAL_CHUNK_TOKENS) if self._position else []
-        except LookupError:
-            raise error from None
-        with contextlib.suppress(PositionGap, SessionLost):
-            for start, tokens in lost:
-                await self._apply_again(start, tokens, deadline_s)
-
-    async def _apply_again(self, position: int, tokens: bytes | NDArray[Any], deadline_s: float) -> None:
-        chunk = pb.Chunk(
-            session_id=self.session_id,
-            tokens=to_message(tokens),
-            position=position,
-            incarnation=self._incarnation,
-            outputs=pb.OutputSelection(),
-            ack_level=pb.ACK_LEVEL_MEMORY,
-        )
-        await self._client.call("Step", pb.StepRequest(chunk=chunk), deadline_s=deadline_s)
-
-    def _can_reopen(self) -> bool:
-        """Whether a session that is gone was lost by the store, and can be made again.
-
-        Not one that was resumed, whose first state is not known, or whose first tokens are no longer kept;
-        and not one that was silent for so long that it may have expired, or been closed by others so long
-        ago that this is forgotten.
-        """
-        silent_s = time.monotonic() - self._heard_s
-        if self.resumed or silent_s >= min(self._lives_s, CLOSED_KNOWN_S):
-            return False
-        return self._position == 0 or self._buffer.reaches(0)
-
-    async def _reopen(self, error: SessionLost, deadline_s: float) -> None:
-        """Opens the session anew, from the state it was opened with, and sends all its tokens again."""
-        request = pb.OpenSessionRequest(
-            session_id=self.session_id,
-            model=pb.ModelRef(name=self.model, version=self.model_version),
-            initial_state=self._initial_state,
-        )
-        opened = await self._client.call("OpenSession", request, deadline_s=deadline_s)
-        if opened.resumed and not await self._is_fresh(deadline_s):
-            self._unanswered.clear()
-            raise error
-        self._incarnation = opened.session.incarnation
-        for sent in self._unanswered:
-            sent.chunk.incarnation = self._incarnation
-        await self._resend(0, error, deadline_s)
-
-    async def _is_fresh(self, deadline_s: float) -> bool:
-        """Whether the session stands where it was opened: made by a call whose reply did not come."""
-        request = pb.GetSessionRequest(session_id=self.session_id, include_state=True)
-        reply = await self._client.call("GetSession", request, deadline_s=deadline_s)
-        given = {named.name: named.tensor.data for named in self._initial_state}
-        return reply.session.position == 0 and all(
-            named.tensor.data == given.get(named.name, bytes(len(named.tensor.data)))
-            for named in reply.state
-        )
-
-    # -- many chunks --------------------------------------------------------------------------
-
-    async def _stream_once(
+    def _asked(
         self,
-        source: "_Source",
-        chosen: pb.OutputSelection | None,
-        level: Any,
-        timeout_s: float | None,
-        attempt: int,
-    ) -> AsyncIterator[StepReply]:
-        """Streams over one call until the source is empty and all is answered, or something fails.
+        top_k: int | None,
+        token_log_prob: bool,
+        outputs: Outputs,
+        state: bool,
+        ack_level: str | None,
+    ) -> Asked:
+        level = self._client.ack_level if ack_level is None else ack_level
+        return Asked(selection(top_k, token_log_prob, outputs, state), to_number(level))
 
-        The time limit starts anew with every reply, and with a chunk sent when none was under way: a
-        source may be silent for as long as it likes.
-        """
-        call = self._stub.StreamSteps(metadata=self._client.metadata)
-        reading: asyncio.Task[Any] | None = None
-        try:
-            for sent in self._unanswered:
-                sent.chunk.acknowledged_position = self._position
-                await self._write(call, sent)
-            while self._unanswered or not source.is_empty:
-                if reading is None and self._unanswered:
-                    reading = asyncio.create_task(call.read())
-                if len(self._unanswered) < self._window() and not source.is_empty:
-                    tokens = await source.next_or(reading)
-                    if tokens is not None:
-                        if not self._unanswered:
-                            self._deadline_s = self._client.deadline_s(timeout_s)
-                        sent = self._make(tokens, chosen, level)
-                        self._unanswered.append(sent)
-                        await self._write(call, sent)
-                        continue
-                    if reading is None:
-                        continue
-                assert reading is not None
-                until_s = self._client.attempt_deadline_s(attempt, self._deadline_s)
-                left_s = self._client.left_s(until_s)
-                message = await asyncio.wait_for(asyncio.shield(reading), left_s)
-                reading = None
-                reply = self._take(message)
-                self._deadline_s = self._client.deadline_s(timeout_s)
-                yield reply
-            await say_farewell(call)
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc(error) from None
-        except TimeoutError:
-            raise ServerUnavailable("no reply within the time limit", code="UNAVAILABLE") from None
-        finally:
-            if reading is not None:
-                reading.cancel()
-                await asyncio.gather(reading, return_exceptions=True)
-            call.cancel()
+    def _keep(self, fetch: "asyncio.Future[Any]", pump: Pump) -> None:
+        """Takes what a fetch has brought, or will bring, after its stream was left: nobody else has it."""
+        if fetch.done():
+            part = _brought(fetch)
+            if part is not END:
+                pump.take(part)
+        else:
+            fetch.add_done_callback(lambda fetch: self._keep_late(fetch, pump))
 
-    async def _write(self, call: Any, sent: _Sent) -> None:
-        """Sends a chunk.
+    def _keep_late(self, fetch: "asyncio.Future[Any]", pump: Pump) -> None:
+        part = _brought(fetch)
+        if part is not END and not self._client.lifetime.is_over:
+            task = asyncio.create_task(self._take_late(part, pump))
+            self._late.add(task)
+            task.add_done_callback(self._late.discard)
 
-        Raises:
-            HoldfastError: The stream had ended before.
-            grpc.aio.AioRpcError: It ends now.
-        """
-        request = pb.StreamStepsRequest(chunk=sent.chunk)
-        if self._client.history is not None:
-            sent.number = self._client.history.sent("StreamSteps", request)
-        try:
-            await call.write(request)
-        except asyncio.InvalidStateError:
-            raise await from_call(call) from None
-
-    def _note_failure(self, error: HoldfastError) -> None:
-        """Notes in the history what happened to the chunk that was to be answered next."""
-        if self._client.history is not None and self._unanswered:
-            self._client.history.failed(self._unanswered[0].number, error)
-
-    def _take(self, reply: Any) -> StepReply:
-        if reply is grpc.aio.EOF:
-            raise ServerUnavailable("the server ended the stream", code="UNAVAILABLE")
-        if reply.WhichOneof("outcome") == "error":
-            raise from_status(reply.error.status)
-        sent = self._unanswered[0]
-        if reply.result.tag != sent.chunk.tag:
-            raise HoldfastError(f"reply {reply.result.tag} came for chunk {sent.chunk.tag}")
-        if self._client.history is not None:
-            self._client.history.got(sent.number, reply)
-        return self._answered(sent, reply.result)
-
-    def _window(self) -> int:
-        """Chunks that may be under way: one until the size of a reply is known."""
-        if not self._reply_bytes:
-            return 1
-        return max(1, min(MAX_IN_FLIGHT, MAX_IN_FLIGHT_REPLY_BYTES // self._reply_bytes))
+    async def _take_late(self, part: Any, pump: Pump) -> None:
+        with contextlib.suppress(ClientClosed):  # nobody can send it any more
+            await self._turn.take("a part that a source has brought late", None)
+            try:
+                pump.take(part)
+            finally:
+                self._turn.release()
 
 
-def _is_end_of_stream(error: HoldfastError) -> bool:
-    """Whether a stream has ended in a way that lets it be begun anew at once, if not twice in a row."""
-    if isinstance(error, Draining):
-        return error.is_goodbye
-    return isinstance(error, ServerUnavailable) and error.hides_status
-
-
-class _Source:
-    """The pieces still to be sent; a piece that is waited for does not hold up replies."""
-
-    def __init__(self, pieces: AsyncIterator[bytes | NDArray[Any]]) -> None:
-        self._pieces = pieces
-        self._next: asyncio.Future[Any] | None = None
-        self.is_empty = False
-
-    async def next_or(self, other: asyncio.Task[Any] | None) -> bytes | NDArray[Any] | None:
-        """Returns the next piece; None if `other` is done first or there is none."""
-        if self._next is None:
-            self._next = asyncio.ensure_future(self._fetch())
-        waiting = {self._next} if other is None else {self._next, other}
-        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        if not self._next.done():
+async def _next_reply(pump: Pump, source: Source) -> StepReply | None:
+    """Returns the next reply; None when the source is empty and every reply was given."""
+    while True:
+        fetch = source.fetch() if pump.room and not source.is_empty else None
+        if fetch is not None and fetch.done():
+            part = source.collect()
+            if part is not END:
+                pump.take(part)
+        elif fetch is None and not pump.is_waiting:
             return None
-        piece: bytes | NDArray[Any] | None = self._next.result()
-        self._next = None
-        self.is_empty = piece is None
-        return piece
+        elif (reply := await pump.reply_or(fetch)) is not None:
+            return reply
 
-    async def _fetch(self) -> bytes | NDArray[Any] | None:
-        return await anext(self._pieces, None)
+
+def _brought(fetch: "asyncio.Future[Any]") -> Any:
+    """Returns the part that a fetch has brought, END for none; what else it raised is reported."""
+    if fetch.cancelled():
+        return END
+    error = fetch.exception()
+    if error is not None:
+        message = "a source of tokens failed after its stream was left"
+        fetch.get_loop().call_exception_handler({"message": message, "exception": error, "future": fetch})
+        return END
+    return fetch.result()
+
+
+@contextlib.contextmanager
+def _nothing_sent() -> Iterator[None]:
+    """Has errors about what the caller gave say that nothing was sent."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        error.add_note("Nothing was sent.")
+        raise

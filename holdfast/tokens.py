@@ -5,7 +5,7 @@ One integer is one token, and so is one row of floats. docs/inputs.md has what i
 
 import array
 import numbers
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ from holdfast.options import selection, session_id_text, whole_number
 from holdfast.v1 import holdfast_pb2 as pb
 
 __all__ = [
-    "Pieces", "SupportsArray", "TokenSource", "as_text", "is_whole", "normalise", "pieces", "selection",
+    "Pieces", "SupportsArray", "TokenSource", "as_text", "is_whole", "normalise", "selection",
     "session_id_text", "split", "state_message", "to_arrays", "to_message", "to_tensor",
 ]  # fmt: skip
 
@@ -107,27 +107,6 @@ def split(tokens: TokenSource, size: int) -> Iterator[bytes | NDArray[Any]]:
     whole = _read(tokens)
     for start in range(0, len(whole), size):
         yield whole[start : start + size]
-
-
-async def pieces(tokens: Pieces, size: int) -> AsyncIterator[bytes | NDArray[Any]]:
-    """Yields what is to be streamed, in normalised pieces of at most `size` tokens.
-
-    A run is cut up. What an iterable gives goes out as it comes, never together with what it gives next:
-    to wait for that would delay it.
-
-    Raises:
-        TypeError, ValueError: As `split`, at the item that is wrong; those before it have been yielded.
-    """
-    whole_number("chunk", size, at_least=1)
-    if isinstance(tokens, AsyncIterable):
-        async for part in tokens:
-            for piece in split(part, size):
-                yield piece
-        return
-    parts: Iterable[Any] = [tokens] if is_whole(tokens) else tokens  # type: ignore[assignment]
-    for part in parts:
-        for piece in split(part, size):
-            yield piece
 
 
 def is_whole(tokens: Any) -> bool:

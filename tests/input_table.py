@@ -23,8 +23,9 @@ from holdfast.options import (
     whole_number,
 )
 from holdfast.rows import normalise_rows
-from holdfast.tokens import normalise, pieces, state_message, to_arrays
+from holdfast.tokens import normalise, state_message, to_arrays
 from tests.foreign_arrays import FakeColumn, FakeTable, FakeTensor, OnlyElsewhere
+from tests.pieces import pieces
 
 NAN, INF = float("nan"), float("inf")
 

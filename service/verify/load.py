@@ -154,9 +154,11 @@ class Load:
         session: AsyncSession,
         rng: random.Random,
     ) -> AsyncIterator[None]:
-        """Writes on through errors after which the same session object can go on."""
+        """Writes on through errors after which the same session object can go on, once that is settled."""
         while not self._stopping.is_set():
             try:
+                if await session.settle():
+                    yield
                 async with contextlib.aclosing(some(session, rng)) as steps:  # type: ignore[type-var]
                     async for _ in steps:
                         yield

@@ -19,8 +19,9 @@ from tests.docs.pages import PAGES, ROOT, anchors, blocks, kinds, links
 RUN = {
     "README.md": ["the session stands at 19"],
     "docs/python.md": [
-        "0 False 1", "10 False memory", "(2, 256)", "float32", "True", "[1, 2, 3, 4, 5, 6, 7, 8, 9]",
-        "100 (100, 1, 1) {}", "True 100", "MODEL_NOT_FOUND False", "done",
+        "0 False 1", "10 False memory", "(2, 256)", "float32", "True ()", "True", "True", "True",
+        "[1, 2, 3, 4, 5, 6, 7, 8, 9]",
+        "True", "100 (100, 1, 1) {}", "True 100", "200", "MODEL_NOT_FOUND False () ()", "done",
     ],
 }  # fmt: skip
 """Pages whose examples in Python are run, one after the other, and what they print; others are read."""

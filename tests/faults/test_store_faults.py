@@ -83,6 +83,8 @@ def test_a_killed_store_comes_back_with_all_it_acknowledged(deployment):
     assert caught.value.retryable
     deployment.store.start()
     wait_for(deployment.is_ready, 5)
+    sessions[0].settle()
+    deployment.step(sessions[1:], TEXT[8:9])
     deployment.step(sessions, TEXT[9:20])
     assert sessions[0].position == 20
 
@@ -140,6 +142,7 @@ def test_a_full_disk_refuses_writes_takes_readiness_and_is_recovered_from(deploy
         store.free_disk()
     wait_for(lambda: aof_status(store) == "ok", 20)
     wait_for(deployment.is_ready, 5)
+    sessions[0].settle()
     position = sessions[0].step(b"x", token_log_prob=True).position
     deployment.step(sessions[1:], TEXT[8:16])
     store.restart()
@@ -149,6 +152,7 @@ def test_a_full_disk_refuses_writes_takes_readiness_and_is_recovered_from(deploy
 def is_refused(session):
     """Steps until the store has noticed, by its own write, that its disk is full."""
     try:
+        session.settle(timeout_s=0.3)
         session.step(b"x", timeout_s=0.3, token_log_prob=True)
     except HoldfastError as error:
         return error.reason in ("STORE_UNAVAILABLE", "DEADLINE_PASSED", "STORE_FULL")
@@ -168,6 +172,7 @@ def test_a_store_that_stands_still_is_waited_for_or_refused(deployment):
         wait_for(deployment.is_not_ready, 5)
         with pytest.raises(HoldfastError):
             sessions[0].step(TEXT[8:9], timeout_s=0.3, token_log_prob=True)
+    sessions[0].settle()
     deployment.step(sessions, TEXT[9:16])
 
 

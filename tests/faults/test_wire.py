@@ -107,6 +107,7 @@ def test_a_silent_store_is_refused_in_time_and_used_again(session, store_link, s
     assert caught.value.reason in ("STORE_UNAVAILABLE", "DEADLINE_PASSED")
     assert get(server, "/readyz")[0] == 503
     store_link.to_client.is_black_hole = False
+    assert [reply.position for reply in session.settle()] == [9]
     assert session.step(TEXT[9:12], token_log_prob=True).position == 12
 
 
@@ -119,6 +120,7 @@ def test_a_slow_store_is_waited_for_and_a_slower_one_settled(session, store_link
     with pytest.raises(HoldfastError):
         session.step(TEXT[9:12], timeout_s=1.5, token_log_prob=True)
     store_link.heal()
+    assert [reply.position for reply in session.settle()] == [12]
     assert session.step(TEXT[12:20], token_log_prob=True).position == 20
 
 

@@ -10,7 +10,14 @@ import pytest
 import redis
 
 import holdfast
-from holdfast.errors import DeadlinePassed, HoldfastError, InvalidRequest, ServerUnavailable, StoreRegressed
+from holdfast.errors import (
+    ChunkPending,
+    DeadlinePassed,
+    HoldfastError,
+    InvalidRequest,
+    ServerUnavailable,
+    StoreRegressed,
+)
 from service.demo.processes import ServerProcess
 from tests.oracle import run
 
@@ -125,15 +132,19 @@ def test_a_stream_equals_the_uninterrupted_run(client, chunk):
     np.testing.assert_allclose(given, run(MODEL, TEXT)[1], atol=1e-5)
 
 
-def test_a_stream_left_early_is_settled_by_the_next_call(client):
+def test_a_stream_left_early_is_settled_when_asked_to(client):
     session = client.session("early", model=MODEL)
-    stream = session.stream(TEXT)
-    first = [next(stream) for _ in range(3)]
+    stream = session.stream(TEXT, token_log_prob=True)
+    replies = [next(stream) for _ in range(3)]
     stream.close()
-    assert first[-1].position == 3
-    position = session.step("x").position
-    assert 4 <= position <= len(TEXT) + 1
-    assert session.position == position
+    assert session.position == replies[-1].position == 3
+    with pytest.raises(ChunkPending):
+        session.step("x")
+    replies += session.settle()
+    assert replies[-1].position == session.position
+    given = np.concatenate([reply.token_log_probs for reply in replies])
+    np.testing.assert_allclose(given, run(MODEL, TEXT[: session.position])[1], atol=1e-5)
+    assert session.step("x").position == len(given) + 1
 
 
 def test_a_second_client_resumes_where_the_first_stood(client, server):
@@ -229,16 +240,18 @@ def test_a_loss_older_than_the_buffer_is_raised(tmp_path):
         assert caught.value.expected_position == 5
 
 
-def test_a_chunk_whose_fate_is_unknown_is_settled_by_the_next_call(tmp_path):
+def test_a_chunk_whose_fate_is_unknown_is_settled_when_the_server_is_back(tmp_path):
     data = tmp_path / "data"
     server = ServerProcess(data)
     with holdfast.Client(server.address) as client:
         session = client.session("s", model=MODEL)
         session.step(TEXT[:5])
         server.kill()
-        with pytest.raises((ServerUnavailable, DeadlinePassed)):
+        with pytest.raises((ServerUnavailable, DeadlinePassed)) as caught:
             session.step(TEXT[5:9], timeout_s=0.3)
+        assert caught.value.pending == session.pending == ((5, TEXT[5:9]),)
         server = ServerProcess(data, grpc_address=server.address)
+        assert [reply.position for reply in session.settle()] == [9]
         given = session.step(TEXT[9:], token_log_prob=True).token_log_probs
         np.testing.assert_allclose(given, run(MODEL, TEXT)[1][9:], atol=1e-5)
         assert session.position == len(TEXT)

@@ -9,6 +9,7 @@ import pytest
 
 from holdfast.columns import BatchPipeline
 from holdfast.errors import ServerUnavailable
+from holdfast.lifetime import Lifetime
 from holdfast.v1 import holdfast_pb2 as pb
 from service.errors import Draining
 from service.rpc.status import to_trailers
@@ -60,7 +61,7 @@ async def run(calls, positions):
     """Submits three batches over calls that end; returns the outcomes."""
     turns = iter(calls)
     stub = SimpleNamespace(StreamBatches=lambda metadata: next(turns))
-    client = SimpleNamespace(next_stub=lambda: stub, metadata=(), history=None)
+    client = SimpleNamespace(next_stub=lambda: stub, metadata=(), history=None, lifetime=Lifetime())
     async with BatchPipeline(client, {"model": "m"}, 8) as batches:
         replies = [await batches.submit(["s"], b"x", positions) for _ in range(3)]
         return await asyncio.gather(*replies, return_exceptions=True)

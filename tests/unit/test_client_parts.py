@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import holdfast
+from holdfast.history_digest import INITIAL, digest_after
 from holdfast.replay_buffer import ReplayBuffer
 from holdfast.retry import RetryPolicy
 from holdfast.tokens import split
@@ -16,7 +17,7 @@ from holdfast.unanswered import Unanswered
 def test_the_buffer_gives_back_what_was_applied_or_says_that_it_cannot(chunks, max_tokens, position, size):
     buffer, whole = ReplayBuffer(max_tokens), b""
     for chunk in chunks:
-        buffer.append(len(whole), chunk)
+        buffer.append(len(whole), digest_after(INITIAL, whole), chunk)
         whole += chunk
     position = min(position, len(whole))
     try:
@@ -24,23 +25,26 @@ def test_the_buffer_gives_back_what_was_applied_or_says_that_it_cannot(chunks, m
     except LookupError:
         assert not chunks or position < len(whole) - max_tokens
     else:
-        assert b"".join(tokens for _, tokens in pieces) == whole[position:]
-        assert all(whole[start:].startswith(tokens) for start, tokens in pieces)
-        assert all(len(tokens) == size for _, tokens in pieces[:-1])
+        assert b"".join(piece.tokens for piece in pieces) == whole[position:]
+        assert all(whole[piece.position :].startswith(piece.tokens) for piece in pieces)
+        assert all(len(piece.tokens) == size for piece in pieces[:-1])
+        for piece in pieces:
+            assert piece.history_digest == digest_after(INITIAL, whole[: piece.position])
+        assert buffer.digest_at(position) == digest_after(INITIAL, whole[:position])
 
 
 def test_a_buffer_that_may_keep_nothing_keeps_nothing():
     buffer = ReplayBuffer(0)
     for position in range(3):
-        buffer.append(position, b"a")
+        buffer.append(position, 0, b"a")
     assert not buffer.reaches(2)
 
 
 def test_tokens_of_several_kinds_come_back_as_they_were():
     buffer = ReplayBuffer(99)
     for position, tokens in enumerate([b"a", b"b", np.array([3]), np.array([4]), b"c"]):
-        buffer.append(position, tokens)
-    pieces = [(start, list(tokens)) for start, tokens in buffer.since(1, 8)]
+        buffer.append(position, 0, tokens)
+    pieces = [(piece.position, list(piece.tokens)) for piece in buffer.since(1, 8)]
     assert pieces == [(1, [98]), (2, [3, 4]), (4, [99])]
 
 

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from holdfast.columns import columns_message
-from holdfast.tokens import is_whole, normalise, pieces, to_message
+from holdfast.tokens import is_whole, normalise, to_message
 from tests.docs.pages import ROOT
 from tests.foreign_arrays import FakeTable
 from tests.input_table import ROWS_OF_TWO, TABLE, TURNED, Refused, agenerator, generator, ids
+from tests.pieces import pieces
 
 PAGE = ROOT / "docs" / "inputs.md"
 

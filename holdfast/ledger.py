@@ -1,0 +1,315 @@
+"""The ledger of a session: which tokens were applied, and which were taken and have no reply. Pure.
+
+Every token that a caller hands over is entered once and leaves once: with its reply, or with an error that
+says it was not applied. In between it is *pending*, and nothing new is entered, so neither a loop that
+repeats nor one that goes on can double or lose a token. What a step is:
+
+    pending   position given             it is
+    no        none, or where it stands   new
+    no        behind                     asked again: the server may still have the reply
+    no        ahead                      PositionGap
+    yes       the first one's, same      a retry of that chunk
+    yes       anything else              ChunkPending
+
+An entry whose reply has come stays until the caller is given that reply, and `position` moves only then. A
+reply that nobody took (an interrupt, a settlement that broke down half-way) is thus given again, not lost.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from holdfast.errors import ChunkPending, HistoryConflict, HoldfastError, PositionConflict, PositionGap
+from holdfast.history_digest import digest_after
+from holdfast.pending import PendingChunk, Tokens, are_same, describe
+from holdfast.replay_buffer import Applied, ReplayBuffer
+from holdfast.reply import StepReply
+from holdfast.tokens import to_message
+from holdfast.v1 import holdfast_pb2 as pb
+
+
+class Asked(NamedTuple):
+    """What a chunk asks of its reply.
+
+    Attributes:
+        outputs: What it should hold; None is the server's choice.
+        ack_level: How durable the commit must be.
+    """
+
+    outputs: pb.OutputSelection | None
+    ack_level: pb.AckLevel
+
+
+class Entry:
+    """A chunk that was taken from the caller.
+
+    Attributes:
+        position: Tokens of the session before it.
+        history_digest: Of those tokens; 0 is not known.
+        tokens: Its tokens.
+        message: The same as they are sent.
+        asked: What it asks of its reply.
+        tag: Its number in this session.
+        number: Of its last sending, in the recorded history.
+        is_unsure: A sending of it ended in a way that does not say whether it was applied.
+        reply: Its reply, once that has come.
+    """
+
+    __slots__ = (
+        "asked", "history_digest", "is_unsure", "message", "number", "position", "reply", "tag", "tokens",
+    )  # fmt: skip
+
+    def __init__(
+        self, position: int, history_digest: int, tokens: Tokens, message: pb.Tokens, asked: Asked, tag: int
+    ) -> None:
+        self.position = position
+        self.history_digest = history_digest
+        self.tokens = tokens
+        self.message = message
+        self.asked = asked
+        self.tag = tag
+        self.number = 0
+        self.is_unsure = False
+        self.reply: StepReply | None = None
+
+    @property
+    def end(self) -> int:
+        """Position after it."""
+        return self.position + len(self.tokens)
+
+    @property
+    def end_digest(self) -> int:
+        """History digest after it; 0 is not known."""
+        return digest_after(self.history_digest, self.tokens)
+
+    @property
+    def chunk(self) -> PendingChunk:
+        """The entry as its caller sees it."""
+        return PendingChunk(self.position, self.tokens)
+
+
+class Ledger:
+    """Keeps the account of one session. Knows no clock and no connection.
+
+    Args:
+        session: As it was opened.
+        replay_tokens: Tokens kept to send again after a loss in the store.
+
+    Attributes:
+        incarnation: Number of this life of the session.
+        position: Tokens applied whose replies the caller was given.
+        history_digest: At that position; 0 with a server that tells none.
+    """
+
+    def __init__(self, session: pb.Session, replay_tokens: int) -> None:
+        self._session_id = session.session_id
+        self._model = session.model
+        self._entries: deque[Entry] = deque()
+        self._buffer = ReplayBuffer(replay_tokens)
+        self._given: list[Entry] = []
+        self._tag = 0
+        self.incarnation = session.incarnation
+        self.position = session.position
+        self.history_digest = session.history_digest
+
+    @property
+    def pending(self) -> tuple[PendingChunk, ...]:
+        """What was taken and has no reply that the caller was given, in order."""
+        return tuple(entry.chunk for entry in self._entries)
+
+    @property
+    def entries(self) -> Sequence[Entry]:
+        """The same as entries."""
+        return self._entries
+
+    @property
+    def unanswered(self) -> Iterator[Entry]:
+        """Entries whose replies have not come, in order."""
+        return (entry for entry in self._entries if entry.reply is None)
+
+    @property
+    def acknowledged(self) -> int:
+        """Position up to which every reply has come."""
+        return next((entry.position for entry in self.unanswered), self._end[0])
+
+    # -- taking -------------------------------------------------------------------------------
+
+    def check_nothing_pending(self) -> None:
+        """Makes sure that new tokens may be taken.
+
+        Raises:
+            ChunkPending: Others have no reply yet.
+        """
+        if self._entries:
+            raise self._refusal("nothing new is taken until that is settled")
+
+    def find(self, tokens: Tokens, position: int) -> Entry | None:
+        """Returns the entry that these tokens repeat; None if they are new, or behind.
+
+        Raises:
+            ChunkPending: Something else is pending.
+            PositionGap: They are ahead.
+        """
+        if self._entries:
+            first = self._entries[0]
+            if position != first.position:
+                raise self._refusal(f"a chunk at position {position} has to wait")
+            if not are_same(tokens, first.tokens):
+                raise self._refusal(f"position {position} was sent with other tokens")
+            return first
+        if position > self.position:
+            raise PositionGap(
+                f"position is {position}, the session stands at {self.position}: tokens are missing",
+                code="OUT_OF_RANGE",
+                metadata={"expected_position": str(self.position)},
+            ).tell(f"nothing was sent; go on with the token at position {self.position}")
+        return None
+
+    def take(self, pieces: Sequence[Tokens], asked: Asked) -> list[Entry]:
+        """Enters chunks behind all others.
+
+        Raises:
+            ValueError: A token cannot be sent; none was taken.
+        """
+        messages = [to_message(tokens) for tokens in pieces]
+        taken = []
+        for tokens, message in zip(pieces, messages, strict=True):
+            self._tag += 1
+            taken.append(Entry(*self._end, tokens, message, asked, self._tag))
+            self._entries.append(taken[-1])
+        return taken
+
+    def drop(self) -> tuple[PendingChunk, ...]:
+        """Lets go of all entries without a reply, which were not applied; returns them."""
+        dropped = tuple(entry.chunk for entry in self.unanswered)
+        self._entries = deque(entry for entry in self._entries if entry.reply is not None)
+        return dropped
+
+    # -- sending ------------------------------------------------------------------------------
+
+    def to_chunk(self, entry: Entry) -> pb.Chunk:
+        """Writes an entry, or a repetition, as it is sent now."""
+        chunk = self._chunk(entry.position, entry.history_digest, entry.message, entry.asked)
+        chunk.acknowledged_position = min(entry.position, self.acknowledged)
+        chunk.tag = entry.tag
+        return chunk
+
+    def repeat(self, tokens: Tokens, position: int, asked: Asked) -> Entry:
+        """Returns tokens behind the session's position as they were entered then; nothing is entered now.
+
+        Raises:
+            PositionConflict: Other tokens were applied there.
+        """
+        history_digest = 0
+        if self._buffer.reaches(position):
+            if not are_same(tokens, self._buffer.tokens_at(position, len(tokens))):
+                raise PositionConflict(
+                    f"other tokens were applied at position {position}",
+                    code="ABORTED",
+                    metadata={"expected_position": str(self.position)},
+                ).tell(f"nothing was sent; the session stands at position {self.position}")
+            history_digest = self._buffer.digest_at(position)
+        self._tag += 1
+        return Entry(position, history_digest, tokens, to_message(tokens), asked, self._tag)
+
+    def to_applied(self, applied: Applied) -> pb.Chunk:
+        """Writes tokens that the store has lost. Their replies were had, so none is asked for.
+
+        The level is `memory`: the chunk that found out is sent once more, and its acknowledgement covers
+        everything before it.
+        """
+        asked = Asked(pb.OutputSelection(), pb.ACK_LEVEL_MEMORY)
+        return self._chunk(applied.position, applied.history_digest, to_message(applied.tokens), asked)
+
+    def reaches(self, position: int) -> bool:
+        """Whether all that was applied from a position on can be sent again."""
+        return self.acknowledged == position or self._buffer.reaches(position)
+
+    def applied_since(self, position: int, size: int) -> list[Applied]:
+        """Returns what was applied from a position on, in pieces of at most `size` tokens.
+
+        Raises:
+            LookupError: That is no longer kept.
+        """
+        return [] if self.acknowledged == position else self._buffer.since(position, size)
+
+    # -- replies ------------------------------------------------------------------------------
+
+    def answer(self, entry: Entry, result: pb.ChunkResult) -> None:
+        """Enters the reply to the first entry that had none.
+
+        Raises:
+            HistoryConflict: It was applied to another history than this one.
+            HoldfastError: It is the reply to another chunk.
+        """
+        assert entry is next(self.unanswered), "bug: replies come in order"
+        entry.is_unsure = True  # whatever is wrong with its reply, it may have been applied
+        self.check(entry, result)
+        self._buffer.append(entry.position, entry.history_digest, entry.tokens)
+        entry.reply = StepReply(result)
+
+    def check(self, entry: Entry, result: pb.ChunkResult) -> None:
+        """Makes sure that a reply is the one to an entry, or a repetition.
+
+        Raises:
+            HistoryConflict: The history after it is another one.
+            HoldfastError: Session or position are others.
+        """
+        if (result.session_id, result.position) != (self._session_id, entry.end):
+            raise HoldfastError(
+                f"a reply tells of {result.session_id!r} at position {result.position}, expected "
+                f"{self._session_id!r} at {entry.end}"
+            )
+        if entry.history_digest and result.history_digest not in (0, entry.end_digest):
+            raise HistoryConflict(
+                f"the reply to position {entry.end} tells of another history: the tokens were applied, but "
+                "not after those that this session object has seen applied",
+                code="ABORTED",
+            )
+
+    def give(self, count: int = 1) -> list[StepReply]:
+        """Gives the caller the replies to the first entries, and moves on past them."""
+        self._given = [self._entries.popleft() for _ in range(count)]
+        self.position, self.history_digest = self._given[-1].end, self._given[-1].end_digest
+        return [entry.reply for entry in self._given if entry.reply is not None]
+
+    def take_back(self, replies: Sequence[StepReply]) -> None:
+        """Undoes the last `give`, if these are its replies: they did not reach the caller."""
+        if replies and self._given and self._given[0].reply is replies[0]:
+            self.position = self._given[0].position
+            self.history_digest = self._given[0].history_digest
+            self._entries.extendleft(reversed(self._given))
+            self._given = []
+
+    # -- small things -------------------------------------------------------------------------
+
+    @property
+    def _end(self) -> tuple[int, int]:
+        """Position and digest behind all entries."""
+        if not self._entries:
+            return self.position, self.history_digest
+        last = self._entries[-1]
+        return last.end, last.end_digest
+
+    def _refusal(self, what: str) -> ChunkPending:
+        pending = self.pending
+        return ChunkPending(
+            f"{describe(pending)} have no reply yet: {what}",
+            code="FAILED_PRECONDITION",
+        ).tell(
+            "nothing was sent; call settle(), which returns the missing replies, or repeat the first chunk "
+            f"with position={pending[0].position}",
+            pending=pending,
+        )
+
+    def _chunk(self, position: int, history_digest: int, tokens: pb.Tokens, asked: Asked) -> pb.Chunk:
+        return pb.Chunk(
+            session_id=self._session_id,
+            model=self._model,
+            tokens=tokens,
+            position=position,
+            incarnation=self.incarnation,
+            outputs=asked.outputs,
+            ack_level=asked.ack_level,
+            history_digest=history_digest,
+        )

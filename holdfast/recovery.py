@@ -1,0 +1,149 @@
+"""What a session does when something fails: waits, asks another server, sends again what the store lost.
+
+What was answered is kept as far as `replay_tokens` reach. A store that has lost some of it, or the whole
+session, gets it again, and the outputs are those of a store that lost nothing. Only a loss is made good: a
+session that was taken over, opened again or closed by others stays theirs, and every chunk that is sent
+again names the history it belongs to, so that it never goes into another one.
+"""
+
+import contextlib
+import secrets
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from holdfast.errors import (
+    Draining,
+    HoldfastError,
+    PositionGap,
+    ServerUnavailable,
+    SessionLost,
+    StoreRegressed,
+)
+from holdfast.history_digest import MAX_NUMBER
+from holdfast.ledger import Ledger
+from holdfast.v1 import holdfast_pb2 as pb
+
+if TYPE_CHECKING:
+    from holdfast.aio import AsyncClient
+
+HEAL_CHUNK_TOKENS = 64
+
+CLOSED_KNOWN_S = 3600.0
+"""So long a server knows of a closed session that it was closed; later it looks as if it were lost."""
+
+
+def draw_nonce() -> int:
+    """Returns a random number for one opening and its retries."""
+    return 1 + secrets.randbelow(MAX_NUMBER)
+
+
+class Recovery:
+    """Brings a session back to where its next attempt can succeed.
+
+    Args:
+        client: Whose session it is.
+        ledger: Of the session.
+        stub: Of the connection that it was opened on.
+        opened: The reply to its opening.
+        initial_state: With which it was opened.
+
+    Attributes:
+        stub: Of the connection to use; another one after a failure.
+    """
+
+    def __init__(
+        self,
+        client: "AsyncClient",
+        ledger: Ledger,
+        stub: Any,
+        opened: pb.OpenSessionResponse,
+        initial_state: Sequence[pb.NamedTensor],
+    ) -> None:
+        self._client = client
+        self._ledger = ledger
+        self._opened = opened
+        self._initial_state = initial_state
+        self._lives_s: float = opened.session.expires_in_s or CLOSED_KNOWN_S
+        self._heard_s = time.monotonic()
+        self.stub = stub
+
+    def heard(self) -> None:
+        """Notes that the server has just answered for this session."""
+        self._heard_s = time.monotonic()
+
+    async def recover(self, error: HoldfastError, attempt: int, deadline_s: float) -> None:
+        """Returns when the unanswered chunks may be sent again; else raises.
+
+        Raises:
+            HoldfastError: The error is final, or the time is up.
+        """
+        if isinstance(error, StoreRegressed) and error.expected_position is not None:
+            self._check_time(error, attempt, deadline_s)
+            await self._resend(error.expected_position, error, deadline_s)
+        elif isinstance(error, SessionLost) and self._can_reopen():
+            self._check_time(error, attempt, deadline_s)
+            await self._reopen(error, deadline_s)
+        elif error.retryable:
+            self.stub = self._client.next_stub()
+            if attempt > 1 or not _is_end_of_stream(error):
+                await self._client.pause(error, attempt, deadline_s)
+        else:
+            raise error
+
+    def _check_time(self, error: HoldfastError, attempt: int, deadline_s: float) -> None:
+        """Ends the healing of a store that loses everything again at once."""
+        if attempt > 1 and time.monotonic() >= deadline_s:
+            raise error
+
+    async def _resend(self, position: int, error: HoldfastError, deadline_s: float) -> None:
+        """Sends the tokens again that the store has lost; their replies were had before.
+
+        Should the store lose something again meanwhile, the chunk that found out is sent once more and
+        finds that out, too.
+
+        Raises:
+            HoldfastError: The given one, if the tokens are no longer kept.
+        """
+        try:
+            lost = self._ledger.applied_since(position, HEAL_CHUNK_TOKENS)
+        except LookupError:
+            raise error from None
+        with contextlib.suppress(PositionGap, SessionLost):
+            for applied in lost:
+                request = pb.StepRequest(chunk=self._ledger.to_applied(applied))
+                await self._client.call("Step", request, deadline_s=deadline_s)
+
+    def _can_reopen(self) -> bool:
+        """Whether a session that is gone was lost by the store, and can be made again.
+
+        Not one that was resumed, whose first state is not known, or whose first tokens are no longer kept;
+        and not one that was silent for so long that it may have expired, or been closed by others so long
+        ago that this is forgotten.
+        """
+        silent_s = time.monotonic() - self._heard_s
+        if self._opened.resumed or silent_s >= min(self._lives_s, CLOSED_KNOWN_S):
+            return False
+        return self._ledger.reaches(0)
+
+    async def _reopen(self, error: SessionLost, deadline_s: float) -> None:
+        """Opens the session anew, from the state it was opened with, and sends all its tokens again."""
+        session = self._opened.session
+        request = pb.OpenSessionRequest(
+            session_id=session.session_id,
+            model=session.model,
+            initial_state=self._initial_state,
+            nonce=draw_nonce(),
+        )
+        opened = await self._client.call("OpenSession", request, deadline_s=deadline_s)
+        if opened.resumed:  # others have opened it meanwhile
+            raise error
+        self._ledger.incarnation = opened.session.incarnation
+        await self._resend(0, error, deadline_s)
+
+
+def _is_end_of_stream(error: HoldfastError) -> bool:
+    """Whether a stream has ended in a way that lets it be begun anew at once, if not twice in a row."""
+    if isinstance(error, Draining):
+        return error.is_goodbye
+    return isinstance(error, ServerUnavailable) and error.hides_status

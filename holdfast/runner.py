@@ -1,0 +1,186 @@
+"""Calls of threads on the event loop of a client without asyncio: bounded, interruptible, closed once."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, Generic, Protocol, TypeVar
+
+from holdfast.errors import ClientClosed, WrongEventLoop
+from holdfast.lifetime import Lifetime
+
+Result = TypeVar("Result")
+
+UNWIND_S = 0.5
+"""So long an interrupted thread waits until the call that it left is over."""
+
+SEE_OUT_S = 1.0
+"""For what is left on the loop to end by itself, and again when it is cut off."""
+
+CLOSE_S = 5.0
+"""So long `close` waits until other threads have seen that the client is closed."""
+
+
+class LoopThread(Protocol):
+    """An event loop in a thread."""
+
+    def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
+        """Runs a coroutine to its end; an interrupt of the caller cancels it."""
+
+    def close(self) -> None:
+        """Ends the thread."""
+
+
+class Runner:
+    """Runs the calls of any number of threads, until it is closed.
+
+    Args:
+        thread: Runs the event loop.
+        lifetime: Of the client on that loop.
+    """
+
+    def __init__(self, thread: LoopThread, lifetime: Lifetime) -> None:
+        self._thread = thread
+        self._loop = thread.run(_loop_of(lifetime))
+        self._changed = threading.Condition()
+        self._running_count = 0
+        self._is_closed = False
+
+    def run(
+        self,
+        coroutine: Coroutine[Any, Any, Result],
+        take_back: Callable[[Result], None] | None = None,
+    ) -> Result:
+        """Runs a coroutine to its end and returns what it gave.
+
+        Args:
+            coroutine: For the event loop.
+            take_back: Called there with a result that had come when the caller was interrupted, and did not
+                reach it.
+
+        Raises:
+            ClientClosed: It is closed.
+            WrongEventLoop: The caller is on the event loop itself, which would wait for itself.
+        """
+        try:
+            self._check_thread()
+            self._enter()
+        except BaseException:
+            coroutine.close()
+            raise
+        outcome = _Outcome(coroutine)
+        try:
+            return self._thread.run(outcome.run())
+        except Exception:
+            raise
+        except BaseException:  # an interrupt
+            self._unwind(outcome, take_back)
+            raise
+        finally:
+            self._leave()
+
+    def post(self, callback: Callable[[], None]) -> None:
+        """Has the event loop call something, without waiting for it: also when the interpreter exits."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and what hangs on it is gone
+            self._loop.call_soon_threadsafe(callback)
+
+    def close(self, closing: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Ends all calls, those of other threads too; the second time it does nothing.
+
+        Args:
+            closing: Closes the client on the loop.
+        """
+        self._check_thread()
+        with self._changed:
+            if self._is_closed:
+                return
+            self._is_closed = True
+        self._thread.run(closing())
+        with self._changed:
+            self._changed.wait_for(lambda: self._running_count == 0, CLOSE_S)
+        self._thread.run(_see_out())
+        self._thread.close()
+
+    def _enter(self) -> None:
+        with self._changed:
+            if self._is_closed:
+                raise ClientClosed("the client is closed", code="CANCELLED").tell("nothing was sent")
+            self._running_count += 1
+
+    def _leave(self) -> None:
+        with self._changed:
+            self._running_count -= 1
+            self._changed.notify_all()
+
+    def _check_thread(self) -> None:
+        try:
+            running = asyncio.get_running_loop()
+        except RuntimeError:
+            return
+        if running is self._loop:
+            raise WrongEventLoop(
+                "a call of the client came from the client's own event loop, and would wait for itself: do "
+                "not use a Client in the asynchronous iterator that its stream reads from"
+            ).tell("nothing was sent")
+
+    def _unwind(self, outcome: "_Outcome[Result]", take_back: Callable[[Result], None] | None) -> None:
+        """Waits until a call that was cancelled is over, so that what the session says then is so."""
+        is_over = threading.Event()
+
+        def look() -> None:
+            if outcome.has_result and take_back is not None:
+                take_back(outcome.result)
+            is_over.set()
+
+        self.post(lambda: outcome.when_over(look))
+        is_over.wait(UNWIND_S)
+
+
+async def _loop_of(lifetime: Lifetime) -> asyncio.AbstractEventLoop:
+    lifetime.check()
+    return lifetime.loop
+
+
+async def _see_out() -> None:
+    """Waits until everything else on the loop has ended, which it does now, or is cut off."""
+    rest = asyncio.all_tasks() - {asyncio.current_task()}
+    for _ in range(2):
+        if rest:
+            _, rest = await asyncio.wait(rest, timeout=SEE_OUT_S)
+        for task in rest:
+            task.cancel()
+
+
+class _Outcome(Generic[Result]):
+    """Runs a coroutine, and knows on its event loop how that ended."""
+
+    result: Result
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Result]) -> None:
+        self._coroutine = coroutine
+        self._is_begun = False
+        self._is_over = False
+        self._callbacks: list[Callable[[], None]] = []
+        self.has_result = False
+
+    async def run(self) -> Result:
+        """Returns what the coroutine gives."""
+        self._is_begun = True
+        try:
+            self.result = await self._coroutine
+            self.has_result = True
+            return self.result
+        finally:
+            self._is_over = True
+            for callback in self._callbacks:
+                callback()
+
+    def when_over(self, callback: Callable[[], None]) -> None:
+        """Calls something once the coroutine, which is cancelled, has ended."""
+        if not self._is_begun:
+            self._coroutine.close()  # what is cancelled before it begins never does
+            callback()
+        elif self._is_over:
+            callback()
+        else:
+            self._callbacks.append(callback)

@@ -1,0 +1,131 @@
+"""Where the tokens of a stream come from: a sequence, an iterator, or an asynchronous one.
+
+A sequence lies there whole, so several chunks of it are under way at a time. An iterator is asked for its
+next part only when the reply to the one before was given: it may wait for that, or for the world.
+"""
+
+import asyncio
+from collections.abc import AsyncIterable, Iterator
+from typing import Any, Final, Protocol
+
+from holdfast.options import whole_number
+from holdfast.pending import Tokens
+from holdfast.thread_source import END, ThreadSource
+from holdfast.tokens import Pieces, is_whole, split
+
+MAX_IN_FLIGHT = 32
+
+CANCEL_S: Final = 1.0
+"""So long a source may take to give up a fetch that is cancelled."""
+
+
+class Source(Protocol):
+    """Gives parts one by one, each of them any number of tokens."""
+
+    is_empty: bool
+
+    def fetch(self) -> "asyncio.Future[Any]":
+        """Begins to fetch the next part, unless that is under way; END comes after the last one."""
+
+    def collect(self) -> Any:
+        """Returns what a fetch that is done has brought; raises what the source raised."""
+
+    async def leave(self) -> "asyncio.Future[Any] | None":
+        """Gives up the source; returns the fetch that was begun and not collected."""
+
+
+def check_options(chunk: int, max_in_flight: int | None) -> None:
+    """Makes sure that the options of a stream make sense.
+
+    Raises:
+        TypeError: One is no integer.
+        ValueError: One is out of its range.
+    """
+    whole_number("chunk", chunk, at_least=1)
+    if max_in_flight is not None:
+        whole_number("max_in_flight", max_in_flight, at_least=1, at_most=MAX_IN_FLIGHT)
+
+
+def is_sequence(tokens: Pieces) -> bool:
+    """Whether tokens, or pieces of them, lie there whole: they have a length and an index."""
+    return is_whole(tokens) or (hasattr(tokens, "__len__") and hasattr(tokens, "__getitem__"))
+
+
+def parts_of(tokens: Any, size: int) -> Iterator[Any]:
+    """Returns the parts of what is not asynchronous; a sequence is cut to `size` as it is asked for."""
+    if is_sequence(tokens):
+        return _cut(tokens, size)
+    parts: Iterator[Any] = iter(tokens)
+    return parts
+
+
+def open_source(tokens: Pieces, size: int) -> Source:
+    """Returns the source for use on an event loop, which it never holds up."""
+    if isinstance(tokens, AsyncIterable):
+        return AsyncSource(tokens)
+    if is_sequence(tokens):
+        return SequenceSource(parts_of(tokens, size))
+    return ThreadSource(parts_of(tokens, size))
+
+
+class SequenceSource:
+    """Cuts a sequence; there is never anything to wait for."""
+
+    def __init__(self, pieces: Iterator[Tokens]) -> None:
+        self._pieces = pieces
+        self._next: asyncio.Future[Any] | None = None
+        self.is_empty = False
+
+    def fetch(self) -> "asyncio.Future[Any]":
+        """See `Source`."""
+        self._next = asyncio.get_running_loop().create_future()
+        self._next.set_result(next(self._pieces, END))
+        return self._next
+
+    def collect(self) -> Any:
+        """See `Source`."""
+        assert self._next is not None, "bug: nothing was fetched"
+        part = self._next.result()
+        self.is_empty = part is END
+        return part
+
+    async def leave(self) -> None:
+        """See `Source`; the rest of the sequence is still the caller's."""
+
+
+class AsyncSource:
+    """Waits for an asynchronous iterable in a task of its own, so that no reply has to wait for it."""
+
+    def __init__(self, parts: AsyncIterable[Any]) -> None:
+        self._parts = aiter(parts)
+        self._fetch: asyncio.Task[Any] | None = None
+        self.is_empty = False
+
+    def fetch(self) -> "asyncio.Future[Any]":
+        """See `Source`."""
+        if self._fetch is None:
+            self._fetch = asyncio.create_task(self._next())
+        return self._fetch
+
+    def collect(self) -> Any:
+        """See `Source`."""
+        assert self._fetch is not None, "bug: nothing was fetched"
+        fetch, self._fetch = self._fetch, None
+        part = fetch.result()
+        self.is_empty = part is END
+        return part
+
+    async def leave(self) -> "asyncio.Future[Any] | None":
+        """See `Source`; a fetch that does not give up is left to itself."""
+        if self._fetch is not None and not self._fetch.done():
+            self._fetch.cancel()
+            await asyncio.wait((self._fetch,), timeout=CANCEL_S)
+        return self._fetch
+
+    async def _next(self) -> Any:
+        return await anext(self._parts, END)
+
+
+def _cut(tokens: Any, size: int) -> Iterator[Tokens]:
+    for part in [tokens] if is_whole(tokens) else tokens:
+        yield from split(part, size)

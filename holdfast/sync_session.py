@@ -1,0 +1,138 @@
+"""A session without asyncio: the same calls; the source of a stream runs in the caller's own thread."""
+
+import functools
+import itertools
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterable, Generator
+from typing import Any, Self
+
+from numpy.typing import NDArray
+
+from holdfast.pending import PendingChunk
+from holdfast.pump import Pump
+from holdfast.reply import StepReply
+from holdfast.runner import Runner
+from holdfast.session import AsyncSession
+from holdfast.sources import parts_of
+from holdfast.tokens import Pieces, TokenSource
+
+
+class Session:
+    """One writer's session; see `AsyncSession`. Made by `Client.session`.
+
+    Attributes:
+        session_id: Its id.
+        model: Name of its model.
+        model_version: Version of its model.
+        resumed: It existed when it was opened here.
+    """
+
+    def __init__(self, runner: Runner, session: AsyncSession) -> None:
+        self._runner = runner
+        self._session = session
+        self.session_id = session.session_id
+        self.model = session.model
+        self.model_version = session.model_version
+        self.resumed = session.resumed
+
+    def __enter__(self) -> Self:
+        """Returns itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Ends its use here; the session outlives its user.
+
+        Raises:
+            ChunkPending: Chunks have no reply yet, and no other error says so.
+        """
+        if kind is None:
+            self._session.check_nothing_pending()
+
+    @property
+    def position(self) -> int:
+        """Tokens applied and answered."""
+        return self._session.position
+
+    @property
+    def history_digest(self) -> int:
+        """Names the tokens up to `position`; see `AsyncSession.history_digest`."""
+        return self._session.history_digest
+
+    @property
+    def pending(self) -> tuple[PendingChunk, ...]:
+        """Chunks taken from the caller that have no reply yet; see `AsyncSession.pending`."""
+        return self._session.pending
+
+    @property
+    def incarnation(self) -> int:
+        """Number of this life of the session."""
+        return self._session.incarnation
+
+    def step(self, tokens: TokenSource, *, position: int | None = None, **options: Any) -> StepReply:
+        """Applies one chunk and returns its reply; see `AsyncSession.step`."""
+        step = self._session.step(tokens, position=position, **options)
+        return self._runner.run(step, lambda reply: self._session.take_back([reply]))
+
+    def settle(self, timeout_s: float | None = None) -> list[StepReply]:
+        """Has every pending chunk applied and returns their replies; see `AsyncSession.settle`."""
+        return self._runner.run(self._session.settle(timeout_s), self._session.take_back)
+
+    def stream(
+        self, tokens: Pieces, *, chunk: int = 1, max_in_flight: int | None = None, **options: Any
+    ) -> Generator[StepReply, None, None]:
+        """Applies many chunks and yields their replies in order; see `AsyncSession.stream`.
+
+        An iterator is asked in the thread that reads the replies, and only while that waits for one: an
+        interrupt reaches it, and so may a library that is bound to a thread.
+        """
+        pump = self._session.pump(tokens, chunk=chunk, max_in_flight=max_in_flight, **options)
+        if isinstance(tokens, AsyncIterable):
+            return self._read(pump, self._session.replies(pump, tokens, chunk))
+        return self._drive(pump, tokens, chunk)
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Returns the stored state by name, without a batch axis."""
+        return self._runner.run(self._session.state())
+
+    def close(self) -> None:
+        """Ends the session in the store and forgets its state."""
+        self._runner.run(self._session.close())
+
+    # -- streams ----------------------------------------------------------------------------------
+
+    def _drive(self, pump: Pump, tokens: Pieces, chunk: int) -> Generator[StepReply, None, None]:
+        """Yields the replies to what this thread fetches."""
+        fetched: deque[Any] = deque()
+        try:
+            parts = parts_of(tokens, chunk)
+            self._runner.run(pump.begin())
+            is_empty = False
+            while True:
+                while not is_empty and len(fetched) < pump.room:
+                    count = len(fetched)
+                    fetched.extend(itertools.islice(parts, 1))  # no interrupt comes between next and append
+                    is_empty = len(fetched) == count
+                if not fetched and not pump.is_waiting:
+                    break
+                yield self._runner.run(pump.exchange(fetched), self._take_back)
+            self._runner.run(pump.finish())
+        finally:
+            self._runner.post(functools.partial(pump.release, fetched))
+
+    def _read(
+        self, pump: Pump, replies: AsyncGenerator[StepReply, None]
+    ) -> Generator[StepReply, None, None]:
+        """Yields the replies to what an asynchronous source gives, on the event loop."""
+        try:
+            while (reply := self._runner.run(_next(replies), self._take_back)) is not None:
+                yield reply
+        finally:
+            self._runner.post(functools.partial(self._session.leave, replies))
+
+    def _take_back(self, reply: StepReply | None) -> None:
+        if reply is not None:
+            self._session.take_back([reply])
+
+
+async def _next(replies: AsyncGenerator[StepReply, None]) -> StepReply | None:
+    return await anext(replies, None)

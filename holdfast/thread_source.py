@@ -1,0 +1,67 @@
+"""An iterator that may block, for use on an event loop: it runs in a thread of its own.
+
+Not in the event loop's executor, whose threads the interpreter waits for when it exits: a source that waits
+for a microphone or a broker would hold that up. The thread is a daemon, and asks the iterator for a part
+only when one is wanted.
+"""
+
+import asyncio
+import contextlib
+import queue
+import threading
+from collections.abc import Iterator
+from typing import Any, Final
+
+END: Final = object()
+"""Comes after the last part of a source."""
+
+
+class ThreadSource:
+    """Asks an iterator in a thread for its next part; see `holdfast.sources.Source`."""
+
+    def __init__(self, parts: Iterator[Any]) -> None:
+        self._parts = parts
+        self._wanted: queue.SimpleQueue[asyncio.Future[Any] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._fetch: asyncio.Future[Any] | None = None
+        self.is_empty = False
+
+    def fetch(self) -> "asyncio.Future[Any]":
+        """Has the thread ask for the next part, unless that is under way."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._serve, name="holdfast-source", daemon=True)
+            self._thread.start()
+        if self._fetch is None:
+            self._fetch = asyncio.get_running_loop().create_future()
+            self._wanted.put(self._fetch)
+        return self._fetch
+
+    def collect(self) -> Any:
+        """Returns the part that has come; raises what the iterator raised."""
+        assert self._fetch is not None, "bug: nothing was fetched"
+        fetch, self._fetch = self._fetch, None
+        part = fetch.result()
+        self.is_empty = part is END
+        return part
+
+    async def leave(self) -> "asyncio.Future[Any] | None":
+        """Ends the thread once the iterator lets go of it; returns the fetch that was not collected."""
+        self._wanted.put(None)
+        return self._fetch
+
+    def _serve(self) -> None:
+        while (fetch := self._wanted.get()) is not None:
+            part, error = END, None
+            try:
+                part = next(self._parts, END)
+            except BaseException as raised:  # noqa: BLE001 -- the stream raises it
+                error = raised
+            with contextlib.suppress(RuntimeError):  # the event loop is closed, and the session with it
+                fetch.get_loop().call_soon_threadsafe(_settle, fetch, part, error)
+
+
+def _settle(fetch: "asyncio.Future[Any]", part: Any, error: BaseException | None) -> None:
+    if error is None:
+        fetch.set_result(part)
+    else:
+        fetch.set_exception(error)
