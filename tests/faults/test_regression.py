@@ -304,7 +304,9 @@ def test_of_a_takeover_that_the_store_has_lost_nothing_is_made_up(store, client)
     new.step(TEXT[10:20])
     store.client.set(key, before)
     for _ in range(2):
-        with pytest.raises(SessionClosed, match="or the store has lost that; it stands at position 10"):
+        with pytest.raises(
+            SessionClosed, match="not that of the stored session, which stands at position 10"
+        ):
             new.step(TEXT[20:30])
     assert store.client.get(key) == before
     again = client.session("s", take_over=True)

@@ -31,6 +31,7 @@ def test_stock_grpc_with_the_config_gets_through_restarts(tmp_path):
     try:
         with grpc.insecure_channel(server.address, options) as channel, ThreadPoolExecutor(CALLERS) as pool:
             stub = StreamingInferenceServiceStub(channel)
+            open_sessions(stub, [f"s{number}" for number in range(CALLERS)])
             counts = [0] * CALLERS
             callers = [pool.submit(step_on, stub, number, counts, is_over) for number in range(CALLERS)]
             try:
@@ -57,7 +58,6 @@ def fails(callers):
 
 def step_on(stub, number, counts, is_over):
     """Steps a session, each token once its reply is there."""
-    open_sessions(stub, [f"s{number}"])
     count = 0
     while not is_over.is_set():
         chunk = pb.Chunk(
