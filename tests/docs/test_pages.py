@@ -160,11 +160,12 @@ def test_commands_of_grpcurl_do_what_the_page_says(server):
         for page, words in command_lines()
         if words[0] == "grpcurl"
     ]
-    assert len(said) == 9
-    listed, described, models, step, session, streamed, closed, health, service = said
+    assert len(said) == 10
+    listed, described, models, opened, step, session, streamed, closed, health, service = said
     assert "holdfast.v1.StreamingInferenceService" in listed
     assert "session_id" in described
     assert {"python-source"} <= {model["name"] for model in models[0]["models"]}
+    assert opened[0]["session"]["model"] == {"name": "python-source", "version": "1"}
     assert (step[0]["result"]["position"], len(step[0]["result"]["outputs"]["topIds"])) == ("10", 30)
     assert session[0]["session"]["position"] == "10"
     assert [reply["result"]["position"] for reply in streamed] == ["11", "12"]

@@ -27,6 +27,7 @@ from service.model.onnx_wire import MICROSOFT_OPS, UnsafeGraph, check_file
 from service.rpc import codec
 from service.rpc.columns import ColumnsCall, ColumnsLimits
 from service.rpc.credentials import ANYBODY
+from service.rpc.openings import opening_keys, opening_reply
 from service.rpc.servicer import contract_message
 from service.rpc.status import MAX_MESSAGE_BYTES, to_status
 from service.store import record
@@ -141,6 +142,24 @@ def run_initial_state(data):
             assert len(state) in (0, model.contract.state_bytes)
     except ServiceError as error:
         check_error(error)
+
+
+def run_open_batch(data):
+    """Ids of sessions to open become store keys or errors, one for each row, or a ServiceError."""
+    request = parsed(pb.OpenBatchRequest, data)
+    if request is None:
+        return
+    try:
+        keys = opening_keys(request, "tenant", MAX_ROWS)
+    except ServiceError as error:
+        check_error(error)
+        return
+    assert len(keys) == len(request.session_ids)
+    reply = opening_reply([key if isinstance(key, ServiceError) else InvalidRequest("no") for key in keys])
+    assert [error.row for error in reply.errors] == list(range(len(keys)))
+    for key in keys:
+        if isinstance(key, ServiceError):
+            check_error(key)
 
 
 class BlockTaker:
@@ -402,6 +421,7 @@ CHUNKS = st.builds(
     position=INT64,
     acknowledged_position=INT64,
     incarnation=INT64,
+    history_digest=INT64,
     outputs=SELECTIONS,
     ack_level=st.integers(0, 5),
 )
@@ -415,6 +435,7 @@ COLUMNS = st.builds(
     positions=COLUMN,
     acknowledged_positions=COLUMN,
     incarnations=COLUMN,
+    history_digests=COLUMN,
     outputs=SELECTIONS,
 )
 FEATURES = st.builds(lambda columns, data: changed(columns, features=data), COLUMNS, st.binary(max_size=32))
@@ -426,6 +447,9 @@ OPENINGS = st.builds(
     session_id=IDS,
     model=MODEL_REFS,
     initial_state=st.lists(NAMED_TENSORS, max_size=3),
+)
+BATCH_OPENINGS = st.builds(
+    pb.OpenBatchRequest, session_ids=st.lists(IDS, max_size=4), model=MODEL_REFS, nonce=INT64
 )
 
 
@@ -442,9 +466,7 @@ def serialized(messages):
 
 
 REPLIES = st.lists(
-    st.builds(
-        record.KeptReply, INT64, st.integers(0, 2**32 - 1), st.just(b"d" * 16), st.binary(max_size=9)
-    ),
+    st.builds(record.KeptReply, INT64, st.integers(0, 2**32 - 1), INT64, INT64, st.binary(max_size=9)),
     max_size=3,
 ).map(tuple)
 RECORDS = st.builds(
@@ -455,6 +477,8 @@ RECORDS = st.builds(
     state=st.binary(max_size=24),
     replies=REPLIES,
     closed=st.booleans(),
+    digest=INT64,
+    nonce=INT64,
 ).map(record.encode)
 
 LEAVES = st.one_of(
@@ -554,6 +578,7 @@ HARNESSES = {
         mostly(serialized(st.builds(pb.StepBatchRequest, columns=st.one_of(COLUMNS, FEATURES)))),
     ),
     "initial_state": Harness(run_initial_state, mostly(serialized(OPENINGS))),
+    "open_batch": Harness(run_open_batch, mostly(serialized(BATCH_OPENINGS))),
     "error": Harness(run_error, st.one_of(st.binary(max_size=200), TEXT.map(str.encode))),
     "record": Harness(run_record, mostly(RECORDS)),
     "replies": Harness(run_replies, mostly(REPLIES.map(record.encode_replies))),

@@ -265,7 +265,7 @@ def test_a_reply_of_another_session_is_wrong(pieces, data, is_named):
     for index, tokens in enumerate(pieces):
         attempt = session.step(tokens)
         if index == place:
-            attempt.reply.outputs = outputs_after([300, 17], tokens)
+            attempt.reply.outputs = outputs_after([3000], tokens)  # which no tokens here come to
             attempt.reply.is_foreign = is_named
     assert judged(session)[0].get("wrong") == len(pieces[place])
 
