@@ -16,9 +16,7 @@ from typing import Any
 import numpy as np
 
 from holdfast import AsyncClient, AsyncSession, HoldfastError, Tls
-from holdfast.errors import from_status
 from holdfast.history import Recorder
-from holdfast.history_digest import MAX_NUMBER
 from holdfast.v1 import holdfast_pb2 as pb
 
 ROWS = 8
@@ -192,27 +190,25 @@ class Load:
             async with self._client() as client:
                 while not self._stopping.is_set():
                     with self._counted():
-                        await self._open_rows(client, rows, rng)
+                        await self._open_rows(client, rows)
                         await self._step_rows(client, rows, rng)
                         self._note_good(session_ids[0])
                     await self._think(rng)
                     if self._wants_restart(rng):
                         break
 
-    async def _open_rows(self, client: AsyncClient, rows: "_Rows", rng: random.Random) -> None:
+    async def _open_rows(self, client: AsyncClient, rows: "_Rows") -> None:
         """Opens the rows that are not open, or no longer, or not where they were."""
         ids = [session_id for session_id in rows.ids if session_id not in rows.positions]
         if not ids:
             return
-        model = pb.ModelRef(name=self._model.name, version=self._model.version)
-        nonce = rng.randint(1, MAX_NUMBER)
-        opening = pb.OpenBatchRequest(model=model, session_ids=ids, nonce=nonce)
-        reply: pb.OpenBatchResponse = await client.call("OpenBatch", opening)
-        errors = {error.row: from_status(error.status) for error in reply.errors}
-        self.errors.update(error.reason for error in errors.values())
+        opened = await client.open_batch(self._model.name, ids, version=self._model.version)
         for row, session_id in enumerate(ids):
-            if row not in errors:
-                rows.opened(session_id, reply.positions[row])
+            error = opened.errors.get(row)
+            if error is None:
+                rows.opened(session_id, int(opened.positions[row]))
+            else:
+                self.errors[error.reason] += 1
 
     async def _step_rows(self, client: AsyncClient, rows: "_Rows", rng: random.Random) -> None:
         """Sends what each row has waiting, as often as it takes until all are answered."""

@@ -70,8 +70,7 @@ def record(server, path):
         session.state()
         session.close()
         ids = [f"row-{path.parent.name}-{row}" for row in range(3)]
-        for row_id in ids:
-            client.session(row_id, model=MODEL)
+        client.open_batch(MODEL, ids)
         client.step_batch(MODEL, ids, TEXT[:6], [0, 0, 0], token_log_prob=True, top_k=3)
         client.step_batch(MODEL, ids, [1, 2, 3], outputs=True)
     asyncio.run(record_batches(server, path))
@@ -81,8 +80,7 @@ async def record_batches(server, path):
     client = holdfast.AsyncClient(server.address, history=path)
     ids = [f"{name}-{path.parent.name}" for name in "ab"]
     async with client, client.batches("features", outputs=True) as batches:
-        for row_id in ids:
-            await client.session(row_id, model="features")
+        await client.open_batch("features", ids)
         for start in range(0, 6, 2):
             features = np.random.default_rng(start).standard_normal((2, 2, 2)).astype(np.float32)
             await batches.submit(ids, features, [start, start])

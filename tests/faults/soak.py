@@ -25,7 +25,6 @@ from service.demo.processes import ServerProcess
 from service.library_environment import set_library_environment
 from service.verify.load import Load, LoadSettings
 from tests.faults.verdict import MODEL, chunk
-from tests.opening import check_opened, openings
 from tests.server import get
 
 SESSIONS = 40
@@ -67,8 +66,7 @@ async def _run(folder, options):
             model = await client.model(MODEL)
             for first in range(0, FILL_SESSIONS, FILL_ROWS):
                 names = [f"fill-{number}" for number in range(first, first + FILL_ROWS)]
-                for opening in openings(names):
-                    check_opened(await client.call("OpenBatch", opening))
+                assert not (await client.open_batch(MODEL, names)).errors
                 await client.step_batch(MODEL, names, b"x" * FILL_ROWS, [0] * FILL_ROWS)
 
         def make_load(think_s, name):

@@ -117,10 +117,9 @@ class Sessions(RuleBasedStateMachine):
             st.lists(st.binary(min_size=length, max_size=length), min_size=1, max_size=len(ROWS))
         )
         waiting = dict(zip(ROWS, told, strict=False))
-        for row in waiting:
-            if row not in self.row_told:
-                self.client.session(f"{self.prefix}-{row}", model=MODEL)
-                self.row_told[row] = b""
+        if new := [row for row in waiting if row not in self.row_told]:
+            assert not self.client.open_batch(MODEL, [f"{self.prefix}-{row}" for row in new]).errors
+            self.row_told |= dict.fromkeys(new, b"")
         for _ in range(200):
             ids = list(waiting)
             reply = self.client.step_batch(
