@@ -67,7 +67,7 @@ def _leave_little_memory(scene):
 
 @_fault(
     "HoldfastStoreFull",
-    what="the store's maxmemory is set to what it uses; new sessions come all the while",
+    what="the store's maxmemory is set to half of what it uses; new sessions come all the while",
 )
 def _fill_the_memory(scene):
     scene.store.fill_memory()
