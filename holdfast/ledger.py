@@ -57,8 +57,8 @@ class Entry:
     """
 
     __slots__ = (
-        "asked", "end_digest", "history_digest", "is_unsure", "message", "number", "position", "reply", "tag",
-        "tokens",
+        "asked", "end_digest", "history_digest", "is_unsure", "message", "number", "position", "reply",
+        "tag", "tokens",
     )  # fmt: skip
 
     def __init__(
