@@ -263,7 +263,7 @@ def test_a_writer_that_takes_over_goes_on_and_fences_the_one_before(client, serv
             new = other.session("s", take_over=True)
             assert (new.position, new.resumed) == (20, True)
             assert new.incarnation != old.incarnation
-            with pytest.raises(SessionClosed, match="taken over by another writer"):
+            with pytest.raises(SessionClosed, match="is not that of the stored session"):
                 old.step("never")
             with pytest.raises(SessionClosed):
                 list(old.stream("never"))
@@ -303,7 +303,7 @@ def test_of_a_takeover_that_the_store_has_lost_nothing_is_made_up(store, client)
     new.step(TEXT[10:20])
     store.client.set(key, before)
     for _ in range(2):
-        with pytest.raises(SessionClosed, match="or the store has lost that; it stands at position 10"):
+        with pytest.raises(SessionClosed, match="not that of the stored session, which stands at position 10"):
             new.step(TEXT[20:30])
     assert store.client.get(key) == before
     again = client.session("s", take_over=True)
