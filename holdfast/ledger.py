@@ -46,6 +46,7 @@ class Entry:
     Attributes:
         position: Tokens of the session before it.
         history_digest: Of those tokens; 0 is not known.
+        end_digest: The same after it.
         tokens: Its tokens.
         message: The same as they are sent.
         asked: What it asks of its reply.
@@ -56,7 +57,8 @@ class Entry:
     """
 
     __slots__ = (
-        "asked", "history_digest", "is_unsure", "message", "number", "position", "reply", "tag", "tokens",
+        "asked", "end_digest", "history_digest", "is_unsure", "message", "number", "position", "reply",
+        "tag", "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -64,6 +66,7 @@ class Entry:
     ) -> None:
         self.position = position
         self.history_digest = history_digest
+        self.end_digest = digest_after(history_digest, tokens)
         self.tokens = tokens
         self.message = message
         self.asked = asked
@@ -76,11 +79,6 @@ class Entry:
     def end(self) -> int:
         """Position after it."""
         return self.position + len(self.tokens)
-
-    @property
-    def end_digest(self) -> int:
-        """History digest after it; 0 is not known."""
-        return digest_after(self.history_digest, self.tokens)
 
     @property
     def chunk(self) -> PendingChunk:

@@ -12,6 +12,9 @@ import threading
 from collections.abc import Iterator
 from typing import Any, Final
 
+LEAVE_S: Final = 0.1
+"""So long a fetch that is under way is waited for when its stream is left; a source that blocks is not."""
+
 END: Final = object()
 """Comes after the last part of a source."""
 
@@ -47,6 +50,8 @@ class ThreadSource:
     async def leave(self) -> "asyncio.Future[Any] | None":
         """Ends the thread once the iterator lets go of it; returns the fetch that was not collected."""
         self._wanted.put(None)
+        if self._fetch is not None and not self._fetch.done():
+            await asyncio.wait((self._fetch,), timeout=LEAVE_S)
         return self._fetch
 
     def _serve(self) -> None:

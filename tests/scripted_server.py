@@ -165,7 +165,7 @@ class ScriptedServer:
         if stored is None:
             stored = self.sessions[session_id] = Stored(next(self._numbers), nonce)
             return stored, False
-        return stored, self.is_old or nonce != stored.nonce
+        return stored, self.is_old or not nonce or nonce != stored.nonce
 
 
 class Broken(Exception):

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import pytest
@@ -38,6 +39,8 @@ def run(server, code, limit_s=PROMPT_S):
     """Runs a program; returns what it printed after `interrupted`, and fails if it then ended too late."""
     command = [sys.executable, "-c", START + textwrap.dedent(code), server.address]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    watchdog = threading.Timer(60, process.kill)
+    watchdog.start()
     try:
         while (line := process.stdout.readline()).strip() != "interrupted":
             assert line, process.communicate(timeout=30)
@@ -46,6 +49,7 @@ def run(server, code, limit_s=PROMPT_S):
         process.wait(30)
         assert time.monotonic() - marked_s < limit_s
     finally:
+        watchdog.cancel()
         process.kill()
         process.stdout.close()
         process.stderr.close()

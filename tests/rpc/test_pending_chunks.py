@@ -15,6 +15,7 @@ from holdfast.errors import (
     InvalidRequest,
     ModelFailed,
     Overloaded,
+    PermissionDenied,
     PositionConflict,
     PositionGap,
     ServerUnavailable,
@@ -333,6 +334,20 @@ def test_a_final_refusal_in_a_settlement_says_what_was_not_applied(server, sessi
     assert [reply.position for reply in session.settle()] == [2]
     session.step(b"x")
     assert server.applied() == b"abx"
+
+
+def test_what_a_stream_left_under_way_is_in_doubt_when_it_is_refused(server, session):
+    server.script.extend([None, None, SILENT])
+    for reply in session.stream(b"abcdef"):
+        if reply.position == 2:
+            break
+    wait_for(lambda: len(server.chunks) >= 3)
+    server.script.append(refusals.PermissionDenied("revoked"))
+    with pytest.raises(PermissionDenied, match="may or may not have been applied") as caught:
+        session.settle()
+    assert caught.value.pending[0] == (2, b"c")
+    session.settle()
+    assert session.position == len(server.applied())
 
 
 # -- history -------------------------------------------------------------------------------------------

@@ -122,6 +122,7 @@ async def test_the_same_with_asyncio(async_session, server, kind, size, in_fligh
             break
     await stream.aclose()
     assert session.position == len(tokens_of(given))
+    await eventually(lambda: not [one for one in threading.enumerate() if one.name == "holdfast-source"])
     given += await session.settle()
     assert tokens_of(given) == server.applied()
     assert server.applied() + b"".join(rest) == TEXT
