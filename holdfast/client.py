@@ -3,45 +3,18 @@
 So there is one implementation of positions, retries and resending, whichever way it is used.
 """
 
-import asyncio
-import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
-from typing import Any, Self, TypeVar
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any, Self
 
 from numpy.typing import NDArray
 
 from holdfast.aio import AsyncClient
 from holdfast.columns import BatchReply, Rows
+from holdfast.loop_thread import LoopThread
 from holdfast.reply import StepReply
 from holdfast.session import AsyncSession, Pieces
 from holdfast.tokens import TokenSource
 from holdfast.v1 import holdfast_pb2 as pb
-
-Result = TypeVar("Result")
-
-
-class _LoopThread:
-    """An event loop in a thread."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="holdfast", daemon=True)
-        self._thread.start()
-
-    def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
-        """Runs a coroutine to its end; an interrupt of the caller cancels it."""
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
-
-    def close(self) -> None:
-        """Ends the thread."""
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
 
 
 class Client:
@@ -53,24 +26,26 @@ class Client:
     """
 
     def __init__(self, address: str | Sequence[str], **options: Any) -> None:
-        self._thread = _LoopThread()
-        try:
-            self._client = self._thread.run(_create(address, options))
-        except BaseException:
-            self._thread.close()
-            raise
+        self._client = AsyncClient(address, **options)
+        self._thread = LoopThread(self._client.close)
 
     def __enter__(self) -> Self:
         """Returns itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Closes the connections."""
-        self.close()
+        """Closes the connections, unless a child of the process that made them leaves the block."""
+        if not self._thread.is_inherited:
+            self.close()
 
     def close(self) -> None:
-        """Closes the connections; sessions live on in the store."""
-        self._thread.run(self._client.close())
+        """Closes the connections and lets go of gRPC; sessions live on in the store.
+
+        May be called again, and by any thread. Calls under way, and later ones, end with ClientClosed.
+
+        Raises:
+            ClientForked: This is a child of the process that made the client.
+        """
         self._thread.close()
 
     def session(
@@ -126,14 +101,10 @@ class Client:
         return self._thread.run(self._client.reload_models())
 
 
-async def _create(address: str | Sequence[str], options: dict[str, Any]) -> AsyncClient:
-    return AsyncClient(address, **options)
-
-
 class Session:
     """One writer's session; see `AsyncSession`. Made by `Client.session`."""
 
-    def __init__(self, thread: _LoopThread, session: AsyncSession) -> None:
+    def __init__(self, thread: LoopThread, session: AsyncSession) -> None:
         self._thread = thread
         self._session = session
         self.session_id = session.session_id
@@ -169,7 +140,7 @@ class Session:
             while (reply := self._thread.run(_next(replies))) is not None:
                 yield reply
         finally:
-            self._thread.run(_close(replies))
+            self._thread.clean_up(_close(replies))
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Returns the stored state by name, without a batch axis."""

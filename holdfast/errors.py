@@ -209,6 +209,11 @@ class DeadlinePassed(HoldfastError):
 
     default_reason = "DEADLINE_PASSED"
 
+    @property
+    def is_silence(self) -> bool:
+        """Whether nothing was heard of the server in that time; else it is the server that says so."""
+        return "grpc_code" in self.metadata
+
 
 class NotImplementedYet(HoldfastError):
     """The server does not have this rpc."""
@@ -243,6 +248,24 @@ class MessageTooLarge(HoldfastError):
     """The request is larger than the server takes."""
 
     default_reason = "MESSAGE_TOO_LARGE"
+
+
+class ClientClosed(HoldfastError):
+    """The client was closed, before the call or while it was under way."""
+
+    default_reason = "CLIENT_CLOSED"
+
+
+class ClientForked(HoldfastError):
+    """The client cannot be used here: it, or gRPC itself, was in use when the process forked."""
+
+    default_reason = "CLIENT_FORKED"
+
+
+class WrongEventLoop(HoldfastError, RuntimeError):
+    """The client belongs to another event loop or thread than the one that called it."""
+
+    default_reason = "WRONG_EVENT_LOOP"
 
 
 _BY_REASON = {kind.default_reason: kind for kind in HoldfastError.__subclasses__()}

@@ -393,6 +393,7 @@ class AsyncSession:
         except grpc.aio.AioRpcError as error:
             raise from_rpc(error) from None
         except TimeoutError:
+            self._client.suspect(call)
             raise ServerUnavailable("no reply within the time limit", code="UNAVAILABLE") from None
         finally:
             if reading is not None:
