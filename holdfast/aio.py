@@ -250,6 +250,14 @@ class AsyncClient:
         """
         return self._transport.next_stub()
 
+    def check(self) -> None:
+        """Makes sure that the client may be used here, before something is waited for.
+
+        Raises:
+            ClientForked, ClientClosed, WrongEventLoop: It may not, or not any more.
+        """
+        self._transport.check()
+
     def suspect(self, used: Any, waited_s: float | None = None) -> None:
         """Has the next attempts go over a new connection, since one over this one had no reply in time.
 

@@ -148,6 +148,7 @@ class AsyncSession:
         """
         chosen = selection(top_k, token_log_prob, outputs, state)
         level = to_number(self._client.ack_level if ack_level is None else ack_level)
+        self._client.check()
         async with self._lock:
             deadline_s = self._client.deadline_s(timeout_s)
             await self._settle(deadline_s)
@@ -184,6 +185,7 @@ class AsyncSession:
         """
         chosen = selection(top_k, token_log_prob, outputs, state)
         level = to_number(self._client.ack_level if ack_level is None else ack_level)
+        self._client.check()
         async with self._lock:
             self._deadline_s = self._client.deadline_s(timeout_s)
             await self._settle(self._deadline_s)

@@ -89,11 +89,19 @@ class Transport:
         """Whether this is a child of the process that made it."""
         return self._home.is_inherited
 
+    def check(self) -> None:
+        """Makes sure that the client may be used here.
+
+        Raises:
+            ClientForked, ClientClosed, WrongEventLoop: It may not, or not any more.
+        """
+        self._home.check()
+
     def next_stub(self) -> Connection:
         """Returns the connection whose turn it is.
 
         Raises:
-            ClientForked, ClientClosed, WrongEventLoop: The client may not be used here, or not any more.
+            ClientForked, ClientClosed, WrongEventLoop: See `check`.
         """
         self._home.check()
         self._turn = (self._turn + 1) % len(self._connections)
