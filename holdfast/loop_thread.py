@@ -14,6 +14,7 @@ import atexit
 import contextlib
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import Future
@@ -30,6 +31,9 @@ CLEAN_UP_S = 1.0
 
 CLOSE_S = 5.0
 """Longest wait for a loop to end: user code that never returns may hold it up."""
+
+EXIT_S = 2.0
+"""The same for all loops together at the exit of the interpreter."""
 
 
 class LoopThread:
@@ -136,7 +140,7 @@ class _Loop:
             return
         self.ask_to_end()
         if not self._is_here():
-            self.wait_for_end()
+            self.wait_for_end(CLOSE_S)
 
     def be_dropped(self) -> None:
         """Ends it without waiting: the collector runs in any thread, at any moment."""
@@ -150,8 +154,8 @@ class _Loop:
                 self._is_ending = True
                 self._loop.call_soon_threadsafe(self._end_asked.set)
 
-    def wait_for_end(self) -> None:
-        self._thread.join(CLOSE_S)
+    def wait_for_end(self, limit_s: float) -> None:
+        self._thread.join(limit_s)
         self._let_callers_go()
 
     def _begin(self, coroutine: Coroutine[Any, Any, Any], future: Future[Any]) -> None:
@@ -230,18 +234,15 @@ class _Loop:
         self._let_callers_go()
 
     async def _end_rest(self) -> None:
-        """Gives what else runs a moment to end, which it does by itself, and cuts off what does not."""
-        own = asyncio.current_task()
+        """Cuts off what else runs: first those that use generators, then these."""
+        rest = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in rest:
+            task.cancel()
+        if rest:
+            await asyncio.wait(rest, timeout=CLEAN_UP_S)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLEAN_UP_S):
                 await self._loop.shutdown_asyncgens()
-        rest = [task for task in asyncio.all_tasks() if task is not own]
-        if rest:
-            _, lasting = await asyncio.wait(rest, timeout=CLEAN_UP_S)
-            for task in lasting:
-                task.cancel()
-            if lasting:
-                await asyncio.wait(lasting, timeout=CLEAN_UP_S)
 
     def _start(self, coroutine: Coroutine[Any, Any, Any], future: Future[Any]) -> None:
         if future.done():  # its caller was interrupted or let go
@@ -281,5 +282,6 @@ def _end_all() -> None:
     loops = [loop for loop in _running if not loop.is_inherited]
     for loop in loops:
         loop.ask_to_end(at_exit=True)
+    until_s = time.monotonic() + EXIT_S
     for loop in loops:
-        loop.wait_for_end()
+        loop.wait_for_end(max(0.0, until_s - time.monotonic()))

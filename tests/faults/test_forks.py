@@ -1,5 +1,6 @@
 """Forks: a client closed before one is no hindrance, one open at one says so instead of hanging."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -15,6 +16,9 @@ SCENES = [
     "closed", "closed_async", "pool", "grandchild", "inherited", "inherited_async", "collected", "exits",
 ]  # fmt: skip
 
+OTHER_SUPPORT = list(itertools.product(["closed", "inherited", "exits"], ["0", "1"]))
+"""Scenes that also run with gRPC's own handling of forks forbidden or asked for."""
+
 GRPC_SAYS = "skipping fork() handlers"
 """gRPC's own remark at a fork while it is in use."""
 
@@ -27,11 +31,8 @@ def server(tmp_path_factory):
         yield server
 
 
-@pytest.mark.parametrize("support", ["", "0", "1"])
-@pytest.mark.parametrize("scene", SCENES)
+@pytest.mark.parametrize(("scene", "support"), [(scene, "") for scene in SCENES] + OTHER_SUPPORT)
 def test_a_fork_neither_hangs_nor_crashes(server, scene, support):
-    if support and scene not in ("closed", "inherited", "exits"):
-        pytest.skip("with gRPC's own handling of forks off or forced, only what differs")
     environment = {**os.environ, **({"GRPC_ENABLE_FORK_SUPPORT": support} if support else {})}
     done = subprocess.run(
         [sys.executable, "-X", "dev", "-W", "error", "-m", "tests.processes.forks", scene, server.address],
