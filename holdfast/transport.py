@@ -17,9 +17,9 @@ GRACE_S = 30.0
 """For calls that still go well over a connection that was given up for others."""
 
 PING_AFTER_S = 10.0
-"""While calls are under way, a connection that is silent for so long must answer a ping. A server of ours
-takes them twice as often (PING_INTERVAL_S there). One that takes less says so as it ends the connection,
-and gRPC then pings half as often, and again, until it is content."""
+"""While calls are under way, a connection that is silent for so long must answer a ping; once a minute when
+they send nothing either. A server of ours takes pings twice as often (PING_INTERVAL_S there). One that takes
+less says so as it ends the connection; gRPC then pings half as often, and again, until it is content."""
 
 PING_TIMEOUT_S = 5.0
 """For the answer to a ping; then the connection is dead, and all calls over it end."""
@@ -36,7 +36,6 @@ OPTIONS: Options = [
         int(PING_TIMEOUT_S * 1000),
     ),  # without it no ping is given up within 60 s
     ("grpc.keepalive_permit_without_calls", 0),
-    ("grpc.http2.max_pings_without_data", 0),  # else a stream that waits for its source has but two pings
     ("grpc.max_receive_message_length", 16 << 20),
     ("grpc.use_local_subchannel_pool", 1),  # a new channel connects anew, whatever others there are
     # calls go in turns to all replicas that an address stands for, and to none that is gone

@@ -1,4 +1,4 @@
-"""The interpreter ends whatever its clients are doing, at once and without a word; so do dropped clients."""
+"""The interpreter ends whatever its clients are doing, at once and without a word."""
 
 import subprocess
 import sys

@@ -98,8 +98,14 @@ def test_sessions_that_share_a_connection_give_it_up_once(proxy):
 
 
 def test_pings_end_a_stream_whose_connection_is_dead(proxy, monkeypatch):
-    fast = {"grpc.keepalive_time_ms": 500, "grpc.keepalive_timeout_ms": 500, "grpc.http2.ping_timeout_ms": 500}
-    monkeypatch.setattr(transport, "OPTIONS", [(name, fast.get(name, old)) for name, old in transport.OPTIONS])
+    fast = {
+        "grpc.keepalive_time_ms": 500,
+        "grpc.keepalive_timeout_ms": 500,
+        "grpc.http2.ping_timeout_ms": 500,
+    }
+    monkeypatch.setattr(
+        transport, "OPTIONS", [(name, fast.get(name, old)) for name, old in transport.OPTIONS]
+    )
     patient = holdfast.RetryPolicy(attempt_s=60)
     with holdfast.Client(proxy.address, timeout_s=60, retry=patient) as client:
         session = client.session(model=MODEL)
@@ -112,8 +118,14 @@ def test_pings_end_a_stream_whose_connection_is_dead(proxy, monkeypatch):
 
 
 def test_a_connection_without_calls_is_not_pinged(proxy, monkeypatch):
-    fast = {"grpc.keepalive_time_ms": 200, "grpc.keepalive_timeout_ms": 200, "grpc.http2.ping_timeout_ms": 200}
-    monkeypatch.setattr(transport, "OPTIONS", [(name, fast.get(name, old)) for name, old in transport.OPTIONS])
+    fast = {
+        "grpc.keepalive_time_ms": 200,
+        "grpc.keepalive_timeout_ms": 200,
+        "grpc.http2.ping_timeout_ms": 200,
+    }
+    monkeypatch.setattr(
+        transport, "OPTIONS", [(name, fast.get(name, old)) for name, old in transport.OPTIONS]
+    )
     with holdfast.Client(proxy.address, timeout_s=8) as client:
         client.models()
         time.sleep(0.5)  # the last ping of the call, and its answer

@@ -25,7 +25,7 @@ def in_child(work):
         signal.alarm(CHILD_S)
         try:
             work()
-        except BaseException:
+        except BaseException:  # noqa: BLE001 -- said, and the child must not go on
             sys.excepthook(*sys.exc_info())
             os._exit(1)
         os._exit(0)
@@ -37,9 +37,8 @@ def refused(work):
     try:
         work()
     except ClientForked as error:
-        assert not error.retryable
-        assert error.reason == "CLIENT_FORKED"
-        assert "fork" in str(error)
+        if error.retryable or error.reason != "CLIENT_FORKED" or "fork" not in str(error):
+            raise
     else:
         raise AssertionError("it was not refused")
 
