@@ -17,7 +17,7 @@ import threading
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
 from holdfast import forks
@@ -28,6 +28,9 @@ Result = TypeVar("Result")
 
 CLEAN_UP_S = 1.0
 """For cancelled calls to clean up, and again for what they used to be closed."""
+
+INTERRUPT_S = 0.5
+"""For a call to end whose caller was interrupted; another interrupt cuts this short too."""
 
 CLOSE_S = 5.0
 """Longest wait for a loop to end: user code that never returns may hold it up."""
@@ -121,6 +124,7 @@ class _Loop:
         except BaseException:
             if not future.done():
                 self._cancel(future)
+                wait([future], INTERRUPT_S)  # what the caller does next finds it ended
             raise
         finally:
             del future  # else it and the traceback of its error would keep each other

@@ -18,8 +18,8 @@ GRACE_S = 30.0
 
 PING_AFTER_S = 10.0
 """While calls are under way, a connection that is silent for so long must answer a ping; once a minute when
-they send nothing either. A server of ours takes pings twice as often (PING_INTERVAL_S there). One that takes
-less says so as it ends the connection; gRPC then pings half as often, and again, until it is content."""
+they send nothing either. A server of ours takes pings twice as often (PING_INTERVAL_S there). One that
+takes less says so as it ends the connection; gRPC then pings half as often, until that is right."""
 
 PING_TIMEOUT_S = 5.0
 """For the answer to a ping; then the connection is dead, and all calls over it end."""

@@ -33,6 +33,10 @@ def test_the_interpreter_ends_at_once_and_says_nothing(server, scene):
     assert run(scene, server, 20) == (0, "", "")
 
 
+def test_an_interrupt_comes_out_of_what_waits_and_the_client_goes_on(server):
+    assert run("interrupted", server, 20) == (0, "", "")
+
+
 def test_clients_that_are_dropped_leave_no_threads_and_no_descriptors(server):
     assert run("dropped", server, 60) == (0, "", "")
 

@@ -16,8 +16,10 @@ import time
 
 import holdfast
 from holdfast.errors import ClientClosed, HoldfastError
+from tests.nemesis.proxy import FaultProxy
 
 MODEL = "python-source"
+
 kept = []
 
 
@@ -153,6 +155,46 @@ def thread_ends_last(address):
     threading.Thread(target=work).start()
 
 
+def interrupted(address):
+    """Ctrl-C comes out of a step and of a stream, whatever they wait for, and the client goes on."""
+    proxy = FaultProxy(address)
+    retry = holdfast.RetryPolicy(attempt_s=1)
+    client = holdfast.Client(proxy.__enter__().address, timeout_s=60, retry=retry)
+    session = client.session(model=MODEL)
+    frozen = client.session(model=MODEL)
+    kept.extend((proxy, client, session, frozen))
+
+    async def silent():
+        yield "a"
+        await asyncio.sleep(3600)
+
+    def waits_for_source():
+        for reply in session.stream(silent()):
+            kept.append(reply)
+
+    def waits_for_replies():
+        for reply in frozen.stream("a" * 99):
+            proxy.freeze()
+            kept.append(reply)
+
+    def waits_for_reply():
+        session.step("b")
+
+    for work in (waits_for_source, waits_for_source, waits_for_replies, waits_for_reply):
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        started_s = time.monotonic()
+        try:
+            work()
+        except KeyboardInterrupt:
+            if time.monotonic() - started_s > 1:
+                sys.exit("it took too long")
+        else:
+            sys.exit("it was not interrupted")
+    if (session.step("b").position, frozen.step("a").position > 1) != (4, True):
+        sys.exit("the session stands elsewhere")
+    proxy.__exit__()
+
+
 def dropped(address):
     """A hundred clients made, used and dropped leave neither threads nor descriptors."""
 
@@ -231,5 +273,8 @@ def too_many_files(address):
 
 
 if __name__ == "__main__":
-    signal.alarm(60)
+    if sys.argv[1] == "interrupted":
+        signal.signal(signal.SIGALRM, signal.default_int_handler)
+    else:
+        signal.alarm(60)
     globals()[sys.argv[1]](sys.argv[2])
