@@ -94,10 +94,12 @@ class AsyncClient:
         Raises:
             ClientForked: This is a child of the process that made the client.
         """
-        await self._transport.close()
-        if self._owns_history and self.history is not None:
-            self.history.close()
-            self._owns_history = False
+        try:
+            await self._transport.close()
+        finally:
+            if self._owns_history and self.history is not None and self._transport.is_closed:
+                self.history.close()
+                self._owns_history = False
 
     async def session(
         self,

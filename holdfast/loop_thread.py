@@ -179,10 +179,9 @@ class _Loop:
             coroutine.close()
             raise
         coroutine.close()
-        if not (self._is_exiting and threading.current_thread().daemon):
-            raise ClientClosed(
-                "the client is closed"
-            )  # else the caller waits, until it ends with the process
+        if self._is_exiting and threading.current_thread().daemon:
+            return  # it waits, and ends with the process
+        raise ClientClosed("the client is closed")
 
     def _cancel(self, future: Future[Any]) -> None:
         with self._lock:
@@ -224,7 +223,7 @@ class _Loop:
         try:
             if self._farewell is not None:
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(CLEAN_UP_S):
+                    async with asyncio.timeout(2 * CLEAN_UP_S):
                         await self._farewell()
         finally:
             await self._end_rest()

@@ -88,6 +88,11 @@ class Transport:
         """Whether this is a child of the process that made it."""
         return self._home.is_inherited
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` has begun."""
+        return self._home.is_closed
+
     def check(self) -> None:
         """Makes sure that the client may be used here.
 
