@@ -14,9 +14,6 @@ Result = TypeVar("Result")
 UNWIND_S = 0.5
 """So long an interrupted thread waits until the call that it left is over."""
 
-SEE_OUT_S = 1.0
-"""For what is left on the loop to end by itself, and again when it is cut off."""
-
 CLOSE_S = 5.0
 """So long `close` waits until other threads have seen that the client is closed."""
 
@@ -98,7 +95,6 @@ class Runner:
         self._thread.run(closing())
         with self._changed:
             self._changed.wait_for(lambda: self._running_count == 0, CLOSE_S)
-        self._thread.run(_see_out())
         self._thread.close()
 
     def _enter(self) -> None:
@@ -139,16 +135,6 @@ class Runner:
 async def _loop_of(lifetime: Lifetime) -> asyncio.AbstractEventLoop:
     lifetime.check()
     return lifetime.loop
-
-
-async def _see_out() -> None:
-    """Waits until everything else on the loop has ended, which it does now, or is cut off."""
-    rest = asyncio.all_tasks() - {asyncio.current_task()}
-    for _ in range(2):
-        if rest:
-            _, rest = await asyncio.wait(rest, timeout=SEE_OUT_S)
-        for task in rest:
-            task.cancel()
 
 
 class _Outcome(Generic[Result]):
