@@ -69,6 +69,7 @@ class Runner:
         try:
             return self._thread.run(outcome.run())
         except Exception:
+            outcome.close()
             raise
         except BaseException:  # an interrupt
             self._unwind(outcome, take_back)
@@ -92,7 +93,12 @@ class Runner:
             if self._is_closed:
                 return
             self._is_closed = True
-        self._thread.run(closing())
+        try:
+            with contextlib.suppress(ClientClosed):  # the loop has ended before, and the client with it
+                self._thread.run(closing())
+        except BaseException:
+            self._is_closed = False
+            raise
         with self._changed:
             self._changed.wait_for(lambda: self._running_count == 0, CLOSE_S)
         self._thread.close()
@@ -161,10 +167,15 @@ class _Outcome(Generic[Result]):
             for callback in self._callbacks:
                 callback()
 
+    def close(self) -> None:
+        """Gives the coroutine up if it has not begun, which it then never does."""
+        if not self._is_begun:
+            self._coroutine.close()
+
     def when_over(self, callback: Callable[[], None]) -> None:
         """Calls something once the coroutine, which is cancelled, has ended."""
         if not self._is_begun:
-            self._coroutine.close()  # what is cancelled before it begins never does
+            self.close()
             callback()
         elif self._is_over:
             callback()
