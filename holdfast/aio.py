@@ -81,7 +81,7 @@ class AsyncClient:
         self._replay_tokens = whole_number("replay_tokens", replay_tokens, at_least=0)
         to_number(ack_level)
         self._transport = Transport(address, tls=tls, connections=connections, http_proxy=http_proxy)
-        self.lifetime = Lifetime()
+        self.lifetime = Lifetime(self._transport.check)
         self.metadata = (("authorization", f"Bearer {token}"),) if token else ()
         self._retry = retry or RetryPolicy()
         self.ack_level = ack_level
@@ -105,7 +105,8 @@ class AsyncClient:
         Raises:
             ClientForked: This is a child of the process that made the client.
         """
-        self.lifetime.end()
+        if not self._transport.is_inherited:
+            self.lifetime.end()
         try:
             await self._transport.close()
         finally:

@@ -88,7 +88,10 @@ class Runner:
         Args:
             closing: Closes the client on the loop.
         """
-        self._check_thread()
+        if self._is_here():  # a finaliser that the collector runs: it only begins
+            self._is_closed = True
+            self._thread.close()
+            return
         with self._changed:
             if self._is_closed:
                 return
@@ -114,12 +117,14 @@ class Runner:
             self._running_count -= 1
             self._changed.notify_all()
 
-    def _check_thread(self) -> None:
+    def _is_here(self) -> bool:
         try:
-            running = asyncio.get_running_loop()
+            return asyncio.get_running_loop() is self._loop
         except RuntimeError:
-            return
-        if running is self._loop:
+            return False
+
+    def _check_thread(self) -> None:
+        if self._is_here():
             raise WrongEventLoop(
                 "a call of the client came from the client's own event loop, and would wait for itself: do "
                 "not use a Client in the asynchronous iterator that its stream reads from"

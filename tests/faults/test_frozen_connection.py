@@ -46,7 +46,7 @@ def test_a_call_goes_on_over_a_new_connection(proxy):
 
 def test_a_call_that_is_not_repeated_leaves_a_good_connection_behind(proxy):
     with holdfast.Client(proxy.address, timeout_s=8, retry=RETRY) as client:
-        client.models()
+        client.session("row", model=MODEL)
         proxy.freeze()
         with pytest.raises(holdfast.errors.DeadlinePassed):
             client.step_batch(MODEL, ["row"], b"x", timeout_s=1)  # rows that are appended
@@ -71,7 +71,7 @@ async def test_batches_fail_in_time_and_the_next_go_over_a_new_connection(proxy,
         holdfast.AsyncClient(proxy.address, timeout_s=2, retry=RETRY) as client,
         client.batches(MODEL) as batches,
     ):
-        await client.models()
+        await client.open_batch(MODEL, [f"s-{positions}"])
         proxy.freeze()
         started_s = time.monotonic()
         reply = await batches.submit([f"s-{positions}"], b"x", positions)

@@ -190,6 +190,8 @@ def interrupted(address):
                 sys.exit("it took too long")
         else:
             sys.exit("it was not interrupted")
+    session.settle()
+    frozen.settle()
     if (session.step("b").position, frozen.step("a").position > 1) != (4, True):
         sys.exit("the session stands elsewhere")
     proxy.__exit__()
