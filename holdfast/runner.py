@@ -21,6 +21,10 @@ CLOSE_S = 5.0
 class LoopThread(Protocol):
     """An event loop in a thread."""
 
+    @property
+    def is_inherited(self) -> bool:
+        """Whether this is a child of the process that made it."""
+
     def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
         """Runs a coroutine to its end; an interrupt of the caller cancels it."""
 
@@ -79,6 +83,8 @@ class Runner:
 
     def post(self, callback: Callable[[], None]) -> None:
         """Has the event loop call something, without waiting for it: also when the interpreter exits."""
+        if self._thread.is_inherited:  # the loop is the parent's, and so is what is to be given free
+            return
         with contextlib.suppress(RuntimeError):  # the loop is closed, and what hangs on it is gone
             self._loop.call_soon_threadsafe(callback)
 
