@@ -1,18 +1,16 @@
 """The asyncio client."""
 
 import asyncio
-import itertools
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
-import grpc
 import grpc.aio
 
 from holdfast.ack_levels import to_number
 from holdfast.columns import BatchPipeline, BatchReply, columns_message
-from holdfast.errors import HoldfastError, from_rpc
+from holdfast.errors import DeadlinePassed, HoldfastError, from_rpc
 from holdfast.fate import tell_rows
 from holdfast.history import Recorder
 from holdfast.lifetime import Lifetime
@@ -23,26 +21,13 @@ from holdfast.retry import RetryPolicy
 from holdfast.rows import Rows
 from holdfast.session import AsyncSession
 from holdfast.standing import Positions
-from holdfast.targets import Options, to_target
-from holdfast.tls import Tls, channel_credentials
+from holdfast.tls import Tls
 from holdfast.tokens import state_message
+from holdfast.transport import Transport
 from holdfast.v1 import holdfast_pb2 as pb
-from holdfast.v1 import holdfast_pb2_grpc as stubs
 
 DEFAULT_TIMEOUT_S = 30.0
 DEFAULT_REPLAY_TOKENS = 65_536
-
-_OPTIONS: Options = [
-    ("grpc.enable_retries", 0),  # this library retries, and knows when that is right
-    ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 2000),  # in spite of its name, how long one attempt may take
-    ("grpc.max_reconnect_backoff_ms", 1000),
-    ("grpc.keepalive_time_ms", 300_000),
-    ("grpc.max_receive_message_length", 16 << 20),
-    ("grpc.use_local_subchannel_pool", 1),
-    # calls go in turns to all replicas that an address stands for, and to none that is gone
-    ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),
-]
 
 
 class AsyncClient:
@@ -62,6 +47,8 @@ class AsyncClient:
             that runs with `--workers`; which one a connection reaches is chance, so a few per worker are
             right. Sessions, streams of batches and other calls take turns; a session leaves its connection
             when it fails.
+        http_proxy: Use the proxy that the environment names (`grpc_proxy`, `https_proxy`, `http_proxy`), as
+            gRPC does. Never for addresses of this machine.
         history: File to which every request, reply and error is appended, for `holdfast verify`; or a
             `holdfast.history.Recorder` shared with other clients, which its owner closes.
 
@@ -72,6 +59,7 @@ class AsyncClient:
             such level.
         OSError: A file of `tls` cannot be read, a name in a list is not known, or the history cannot be
             written.
+        ClientForked: gRPC was in use in the parent when this process was forked from it.
     """
 
     def __init__(
@@ -85,16 +73,15 @@ class AsyncClient:
         replay_tokens: int = DEFAULT_REPLAY_TOKENS,
         ack_level: str | None = None,
         connections: int = 1,
+        http_proxy: bool = True,
         history: str | os.PathLike[str] | Recorder | None = None,
     ) -> None:
         connections = whole_number("connections", connections, at_least=1)
         self._timeout_s = seconds("timeout_s", timeout_s)
         self._replay_tokens = whole_number("replay_tokens", replay_tokens, at_least=0)
         to_number(ack_level)
-        target, options = to_target(address)
-        self.lifetime = Lifetime()
-        self._channels = [_channel(target, tls, _OPTIONS + options) for _ in range(connections)]
-        self._stubs = itertools.cycle([_stub(channel) for channel in self._channels])
+        self._transport = Transport(address, tls=tls, connections=connections, http_proxy=http_proxy)
+        self.lifetime = Lifetime(self._transport.check)
         self.metadata = (("authorization", f"Bearer {token}"),) if token else ()
         self._retry = retry or RetryPolicy()
         self.ack_level = ack_level
@@ -106,19 +93,26 @@ class AsyncClient:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Closes the connections."""
-        await self.close()
+        """Closes the connections, unless a child of the process that made them leaves the block."""
+        if not self._transport.is_inherited:
+            await self.close()
 
     async def close(self) -> None:
-        """Closes the connections; sessions live on in the store. Calls under way raise ClientClosed.
+        """Closes the connections and lets go of gRPC; sessions live on in the store.
 
-        May be called again.
+        May be called again. Calls under way, and later ones, end with ClientClosed.
+
+        Raises:
+            ClientForked: This is a child of the process that made the client.
         """
-        self.lifetime.end()
-        await asyncio.gather(*(channel.close() for channel in self._channels))
-        if self._owns_history and self.history is not None:
-            self.history.close()
-            self._owns_history = False
+        if not self._transport.is_inherited:
+            self.lifetime.end()
+        try:
+            await self._transport.close()
+        finally:
+            if self._owns_history and self.history is not None and self._transport.is_closed:
+                self.history.close()
+                self._owns_history = False
 
     async def session(
         self,
@@ -304,14 +298,22 @@ class AsyncClient:
     # -- for sessions ---------------------------------------------------------------------------
 
     def next_stub(self) -> Any:
-        """Returns the stub of the connection whose turn it is.
+        """Returns the connection whose turn it is, which has the rpcs as a stub has them.
 
         Raises:
-            ClientClosed: The client is closed.
-            WrongEventLoop: It belongs to another event loop.
+            ClientForked, ClientClosed, WrongEventLoop: The client may not be used here, or not any more.
         """
         self.lifetime.check()
-        return next(self._stubs)
+        return self._transport.next_stub()
+
+    def suspect(self, used: Any, waited_s: float | None = None) -> None:
+        """Has the next attempts go over a new connection, since one over this one had no reply in time.
+
+        Args:
+            used: The stub, or the stream over it.
+            waited_s: For how long the attempt waited; a stream knows by itself.
+        """
+        self._transport.suspect(used, waited_s)
 
     async def call(
         self, rpc: str, request: Any, *, deadline_s: float | None = None, stub: Any = None
@@ -352,13 +354,18 @@ class AsyncClient:
 
     async def _send(self, rpc: str, request: Any, deadline_s: float, stub: Any) -> Any:
         self.lifetime.check()
+        connection = (stub or self.next_stub()).current()
+        began_s = time.monotonic()
+        left_s = self.left_s(deadline_s)
         try:
-            method = getattr(stub or self.next_stub(), rpc)
-            return await method(request, timeout=self.left_s(deadline_s), metadata=self.metadata)
+            return await connection.unary(rpc, request, timeout=left_s, metadata=self.metadata)
         except grpc.aio.AioRpcError as error:
-            raise from_rpc(error) from None
+            failure = from_rpc(error)
         except asyncio.CancelledError as error:
             raise self.lifetime.explain(error) from None
+        if isinstance(failure, DeadlinePassed) and failure.is_silence:
+            self.suspect(connection, time.monotonic() - began_s)
+        raise failure
 
     async def pause(self, error: HoldfastError, attempt: int, deadline_s: float) -> None:
         """Waits before the next attempt.
@@ -383,13 +390,3 @@ class AsyncClient:
     def left_s(self, deadline_s: float) -> float:
         """Returns the seconds left, at least a moment."""
         return max(0.001, deadline_s - time.monotonic())
-
-
-def _channel(target: str, tls: bool | Tls, options: Options) -> grpc.aio.Channel:
-    if tls:
-        return grpc.aio.secure_channel(target, channel_credentials(tls), options=options)
-    return grpc.aio.insecure_channel(target, options=options)
-
-
-def _stub(channel: grpc.aio.Channel) -> Any:
-    return stubs.StreamingInferenceServiceStub(channel)  # type: ignore[no-untyped-call]

@@ -3,13 +3,12 @@
 So there is one implementation of positions, retries and resending, whichever way it is used.
 """
 
-import asyncio
-import threading
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
-from typing import Any, Self, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Self
 
 from holdfast.aio import AsyncClient
 from holdfast.columns import BatchReply
+from holdfast.loop_thread import LoopThread
 from holdfast.opened_batch import OpenedBatch
 from holdfast.options import SessionId
 from holdfast.rows import Rows
@@ -17,32 +16,6 @@ from holdfast.runner import Runner
 from holdfast.standing import Positions
 from holdfast.sync_session import Session
 from holdfast.v1 import holdfast_pb2 as pb
-
-Result = TypeVar("Result")
-
-
-class _LoopThread:
-    """An event loop in a thread."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="holdfast", daemon=True)
-        self._thread.start()
-
-    def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
-        """Runs a coroutine to its end; an interrupt of the caller cancels it."""
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
-
-    def close(self) -> None:
-        """Ends the thread."""
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
 
 
 class Client:
@@ -54,26 +27,26 @@ class Client:
     """
 
     def __init__(self, address: str | Sequence[str], **options: Any) -> None:
-        thread = _LoopThread()
-        try:
-            self._client = thread.run(_create(address, options))
-        except BaseException:
-            thread.close()
-            raise
-        self._runner = Runner(thread, self._client.lifetime)
+        self._client = AsyncClient(address, **options)
+        self._thread = LoopThread(self._client.close)
+        self._runner = Runner(self._thread, self._client.lifetime)
 
     def __enter__(self) -> Self:
         """Returns itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Closes the connections."""
-        self.close()
+        """Closes the connections, unless a child of the process that made them leaves the block."""
+        if not self._thread.is_inherited:
+            self.close()
 
     def close(self) -> None:
-        """Closes the connections; sessions live on in the store.
+        """Closes the connections and lets go of gRPC; sessions live on in the store.
 
-        May be called again, and while other threads wait for replies: those get ClientClosed.
+        May be called again, and by any thread. Calls under way, and later ones, end with ClientClosed.
+
+        Raises:
+            ClientForked: This is a child of the process that made the client.
         """
         self._runner.close(self._client.close)
 
@@ -135,7 +108,3 @@ class Client:
     def reload_models(self) -> pb.ReloadModelsResponse:
         """Has a server look for new model files now; see `AsyncClient.reload_models`."""
         return self._runner.run(self._client.reload_models())
-
-
-async def _create(address: str | Sequence[str], options: dict[str, Any]) -> AsyncClient:
-    return AsyncClient(address, **options)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -35,6 +36,10 @@ from holdfast.v1 import holdfast_pb2 as pb
 
 if TYPE_CHECKING:
     from holdfast.aio import AsyncClient
+
+
+POLL_S = 1.0
+"""While no batch waits for a reply, so often is looked whether one does."""
 
 
 class BatchReply:
@@ -124,11 +129,12 @@ def _as_chunk_result(result: pb.ColumnsResult, separate: pb.SeparateRow) -> pb.C
 class BatchPipeline:
     """Sends batches ahead of their replies, over one stream. Made by `AsyncClient.batches`.
 
-    When the connection breaks, every batch under way fails with ServerUnavailable, and the next `submit`
-    connects anew. Rows sent again, in the same order and with the positions they had, are answered as the
-    first time, also where several batches of the same sessions were lost: a batch says up to where the
-    replies of its sessions have come, and the server keeps those after it. A server that leaves, or asks
-    for a new connection, says which batches it has not read, and these go to another one by themselves.
+    When the connection breaks, or no reply comes in time, every batch under way fails with
+    ServerUnavailable, and the next `submit` connects anew. Rows sent again, in the same order and with the
+    positions they had, are answered as the first time, also where several batches of the same sessions were
+    lost: a batch says up to where the replies of its sessions have come, and the server keeps those after
+    it. A server that leaves, or asks for a new connection, says which batches it has not read, and these go
+    to another one by themselves.
 
     A pipeline keeps no tokens, so what the store has lost is the caller's to send again: a row of `errors`
     with StoreRegressed says from where, as `expected_position`.
@@ -143,6 +149,8 @@ class BatchPipeline:
         self._unanswered = Unanswered()
         self._call: Any = None
         self._reader: asyncio.Task[None] | None = None
+        self._heard_s = 0.0
+        self._silences = 0
 
     async def __aenter__(self) -> Self:
         """Returns itself."""
@@ -182,13 +190,20 @@ class BatchPipeline:
         await self._room.acquire()
         reply: asyncio.Future[BatchReply] = asyncio.get_running_loop().create_future()
         reply.add_done_callback(lambda _: self._room.release())
+        try:
+            await self._submit(columns, reply)
+        except BaseException:
+            reply.cancel()
+            raise
+        return reply
+
+    async def _submit(self, columns: pb.Columns, reply: asyncio.Future[BatchReply]) -> None:
         async with self._sending:
             batch = self._note(columns, reply)
             if self._client.history is not None:
                 request = pb.StreamBatchesRequest(columns=columns)
                 _record(reply, self._client.history, self._client.history.sent("StreamBatches", request))
             await self._send(batch)
-        return reply
 
     def _note(self, columns: pb.Columns, reply: asyncio.Future[BatchReply]) -> "_Batch":
         """Writes into a batch how far its sessions are answered, where they send ahead."""
@@ -205,8 +220,10 @@ class BatchPipeline:
         if self._call is None:
             self._call = self._client.next_stub().StreamBatches(metadata=self._client.metadata)
             self._reader = asyncio.create_task(self._read(self._call, self._waiting))
+        if not self._waiting:
+            self._heard_s = time.monotonic()
         self._waiting.append(batch)
-        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError, ClientClosed):
             await self._call.write(pb.StreamBatchesRequest(columns=batch.columns))
 
     async def _read(self, call: Any, waiting: "deque[_Batch]") -> None:
@@ -214,11 +231,17 @@ class BatchPipeline:
         answered_count = 0
         error: HoldfastError = ServerUnavailable("the server ended the stream", code="UNAVAILABLE")
         try:
-            while (message := await call.read()) is not grpc.aio.EOF:
+            while (message := await self._next_message(call, waiting)) is not grpc.aio.EOF:
                 self._settle(waiting.popleft(), message)
                 answered_count += 1
         except grpc.aio.AioRpcError as failure:
             error = from_rpc(failure)
+        except ClientClosed as failure:
+            error = failure
+        except TimeoutError:
+            error = ServerUnavailable("no reply within the time limit", code="UNAVAILABLE")
+            self._client.suspect(call)
+            call.cancel()  # also ends a write that waits for room
         except asyncio.CancelledError:
             error = ServerUnavailable("the stream was cut", code="UNAVAILABLE")
         if self._client.lifetime.is_over:
@@ -231,6 +254,33 @@ class BatchPipeline:
                     await self._send(batch)
                 else:
                     self._fail(batch, error)
+
+    async def _next_message(self, call: Any, waiting: "deque[_Batch]") -> Any:
+        """Returns what comes next.
+
+        Raises:
+            TimeoutError: It did not come in time, though batches wait for it.
+        """
+        reading = asyncio.ensure_future(call.read())
+        try:
+            while not reading.done():
+                left_s = self._limit_s(waiting) - (time.monotonic() - self._heard_s) if waiting else POLL_S
+                if left_s <= 0:
+                    self._silences += 1
+                    raise TimeoutError
+                await asyncio.wait({reading}, timeout=left_s)
+            self._heard_s, self._silences = time.monotonic(), 0
+            return reading.result()
+        finally:
+            reading.cancel()
+
+    def _limit_s(self, waiting: "deque[_Batch]") -> float:
+        """Longest wait for a reply: the whole time limit, if it is not safe to send the rows again."""
+        now_s = time.monotonic()
+        until_s = self._client.deadline_s(None)
+        if waiting[0].answered is not None:
+            until_s = self._client.attempt_deadline_s(self._silences, until_s)
+        return until_s - now_s
 
     def _fail(self, batch: "_Batch", error: HoldfastError) -> None:
         if batch.answered is not None:

@@ -234,6 +234,11 @@ class DeadlinePassed(HoldfastError):
 
     default_reason = "DEADLINE_PASSED"
 
+    @property
+    def is_silence(self) -> bool:
+        """Whether nothing was heard of the server in that time; else it is the server that says so."""
+        return "grpc_code" in self.metadata
+
 
 class NotImplementedYet(HoldfastError):
     """The server does not have this rpc."""
@@ -296,6 +301,12 @@ class ClientClosed(HoldfastError):
     """
 
     default_reason = "CLIENT_CLOSED"
+
+
+class ClientForked(HoldfastError):
+    """The client cannot be used here: it, or gRPC itself, was in use when the process forked."""
+
+    default_reason = "CLIENT_FORKED"
 
 
 class WrongEventLoop(HoldfastError, RuntimeError):

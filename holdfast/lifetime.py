@@ -1,6 +1,7 @@
 """Where and how long a client may be used: on the event loop that used it first, until it is closed."""
 
 import asyncio
+from collections.abc import Callable
 
 from holdfast.errors import ClientClosed, WrongEventLoop
 
@@ -8,11 +9,15 @@ from holdfast.errors import ClientClosed, WrongEventLoop
 class Lifetime:
     """Knows the client's event loop and whether the client is closed.
 
+    Args:
+        check_first: Raises what else forbids the use of the client.
+
     Attributes:
         is_over: The client is closed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, check_first: Callable[[], None] = lambda: None) -> None:
+        self._check_first = check_first
         self._closed: asyncio.Future[None] | None = None
         self.is_over = False
 
@@ -36,6 +41,7 @@ class Lifetime:
         """
         if self.is_over:
             raise ClientClosed("the client is closed", code="CANCELLED")
+        self._check_first()
         running = _running_loop()
         if running is None:
             raise WrongEventLoop(

@@ -176,6 +176,7 @@ class Pump:
             raise ClientClosed("the client was closed during the stream", code="CANCELLED")
         if fetch is not None and fetch.done():
             return False
+        self._client.suspect(self._call)
         raise ServerUnavailable("no reply within the time limit", code="UNAVAILABLE")
 
     async def _write_more(self) -> None:

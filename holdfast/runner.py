@@ -14,15 +14,16 @@ Result = TypeVar("Result")
 UNWIND_S = 0.5
 """So long an interrupted thread waits until the call that it left is over."""
 
-SEE_OUT_S = 1.0
-"""For what is left on the loop to end by itself, and again when it is cut off."""
-
 CLOSE_S = 5.0
 """So long `close` waits until other threads have seen that the client is closed."""
 
 
 class LoopThread(Protocol):
     """An event loop in a thread."""
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether this is a child of the process that made it."""
 
     def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
         """Runs a coroutine to its end; an interrupt of the caller cancels it."""
@@ -82,6 +83,8 @@ class Runner:
 
     def post(self, callback: Callable[[], None]) -> None:
         """Has the event loop call something, without waiting for it: also when the interpreter exits."""
+        if self._thread.is_inherited:  # the loop is the parent's, and so is what is to be given free
+            return
         with contextlib.suppress(RuntimeError):  # the loop is closed, and what hangs on it is gone
             self._loop.call_soon_threadsafe(callback)
 
@@ -91,7 +94,10 @@ class Runner:
         Args:
             closing: Closes the client on the loop.
         """
-        self._check_thread()
+        if self._is_here():  # a finaliser that the collector runs: it only begins
+            self._is_closed = True
+            self._thread.close()
+            return
         with self._changed:
             if self._is_closed:
                 return
@@ -104,7 +110,6 @@ class Runner:
             raise
         with self._changed:
             self._changed.wait_for(lambda: self._running_count == 0, CLOSE_S)
-        self._thread.run(_see_out())
         self._thread.close()
 
     def _enter(self) -> None:
@@ -118,12 +123,14 @@ class Runner:
             self._running_count -= 1
             self._changed.notify_all()
 
-    def _check_thread(self) -> None:
+    def _is_here(self) -> bool:
         try:
-            running = asyncio.get_running_loop()
+            return asyncio.get_running_loop() is self._loop
         except RuntimeError:
-            return
-        if running is self._loop:
+            return False
+
+    def _check_thread(self) -> None:
+        if self._is_here():
             raise WrongEventLoop(
                 "a call of the client came from the client's own event loop, and would wait for itself: do "
                 "not use a Client in the asynchronous iterator that its stream reads from"
@@ -145,16 +152,6 @@ class Runner:
 async def _loop_of(lifetime: Lifetime) -> asyncio.AbstractEventLoop:
     lifetime.check()
     return lifetime.loop
-
-
-async def _see_out() -> None:
-    """Waits until everything else on the loop has ended, which it does now, or is cut off."""
-    rest = asyncio.all_tasks() - {asyncio.current_task()}
-    for _ in range(2):
-        if rest:
-            _, rest = await asyncio.wait(rest, timeout=SEE_OUT_S)
-        for task in rest:
-            task.cancel()
 
 
 class _Outcome(Generic[Result]):

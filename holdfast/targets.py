@@ -7,6 +7,9 @@ from typing import Any
 
 Options = list[tuple[str, Any]]
 
+_LOCAL_SCHEMES = ("unix", "unix-abstract")
+_SCHEMES = ("dns", "ipv4", "ipv6")
+
 
 def to_target(address: str | Sequence[str]) -> tuple[str, Options]:
     """Returns the target of a channel, and the options that it needs.
@@ -31,6 +34,28 @@ def to_target(address: str | Sequence[str]) -> tuple[str, Options]:
     else:
         target = "ipv4:" + ",".join(f"{host}:{port}" for host, port in places)
     return target, [("grpc.default_authority", address[0])]  # what a certificate is compared with
+
+
+def is_local(target: str) -> bool:
+    """Whether a target lies on this machine as a whole: loopback addresses, localhost, unix sockets."""
+    scheme, colon, rest = target.partition(":")
+    if colon and scheme in _LOCAL_SCHEMES:
+        return True
+    places = rest.rpartition("/")[2] if colon and scheme in _SCHEMES else target
+    return all(_is_loopback(place) for place in places.split(","))
+
+
+def _is_loopback(place: str) -> bool:
+    host, _, port = place.rpartition(":")
+    if not port.isdecimal() or (place.count(":") > 1 and not place.startswith("[")):
+        host = place  # without a port
+    host = host.strip("[]").lower().rstrip(".")
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _place(entry: str) -> tuple[str, int]:

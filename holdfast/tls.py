@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import grpc
 
@@ -29,14 +30,31 @@ class Tls:
             raise ValueError("cert and key of a client belong together, and one of them is missing")
 
 
-def channel_credentials(tls: bool | Tls) -> grpc.ChannelCredentials:
+class Files(NamedTuple):
+    """What the files of a `Tls` hold, as gRPC takes it."""
+
+    ca: bytes | None
+    key: bytes | None
+    cert: bytes | None
+
+
+def read_files(tls: bool | Tls) -> Files:
     """Reads the files.
 
     Raises:
         OSError: A file cannot be read.
     """
     files = tls if isinstance(tls, Tls) else Tls()
-    return grpc.ssl_channel_credentials(_read(files.ca), _read(files.key), _read(files.cert))
+    return Files(_read(files.ca), _read(files.key), _read(files.cert))
+
+
+def channel_credentials(tls: bool | Tls | Files) -> grpc.ChannelCredentials:
+    """Returns credentials; gRPC stays in the process for as long as they do.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    return grpc.ssl_channel_credentials(*(tls if isinstance(tls, Files) else read_files(tls)))
 
 
 def _read(path: Path | str | None) -> bytes | None:

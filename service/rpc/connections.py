@@ -16,9 +16,10 @@ HANDSHAKE_S = 5.0
 IDLE_S = 900.0
 """A connection without calls is closed after so long; clients connect again with their next call."""
 
-PING_INTERVAL_S = 10.0
+PING_INTERVAL_S = 5.0
 """Clients may ping so often, with calls and without; gRPC's own limits, 300 s and two hours, would close
-the connections of clients that look after theirs through a NAT or a proxy. Our client pings every 300 s."""
+the connections of clients that look after theirs through a NAT or a proxy. Our client pings half as often,
+and only while calls are under way (`holdfast.transport.PING_AFTER_S`)."""
 
 KEEPALIVE_TIMEOUT_SHARE = 1 / 3
 """Of the time after which a silent connection is pinged: so long it may leave the ping unanswered."""
@@ -30,15 +31,14 @@ def connection_options(settings: Settings, contracts: Iterable[Contract]) -> lis
     ping_timeout_ms = _ms(settings.keepalive_s * KEEPALIVE_TIMEOUT_SHARE)
     return [
         ("grpc.max_receive_message_length", receive_limit_bytes(settings, contracts)),
-        # all that is let in fits into one connection: beyond the limit a client would wait without a word
-        ("grpc.http2.max_concurrent_streams", settings.max_streams + settings.max_waiting),
+        # no grpc.max_concurrent_streams: beyond it a client waits without a word; admission answers instead
         ("grpc.server_handshake_timeout_ms", _ms(HANDSHAKE_S)),
         ("grpc.max_connection_idle_ms", _ms(IDLE_S)),
         ("grpc.keepalive_time_ms", _ms(settings.keepalive_s)),
         ("grpc.keepalive_timeout_ms", ping_timeout_ms),
         ("grpc.http2.ping_timeout_ms", ping_timeout_ms),  # without it no ping is given up within 60 s
         ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", _ms(PING_INTERVAL_S)),
+        ("grpc.http2.min_ping_interval_without_data_ms", _ms(PING_INTERVAL_S)),
         *(_age_options(settings, age_s) if age_s else ()),
     ]
 

@@ -50,6 +50,7 @@ class _Connection:
     client: asyncio.StreamWriter
     server: asyncio.StreamWriter
     pumps: list[asyncio.Task] = field(default_factory=list)
+    is_frozen: bool = False
 
 
 class FaultProxy:
@@ -98,6 +99,11 @@ class FaultProxy:
     def cut(self):
         """Resets every connection."""
         self._run(self._cut())
+
+    def freeze(self):
+        """Swallows whatever comes over the connections there are, and closes none; new ones are fine."""
+        for connection in list(self._connections):
+            connection.is_frozen = True
 
     def heal(self):
         """Takes every fault away; connections that were cut stay so."""
@@ -182,6 +188,8 @@ class FaultProxy:
             await asyncio.sleep(link.delay_s + self._rng.uniform(0, link.jitter_s))
         start = 0
         while start < len(data):
+            if connection.is_frozen:
+                return
             while link.is_black_hole:  # noqa: ASYNC110 -- set from other threads
                 await asyncio.sleep(POLL_S)
             size = min(link.slice_bytes or len(data), len(data) - start)

@@ -49,6 +49,7 @@ FAULTS = {
     "store-link-silent": "nothing comes back",
     "store-link-cut": "a commit is cut off in the middle",
     "client-link-cut": "a reply is cut off in the middle",
+    "client-link-frozen": "it swallows everything and stays open; new connections are fine",
     "reply-lost-after-commit": "the connection to the store is cut between commit and reply",
     "replies-in-single-bytes": "all links deliver single bytes",
     # clients
@@ -58,6 +59,8 @@ FAULTS = {
     "reordered-chunks": "sent in the wrong order",
     "gapped-chunks": "sent with one missing",
     "random-cancellations": "10,000 calls given up at any moment: no reply to a wrong caller",
+    "fork-with-clients": "a process forks with clients closed, open or in use",
+    "too-many-open-files": "a client may open none for a moment",
     "slow-reader": "a client sends and does not read",
     "herd": "all clients come back at once after a restart",
     "malformed-request": "bytes that are no message",

@@ -1,6 +1,7 @@
 """What becomes of batches under way when their stream ends: by a goodbye, by a break, while writing."""
 
 import asyncio
+import time
 from types import SimpleNamespace
 
 import grpc
@@ -57,11 +58,34 @@ class Call:
         self.left, self.ending = 0, BREAK
 
 
+class Client:
+    """What a pipeline asks of a client."""
+
+    metadata, history = (), None
+
+    def __init__(self, stub, limit_s=10.0):
+        self._stub, self._limit_s = stub, limit_s
+        self.lifetime = Lifetime()
+        self.suspected = []
+
+    def next_stub(self):
+        return self._stub
+
+    def suspect(self, used):
+        self.suspected.append(used)
+
+    def deadline_s(self, _):
+        return time.monotonic() + 10 * self._limit_s
+
+    def attempt_deadline_s(self, attempt, deadline_s):
+        return min(deadline_s, time.monotonic() + self._limit_s * 2**attempt)
+
+
 async def run(calls, positions):
     """Submits three batches over calls that end; returns the outcomes."""
     turns = iter(calls)
     stub = SimpleNamespace(StreamBatches=lambda metadata: next(turns))
-    client = SimpleNamespace(next_stub=lambda: stub, metadata=(), history=None, lifetime=Lifetime())
+    client = Client(stub)
     async with BatchPipeline(client, {"model": "m"}, 8) as batches:
         replies = [await batches.submit(["s"], b"x", positions) for _ in range(3)]
         return await asyncio.gather(*replies, return_exceptions=True)

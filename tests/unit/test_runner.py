@@ -15,6 +15,7 @@ class Thread:
 
     def __init__(self):
         self.interrupt = ""
+        self.is_inherited = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()

@@ -1,0 +1,122 @@
+"""What a fork does to clients, and how a child is kept from touching what it cannot use.
+
+A child has only the thread that forked. The core of gRPC notices a fork and starts its own threads again;
+grpc.aio does not: the one thread that waits for the replies of all its channels stays behind in the parent,
+and a channel that the child makes waits for it for ever. So a fork is harmless only while grpc.aio has been
+let go of completely, which it is when the last channel and call of the process are closed and gone.
+
+What was open at the fork must not even be freed in the child: freeing it would wait for that thread, or
+for locks that were held at that moment. The child keeps it until it ends, which costs it some memory.
+"""
+
+import ctypes
+import os
+import threading
+import weakref
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+from holdfast.errors import ClientForked
+
+_POLLER = "(_poll_wrapper)"
+"""End of the name of the thread in which grpc.aio waits."""
+
+_CORE_THREADS = ("event_engine", "lifeguard", "grpc_", "timer_manager")
+"""Begin of the names of the threads of gRPC's core."""
+
+_NO = ("0", "false", "no", "n", "f")
+
+_TASKS = Path("/proc/self/task")
+
+
+class Inheritance(Protocol):
+    """What a child must not free."""
+
+    def inherited(self) -> Iterable[object]:
+        """Returns the objects that keep everything of gRPC alive, itself among them."""
+
+
+_owners: "weakref.WeakSet[Inheritance]" = weakref.WeakSet()
+_generation = 0
+_ran_at_fork = False
+_runs_now = False
+
+
+def generation() -> int:
+    """Returns how many forks lie between this process and the first: what was made before has less."""
+    return _generation
+
+
+def check_same_process(made_in: int) -> None:
+    """Refuses what was made before a fork.
+
+    Args:
+        made_in: The generation at that time.
+
+    Raises:
+        ClientForked: This is a child of the process that made it.
+    """
+    if made_in != _generation:
+        raise ClientForked(
+            "this client was made before the process forked, and works in the parent only: "
+            "make clients after the fork"
+        )
+
+
+def check_usable() -> None:
+    """Refuses to begin with gRPC in a process in which it would hang.
+
+    Raises:
+        ClientForked: grpc.aio was in use in the parent when it forked.
+    """
+    if _ran_at_fork:
+        raise ClientForked(
+            "gRPC was in use in the parent when it forked, and cannot be used in the child: close clients "
+            "before the fork (and channels and servers of grpc.aio that others opened), or start the child "
+            "with the method 'spawn' or 'forkserver'"
+        )
+
+
+def keep_in_children(owner: Inheritance) -> None:
+    """Has children of this process keep what `owner` names for as long as they live."""
+    _owners.add(owner)
+
+
+def is_grpc_running() -> bool:
+    """Returns whether gRPC has something in this process that a fork would break."""
+    if any(thread.name.endswith(_POLLER) for thread in threading.enumerate()):
+        return True
+    return not _core_survives_forks() and any(name.startswith(_CORE_THREADS) for name in _thread_names())
+
+
+def _core_survives_forks() -> bool:
+    return os.environ.get("GRPC_ENABLE_FORK_SUPPORT", "1").lower() not in _NO
+
+
+def _thread_names() -> list[str]:
+    """Names of the threads of this process, those that are not Python's among them; only Linux tells."""
+    names = []
+    for task in _TASKS.glob("*/comm"):
+        try:
+            names.append(task.read_text())
+        except OSError:  # it has ended meanwhile
+            continue
+    return names
+
+
+def _before_fork() -> None:
+    global _runs_now
+    _runs_now = is_grpc_running()
+
+
+def _in_child() -> None:
+    global _generation, _ran_at_fork
+    _generation += 1
+    _ran_at_fork = _ran_at_fork or _runs_now
+    for owner in list(_owners):
+        for thing in owner.inherited():
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))  # not even the end of the process frees it
+
+
+os.register_at_fork(before=_before_fork, after_in_child=_in_child)
