@@ -28,6 +28,8 @@ SUSPECT_AFTER_S = 0.5
 SEE_OUT_S = 1.0
 """For calls that were cut off to end; it takes a moment."""
 
+FORK_POLL_S = 0.005
+
 _METHODS = pb.DESCRIPTOR.services_by_name["StreamingInferenceService"].methods
 _UNARY = {method.name for method in _METHODS if not method.client_streaming}
 _STREAMS = {method.name for method in _METHODS if method.client_streaming}
@@ -51,6 +53,11 @@ class Home:
     def is_loop_gone(self) -> bool:
         """Whether the loop that the client belonged to has been closed."""
         return self._loop is not None and self._loop.is_closed()
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The loop of the first call; None before it."""
+        return self._loop
 
     def check(self) -> None:
         """Makes sure that the client may be used here; its first use says which loop is its own.
@@ -141,6 +148,17 @@ class Connection:
         if was_busy and not self.home.is_loop_gone:
             await _see_calls_out()
 
+    def cut(self) -> bool:
+        """Ends the calls and lets go of the channel, without waiting; returns whether there were any."""
+        channel, self._channel, self._stub = self._channel, None, None
+        was_busy = self._under_way > 0
+        if channel is not None:
+            with contextlib.suppress(StopIteration):
+                channel.close().send(None)  # without a grace there is nothing in it to wait for
+        for stream in list(self._streams):
+            stream.let_go()
+        return was_busy
+
     def inherited(self) -> Iterable[object]:
         """Returns what keeps its part of gRPC alive."""
         return [self, *self._streams]
@@ -149,6 +167,8 @@ class Connection:
 
     async def unary(self, rpc: str, request: Any, *, timeout: float, metadata: Any) -> Any:
         """Calls an rpc, as the method of a stub does."""
+        while forks.is_forking():  # noqa: ASYNC110 -- forks know of no loop, and take a moment
+            await asyncio.sleep(FORK_POLL_S)
         call = self._begun(getattr(self._opened(), rpc)(request, timeout=timeout, metadata=metadata))
         try:
             reply = await call
@@ -178,6 +198,8 @@ class Connection:
         """
         self.home.check()
         if self._stub is None:
+            if forks.is_forking():
+                raise ServerUnavailable("cannot connect: the process forks", code="UNAVAILABLE")
             try:
                 check_descriptors()
             except OSError as error:

@@ -2,11 +2,16 @@
 
 A child has only the thread that forked. The core of gRPC notices a fork and starts its own threads again;
 grpc.aio does not: the one thread that waits for the replies of all its channels stays behind in the parent,
-and a channel that the child makes waits for it for ever. So a fork is harmless only while grpc.aio has been
-let go of completely, which it is when the last channel and call of the process are closed and gone.
+and a channel that the child makes waits for it for ever. Worse, the core ends the inherited connections and
+tells that thread so, in memory that new threads have got meanwhile: a child may crash that touches nothing.
 
-What was open at the fork must not even be freed in the child: freeing it would wait for that thread, or
-for locks that were held at that moment. The child keeps it until it ends, which costs it some memory.
+So a fork is harmless only while grpc.aio has been let go of completely, which it is when the last channel
+and call of the process are closed and gone. Clients that are open let go of it for the moment of the fork:
+their connections are cut, and the parent connects anew for what was under way, as after any other cut.
+
+Where that cannot be, in a loop that forks itself in the middle of a call, or because others have opened
+channels, a new client in the child says so instead of hanging. And what is inherited is not even freed in
+the child: that would wait for the thread that is not there. It keeps it until it ends, for some memory.
 """
 
 import ctypes
@@ -14,6 +19,7 @@ import os
 import threading
 import weakref
 from collections.abc import Iterable
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Protocol
 
@@ -30,8 +36,15 @@ _NO = ("0", "false", "no", "n", "f")
 _TASKS = Path("/proc/self/task")
 
 
+LET_GO_S = 1.0
+"""Longest that a fork waits for clients to let go of gRPC."""
+
+
 class Inheritance(Protocol):
     """What a child must not free."""
+
+    def let_go(self) -> "Future[None] | None":
+        """Begins to let go of gRPC, since the process is about to fork; returns when that is done."""
 
     def inherited(self) -> Iterable[object]:
         """Returns the objects that keep everything of gRPC alive, itself among them."""
@@ -41,6 +54,7 @@ _owners: "weakref.WeakSet[Inheritance]" = weakref.WeakSet()
 _generation = 0
 _ran_at_fork = False
 _runs_now = False
+_is_forking = False
 
 
 def generation() -> int:
@@ -78,6 +92,11 @@ def check_usable() -> None:
         )
 
 
+def is_forking() -> bool:
+    """Whether the process is about to fork: then nothing of gRPC is opened."""
+    return _is_forking
+
+
 def keep_in_children(owner: Inheritance) -> None:
     """Has children of this process keep what `owner` names for as long as they live."""
     _owners.add(owner)
@@ -106,12 +125,20 @@ def _thread_names() -> list[str]:
 
 
 def _before_fork() -> None:
-    global _runs_now
+    global _runs_now, _is_forking
+    _is_forking = True
+    wait([done for owner in list(_owners) if (done := owner.let_go()) is not None], LET_GO_S)
     _runs_now = is_grpc_running()
 
 
+def _in_parent() -> None:
+    global _is_forking
+    _is_forking = False
+
+
 def _in_child() -> None:
-    global _generation, _ran_at_fork
+    global _generation, _ran_at_fork, _is_forking
+    _is_forking = False
     _generation += 1
     _ran_at_fork = _ran_at_fork or _runs_now
     for owner in list(_owners):
@@ -119,4 +146,4 @@ def _in_child() -> None:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))  # not even the end of the process frees it
 
 
-os.register_at_fork(before=_before_fork, after_in_child=_in_child)
+os.register_at_fork(before=_before_fork, after_in_parent=_in_parent, after_in_child=_in_child)

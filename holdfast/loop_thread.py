@@ -114,6 +114,9 @@ class _Loop:
         """Returns what a child must not free."""
         return [self]
 
+    def let_go(self) -> None:
+        """Has nothing of gRPC itself."""
+
     # -- in threads that call -----------------------------------------------------------------
 
     def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:

@@ -4,6 +4,7 @@ import asyncio
 import functools
 import time
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
 
 import grpc
 import grpc.aio
@@ -23,6 +24,9 @@ takes less says so as it ends the connection; gRPC then pings half as often, unt
 
 PING_TIMEOUT_S = 5.0
 """For the answer to a ping; then the connection is dead, and all calls over it end."""
+
+SETTLE_S = 0.05
+"""For gRPC to end calls that were cut off, in threads of its own."""
 
 OPTIONS: Options = [
     ("grpc.enable_retries", 0),  # this library retries, and knows when that is right
@@ -153,11 +157,38 @@ class Transport:
         for connection in (*self._connections, *retiring.values()):
             await connection.close()
 
+    def let_go(self) -> "Future[None] | None":
+        """Closes the connections for the moment of a fork; the next calls open them again.
+
+        Returns:
+            When that is done; None if it is.
+        """
+        if self.is_inherited:
+            return None
+        loop = self._home.loop
+        if loop is not None and loop.is_running() and not _is_here(loop):
+            return asyncio.run_coroutine_threadsafe(self._close_all(), loop)
+        has_calls = [connection.cut() for connection in (*self._connections, *self._retiring.values())]
+        if any(has_calls):
+            time.sleep(SETTLE_S)  # their loop is held up by the fork; gRPC at least has ended them
+        return None
+
+    async def _close_all(self) -> None:
+        for connection in (*self._connections, *self._retiring.values()):
+            await connection.close()
+
     def inherited(self) -> Iterable[object]:
         """Returns what a child must not free."""
         yield self
         for connection in (*self._connections, *self._retiring.values()):
             yield from connection.inherited()
+
+
+def _is_here(loop: asyncio.AbstractEventLoop) -> bool:
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:  # none runs in this thread
+        return False
 
 
 def _channel(target: str, files: Files | None, options: Options) -> grpc.aio.Channel:

@@ -13,10 +13,11 @@ from holdfast.errors import ClientForked
 from service.demo.processes import ServerProcess
 
 SCENES = [
-    "closed", "closed_async", "pool", "grandchild", "inherited", "inherited_async", "collected", "exits",
+    "closed", "closed_async", "pool", "grandchild", "inherited", "inherited_async", "busy", "idle_async",
+    "collected", "exits",
 ]  # fmt: skip
 
-OTHER_SUPPORT = list(itertools.product(["closed", "inherited", "exits"], ["0", "1"]))
+OTHER_SUPPORT = list(itertools.product(["closed", "inherited", "busy", "exits"], ["0", "1"]))
 """Scenes that also run with gRPC's own handling of forks forbidden or asked for."""
 
 GRPC_SAYS = "skipping fork() handlers"

@@ -169,8 +169,7 @@ def interrupted(address):
         await asyncio.sleep(3600)
 
     def waits_for_source():
-        for reply in session.stream(silent()):
-            kept.append(reply)
+        kept.extend(session.stream(silent()))
 
     def waits_for_replies():
         for reply in frozen.stream("a" * 99):

@@ -9,6 +9,8 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
+import time
 
 import holdfast
 from holdfast.errors import ClientForked, HoldfastError, InvalidRequest
@@ -122,7 +124,10 @@ def grandchild(address):
 
 
 def inherited(address):
-    """An open client, a session and a half-read stream are refused in a child, and go on in the parent."""
+    """An open client, a session and a half-read stream are refused in a child, and go on in the parent.
+
+    The child makes a client of its own, though.
+    """
     with holdfast.Client(address, timeout_s=10) as client:
         session = client.session(model=MODEL)
         stream = session.stream("a" * 99)
@@ -138,10 +143,11 @@ def inherited(address):
             refused(client.close)
             with client:
                 pass  # a block that a child leaves closes nothing
-            refused(lambda: holdfast.Client(address))
-            refused(lambda: asyncio.run(use_async(address)))
+            use(address)
+            asyncio.run(use_async(address))
 
-        in_child(child)
+        for _ in range(FORKS):
+            in_child(child)
         assert [reply.position for reply in stream] == list(range(2, 100))
         assert session.step("b").position == 100
     in_child(lambda: use(address))
@@ -151,6 +157,7 @@ def inherited_async(address):
     """The same for a client of asyncio, forked off inside its loop."""
 
     async def parent():
+        asyncio.get_running_loop().slow_callback_duration = CHILD_S  # it waits for the child
         async with holdfast.AsyncClient(address, timeout_s=10) as client:
             session = await client.session(model=MODEL)
             stream = session.stream("a" * 99)
@@ -170,7 +177,55 @@ def inherited_async(address):
                     raise AssertionError("it was not refused")
 
             in_child(lambda: asyncio.run(attempts()))
+            in_child(lambda: refused(lambda: holdfast.Client(address)))
+            in_child(lambda: refused(lambda: asyncio.run(use_async(address))))
             assert [reply.position async for reply in stream] == list(range(2, 100))
+
+    asyncio.run(parent())
+
+
+def busy(address):
+    """Threads that step and stream all the while lose nothing by forks, and the children can begin anew."""
+    stop, positions = threading.Event(), {}
+    with holdfast.Client(address, timeout_s=20) as client:
+
+        def step():
+            session = client.session(model=MODEL)
+            while not stop.is_set():
+                positions["steps"] = positions.get("steps", 0) + 1
+                assert session.step("a").position == positions["steps"]
+
+        def stream():
+            session = client.session(model=MODEL)
+            while not stop.is_set():
+                for reply in session.stream("abcdefgh"):
+                    positions["streamed"] = positions.get("streamed", 0) + 1
+                    assert reply.position == positions["streamed"]
+
+        threads = [threading.Thread(target=work) for work in (step, stream)]
+        for thread in threads:
+            thread.start()
+        for _ in range(FORKS):
+            time.sleep(0.05)
+            in_child(lambda: use(address))
+        before = dict(positions)
+        time.sleep(0.5)
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert all(positions[name] > before[name] for name in ("steps", "streamed"))
+
+
+def idle_async(address):
+    """A client of asyncio that has no call under way lets go of gRPC when its own loop forks."""
+
+    async def parent():
+        asyncio.get_running_loop().slow_callback_duration = CHILD_S  # it waits for the child
+        async with holdfast.AsyncClient(address, timeout_s=10) as client:
+            session = await client.session(model=MODEL)
+            for position in range(1, 6):
+                in_child(lambda: use(address))
+                assert (await session.step("a")).position == position
 
     asyncio.run(parent())
 
