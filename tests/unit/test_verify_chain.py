@@ -409,7 +409,11 @@ def test_two_acknowledged_chunks_cannot_have_one_place(pieces):
         session.step(tokens)
     rival = session.send([999] * len(pieces[1]), len(pieces[0]))
     session.answer(rival, before=pieces[0], position=len(pieces[0]) + len(pieces[1]))
-    assert judged(session)[0]["lost"] == len(pieces[1])
+    wrongs, found = judged(session)
+    assert (
+        f"{len(pieces[1])} acknowledged tokens are lost: other tokens stand in their place" in found.notes
+    )
+    assert wrongs["lost"] >= len(pieces[1])  # what the toy forgets may explain a later reply, too
 
 
 @settings(max_examples=20)
