@@ -54,6 +54,7 @@ def load(server):
             if stopping.wait(0.01):
                 break
             name = f"watched-{number}"
+            rpc.open(name)
             rpc.step(name, position=0, text=b"def f")
             rpc.step(name, position=0, text=b"def f")
             rpc.step(name, position=0, text=b"other")

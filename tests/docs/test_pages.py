@@ -33,7 +33,7 @@ FOREIGN = {
 """Programs of others that the pages call."""
 
 
-OTHER_FLAGS = {"--build-arg"}
+OTHER_FLAGS = {"--build-arg", "--preload"}
 """Of programs of others."""
 
 OTHER_VARIABLES = {

@@ -12,6 +12,7 @@ from service.demo.processes import ServerProcess
 from service.metrics import Metrics
 from service.server import Server
 from tests.faults.test_store import health, step
+from tests.opening import open_at
 from tests.server import get
 from tests.stores import StoreProcess
 from tests.waiting import wait_for
@@ -32,6 +33,7 @@ def is_ready(server):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_eviction_policy_that_is_changed(store, tmp_path, workers):
     with ServerProcess(tmp_path / "data", "--store", store.url, "--workers", str(workers)) as server:
+        open_at(server.address, "s")
         assert step(server.address, "s", b"a", 0).position == 1
         assert "holdfast_store_safe 1.0" in get(server, "/metrics")[1]
         store.call("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
@@ -53,6 +55,7 @@ def test_a_disk_that_is_full_until_there_is_room(store, tmp_path):
     """The append-only file may not grow, as on a full disk."""
     _, hard = resource.prlimit(store.pid, resource.RLIMIT_FSIZE)
     with ServerProcess(tmp_path / "data", "--store", store.url) as server:
+        open_at(server.address, "s")
         step(server.address, "s", b"abc", 0)
         resource.prlimit(store.pid, resource.RLIMIT_FSIZE, (500, hard))
         position = 3
@@ -71,6 +74,7 @@ def test_a_disk_that_is_full_until_there_is_room(store, tmp_path):
 
 def test_a_store_that_is_full_until_there_is_memory(store, tmp_path):
     with ServerProcess(tmp_path / "data", "--store", store.url) as server:
+        open_at(server.address, "s", "new")
         first = step(server.address, "s", b"abc", 0)
         store.call("CONFIG", "SET", "maxmemory", "1")
         error = step(server.address, "s", b"d", 3)
