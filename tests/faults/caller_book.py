@@ -3,10 +3,11 @@
 A history only grows. What the caller was told of it, by replies and by the positions that an opening names,
 are prefixes of one another; a token is in it once. Behind it may come what is in doubt: chunks that the
 session object had in `pending` when it was last looked at, each after the history that it was sent to. A
-session object that was given up leaves its doubts behind until a takeover fences them. What is stored in the
-end is the known history, or goes on by a chain of doubts; all else was never, or not, applied.
+session object that was given up leaves its doubts behind until a takeover fences them. What is stored in
+the end is the known history, or goes on by a chain of doubts; all else was not applied.
 """
 
+import time
 from collections import Counter
 
 from holdfast.history_digest import INITIAL, digest_after
@@ -22,6 +23,7 @@ class Book:
         has_rival: A session object that was given up, or is still used beside another one, may change it.
         was_fenced: A takeover has ended incarnations before it.
         counts: What happened.
+        life: How often the session was begun anew.
         script: What the caller did and was told, in words.
         wrong: What must not have happened, in words.
     """
@@ -29,19 +31,21 @@ class Book:
     def __init__(self):
         self.history = b""
         self.may_be_closed = self.has_rival = self.was_fenced = False
+        self.life = 0
         self.counts = Counter()
         self.script = []
         self.wrong = []
+        self._began_s = time.monotonic()
         self._doubts = {}  # by session object: (history before, tokens) of each chunk
 
     def say(self, text):
         """Notes a line of the script."""
-        self.script.append(text)
+        self.script.append(f"{time.monotonic() - self._began_s:6.3f}  {text}")
 
     def blame(self, text):
         """Notes a violation."""
         self.wrong.append(text)
-        self.script.append(f"!!! {text}")
+        self.say(f"!!! {text}")
 
     def replied(self, tokens, start, reply):
         """Checks a reply to tokens at a position, and has them in the history."""
@@ -78,24 +82,22 @@ class Book:
         self._doubts[number] = doubts
 
     def opened(self, number, position, digest, *, resumed, fences):
-        """Checks where a session stands that was opened; returns whether it has begun anew."""
+        """Checks where a session stands that was opened."""
         is_new = self.may_be_closed and position == 0 and self.history != b""
         if is_new:
             self.counts["begun anew"] += 1
             self.history, self._doubts = b"", {}
+            self.life += 1
         elif not resumed and self.history:
             self.blame("the session was made anew, and nobody has closed it")
-        if is_new or fences:
-            self.has_rival, self._doubts = False, {} if is_new else self._doubts
         found = self._find(position, digest)
         if found is None:
             self.blame(f"the session was opened at {position}, with a history that nobody wrote")
         else:
             self._grow(found[len(self.history) :])
         if fences:
-            self._doubts, self.was_fenced = {}, True
+            self._doubts, self.was_fenced, self.has_rival = {}, True, False
         self._doubts[number] = []
-        return is_new
 
     def judge(self, position, digest, state):
         """Checks what is stored when nothing is under way any more."""

@@ -1,4 +1,4 @@
-"""Where a caller's streams get their tokens from: sequences and iterators that dawdle, fail and give rubbish."""
+"""Where a caller's streams get their tokens from: iterators that dawdle, fail and give rubbish."""
 
 import asyncio
 import time

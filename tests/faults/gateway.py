@@ -1,8 +1,8 @@
 """A gateway between clients and a server that loses, delays and doubles what it forwards, by a case's dice.
 
 It forwards every rpc byte for byte over real sockets and knows no message: only the id of a session, which
-it finds by its look, so that each case has dice of its own. The same seed gives a case the same faults, call
-by call; which call comes when is up to the processes.
+it finds by its look, so that each case has dice of its own. The same seed gives a case the same faults,
+call by call; which call comes when is up to the processes.
 """
 
 import asyncio
@@ -171,7 +171,7 @@ class Gateway:
         try:
             reply = await asyncio.shield(forwarded)
         except grpc.aio.AioRpcError as error:
-            await context.abort(error.code(), error.details(), error.trailing_metadata())
+            await context.abort(error.code(), error.details(), tuple(error.trailing_metadata()))
         if what == "reply lost":
             await _refuse(context)
         if what == "never answered":
@@ -215,9 +215,8 @@ class _Stream:
                     raise one.exception()
             code = await self._call.code()
             if code != grpc.StatusCode.OK:
-                await self._context.abort(
-                    code, await self._call.details(), await self._call.trailing_metadata()
-                )
+                trailers = tuple(await self._call.trailing_metadata())
+                await self._context.abort(code, await self._call.details(), trailers)
         finally:
             up.cancel()
             up.add_done_callback(_retrieve)
