@@ -40,9 +40,12 @@ from tests.faults.gateway import Gateway
 from tests.models import write_hash_model
 
 MODEL = "hash"
-JOBS = 48
+JOBS = 24
 SHARED_BY = 12
 """Cases under way, and how many of them share a client."""
+
+THREADS_SHARE = 0.4
+"""Of cases that use a `Client`; the others use an `AsyncClient`."""
 
 TIMEOUT_S = 0.5
 QUICK = holdfast.RetryPolicy(initial_s=0.005, max_s=0.02, attempt_s=0.08)
@@ -60,7 +63,8 @@ FORK_SHARE = 0.004
 
 ACTIONS = {
     "step": 8, "step at": 4, "stream": 9, "settle": 2, "pair": 1, "wrong step": 2, "step behind": 1,
-    "resume": 1, "take over": 1, "new client": 1, "old object": 1, "close under way": 1, "close session": 0.3,
+    "resume": 1, "take over": 1, "new client": 1, "old object": 2, "close under way": 1,
+    "close session": 0.3,
 }  # fmt: skip
 POLICIES = {
     "repeat": 2, "repeat at": 4, "go on": 2, "settle": 3, "settle through": 4, "resume": 2, "take over": 2,
@@ -134,7 +138,7 @@ class AsyncFace:
         return await getattr(target, method)(*arguments, **options)
 
     async def read(self, session, tokens, take, options, keep):
-        """Reads a stream until `take`, which gets the replies, has enough; returns it if it is kept open."""
+        """Reads a stream until `take`, which gets the replies, has enough; returns what is kept open."""
         stream = session.stream(tokens, **options)
         async for reply in stream:
             if take(reply):
@@ -335,7 +339,7 @@ class Caller:
         view = self._rng.choice(others)
         self.book.has_rival = True
         self.book.say(f"back to session object {view.number}")
-        if self._rng.random() < 0.5:
+        if self._rng.random() < 0.7:
             await self._try_settle(view)
         elif tokens := self._draw():
             await self._try_step(view, tokens, None, reacts=False)
@@ -496,8 +500,8 @@ class Caller:
         enough = rng.choice((None, None, rng.randint(1, 5)))
         keep = rng.choice(("leave", "close", "open"))
         self.book.say(
-            f"[{view.number}] stream {_shown(tokens)} as {kind}, {options}, stands at {view.count}, pending "
-            f"{_shown(view.session.pending)}, stops after {enough}, {keep}"
+            f"[{view.number}] stream {_shown(tokens)} as {kind}, {options}, stands at {view.count}, "
+            f"pending {_shown(view.session.pending)}, stops after {enough}, {keep}"
         )
         first, replies = view.count, 0
 
@@ -541,7 +545,7 @@ class Caller:
         tap.first, tap.view = first, view
         tap.not_applied = b"".join(chunk.tokens for chunk in getattr(error, "not_applied", ()))
         self._taps.append(tap)
-        self._put_back(tap.rest)
+        self._put_back(tap.not_applied + tap.rest)
 
     async def _use_while_open(self, view, stream):
         """Makes a call while a stream is open, and closes the stream."""
@@ -562,16 +566,10 @@ class Caller:
         taps, self._taps = self._taps, []
         for tap in taps:
             deadline_s = time.monotonic() + LATE_SOURCE_S
-            while missing := self._missing(tap):
-                if time.monotonic() >= deadline_s and not tap.is_asked:
-                    self.book.blame(f"{list(missing)} were fetched, and nothing says what became of them")
-                    break
-                await asyncio.sleep(0.002)
-            while tap.is_asked and time.monotonic() < deadline_s:
+            while time.monotonic() < deadline_s and (tap.is_asked or self._missing(tap)):  # noqa: ASYNC110
                 await asyncio.sleep(0.002)
             if missing := self._missing(tap):
-                await asyncio.sleep(0.05)
-                self._put_back(self._missing(tap))
+                self.book.blame(f"{list(missing)} were fetched, and nothing says what became of them")
         if taps:
             self._look(view)
 
@@ -650,6 +648,11 @@ class Caller:
             return
         if [tuple(chunk) for chunk in error.pending] != [tuple(chunk) for chunk in pending]:
             self.book.blame(f"error.pending is {_shown(error.pending)}, the session's {_shown(pending)}")
+        denied = {token for chunk in error.not_applied for token in chunk.tokens} & set(self.book.history)
+        if denied:
+            self.book.blame(f"{sorted(denied)} were applied, and an error says that they were not")
+        if {chunk.position for chunk in error.not_applied} & {chunk.position for chunk in pending}:
+            self.book.blame(f"{_shown(error.not_applied)} are not applied, and {_shown(pending)} pending")
         left = set(tokens) - {token for chunk in (*pending, *error.not_applied) for token in chunk.tokens}
         if left and "nothing was sent" not in str(error) and not (at is not None and at < view.count):
             self.book.blame(f"nothing says what became of {sorted(left)}")
@@ -723,7 +726,7 @@ class Caller:
     # -- tokens -----------------------------------------------------------------------------------
 
     def _draw(self):
-        """Returns the next tokens to hand over, each of them for the first time or again; b"" if none are."""
+        """Returns the next tokens to hand over, for the first time or again; b"" when all are."""
         count = self._rng.randint(1, 3)
         known = set(self.book.history)
         known |= {token for view in self._views for chunk in view.session.pending for token in chunk.tokens}
@@ -856,37 +859,43 @@ class Totals:
         self.faults = Counter()
         self.wrong = []
 
+    def add(self, case, book):
+        """Adds a case."""
+        self.counts += book.counts
+        self.counts["cases"] += 1
+        if book.wrong:
+            self.wrong.append((case, book.wrong, book.script))
+
 
 async def run(folder, numbers, seed, *, jobs=JOBS, progress=None):
     """Plays cases, several at a time, and returns their totals."""
     write_hash_model(folder / "models" / MODEL / "1" / "model.onnx")
     totals, left = Totals(), iter(numbers)
-    pool = ThreadPoolExecutor(2 * jobs, thread_name_prefix="caller")
-    with ServerProcess(folder / "server", "--models", str(folder / "models")) as server, pool:
-        with Gateway(server.address, seed) as gateway:
-            faces = [AsyncFace(gateway.address, pool), ThreadFace(gateway.address, pool)]
-            async with grpc.aio.insecure_channel(server.address) as channel:
-                stub = StreamingInferenceServiceStub(channel)
 
-                async def play():
-                    for case in left:
-                        face = faces[random.Random(f"{seed} face {case}").random() < 0.4]
-                        caller = Caller(case, seed, face, gateway, stub)
-                        await caller.run()
-                        totals.counts += caller.book.counts
-                        totals.counts["cases"] += 1
-                        if caller.book.wrong:
-                            totals.wrong.append((case, caller.book.wrong, caller.book.script))
-                        if progress is not None:
-                            progress(totals)
+    async def play(faces, gateway, stub):
+        for case in left:
+            face = faces[random.Random(f"{seed} face {case}").random() < THREADS_SHARE]
+            caller = Caller(case, seed, face, gateway, stub)
+            await caller.run()
+            totals.add(case, caller.book)
+            if progress is not None:
+                progress(totals)
 
-                async with asyncio.TaskGroup() as group:
-                    for _ in range(jobs):
-                        group.create_task(play())
-            for face in faces:
-                for client in face.clients.all_shared:
-                    await face.do(client, "close")
-            totals.faults = gateway.counts
+    flags = ("--models", str(folder / "models"))
+    with (
+        ThreadPoolExecutor(2 * jobs, thread_name_prefix="caller") as pool,
+        ServerProcess(folder / "server", *flags) as server,
+        Gateway(server.address, seed) as gateway,
+    ):
+        faces = [AsyncFace(gateway.address, pool), ThreadFace(gateway.address, pool)]
+        async with grpc.aio.insecure_channel(server.address) as channel, asyncio.TaskGroup() as group:
+            stub = StreamingInferenceServiceStub(channel)
+            for _ in range(jobs):
+                group.create_task(play(faces, gateway, stub))
+        for face in faces:
+            for client in face.clients.all_shared:
+                await face.do(client, "close")
+        totals.faults = gateway.counts
     return totals
 
 

@@ -6,6 +6,7 @@ call by call; which call comes when is up to the processes.
 """
 
 import asyncio
+import contextlib
 import random
 import re
 import threading
@@ -31,7 +32,7 @@ CALL_FAULTS = {
 MESSAGE_FAULTS = {
     "message cut": 3,  # the stream ends, the message is not forwarded
     "message forwarded, then cut": 3,
-    "message forwarded late": 5,  # the stream ends, and the message is delivered a moment later
+    "messages forwarded late": 7,  # the stream ends; this one and those after it arrive a moment later
     "message forwarded twice": 4,
     "message stood still": 4,
 }
@@ -46,6 +47,7 @@ RATES = (0.35, 0.22, 0.14)
 
 LATE_S = (0.002, 0.25)
 STILL_S = (0.001, 0.05)
+HELD_S = 0.02
 
 
 class Cut(Exception):
@@ -229,8 +231,13 @@ class _Stream:
             what = self._gateway.draw(self._case, MESSAGE_FAULTS, RATES[1])
             if what == "message cut":
                 raise Cut
-            if what == "message forwarded late":
-                self._gateway.start(self._case, self._deliver(request))
+            if what == "messages forwarded late":
+                held = [request]
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(HELD_S):
+                        async for following in requests:
+                            held.append(following)  # noqa: PERF401 -- kept when time is up
+                self._gateway.start(self._case, self._deliver(held))
                 raise Cut
             if what == "message stood still":
                 await asyncio.sleep(self._gateway.late_s(self._case, STILL_S))
@@ -266,11 +273,12 @@ class _Stream:
         down.add_done_callback(_retrieve)
         self._call.cancel()
 
-    async def _deliver(self, request):
-        """Delivers a message of a stream that has ended, on another one."""
+    async def _deliver(self, requests):
+        """Delivers messages of a stream that has ended, on another one."""
         await asyncio.sleep(self._gateway.late_s(self._case))
         call = self._method(timeout=20)
-        await call.write(request)
+        for request in requests:
+            await call.write(request)
         await call.done_writing()
         while await call.read() is not grpc.aio.EOF:
             pass
