@@ -68,7 +68,7 @@ ACTIONS = {
 }  # fmt: skip
 POLICIES = {
     "repeat": 2, "repeat at": 4, "go on": 2, "settle": 3, "settle through": 4, "resume": 2, "take over": 2,
-    "new client": 1, "nothing": 2,
+    "new client": 1, "overtake": 2, "settle fenced": 1, "nothing": 2,
 }  # fmt: skip
 
 ALWAYS = (
@@ -385,7 +385,7 @@ class Caller:
             return
         [policy] = self._rng.choices(list(POLICIES), self._weights)
         self.book.counts[f"policy: {policy}"] += 1
-        if view.client in self._closed and policy not in ("resume", "take over"):
+        if view.client in self._closed and policy not in ("resume", "take over", "settle fenced"):
             policy = "new client"
         if policy == "repeat" and tokens:
             self._withdraw(tokens)
@@ -406,6 +406,19 @@ class Caller:
             await self._reopen(client=self._usable(), take_over=True)
         elif policy == "new client":
             await self._new_client()
+        elif policy == "overtake":
+            await self._overtake(view)
+        elif policy == "settle fenced":
+            await self._reopen(client=self._usable(), take_over=True)
+            if view.life == self.book.life:
+                await self._try_settle(view)
+
+    async def _overtake(self, view):
+        """Brings the session to where a second chunk that is in doubt would go on, by other tokens."""
+        pending = view.session.pending
+        await self._reopen(client=self._usable(), hands_back=not pending)
+        if pending and (tokens := self._draw(len(pending[0].tokens))):
+            await self._try_step(self._view, tokens, None, reacts=False)
 
     async def _repeat_at(self, view, tokens):
         for _ in range(4):
@@ -687,7 +700,7 @@ class Caller:
         except Exception as error:  # noqa: BLE001 -- judged
             self.book.blame(f"close() raised {error!r}")
 
-    async def _reopen(self, *, client=None, take_over=False):
+    async def _reopen(self, *, client=None, take_over=False, hands_back=True):
         view = self._view
         await self._quiesce(view)
         self._look(view)
@@ -695,7 +708,7 @@ class Caller:
         if doubted:
             self.book.has_rival = True
         await self._open(client or self._usable(), take_over=take_over)
-        if self._rng.random() < 0.6:
+        if hands_back and self._rng.random() < 0.6:
             self._put_back(doubted)
 
     async def _open(self, client, *, take_over=False):
@@ -725,9 +738,9 @@ class Caller:
 
     # -- tokens -----------------------------------------------------------------------------------
 
-    def _draw(self):
+    def _draw(self, count=0):
         """Returns the next tokens to hand over, for the first time or again; b"" when all are."""
-        count = self._rng.randint(1, 3)
+        count = count or self._rng.randint(1, 3)
         known = set(self.book.history)
         known |= {token for view in self._views for chunk in view.session.pending for token in chunk.tokens}
         self._supply = [token for token in self._supply if token not in known]
