@@ -379,7 +379,10 @@ class Caller:
 
     # -- what to do after an error ---------------------------------------------------------------
 
-    async def _react(self, view, tokens):
+    async def _leave(self, view):
+        """Goes on as if nothing were pending."""
+
+    async def _react(self, view, tokens=b""):
         """Does after an error what this caller does."""
         if view is not self._view or not isinstance(tokens, bytes):
             return
@@ -409,9 +412,13 @@ class Caller:
         elif policy == "overtake":
             await self._overtake(view)
         elif policy == "settle fenced":
-            await self._reopen(client=self._usable(), take_over=True)
-            if view.life == self.book.life:
-                await self._try_settle(view)
+            await self._settle_fenced(view)
+
+    async def _settle_fenced(self, view):
+        """Takes the session over from itself."""
+        await self._reopen(client=self._usable(), take_over=True)
+        if view.life == self.book.life:
+            await self._try_settle(view)
 
     async def _overtake(self, view):
         """Brings the session to where a second chunk that is in doubt would go on, by other tokens."""
@@ -546,8 +553,11 @@ class Caller:
                 view, error, b"", was_pending=had_pending, source=tap, about_tokens=tap is None
             )
         self._account(view, error, first, tokens, tap)
-        if error is not None or rng.random() < 0.3:
-            await self._react(view, b"")
+        if error is not None and (len(view.session.pending) < 2 or rng.random() < 0.6):
+            await self._react(view)
+        elif view.session.pending and view is self._view:
+            what = rng.choice((self._overtake, self._settle_fenced, self._react, self._leave))
+            await what(view)
 
     def _account(self, view, error, first, tokens, tap):
         """Sees what became of a stream's tokens: those that were not taken are the caller's own again."""

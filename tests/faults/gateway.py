@@ -6,7 +6,6 @@ call by call; which call comes when is up to the processes.
 """
 
 import asyncio
-import contextlib
 import random
 import re
 import threading
@@ -47,7 +46,7 @@ RATES = (0.35, 0.22, 0.14)
 
 LATE_S = (0.002, 0.25)
 STILL_S = (0.001, 0.05)
-HELD_S = 0.02
+HELD_S = 0.05
 
 
 class Cut(Exception):
@@ -232,12 +231,7 @@ class _Stream:
             if what == "message cut":
                 raise Cut
             if what == "messages forwarded late":
-                held = [request]
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(HELD_S):
-                        async for following in requests:
-                            held.append(following)  # noqa: PERF401 -- kept when time is up
-                self._gateway.start(self._case, self._deliver(held))
+                await self._hold(request, requests)
                 raise Cut
             if what == "message stood still":
                 await asyncio.sleep(self._gateway.late_s(self._case, STILL_S))
@@ -272,6 +266,18 @@ class _Stream:
         down.cancel()
         down.add_done_callback(_retrieve)
         self._call.cancel()
+
+    async def _hold(self, request, requests):
+        """Holds a message back, and those behind it; they arrive, even if the client has hung up."""
+        held = [request]
+        try:
+            async with asyncio.timeout(HELD_S):
+                async for following in requests:
+                    held.append(following)  # noqa: PERF401 -- kept when time is up
+        except TimeoutError:
+            pass
+        finally:
+            self._gateway.start(self._case, self._deliver(held))
 
     async def _deliver(self, requests):
         """Delivers messages of a stream that has ended, on another one."""
