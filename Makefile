@@ -52,6 +52,7 @@ FAULTS ?= --minutes 20
 faults: $(VENV)/.dev            ## kills, pauses, cuts and fills up a deployment under load; build/faults.md
 	HOLDFAST_FAULTS=long $(BIN)/python -m pytest -q tests/faults/test_machine.py
 	$(BIN)/python -m tests.faults.gone_back
+	$(BIN)/python -m tests.faults.callers --cases 10000
 	$(BIN)/python -m tests.faults.long $(FAULTS)
 
 soak: $(VENV)/.dev              ## half load with churn for 10 minutes; what grows fails; build/soak.md

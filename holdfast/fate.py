@@ -5,6 +5,9 @@ without it, so none of them was applied. That is so unless an earlier attempt of
 without a word, and the refusal does not come from the stored session: then nobody here knows.
 """
 
+import contextlib
+from collections.abc import Iterator, Sequence
+
 from holdfast.errors import (
     ClientClosed,
     HoldfastError,
@@ -22,7 +25,7 @@ from holdfast.errors import (
     StoreRegressed,
 )
 from holdfast.ledger import Ledger
-from holdfast.pending import describe
+from holdfast.pending import PendingChunk, describe
 
 NOT_NOW = (Overloaded, StoreFull)
 """Errors worth another attempt after which it is known that this one changed nothing."""
@@ -74,6 +77,31 @@ def tell_nothing_applied(error: HoldfastError, ledger: Ledger) -> None:
     _tell_not_applied(error, ledger)
 
 
+def tell_pending(error: HoldfastError, ledger: Ledger) -> None:
+    """Has the error of a call that was refused before it began say what is pending nevertheless."""
+    pending = ledger.pending
+    if not pending or error.pending:
+        return
+    if isinstance(error, ClientClosed):
+        error.tell(
+            f"nothing was sent by this call; {describe(pending)} may have been applied: "
+            f"{_elsewhere(pending)}",
+            pending=pending,
+        )
+    else:
+        error.pending = pending
+
+
+@contextlib.contextmanager
+def telling_pending(ledger: Ledger) -> Iterator[None]:
+    """Does so with the errors of a block."""
+    try:
+        yield
+    except HoldfastError as error:
+        tell_pending(error, ledger)
+        raise
+
+
 def _is_unknowing(error: HoldfastError) -> bool:
     return isinstance(error, UNKNOWING) or type(error) is HoldfastError
 
@@ -83,17 +111,20 @@ def _tell_pending(error: HoldfastError, ledger: Ledger) -> None:
     position = pending[0].position
     what = f"{describe(pending)} may have been applied"
     if isinstance(error, ClientClosed):
-        error.tell(
-            f"{what}: open the session with another client, and its position tells; or repeat the first "
-            f"chunk there with position={position}",
-            pending=pending,
-        )
+        error.tell(f"{what}: {_elsewhere(pending)}", pending=pending)
     else:
         error.tell(
             f"{what}: call settle(), which returns the missing replies, or repeat the first chunk with "
             f"position={position}",
             pending=pending,
         )
+
+
+def _elsewhere(pending: Sequence[PendingChunk]) -> str:
+    return (
+        "open the session with another client, and its position tells; or repeat the first chunk there "
+        f"with position={pending[0].position}"
+    )
 
 
 def _tell_lost_sight(error: HoldfastError, ledger: Ledger) -> None:

@@ -5,9 +5,9 @@ It knows neither the source nor who waits for replies: both faces, asynchronous 
 """
 
 import asyncio
+import contextlib
 import itertools
 from collections import deque
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -15,7 +15,7 @@ import grpc.aio
 
 from holdfast.errors import ClientClosed, HoldfastError, ServerUnavailable, from_call, from_rpc, from_status
 from holdfast.farewell import say_farewell
-from holdfast.fate import leaves_unsure, tell_fate
+from holdfast.fate import leaves_unsure, tell_fate, telling_pending
 from holdfast.ledger import Asked, Entry, Ledger
 from holdfast.recovery import Recovery
 from holdfast.reply import StepReply
@@ -87,9 +87,10 @@ class Pump:
         Raises:
             SessionBusy, ChunkPending, ClientClosed: It is not to be had.
         """
-        self._client.lifetime.check_before_sending()
         wait_s = self._client.left_s(self._client.deadline_s(self._timeout_s))
-        await self._turn.take("a stream that has not ended", wait_s)
+        with telling_pending(self._ledger):
+            self._client.lifetime.check_before_sending()
+            await self._turn.take("a stream that has not ended", wait_s)
         self._has_turn = True
         self._ledger.check_nothing_pending()
 
@@ -137,20 +138,18 @@ class Pump:
         if self._call is not None:
             await say_farewell(self._call)
 
-    def release(self, leftover: Iterable[Any] = ()) -> None:
-        """Ends the stream at once, wherever it stands, and gives the session free.
+    def keep(self, leftover: "deque[Any]") -> None:
+        """Takes what was fetched and not taken, as far as it is tokens; nobody else has it."""
+        while leftover:
+            with contextlib.suppress(ValueError, TypeError):
+                self.take(leftover.popleft())
 
-        Args:
-            leftover: Parts that were fetched and not taken; they are taken now.
-        """
+    def release(self) -> None:
+        """Ends the stream at once, wherever it stands, and gives the session free."""
         self._hang_up()
         if self._has_turn:
             self._has_turn = False
-            try:
-                for part in leftover:
-                    self.take(part)
-            finally:
-                self._turn.release()
+            self._turn.release()
 
     # -- one call after the other ---------------------------------------------------------------
 

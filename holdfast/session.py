@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from holdfast.ack_levels import to_number
 from holdfast.errors import ClientClosed, HoldfastError
-from holdfast.fate import leaves_unsure, tell_fate, tell_nothing_applied
+from holdfast.fate import leaves_unsure, tell_fate, tell_nothing_applied, tell_pending, telling_pending
 from holdfast.ledger import Asked, Entry, Ledger
 from holdfast.options import MAX_POSITION, Outputs, whole_number
 from holdfast.pending import PendingChunk, Tokens
@@ -135,9 +135,10 @@ class AsyncSession:
             wanted = normalise(tokens)
             if position is not None:
                 position = whole_number("position", position, at_least=0, at_most=MAX_POSITION)
-        self._client.lifetime.check_before_sending()
         deadline_s = self._client.deadline_s(timeout_s)
-        await self._turn.take("a step", self._client.left_s(deadline_s))
+        with telling_pending(self._ledger):
+            self._client.lifetime.check_before_sending()
+            await self._turn.take("a step", self._client.left_s(deadline_s))
         try:
             return await self._step(wanted, position, asked, deadline_s)
         finally:
@@ -152,9 +153,10 @@ class AsyncSession:
         Raises:
             HoldfastError: As in `step`. Call it again: replies that had come are not lost.
         """
-        self._client.lifetime.check_before_sending()
         deadline_s = self._client.deadline_s(timeout_s)
-        await self._turn.take("a settlement", self._client.left_s(deadline_s))
+        with telling_pending(self._ledger):
+            self._client.lifetime.check_before_sending()
+            await self._turn.take("a settlement", self._client.left_s(deadline_s))
         try:
             entries = list(self._ledger.entries)
             for entry in entries:
@@ -261,11 +263,9 @@ class AsyncSession:
             await pump.finish()
         finally:
             try:
-                left = await source.leave()
-                if left is not None:
-                    self._keep(left, pump)
-            finally:
-                pump.release()
+                await source.leave()
+            finally:  # also when it is cancelled in this, once more
+                self._end(source, pump)
 
     def check_nothing_pending(self) -> None:
         """Makes sure that every chunk has its reply.
@@ -274,6 +274,10 @@ class AsyncSession:
             ChunkPending: One has none.
         """
         self._ledger.check_nothing_pending()
+
+    def tell_pending(self, error: HoldfastError) -> None:
+        """Has an error say what is pending, unless it does."""
+        tell_pending(error, self._ledger)
 
     def leave(self, replies: AsyncGenerator[StepReply, None]) -> None:
         """Breaks a stream off, without waiting until that is done."""
@@ -373,6 +377,14 @@ class AsyncSession:
         level = self._client.ack_level if ack_level is None else ack_level
         return Asked(selection(top_k, token_log_prob, outputs, state), to_number(level))
 
+    def _end(self, source: Source, pump: Pump) -> None:
+        """Ends a stream; what its source has given, or is about to give, stays with the session."""
+        try:
+            if source.uncollected is not None:
+                self._keep(source.uncollected, pump)
+        finally:
+            pump.release()
+
     def _keep(self, fetch: "asyncio.Future[Any]", pump: Pump) -> None:
         """Takes what a fetch has brought, or will bring, after its stream was left: nobody else has it."""
         if fetch.done():
@@ -384,18 +396,21 @@ class AsyncSession:
 
     def _keep_late(self, fetch: "asyncio.Future[Any]", pump: Pump) -> None:
         part = _brought(fetch)
-        if part is not END and not self._client.lifetime.is_over:
+        if part is not END:
             task = asyncio.create_task(self._take_late(part, pump))
             self._late.add(task)
             task.add_done_callback(self._late.discard)
 
     async def _take_late(self, part: Any, pump: Pump) -> None:
-        with contextlib.suppress(ClientClosed):  # nobody can send it any more
+        try:
             await self._turn.take("a part that a source has brought late", None)
-            try:
-                pump.take(part)
-            finally:
-                self._turn.release()
+        except ClientClosed:  # nobody can send it any more; `pending` says so
+            pump.take(part)
+            return
+        try:
+            pump.take(part)
+        finally:
+            self._turn.release()
 
 
 async def _next_reply(pump: Pump, source: Source) -> StepReply | None:

@@ -24,14 +24,18 @@ class Source(Protocol):
 
     is_empty: bool
 
+    @property
+    def uncollected(self) -> "asyncio.Future[Any] | None":
+        """The fetch that was begun and not collected."""
+
     def fetch(self) -> "asyncio.Future[Any]":
         """Begins to fetch the next part, unless that is under way; END comes after the last one."""
 
     def collect(self) -> Any:
         """Returns what a fetch that is done has brought; raises what the source raised."""
 
-    async def leave(self) -> "asyncio.Future[Any] | None":
-        """Gives up the source; returns the fetch that was begun and not collected."""
+    async def leave(self) -> None:
+        """Gives up the source; what is `uncollected` then has been, or is being, taken out of it."""
 
 
 def check_options(chunk: int, max_in_flight: int | None) -> None:
@@ -76,6 +80,10 @@ class SequenceSource:
         self._next: asyncio.Future[Any] | None = None
         self.is_empty = False
 
+    @property
+    def uncollected(self) -> None:
+        """See `Source`; the rest of the sequence is still the caller's."""
+
     def fetch(self) -> "asyncio.Future[Any]":
         """See `Source`."""
         self._next = asyncio.get_running_loop().create_future()
@@ -90,7 +98,7 @@ class SequenceSource:
         return part
 
     async def leave(self) -> None:
-        """See `Source`; the rest of the sequence is still the caller's."""
+        """See `Source`."""
 
 
 class AsyncSource:
@@ -100,6 +108,11 @@ class AsyncSource:
         self._parts = aiter(parts)
         self._fetch: asyncio.Task[Any] | None = None
         self.is_empty = False
+
+    @property
+    def uncollected(self) -> "asyncio.Future[Any] | None":
+        """See `Source`."""
+        return self._fetch
 
     def fetch(self) -> "asyncio.Future[Any]":
         """See `Source`."""
@@ -115,12 +128,11 @@ class AsyncSource:
         self.is_empty = part is END
         return part
 
-    async def leave(self) -> "asyncio.Future[Any] | None":
+    async def leave(self) -> None:
         """See `Source`; a fetch that does not give up is left to itself."""
         if self._fetch is not None and not self._fetch.done():
             self._fetch.cancel()
             await asyncio.wait((self._fetch,), timeout=CANCEL_S)
-        return self._fetch
 
     async def _next(self) -> Any:
         return await anext(self._parts, END)

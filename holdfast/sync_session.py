@@ -3,11 +3,12 @@
 import functools
 import itertools
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, Generator
-from typing import Any, Self
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Generator
+from typing import Any, Self, TypeVar
 
 from numpy.typing import NDArray
 
+from holdfast.errors import HoldfastError
 from holdfast.pending import PendingChunk
 from holdfast.pump import Pump
 from holdfast.reply import StepReply
@@ -15,6 +16,8 @@ from holdfast.runner import Runner
 from holdfast.session import AsyncSession
 from holdfast.sources import parts_of
 from holdfast.tokens import Pieces, TokenSource
+
+Result = TypeVar("Result")
 
 
 class Session:
@@ -71,11 +74,11 @@ class Session:
     def step(self, tokens: TokenSource, *, position: int | None = None, **options: Any) -> StepReply:
         """Applies one chunk and returns its reply; see `AsyncSession.step`."""
         step = self._session.step(tokens, position=position, **options)
-        return self._runner.run(step, lambda reply: self._session.take_back([reply]))
+        return self._run(step, lambda reply: self._session.take_back([reply]))
 
     def settle(self, timeout_s: float | None = None) -> list[StepReply]:
         """Has every pending chunk applied and returns their replies; see `AsyncSession.settle`."""
-        return self._runner.run(self._session.settle(timeout_s), self._session.take_back)
+        return self._run(self._session.settle(timeout_s), self._session.take_back)
 
     def stream(
         self, tokens: Pieces, *, chunk: int = 1, max_in_flight: int | None = None, **options: Any
@@ -98,6 +101,14 @@ class Session:
         """Ends the session in the store and forgets its state."""
         self._runner.run(self._session.close())
 
+    def _run(self, coroutine: Coroutine[Any, Any, Result], take_back: Callable[[Result], None]) -> Result:
+        """Runs a call; its error says what is pending, also where a closed client refuses it."""
+        try:
+            return self._runner.run(coroutine, take_back)
+        except HoldfastError as error:
+            self._session.tell_pending(error)
+            raise
+
     # -- streams ----------------------------------------------------------------------------------
 
     def _drive(self, pump: Pump, tokens: Pieces, chunk: int) -> Generator[StepReply, None, None]:
@@ -116,15 +127,20 @@ class Session:
                     break
                 yield self._runner.run(pump.exchange(fetched), self._take_back)
             self._runner.run(pump.finish())
+        except HoldfastError as error:
+            pump.keep(fetched)
+            self._session.tell_pending(error)
+            raise
         finally:
-            self._runner.post(functools.partial(pump.release, fetched))
+            pump.keep(fetched)  # here, since the event loop may be closed by now; the turn is this stream's
+            self._runner.post(pump.release)
 
     def _read(
         self, pump: Pump, replies: AsyncGenerator[StepReply, None]
     ) -> Generator[StepReply, None, None]:
         """Yields the replies to what an asynchronous source gives, on the event loop."""
         try:
-            while (reply := self._runner.run(_next(replies), self._take_back)) is not None:
+            while (reply := self._run(_next(replies), self._take_back)) is not None:
                 yield reply
         finally:
             self._runner.post(functools.partial(self._session.leave, replies))

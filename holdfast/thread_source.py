@@ -2,7 +2,7 @@
 
 Not in the event loop's executor, whose threads the interpreter waits for when it exits: a source that waits
 for a microphone or a broker would hold that up. The thread is a daemon, and asks the iterator for a part
-only when one is wanted.
+only when one is wanted: never after its stream was left.
 """
 
 import asyncio
@@ -27,7 +27,15 @@ class ThreadSource:
         self._wanted: queue.SimpleQueue[asyncio.Future[Any] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._fetch: asyncio.Future[Any] | None = None
+        self._lock = threading.Lock()
+        self._is_left = False
+        self._asked: asyncio.Future[Any] | None = None  # the fetch for which the iterator was asked last
         self.is_empty = False
+
+    @property
+    def uncollected(self) -> "asyncio.Future[Any] | None":
+        """See `holdfast.sources.Source`."""
+        return self._fetch
 
     def fetch(self) -> "asyncio.Future[Any]":
         """Has the thread ask for the next part, unless that is under way."""
@@ -47,15 +55,22 @@ class ThreadSource:
         self.is_empty = part is END
         return part
 
-    async def leave(self) -> "asyncio.Future[Any] | None":
-        """Ends the thread once the iterator lets go of it; returns the fetch that was not collected."""
+    async def leave(self) -> None:
+        """Ends the thread once the iterator lets go of it; what it has not been asked for stays there."""
+        with self._lock:
+            self._is_left = True
+            if self._asked is not self._fetch:
+                self._fetch = None
         self._wanted.put(None)
         if self._fetch is not None and not self._fetch.done():
             await asyncio.wait((self._fetch,), timeout=LEAVE_S)
-        return self._fetch
 
     def _serve(self) -> None:
         while (fetch := self._wanted.get()) is not None:
+            with self._lock:
+                if self._is_left:
+                    return
+                self._asked = fetch
             part, error = END, None
             try:
                 part = next(self._parts, END)

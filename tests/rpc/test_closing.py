@@ -216,7 +216,8 @@ async def test_closing_ends_what_other_tasks_do(async_client, server):
     async with asyncio.timeout(PROMPT_S):
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [ClientClosed] * 4
-    assert [len(outcome.pending) for outcome in outcomes] == [1, 1, 1, 0]
+    assert [outcome.pending for outcome in outcomes] == [((0, b"x"),)] * 4
+    assert "nothing was sent by this call" in str(outcomes[3])
 
 
 async def test_a_cancellation_stays_one_while_the_client_is_closed(async_client, server):
@@ -251,6 +252,44 @@ def test_a_stream_that_is_closed_after_its_client_is_quiet(client, session):
     next(stream)
     client.close()
     stream.close()
+
+
+def test_a_stream_whose_client_is_closed_says_what_was_under_way(client, session):
+    stream = session.stream(b"abcdef", max_in_flight=4)
+    assert [next(stream).position for _ in range(2)] == [1, 2]
+    client.close()
+    with pytest.raises(ClientClosed, match="4 chunks of 4 tokens from position 2 on may have") as caught:
+        next(stream)
+    assert caught.value.pending == session.pending == ((2, b"c"), (3, b"d"), (4, b"e"), (5, b"f"))
+
+
+def test_what_an_iterator_gave_to_a_stream_whose_client_is_closed_is_pending(client, session):
+    given = []
+
+    def source():
+        for token in (b"a", b"b", b"c", b"d"):
+            if token == b"c":
+                client.close()
+            given.append(token)
+            yield token
+
+    with pytest.raises(ClientClosed) as caught:
+        list(session.stream(source(), max_in_flight=3))
+    assert caught.value.pending == session.pending == ((1, b"b"), (2, b"c"), (3, b"d"))
+    assert given == [b"a", b"b", b"c", b"d"]
+
+
+async def test_a_closed_client_says_what_was_pending_before(async_client, server):
+    session = await async_client.session("s", model="m")
+    server.script.append(SILENT)
+    with pytest.raises(HoldfastError):
+        await session.step(b"ab", timeout_s=0.2)
+    await async_client.close()
+    for call in (session.step(b"cd"), session.settle(), anext(session.stream(b"cd"))):
+        with pytest.raises(ClientClosed, match="repeat the first chunk there with position=0") as caught:
+            await call
+        assert caught.value.pending == session.pending == ((0, b"ab"),)
+        assert "nothing was sent" in str(caught.value)
 
 
 # -- the wrong place -----------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """A chunk whose fate is unknown: repeated, settled, gone on after, cancelled; never lost, never doubled."""
 
 import asyncio
+import contextlib
+import threading
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import pytest
 import holdfast
 from holdfast.errors import (
     ChunkPending,
+    ClientClosed,
     DeadlinePassed,
     HistoryConflict,
     HoldfastError,
@@ -23,6 +26,7 @@ from holdfast.errors import (
     SessionLost,
     StoreRegressed,
 )
+from holdfast.thread_source import ThreadSource
 from service import errors as refusals
 from tests.scripted_server import DOWN, LOST, SILENT, STUCK, ScriptedServer
 from tests.waiting import wait_for
@@ -536,3 +540,89 @@ def test_leaving_a_session_without_asyncio_says_so_too(server, session):
     session.settle()
     with session:
         wait_for(lambda: server.applied() == b"abcd")
+
+
+# -- what a source gives -------------------------------------------------------------------------------
+
+
+class Pieces:
+    """An iterator that knows how often it was asked."""
+
+    def __init__(self):
+        self.asked = 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.asked += 1
+        return b"ab"
+
+
+async def test_an_iterator_is_not_asked_after_its_stream_was_left(async_session):
+    """A caller may take it up again itself: nobody else takes from it, and its order stays."""
+    left_alone = []
+    for _ in range(300):
+        pieces = Pieces()
+        source = ThreadSource(iter(pieces))
+        source.fetch()
+        await source.leave()
+        if source.uncollected is None:
+            left_alone.append(pieces)
+        else:
+            await source.uncollected
+            assert pieces.asked == 1
+    await asyncio.sleep(0.1)
+    assert [pieces.asked for pieces in left_alone] == [0] * len(left_alone)
+
+
+async def test_what_an_asynchronous_source_gives_after_two_cancellations_is_pending(server, async_session):
+    session, asked = async_session, asyncio.Event()
+
+    async def stubborn():
+        asked.set()
+        for _ in range(3):
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.1)
+        yield b"ab"
+
+    reading = asyncio.create_task(anext(session.stream(stubborn())))
+    await asked.wait()
+    for _ in range(2):
+        reading.cancel()
+        await asyncio.sleep(0.01)
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    await asyncio.to_thread(wait_for, lambda: session.pending)
+    await session.settle()
+    assert server.applied() == b"ab"
+
+
+async def test_what_a_source_gives_after_its_client_was_closed_is_pending(server):
+    given, go = threading.Event(), threading.Event()
+
+    def source():
+        given.set()
+        go.wait(10)
+        yield b"ab"
+
+    client = holdfast.AsyncClient(server.address, retry=QUICK, timeout_s=10)
+    session = await client.session("s", model="m")
+    reading = asyncio.create_task(anext(session.stream(source())))
+    await asyncio.to_thread(given.wait, 10)
+    await client.close()
+    with pytest.raises(ClientClosed):
+        await reading
+    go.set()
+    await asyncio.to_thread(wait_for, lambda: session.pending)
+    assert session.pending == ((0, b"a"), (1, b"b"))
+
+
+def test_what_was_fetched_behind_two_parts_that_are_no_tokens_is_pending(server, session):
+    stream = session.stream(iter([b"a", b"b", object(), object(), b"c"]), max_in_flight=8)
+    next(stream)
+    with pytest.raises(TypeError):
+        next(stream)
+    assert session.pending == ((1, b"b"), (2, b"c"))
+    session.settle()
+    assert server.applied() == b"abc"
