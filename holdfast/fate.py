@@ -122,8 +122,8 @@ def _tell_pending(error: HoldfastError, ledger: Ledger) -> None:
 
 def _elsewhere(pending: Sequence[PendingChunk]) -> str:
     return (
-        "open the session with another client, and its position tells; or repeat the first chunk there "
-        f"with position={pending[0].position}"
+        "open the session with another client and take_over=True, after which nothing of this client arrives "
+        f"any more; its position tells, or repeat the first chunk there with position={pending[0].position}"
     )
 
 
@@ -131,7 +131,8 @@ def _tell_lost_sight(error: HoldfastError, ledger: Ledger) -> None:
     pending = ledger.pending
     error.tell(
         f"{describe(pending)} may or may not have been applied before this refusal: open the session again "
-        "with client.session() and compare its position",
+        "by client.session(..., take_over=True), after which nothing sent before arrives, and compare its "
+        "position",
         pending=pending,
     )
 
