@@ -122,8 +122,8 @@ def _tell_pending(error: HoldfastError, ledger: Ledger) -> None:
 
 def _elsewhere(pending: Sequence[PendingChunk]) -> str:
     return (
-        "open the session with another client and take_over=True, after which nothing of this client arrives "
-        f"any more; its position tells, or repeat the first chunk there with position={pending[0].position}"
+        "open the session with another client and take_over=True, after which nothing sent by this one "
+        f"arrives; its position tells, or repeat the first chunk there with position={pending[0].position}"
     )
 
 
