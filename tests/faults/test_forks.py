@@ -36,7 +36,17 @@ def server(tmp_path_factory):
 def test_a_fork_neither_hangs_nor_crashes(server, scene, support):
     environment = {**os.environ, **({"GRPC_ENABLE_FORK_SUPPORT": support} if support else {})}
     done = subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", "-m", "tests.processes.forks", scene, server.address],
+        [
+            sys.executable,
+            "-X",
+            "faulthandler",
+            "-W",
+            "error",
+            "-m",
+            "tests.processes.forks",
+            scene,
+            server.address,
+        ],
         capture_output=True,
         text=True,
         timeout=150,

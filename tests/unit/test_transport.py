@@ -15,6 +15,7 @@ from holdfast.connection import SUSPECT_AFTER_S
 from holdfast.errors import ClientClosed, HoldfastError, ServerUnavailable, WrongEventLoop
 from holdfast.targets import is_local
 from holdfast.transport import Transport
+from holdfast.v1 import holdfast_pb2 as pb
 
 
 @pytest.mark.parametrize(
@@ -249,3 +250,14 @@ async def test_nothing_of_grpc_outlives_the_end_of_a_client_whose_errors_are_kep
 def grpc_objects():
     kinds = (grpc.aio.Channel, grpc.aio.Call)
     return {id(thing) for thing in gc.get_objects() if issubclass(type(thing), kinds)}
+
+
+async def test_a_write_that_waits_for_its_call_to_begin_ends_when_that_is_cut_off(silent_server):
+    client = holdfast.AsyncClient(silent_server)
+    stream = client.next_stub().StreamSteps(metadata=())
+    write = asyncio.create_task(stream.write(pb.StreamStepsRequest()))
+    await asyncio.sleep(0)
+    await client.close()
+    with pytest.raises(ClientClosed):
+        await asyncio.wait_for(write, 2)
+    assert write.cancelling() == 0
