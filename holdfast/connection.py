@@ -254,6 +254,7 @@ class Stream:
         self.connection = connection
         self._call = call
         self._waiting: set[asyncio.Task[Any]] = set()
+        self._woken: set[asyncio.Task[Any]] = set()
         self.since_s = time.monotonic()
 
     async def write(self, request: Any) -> None:
@@ -296,6 +297,7 @@ class Stream:
         was cut off before.
         """
         self._call = None
+        self._woken |= self._waiting
         for task in self._waiting:
             task.cancel()
 
@@ -312,11 +314,12 @@ class Stream:
         try:
             return await doing
         except BaseException as error:  # noqa: BLE001 -- raised again, without gRPC's frames
-            if self._call is None and isinstance(error, asyncio.CancelledError):
-                task.uncancel()  # of `let_go`
+            if task in self._woken:
+                task.uncancel()
             failure = self.connection.explained(error)
         finally:
             self._waiting.discard(task)
+            self._woken.discard(task)
             del doing
         try:
             raise failure

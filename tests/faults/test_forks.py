@@ -14,7 +14,7 @@ from service.demo.processes import ServerProcess
 
 SCENES = [
     "closed", "closed_async", "pool", "grandchild", "inherited", "inherited_async", "busy", "idle_async",
-    "collected", "exits",
+    "held_up", "collected", "exits",
 ]  # fmt: skip
 
 OTHER_SUPPORT = list(itertools.product(["closed", "inherited", "busy", "exits"], ["0", "1"]))

@@ -236,6 +236,32 @@ def idle_async(address):
     asyncio.run(parent())
 
 
+def held_up(address):
+    """A loop that is held up cannot let go: the child says so, frees nothing, and ends as it should."""
+    holder = []
+    begun = threading.Event()
+
+    async def use_and_hold_up():
+        holder.append(holdfast.AsyncClient(address, timeout_s=10))
+        await holder[0].models()
+        begun.set()
+        time.sleep(3)  # noqa: ASYNC251 -- as an iterator of a user may
+        assert await holder[0].models()
+        await holder[0].close()
+
+    thread = threading.Thread(target=lambda: asyncio.run(use_and_hold_up()))
+    thread.start()
+    begun.wait()
+
+    def child():
+        refused(lambda: holdfast.Client(address))
+        holder.clear()
+        gc.collect()
+
+    in_child(child)
+    thread.join()
+
+
 def collected(address):
     """What is inherited may be dropped and collected in a child."""
     holder = [holdfast.Client(address, timeout_s=10)]
