@@ -29,6 +29,7 @@ SEE_OUT_S = 1.0
 """For calls that were cut off to end; it takes a moment."""
 
 FORK_POLL_S = 0.005
+"""So often a call looks whether a fork is over."""
 
 _METHODS = pb.DESCRIPTOR.services_by_name["StreamingInferenceService"].methods
 _UNARY = {method.name for method in _METHODS if not method.client_streaming}
@@ -110,6 +111,11 @@ class Connection:
             return functools.partial(self.current().stream, rpc)
         raise AttributeError(rpc)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it has a channel."""
+        return self._channel is not None
+
     def current(self) -> "Connection":
         """Returns itself, or what has taken its place."""
         connection = self
@@ -136,8 +142,8 @@ class Connection:
                 await self._idle.wait()
         await self.close()
 
-    async def close(self) -> None:
-        """Ends the calls, and lets go of the channel and of them."""
+    async def close(self) -> bool:
+        """Ends the calls, and lets go of the channel and of them; returns whether there were any."""
         channel, self._channel, self._stub = self._channel, None, None
         was_busy = self._under_way > 0
         if channel is not None:
@@ -147,6 +153,7 @@ class Connection:
         del channel
         if was_busy and not self.home.is_loop_gone:
             await _see_calls_out()
+        return was_busy
 
     def cut(self) -> bool:
         """Ends the calls and lets go of the channel, without waiting; returns whether there were any."""
@@ -246,6 +253,8 @@ class Stream:
     def __init__(self, connection: Connection, call: Any) -> None:
         self.connection = connection
         self._call = call
+        self._waiting: set[asyncio.Task[Any]] = set()
+        self._woken: set[asyncio.Task[Any]] = set()
         self.since_s = time.monotonic()
 
     async def write(self, request: Any) -> None:
@@ -282,8 +291,15 @@ class Stream:
             self._call.cancel()
 
     def let_go(self) -> None:
-        """Forgets the call, which has ended."""
+        """Forgets the call, which was cut off.
+
+        Who waits for it is woken up: a write that waits for a call to begin is not told by grpc.aio that it
+        was cut off before.
+        """
         self._call = None
+        self._woken |= self._waiting
+        for task in self._waiting:
+            task.cancel()
 
     def _usable(self) -> Any:
         if self._call is None:
@@ -292,11 +308,18 @@ class Stream:
         return self._call
 
     async def _do(self, doing: Awaitable[Any]) -> Any:
+        task = asyncio.current_task()
+        assert task is not None, "bug: nothing is awaited outside a task"
+        self._waiting.add(task)
         try:
             return await doing
         except BaseException as error:  # noqa: BLE001 -- raised again, without gRPC's frames
+            if task in self._woken:
+                task.uncancel()
             failure = self.connection.explained(error)
         finally:
+            self._waiting.discard(task)
+            self._woken.discard(task)
             del doing
         try:
             raise failure

@@ -15,8 +15,10 @@ the child: that would wait for the thread that is not there. It keeps it until i
 """
 
 import ctypes
+import math
 import os
 import threading
+import time
 import weakref
 from collections.abc import Iterable
 from concurrent.futures import Future, wait
@@ -39,6 +41,11 @@ _TASKS = Path("/proc/self/task")
 LET_GO_S = 1.0
 """Longest that a fork waits for clients to let go of gRPC."""
 
+SETTLE_S = 0.3
+"""After clients have let go, so long a fork waits for the threads of the core to end; they hold locks."""
+
+POLL_S = 0.002
+
 
 class Inheritance(Protocol):
     """What a child must not free."""
@@ -55,6 +62,7 @@ _generation = 0
 _ran_at_fork = False
 _runs_now = False
 _is_forking = False
+_released_s = -math.inf
 
 
 def generation() -> int:
@@ -106,7 +114,17 @@ def is_grpc_running() -> bool:
     """Returns whether gRPC has something in this process that a fork would break."""
     if any(thread.name.endswith(_POLLER) for thread in threading.enumerate()):
         return True
-    return not _core_survives_forks() and any(name.startswith(_CORE_THREADS) for name in _thread_names())
+    return not _core_survives_forks() and _has_core_threads()
+
+
+def note_release() -> None:
+    """Notes that a client has let go of gRPC, whose threads take a moment to end."""
+    global _released_s
+    _released_s = time.monotonic()
+
+
+def _has_core_threads() -> bool:
+    return any(name.startswith(_CORE_THREADS) for name in _thread_names())
 
 
 def _core_survives_forks() -> bool:
@@ -128,6 +146,8 @@ def _before_fork() -> None:
     global _runs_now, _is_forking
     _is_forking = True
     wait([done for owner in list(_owners) if (done := owner.let_go()) is not None], LET_GO_S)
+    while time.monotonic() < _released_s + SETTLE_S and _has_core_threads():
+        time.sleep(POLL_S)
     _runs_now = is_grpc_running()
 
 

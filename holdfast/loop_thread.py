@@ -125,8 +125,7 @@ class _Loop:
             self._begin(coroutine, future)
             return future.result()
         except BaseException:
-            if not future.done():
-                self._cancel(future)
+            if self._cancel(future):
                 wait([future], INTERRUPT_S)  # what the caller does next finds it ended
             raise
         finally:
@@ -186,10 +185,13 @@ class _Loop:
             return  # it waits, and ends with the process
         raise ClientClosed("the client is closed")
 
-    def _cancel(self, future: Future[Any]) -> None:
+    def _cancel(self, future: Future[Any]) -> bool:
+        """Cancels a call that runs; returns whether there is one."""
         with self._lock:
-            if future in self._calls and not self._is_ending:
+            runs = future in self._calls and not future.done() and not self._is_ending
+            if runs:
                 self._loop.call_soon_threadsafe(self._cancel_here, future)
+            return runs
 
     def _is_here(self) -> bool:
         return threading.current_thread() is self._thread

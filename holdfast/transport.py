@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import gc
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
@@ -10,7 +11,7 @@ import grpc
 import grpc.aio
 
 from holdfast import forks
-from holdfast.connection import Connection, Home, Stream
+from holdfast.connection import FORK_POLL_S, Connection, Home, Stream
 from holdfast.targets import Options, is_local, to_target
 from holdfast.tls import Files, Tls, channel_credentials, read_files
 
@@ -24,6 +25,9 @@ takes less says so as it ends the connection; gRPC then pings half as often, unt
 
 PING_TIMEOUT_S = 5.0
 """For the answer to a ping; then the connection is dead, and all calls over it end."""
+
+LET_GO_S = 0.5
+"""For callers to forget calls that were cut off for a fork; others may keep gRPC running."""
 
 SETTLE_S = 0.05
 """For gRPC to end calls that were cut off, in threads of its own."""
@@ -149,6 +153,7 @@ class Transport:
         if not self._home.is_loop_gone:
             self._home.check()
         self._home.is_closed = True
+        forks.note_release()
         retiring = dict(self._retiring)
         if not self._home.is_loop_gone:
             for task in retiring:
@@ -157,25 +162,38 @@ class Transport:
         for connection in (*self._connections, *retiring.values()):
             await connection.close()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it has a channel in this process."""
+        own = (*self._connections, *self._retiring.values())
+        return not self.is_inherited and any(connection.is_open for connection in own)
+
     def let_go(self) -> "Future[None] | None":
         """Closes the connections for the moment of a fork; the next calls open them again.
 
         Returns:
             When that is done; None if it is.
         """
-        if self.is_inherited:
+        if not self.is_open:
             return None
+        forks.note_release()
         loop = self._home.loop
         if loop is not None and loop.is_running() and not _is_here(loop):
-            return asyncio.run_coroutine_threadsafe(self._close_all(), loop)
+            return asyncio.run_coroutine_threadsafe(self._let_go(), loop)
         has_calls = [connection.cut() for connection in (*self._connections, *self._retiring.values())]
         if any(has_calls):
             time.sleep(SETTLE_S)  # their loop is held up by the fork; gRPC at least has ended them
         return None
 
-    async def _close_all(self) -> None:
-        for connection in (*self._connections, *self._retiring.values()):
-            await connection.close()
+    async def _let_go(self) -> None:
+        had_calls = any([await one.close() for one in (*self._connections, *self._retiring.values())])
+        until_s = time.monotonic() + LET_GO_S
+        # those who waited for the calls have yet to hear of their end and to forget them
+        if had_calls:
+            await asyncio.sleep(FORK_POLL_S)
+            gc.collect()
+        while had_calls and forks.is_grpc_running() and time.monotonic() < until_s:  # noqa: ASYNC110
+            await asyncio.sleep(FORK_POLL_S)
 
     def inherited(self) -> Iterable[object]:
         """Returns what a child must not free."""

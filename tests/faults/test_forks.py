@@ -14,7 +14,7 @@ from service.demo.processes import ServerProcess
 
 SCENES = [
     "closed", "closed_async", "pool", "grandchild", "inherited", "inherited_async", "busy", "idle_async",
-    "collected", "exits",
+    "held_up", "collected", "exits",
 ]  # fmt: skip
 
 OTHER_SUPPORT = list(itertools.product(["closed", "inherited", "busy", "exits"], ["0", "1"]))
@@ -36,7 +36,17 @@ def server(tmp_path_factory):
 def test_a_fork_neither_hangs_nor_crashes(server, scene, support):
     environment = {**os.environ, **({"GRPC_ENABLE_FORK_SUPPORT": support} if support else {})}
     done = subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", "-m", "tests.processes.forks", scene, server.address],
+        [
+            sys.executable,
+            "-X",
+            "faulthandler",
+            "-W",
+            "error",
+            "-m",
+            "tests.processes.forks",
+            scene,
+            server.address,
+        ],
         capture_output=True,
         text=True,
         timeout=150,

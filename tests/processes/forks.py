@@ -4,6 +4,7 @@ A scene that goes well ends with 0 and says nothing; what hangs is ended by an a
 """
 
 import asyncio
+import contextlib
 import gc
 import multiprocessing
 import os
@@ -31,7 +32,8 @@ def in_child(work):
             sys.excepthook(*sys.exc_info())
             os._exit(1)
         os._exit(0)
-    assert os.waitpid(pid, 0)[1] == 0
+    status = os.waitpid(pid, 0)[1]
+    assert status == 0, f"status {status}"
 
 
 def refused(work):
@@ -157,7 +159,6 @@ def inherited_async(address):
     """The same for a client of asyncio, forked off inside its loop."""
 
     async def parent():
-        asyncio.get_running_loop().slow_callback_duration = CHILD_S  # it waits for the child
         async with holdfast.AsyncClient(address, timeout_s=10) as client:
             session = await client.session(model=MODEL)
             stream = session.stream("a" * 99)
@@ -185,7 +186,13 @@ def inherited_async(address):
 
 
 def busy(address):
-    """Threads that step and stream all the while lose nothing by forks, and the children can begin anew."""
+    """Threads that step and stream meanwhile lose nothing; children begin anew, or are refused."""
+    stop, positions = threading.Event(), {}
+
+    def begin():
+        with contextlib.suppress(ClientForked):
+            use(address)
+
     stop, positions = threading.Event(), {}
     with holdfast.Client(address, timeout_s=20) as client:
 
@@ -207,7 +214,7 @@ def busy(address):
             thread.start()
         for _ in range(FORKS):
             time.sleep(0.05)
-            in_child(lambda: use(address))
+            in_child(begin)
         before = dict(positions)
         time.sleep(0.5)
         stop.set()
@@ -220,7 +227,6 @@ def idle_async(address):
     """A client of asyncio that has no call under way lets go of gRPC when its own loop forks."""
 
     async def parent():
-        asyncio.get_running_loop().slow_callback_duration = CHILD_S  # it waits for the child
         async with holdfast.AsyncClient(address, timeout_s=10) as client:
             session = await client.session(model=MODEL)
             for position in range(1, 6):
@@ -228,6 +234,32 @@ def idle_async(address):
                 assert (await session.step("a")).position == position
 
     asyncio.run(parent())
+
+
+def held_up(address):
+    """A loop that is held up cannot let go: the child says so, frees nothing, and ends as it should."""
+    holder = []
+    begun = threading.Event()
+
+    async def use_and_hold_up():
+        holder.append(holdfast.AsyncClient(address, timeout_s=10))
+        await holder[0].models()
+        begun.set()
+        time.sleep(3)  # noqa: ASYNC251 -- as an iterator of a user may
+        assert await holder[0].models()
+        await holder[0].close()
+
+    thread = threading.Thread(target=lambda: asyncio.run(use_and_hold_up()))
+    thread.start()
+    begun.wait()
+
+    def child():
+        refused(lambda: holdfast.Client(address))
+        holder.clear()
+        gc.collect()
+
+    in_child(child)
+    thread.join()
 
 
 def collected(address):

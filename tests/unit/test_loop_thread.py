@@ -116,8 +116,10 @@ def test_closing_ends_calls_of_other_threads_and_lets_them_clean_up():
     assert cleaned.is_set()
     assert not thread._loop._thread.is_alive()
     assert thread._loop._loop.is_closed()
+    started_s = time.monotonic()
     with pytest.raises(ClientClosed):
         thread.run(give(1))
+    assert time.monotonic() - started_s < 0.3
 
 
 def test_closing_twice_and_from_many_threads_is_as_good_as_once():

@@ -11,10 +11,11 @@ import pytest
 
 import holdfast
 from holdfast import transport
-from holdfast.connection import SUSPECT_AFTER_S
+from holdfast.connection import SUSPECT_AFTER_S, Stream
 from holdfast.errors import ClientClosed, HoldfastError, ServerUnavailable, WrongEventLoop
 from holdfast.targets import is_local
 from holdfast.transport import Transport
+from holdfast.v1 import holdfast_pb2 as pb
 
 
 @pytest.mark.parametrize(
@@ -238,10 +239,17 @@ async def test_nothing_of_grpc_outlives_the_end_of_a_client_whose_errors_are_kep
         except HoldfastError as error:
             errors.append(error)
     stub = client.next_stub()
+    nowhere = holdfast.AsyncClient("127.0.0.1:1")
+    stream = nowhere.next_stub().StreamSteps(metadata=())
+    for attempt in (stream.read, lambda: stream.write(pb.StreamStepsRequest())):
+        with pytest.raises((grpc.aio.AioRpcError, asyncio.InvalidStateError)) as caught:
+            await attempt()
+        errors.append(caught.value)
+    await nowhere.close()
     await client.close()
-    del client, call
+    del client, call, caught
     gc.collect()
-    assert len(errors) == 2
+    assert len(errors) == 4
     assert stub
     assert grpc_objects() <= before
 
@@ -249,3 +257,19 @@ async def test_nothing_of_grpc_outlives_the_end_of_a_client_whose_errors_are_kep
 def grpc_objects():
     kinds = (grpc.aio.Channel, grpc.aio.Call)
     return {id(thing) for thing in gc.get_objects() if issubclass(type(thing), kinds)}
+
+
+async def test_a_write_that_waits_for_its_call_to_begin_ends_when_that_is_cut_off(silent_server):
+    class Call:
+        async def write(self, _):
+            await asyncio.sleep(60)
+
+    own = Transport(silent_server)
+    stream = Stream(own.next_stub(), Call())
+    write = asyncio.create_task(stream.write(pb.StreamStepsRequest()))
+    await asyncio.sleep(0.05)
+    stream.let_go()
+    with pytest.raises(grpc.aio.AioRpcError, match="cut off"):
+        await asyncio.wait_for(write, 2)
+    assert write.cancelling() == 0
+    await own.close()
