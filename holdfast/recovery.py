@@ -17,6 +17,7 @@ from holdfast.errors import (
     HoldfastError,
     PositionGap,
     ServerUnavailable,
+    SessionClosed,
     SessionLost,
     StoreRegressed,
 )
@@ -66,6 +67,7 @@ class Recovery:
         self._initial_state = initial_state
         self._lives_s: float = opened.session.expires_in_s or CLOSED_KNOWN_S
         self._heard_s = time.monotonic()
+        self._nonce = 0  # of a reopening that has had no reply yet
         self.stub = stub
 
     def heard(self) -> None:
@@ -81,7 +83,7 @@ class Recovery:
         if isinstance(error, StoreRegressed) and error.expected_position is not None:
             self._check_time(error, attempt, deadline_s)
             await self._resend(error.expected_position, error, deadline_s)
-        elif isinstance(error, SessionLost) and self._can_reopen():
+        elif isinstance(error, SessionLost | SessionClosed) and self._can_reopen(error):
             self._check_time(error, attempt, deadline_s)
             await self._reopen(error, deadline_s)
         elif error.retryable:
@@ -114,28 +116,36 @@ class Recovery:
                 request = pb.StepRequest(chunk=self._ledger.to_applied(applied))
                 await self._client.call("Step", request, deadline_s=deadline_s)
 
-    def _can_reopen(self) -> bool:
+    def _can_reopen(self, error: SessionLost | SessionClosed) -> bool:
         """Whether a session that is gone was lost by the store, and can be made again.
 
+        One that is in another incarnation may be this session, made again by a call whose reply was lost.
         Not one that was resumed, whose first state is not known, or whose first tokens are no longer kept;
         and not one that was silent for so long that it may have expired, or been closed by others so long
         ago that this is forgotten.
         """
+        if isinstance(error, SessionClosed) and not self._nonce:
+            return False
         silent_s = time.monotonic() - self._heard_s
         if self._opened.resumed or silent_s >= min(self._lives_s, CLOSED_KNOWN_S):
             return False
         return self._ledger.reaches(0)
 
-    async def _reopen(self, error: SessionLost, deadline_s: float) -> None:
-        """Opens the session anew, from the state it was opened with, and sends all its tokens again."""
+    async def _reopen(self, error: SessionLost | SessionClosed, deadline_s: float) -> None:
+        """Opens the session anew, from the state it was opened with, and sends all its tokens again.
+
+        The nonce stays until a reply has come, so that a later call finds what this one may have made.
+        """
+        self._nonce = self._nonce or draw_nonce()
         session = self._opened.session
         request = pb.OpenSessionRequest(
             session_id=session.session_id,
             model=session.model,
             initial_state=self._initial_state,
-            nonce=draw_nonce(),
+            nonce=self._nonce,
         )
         opened = await self._client.call("OpenSession", request, deadline_s=deadline_s)
+        self._nonce = 0
         if opened.resumed:  # others have opened it meanwhile
             raise error
         self._ledger.incarnation = opened.session.incarnation

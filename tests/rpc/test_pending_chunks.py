@@ -446,6 +446,19 @@ def test_a_session_that_is_gone_is_opened_again_though_the_reply_is_lost(server,
     assert server.applied() == b"abcd"
 
 
+def test_a_reopening_that_ran_out_of_time_is_found_by_the_next_call(server, session):
+    """The store loses the session, and every reply to its reopening is lost until the step's time is up."""
+    session.step(b"ab")
+    del server.sessions["s"]
+    server.openings.extend([LOST] * 100)
+    with pytest.raises(HoldfastError) as caught:
+        session.step(b"cd", timeout_s=0.3)
+    assert caught.value.not_applied == ((2, b"cd"),)
+    server.openings.clear()
+    assert session.step(b"cd").position == 4
+    assert server.applied() == b"abcd"
+
+
 def test_a_session_that_others_have_opened_meanwhile_is_theirs(server, client, session):
     session.step(b"ab")
     client.session("t", model="m")
