@@ -8,6 +8,7 @@ a `Connection` or a `Stream`, which are empty once they are closed, and errors t
 import asyncio
 import contextlib
 import functools
+import math
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Iterable
@@ -98,6 +99,7 @@ class Connection:
         self.successor: Connection | None = None
         self._open_channel = open_channel
         self._opened_s = 0.0
+        self._ended_s = -math.inf
         self._channel: grpc.aio.Channel | None = None
         self._stub: Any = None
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
@@ -151,7 +153,7 @@ class Connection:
         for stream in list(self._streams):
             stream.let_go()
         del channel
-        if was_busy and not self.home.is_loop_gone:
+        if time.monotonic() < self._ended_s + SEE_OUT_S and not self.home.is_loop_gone:
             await _see_calls_out()
         return was_busy
 
@@ -224,6 +226,7 @@ class Connection:
 
     def _ended(self, _: object) -> None:
         self._under_way -= 1
+        self._ended_s = time.monotonic()
         if self._under_way == 0:
             self._idle.set()
 
