@@ -17,8 +17,7 @@ import threading
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from concurrent.futures import Future, wait
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from holdfast import forks
 from holdfast.descriptors import check_descriptors
@@ -86,6 +85,44 @@ class LoopThread:
         self._loop.close()
 
 
+class _Answer(Generic[Result]):
+    """What a call gives, for the thread that waits for it.
+
+    Not a future of `concurrent.futures`: its condition takes its lock in lines of Python, and an interrupt
+    between two of them leaves it locked for the event loop, or comes out as RuntimeError.
+    """
+
+    __slots__ = ("_error", "_is_done", "_result", "_wakes")
+
+    def __init__(self) -> None:
+        self._wakes = threading.Lock()
+        self._wakes.acquire()
+        self._is_done = False
+        self._result: Any = None
+        self._error: BaseException | None = None
+
+    def done(self) -> bool:
+        return self._is_done
+
+    def settle(self, result: object, error: BaseException | None) -> None:
+        """Gives it, once."""
+        self._result, self._error = result, error
+        self._is_done = True
+        self._wakes.release()
+
+    def wait(self, limit_s: float = -1) -> None:
+        """Waits until it is given; -1 is for ever."""
+        if not self._is_done:
+            self._wakes.acquire(timeout=limit_s)
+
+    def result(self) -> Result:
+        self.wait()
+        if self._error is not None:
+            raise self._error
+        result: Result = self._result
+        return result
+
+
 class _Loop:
     """What the thread itself refers to: not the LoopThread, which would then never be dropped."""
 
@@ -93,7 +130,7 @@ class _Loop:
         self._farewell = farewell
         self._generation = forks.generation()
         self._lock = threading.RLock()  # the collector may run a finaliser while it is held
-        self._calls: dict[Future[Any], asyncio.Task[Any] | None] = {}
+        self._calls: dict[_Answer[Any], asyncio.Task[Any] | None] = {}
         self._is_ending = False
         self._is_exiting = False
         self._loop = asyncio.new_event_loop()
@@ -120,16 +157,16 @@ class _Loop:
     # -- in threads that call -----------------------------------------------------------------
 
     def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
-        future: Future[Result] = Future()
+        answer: _Answer[Result] = _Answer()
         try:
-            self._begin(coroutine, future)
-            return future.result()
+            self._begin(coroutine, answer)
+            return answer.result()
         except BaseException:
-            if self._cancel(future):
-                wait([future], INTERRUPT_S)  # what the caller does next finds it ended
+            if self._cancel(answer):
+                answer.wait(INTERRUPT_S)  # what the caller does next finds it ended
             raise
         finally:
-            del future  # else it and the traceback of its error would keep each other
+            del answer  # else it and the traceback of its error would keep each other
 
     def clean_up(self, coroutine: Coroutine[Any, Any, object]) -> None:
         if self.is_inherited or self._is_ending:
@@ -164,7 +201,7 @@ class _Loop:
         self._thread.join(limit_s)
         self._let_callers_go()
 
-    def _begin(self, coroutine: Coroutine[Any, Any, Any], future: Future[Any]) -> None:
+    def _begin(self, coroutine: Coroutine[Any, Any, Any], answer: _Answer[Any]) -> None:
         try:
             self.check_same_process()
             if self._is_here():
@@ -174,8 +211,8 @@ class _Loop:
                 )
             with self._lock:
                 if not self._is_ending:
-                    self._calls[future] = None
-                    self._loop.call_soon_threadsafe(self._start, coroutine, future)
+                    self._calls[answer] = None
+                    self._loop.call_soon_threadsafe(self._start, coroutine, answer)
                     return
         except BaseException:
             coroutine.close()
@@ -185,12 +222,12 @@ class _Loop:
             return  # it waits, and ends with the process
         raise ClientClosed("the client is closed")
 
-    def _cancel(self, future: Future[Any]) -> bool:
+    def _cancel(self, answer: _Answer[Any]) -> bool:
         """Cancels a call that runs; returns whether there is one."""
         with self._lock:
-            runs = future in self._calls and not future.done() and not self._is_ending
+            runs = answer in self._calls and not answer.done() and not self._is_ending
             if runs:
-                self._loop.call_soon_threadsafe(self._cancel_here, future)
+                self._loop.call_soon_threadsafe(self._cancel_here, answer)
             return runs
 
     def _is_here(self) -> bool:
@@ -198,20 +235,17 @@ class _Loop:
 
     def _let_callers_go(self) -> None:
         """Ends the waiting for calls whose loop does not come to their end."""
-        for future in list(self._calls):
-            self._answer(future, error=_closed())
+        for answer in list(self._calls):
+            self._answer(answer, error=_closed())
 
     def _answer(
-        self, future: Future[Any], *, result: object = None, error: BaseException | None = None
+        self, answer: _Answer[Any], *, result: object = None, error: BaseException | None = None
     ) -> None:
         """Lets a caller go on; not at the exit, see the head of the file."""
         with self._lock:
-            if future.done() or self._is_exiting:
+            if answer.done() or self._is_exiting:
                 return
-            if error is None:
-                future.set_result(result)
-            else:
-                future.set_exception(error)
+            answer.settle(result, error)
 
     # -- in the thread of the loop ------------------------------------------------------------
 
@@ -252,29 +286,29 @@ class _Loop:
             async with asyncio.timeout(CLEAN_UP_S):
                 await self._loop.shutdown_asyncgens()
 
-    def _start(self, coroutine: Coroutine[Any, Any, Any], future: Future[Any]) -> None:
-        if future.done():  # its caller was interrupted or let go
+    def _start(self, coroutine: Coroutine[Any, Any, Any], answer: _Answer[Any]) -> None:
+        if answer.done():  # its caller was interrupted or let go
             coroutine.close()
-            self._calls.pop(future, None)
+            self._calls.pop(answer, None)
             return
         task = self._loop.create_task(coroutine)
-        self._calls[future] = task
-        task.add_done_callback(lambda task: self._settle(task, future))
+        self._calls[answer] = task
+        task.add_done_callback(lambda task: self._settle(task, answer))
         if self._is_ending:
             task.cancel()
 
-    def _cancel_here(self, future: Future[Any]) -> None:
-        task = self._calls.get(future)
+    def _cancel_here(self, answer: _Answer[Any]) -> None:
+        task = self._calls.get(answer)
         if task is not None:
             task.cancel()
 
-    def _settle(self, task: asyncio.Task[Any], future: Future[Any]) -> None:
-        self._calls.pop(future, None)
+    def _settle(self, task: asyncio.Task[Any], answer: _Answer[Any]) -> None:
+        self._calls.pop(answer, None)
         if task.cancelled():
             error: BaseException | None = _closed() if self._is_ending else asyncio.CancelledError()
         else:
             error = task.exception()
-        self._answer(future, result=None if error else task.result(), error=error)
+        self._answer(answer, result=None if error else task.result(), error=error)
 
 
 def _closed() -> ClientClosed:

@@ -43,7 +43,8 @@ class Runner:
     def __init__(self, thread: LoopThread, lifetime: Lifetime) -> None:
         self._thread = thread
         self._loop = thread.run(_loop_of(lifetime))
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()  # taken itself: a condition takes it in lines that interrupts part
+        self._changed = threading.Condition(self._lock)
         self._running_count = 0
         self._is_closed = False
 
@@ -98,7 +99,7 @@ class Runner:
             self._is_closed = True
             self._thread.close()
             return
-        with self._changed:
+        with self._lock:
             if self._is_closed:
                 return
             self._is_closed = True
@@ -108,18 +109,18 @@ class Runner:
         except BaseException:
             self._is_closed = False
             raise
-        with self._changed:
+        with self._lock:
             self._changed.wait_for(lambda: self._running_count == 0, CLOSE_S)
         self._thread.close()
 
     def _enter(self) -> None:
-        with self._changed:
+        with self._lock:
             if self._is_closed:
                 raise ClientClosed("the client is closed", code="CANCELLED").tell("nothing was sent")
             self._running_count += 1
 
     def _leave(self) -> None:
-        with self._changed:
+        with self._lock:
             self._running_count -= 1
             self._changed.notify_all()
 
@@ -138,15 +139,16 @@ class Runner:
 
     def _unwind(self, outcome: "_Outcome[Result]", take_back: Callable[[Result], None] | None) -> None:
         """Waits until a call that was cancelled is over, so that what the session says then is so."""
-        is_over = threading.Event()
+        is_over = threading.Lock()  # an Event can turn a second interrupt into RuntimeError
+        is_over.acquire()
 
         def look() -> None:
             if outcome.has_result and take_back is not None:
                 take_back(outcome.result)
-            is_over.set()
+            is_over.release()
 
         self.post(lambda: outcome.when_over(look))
-        is_over.wait(UNWIND_S)
+        is_over.acquire(timeout=UNWIND_S)
 
 
 async def _loop_of(lifetime: Lifetime) -> asyncio.AbstractEventLoop:

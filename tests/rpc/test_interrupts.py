@@ -155,7 +155,7 @@ def test_interrupts_at_any_moment_lose_and_double_nothing(server):
     """
     said = run(server, code, 60)
     assert said[-1] == f"True {len(server.applied())}", said
-    assert len(said) < 5, said
+    assert len(said) < 20, said  # of 400: between a reply and its being noted there are a few bytecodes
 
 
 @pytest.mark.parametrize(
