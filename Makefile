@@ -18,7 +18,7 @@ serve: $(VENV)/.server          ## a server with the shipped models and an embed
 	$(BIN)/holdfast serve
 
 test: $(VENV)/.dev $(VENV)/.protobuf7 $(VENV)/.node
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 check: $(VENV)/.dev $(VENV)/.protobuf7   ## format, lint, strict types, architecture, fresh stubs and settings
 	$(BIN)/ruff format --check $(SOURCES)
