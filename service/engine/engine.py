@@ -37,7 +37,7 @@ from service.engine.offer import Offer, make_offers
 from service.engine.pace import Pace
 from service.engine.quarantine import quarantine
 from service.engine.runner import Runner
-from service.engine.served import served_model
+from service.engine.served import check_named, served_model
 from service.engine.session_event import SessionEvent
 from service.engine.step_queue import StepQueue
 from service.engine.suspects import Suspects
@@ -341,10 +341,12 @@ class Engine:
     def _decide(self, block: Block, slots: NDArray[np.int64], cold: list[Work | Block]) -> list[Steps]:
         """Returns what runs, split by model; looks at the other rows one by one."""
         standing = self._hot.standing(slots)
-        runs = rules.continues(standing.stamps, block.positions, block.incarnations, block.digests)
+        runs = rules.continues(
+            standing.stamps, block.positions, block.incarnations, block.digests, block.asked.token_count
+        )
         if block.acknowledged is not None:
             is_ahead = rules.sends_ahead(standing.stamps, block.acknowledged)
-            runs &= ~is_ahead | self._hot.has_tails(slots)
+            runs &= ~is_ahead | self._hot.has_tails(slots, self._epoch_began_s())
         if np.count_nonzero(runs) < len(block):
             for place in np.flatnonzero(~runs).tolist():
                 self._decide_alone(block.work(place), int(slots[place]), cold)
@@ -385,14 +387,15 @@ class Engine:
             self._hot.discard(work.key)
             cold.append(work)
             return
-        record = self._hot.record(slot)
+        record, model = self._hot.record(slot), self._hot.model_at(slot)
         try:
             reply = rules.decide(record, work.claim)
+            assert reply is not None, "bug: a chunk that runs was held to be out of place"
+            check_named(model, work.asked.model_name, work.asked.model_version)
         except ServiceError as error:
             self._refuse(work, error)
             return
-        assert reply is not None, "bug: a chunk that runs was held to be out of place"
-        self._replay(work, record, self._hot.model_at(slot), reply, self._hot.verified_s(slot))
+        self._replay(work, record, model, reply, self._hot.verified_s(slot))
 
     def _replay(
         self, work: Work, record: Record, model: Model, reply: KeptReply, verified_s: float
@@ -497,6 +500,7 @@ class Engine:
                 assert record is not None, "bug: a session that is not stored runs"
                 assert reply is not None, "bug: a session that is held runs"
                 model = served_model(self._models, record)
+                check_named(model, work.asked.model_name, work.asked.model_version)
                 self._hot.discard(work.key)
                 self._replay(work, record, model, reply, verified_s)
                 return False

@@ -113,9 +113,13 @@ class HotSessions:
         """Whether the record, with its kept replies, was known to be in the store at that time or later."""
         return bool(self._verified_s[slot] >= since_s and self._has_tail[slot])
 
-    def has_tails(self, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Tells which sessions have their tail here."""
-        has: NDArray[np.bool_] = self._has_tail[slots]
+    def has_tails(self, slots: NDArray[np.int64], since_s: float) -> NDArray[np.bool_]:
+        """Tells which sessions have their tail here, known to be in the store at that time or later.
+
+        A store that has gone back may have come to the same stamp by chunks that were cut otherwise. The
+        state is the same then, the replies are not.
+        """
+        has: NDArray[np.bool_] = self._has_tail[slots] & (self._verified_s[slots] >= since_s)
         return has
 
     def tail(self, slot: int) -> bytes:

@@ -171,6 +171,7 @@ def continues(
     positions: NDArray[np.int64],
     incarnations: NDArray[np.int64] | None,
     digests: NDArray[np.int64] | None,
+    token_count: int,
 ) -> NDArray[np.bool_]:
     """Tells which of B chunks just run: those for which `decide` gives None.
 
@@ -179,8 +180,10 @@ def continues(
         positions: Claimed, (B,); negative is none.
         incarnations: Meant, (B,); 0 is any; None is any for all.
         digests: Meant at the position, (B,); 0 is any; None is any for all.
+        token_count: Of each chunk.
     """
-    runs: NDArray[np.bool_] = (positions == stamps[:, 1]) | (positions < 0)
+    appends = (positions < 0) & (stamps[:, 1] <= MAX_POSITION - token_count)
+    runs: NDArray[np.bool_] = (positions == stamps[:, 1]) | appends
     if incarnations is not None:
         runs &= (incarnations == 0) | (incarnations == stamps[:, 0])
     if digests is not None:

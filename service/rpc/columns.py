@@ -38,6 +38,9 @@ MAX_BLOCK_ROWS = 256
 MAX_BLOCK_STEPS = 4096
 """Bounds on what goes through the engine at once, so that a large message leaves room for others."""
 
+_FRAME_BYTES, _ROW_FRAME_BYTES = 1024, 16
+"""More than what the fields of a reply in columns take beside their payloads, and each separate row."""
+
 ROW_BYTES = 512
 """What a row takes beside its tokens, about."""
 
@@ -114,6 +117,11 @@ class ColumnsCall:
         return len(self._session_ids)
 
     @property
+    def tag(self) -> int:
+        """The caller's number, as sent."""
+        return self._columns.tag
+
+    @property
     def size_bytes(self) -> int:
         """Returns about how much memory it takes until it is answered."""
         return codec.CHUNK_BYTES + len(self._raw) + ROW_BYTES * self.row_count
@@ -181,18 +189,20 @@ class ColumnsCall:
             reached.add(outcome.ack_level)
             if outcome.replayed:
                 replayed.append(row)
-        stack = self._stack()
         result = pb.ColumnsResult(
             tag=self._columns.tag,
             replayed_rows=replayed,
             errors=errors,
             ack_level=codec.ack_number(_common(reached)),
-            model_version=stack.model_version,
-            separate_rows=stack.separate,
-        ).SerializeToString()
+        )
+        taken_bytes = result.ByteSize() + stamps.nbytes + _FRAME_BYTES + _ROW_FRAME_BYTES * self.row_count
+        stack = self._stack(MAX_REPLY_BYTES - taken_bytes)
+        result.model_version = stack.model_version
+        result.separate_rows.extend(stack.separate)
+        header = result.SerializeToString()
         for number, column in zip(_STAMP_FIELDS, stamps.T, strict=True):
-            result += codec.delimited(number, column.tobytes())
-        return codec.splice_outputs(result, stack.outputs)
+            header += codec.delimited(number, column.tobytes())
+        return codec.splice_outputs(header, stack.outputs)
 
     def _blocks(self) -> Iterator[Block]:
         """Yields the rows that are well-formed; answers the others."""
@@ -267,10 +277,10 @@ class ColumnsCall:
         if self._left_count == 0:
             self._on_done()
 
-    def _stack(self) -> "Stack":
+    def _stack(self, room_bytes: int) -> "Stack":
         answers = {row: outcome for row, outcome in self._outcomes.items() if isinstance(outcome, Answer)}
         count = self.row_count * self._asked.token_count
-        return stack_outputs(self.row_count, count, self._applied, answers)
+        return stack_outputs(self.row_count, count, self._applied, answers, room_bytes)
 
 
 def _tokens(columns: pb.Columns, limits: ColumnsLimits) -> tuple[Asked, bytes]:
@@ -418,7 +428,11 @@ class Stack(NamedTuple):
 
 
 def stack_outputs(
-    row_count: int, token_count: int, applied: Sequence[Applied], answers: Mapping[int, Answer]
+    row_count: int,
+    token_count: int,
+    applied: Sequence[Applied],
+    answers: Mapping[int, Answer],
+    room_bytes: int = MAX_REPLY_BYTES,
 ) -> Stack:
     """Joins the serialised Outputs of rows into one.
 
@@ -427,20 +441,26 @@ def stack_outputs(
         token_count: Of all rows together.
         applied: Rows that came in blocks.
         answers: Rows that were answered alone. The layout is that of rows which ran now, if there are any.
+        room_bytes: What the outputs may take. Where columns would take more, every row is separate: kept
+            replies may be to requests for more than was asked now, and refusals take room of their own.
     """
     first = _first(applied, answers)
     if first is None:
         return Stack(pb.Outputs(token_count=token_count).SerializeToString(), 0, [])
     template, version = first
+    pieces: list[Applied | _Piece] = [*applied, *_pieces(answers)]
+    if row_count * len(template) > room_bytes:
+        rows = sorted(row for piece in pieces for row in piece.rows.tolist())
+        separate = _separate_rows(rows, pieces, room_bytes)
+        return Stack(pb.Outputs(token_count=token_count).SerializeToString(), 0, separate)
     head = pb.Outputs.FromString(template)
     columns = _columns_of(template, head)
-    separate: list[pb.SeparateRow] = []
+    separate = []
     if len(applied) == 1 and len(applied[0].rows) == row_count:
         matrix = applied[0].outputs
     else:
-        pieces: list[Applied | _Piece] = [*applied, *_pieces(answers)]
         matrix, strangers = _align(row_count, template, version, columns, pieces)
-        separate = _separate_rows(strangers, pieces, MAX_REPLY_BYTES - matrix.size)
+        separate = _separate_rows(strangers, pieces, room_bytes - matrix.size)
     stacked = pb.Outputs(token_count=token_count, top_k=head.top_k)
     parts, tensors = [], iter(head.tensors)
     for field in columns:

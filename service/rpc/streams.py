@@ -5,6 +5,7 @@ stream ends before its client wants it, see `open_calls`, its status says how fa
 """
 
 import asyncio
+import logging
 import time
 from abc import ABC, abstractmethod
 from collections import deque
@@ -17,7 +18,7 @@ from service.engine.admission import Share
 from service.engine.bell import Bell
 from service.engine.engine import Engine
 from service.engine.work import Answer, Work
-from service.errors import Draining, ServiceError
+from service.errors import Draining, InternalFailure, ServiceError
 from service.rpc.call import Call
 from service.rpc.codec import encode_reply, size_of, to_work
 from service.rpc.columns import ColumnsCall, ColumnsLimits
@@ -25,6 +26,8 @@ from service.rpc.credentials import Caller
 from service.rpc.gate import abort
 from service.rpc.open_calls import OpenCalls
 from service.rpc.status import to_status
+
+_log = logging.getLogger(__name__)
 
 MAX_UNANSWERED = 1024
 """Chunks of one stream whose replies are not written; beyond it reading pauses, and HTTP/2 flow control
@@ -292,7 +295,7 @@ class BatchStream(_ReplyStream):
                 self._finish(first, 1)
             elif first.is_done:
                 self._call.rows_failed(first.errors)
-                self._finish(first.reply(), first.row_count, first.row_count, first.size_bytes)
+                self._finish(_encode_columns(first), first.row_count, first.row_count, first.size_bytes)
             else:
                 return
             self._messages.popleft()
@@ -302,6 +305,17 @@ class BatchStream(_ReplyStream):
             if isinstance(call, ColumnsCall):
                 call.cancel()
         self._messages.clear()
+
+
+def _encode_columns(call: ColumnsCall) -> bytes:
+    """Returns the reply to a message; whatever is wrong with it must not hold those behind it."""
+    try:
+        return call.reply()
+    except Exception:  # noqa: BLE001 -- logged, whatever it is
+        _log.exception("bug: the reply to a message in columns cannot be written")
+    error = InternalFailure("the rows may have been applied, but their reply cannot be written")
+    refusal = pb.ChunkError(tag=call.tag, status=to_status(error))
+    return pb.StreamBatchesResponse(error=refusal).SerializeToString()
 
 
 def _encode(chunk: pb.Chunk, outcome: Answer | ServiceError, caller: Caller) -> bytes:

@@ -256,6 +256,8 @@ def decode(data: bytes) -> Record:
         raise RecordCorrupt(
             f"record has position {position} and incarnation {incarnation}, beyond 2^53 - 1"
         )
+    if not 0 <= digest <= MAX_NUMBER:
+        raise RecordCorrupt(f"record has the history digest {digest}, beyond 2^53 - 1")
     return Record(
         incarnation=incarnation,
         position=position,

@@ -2,16 +2,22 @@
 
 import uuid
 
+import grpc
 import numpy as np
 import pytest
 
+from holdfast.errors import from_status
 from holdfast.v1 import holdfast_pb2 as pb
+from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.demo.processes import ServerProcess
 from service.engine.work import Answer
 from service.rpc.columns import stack_outputs
+from service.store.keys import session_key
+from service.store.record import decode, encode
 from tests.models import put_shipped
 from tests.oracle import run
 from tests.rpc.conftest import MODEL, Rpc
+from tests.store_process import StoreProcess
 
 
 def open_session(rpc, session_id, model=MODEL, version=0):
@@ -117,3 +123,63 @@ def logits_of(result, row):
             return np.frombuffer(named.tensor.data, np.float32)
     [named] = result.outputs.tensors
     return np.frombuffer(named.tensor.data, np.float32).reshape(5, -1)[row]
+
+
+def test_replays_of_requests_for_more_do_not_grow_the_columns():
+    """Kept replies of 60 KiB would make columns of 35 MiB of zeros beside one row, or of all rows."""
+    tensor = pb.NamedTensor(name="y", tensor=pb.Tensor(shape=[1, 15360], data=bytes(61440)))
+    kept = pb.Outputs(token_count=1, tensors=[tensor]).SerializeToString()
+    one = stack_outputs(600, 600, [], {7: Answer(1, 1, 1, 1, True, kept)})
+    assert len(one.outputs) < 100
+    assert [(separate.row, separate.outputs.SerializeToString()) for separate in one.separate] == [
+        (7, kept)
+    ]
+    every = stack_outputs(600, 600, [], {row: Answer(1, 1, 1, 1, True, kept) for row in range(600)})
+    assert [separate.row for separate in every.separate] == list(range(600))
+    assert sum(separate.ByteSize() for separate in every.separate) <= 16 << 20
+
+
+def test_refusals_do_not_grow_a_reply_beyond_what_a_client_receives(rpc):
+    """One row runs; the columns of 1,024 rows would fit, but not beside the refusals of the others."""
+    ids = [str(uuid.uuid4()) for _ in range(1024)]
+    open_session(rpc, ids[0])
+    columns = pb.Columns(
+        model=pb.ModelRef(name=MODEL),
+        session_ids=ids,
+        positions=[0] * 1024,
+        text=b"0123456789abcdef" * 1024,
+        tokens_per_row=16,
+        outputs=pb.OutputSelection(top_k=127),
+    )
+    with grpc.insecure_channel(
+        rpc.server.address, [("grpc.max_receive_message_length", 16 << 20)]
+    ) as channel:
+        stub = StreamingInferenceServiceStub(channel)
+        result = stub.StepBatch(pb.StepBatchRequest(columns=columns), timeout=10).result
+    assert (result.positions[0], len(result.errors)) == (16, 1023)
+    [separate] = result.separate_rows
+    assert (separate.row, len(separate.outputs.top_ids)) == (0, 16 * 127)
+
+
+def test_a_reply_that_cannot_be_written_holds_none_behind_it(tmp_path):
+    """A record with the right checksum keeps a reply that is no Outputs, as others may write it."""
+    ids = [str(uuid.uuid4()), str(uuid.uuid4())]
+    with StoreProcess(tmp_path / "store") as store, ServerProcess(tmp_path, "--store", store.url) as server:
+        rpc = Rpc(server)
+        rpc.open(*ids)
+        rpc.step(ids[0], text=b"a", position=0)
+        key = session_key("default", ids[0])
+        record = decode(store.client.get(key))
+        odd = record.replies[0]._replace(outputs=b"\xff" * 4)
+        store.client.set(key, encode(record._replace(replies=(odd,))))
+        model = pb.ModelRef(name=MODEL)
+        requests = [
+            pb.StreamBatchesRequest(
+                columns=pb.Columns(model=model, session_ids=[session_id], positions=[0], text=b"a", tag=tag)
+            )
+            for tag, session_id in enumerate(ids, start=1)
+        ]
+        first, second = rpc.stub.StreamBatches(iter(requests), timeout=10)
+        rpc.channel.close()
+    assert (first.error.tag, from_status(first.error.status).reason) == (1, "INTERNAL")
+    assert (second.result.tag, list(second.result.positions)) == (2, [1])

@@ -97,6 +97,8 @@ def test_any_truncation_is_noticed(record, data):
         {"incarnation": 0},
         {"incarnation": 2**53},
         {"incarnation": -1},
+        {"digest": 2**53},
+        {"digest": -1},
     ],
 )
 def test_numbers_beyond_their_bounds_are_damage(odd):

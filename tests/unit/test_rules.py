@@ -144,15 +144,22 @@ def test_rows_continue_where_single_chunks_run(rows):
     positions = np.array([-1 if claimed is None else claimed for *_, claimed, _, _ in rows])
     incarnations = np.array([incarnation for *_, incarnation, _ in rows])
     meant = np.array([digest if claimed is not None else 0 for *_, claimed, _, digest in rows])
-    runs = continues(stamps, positions, incarnations, meant)
+    runs = continues(stamps, positions, incarnations, meant, 2)
     for row, (stored, position, digest, claimed, incarnation, _) in enumerate(rows):
         record = Record(stored, position, b"f" * 32, digest=digest)
         asked = claim(claimed, incarnation=incarnation, digest=int(meant[row]))
         assert runs[row] == _runs(record, asked)
     if not any(incarnations):
-        assert (continues(stamps, positions, None, meant) == runs).all()
+        assert (continues(stamps, positions, None, meant, 2) == runs).all()
     if not any(meant):
-        assert (continues(stamps, positions, incarnations, None) == runs).all()
+        assert (continues(stamps, positions, incarnations, None, 2) == runs).all()
+
+
+@pytest.mark.parametrize(("room", "runs"), [(1, False), (2, True), (3, True)])
+def test_no_append_goes_beyond_the_last_position(room, runs):
+    stamps = np.array([[5, MAX_POSITION - room, AT_10]])
+    assert continues(stamps, np.array([-1]), None, None, 2).tolist() == [runs]
+    assert _runs(STORED._replace(position=MAX_POSITION - room), claim(None)) == runs
 
 
 def _runs(record, asked):

@@ -23,11 +23,11 @@ def digest_of(*parts):
     return run_of(np.array([token for part in parts for token in part])).after(INITIAL)
 
 
-def submit(engine, tokens, position=None, **claim):
+def submit(engine, tokens, position=None, model_name="sum", **claim):
     future = asyncio.get_running_loop().create_future()
     array = np.array(tokens, np.int64)
     claimed = Claim(len(tokens), array, position, **claim)
-    asked = Asked("ids", len(tokens), model_name="sum")
+    asked = Asked("ids", len(tokens), model_name=model_name)
     engine.submit(Work(b"s", asked, claimed, array.tobytes(), lambda _, got: future.set_result(got)))
     return future
 
@@ -235,3 +235,25 @@ async def test_hot_replicas_and_a_store_that_goes_back_again_and_again(start, st
         assert reply == (before + len(tokens), after, sums[after]), turn
         assert stored(store) == reply
         backups = [*backups[-5:], dict(store.records)]
+
+
+async def test_the_replies_of_a_lost_history_do_not_replace_those_of_the_one_that_is_stored(start, store):
+    """The store goes back and comes to the same stamp by the same tokens, cut into other chunks."""
+    one, two = start("s"), start()
+    before = dict(store.records)
+    await send(one, ABC, 0, acknowledged=0)
+    await send(one, XXX, 3, acknowledged=0)
+    store.records = before
+    store.epoch += 1
+    whole = await send(two, ABC + XXX, 0, acknowledged=0)
+    await send(one, YYY, 6, acknowledged=0, digest=digest_of(ABC, XXX))
+    assert await send(one, ABC + XXX, 0, acknowledged=0) == whole
+    assert await send(two, ABC + XXX, 0, acknowledged=0) == whole
+
+
+async def test_a_retry_names_the_model_that_the_session_has(start, store):
+    engine = start("s")
+    await send(engine, ABC, 0)
+    assert await send(engine, ABC, 0, model_name="another") == "MODEL_MISMATCH"
+    store.records[b"s"] = encode(decode(store.records[b"s"])._replace(quarantine_reason="held"))
+    assert await send(start(), ABC, 0, model_name="another") == "MODEL_MISMATCH"
