@@ -13,6 +13,14 @@ from service.rpc.request_size import largest_request_bytes
 HANDSHAKE_S = 5.0
 """For a connection to say that it speaks HTTP/2, TLS included; with gRPC's 120 s silent ones pile up."""
 
+WINDOW_BYTES = 64 << 10
+"""What a client may send ahead on a stream that is not read. A message that is read may be larger: its window
+is extended to its length."""
+
+MAX_BURST = 16_384
+"""Calls that have come and have no handler yet. Beyond it gRPC ends calls with a bare CANCELLED, whoever they
+are from; by itself it does so at random from 1,000 on."""
+
 IDLE_S = 900.0
 """A connection without calls is closed after so long; clients connect again with their next call."""
 
@@ -32,6 +40,10 @@ def connection_options(settings: Settings, contracts: Iterable[Contract]) -> lis
     return [
         ("grpc.max_receive_message_length", receive_limit_bytes(settings, contracts)),
         # no grpc.max_concurrent_streams: beyond it a client waits without a word; admission answers instead
+        ("grpc.http2.bdp_probe", 0),  # else a stream's window grows to megabytes, read or not
+        ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
+        ("grpc.server.max_pending_requests", MAX_BURST),
+        ("grpc.server.max_pending_requests_hard_limit", MAX_BURST),
         ("grpc.server_handshake_timeout_ms", _ms(HANDSHAKE_S)),
         ("grpc.max_connection_idle_ms", _ms(IDLE_S)),
         ("grpc.keepalive_time_ms", _ms(settings.keepalive_s)),
