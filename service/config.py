@@ -87,6 +87,13 @@ class Settings(BaseSettings):
         int | None,
         Field(ge=1024, description="largest request, bytes; by default what the models can make use of"),
     ] = None
+    max_memory_bytes: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            description="resident memory above which calls are refused, per worker, bytes; 0 is never",
+        ),
+    ] = None
     max_call_s: Annotated[
         float,
         Field(

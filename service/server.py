@@ -9,7 +9,6 @@ import time
 from collections.abc import Mapping
 
 import grpc.aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from service import failpoints
 from service.collector import relieve_collector
@@ -18,6 +17,7 @@ from service.engine.admission import Admission, Bounds
 from service.engine.engine import Engine, EngineLimits
 from service.engine.sessions import Sessions
 from service.errors import AckLevelUnsupported, ServiceError, StartError, StoreUnavailable
+from service.memory_guard import MemoryGuard, limit_bytes
 from service.metrics import STALLED_AFTER_S, Metrics, ServedModel
 from service.model.files import ModelFileError
 from service.model.reloading import ModelReloading
@@ -25,13 +25,16 @@ from service.model.repository import ModelRepository
 from service.redaction import mask_url
 from service.rpc.access import Access
 from service.rpc.codec import encode_outputs
-from service.rpc.connections import connection_options, request_bound
+from service.rpc.connections import connection_options, reading_places, request_bound
 from service.rpc.credentials import CredentialsError
 from service.rpc.gate import Gate, Rpc
+from service.rpc.health import NAME as HEALTH_NAME
+from service.rpc.health import Health, Status
 from service.rpc.open_calls import OpenCalls
 from service.rpc.reflection import V1_NAME, V1ALPHA_NAME, reflection_rpcs
 from service.rpc.server_tls import ServerTls, TlsFilesError
 from service.rpc.servicer import SERVICE_NAME, Servicer
+from service.rpc.tasks import give_up_unread, remember_parents
 from service.store.confirmation import AckSettings
 from service.store.opening import create_store
 from service.store.protocol import AckLevel, Store, UnsafeStore
@@ -81,7 +84,9 @@ class Server:
         self._settings = settings
         self._metrics = metrics
         self._shares_port = shares_port
-        self._health = health.aio.HealthServicer()
+        self._health = Health(
+            metrics.refused, max_call_s=settings.max_call_s, max_stall_s=settings.max_stall_s
+        )
         self._is_draining = False
         self._store_danger = self._store_refusal = ""
         self.grpc_port = 0
@@ -105,6 +110,7 @@ class Server:
         Raises:
             StartError: The store is not reachable or not safe, or the address cannot be used.
         """
+        remember_parents(asyncio.get_running_loop())
         self._store = await self._open_store(store_url)
         settings = self._settings
         limits = EngineLimits(
@@ -129,7 +135,10 @@ class Server:
             max_call_s=settings.max_call_s,
             max_stall_s=settings.max_stall_s,
             max_age_s=settings.max_connection_age_s,
+            places=reading_places(settings, [model.contract for model in self._models]),
         )
+        limit = limit_bytes(settings.max_memory_bytes, settings.workers)
+        self._memory = MemoryGuard(limit, self._calls)
         self._reloading = self._open_reloading()
         await self._listen()
         self._metrics.waiting_limit.set(settings.max_waiting)
@@ -146,7 +155,7 @@ class Server:
                 self._reloading.watch,
             )
         ]
-        await self._update_health()
+        self._update_health()
         relieve_collector()
 
     async def stop(self) -> None:
@@ -158,7 +167,7 @@ class Server:
         limit_s = self._settings.drain_timeout_s
         end_s = min(END_S, limit_s / 4)
         deadline_s = asyncio.get_running_loop().time() + limit_s
-        await self._health.enter_graceful_shutdown()
+        self._health.end()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(deadline_s - end_s):
                 await asyncio.sleep(self._settings.drain_pause_s)
@@ -192,6 +201,8 @@ class Server:
             return "draining"
         if not self._metrics.workers.value:
             return "starting"
+        if self._memory.shortage:
+            return self._memory.shortage
         if self._store_danger:
             return self._store_danger
         if not self._metrics.store_up.value:
@@ -277,10 +288,12 @@ class Server:
             max_rows=settings.max_rows,
         )
         self._add_rpcs(SERVICE_NAME, servicer.rpcs())
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        open_to_all = Access(None, asks_certificates=False)
+        health = Gate(HEALTH_NAME, self._health.rpcs(), open_to_all, self._metrics.refused)
+        self._grpc.add_generic_rpc_handlers((health,))
         if settings.reflection:
             for name in (V1_NAME, V1ALPHA_NAME):
-                self._add_rpcs(name, reflection_rpcs([SERVICE_NAME, health.SERVICE_NAME]))
+                self._add_rpcs(name, reflection_rpcs([SERVICE_NAME, HEALTH_NAME], self._calls.admission))
         try:
             if self._tls is None:
                 self.grpc_port = self._grpc.add_insecure_port(settings.grpc_address)
@@ -302,13 +315,17 @@ class Server:
         for number in itertools.count():
             metrics.beat()
             if number % LOOKS_EVERY == 0:
-                metrics.tasks.set(len(asyncio.all_tasks()))
+                tasks = asyncio.all_tasks()
+                metrics.tasks.set(len(tasks))
+                give_up_unread(tasks, time.monotonic())
                 metrics.look_at_process()
                 self._show_models()
             self._calls.sweep(time.monotonic())
+            self._health.sweep(time.monotonic())
+            self._memory.look(time.monotonic())
             metrics.holds(self._calls.admission.held)
             metrics.keeps_hot(*self._engine.hot_usage())
-            await self._update_health()
+            self._update_health()
             due_s = time.monotonic() + HEARTBEAT_S
             await asyncio.sleep(HEARTBEAT_S)
             metrics.loop_lag_s.observe(max(0.0, time.monotonic() - due_s))
@@ -357,12 +374,10 @@ class Server:
             except Exception:  # noqa: BLE001 -- logged, whatever it is
                 _log.exception("bug: files of TLS or tokens were not looked at")
 
-    async def _update_health(self) -> None:
-        status = health_pb2.HealthCheckResponse.NOT_SERVING
-        if self.why_not_ready() is None:
-            status = health_pb2.HealthCheckResponse.SERVING
+    def _update_health(self) -> None:
+        status = Status.NOT_SERVING if self.why_not_ready() else Status.SERVING
         for service in ("", SERVICE_NAME):
-            await self._health.set(service, status)
+            self._health.set(service, status)
 
 
 def _refused_store(error: ServiceError | UnsafeStore, ack_level: str) -> StartError:
