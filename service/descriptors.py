@@ -9,7 +9,6 @@ import resource
 
 from service.config import Settings
 from service.errors import StartError
-from service.http_connection import MOST_CONNECTIONS
 
 _log = logging.getLogger(__name__)
 
@@ -17,10 +16,13 @@ OWN_COUNT = 64
 """What a process has open beside connections, 28 at rest: loops, libraries, the store and what confirms its
 writes, and for a while model files, certificates and processes that check them."""
 
+HTTP_COUNT = 256
+"""For the connections of the HTTP side; they are bounded by it."""
+
 PER_WORKER_COUNT = 4
 """Of the supervisor, for each worker."""
 
-LEAST_COUNT = OWN_COUNT + MOST_CONNECTIONS + 64
+LEAST_COUNT = OWN_COUNT + HTTP_COUNT + 64
 """With fewer no server starts: some clients must have room beside what it needs itself."""
 
 _UNLIMITED = 1 << 30
@@ -44,9 +46,9 @@ def provide_descriptors(settings: Settings) -> None:
         )
     if _count(soft) < needed:
         _log.warning(
-            "a process may have %d descriptors (`ulimit -Hn`), and --max-streams %d needs %d if each stream "
-            "has a connection of its own: beyond %d connections clients are turned away; raise the limit, "
-            "or lower --max-streams",
+            "a process may have %d descriptors (`ulimit -Hn`), and --max-streams %d needs %d if each "
+            "stream has a connection of its own: beyond %d connections clients are turned away; raise the "
+            "limit, or lower --max-streams",
             *(soft, settings.max_streams, needed, most_connections(settings)),
         )
 
@@ -54,15 +56,15 @@ def provide_descriptors(settings: Settings) -> None:
 def most_connections(settings: Settings) -> int:
     """Returns how many connections of gRPC leave this process the descriptors that it needs itself."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return _count(soft) - OWN_COUNT - (MOST_CONNECTIONS if settings.workers == 1 else 0)
+    return _count(soft) - OWN_COUNT - (HTTP_COUNT if settings.workers == 1 else 0)
 
 
 def needed_count(settings: Settings) -> int:
     """Returns the descriptors that the process which needs most of them may use at once."""
     streams = OWN_COUNT + settings.max_streams
     if settings.workers == 1:
-        return streams + MOST_CONNECTIONS
-    return max(streams, OWN_COUNT + MOST_CONNECTIONS + PER_WORKER_COUNT * settings.workers)
+        return streams + HTTP_COUNT
+    return max(streams, OWN_COUNT + HTTP_COUNT + PER_WORKER_COUNT * settings.workers)
 
 
 def _count(limit: int) -> int:

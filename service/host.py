@@ -15,7 +15,7 @@ from service.config import EMBEDDED, Settings
 from service.descriptors import provide_descriptors
 from service.edge import check_edge
 from service.errors import StartError
-from service.http_pages import Answer, Page
+from service.http_pages import Answer, Paced, Page
 from service.http_server import HttpServer
 from service.listen_address import ListenAddress
 from service.logs import obey_level_signals
@@ -103,11 +103,8 @@ def _create(settings: Settings) -> Serving:
 
 @contextlib.asynccontextmanager
 async def _http(address: str, serving: Serving) -> AsyncIterator[HttpServer]:
-    async def metrics() -> Answer:
-        return Answer(200, serving.scrape(), CONTENT_TYPE.encode())
-
     pages: dict[str, Page] = {
-        "/metrics": metrics,
+        "/metrics": Paced(lambda: Answer(200, serving.scrape(), CONTENT_TYPE.encode())),
         "/livez": _page(serving.why_not_live),
         "/readyz": _page(serving.why_not_ready),
     }

@@ -11,14 +11,13 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
+from service.descriptors import HTTP_COUNT
+
 EXCHANGE_S = 5.0
 """For a whole request to come, from the connection or its first byte on, and for the reply to be taken."""
 
 KEEP_ALIVE_S = 20
 """An idle connection is closed after so long; Prometheus asks every 5 s, and by default every minute."""
-
-MOST_CONNECTIONS = 256
-"""Probes, a few of Prometheus, some people; each takes a descriptor and some 40 KiB of memory."""
 
 HEADER_BYTES = 16_384
 """The largest head of a request that comes in parts, and what the kernel keeps of a connection, which then
@@ -32,7 +31,7 @@ class Crowd:
     others hold connections and do not.
     """
 
-    def __init__(self, most: int = MOST_CONNECTIONS) -> None:
+    def __init__(self, most: int = HTTP_COUNT) -> None:
         self._most = most
         self._members: dict[BoundedConnection, None] = {}
 
