@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import os
 import time
@@ -12,8 +11,10 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from service import failpoints
+from service.background import keep_going
 from service.collector import relieve_collector
 from service.config import Settings
+from service.descriptors import most_connections
 from service.engine.admission import Admission, Bounds
 from service.engine.engine import Engine, EngineLimits
 from service.engine.sessions import Sessions
@@ -22,6 +23,7 @@ from service.metrics import STALLED_AFTER_S, Metrics, ServedModel
 from service.model.files import ModelFileError
 from service.model.reloading import ModelReloading
 from service.model.repository import ModelRepository
+from service.ports import socket_mode
 from service.redaction import mask_url
 from service.rpc.access import Access
 from service.rpc.codec import encode_outputs
@@ -40,8 +42,8 @@ from service.store.safety import Allowances
 _log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 0.25
-LOOKS_EVERY = 8
-"""Heartbeats between counts of tasks and descriptors, which take up to a microsecond for each."""
+LOOK_S = 2.0
+"""Between counts of tasks and descriptors, which take up to a microsecond for each."""
 
 STORE_CHECK_S = 2.0
 """Settings of the store can change, and its disk can fill up, while it serves. What is in danger is looked
@@ -137,13 +139,14 @@ class Server:
         self._metrics.beat()
         self._metrics.workers.set(1)
         self._hearts = [
-            asyncio.create_task(work())
-            for work in (
-                self._beat,
-                self._listen_to_store,
-                self._watch_store_settings,
-                self._refresh,
-                self._reloading.watch,
+            asyncio.create_task(keep_going(name, turn))
+            for name, turn in (
+                ("heartbeat", self._beat),
+                ("process_usage", self._look_at_process),
+                ("store_ping", self._ping_store),
+                ("store_settings", self._check_store_settings),
+                ("credentials", self._refresh),
+                *((("models", self._reloading.watch),) if settings.model_refresh_s else ()),
             )
         ]
         await self._update_health()
@@ -255,6 +258,7 @@ class Server:
         options = [
             *connection_options(settings, [model.contract for model in self._models]),
             ("grpc.so_reuseport", int(self._shares_port)),
+            ("grpc.max_allowed_incoming_connections", most_connections(settings)),
         ]
         self._grpc = grpc.aio.server(options=options)
         sessions = Sessions(
@@ -282,11 +286,12 @@ class Server:
             for name in (V1_NAME, V1ALPHA_NAME):
                 self._add_rpcs(name, reflection_rpcs([SERVICE_NAME, health.SERVICE_NAME]))
         try:
-            if self._tls is None:
-                self.grpc_port = self._grpc.add_insecure_port(settings.grpc_address)
-            else:
-                credentials = self._tls.credentials()
-                self.grpc_port = self._grpc.add_secure_port(settings.grpc_address, credentials)
+            with socket_mode():
+                if self._tls is None:
+                    self.grpc_port = self._grpc.add_insecure_port(settings.grpc_address)
+                else:
+                    credentials = self._tls.credentials()
+                    self.grpc_port = self._grpc.add_secure_port(settings.grpc_address, credentials)
         except RuntimeError as error:
             raise StartError(f"--grpc-address {settings.grpc_address}: {error}") from None
         await self._grpc.start()
@@ -299,46 +304,46 @@ class Server:
     async def _beat(self) -> None:
         """Shows that the loop turns, whatever the store does, and what the process holds."""
         metrics = self._metrics
-        for number in itertools.count():
-            metrics.beat()
-            if number % LOOKS_EVERY == 0:
-                metrics.tasks.set(len(asyncio.all_tasks()))
-                metrics.look_at_process()
-                self._show_models()
-            self._calls.sweep(time.monotonic())
-            metrics.holds(self._calls.admission.held)
-            metrics.keeps_hot(*self._engine.hot_usage())
-            await self._update_health()
-            due_s = time.monotonic() + HEARTBEAT_S
-            await asyncio.sleep(HEARTBEAT_S)
-            metrics.loop_lag_s.observe(max(0.0, time.monotonic() - due_s))
+        metrics.beat()
+        self._calls.sweep(time.monotonic())
+        metrics.holds(self._calls.admission.held)
+        metrics.keeps_hot(*self._engine.hot_usage())
+        await self._update_health()
+        due_s = time.monotonic() + HEARTBEAT_S
+        await asyncio.sleep(HEARTBEAT_S)
+        metrics.loop_lag_s.observe(max(0.0, time.monotonic() - due_s))
 
-    async def _listen_to_store(self) -> None:
+    async def _look_at_process(self) -> None:
+        """Shows what the process uses and serves; it takes descriptors, of which there may be none."""
+        self._metrics.tasks.set(len(asyncio.all_tasks()))
+        self._show_models()
+        self._metrics.look_at_process()
+        await asyncio.sleep(LOOK_S)
+
+    async def _ping_store(self) -> None:
         """Notices a store that is silent, which ends the connection, or that refuses to write."""
-        while True:
-            try:
-                await self._store.ping()  # refused, as writes are, while the store cannot write its file
-            except ServiceError as error:
-                self._store_refusal = error.message
-                self._metrics.store_up.set(False)
-            else:
-                self._store_refusal = ""
-                self._metrics.store_up.set(self._store.is_available)
-            await asyncio.sleep(HEARTBEAT_S)
+        try:
+            await self._store.ping()  # refused, as writes are, while the store cannot write its file
+        except ServiceError as error:
+            self._store_refusal = error.message
+            self._metrics.store_up.set(False)
+        else:
+            self._store_refusal = ""
+            self._metrics.store_up.set(self._store.is_available)
+        await asyncio.sleep(HEARTBEAT_S)
 
-    async def _watch_store_settings(self) -> None:
+    async def _check_store_settings(self) -> None:
         """Turns readiness off while the store could lose sessions; commits go on."""
-        while True:
-            await asyncio.sleep(HEARTBEAT_S if self._store_danger else STORE_CHECK_S)
-            try:
-                self._metrics.store_uses(await self._store.check_safe())
-            except UnsafeStore as error:
-                self._metrics.store_uses(error.usage)
-                self._note_danger(str(error))
-            except ServiceError as error:
-                _log.debug("the store could not be checked: %s", error)
-            else:
-                self._note_danger("")
+        await asyncio.sleep(HEARTBEAT_S if self._store_danger else STORE_CHECK_S)
+        try:
+            self._metrics.store_uses(await self._store.check_safe())
+        except UnsafeStore as error:
+            self._metrics.store_uses(error.usage)
+            self._note_danger(str(error))
+        except ServiceError as error:
+            _log.debug("the store could not be checked: %s", error)
+        else:
+            self._note_danger("")
 
     def _note_danger(self, danger: str) -> None:
         if danger != self._store_danger:
@@ -347,15 +352,11 @@ class Server:
         self._metrics.store_safe.set(not danger)
 
     async def _refresh(self) -> None:
-        """Uses replaced files of TLS and tokens as soon as they are seen; never ends, for it revokes."""
-        while True:
-            await asyncio.sleep(REFRESH_S)
-            try:
-                if self._tls is not None:
-                    await asyncio.to_thread(self._tls.refresh)
-                await self._access.refresh()
-            except Exception:  # noqa: BLE001 -- logged, whatever it is
-                _log.exception("bug: files of TLS or tokens were not looked at")
+        """Uses replaced files of TLS and tokens as soon as they are seen."""
+        await asyncio.sleep(REFRESH_S)
+        await self._access.refresh()  # first, since it revokes
+        if self._tls is not None:
+            await asyncio.to_thread(self._tls.refresh)
 
     async def _update_health(self) -> None:
         status = health_pb2.HealthCheckResponse.NOT_SERVING

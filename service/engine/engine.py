@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service import failpoints
+from service.background import RETRY_PAUSE_S, Trouble
 from service.engine import pace, rules
 from service.engine.batch import EncodeOutputs, Ran, Steps
 from service.engine.bell import Bell
@@ -257,14 +258,18 @@ class Engine:
             raise _draining()
 
     async def _drive(self) -> None:
+        trouble = Trouble("engine")
         while not self._is_stopping:
             if not self._queue.has_ready:
                 await self._bell.wait()
                 continue
-            await self._gather()
-            items = self._queue.take(self._limits.max_batch)
-            await self._guard(items, self._advance(items))
-            await asyncio.sleep(0)  # requests and replies move between batches
+            with trouble:
+                await self._gather()
+                items = self._queue.take(self._limits.max_batch)
+                await self._guard(items, self._advance(items))
+                await asyncio.sleep(0)  # requests and replies move between batches
+                continue
+            await asyncio.sleep(RETRY_PAUSE_S)
 
     async def _gather(self) -> None:
         """Waits for more chunks: while a commit is under way, and where `Pace` says that it pays."""
