@@ -88,6 +88,13 @@ class Settings(BaseSettings):
         int | None,
         Field(ge=1024, description="largest request, bytes; by default what the models can make use of"),
     ] = None
+    max_memory_bytes: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            description="resident memory above which calls are refused, per worker, bytes; 0 is never",
+        ),
+    ] = None
     max_call_s: Annotated[
         float,
         Field(
@@ -105,7 +112,7 @@ class Settings(BaseSettings):
         Field(ge=0, description="seconds, within 10 %, after which clients connect anew; 0 is never"),
     ] = 600.0
     hot_state_bytes: Annotated[
-        int, Field(ge=0, description="bytes of state kept in memory, per worker")
+        int, Field(ge=0, description="memory for the states of sessions that ran lately, per worker, bytes")
     ] = 256 << 20
     store_timeout_s: Annotated[
         float, Field(gt=0, le=60, description="longest wait for the store, seconds")

@@ -180,7 +180,7 @@ class Metrics:
         self.waiting_limit = self._gauge("waiting_chunks_limit", "The bound on that.")
         self._waiting_bytes = self._gauge("waiting_bytes", "Bytes of these, and of replies not written.")
         self._hot_sessions = self._gauge("hot_sessions", "Sessions whose state is in memory.")
-        self._hot_bytes = self._gauge("hot_state_bytes", "Bytes of their states and kept replies.")
+        self._hot_bytes = self._gauge("hot_state_bytes", "Memory that they take.")
         self.hot_limit_bytes = self._gauge("hot_state_limit_bytes", "The bound on that.")
         text = "Model files in the folder that cannot be served as they are."
         self.model_loads = ModelLoads(loads, self._gauge("models_refused", text, _most))

@@ -78,7 +78,7 @@ class EngineLimits:
     Attributes:
         max_batch: Most single chunks in one batch; beyond 64 the gain per step is flat.
         max_waiting: Most chunks waiting; beyond it new ones are refused.
-        hot_state_bytes: State and kept replies held in memory.
+        hot_state_bytes: Memory for hot sessions.
         session_ttl_s: Time to live of a session after a commit; 0 is for ever.
         ack_level: Of chunks that ask for none.
         run_timeout_s: Longest run of a model.
