@@ -742,8 +742,10 @@ class Engine:
         self._release((work.key,))
 
     def _settle(self, work: Work, outcome: Answer | ServiceError) -> None:
-        if isinstance(outcome, ServiceError) and not work.is_cancelled:
-            self._observer.refused(outcome.reason)
+        if isinstance(outcome, ServiceError):
+            outcome.without_trace()
+            if not work.is_cancelled:
+                self._observer.refused(outcome.reason)
         work.settle(outcome)
         self._answered(1)
 

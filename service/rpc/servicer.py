@@ -424,7 +424,8 @@ def _guard(
             return reply
         call.failed(refusal, tenant, session_of(request))
         call.ended(refusal.reason, tenant, request)
-        return await abort(context, refusal, call.request_id)
+        del request  # gRPC keeps what `abort` raises, and with it this frame, until the collector comes
+        return await abort(context, refusal.without_trace(), call.request_id)
 
     return guarded
 
@@ -441,7 +442,9 @@ def _count_calls(
         started_s = time.perf_counter()
         failure: BaseException | None = None
         try:
-            reply = await guarded(request, context)
+            serving = guarded(request, context)
+            del request  # as in `guarded`
+            reply = await serving
             if counts_messages:
                 metrics.sent()
             return reply
@@ -450,6 +453,7 @@ def _count_calls(
             raise
         finally:
             metrics.handled(code_of(context, failure), time.perf_counter() - started_s)
+            failure = None  # it holds this frame
 
     return counted
 
