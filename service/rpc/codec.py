@@ -56,9 +56,8 @@ def key_of(tenant: str, session_id: str, field: str = "session_id") -> bytes:
         raise InvalidRequest(
             f"{field} has {len(session_id)} characters, expected 1..{MAX_ID_CHARS}", field=field
         )
-    if session_id.isascii() and session_id.isprintable():  # most are, and this is the faster look
-        return session_key(tenant, session_id)
-    control = control_character(session_id)
+    is_plain = session_id.isascii() and session_id.isprintable()  # most are, and this is the faster look
+    control = None if is_plain else control_character(session_id)
     if control is not None:
         raise InvalidRequest(f"{field} has {control}, expected no control character", field=field)
     return session_key(tenant, session_id)
