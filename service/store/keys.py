@@ -28,6 +28,11 @@ def session_keys(tenant: str, session_ids: Iterable[str]) -> list[bytes]:
     return [f"{start}{session_id}}}".encode() for session_id in session_ids]
 
 
+def tenant_of(key: bytes) -> bytes:
+    """Returns the tenant whose session has this key."""
+    return key.partition(b"{")[2].partition(b":")[0]
+
+
 def set_aside_key(key: bytes) -> bytes:
     """Returns where the record of a session is kept for inspection once its id is free again."""
     return key + b":set-aside"
