@@ -410,7 +410,7 @@ def _guard(
             return reply
         call.failed(refusal, tenant)
         call.ended(refusal.reason, tenant)
-        return await abort(context, refusal, call.request_id)
+        return await abort(context, refusal.without_trace(), call.request_id)
 
     return guarded
 
