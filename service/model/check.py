@@ -98,7 +98,8 @@ def check_model(path: Path, data: bytes, limits: CheckLimits = LIMITS) -> None:
         os.close(memory)
     verdict, ending = _verdict(process, limits.wall_s)
     if verdict.startswith(PASSED):
-        _tell_confinement(verdict.removeprefix(PASSED))
+        names = verdict.removeprefix(PASSED).decode(errors="replace").split(", ")
+        _tell_confinement(tuple(name for name in ALL if name in names))
         return
     reason = _one_line(verdict) or f"its check {ending}; the file is damaged or not what it seems"
     raise ModelFileError(path, reason)
@@ -147,15 +148,18 @@ def _verdict(process: "subprocess.Popen[bytes]", wall_s: float) -> tuple[bytes, 
         return b"", f"took more than {wall_s:g} s"
     if code == -signal.SIGXCPU:
         return said, "took too much CPU time (SIGXCPU)"
-    return said, f"ended with {signal.Signals(-code).name if code < 0 else f'exit code {code}'}"
+    return said, f"ended with {_signal_name(-code) if code < 0 else f'exit code {code}'}"
+
+
+def _signal_name(number: int) -> str:
+    return next((known.name for known in signal.Signals if known == number), f"signal {number}")
 
 
 @functools.cache
-def _tell_confinement(held: bytes) -> None:
-    """Says once what confines the checks; it comes from a process that a file may have taken over."""
-    names = held.decode(errors="replace").split(", ")
-    holding, missing = [name for name in ALL if name in names], [name for name in ALL if name not in names]
-    without = f"; this system does not allow {', '.join(missing)}" if missing else ""
+def _tell_confinement(holding: tuple[str, ...]) -> None:
+    """Says once what confines the checks, as far as a process that has read a file can be believed."""
+    missing = [name for name in ALL if name not in holding]
+    without = f"; not with {', '.join(missing)}" if missing else ""
     _log.info("model files are checked with %s%s", ", ".join(["limits on resources", *holding]), without)
 
 

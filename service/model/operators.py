@@ -6,9 +6,9 @@ memory. So there is a list of what recurrent graphs are made of, and a kernel th
 wherever it is named. What is on it has stood `make fuzz` with values and shapes that were drawn; not on it
 are, beside what nobody needs in a step,
 
-- what did not stand it: Attention, BatchNormalization, DFT, GridSample, MaxRoiPool, ReverseSequence,
-  RoiAlign, STFT, Unique, Upsample, and of onnxruntime's own DynamicQuantizeMatMul, MatMulIntegerToFloat and
-  QLinearSigmoid (its optimiser writes them; files from before it have what they are made of);
+- what did not stand it: Attention, BatchNormalization, DFT, Dropout, GridSample, MaxRoiPool,
+  ReverseSequence, RoiAlign, STFT, Unique, Upsample, and of onnxruntime's own DynamicQuantizeMatMul,
+  MatMulIntegerToFloat and QLinearSigmoid (its optimiser writes them; files from before it have what they are made of);
 - what draws random numbers: a step that is run again has to give what it gave;
 - text, images and losses;
 - what onnxruntime keeps in ONNX's domain though ONNX does not have it: Affine, Crop, GivenTensorFill,
@@ -56,7 +56,7 @@ ONNX_OPS = frozenset(
     ArgMax ArgMin CumProd CumSum Hardmax LogSoftmax ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp
     ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Softmax TopK
 
-    AveragePool Conv ConvInteger ConvTranspose Dropout Einsum GRU Gemm GlobalAveragePool GlobalMaxPool
+    AveragePool Conv ConvInteger ConvTranspose Einsum GRU Gemm GlobalAveragePool GlobalMaxPool
     GroupNormalization InstanceNormalization LRN LSTM LayerNormalization LpNormalization LpPool MatMul
     MatMulInteger MaxPool MeanVarianceNormalization RMSNormalization RNN RotaryEmbedding
 

@@ -1,4 +1,4 @@
-"""Model files drawn from a number: a step graph with nodes of any operator, in functions and sub-graphs too.
+"""Model files drawn from a number: step graphs with nodes of any operator, in functions and sub-graphs too.
 
 What the nodes get depends on the tokens: until these have summed up to `LATE` it is tame, and from then on
 it may have any shape and any value, so that a file may pass its check and break a step that comes later.
@@ -23,9 +23,9 @@ DTYPES = {
 EXTREMES = [-1, 0, 1, 2, 3, 4, 5, 8, -2, 7, 16, 100, 2**31 - 1, -(2**31), 2**31, 2**63 - 1, -(2**63)]
 FLOATS = [0.0, 1.0, -1.0, 0.5, 2.0, 1e30, -1e30, np.nan, np.inf, -np.inf]
 WORDS = [
-    "", "forward", "reverse", "bidirectional", "SAME_UPPER", "SAME_LOWER", "VALID", "NOTSET", "constant", "edge",
-    "reflect", "wrap", "max", "min", "add", "mul", "none", "DCR", "CRD", "ij,jk->ik", "ii->i", "i,j->ij",
-    "...i->i", "tanh", "Tanh", "Sigmoid", "Relu",
+    "", "forward", "reverse", "bidirectional", "SAME_UPPER", "SAME_LOWER", "VALID", "NOTSET", "constant",
+    "edge", "reflect", "wrap", "max", "min", "add", "mul", "none", "DCR", "CRD", "ij,jk->ik", "ii->i",
+    "i,j->ij", "...i->i", "tanh", "Tanh", "Sigmoid", "Relu",
 ]  # fmt: skip
 TAKE_SEQUENCES = ("ConcatFromSequence", "SequenceAt", "SequenceErase", "SequenceInsert", "SequenceLength")
 GIVE_SEQUENCES = (
@@ -137,8 +137,8 @@ class _Drawing:
             )
             if parameter.typeStr not in types:
                 types[parameter.typeStr] = chance.choice(allowed) if allowed else None
-            for _ in range(chance.choice([1, 2, 3]) if option.endswith("Variadic") else 1):
-                inputs.append(self._value(types[parameter.typeStr], shape))
+            count = chance.choice([1, 2, 3]) if option.endswith("Variadic") else 1
+            inputs += [self._value(types[parameter.typeStr], shape) for _ in range(count)]
         while inputs and not inputs[-1]:
             inputs.pop()
         outputs = [self._name() for _ in range(max(1, min(len(schema.outputs), schema.max_output)))]
