@@ -7,8 +7,9 @@ wherever it is named. What is on it has stood `make fuzz` with values and shapes
 are, beside what nobody needs in a step,
 
 - what did not stand it: Attention, BatchNormalization, DFT, Dropout, GridSample, MaxRoiPool,
-  ReverseSequence, RoiAlign, STFT, Unique, Upsample, and of onnxruntime's own DynamicQuantizeMatMul,
-  MatMulIntegerToFloat and QLinearSigmoid (its optimiser writes them; files from before it have what they are made of);
+  ReverseSequence, RoiAlign, STFT, Unique, Upsample, sequences of tensors, and of onnxruntime's own
+  DynamicQuantizeMatMul, MatMulIntegerToFloat and QLinearSigmoid (its optimiser writes them; files from
+  before it have what they are made of);
 - what draws random numbers: a step that is run again has to give what it gave;
 - text, images and losses;
 - what onnxruntime keeps in ONNX's domain though ONNX does not have it: Affine, Crop, GivenTensorFill,
@@ -66,8 +67,7 @@ ONNX_OPS = frozenset(
 
     DequantizeLinear DynamicQuantizeLinear QLinearConv QLinearMatMul QuantizeLinear
 
-    ConcatFromSequence If Loop Scan SequenceAt SequenceConstruct SequenceEmpty SequenceErase
-    SequenceInsert SequenceLength SplitToSequence
+    If Loop Scan
     """.split()
 )
 

@@ -27,10 +27,6 @@ WORDS = [
     "edge", "reflect", "wrap", "max", "min", "add", "mul", "none", "DCR", "CRD", "ij,jk->ik", "ii->i",
     "i,j->ij", "...i->i", "tanh", "Tanh", "Sigmoid", "Relu",
 ]  # fmt: skip
-TAKE_SEQUENCES = ("ConcatFromSequence", "SequenceAt", "SequenceErase", "SequenceInsert", "SequenceLength")
-GIVE_SEQUENCES = (
-    "SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SplitToSequence",
-)  # fmt: skip
 SCHEMAS = [
     schema
     for schema in onnxruntime.get_all_operator_schema()
@@ -48,7 +44,7 @@ class _Drawing:
     def __init__(self, chance):
         self._chance = chance
         self._nodes, self._constants, self._functions = [], [], []
-        self._tensors, self._sequences = {}, set()  # type -> names; names
+        self._tensors = {}  # type -> names
         self._count = 0
 
     def model(self):
@@ -64,8 +60,7 @@ class _Drawing:
                 continue
             ends += self._wrapped(schema)
         for end in ends:
-            counts = "SequenceLength" if end in self._sequences else "Size"
-            size = self._add(counts, [end], self._name())
+            size = self._add("Size", [end], self._name())
             zero = self._add("Mul", [size, self._constant(np.int64(0))], self._name())
             self._add("Cast", [zero], f"{end}_zero", to=TensorProto.FLOAT)
         last = helper.make_node("Sum", ["h_next", *(f"{end}_zero" for end in ends)], ["y"])
@@ -129,9 +124,6 @@ class _Drawing:
             if option.endswith("Optional") and chance.random() < 0.4:
                 inputs.append("")
                 continue
-            if schema.name in TAKE_SEQUENCES and not inputs:
-                inputs.append(self._sequence(shape))
-                continue
             allowed = (
                 [parameter.typeStr] if parameter.typeStr in DTYPES else self._allowed(schema, parameter)
             )
@@ -142,8 +134,6 @@ class _Drawing:
         while inputs and not inputs[-1]:
             inputs.pop()
         outputs = [self._name() for _ in range(max(1, min(len(schema.outputs), schema.max_output)))]
-        if schema.name in GIVE_SEQUENCES:
-            self._sequences.update(outputs)
         node = helper.make_node(schema.name, inputs, outputs, domain=schema.domain)
         for name, declared in schema.attributes.items():
             if getattr(declared, "required", False) or chance.random() < 0.4:
@@ -184,13 +174,6 @@ class _Drawing:
             helper.make_node("If", ["late"], [name], then_branch=branches[0], else_branch=branches[1])
         )
         known.append(name)
-        return name
-
-    def _sequence(self, shape):
-        """Returns the name of a sequence of a few tensors of numbers."""
-        parts = [self._value("tensor(float)", shape) for _ in range(self._chance.choice([1, 2, 3]))]
-        name = self._add("SequenceConstruct", parts, self._name())
-        self._sequences.add(name)
         return name
 
     def _attribute(self, node, name, kind):
