@@ -275,7 +275,7 @@ def run_contract(data):
         contract = read_contract(metadata, inputs, outputs, switches)
     except ContractError:
         return
-    contract_message(contract).SerializeToString()
+    assert len(contract_message(contract).SerializeToString()) <= contract.text_bytes + 1024
     for names in (
         [state.name for state in contract.states],
         [contract.input.name, *(state.input for state in contract.states)],
