@@ -39,6 +39,9 @@ _log = logging.getLogger(__name__)
 RELOAD_PAUSE_S = 0.5
 """Between the two looks of a reload that is asked for; above `looks.SETTLE_S`."""
 
+MAX_TOLD = 100
+"""Files whose reasons a reload tells; a path has up to 4 KiB."""
+
 SPREAD_PERIODS = 3
 """So many periods after it was loaded here, a file is served wherever somebody looks at the folder: one in
 which it is seen, one in which it rests, one for its check."""
@@ -108,7 +111,7 @@ class ModelReloading:
         In a server of one process what is loaded is the newest at once.
 
         Returns:
-            Files that are not served, with the reason, sorted by path.
+            Files that are not served, with the reason, sorted by path: so many of them as a reply can have.
         """
         self._looks.forget_tried(self._refused)
         await self._look()
@@ -120,8 +123,13 @@ class ModelReloading:
             ModelFileError(file.path, "it has just changed; it is tried when it has come to rest")
             for file in self._looks.restless()
         ]
-        refused = [*self._misnamed.values(), *self._refused.values(), *restless]
-        return sorted(refused, key=lambda error: error.path)
+        refused = sorted(
+            [*self._misnamed.values(), *self._refused.values(), *restless], key=lambda error: error.path
+        )
+        if len(refused) > MAX_TOLD:
+            more = ModelFileError(self._folder, f"{len(refused) - MAX_TOLD} further files are not served")
+            return [*refused[:MAX_TOLD], more]
+        return refused
 
     async def _look(self) -> None:
         """Looks, one caller after the other."""
