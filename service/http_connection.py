@@ -23,6 +23,9 @@ HEADER_BYTES = 16_384
 """The largest head of a request that comes in parts, and what the kernel keeps of a connection, which then
 bounds one that comes at once."""
 
+REPLY_BYTES = 65_536
+"""What the kernel keeps of replies that nobody reads, megabytes otherwise. A scrape has 30 KiB."""
+
 
 class Crowd:
     """The connections there are, by when each of them last got a reply, or came.

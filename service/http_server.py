@@ -14,7 +14,7 @@ from typing import Any
 import uvicorn
 
 from service.background import Trouble
-from service.http_connection import HEADER_BYTES, KEEP_ALIVE_S, BoundedConnection, Crowd
+from service.http_connection import HEADER_BYTES, KEEP_ALIVE_S, REPLY_BYTES, BoundedConnection, Crowd
 from service.http_pages import Page, Pages
 
 BACKLOG = 128
@@ -36,7 +36,8 @@ class HttpServer:
     """
 
     def __init__(self, listener: socket.socket, pages: Mapping[str, Page]) -> None:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, HEADER_BYTES)  # those accepted inherit it
+        for buffer, size_bytes in ((socket.SO_RCVBUF, HEADER_BYTES), (socket.SO_SNDBUF, REPLY_BYTES)):
+            listener.setsockopt(socket.SOL_SOCKET, buffer, size_bytes)  # those accepted inherit it
         listener.listen(BACKLOG)
         self._listener = listener
         self._port: int = listener.getsockname()[1]
