@@ -24,7 +24,7 @@ LAYERS = {
 }
 HOMES = {
     "grpc": ("holdfast", "service.rpc", "service.server", "service.bench"),
-    "grpc_health": ("service.server",),
+    "grpc_health": ("service.rpc",),
     "grpc_reflection": ("service.rpc",),
     "onnxruntime": ("service.model", "model_export", "service.verify"),
     "redis": ("service.store",),

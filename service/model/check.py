@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from service.background import is_passing
 from service.model.confinement import ALL
 from service.model.files import ModelFile, ModelFileError, find_files, fingerprint_of, read_file
 
@@ -95,7 +96,8 @@ def check_model(path: Path, data: bytes, limits: CheckLimits = LIMITS) -> None:
             env={**kept, **_ONE_THREAD},
         )
     except OSError as error:
-        raise ModelFileError(path, f"its check cannot be started: {error}") from None
+        reason = f"its check cannot be started: {error}"
+        raise ModelFileError(path, reason, is_passing=is_passing(error)) from None
     finally:
         os.close(memory)
     verdict, ending = _verdict(process, limits.wall_s)

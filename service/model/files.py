@@ -12,6 +12,7 @@ import stat
 from pathlib import Path
 from typing import NamedTuple
 
+from service.background import is_passing
 from service.names import control_character, unseen_character, without_controls
 
 MODEL_FILE = "model.onnx"
@@ -28,12 +29,14 @@ class ModelFileError(Exception):
     Attributes:
         path: The file.
         reason: What is wrong with it and what would be right; the message has the file before it.
+        is_passing: It is not the file's fault: this machine has no descriptor or memory left.
     """
 
-    def __init__(self, path: Path, reason: str) -> None:
+    def __init__(self, path: Path, reason: str, *, is_passing: bool = False) -> None:
         super().__init__(f"{without_controls(str(path))}: {reason}")  # names of files need be no text
         self.path = path
         self.reason = reason
+        self.is_passing = is_passing
 
 
 class ModelFile(NamedTuple):
@@ -134,7 +137,7 @@ def read_file(path: Path, max_bytes: int = MAX_MODEL_BYTES) -> bytes:
                 raise ModelFileError(path, "not a regular file")
             data = file.read(max_bytes + 1)
     except OSError as error:
-        raise ModelFileError(path, error.strerror or str(error)) from None
+        raise ModelFileError(path, error.strerror or str(error), is_passing=is_passing(error)) from None
     if len(data) > max_bytes:
         raise ModelFileError(path, f"more than {max_bytes} bytes, the limit of --max-model-bytes")
     return data
