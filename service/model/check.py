@@ -12,6 +12,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -42,6 +43,7 @@ _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1"}
 """Keeps libraries from starting further ones, which would be confined by less."""
 
 _log = logging.getLogger(__name__)
+_telling = threading.Lock()
 
 _Result = TypeVar("_Result")
 
@@ -157,9 +159,14 @@ def _signal_name(number: int) -> str:
     return next((known.name for known in signal.Signals if known == number), f"signal {number}")
 
 
-@functools.cache
 def _tell_confinement(holding: tuple[str, ...]) -> None:
     """Says once what confines the checks, as far as a process that has read a file can be believed."""
+    with _telling:
+        _tell_once(holding)
+
+
+@functools.cache
+def _tell_once(holding: tuple[str, ...]) -> None:
     missing = [name for name in ALL if name not in holding]
     without = f"; not with {', '.join(missing)}" if missing else ""
     _log.info("model files are checked with %s%s", ", ".join(["limits on resources", *holding]), without)
