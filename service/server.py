@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Mapping
 
-import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from service import failpoints
@@ -28,6 +27,7 @@ from service.rpc.codec import encode_outputs
 from service.rpc.connections import connection_options, request_bound
 from service.rpc.credentials import CredentialsError
 from service.rpc.gate import Gate, Rpc
+from service.rpc.grpc_server import GrpcServer
 from service.rpc.open_calls import OpenCalls
 from service.rpc.reflection import V1_NAME, V1ALPHA_NAME, reflection_rpcs
 from service.rpc.server_tls import ServerTls, TlsFilesError
@@ -206,7 +206,7 @@ class Server:
         return ServerTls(settings.tls_cert, settings.tls_key, settings.tls_client_ca), access
 
     def _add_rpcs(self, service: str, rpcs: Mapping[str, Rpc]) -> None:
-        self._grpc.add_generic_rpc_handlers((Gate(service, rpcs, self._access, self._metrics.refused),))
+        self._grpc.add_rpcs(service, rpcs, Gate(service, rpcs, self._access, self._metrics.refused))
 
     async def _open_store(self, url: str) -> Store:
         settings = self._settings
@@ -256,7 +256,7 @@ class Server:
             *connection_options(settings, [model.contract for model in self._models]),
             ("grpc.so_reuseport", int(self._shares_port)),
         ]
-        self._grpc = grpc.aio.server(options=options)
+        self._grpc = GrpcServer(options)
         sessions = Sessions(
             self._models,
             self._store,
@@ -280,7 +280,7 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         if settings.reflection:
             for name in (V1_NAME, V1ALPHA_NAME):
-                self._add_rpcs(name, reflection_rpcs([SERVICE_NAME, health.SERVICE_NAME]))
+                self._add_rpcs(name, reflection_rpcs([SERVICE_NAME, health.SERVICE_NAME], self._access))
         try:
             if self._tls is None:
                 self.grpc_port = self._grpc.add_insecure_port(settings.grpc_address)

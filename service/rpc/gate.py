@@ -1,15 +1,17 @@
 """The gate before the rpcs: a call comes to its handler with its caller, or is refused unread.
 
 gRPC asks for the handler of a call when its metadata has come, before its message is awaited. So a caller
-without a valid token costs a hash, and holds nothing here: neither a message nor a stream.
+without a valid credential costs a hash, or a look at the certificate, and holds nothing here: neither a
+message nor a stream.
 """
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 import grpc
+import grpc.aio
 
-from service.errors import ServiceError
+from service.errors import InvalidRequest, ServiceError
 from service.rpc.access import Access
 from service.rpc.call import REQUEST_ID
 from service.rpc.credentials import ANYBODY, Caller, Scope
@@ -65,7 +67,7 @@ class Gate(grpc.GenericRpcHandler):
         try:
             caller = self._access.of_metadata(handler_call_details.invocation_metadata)
             if caller is None:
-                return rpc.build(lambda context: self._by_certificate(context, rpc.scopes))
+                return self._asking_certificate(rpc, self._open[path])
             caller.need(*rpc.scopes)
         except ServiceError as error:
             self._on_refused(error.reason)
@@ -73,6 +75,37 @@ class Gate(grpc.GenericRpcHandler):
                 rpc.metrics.refused(CODES[type(error)].value[0])
             return _refusal(error)
         return rpc.build(lambda _: caller)
+
+    def _asking_certificate(
+        self, rpc: Rpc, form: "grpc.RpcMethodHandler[Any, Any]"
+    ) -> "grpc.RpcMethodHandler[Any, Any]":
+        """Returns the handler of a call that has no token.
+
+        gRPC says whose connection it is when the call is served, and it serves a call with one message when
+        that has come. So the handler is that of a stream, which reads the message itself.
+        """
+        if form.request_streaming:
+            return rpc.build(lambda context: self._by_certificate(context, rpc.scopes))
+
+        async def serve(_: Any, context: Any) -> Any:
+            try:
+                caller = self._by_certificate(context, rpc.scopes)
+            except ServiceError as error:
+                if rpc.metrics is not None:
+                    rpc.metrics.refused(CODES[type(error)].value[0])
+                await abort(context, error)
+            request = await context.read()
+            if request is grpc.aio.EOF:
+                await abort(context, InvalidRequest("the call has no message"))
+            handler: Any = rpc.build(lambda _: caller)
+            return await (handler.unary_stream or handler.unary_unary)(request, context)
+
+        make = (
+            grpc.stream_stream_rpc_method_handler
+            if form.response_streaming
+            else grpc.stream_unary_rpc_method_handler
+        )
+        return make(serve, form.request_deserializer, form.response_serializer)
 
     def _by_certificate(self, context: Any, scopes: tuple[Scope, ...]) -> Caller:
         try:

@@ -71,7 +71,7 @@ class Servicer:
         engine: Applies chunks.
         sessions: Opens, reads, closes and releases sessions.
         models: The models served.
-        access: Ends streams whose credential is revoked.
+        access: Ends calls whose credential is revoked.
         calls: Knows the calls under way.
         reloading: Loads models that have come since.
         metrics_of: Gives what counts an rpc.
@@ -257,13 +257,13 @@ class Servicer:
     async def stream_batches(self, _: Any, call: Call, caller: Caller) -> None:
         """Applies rows as they come."""
         stream = BatchStream(self._engine, call, self._calls, caller, limits=self._columns_limits)
-        async with self._access.holding(caller):
+        with self._access.holding(caller):
             await stream.serve()
 
     async def stream_steps(self, _: Any, call: Call, caller: Caller) -> None:
         """Applies chunks as they come."""
         stream = StepStream(self._engine, call, self._calls, caller, max_tokens=self._max_chunk_tokens)
-        async with self._access.holding(caller):
+        with self._access.holding(caller):
             await stream.serve()
 
     async def list_models(self, _: pb.ListModelsRequest, __: Call, ___: Caller) -> pb.ListModelsResponse:
@@ -293,10 +293,11 @@ class Servicer:
         async def counted(request: Any, call: Call, caller: Caller) -> Any:
             self._calls.begin_unary()
             try:
-                if call.context.time_remaining() is not None:
-                    return await function(request, call, caller)
-                async with asyncio.timeout(self._calls.max_call_s):
-                    return await function(request, call, caller)
+                with self._access.holding(caller):
+                    if call.context.time_remaining() is not None:
+                        return await function(request, call, caller)
+                    async with asyncio.timeout(self._calls.max_call_s):
+                        return await function(request, call, caller)
             except TimeoutError:
                 raise DeadlinePassed(
                     f"the call set no deadline and was not done after {self._calls.max_call_s:g} s; it may "
