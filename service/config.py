@@ -159,7 +159,7 @@ class Settings(BaseSettings):
         False
     )
     allow_old_store: Annotated[
-        bool, Field(description="serve on a store whose version has known holes; distributions mend them")
+        bool, Field(description="trust a store whose version has, or may have, known holes")
     ] = False
     allow_failpoints: Annotated[
         bool, Field(description="for tests: obey HOLDFAST_FAILPOINTS, which breaks the server on purpose")

@@ -35,7 +35,7 @@ from service.rpc.servicer import SERVICE_NAME, Servicer
 from service.store.confirmation import AckSettings
 from service.store.opening import create_store
 from service.store.protocol import AckLevel, Store, UnsafeStore
-from service.store.safety import Allowances
+from service.store.safety import Allowances, StoreUsage
 
 _log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class Server:
         self._shares_port = shares_port
         self._health = health.aio.HealthServicer()
         self._is_draining = False
-        self._store_danger = self._store_refusal = ""
+        self._store_danger = self._store_refusal = self._store_suspicion = ""
         self.grpc_port = 0
         failpoints.arm(os.environ, is_allowed=settings.allow_failpoints)
         try:
@@ -229,7 +229,7 @@ class Server:
             raise StartError(f"--store {mask_url(url)}: {error}") from None
         try:
             await store.open()
-            self._metrics.store_uses(await store.check_safe())
+            self._note_usage(await store.check_safe())
             await store.check_acks()
             _log.info("%s", await store.describe())
         except (ServiceError, UnsafeStore) as error:
@@ -331,7 +331,7 @@ class Server:
         while True:
             await asyncio.sleep(HEARTBEAT_S if self._store_danger else STORE_CHECK_S)
             try:
-                self._metrics.store_uses(await self._store.check_safe())
+                self._note_usage(await self._store.check_safe())
             except UnsafeStore as error:
                 self._metrics.store_uses(error.usage)
                 self._note_danger(str(error))
@@ -339,6 +339,12 @@ class Server:
                 _log.debug("the store could not be checked: %s", error)
             else:
                 self._note_danger("")
+
+    def _note_usage(self, usage: StoreUsage) -> None:
+        if usage.suspicion and usage.suspicion != self._store_suspicion:
+            _log.warning("--store: %s", usage.suspicion)
+        self._store_suspicion = usage.suspicion
+        self._metrics.store_uses(usage)
 
     def _note_danger(self, danger: str) -> None:
         if danger != self._store_danger:
