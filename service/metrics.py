@@ -156,7 +156,9 @@ class Metrics:
             "store_persists", "1 while the store's last writes of its files succeeded.", _least
         )
         self._store_keys = self._gauge(
-            "store_keys", "Keys in the store: sessions, and for an hour closed ones.", _most
+            "store_keys",
+            "Keys in the store, of all who share it: sessions, and for an hour closed ones.",
+            _most,
         )
         self._store_bytes = self._gauge(
             "store_memory_bytes", "Memory of the store; of a cluster's fullest primary.", _most

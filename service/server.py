@@ -223,6 +223,7 @@ class Server:
                 password_file=settings.store_password_file,
                 allowances=allowances,
                 acks=acks,
+                key_prefix=settings.key_prefix,
                 on_change=self._metrics.store_changed,
             )
         except ValueError as error:

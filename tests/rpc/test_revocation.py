@@ -13,7 +13,7 @@ from holdfast.tls import channel_credentials
 from holdfast.v1 import holdfast_pb2 as pb
 from service.demo.processes import ServerProcess
 from service.rpc.servicer import SERVICE_NAME
-from tests import http2
+from tests import call_heads
 from tests.certificates import Authority
 from tests.rpc.conftest import MODEL
 from tests.server import get
@@ -204,7 +204,7 @@ HEADS = {
 def test_a_head_that_no_client_sends_is_refused_and_not_logged(scene, head):
     path, *metadata = head
     before = scene.server.log_path.read_text()
-    assert b"grpc-status" in http2.call(scene.server.address, path, *metadata, tls=scene.nobody)
+    assert b"grpc-status" in call_heads.call(scene.server.address, path, *metadata, tls=scene.nobody)
     assert scene.lets_in(scene.stays), "the server takes calls"
     assert scene.server.log_path.read_text() == before
 
