@@ -15,7 +15,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from service.model.files import ModelFile, ModelFileError, find_files, fingerprint_of, read_file
+from service.model.files import (
+    ModelFile,
+    ModelFileError,
+    ModelFileNotNow,
+    find_files,
+    fingerprint_of,
+    read_file,
+)
 
 PROCESS = "service.model.check_process"
 PASSED = b"ok"
@@ -85,7 +92,7 @@ def check_model(path: Path, data: bytes, limits: CheckLimits = LIMITS) -> None:
             env={**kept, "OPENBLAS_NUM_THREADS": "1"},
         )
     except OSError as error:
-        raise ModelFileError(path, f"its check cannot be started: {error}") from None
+        raise ModelFileNotNow(path, f"its check cannot be started: {error}") from None
     finally:
         os.close(memory)
     verdict, ending = _verdict(process, limits.wall_s)

@@ -35,6 +35,10 @@ class ModelFileError(Exception):
         self.reason = reason
 
 
+class ModelFileNotNow(ModelFileError):
+    """What stands in the way may pass while the file stays as it is: too many open files, no memory."""
+
+
 class ModelFile(NamedTuple):
     """A file of the repository.
 
@@ -123,7 +127,7 @@ def read_file(path: Path, max_bytes: int = MAX_MODEL_BYTES) -> bytes:
                 raise ModelFileError(path, "not a regular file")
             data = file.read(max_bytes + 1)
     except OSError as error:
-        raise ModelFileError(path, error.strerror or str(error)) from None
+        raise ModelFileNotNow(path, error.strerror or str(error)) from None
     if len(data) > max_bytes:
         raise ModelFileError(path, f"more than {max_bytes} bytes, the limit of --max-model-bytes")
     return data

@@ -1,8 +1,9 @@
 """Loads the models that appear in the folder while it is served; what is served already stays as it is.
 
 A look lists the folder and tries what is new and has come to rest: it is read, checked in a process of its
-own, loaded, and added. All of that is done in threads; on the event loop it is one assignment. Nothing a
-file does reaches those who are served: it becomes a refusal, which goes when the file is mended or gone.
+own, loaded, and added. What could not be read, or had no memory, is tried again by the next look. All of
+that is done in threads; on the event loop it is one assignment. Nothing a file does reaches those who are
+served: it becomes a refusal, which goes when the file is mended or gone.
 
 Loaded is not newest yet. Other workers and replicas that look at the same folder may not have it, and would
 refuse a session that was opened here on it; so it is served at once to those who name it, and to those who
@@ -23,6 +24,7 @@ from service.model.contract import Contract
 from service.model.files import (
     ModelFile,
     ModelFileError,
+    ModelFileNotNow,
     Stamp,
     fingerprint_of,
     list_files,
@@ -118,6 +120,7 @@ class ModelReloading:
         restless = [
             ModelFileError(file.path, "it has just changed; it is tried when it has come to rest")
             for file in self._looks.restless()
+            if file not in self._refused
         ]
         refused = [*self._misnamed.values(), *self._refused.values(), *restless]
         return sorted(refused, key=lambda error: error.path)
@@ -142,7 +145,8 @@ class ModelReloading:
         self._refused = {file: error for file, error in self._refused.items() if file in found}
         for file in self._looks.rested(found, time.monotonic()):
             await self._try(file)
-            self._looks.note_tried(file)
+            if not isinstance(self._refused.get(file), ModelFileNotNow):
+                self._looks.note_tried(file)
         self._observer.stand_refused(len(self._refused) + len(self._misnamed))
 
     def _list(self) -> tuple[dict[ModelFile, Stamp | None], list[ModelFileError]]:
@@ -150,16 +154,18 @@ class ModelReloading:
         return {file: stamp_of(file.path) for file in files}, misnamed
 
     async def _try(self, file: ModelFile) -> None:
-        self._refused.pop(file, None)
+        before = self._refused.pop(file, None)
         try:
             await self._load(file)
         except ModelFileError as error:
             self._refused[file] = error
         except Exception as error:  # noqa: BLE001 -- no memory, no thread: whatever it is, others are served
             reason = f"it cannot be loaded now: {type(error).__name__}: {error}"
-            self._refused[file] = ModelFileError(file.path, reason)
-        if file in self._refused:
-            self._tell(self._refused[file])
+            refused = ModelFileNotNow if isinstance(error, OSError | MemoryError) else ModelFileError
+            self._refused[file] = refused(file.path, reason)
+        after = self._refused.get(file)
+        if after is not None and not (isinstance(after, ModelFileNotNow) and str(after) == str(before)):
+            self._tell(after)
 
     async def _load(self, file: ModelFile) -> None:
         """Reads, checks, loads and adds one file; one that is served already is only compared."""

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from service.errors import ModelNotFound
-from service.model import reloading
+from service.model import files, reloading
 from service.model.files import ModelFileError, fingerprint_of
 from service.model.reloading import ModelReloading
 from service.model.repository import ModelRepository
@@ -274,6 +274,26 @@ async def test_whatever_breaks_in_loading_is_a_refusal_that_a_reload_tries_again
     monkeypatch.setattr("service.model.reloading.StepGraph", StepGraph)
     assert await reloading.reload() == []
     assert scene.models.find("sum").version == 2
+
+
+@pytest.mark.parametrize("error", [OSError(24, "Too many open files"), MemoryError()])
+async def test_what_passes_by_itself_keeps_a_file_out_no_longer_than_it_lasts(scene, monkeypatch, error):
+    scene.put(2)
+    looking = scene.reloading()
+    reads = []
+
+    def break_down(*_):
+        reads.append(error)
+        raise error
+
+    monkeypatch.setattr(files.os, "open", break_down)
+    assert len(await looking.reload()) == 2
+    await looking._look()
+    assert (len(reads), scene.counts.refused_count) == (4, 2), "each tried twice, told once"
+    monkeypatch.undo()
+    await looking._look()
+    assert scene.versions == [("sum", 1), ("sum", 2)]
+    assert scene.counts.standing_count == 0
 
 
 async def test_a_file_that_is_being_written_is_not_tried(scene):
