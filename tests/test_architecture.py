@@ -24,7 +24,7 @@ LAYERS = {
 }
 HOMES = {
     "grpc": ("holdfast", "service.rpc", "service.server", "service.bench"),
-    "grpc_health": ("service.server",),
+    "grpc_health": ("service.rpc",),
     "grpc_reflection": ("service.rpc",),
     "onnxruntime": ("service.model", "model_export", "service.verify"),
     "redis": ("service.store",),
@@ -48,9 +48,11 @@ PURE = {
     "service.names",
     "service.redaction",
     "service.rpc.credentials",
+    "service.model.call_filter",
     "service.model.contract",
     "service.model.looks",
     "service.model.onnx_wire",
+    "service.model.operators",
     "service.verify.chain",
     "holdfast.arrays",
     "holdfast.options",

@@ -1,7 +1,8 @@
 """The process that checks one model file, given on standard input; `service.model.check` starts it.
 
 It gives up what it may do before it looks at the first byte of the file: no file or socket can be opened
-any more, nothing written but the verdict, and CPU time and memory are bounded.
+any more, nothing written but the verdict, nobody signalled, few system calls be made, and CPU time and
+memory are bounded. What a kernel does not let it give up is missing in what it says when a file passes.
 """
 
 import ctypes
@@ -14,12 +15,14 @@ from pathlib import Path
 import numpy as np
 
 from service.model.check import MAX_VERDICT_BYTES, PASSED
+from service.model.confinement import confine
 from service.model.contract import Contract
 from service.model.files import ModelFileError
 from service.model.onnx_wire import UnsafeGraph, check_file
 from service.model.step_graph import StepGraph
 
 _PR_SET_PDEATHSIG = 1
+_PIECE_BYTES = 16 << 20
 
 TRIALS = ((1, 1), (2, 3))
 """Tokens and sessions of the steps that are tried."""
@@ -32,8 +35,8 @@ class TrialFailed(Exception):
 def main() -> None:
     """Reads, checks, says one line and ends."""
     leave_with(int(sys.argv[3]))
-    give_up(cpu_s=int(sys.argv[1]), memory_bytes=int(sys.argv[2]))
-    os.write(1, _verdict()[:MAX_VERDICT_BYTES])
+    held = confine(lambda: give_up(cpu_s=int(sys.argv[1]), memory_bytes=int(sys.argv[2])))
+    os.write(1, (_refusal() or PASSED + ", ".join(held).encode())[:MAX_VERDICT_BYTES])
     os._exit(0)  # without tearing down what may be damaged
 
 
@@ -58,10 +61,10 @@ def give_up(cpu_s: int, memory_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))  # a signal that has a name, then SIGKILL
 
 
-def _verdict() -> bytes:
+def _refusal() -> bytes:
+    """Returns why the file is refused; b"" if it is not."""
     try:
-        with open(0, "rb", closefd=False) as given:
-            data = given.read()
+        data = b"".join(iter(lambda: os.read(0, _PIECE_BYTES), b""))
         check_file(data)
         _try_out(StepGraph(Path(), name="", version=1, data=data))
     except ModelFileError as error:
@@ -72,7 +75,7 @@ def _verdict() -> bytes:
         return b"it needs more memory than its size lets expect"
     except Exception as error:  # noqa: BLE001 -- whatever it is, the file is at fault and the server lives
         return f"its check fails: {type(error).__name__}: {error}".encode(errors="replace")
-    return PASSED
+    return b""
 
 
 def _try_out(graph: StepGraph) -> None:

@@ -1,22 +1,24 @@
 """The gate before the rpcs: a call comes to its handler with its caller, or is refused unread.
 
 gRPC asks for the handler of a call when its metadata has come, before its message is awaited. So a caller
-without a valid credential costs a hash, or a look at the certificate, and holds nothing here: neither a
-message nor a stream.
+without a valid token costs a hash, and holds nothing here: neither a message nor a stream.
 """
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 import grpc
-import grpc.aio
 
-from service.errors import InvalidRequest, ServiceError
+from service.errors import ServiceError
 from service.rpc.access import Access
 from service.rpc.call import REQUEST_ID
 from service.rpc.credentials import ANYBODY, Caller, Scope
 from service.rpc.status import CODES, message_of, to_trailers
+from service.rpc.tasks import end_within
 from service.rpc_metrics import RpcMetrics
+
+MAX_STATUS_WAIT_S = 30.0
+"""So long a status waits for a client that reads nothing."""
 
 Identify = Callable[[Any], Caller]
 """Given the context of a call, says who calls; raises ServiceError."""
@@ -67,7 +69,7 @@ class Gate(grpc.GenericRpcHandler):
         try:
             caller = self._access.of_metadata(handler_call_details.invocation_metadata)
             if caller is None:
-                return self._asking_certificate(rpc, self._open[path])
+                return rpc.build(lambda context: self._by_certificate(context, rpc.scopes))
             caller.need(*rpc.scopes)
         except ServiceError as error:
             self._on_refused(error.reason)
@@ -75,37 +77,6 @@ class Gate(grpc.GenericRpcHandler):
                 rpc.metrics.refused(CODES[type(error)].value[0])
             return _refusal(error)
         return rpc.build(lambda _: caller)
-
-    def _asking_certificate(
-        self, rpc: Rpc, form: "grpc.RpcMethodHandler[Any, Any]"
-    ) -> "grpc.RpcMethodHandler[Any, Any]":
-        """Returns the handler of a call that has no token.
-
-        gRPC says whose connection it is when the call is served, and it serves a call with one message when
-        that has come. So the handler is that of a stream, which reads the message itself.
-        """
-        if form.request_streaming:
-            return rpc.build(lambda context: self._by_certificate(context, rpc.scopes))
-
-        async def serve(_: Any, context: Any) -> Any:
-            try:
-                caller = self._by_certificate(context, rpc.scopes)
-            except ServiceError as error:
-                if rpc.metrics is not None:
-                    rpc.metrics.refused(CODES[type(error)].value[0])
-                await abort(context, error)
-            request = await context.read()
-            if request is grpc.aio.EOF:
-                await abort(context, InvalidRequest("the call has no message"))
-            handler: Any = rpc.build(lambda _: caller)
-            return await (handler.unary_stream or handler.unary_unary)(request, context)
-
-        make = (
-            grpc.stream_stream_rpc_method_handler
-            if form.response_streaming
-            else grpc.stream_unary_rpc_method_handler
-        )
-        return make(serve, form.request_deserializer, form.response_serializer)
 
     def _by_certificate(self, context: Any, scopes: tuple[Scope, ...]) -> Caller:
         try:
@@ -122,6 +93,7 @@ async def abort(context: Any, error: ServiceError, request_id: str = "") -> NoRe
     trailers = to_trailers(error)
     if request_id:
         trailers = (*trailers, (REQUEST_ID, request_id))
+    end_within(MAX_STATUS_WAIT_S)
     await context.abort(CODES[type(error)], message_of(error), trailers)
     raise AssertionError("bug: an aborted call goes on")
 

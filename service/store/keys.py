@@ -4,7 +4,7 @@ Everywhere but in the store itself, the key of a session is the one that it has 
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 DEFAULT_PREFIX = "holdfast"
 
@@ -56,6 +56,17 @@ def session_key(tenant: str, session_id: str) -> bytes:
     The braces are a hash tag: all keys of one session lie in one slot of a Redis Cluster.
     """
     return f"{_DEFAULT_HEAD}{{{tenant}:{session_id}}}".encode()
+
+
+def session_keys(tenant: str, session_ids: Iterable[str]) -> list[bytes]:
+    """Returns `session_key` of many sessions of one tenant."""
+    start = f"{_DEFAULT_HEAD}{{{tenant}:"
+    return [f"{start}{session_id}}}".encode() for session_id in session_ids]
+
+
+def tenant_of(key: bytes) -> bytes:
+    """Returns the tenant whose session has this key."""
+    return key.partition(b"{")[2].partition(b":")[0]
 
 
 def set_aside_key(key: bytes) -> bytes:

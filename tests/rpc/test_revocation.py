@@ -178,7 +178,7 @@ def counted(page, start):
 def test_a_call_by_certificate_without_a_message_is_an_error_of_its_caller(scene):
     with scene.channel(scene.somebody) as channel:
         error = OpenCall(channel, STEP, ()).ending()
-    assert (error.code, str(error)) == ("INVALID_ARGUMENT", "the call has no message")
+    assert (error.code, str(error)) == ("INVALID_ARGUMENT", "the call ended before it had a message")
 
 
 # -- what strangers send --------------------------------------------------------------------------

@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.config import Settings
-from service.edge import check_edge, is_loopback
+from service.edge import check_edge
 from service.errors import StartError
+from service.listen_address import ListenAddress
 from service.redaction import mask_url
 
 SECRETS = st.text(
@@ -14,9 +15,11 @@ SECRETS = st.text(
 )
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "localhost", "[::1]", "::1"])
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "127.9.9.9", "localhost", "[::1]", "[::1%lo]", "[::ffff:127.0.0.1]"]
+)
 def test_loopback(host):
-    assert is_loopback(f"{host}:50051")
+    assert ListenAddress.parse(f"{host}:50051").is_loopback
     check_edge(Settings(grpc_address=f"{host}:50051"))
 
 
@@ -25,7 +28,7 @@ def test_loopback(host):
     ["0.0.0.0", "[::]", "10.0.0.1", "[::ffff:10.0.0.1]", "localhost.example", "127.0.0.1.example", "*"],
 )
 def test_beyond_loopback(host):
-    assert not is_loopback(f"{host}:50051")
+    assert not ListenAddress.parse(f"{host}:50051").is_loopback
     with pytest.raises(StartError, match="--allow-plaintext"):
         check_edge(Settings(grpc_address=f"{host}:50051"))
     check_edge(Settings(grpc_address=f"{host}:50051", allow_plaintext=True))

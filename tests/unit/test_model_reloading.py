@@ -8,9 +8,9 @@ import threading
 import pytest
 
 from service.errors import ModelNotFound
-from service.model import files, reloading
+from service.model import reloading, repository
 from service.model.files import ModelFileError, fingerprint_of
-from service.model.reloading import ModelReloading
+from service.model.reloading import MAX_TOLD, ModelReloading
 from service.model.repository import ModelRepository
 from service.model.step_graph import StepGraph
 from tests.hostile_models import external_tensor, step_graph
@@ -238,6 +238,29 @@ async def test_a_copy_of_what_is_served_is_refused(scene):
         ModelRepository(scene.folder)
 
 
+async def test_what_no_client_could_list_is_refused(scene, monkeypatch):
+    """A list of models that is longer than clients receive would be none."""
+    [served] = scene.models
+    monkeypatch.setattr(repository, "MAX_TEXT_BYTES", 3 * (1024 + served.contract.text_bytes))
+    scene.put(2)
+    scene.put(3)
+    scene.put(4)
+    [refusal] = texts(await scene.reloading().reload())
+    assert "descriptions of all models" in refusal
+    assert len(list(scene.models)) == 3
+    with pytest.raises(ModelFileError, match="descriptions of all models"):
+        ModelRepository(scene.folder)
+
+
+async def test_a_reload_tells_of_so_many_files_and_counts_the_others(scene):
+    for number in range(MAX_TOLD + 5):
+        scene.path(f"v{number}").parent.mkdir()
+        scene.path(f"v{number}").touch()
+    told = texts(await scene.reloading().reload())
+    assert len(told) == MAX_TOLD + 1
+    assert told[-1] == f"{scene.folder}: 5 further files are not served"
+
+
 async def test_two_folders_of_one_version_are_refused(scene):
     scene.put("01")
     with pytest.raises(ModelFileError, match="version 1 of sum comes from another file"):
@@ -274,26 +297,6 @@ async def test_whatever_breaks_in_loading_is_a_refusal_that_a_reload_tries_again
     monkeypatch.setattr("service.model.reloading.StepGraph", StepGraph)
     assert await reloading.reload() == []
     assert scene.models.find("sum").version == 2
-
-
-@pytest.mark.parametrize("error", [OSError(24, "Too many open files"), MemoryError()])
-async def test_what_passes_by_itself_keeps_a_file_out_no_longer_than_it_lasts(scene, monkeypatch, error):
-    scene.put(2)
-    looking = scene.reloading()
-    reads = []
-
-    def break_down(*_):
-        reads.append(error)
-        raise error
-
-    monkeypatch.setattr(files.os, "open", break_down)
-    assert len(await looking.reload()) == 2
-    await looking._look()
-    assert (len(reads), scene.counts.refused_count) == (4, 2), "each tried twice, told once"
-    monkeypatch.undo()
-    await looking._look()
-    assert scene.versions == [("sum", 1), ("sum", 2)]
-    assert scene.counts.standing_count == 0
 
 
 async def test_a_file_that_is_being_written_is_not_tried(scene):
