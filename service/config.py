@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.listen_address import ListenAddress
 from service.redaction import mask_url
+from service.store.keys import DEFAULT_PREFIX, KeySpace
 
 EMBEDDED = "embedded"
 
@@ -56,6 +57,10 @@ class Settings(BaseSettings):
     store_password_file: Annotated[
         Path | None, Field(description="file that holds the password of the store's user")
     ] = None
+    key_prefix: Annotated[
+        str,
+        Field(description="what the store's keys begin with; deployments that share a store need one each"),
+    ] = DEFAULT_PREFIX
     data_dir: Annotated[Path, Field(description="folder of the embedded store")] = Path(
         "~/.local/share/holdfast"
     )
@@ -167,7 +172,7 @@ class Settings(BaseSettings):
         False
     )
     allow_old_store: Annotated[
-        bool, Field(description="serve on a store whose version has known holes; distributions mend them")
+        bool, Field(description="trust a store whose version has, or may have, known holes")
     ] = False
     allow_failpoints: Annotated[
         bool, Field(description="for tests: obey HOLDFAST_FAILPOINTS, which breaks the server on purpose")
@@ -204,6 +209,12 @@ class Settings(BaseSettings):
         if self.drain_pause_s > self.drain_timeout_s:
             raise ValueError("--drain-pause-s is longer than --drain-timeout-s, of which it is a part")
         return self
+
+    @field_validator("key_prefix")
+    @classmethod
+    def _names_keys(cls, value: str) -> str:
+        KeySpace(value)
+        return value
 
     @field_validator("grpc_address", "http_address")
     @classmethod

@@ -163,13 +163,18 @@ class Metrics:
             "store_persists", "1 while the store's last writes of its files succeeded.", _least
         )
         self._store_keys = self._gauge(
-            "store_keys", "Keys in the store: sessions, and for an hour closed ones.", _most
+            "store_keys",
+            "Keys in the store, of all who share it: sessions, and for an hour closed ones.",
+            _most,
         )
         self._store_bytes = self._gauge(
             "store_memory_bytes", "Memory of the store; of a cluster's fullest primary.", _most
         )
         self._store_limit_bytes = self._gauge(
             "store_memory_limit_bytes", "The bound on that; 0 where there is none.", _most
+        )
+        self._store_suspect = self._gauge(
+            "store_version_suspect", "1 while the store's version may have known holes.", _most
         )
         self._store_replicas = self._gauge(
             "store_replicas", "Replicas connected; of the primary of a cluster that has fewest.", _least
@@ -275,6 +280,7 @@ class Metrics:
         self._store_bytes.set(usage.memory_bytes)
         self._store_limit_bytes.set(usage.memory_limit_bytes)
         self._store_replicas.set(usage.replicas)
+        self._store_suspect.set(bool(usage.suspicion))
 
     def rpc(self, name: str) -> RpcMetrics:
         """Returns what counts an rpc of holdfast.v1."""

@@ -7,8 +7,6 @@ import os
 import time
 from collections.abc import Mapping
 
-import grpc.aio
-
 from service import failpoints
 from service.background import keep_going
 from service.collector import relieve_collector
@@ -30,6 +28,7 @@ from service.rpc.codec import encode_outputs
 from service.rpc.connections import connection_options, reading_places, request_bound
 from service.rpc.credentials import CredentialsError
 from service.rpc.gate import Gate, Rpc
+from service.rpc.grpc_server import GrpcServer
 from service.rpc.health import NAME as HEALTH_NAME
 from service.rpc.health import Health, Status
 from service.rpc.open_calls import OpenCalls
@@ -40,7 +39,7 @@ from service.rpc.tasks import give_up_unread, remember_parents
 from service.store.confirmation import AckSettings
 from service.store.opening import create_store
 from service.store.protocol import AckLevel, Store, UnsafeStore
-from service.store.safety import Allowances
+from service.store.safety import Allowances, StoreUsage
 
 _log = logging.getLogger(__name__)
 
@@ -90,7 +89,7 @@ class Server:
             metrics.refused, max_call_s=settings.max_call_s, max_stall_s=settings.max_stall_s
         )
         self._is_draining = False
-        self._store_danger = self._store_refusal = ""
+        self._store_danger = self._store_refusal = self._store_suspicion = ""
         self.grpc_port = 0
         failpoints.arm(os.environ, is_allowed=settings.allow_failpoints)
         try:
@@ -220,7 +219,7 @@ class Server:
         return ServerTls(settings.tls_cert, settings.tls_key, settings.tls_client_ca), access
 
     def _add_rpcs(self, service: str, rpcs: Mapping[str, Rpc]) -> None:
-        self._grpc.add_generic_rpc_handlers((Gate(service, rpcs, self._access, self._metrics.refused),))
+        self._grpc.add_rpcs(service, rpcs, Gate(service, rpcs, self._access, self._metrics.refused))
 
     async def _open_store(self, url: str) -> Store:
         settings = self._settings
@@ -237,13 +236,14 @@ class Server:
                 password_file=settings.store_password_file,
                 allowances=allowances,
                 acks=acks,
+                key_prefix=settings.key_prefix,
                 on_change=self._metrics.store_changed,
             )
         except ValueError as error:
             raise StartError(f"--store {mask_url(url)}: {error}") from None
         try:
             await store.open()
-            self._metrics.store_uses(await store.check_safe())
+            self._note_usage(await store.check_safe())
             await store.check_acks()
             _log.info("%s", await store.describe())
         except (ServiceError, UnsafeStore) as error:
@@ -271,7 +271,7 @@ class Server:
             ("grpc.so_reuseport", int(self._shares_port)),
             ("grpc.max_allowed_incoming_connections", most_connections(settings)),
         ]
-        self._grpc = grpc.aio.server(options=options)
+        self._grpc = GrpcServer(options)
         sessions = Sessions(
             self._models,
             self._store,
@@ -293,11 +293,14 @@ class Server:
         )
         self._add_rpcs(SERVICE_NAME, servicer.rpcs())
         open_to_all = Access(None, asks_certificates=False)
-        health = Gate(HEALTH_NAME, self._health.rpcs(), open_to_all, self._metrics.refused)
-        self._grpc.add_generic_rpc_handlers((health,))
+        health = self._health.rpcs()
+        self._grpc.add_rpcs(
+            HEALTH_NAME, health, Gate(HEALTH_NAME, health, open_to_all, self._metrics.refused)
+        )
         if settings.reflection:
             for name in (V1_NAME, V1ALPHA_NAME):
-                self._add_rpcs(name, reflection_rpcs([SERVICE_NAME, HEALTH_NAME], self._calls.admission))
+                rpcs = reflection_rpcs([SERVICE_NAME, HEALTH_NAME], self._access, self._calls.admission)
+                self._add_rpcs(name, rpcs)
         try:
             with socket_mode():
                 if self._tls is None:
@@ -353,7 +356,7 @@ class Server:
         """Turns readiness off while the store could lose sessions; commits go on."""
         await asyncio.sleep(HEARTBEAT_S if self._store_danger else STORE_CHECK_S)
         try:
-            self._metrics.store_uses(await self._store.check_safe())
+            self._note_usage(await self._store.check_safe())
         except UnsafeStore as error:
             self._metrics.store_uses(error.usage)
             self._note_danger(str(error))
@@ -361,6 +364,12 @@ class Server:
             _log.debug("the store could not be checked: %s", error)
         else:
             self._note_danger("")
+
+    def _note_usage(self, usage: StoreUsage) -> None:
+        if usage.suspicion and usage.suspicion != self._store_suspicion:
+            _log.warning("--store: %s", usage.suspicion)
+        self._store_suspicion = usage.suspicion
+        self._metrics.store_uses(usage)
 
     def _note_danger(self, danger: str) -> None:
         if danger != self._store_danger:

@@ -29,6 +29,7 @@ GROUPS = {
     "Store": (
         "store",
         "store_password_file",
+        "key_prefix",
         "store_timeout_s",
         "data_dir",
         "session_ttl_s",

@@ -131,8 +131,7 @@ def read_file(path: Path, max_bytes: int = MAX_MODEL_BYTES) -> bytes:
         ModelFileError: It cannot be read, is no regular file, or is larger than allowed.
     """
     try:
-        # a pipe without a writer must not block the open, nor a terminal become ours
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC), "rb") as file:
+        with open(path, "rb", opener=_open) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise ModelFileError(path, "not a regular file")
             data = file.read(max_bytes + 1)
@@ -141,6 +140,11 @@ def read_file(path: Path, max_bytes: int = MAX_MODEL_BYTES) -> bytes:
     if len(data) > max_bytes:
         raise ModelFileError(path, f"more than {max_bytes} bytes, the limit of --max-model-bytes")
     return data
+
+
+def _open(path: str, flags: int) -> int:
+    """Opens a file; neither blocks a pipe without a writer, nor becomes a terminal ours."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
 
 
 def fingerprint_of(data: bytes) -> bytes:
