@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from service.model.apart import parse_apart
 from service.redaction import mask_url
 
 EMBEDDED = "embedded"
@@ -44,6 +45,13 @@ class Settings(BaseSettings):
     model_refresh_s: Annotated[
         float, Field(ge=0, description="seconds between looks at the folder of models; 0 is never")
     ] = 5.0
+    apart: Annotated[
+        str,
+        Field(
+            description="NAME=rows,tokens;NAME=rows: models that run one session, or one token, at a time, "
+            "whatever their files say"
+        ),
+    ] = ""
     store: Annotated[
         str,
         Field(
@@ -196,6 +204,12 @@ class Settings(BaseSettings):
         if self.drain_pause_s > self.drain_timeout_s:
             raise ValueError("--drain-pause-s is longer than --drain-timeout-s, of which it is a part")
         return self
+
+    @field_validator("apart")
+    @classmethod
+    def _names_models(cls, value: str) -> str:
+        parse_apart(value)
+        return value
 
     @field_validator("grpc_address", "http_address")
     @classmethod

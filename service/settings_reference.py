@@ -21,6 +21,7 @@ GROUPS = {
     "Models": (
         "models",
         "model_refresh_s",
+        "apart",
         "max_model_bytes",
         "max_batch",
         "run_timeout_s",
@@ -59,6 +60,7 @@ GROUPS = {
 DEFAULTS = {
     "models": "those that come with the package",
     "max_message_bytes": "by the models",
+    "apart": "what the files say",
     "tokens_file": "anyone may call",
 }
 """Defaults that are no values."""

@@ -29,7 +29,7 @@ BROKEN = {
         write(step_graph(helper.make_node("Shell", ["x"], ["w"], domain="evil"))),
         "'evil'",
     ),
-    "other shapes": (write(lying()), "a step gives 'y'"),
+    "other shapes": (write(lying()), "a step gives output 'y'"),
     "truncated": (write_truncated, "not a loadable ONNX graph"),
     "no contract": (lambda path: write_features_model(path, metadata={}), "contract_version"),
     "no state pair": (

@@ -155,7 +155,7 @@ async def test_loading_is_done_beside_the_event_loop(scene, monkeypatch):
 async def test_a_reload_goes_on_when_its_caller_leaves(scene, monkeypatch):
     is_checking, may_end = threading.Event(), threading.Event()
 
-    def check(*_):
+    def check(*_, **__):
         is_checking.set()
         may_end.wait(20)
 
