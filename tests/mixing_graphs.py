@@ -150,6 +150,25 @@ def mixed(**extra):
     return in_time(change, **extra)
 
 
+RARE = 77
+
+
+def when_rare():
+    """Of 1000 tokens only one adds what all rows of the batch are told."""
+    net = Builder(vocabulary=1000)
+    h = net.state("h", HIDDEN)
+    is_rare = net.add(
+        "Unsqueeze", net.add("Equal", "x", net.const(RARE, np.int64)), net.const([1], np.int64)
+    )
+    told = net.add("Gather", net.normal(1000, HIDDEN), "x")
+    by_all = net.add("ReduceSum", told, net.const([0], np.int64))
+    added = net.add("Mul", net.add("Cast", is_rare, to=TensorProto.FLOAT), by_all)
+    after = net.add("Tanh", net.add("Add", net.add("Add", h, told), added))
+    net.follows("h", after)
+    net.output(after, HIDDEN)
+    return net.bytes()
+
+
 def noisy(op):
     """Adds noise to its tokens, or something that it has kept from the run before."""
 

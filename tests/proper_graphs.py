@@ -164,6 +164,17 @@ def oscillator(gain=300.0):
     return net.bytes()
 
 
+def rounded_sum(width=72):
+    """A sum that is rounded otherwise by chunk, then cut to a digit: now and then to the next one."""
+    net = Builder(time=True, width=width)
+    h = net.state("h", width)
+    total = net.add("Add", net.add("CumSum", "x", net.const(0, np.int64)), h)
+    net.follows("h", net.add("Gather", total, net.const(-1, np.int64), axis=0))
+    thousandths = net.add("Round", net.add("Mul", total, net.const(1000)))
+    net.output(net.add("Mod", thousandths, net.const(10), fmod=1), width)
+    return net.bytes()
+
+
 def counting_bool():
     """States of bool and int32, and an int64 output that is an argmax."""
     net = Builder(vocabulary=50)
@@ -299,6 +310,8 @@ GOOD = {
     "quantisation by row": quantised_by_row,
     "spiking": spiking,
     "oscillator": oscillator,
+    "rounded sum": rounded_sum,
+    "rounded sum, wide": lambda: rounded_sum(192),
     "bool and int32 states": counting_bool,
     "large vocabulary": large_vocabulary,
     "batch axis last": last_axis,

@@ -213,9 +213,7 @@ def _parse(metadata: Mapping[str, str]) -> Contract:
         states=tuple(_parse_state(entry) for entry in topic("states")),
         outputs=tuple(_parse_output(entry) for entry in topic("outputs")),
         vocabulary=_parse_vocabulary(topic("vocabulary")) if "vocabulary" in names else None,
-        apart=frozenset(_one_of(part, *PARTS) for part in topic("apart"))
-        if "apart" in names
-        else frozenset(),
+        apart=_parse_apart(topic("apart")) if "apart" in names else frozenset(),
         facts={name: metadata[PREFIX + name] for name in sorted(names - known)},
     )
 
@@ -258,6 +256,12 @@ def _parse_output(entry: dict[str, Any]) -> OutputSpec:
 
 def _parse_vocabulary(entry: dict[str, Any]) -> Vocabulary:
     return Vocabulary(_one_of(entry["kind"], "bytes", "ids"), int(entry["size"]))
+
+
+def _parse_apart(parts: Any) -> frozenset[str]:
+    if not isinstance(parts, list):
+        raise TypeError(f"apart is no list of {' and '.join(PARTS)}")
+    return frozenset(_one_of(part, *PARTS) for part in parts)
 
 
 def _parse_name(value: Any) -> str:

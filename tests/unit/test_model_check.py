@@ -102,7 +102,9 @@ def test_a_file_whose_check_was_made_is_not_checked_again(path, monkeypatch):
     folder = path.parent.parent.parent
     write_features_model(path)
     checked = check_folder(folder, 1 << 20)
-    monkeypatch.setattr("service.model.repository.check_model", lambda *_, **__: pytest.fail("checked again"))
+    monkeypatch.setattr(
+        "service.model.repository.check_model", lambda *_, **__: pytest.fail("checked again")
+    )
     assert ModelRepository(folder, checked=checked).find("sum").fingerprint in checked
 
 

@@ -17,7 +17,18 @@ from service.model.trial import NotIndependent, try_out
 from service.model.trial_inputs import MAX_BYTES, draw, fits
 from service.model.trial_runs import TrialFailed
 from tests import models
-from tests.mixing_graphs import ROWS, TOKENS, UNREPEATABLE, beside, in_time, mixed, noisy, quantised
+from tests.mixing_graphs import (
+    RARE,
+    ROWS,
+    TOKENS,
+    UNREPEATABLE,
+    beside,
+    in_time,
+    mixed,
+    noisy,
+    quantised,
+    when_rare,
+)
 from tests.oracle import MODELS
 from tests.proper_graphs import GOOD, plain, switched
 from tests.step_graphs import WIDTH, Builder
@@ -123,18 +134,9 @@ def test_a_shipped_network_in_int8_is_refused_and_passes_with_both_apart(tmp_pat
 
 
 def test_it_is_tried_on_tokens_that_are_given():
-    """Of all tokens only the 77 mixes rows."""
-    net = Builder(vocabulary=1000)
-    h = net.state("h", 4)
-    is_odd = net.add("Equal", "x", net.const(77, np.int64))
-    odd = net.add("Cast", net.add("Unsqueeze", is_odd, net.const([1], np.int64)), to=1)
-    sum_of_all = net.add("ReduceSum", net.add("Gather", net.normal(1000, 4), "x"), net.const([0], np.int64))
-    after = net.add("Tanh", net.add("Add", h, net.add("Mul", odd, sum_of_all)))
-    net.follows("h", after)
-    net.output(after, 4)
-    data = net.bytes()
+    data = when_rare()
     try_out(load(data), data)
-    assert "the others of its batch" in refusal(data, given=np.array([5, 77, 6, 77, 78]))
+    assert "the others of its batch" in refusal(data, given=np.array([5, RARE, 6, RARE, RARE + 1]))
 
 
 def test_what_fails_on_a_token_of_its_vocabulary_is_refused():
