@@ -12,6 +12,7 @@ from service.model.check import CheckLimits, check_folder, check_model
 from service.model.files import ModelFileError, fingerprint_of, read_file
 from service.model.repository import ModelRepository
 from tests.hostile_models import MEMORY_ADDRESS, endless, external_tensor, greedy, lying, step_graph
+from tests.mixing_graphs import beside, less_mean
 from tests.models import write_features_model
 
 GIB = 1 << 30
@@ -106,6 +107,20 @@ def test_a_file_whose_check_was_made_is_not_checked_again(path, monkeypatch):
         "service.model.repository.check_model", lambda *_, **__: pytest.fail("checked again")
     )
     assert ModelRepository(folder, checked=checked).find("sum").fingerprint in checked
+
+
+def test_a_model_that_mixes_rows_passes_and_is_loaded_only_with_rows_apart(path, caplog):
+    folder = path.parent.parent.parent
+    path.parent.mkdir(parents=True)
+    path.write_bytes(beside(less_mean))
+    with pytest.raises(ModelFileError, match="depends on the others of its batch"):
+        check_folder(folder, 1 << 20)
+    with pytest.raises(ModelFileError, match="depends on the others of its batch"):
+        ModelRepository(folder)
+    apart = {"sum": frozenset({"rows"}), "other": frozenset({"rows"})}
+    checked = check_folder(folder, 1 << 20, apart)
+    assert ModelRepository(folder, checked=checked, apart=apart).find("sum").contract.apart == {"rows"}
+    assert "--apart names 'other'; so far no model has this name" in caplog.text
 
 
 def test_a_file_that_changed_since_is_checked_again(path):
