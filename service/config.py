@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from service.listen_address import ListenAddress
 from service.model.apart import parse_apart
 from service.redaction import mask_url
 
@@ -66,9 +67,9 @@ class Settings(BaseSettings):
     data_dir: Annotated[Path, Field(description="folder of the embedded store")] = Path(
         "~/.local/share/holdfast"
     )
-    grpc_address: Annotated[str, Field(description="HOST:PORT of gRPC; port 0 takes a free one")] = (
-        "127.0.0.1:50051"
-    )
+    grpc_address: Annotated[
+        str, Field(description="HOST:PORT or unix:/PATH of gRPC; port 0 takes a free one")
+    ] = "127.0.0.1:50051"
     http_address: Annotated[
         str, Field(description="HOST:PORT of /metrics, /livez and /readyz; port 0 takes a free one")
     ] = "127.0.0.1:8080"
@@ -95,6 +96,13 @@ class Settings(BaseSettings):
         int | None,
         Field(ge=1024, description="largest request, bytes; by default what the models can make use of"),
     ] = None
+    max_memory_bytes: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            description="resident memory above which calls are refused, per worker, bytes; 0 is never",
+        ),
+    ] = None
     max_call_s: Annotated[
         float,
         Field(
@@ -112,7 +120,7 @@ class Settings(BaseSettings):
         Field(ge=0, description="seconds, within 10 %, after which clients connect anew; 0 is never"),
     ] = 600.0
     hot_state_bytes: Annotated[
-        int, Field(ge=0, description="bytes of state kept in memory, per worker")
+        int, Field(ge=0, description="memory for the states of sessions that ran lately, per worker, bytes")
     ] = 256 << 20
     store_timeout_s: Annotated[
         float, Field(gt=0, le=60, description="longest wait for the store, seconds")
@@ -213,8 +221,13 @@ class Settings(BaseSettings):
 
     @field_validator("grpc_address", "http_address")
     @classmethod
+    def _can_be_listened_on(cls, value: str) -> str:
+        ListenAddress.parse(value)
+        return value
+
+    @field_validator("http_address")
+    @classmethod
     def _has_port(cls, value: str) -> str:
-        host, colon, port = value.rpartition(":")
-        if not (colon and host and port.isascii() and port.isdecimal() and int(port) < 65536):
-            raise ValueError("expected HOST:PORT")
+        if ListenAddress.parse(value).socket_path:
+            raise ValueError("expected HOST:PORT or [IPV6]:PORT; only gRPC listens on a socket in a folder")
         return value

@@ -46,6 +46,7 @@ GROUPS = {
         "max_waiting_bytes",
         "max_streams",
         "tenant_share",
+        "max_memory_bytes",
         "max_call_s",
         "max_stall_s",
         "keepalive_s",
@@ -61,6 +62,7 @@ DEFAULTS = {
     "models": "those that come with the package",
     "max_message_bytes": "by the models",
     "apart": "what the files say",
+    "max_memory_bytes": "80 % of what the container or the machine has, divided by `workers`",
     "tokens_file": "anyone may call",
 }
 """Defaults that are no values."""

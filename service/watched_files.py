@@ -38,3 +38,7 @@ class WatchedFiles:
         if trouble is not None:
             raise trouble
         return [content for content in seen if isinstance(content, bytes)]
+
+    def forget(self) -> None:
+        """Has the next look take the contents for changed, since they could not be used for now."""
+        self._seen = ()

@@ -24,7 +24,7 @@ LAYERS = {
 }
 HOMES = {
     "grpc": ("holdfast", "service.rpc", "service.server", "service.bench"),
-    "grpc_health": ("service.server",),
+    "grpc_health": ("service.rpc",),
     "grpc_reflection": ("service.rpc",),
     "onnxruntime": ("service.model", "model_export", "service.verify"),
     "redis": ("service.store",),
@@ -49,9 +49,11 @@ PURE = {
     "service.redaction",
     "service.rpc.credentials",
     "service.model.apart",
+    "service.model.call_filter",
     "service.model.contract",
     "service.model.looks",
     "service.model.onnx_wire",
+    "service.model.operators",
     "service.model.trial",
     "service.model.trial_inputs",
     "service.model.trial_runs",

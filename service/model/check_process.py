@@ -1,7 +1,8 @@
 """The process that checks one model file, given on standard input; `service.model.check` starts it.
 
 It gives up what it may do before it looks at the first byte of the file: no file or socket can be opened
-any more, nothing written but the verdict, and CPU time and memory are bounded.
+any more, nothing written but the verdict, nobody signalled, few system calls be made, and CPU time and
+memory are bounded. What a kernel does not let it give up is missing in what it says when a file passes.
 """
 
 import ctypes
@@ -13,6 +14,7 @@ import time
 from pathlib import Path
 
 from service.model.check import MAX_VERDICT_BYTES, PASSED
+from service.model.confinement import confine
 from service.model.files import ModelFileError
 from service.model.onnx_wire import UnsafeGraph, check_file
 from service.model.step_graph import StepGraph
@@ -20,6 +22,7 @@ from service.model.trial import try_out
 from service.model.trial_runs import TrialFailed
 
 _PR_SET_PDEATHSIG = 1
+_PIECE_BYTES = 16 << 20
 
 TRIAL_CPU_S = 10.0
 """CPU time after which a graph whose steps take long is tried on no more large batches."""
@@ -28,8 +31,8 @@ TRIAL_CPU_S = 10.0
 def main() -> None:
     """Reads, checks, says one line and ends."""
     leave_with(int(sys.argv[3]))
-    give_up(cpu_s=int(sys.argv[1]), memory_bytes=int(sys.argv[2]))
-    os.write(1, _verdict()[:MAX_VERDICT_BYTES])
+    held = confine(lambda: give_up(cpu_s=int(sys.argv[1]), memory_bytes=int(sys.argv[2])))
+    os.write(1, (_refusal() or PASSED + ", ".join(held).encode())[:MAX_VERDICT_BYTES])
     os._exit(0)  # without tearing down what may be damaged
 
 
@@ -54,10 +57,10 @@ def give_up(cpu_s: int, memory_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))  # a signal that has a name, then SIGKILL
 
 
-def _verdict() -> bytes:
+def _refusal() -> bytes:
+    """Returns why the file is refused; b"" if it is not."""
     try:
-        with open(0, "rb", closefd=False) as given:
-            data = given.read()
+        data = b"".join(iter(lambda: os.read(0, _PIECE_BYTES), b""))
         check_file(data)
         apart = frozenset(filter(None, sys.argv[4].split(",")))
         graph = StepGraph(Path(), name="", version=1, data=data, apart=apart)
@@ -71,7 +74,7 @@ def _verdict() -> bytes:
         return b"it needs more memory than its size lets expect"
     except Exception as error:  # noqa: BLE001 -- whatever it is, the file is at fault and the server lives
         return f"its check fails: {type(error).__name__}: {error}".encode(errors="replace")
-    return PASSED
+    return b""
 
 
 if __name__ == "__main__":

@@ -22,6 +22,11 @@ from service.model.step_graph import StepGraph
 
 _log = logging.getLogger(__name__)
 
+MAX_TEXT_BYTES = 3 << 20
+"""What the descriptions of all models may have: clients receive 4 MiB, and ListModels has them all."""
+_OTHER_BYTES = 1024
+"""Of a description, beside what comes from the metadata: name, fingerprint, version."""
+
 
 class _Served(NamedTuple):
     """What is served at one moment; never changed, but replaced as a whole."""
@@ -98,8 +103,9 @@ class ModelRepository:
             path: Where it comes from, for messages.
 
         Raises:
-            ModelFileError: Name and version, or the very file, are served already. Sessions are kept by
-                fingerprint, so a copy under another version could not be told from what it is a copy of.
+            ModelFileError: Name and version, or the very file, are served already (sessions are kept by
+                fingerprint, so a copy under another version could not be told from what it is a copy of),
+                or the list of models would be too long for clients.
         """
         versions, by_fingerprint, newest = self._served
         if model.version in versions.get(model.name, ()):
@@ -110,6 +116,13 @@ class ModelRepository:
                 path,
                 f"it is a copy of version {same.version} of {same.name}, which is served; change a fact in "
                 "its metadata to make it another model",
+            )
+        described = sum(_OTHER_BYTES + other.contract.text_bytes for other in (*self, model))
+        if described > MAX_TEXT_BYTES:
+            raise ModelFileError(
+                path,
+                f"the descriptions of all models would have {described} bytes, of which at most "
+                f"{MAX_TEXT_BYTES} can be listed; remove versions that no session is on, and restart",
             )
         self._served = _Served(
             {**versions, model.name: {**versions.get(model.name, {}), model.version: model}},

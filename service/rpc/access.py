@@ -128,6 +128,9 @@ class Access:
             return credentials
         except (OSError, UnicodeDecodeError, CredentialsError) as error:
             raise CredentialsError(f"--tokens-file {self._path}: {error}") from None
+        except Exception:
+            self._files.forget()  # no memory, say: the file is not at fault and is looked at again
+            raise
 
 
 def _revoked() -> Unauthenticated:

@@ -6,6 +6,7 @@ from typing import Any
 import grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+from service.engine.admission import Admission
 from service.errors import ServiceError
 from service.rpc.gate import Identify, Rpc, abort
 
@@ -13,18 +14,26 @@ V1_NAME = "grpc.reflection.v1.ServerReflection"
 V1ALPHA_NAME = reflection.SERVICE_NAME
 
 
-def reflection_rpcs(service_names: Sequence[str]) -> dict[str, Rpc]:
-    """Returns the rpcs of either version of the service. Where callers are told apart, it is for admins."""
+def reflection_rpcs(service_names: Sequence[str], admission: Admission) -> dict[str, Rpc]:
+    """Returns the rpcs of either version of the service. Where callers are told apart, it is for admins.
+
+    Args:
+        service_names: What can be asked about.
+        admission: Bounds how many ask at a time, as it does all streams.
+    """
     servicer = reflection.aio.ReflectionServicer((*service_names, V1_NAME, V1ALPHA_NAME))
 
     def build(identify: Identify) -> "grpc.RpcMethodHandler[Any, Any]":
         async def info(requests: Any, context: Any) -> AsyncIterator[Any]:
             try:
-                identify(context)
+                share = admission.open_stream(identify(context).tenant)
             except ServiceError as error:
                 await abort(context, error)
-            async for reply in servicer.ServerReflectionInfo(requests, context):
-                yield reply
+            try:
+                async for reply in servicer.ServerReflectionInfo(requests, context):
+                    yield reply
+            finally:
+                share.close()
 
         return grpc.stream_stream_rpc_method_handler(
             info,

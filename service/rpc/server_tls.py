@@ -83,6 +83,9 @@ class ServerTls:
                 f"{self._name}: it, its key or the clients' authorities are no PEM, or do not belong "
                 f"together: {reason}"
             ) from None
+        except Exception:
+            self._files.forget()  # no descriptor, say: the files are not at fault and are looked at again
+            raise
         return grpc.ssl_server_certificate_configuration([(key, cert)], *authorities)
 
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import hiredis
 
+from service.background import Trouble
 from service.errors import AckLevelNotReached, ServiceError, StoreUnavailable
 from service.store.address import Address
 from service.store.confirmation import AckSettings, AckSupport, not_reached
@@ -354,9 +355,10 @@ class ClusterStore:
     async def _refresh(self) -> None:
         """Reads the map until every slot has a primary that is connected."""
         attempt = 0
+        trouble = Trouble("store_cluster_map")
         while self._map_is_old or not self.is_available:
             self._map_is_old = False
-            with contextlib.suppress(ServiceError, TimeoutError):
+            with trouble, contextlib.suppress(ServiceError, TimeoutError):
                 self._apply(await self._read_map())
             await asyncio.sleep(RECONNECT_DELAYS_S[min(attempt, len(RECONNECT_DELAYS_S) - 1)])
             attempt += 1

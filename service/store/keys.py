@@ -1,5 +1,7 @@
 """The names of things in the store, in one place."""
 
+from collections.abc import Iterable
+
 ACK_MARKER = b"holdfast:v1:wait"
 """Written before each wait for replicas or the disk; see `confirmation`. Its value means nothing."""
 
@@ -18,6 +20,17 @@ def session_key(tenant: str, session_id: str) -> bytes:
     The braces are a hash tag: all keys of one session lie in one slot of a Redis Cluster.
     """
     return f"holdfast:v1:{{{tenant}:{session_id}}}".encode()
+
+
+def session_keys(tenant: str, session_ids: Iterable[str]) -> list[bytes]:
+    """Returns `session_key` of many sessions of one tenant."""
+    start = f"holdfast:v1:{{{tenant}:"
+    return [f"{start}{session_id}}}".encode() for session_id in session_ids]
+
+
+def tenant_of(key: bytes) -> bytes:
+    """Returns the tenant whose session has this key."""
+    return key.partition(b"{")[2].partition(b":")[0]
 
 
 def set_aside_key(key: bytes) -> bytes:

@@ -36,6 +36,11 @@ def test_what_is_to_run_apart_is_read(apart):
     assert "apart" not in contract.facts
 
 
+def test_other_metadata_may_be_long():
+    """Exporters leave whole programs there; nobody is told of them."""
+    assert read_contract({**METADATA, "pkg.torch.program": "x" * (1 << 20)}, INPUTS, OUTPUTS, SWITCHES)
+
+
 def changed(topic, **values):
     entry = json.loads(METADATA[f"holdfast.{topic}"])
     target = entry[0] if isinstance(entry, list) else entry
@@ -73,6 +78,12 @@ def changed(topic, **values):
         ({**METADATA, "holdfast.input": "[" * 20_000}, "cannot be read"),
         ({**METADATA, "holdfast.apart": '"rows"'}, "apart is no list of rows and tokens"),
         ({**METADATA, "holdfast.apart": '["columns"]'}, "'columns' is not one of rows, tokens"),
+        (
+            {**METADATA, "holdfast.notes": "x" * (6 << 20)},
+            "bytes, expected are at most 65536; keep long facts",
+        ),
+        ({**METADATA, **{f"holdfast.{n}": "x" for n in range(6000)}}, "expected are at most 65536"),
+        ({**METADATA, "holdfast.\x1b[2J": "x"}, "is no name"),
     ],
 )
 def test_a_wrong_contract_is_refused_with_the_place(metadata, message):

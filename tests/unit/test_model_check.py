@@ -11,7 +11,15 @@ from service.model import check
 from service.model.check import CheckLimits, check_folder, check_model
 from service.model.files import ModelFileError, fingerprint_of, read_file
 from service.model.repository import ModelRepository
-from tests.hostile_models import MEMORY_ADDRESS, endless, external_tensor, greedy, lying, step_graph
+from tests.hostile_models import (
+    MEMORY_ADDRESS,
+    endless,
+    external_tensor,
+    greedy,
+    lying,
+    shadowing,
+    step_graph,
+)
 from tests.mixing_graphs import beside, less_mean
 from tests.models import write_features_model
 
@@ -54,6 +62,11 @@ def test_a_crash_of_the_check_is_a_reason(path, monkeypatch):
     assert signal.Signals.SIGABRT.name in refuse(path, b"")
 
 
+def test_a_signal_without_a_name_is_a_reason(path, monkeypatch):
+    monkeypatch.setattr(check, "PROCESS", "tests.processes.ends_by_number")
+    assert "ended with signal 40" in refuse(path, b"")
+
+
 def test_what_a_check_says_is_short_and_printable(path, monkeypatch):
     monkeypatch.setattr(check, "PROCESS", "tests.processes.raves")
     reason = refuse(path, b"")
@@ -70,6 +83,11 @@ def test_a_graph_that_gives_other_shapes_than_it_says_is_refused(path):
 def test_external_data_is_refused_before_onnxruntime_sees_it(path):
     model = step_graph(initializers=[external_tensor("w.bin")])
     assert "external data" in refuse(path, model.SerializeToString())
+
+
+def test_a_kernel_behind_a_function_of_its_name_is_refused(path):
+    """The check alone would pass it, since its kernel breaks at a later token only."""
+    assert "'Inverse'" in refuse(path, shadowing().SerializeToString())
 
 
 def test_a_check_can_open_no_file_and_no_socket_and_write_nothing(path, monkeypatch):

@@ -8,9 +8,9 @@ import threading
 import pytest
 
 from service.errors import ModelNotFound
-from service.model import reloading
+from service.model import reloading, repository
 from service.model.files import ModelFileError, fingerprint_of
-from service.model.reloading import ModelReloading
+from service.model.reloading import MAX_TOLD, ModelReloading
 from service.model.repository import ModelRepository
 from service.model.step_graph import StepGraph
 from tests.hostile_models import external_tensor, step_graph
@@ -248,6 +248,29 @@ async def test_a_copy_of_what_is_served_is_refused(scene):
     assert scene.models.find_fingerprint(served.fingerprint) is served
     with pytest.raises(ModelFileError, match="a copy of version 1 of sum"):
         ModelRepository(scene.folder)
+
+
+async def test_what_no_client_could_list_is_refused(scene, monkeypatch):
+    """A list of models that is longer than clients receive would be none."""
+    [served] = scene.models
+    monkeypatch.setattr(repository, "MAX_TEXT_BYTES", 3 * (1024 + served.contract.text_bytes))
+    scene.put(2)
+    scene.put(3)
+    scene.put(4)
+    [refusal] = texts(await scene.reloading().reload())
+    assert "descriptions of all models" in refusal
+    assert len(list(scene.models)) == 3
+    with pytest.raises(ModelFileError, match="descriptions of all models"):
+        ModelRepository(scene.folder)
+
+
+async def test_a_reload_tells_of_so_many_files_and_counts_the_others(scene):
+    for number in range(MAX_TOLD + 5):
+        scene.path(f"v{number}").parent.mkdir()
+        scene.path(f"v{number}").touch()
+    told = texts(await scene.reloading().reload())
+    assert len(told) == MAX_TOLD + 1
+    assert told[-1] == f"{scene.folder}: 5 further files are not served"
 
 
 async def test_two_folders_of_one_version_are_refused(scene):
