@@ -16,9 +16,11 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
 from service.background import is_passing
+from service.model.apart import Apart
 from service.model.confinement import ALL
 from service.model.files import ModelFile, ModelFileError, find_files, fingerprint_of, read_file
 
@@ -67,20 +69,23 @@ class CheckLimits(NamedTuple):
 LIMITS = CheckLimits()
 
 
-def check_model(path: Path, data: bytes, limits: CheckLimits = LIMITS) -> None:
+def check_model(
+    path: Path, data: bytes, limits: CheckLimits = LIMITS, *, apart: frozenset[str] = frozenset()
+) -> None:
     """Checks one file in a process of its own.
 
     Args:
         path: For messages only; it is not opened.
         data: The file.
         limits: What the check may take.
+        apart: What of a batch runs apart, see `StepGraph`.
 
     Raises:
         ModelFileError: It is refused, or the process did not get through it.
     """
     memory_bytes = limits.memory_bytes + limits.memory_per_byte * len(data)
     numbers = (str(limits.cpu_s), str(memory_bytes), str(os.getpid()))
-    command = [sys.executable, "-P", "-m", PROCESS, *numbers]
+    command = [sys.executable, "-P", "-m", PROCESS, *numbers, ",".join(sorted(apart))]
     kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
     memory = os.memfd_create("holdfast-model")
     try:
@@ -109,7 +114,7 @@ def check_model(path: Path, data: bytes, limits: CheckLimits = LIMITS) -> None:
     raise ModelFileError(path, reason)
 
 
-def check_folder(folder: Path, max_bytes: int) -> frozenset[bytes]:
+def check_folder(folder: Path, max_bytes: int, apart: Apart = MappingProxyType({})) -> frozenset[bytes]:
     """Checks every model of a folder, some at a time.
 
     Returns:
@@ -121,7 +126,7 @@ def check_folder(folder: Path, max_bytes: int) -> frozenset[bytes]:
 
     def check(file: ModelFile) -> bytes:
         data = read_file(file.path, max_bytes)
-        check_model(file.path, data)
+        check_model(file.path, data, apart=apart.get(file.name, frozenset()))
         return fingerprint_of(data)
 
     return frozenset(each_file(check, find_files(folder)))
