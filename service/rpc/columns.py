@@ -9,7 +9,6 @@ import functools
 import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -172,7 +171,7 @@ class ColumnsCall:
                 request=row,
                 deadline_s=self._deadline_s,
                 is_cancelled=self._is_cancelled,
-                is_answered=any(row in applied.rows for applied in self._applied),
+                is_answered=row in self._outcomes or any(row in applied.rows for applied in self._applied),
             )
         return work
 
@@ -240,7 +239,7 @@ class ColumnsCall:
         every = np.arange(self.row_count)
         if are_right:
             try:
-                return list(map(codec.key_of, repeat(self._tenant), self._session_ids)), every
+                return codec.keys_of(self._tenant, self._session_ids), every
             except InvalidRequest:  # found again below, with its row
                 pass
         keys, bad = [], []
@@ -251,7 +250,7 @@ class ColumnsCall:
                 keys.append(key)
             except InvalidRequest as error:
                 bad.append(row)
-                self._answer(row, error)
+                self._answer(row, error.without_trace())
         return keys, np.setdiff1d(every, bad)
 
     def _raw_of(self, row: int) -> bytes:
@@ -279,6 +278,7 @@ class ColumnsCall:
     def _answered(self, count: int) -> None:
         self._left_count -= count
         if self._left_count == 0:
+            self._works.clear()  # each of them holds this
             self._on_done()
 
     def _stack(self, room_bytes: int) -> "Stack":

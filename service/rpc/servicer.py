@@ -77,7 +77,7 @@ class Servicer:
         engine: Applies chunks.
         sessions: Opens, reads, closes and releases sessions.
         models: The models served.
-        access: Ends streams whose credential is revoked.
+        access: Ends calls whose credential is revoked.
         calls: Knows the calls under way.
         reloading: Loads models that have come since.
         metrics_of: Gives what counts an rpc.
@@ -262,13 +262,13 @@ class Servicer:
     async def stream_batches(self, call: Call, caller: Caller) -> None:
         """Applies rows as they come."""
         stream = BatchStream(self._engine, call, self._calls, caller, limits=self._columns_limits)
-        async with self._access.holding(caller):
+        with self._access.holding(caller):
             await stream.serve()
 
     async def stream_steps(self, call: Call, caller: Caller) -> None:
         """Applies chunks as they come."""
         stream = StepStream(self._engine, call, self._calls, caller, max_tokens=self._max_chunk_tokens)
-        async with self._access.holding(caller):
+        with self._access.holding(caller):
             await stream.serve()
 
     async def list_models(self, *_: Any) -> pb.ListModelsResponse:
@@ -305,16 +305,17 @@ class Servicer:
             return reply
 
         async def served(call: Call, caller: Caller) -> bytes:
-            if call.context.time_remaining() is not None:
-                return await answered(call, caller)
-            try:
-                async with asyncio.timeout(self._calls.max_call_s):
+            with self._access.holding(caller):
+                if call.context.time_remaining() is not None:
                     return await answered(call, caller)
-            except TimeoutError:
-                raise DeadlinePassed(
-                    f"the call set no deadline and was not done after {self._calls.max_call_s:g} s; it may "
-                    "still be applied"
-                ) from None
+                try:
+                    async with asyncio.timeout(self._calls.max_call_s):
+                        return await answered(call, caller)
+                except TimeoutError:
+                    raise DeadlinePassed(
+                        f"the call set no deadline and was not done after {self._calls.max_call_s:g} s; it "
+                        "may still be applied"
+                    ) from None
 
         return served
 
@@ -368,6 +369,7 @@ def contract_message(contract: Contract) -> pb.Model:
         ],
         has_token_log_prob=contract.token_log_prob is not None,
         facts=dict(contract.facts),
+        apart=sorted(contract.apart),
     )
     if contract.vocabulary is not None:
         message.vocabulary.size = contract.vocabulary.size
@@ -410,7 +412,7 @@ def _guard(
             return reply
         call.failed(refusal, tenant)
         call.ended(refusal.reason, tenant)
-        return await abort(context, refusal, call.request_id)
+        return await abort(context, refusal.without_trace(), call.request_id)
 
     return guarded
 
