@@ -28,6 +28,7 @@ from service.rpc.codec import encode_outputs
 from service.rpc.connections import connection_options, request_bound
 from service.rpc.credentials import CredentialsError
 from service.rpc.gate import Gate, Rpc
+from service.rpc.grpc_log import lower_lines_about_clients
 from service.rpc.open_calls import OpenCalls
 from service.rpc.reflection import V1_NAME, V1ALPHA_NAME, reflection_rpcs
 from service.rpc.server_tls import ServerTls, TlsFilesError
@@ -256,6 +257,7 @@ class Server:
             *connection_options(settings, [model.contract for model in self._models]),
             ("grpc.so_reuseport", int(self._shares_port)),
         ]
+        lower_lines_about_clients()
         self._grpc = grpc.aio.server(options=options)
         sessions = Sessions(
             self._models,

@@ -4,9 +4,10 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from service.errors import ServiceError
+from service.errors import InvalidRequest, ServiceError
 from service.rpc.gate import Identify, Rpc, abort
 
 V1_NAME = "grpc.reflection.v1.ServerReflection"
@@ -23,8 +24,11 @@ def reflection_rpcs(service_names: Sequence[str]) -> dict[str, Rpc]:
                 identify(context)
             except ServiceError as error:
                 await abort(context, error)
-            async for reply in servicer.ServerReflectionInfo(requests, context):
-                yield reply
+            try:
+                async for reply in servicer.ServerReflectionInfo(requests, context):
+                    yield reply
+            except DecodeError:
+                await abort(context, InvalidRequest("the bytes are no ServerReflectionRequest"))
 
         return grpc.stream_stream_rpc_method_handler(
             info,
