@@ -1,4 +1,4 @@
-"""Whatever clients do, a server goes on, and says no error of it, nor anything that is no line of its log."""
+"""Whatever clients do, a server goes on, and says no error of it, nor anything outside of its log."""
 
 import asyncio
 import contextlib
