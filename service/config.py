@@ -10,7 +10,10 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from service.listen_address import ListenAddress
+from service.model.apart import parse_apart
 from service.redaction import mask_url
+from service.store.keys import DEFAULT_PREFIX, KeySpace
 
 EMBEDDED = "embedded"
 
@@ -44,6 +47,13 @@ class Settings(BaseSettings):
     model_refresh_s: Annotated[
         float, Field(ge=0, description="seconds between looks at the folder of models; 0 is never")
     ] = 5.0
+    apart: Annotated[
+        str,
+        Field(
+            description="NAME=rows,tokens;NAME=rows: models that run one session, or one token, at a time, "
+            "whatever their files say"
+        ),
+    ] = ""
     store: Annotated[
         str,
         Field(
@@ -55,12 +65,16 @@ class Settings(BaseSettings):
     store_password_file: Annotated[
         Path | None, Field(description="file that holds the password of the store's user")
     ] = None
+    key_prefix: Annotated[
+        str,
+        Field(description="what the store's keys begin with; deployments that share a store need one each"),
+    ] = DEFAULT_PREFIX
     data_dir: Annotated[Path, Field(description="folder of the embedded store")] = Path(
         "~/.local/share/holdfast"
     )
-    grpc_address: Annotated[str, Field(description="HOST:PORT of gRPC; port 0 takes a free one")] = (
-        "127.0.0.1:50051"
-    )
+    grpc_address: Annotated[
+        str, Field(description="HOST:PORT or unix:/PATH of gRPC; port 0 takes a free one")
+    ] = "127.0.0.1:50051"
     http_address: Annotated[
         str, Field(description="HOST:PORT of /metrics, /livez and /readyz; port 0 takes a free one")
     ] = "127.0.0.1:8080"
@@ -87,6 +101,13 @@ class Settings(BaseSettings):
         int | None,
         Field(ge=1024, description="largest request, bytes; by default what the models can make use of"),
     ] = None
+    max_memory_bytes: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            description="resident memory above which calls are refused, per worker, bytes; 0 is never",
+        ),
+    ] = None
     max_call_s: Annotated[
         float,
         Field(
@@ -104,7 +125,7 @@ class Settings(BaseSettings):
         Field(ge=0, description="seconds, within 10 %, after which clients connect anew; 0 is never"),
     ] = 600.0
     hot_state_bytes: Annotated[
-        int, Field(ge=0, description="bytes of state kept in memory, per worker")
+        int, Field(ge=0, description="memory for the states of sessions that ran lately, per worker, bytes")
     ] = 256 << 20
     store_timeout_s: Annotated[
         float, Field(gt=0, le=60, description="longest wait for the store, seconds")
@@ -159,7 +180,7 @@ class Settings(BaseSettings):
         False
     )
     allow_old_store: Annotated[
-        bool, Field(description="serve on a store whose version has known holes; distributions mend them")
+        bool, Field(description="trust a store whose version has, or may have, known holes")
     ] = False
     allow_failpoints: Annotated[
         bool, Field(description="for tests: obey HOLDFAST_FAILPOINTS, which breaks the server on purpose")
@@ -197,10 +218,27 @@ class Settings(BaseSettings):
             raise ValueError("--drain-pause-s is longer than --drain-timeout-s, of which it is a part")
         return self
 
+    @field_validator("key_prefix")
+    @classmethod
+    def _names_keys(cls, value: str) -> str:
+        KeySpace(value)
+        return value
+
+    @field_validator("apart")
+    @classmethod
+    def _names_models(cls, value: str) -> str:
+        parse_apart(value)
+        return value
+
     @field_validator("grpc_address", "http_address")
     @classmethod
+    def _can_be_listened_on(cls, value: str) -> str:
+        ListenAddress.parse(value)
+        return value
+
+    @field_validator("http_address")
+    @classmethod
     def _has_port(cls, value: str) -> str:
-        host, colon, port = value.rpartition(":")
-        if not (colon and host and port.isascii() and port.isdecimal() and int(port) < 65536):
-            raise ValueError("expected HOST:PORT")
+        if ListenAddress.parse(value).socket_path:
+            raise ValueError("expected HOST:PORT or [IPV6]:PORT; only gRPC listens on a socket in a folder")
         return value

@@ -1,58 +1,178 @@
-"""Frames of HTTP/2 by hand, for clients that do what no library lets them do."""
+"""A client of HTTP/2 that does what no gRPC library does: sends halves, reads nothing, grants no window."""
 
 import contextlib
 import socket
 import struct
+import threading
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
-END_STREAM, END_HEADERS = 1, 4
+DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
+ACK, END_STREAM, END_HEADERS = 1, 1, 4
+INITIAL_WINDOW_SIZE = 4
+
+_FIRST_WINDOW_BYTES = 65_535
+_FRAME_BYTES = 16_384
+_SEND_LIMIT_S = 10
 
 
-def frame(kind, flags, stream, payload=b""):
-    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+def frame(kind, body=b"", *, flags=0, stream=0):
+    """Returns a frame."""
+    return struct.pack(">I", len(body))[1:] + struct.pack(">BBI", kind, flags, stream) + body
 
 
-def headers(stream, path, *more, method=b"POST", content_type=b"application/grpc", is_last=False):
-    """Of a call; a field that is None is left out."""
-    fields = [(b":method", method), (b":scheme", b"http"), (b":path", path), (b":authority", b"x")]
-    fields += [(b"te", b"trailers"), (b"content-type", content_type), *more]
-    block = b"".join(
-        b"\0" + _length(name) + name + _length(value) + value for name, value in fields if value is not None
-    )
-    return frame(HEADERS, END_HEADERS | is_last * END_STREAM, stream, block)
+def message(size_bytes_or_body):
+    """Returns a gRPC message, by its body, or of zeros."""
+    body = bytes(size_bytes_or_body) if isinstance(size_bytes_or_body, int) else size_bytes_or_body
+    return b"\0" + struct.pack(">I", len(body)) + body
 
 
-def message(stream, data, *, compressed=0, size=None, is_last=True):
-    """A message of gRPC; `size` is what it says to be, where that is not its size."""
-    prefix = struct.pack(">BI", compressed, len(data) if size is None else size)
-    return frame(DATA, is_last * END_STREAM, stream, prefix + data)
+def headers(path, metadata=()):
+    """Returns the header block of a call, nothing compressed."""
+    fields = [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", path),
+        (":authority", "localhost"),
+        ("content-type", "application/grpc"),
+        ("te", "trailers"),
+        *metadata,
+    ]
+    return b"".join(b"\0" + _text(name) + _text(value) for name, value in fields)
 
 
-def reset(stream):
-    return frame(RST_STREAM, 0, stream, struct.pack(">I", 8))
+def _text(value):
+    raw = value.encode()
+    return _length(len(raw)) + raw
 
 
-def window_update(stream, size):
-    return frame(WINDOW_UPDATE, 0, stream, struct.pack(">I", size))
+def _length(value):
+    if value < 127:
+        return bytes([value])
+    encoded, value = b"\x7f", value - 127
+    while value > 127:
+        encoded += bytes([value & 127 | 128])
+        value >>= 7
+    return encoded + bytes([value])
 
 
-@contextlib.contextmanager
-def connect(address):
-    """A socket on which the preface has been sent; it ends with a reset."""
-    host, _, port = address.rpartition(":")
-    with socket.create_connection((host, int(port)), timeout=10) as wire:
-        wire.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        wire.sendall(PREFACE + frame(SETTINGS, 0, 0))
-        yield wire
+class Connection:
+    """One connection; keeps to the windows it is granted, so that the server has no reason to end it.
 
+    Args:
+        address: HOST:PORT.
+        window_bytes: What the server may send on each stream; nothing more is ever granted.
+        reads: Takes what comes off the socket; without it no window beyond the first is known.
 
-def _length(text):
-    """HPACK's integer of 7 bits."""
-    if len(text) < 127:
-        return bytes([len(text)])
-    rest, out = len(text) - 127, [127]
-    while rest > 127:
-        out.append(rest & 127 | 128)
-        rest >>= 7
-    return bytes([*out, rest])
+    Attributes:
+        ended: Streams that the server has ended.
+    """
+
+    def __init__(self, address, *, window_bytes=_FIRST_WINDOW_BYTES, reads=True):
+        host, _, port = address.rpartition(":")
+        self._socket = socket.create_connection((host, int(port)))
+        self._socket.settimeout(_SEND_LIMIT_S)
+        self._next_stream = 1
+        self._changed = threading.Condition()
+        self._window_bytes = _FIRST_WINDOW_BYTES  # of the connection
+        self._initial_bytes = _FIRST_WINDOW_BYTES
+        self._windows = {}
+        self.ended = set()
+        self.is_open = True
+        self._send(PREFACE + frame(SETTINGS, struct.pack(">HI", INITIAL_WINDOW_SIZE, window_bytes)))
+        if reads:
+            threading.Thread(target=self._read_all, daemon=True).start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+    def call(self, path, metadata=()):
+        """Begins a call; returns its stream."""
+        stream = self._next_stream
+        self._next_stream += 2
+        self._windows[stream] = 0  # beyond the initial window
+        self._send(frame(HEADERS, headers(path, metadata), flags=END_HEADERS, stream=stream))
+        return stream
+
+    def send(self, stream, data, *, ends=False, within_s=_SEND_LIMIT_S):
+        """Sends as much as the windows allow; returns how much that was.
+
+        Args:
+            stream: Of a call.
+            data: Part of a message, or several.
+            ends: No more will come.
+            within_s: Longest wait for a window, seconds.
+        """
+        sent = 0
+        while sent < len(data):
+            with self._changed:
+                if not self._changed.wait_for(lambda: self._room(stream) != 0, within_s):
+                    return sent
+                size = min(self._room(stream), _FRAME_BYTES, len(data) - sent)
+                if size < 0:
+                    return sent
+                self._windows[stream] -= size
+                self._window_bytes -= size
+            flags = END_STREAM if ends and sent + size == len(data) else 0
+            self._send(frame(DATA, data[sent : sent + size], flags=flags, stream=stream))
+            sent += size
+        return sent
+
+    def reset(self, stream):
+        """Gives a call up."""
+        self._send(frame(RST_STREAM, struct.pack(">I", 8), stream=stream))
+
+    def _room(self, stream):
+        if stream in self.ended or not self.is_open:
+            return -1
+        return max(0, min(self._window_bytes, self._initial_bytes + self._windows[stream]))
+
+    def _send(self, raw):
+        with contextlib.suppress(ConnectionError):
+            self._socket.sendall(raw)
+
+    def _read_all(self):
+        with contextlib.suppress(OSError, EOFError):
+            while True:
+                head = self._exactly(9)
+                size = int.from_bytes(head[:3], "big")
+                kind, flags, stream = struct.unpack(">BBI", head[3:])
+                self._take(kind, flags, stream, self._exactly(size))
+        with self._changed:
+            self.is_open = False
+            self._changed.notify_all()
+
+    def _exactly(self, size):
+        parts = b""
+        while len(parts) < size:
+            try:
+                part = self._socket.recv(size - len(parts))
+            except TimeoutError:
+                continue
+            if not part:
+                raise EOFError
+            parts += part
+        return parts
+
+    def _take(self, kind, flags, stream, body):
+        if kind == SETTINGS and not flags & ACK:
+            self._send(frame(SETTINGS, flags=ACK))
+        elif kind == PING and not flags & ACK:
+            self._send(frame(PING, body, flags=ACK))
+        with self._changed:
+            if kind == SETTINGS and not flags & ACK:
+                pairs = struct.iter_unpack(">HI", body)
+                self._initial_bytes = dict(pairs).get(INITIAL_WINDOW_SIZE, self._initial_bytes)
+            elif kind == WINDOW_UPDATE:
+                more = int.from_bytes(body, "big")
+                if stream:
+                    self._windows[stream] = self._windows.get(stream, 0) + more
+                else:
+                    self._window_bytes += more
+            elif kind == RST_STREAM or (kind in (DATA, HEADERS) and flags & END_STREAM):
+                self.ended.add(stream)
+            self._changed.notify_all()

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service import failpoints
+from service.background import RETRY_PAUSE_S, Trouble
 from service.engine import pace, rules
 from service.engine.batch import EncodeOutputs, Ran, Steps
 from service.engine.bell import Bell
@@ -80,7 +81,7 @@ class EngineLimits:
     Attributes:
         max_batch: Most single chunks in one batch; beyond 64 the gain per step is flat.
         max_waiting: Most chunks waiting; beyond it new ones are refused.
-        hot_state_bytes: State and kept replies held in memory.
+        hot_state_bytes: Memory for hot sessions.
         session_ttl_s: Time to live of a session after a commit; 0 is for ever.
         ack_level: Of chunks that ask for none.
         run_timeout_s: Longest run of a model.
@@ -260,14 +261,18 @@ class Engine:
             raise _draining()
 
     async def _drive(self) -> None:
+        trouble = Trouble("engine")
         while not self._is_stopping:
             if not self._queue.has_ready:
                 await self._bell.wait()
                 continue
-            await self._gather()
-            items = self._queue.take(self._limits.max_batch)
-            await self._guard(items, self._advance(items))
-            await asyncio.sleep(0)  # requests and replies move between batches
+            with trouble:
+                await self._gather()
+                items = self._queue.take(self._limits.max_batch)
+                await self._guard(items, self._advance(items))
+                await asyncio.sleep(0)  # requests and replies move between batches
+                continue
+            await asyncio.sleep(RETRY_PAUSE_S)
 
     async def _gather(self) -> None:
         """Waits for more chunks: while a commit is under way, and where `Pace` says that it pays."""

@@ -5,8 +5,8 @@ the session and sent, now and in every replay.
 """
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,9 @@ from service.store.protocol import AckLevel
 
 MAX_ID_CHARS = 128
 MAX_AXES = 8
+
+MAX_TENSORS = 1024
+"""Of a state, and names of outputs in a selection: a name has few bytes on the wire and many here."""
 
 CHUNK_BYTES = 1024
 """What a chunk takes beside its tokens, about: its message, ids, and what the engine makes of it."""
@@ -87,7 +90,7 @@ def to_work(
 
     Args:
         chunk: As received.
-        answer: Gets the outcome, and the work with the chunk as its `request`.
+        answer: Gets the outcome, and the work.
         caller: Who sends it.
         max_tokens: Most tokens a chunk may have.
         deadline_s: Monotonic time after which the caller no longer waits.
@@ -117,7 +120,7 @@ def to_work(
         digest=chunk.history_digest,
     )
     raw = tokens if isinstance(tokens, bytes) else tokens.tobytes()
-    return Work(key, asked, claim, raw, answer, chunk, deadline_s)
+    return Work(key, asked, claim, raw, answer, None, deadline_s)
 
 
 def size_of(work: Work) -> int:
@@ -149,10 +152,19 @@ def ack_number(level: AckLevel) -> Any:
 
 
 def to_selection(message: pb.Chunk | pb.Columns) -> Selection | None:
-    """Reads what a reply should hold; None leaves it to the model."""
+    """Reads what a reply should hold; None leaves it to the model.
+
+    Raises:
+        InvalidRequest: It names more outputs than any model has.
+    """
     if not message.HasField("outputs"):
         return None
     asked = message.outputs
+    if len(asked.tensors) > MAX_TENSORS:
+        raise InvalidRequest(
+            f"outputs.tensors has {len(asked.tensors)} names, expected at most {MAX_TENSORS}",
+            field="outputs.tensors",
+        )
     return Selection(asked.top_k, asked.token_log_prob, tuple(asked.tensors), asked.state)
 
 
@@ -219,13 +231,25 @@ def to_tensor(name: str, array: NDArray[Any]) -> pb.NamedTensor:
     return pb.NamedTensor(name=name, tensor=tensor)
 
 
-def to_raw_state(tensors: Iterable[pb.NamedTensor], contract: Contract, field: str) -> bytes:
-    """Reads a state given by a client, as the raw bytes of a record; b"" if none is given.
+def to_arrays(tensors: Sequence[pb.NamedTensor], field: str) -> dict[str, NDArray[Any]]:
+    """Reads tensors given by a client, by name.
+
+    Raises:
+        InvalidRequest: One is no tensor, or there are more than any model could need.
+    """
+    if len(tensors) > MAX_TENSORS:
+        raise InvalidRequest(
+            f"{field} has {len(tensors)} tensors, expected at most {MAX_TENSORS}", field=field
+        )
+    return {named.name: to_array(named.tensor, field) for named in tensors}
+
+
+def to_raw_state(given: Mapping[str, NDArray[Any]], contract: Contract, field: str) -> bytes:
+    """Returns a state given by a client as the raw bytes of a record; b"" if none is given.
 
     Raises:
         InvalidRequest: A tensor is missing, unknown, not finite, or has another shape or dtype.
     """
-    given = {named.name: to_array(named.tensor, field) for named in tensors}
     if not given:
         return b""
     wanted = {spec.name for spec in contract.states}
@@ -320,7 +344,19 @@ _OUTPUTS_TAG = b"\x42"  # of ChunkResult and ColumnsResult
 _RESULT_TAG = b"\x0a"  # of the responses to steps and batches, streamed or not
 
 
-def encode_reply(chunk: pb.Chunk, answer: Answer, caller: Caller) -> bytes:
+class Named(NamedTuple):
+    """What a reply says of the chunk that it answers, so that the chunk itself need not be kept.
+
+    Attributes:
+        tag: The caller's number.
+        session_id: As sent.
+    """
+
+    tag: int
+    session_id: str
+
+
+def encode_reply(chunk: Named, answer: Answer, caller: Caller) -> bytes:
     """Returns the serialised StepResponse, which is also the serialised StreamStepsResponse.
 
     The outputs are stored bytes and are spliced in as they are. But a kept reply may hold the state, and

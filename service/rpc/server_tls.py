@@ -74,15 +74,19 @@ class ServerTls:
             ) from None
         if contents is None:
             return None
-        cert, key, *authorities = contents
+        cert, key, *authorities = (file.data for file in contents)
         try:
             _check(cert, key, authorities)
         except (ssl.SSLError, ValueError) as error:
+            self._files.judge()
             reason = " ".join(str(error).split())
             raise TlsFilesError(
                 f"{self._name}: it, its key or the clients' authorities are no PEM, or do not belong "
                 f"together: {reason}"
             ) from None
+        except OSError as error:
+            raise TlsFilesError(f"{self._name}: it cannot be checked now: {error}") from None
+        self._files.judge()
         return grpc.ssl_server_certificate_configuration([(key, cert)], *authorities)
 
 

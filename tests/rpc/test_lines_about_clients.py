@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import socket
-from types import SimpleNamespace
 
 import grpc
 import grpc.aio
@@ -16,9 +15,9 @@ import pytest
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.demo.processes import ServerProcess
+from service.rpc import codec
 from service.rpc.grpc_log import lower_lines_about_clients
-from service.rpc.servicer import _reader
-from tests.http2 import (
+from tests.frames import (
     CONTINUATION,
     DATA,
     END_HEADERS,
@@ -191,12 +190,10 @@ def test_an_exception_of_ours_is_an_error_with_its_trace(caplog):
     lower_lines_about_clients()
     logger = logging.getLogger("grpc._cython.cygrpc")
 
-    def read_in_our_code():
-        _reader(SimpleNamespace(FromString=pb.StepRequest.FromString, DESCRIPTOR=None))(b"\xff")
-
-    for number, read in enumerate((read_in_our_code, lambda: pb.StepRequest.FromString(b"\xff"))):
+    reads = (codec._without_state, pb.StepRequest.FromString)
+    for number, read in enumerate(reads):
         try:
-            read()
+            read(b"\xff")
         except Exception:
             logger.exception("Unexpected %d", number)
     [said] = caplog.records

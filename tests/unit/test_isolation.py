@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.engine.engine import Engine, EngineLimits
+from service.engine.hot_state import ENTRY_BYTES
 from service.engine.runner import LONG_COUNT, NEW_PATIENCE_S, PATIENCE_S
 from service.engine.session_event import SessionEvent
 from service.engine.sessions import Opening, Sessions
@@ -545,7 +546,7 @@ def test_quarantine_and_release_on_any_replica_lose_and_double_nothing(random):
         names = [f"s{n}" for n in range(5)]
         for name in ["warm", *names]:
             open_session(store, name)
-        limits = EngineLimits(quarantine_after=1, hot_state_bytes=8 * 4)
+        limits = EngineLimits(quarantine_after=1, hot_state_bytes=4 * (ENTRY_BYTES + 40))
         engines = [
             Engine(FakeModels(model), store, encode_totals, CountingObserver(), limits) for _ in range(3)
         ]
