@@ -29,6 +29,7 @@ from service.rpc.codec import encode_outputs
 from service.rpc.connections import connection_options, reading_places, request_bound
 from service.rpc.credentials import CredentialsError
 from service.rpc.gate import Gate, Rpc
+from service.rpc.grpc_log import lower_lines_about_clients
 from service.rpc.grpc_server import GrpcServer
 from service.rpc.health import NAME as HEALTH_NAME
 from service.rpc.health import Health, Status
@@ -274,6 +275,7 @@ class Server:
             ("grpc.so_reuseport", int(self._shares_port)),
             ("grpc.max_allowed_incoming_connections", most_connections(settings)),
         ]
+        lower_lines_about_clients()
         self._grpc = GrpcServer(options)
         sessions = Sessions(
             self._models,

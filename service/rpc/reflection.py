@@ -1,6 +1,7 @@
 """Reflection for tools such as grpcurl: v1alpha from the library, and v1, the same by another name."""
 
 import contextlib
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from service.engine.admission import Admission
 from service.errors import ServiceError
 from service.rpc.access import Access
 from service.rpc.gate import Identify, Rpc, abort
+from service.rpc.messages import parse
 
 V1_NAME = "grpc.reflection.v1.ServerReflection"
 V1ALPHA_NAME = reflection.SERVICE_NAME
@@ -38,7 +40,7 @@ def reflection_rpcs(service_names: Sequence[str], access: Access, admission: Adm
 
         return grpc.stream_stream_rpc_method_handler(
             info,
-            request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
+            request_deserializer=functools.partial(parse, reflection_pb2.ServerReflectionRequest),
             response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
         )
 
