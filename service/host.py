@@ -19,7 +19,9 @@ from service.logs import obey_level_signals
 from service.metrics import CONTENT_TYPE, Metrics
 from service.ports import bind_error, try_port
 from service.signals import stop_requested
-from service.store.embedded import EmbeddedStore, EmbeddedStoreError
+from service.store.data_folder import EmbeddedStoreError
+from service.store.embedded import Abandoned, EmbeddedStore
+from service.store.keeper import kept
 
 _log = logging.getLogger(__name__)
 
@@ -126,17 +128,33 @@ def _page(why_not: Callable[[], str | None]) -> Page:
 
 @contextlib.asynccontextmanager
 async def _store(settings: Settings) -> AsyncIterator[str]:
-    """Has a share in the embedded store, if that is the store; gives the URL."""
+    """Has a share in the embedded store, if that is the store, and keeps it running; gives the URL."""
     if settings.store != EMBEDDED:
         yield settings.store
         return
     try:
-        embedded = await asyncio.to_thread(
-            EmbeddedStore.start, settings.data_dir, syncs_always="fsynced" in settings.ack_level
-        )
+        embedded = EmbeddedStore(settings.data_dir, syncs_always="fsynced" in settings.ack_level)
     except EmbeddedStoreError as error:
         raise StartError(str(error)) from None
     try:
-        yield embedded.url
+        await _open(embedded)
+        async with kept(embedded):
+            yield embedded.url
     finally:
-        await asyncio.to_thread(embedded.release)
+        try:
+            await asyncio.to_thread(embedded.release)
+        except EmbeddedStoreError as error:
+            _log.error("%s", error)
+
+
+async def _open(embedded: EmbeddedStore) -> None:
+    opening = asyncio.create_task(asyncio.to_thread(embedded.open))
+    try:
+        await asyncio.shield(opening)
+    except EmbeddedStoreError as error:
+        raise StartError(str(error)) from None
+    except asyncio.CancelledError:
+        embedded.abandon()
+        with contextlib.suppress(Abandoned, EmbeddedStoreError):
+            await opening
+        raise
