@@ -7,18 +7,21 @@ so what serves is imported when it is chosen.
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Protocol
 
 from service.config import EMBEDDED, Settings
 from service.edge import check_edge
-from service.errors import StartError
+from service.errors import ConfigurationError, StartError
 from service.http_server import TEXT, Answer, HttpServer, Page
 from service.logs import obey_level_signals
 from service.metrics import CONTENT_TYPE, Metrics
 from service.ports import bind_error, try_port
 from service.signals import stop_requested
+from service.standard_streams import say
+from service.store.address import password_in
 from service.store.data_folder import EmbeddedStoreError
 from service.store.embedded import Abandoned, EmbeddedStore
 from service.store.keeper import kept
@@ -50,7 +53,7 @@ class Serving(Protocol):
 
 
 async def serve(settings: Settings) -> None:
-    """Serves until SIGTERM or SIGINT, then drains.
+    """Serves until one of STOP_SIGNALS, then drains; one that comes while it starts ends the start.
 
     Raises:
         StartError: It cannot start.
@@ -59,14 +62,33 @@ async def serve(settings: Settings) -> None:
     _log.info("settings: %s", settings.redacted())
     _check_grpc_port(settings.grpc_address)
     _check_password_file(settings.store_password_file)
+    _check_memory(settings.hot_state_bytes)
     stopping = stop_requested()
     obey_level_signals(settings.log_level)
     serving = _create(settings)
+    has_started = asyncio.Event()
+    serves = asyncio.create_task(_serve(settings, serving, stopping, has_started))
+    stops = asyncio.create_task(stopping.wait())
+    await asyncio.wait({serves, stops}, return_when=asyncio.FIRST_COMPLETED)
+    stops.cancel()
+    if not has_started.is_set() and serves.cancel():
+        await asyncio.wait({serves})
+        if serves.cancelled():
+            _log.info("told to stop while it started")
+            return
+    await serves
+
+
+async def _serve(
+    settings: Settings, serving: Serving, stopping: asyncio.Event, has_started: asyncio.Event
+) -> None:
+    """Serves until `stopping`, then drains; sets `has_started` once it may no longer be cancelled."""
     async with _http(settings.http_address, serving) as http, _store(settings) as store_url:
         await serving.start(store_url)
+        has_started.set()
         grpc_host = settings.grpc_address.rpartition(":")[0]
         http_host = settings.http_address.rpartition(":")[0]
-        print(f"ready grpc={grpc_host}:{serving.grpc_port} http={http_host}:{http.port}", flush=True)
+        say(f"ready grpc={grpc_host}:{serving.grpc_port} http={http_host}:{http.port}")
         await stopping.wait()
         _log.info("draining")
         await serving.stop()
@@ -84,10 +106,19 @@ def _check_grpc_port(address: str) -> None:
 def _check_password_file(path: Path | None) -> None:
     try:
         if path is not None:
-            path.read_bytes()
+            password_in(path)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise StartError(f"--store-password-file {path}: {reason}; name a file that can be read") from None
+
+
+def _check_memory(hot_state_bytes: int) -> None:
+    """Room for hot states is taken in one piece, which a system refuses that does not have so much."""
+    memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if hot_state_bytes > memory_bytes:
+        raise ConfigurationError(
+            f"--hot-state-bytes {hot_state_bytes}: expected at most the memory of this machine, {memory_bytes}"
+        )
 
 
 def _create(settings: Settings) -> Serving:

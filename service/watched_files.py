@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from service.text_files import without_mark
+
 
 class WatchedFiles:
     """Notices that files hold something else than before.
@@ -19,10 +21,11 @@ class WatchedFiles:
         self._seen: tuple[bytes | str, ...] = ()
 
     def read_changed(self) -> list[bytes] | None:
-        """Returns all contents if any of them changed since the last call; else None.
+        """Returns all contents, without byte order marks, if any changed since the last call; else None.
 
         Raises:
             OSError: A file cannot be read. Said once: the same trouble again is no change.
+            UnicodeDecodeError: A file has the mark of UTF-16 and is not. Said once, too.
         """
         seen: list[bytes | str] = []
         trouble = None
@@ -37,4 +40,4 @@ class WatchedFiles:
         self._seen = tuple(seen)
         if trouble is not None:
             raise trouble
-        return [content for content in seen if isinstance(content, bytes)]
+        return [without_mark(content) for content in seen if isinstance(content, bytes)]

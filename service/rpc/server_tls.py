@@ -72,11 +72,15 @@ class ServerTls:
             raise TlsFilesError(
                 f"{flag} {error.filename}: {reason}; name a PEM file that can be read"
             ) from None
+        except UnicodeDecodeError:
+            raise TlsFilesError(f"{self._name}: it, its key or the authorities are no text") from None
         if contents is None:
             return None
         cert, key, *authorities = contents
         try:
             _check(cert, key, authorities)
+        except FileNotFoundError:
+            raise TlsFilesError(f"{self._name}: TLS needs /proc, which is not mounted") from None
         except (ssl.SSLError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise TlsFilesError(

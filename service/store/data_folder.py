@@ -1,7 +1,7 @@
 """The folder of an embedded store: whose it may be, its locks, its socket, and room for another write.
 
-Knows files and locks, not the store. What lies in it belongs to one user: whoever else could put a socket or
-an append-only file there would be taken for the store.
+Knows files and locks, not the store. What lies in it belongs to one user: whoever else could put a socket
+or an append-only file there would be taken for the store.
 """
 
 import contextlib

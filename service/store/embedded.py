@@ -59,7 +59,7 @@ class EmbeddedStore:
         data_dir: Made if missing; holds the append-only file, the log and the locks.
         syncs_always: Sync the append-only file with every batch of writes instead of every second. A store
             that runs already is told so too, and is not told otherwise by users who need less.
-        start_timeout_s: Longest wait for a store that says nothing; one that reads its file may take longer.
+        start_timeout_s: Longest wait for a store that says nothing; it may read its file for longer.
 
     Attributes:
         url: `unix://…` of the store, the same for ever.
@@ -167,9 +167,12 @@ class EmbeddedStore:
     def _take_share(self) -> None:
         """Shares the lock of the users, anew where its file has been deleted."""
         path = self.folder / "users.lock"
-        if self._users is not None and path.exists():
-            if os.path.samestat(os.fstat(self._users.fileno()), path.stat()):
-                return
+        if (
+            self._users is not None
+            and path.exists()
+            and os.path.samestat(os.fstat(self._users.fileno()), path.stat())
+        ):
+            return
         self._users, before = path.open("ab"), self._users
         try_lock(self._users, shared=True)  # whoever takes it alone holds start.lock
         if before is not None:
@@ -194,7 +197,8 @@ class EmbeddedStore:
         except OSError as error:
             self.lifeline = lifeline
             raise EmbeddedStoreError(
-                f"--data-dir {self.folder}: its files were deleted, and the store cannot write them anew: {error}"
+                f"--data-dir {self.folder}: its files were deleted, and the store, which has all in "
+                f"memory, cannot write them anew: {error}"
             ) from None
         lifeline.close()
 
@@ -266,8 +270,8 @@ class EmbeddedStore:
             pid = None if try_lock(lock) else _pid_in(lock)
         which = f"process {pid}" if pid else "somebody on its socket"
         return (
-            f"--data-dir {self.folder}: its store, {which}, does not answer after {self._start_timeout_s:g} "
-            "s; if it was stopped, let it go on by kill -CONT, or end it"
+            f"--data-dir {self.folder}: its store, {which}, does not answer after "
+            f"{self._start_timeout_s:g} s; if it was stopped, let it go on by kill -CONT, or end it"
         )
 
     def _stop(self) -> None:

@@ -71,8 +71,9 @@ def look(socket_path: Path) -> Found | None:
 
 
 class Lifeline:
-    """A connection on which nothing is asked while all is well: it ends with the store, and leads to that
-    very process, also when its socket is deleted.
+    """A connection on which nothing is asked while all is well.
+
+    It ends with the store, and leads to that very process, also when its socket is deleted.
 
     Args:
         socket_path: Where it listens.

@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator
 
 from service.store.data_folder import EmbeddedStoreError
-from service.store.embedded import Abandoned, EmbeddedStore
+from service.store.embedded import EmbeddedStore
 
 _log = logging.getLogger(__name__)
 

@@ -188,7 +188,7 @@ def test_no_store_outlives_the_last_user_though_it_stands_still(tmp_path, monkey
     store = EmbeddedStore.start(tmp_path)
     os.kill(store.pid, signal.SIGSTOP)
     with pytest.raises(
-        EmbeddedStoreError, match="does not answer after 0.2 s; if it was stopped, let it go on"
+        EmbeddedStoreError, match=r"does not answer after 0.2 s; if it was stopped, let it go on"
     ):
         EmbeddedStore(tmp_path, start_timeout_s=0.2).open()
     assert stores_on(tmp_path) == [store.pid], "whoever could not join it may not end it"

@@ -68,7 +68,7 @@ def test_a_file_whose_value_is_not_used_is_not_refused_for_it(read):
         ([], {}, "workers = ", "it is not TOML"),
         (["--drain-pause-s", "20"], {}, None, "--drain-pause-s is longer than --drain-timeout-s"),
         (["--log-level", "loud"], {}, None, "--log-level loud: expected one of debug, info,"),
-        (["--keepalive-s", "0"], {}, None, "--keepalive-s 0: expected a number above 0 [set by flag]"),
+        (["--keepalive-s", "0"], {}, None, "--keepalive-s 0: expected a number from 1 to 1000000"),
         (["--grpc-address", "50051"], {}, None, "--grpc-address 50051: expected HOST:PORT [set by flag]"),
         (["--workers", "0", "--max-rows", "0"], {}, None, "1 to 256 [set by flag]; --max-rows 0: expected"),
     ],
