@@ -281,6 +281,11 @@ class Settings(BaseSettings):
     def _is_long(cls, value: float) -> float:
         return _zero_or_from(1, value)
 
+    @field_validator("session_ttl_s")
+    @classmethod
+    def _lives(cls, value: float) -> float:
+        return _zero_or_from(1, value, LONGEST_TTL_S)
+
     @field_validator("model_refresh_s")
     @classmethod
     def _is_no_spin(cls, value: float) -> float:
@@ -296,9 +301,9 @@ class Settings(BaseSettings):
         return value
 
 
-def _zero_or_from(least: float, value: float) -> float:
+def _zero_or_from(least: float, value: float, most: int = LONGEST_S) -> float:
     if 0 < value < least:
-        raise ValueError(f"expected 0, or a number from {least:g} to {LONGEST_S}")
+        raise ValueError(f"expected 0, or a number from {least:g} to {most}")
     return value
 
 

@@ -117,7 +117,8 @@ def _check_memory(hot_state_bytes: int) -> None:
     memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if hot_state_bytes > memory_bytes:
         raise ConfigurationError(
-            f"--hot-state-bytes {hot_state_bytes}: expected at most the memory of this machine, {memory_bytes}"
+            f"--hot-state-bytes {hot_state_bytes}: expected the memory of this machine at most, "
+            f"{memory_bytes}"
         )
 
 
