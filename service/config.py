@@ -7,10 +7,13 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from service.listen_address import ListenAddress
+from service.model.apart import parse_apart
 from service.redaction import mask_url
+from service.store.keys import DEFAULT_PREFIX, KeySpace
 
 EMBEDDED = "embedded"
 
@@ -25,6 +28,9 @@ MOST_MESSAGE_BYTES = (1 << 31) - 1
 
 MOST_MODEL_BYTES = (1 << 31) - 1
 """An ONNX file is one protocol buffer, and so cannot be larger."""
+
+LEAST_MEMORY_BYTES = 256 << 20
+"""A server at rest has some 150 MiB; with less than that allowed it would refuse every call."""
 
 MOST_BYTES = 1 << 50
 MOST_COUNT = 1_000_000_000
@@ -64,6 +70,13 @@ class Settings(BaseSettings):
         float,
         Field(ge=0, le=LONGEST_S, description="seconds between looks at the folder of models; 0 is never"),
     ] = 5.0
+    apart: Annotated[
+        str,
+        Field(
+            description="NAME=rows,tokens;NAME=rows: models that run one session, or one token, at a time, "
+            "whatever their files say"
+        ),
+    ] = ""
     store: Annotated[
         str,
         Field(
@@ -75,12 +88,16 @@ class Settings(BaseSettings):
     store_password_file: Annotated[
         Path | None, Field(description="file that holds the password of the store's user")
     ] = None
+    key_prefix: Annotated[
+        str,
+        Field(description="what the store's keys begin with; deployments that share a store need one each"),
+    ] = DEFAULT_PREFIX
     data_dir: Annotated[Path, Field(description="folder of the embedded store")] = Path(
         "~/.local/share/holdfast"
     )
-    grpc_address: Annotated[str, Field(description="HOST:PORT of gRPC; port 0 takes a free one")] = (
-        "127.0.0.1:50051"
-    )
+    grpc_address: Annotated[
+        str, Field(description="HOST:PORT or unix:/PATH of gRPC; port 0 takes a free one")
+    ] = "127.0.0.1:50051"
     http_address: Annotated[
         str, Field(description="HOST:PORT of /metrics, /livez and /readyz; port 0 takes a free one")
     ] = "127.0.0.1:8080"
@@ -119,6 +136,14 @@ class Settings(BaseSettings):
             description="largest request, bytes; by default what the models can make use of",
         ),
     ] = None
+    max_memory_bytes: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            le=MOST_BYTES,
+            description="resident memory above which calls are refused, per worker, bytes; 0 is never",
+        ),
+    ] = None
     max_call_s: Annotated[
         float,
         Field(
@@ -150,7 +175,12 @@ class Settings(BaseSettings):
         ),
     ] = 600.0
     hot_state_bytes: Annotated[
-        int, Field(ge=0, le=MOST_BYTES, description="bytes of state kept in memory, per worker")
+        int,
+        Field(
+            ge=0,
+            le=MOST_BYTES,
+            description="memory for the states of sessions that ran lately, per worker, bytes",
+        ),
     ] = 256 << 20
     store_timeout_s: Annotated[
         float, Field(ge=0.05, le=60, description="longest wait for the store, seconds")
@@ -219,7 +249,7 @@ class Settings(BaseSettings):
         False
     )
     allow_old_store: Annotated[
-        bool, Field(description="serve on a store whose version has known holes; distributions mend them")
+        bool, Field(description="trust a store whose version has, or may have, known holes")
     ] = False
     allow_failpoints: Annotated[
         bool, Field(description="for tests: obey HOLDFAST_FAILPOINTS, which breaks the server on purpose")
@@ -265,9 +295,9 @@ class Settings(BaseSettings):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _is_text(cls, value: object) -> object:
+    def _is_text(cls, value: object, info: ValidationInfo) -> object:
         """Refuses what is no text or nothing, and takes off the end of a line that a CRLF file left."""
-        if not isinstance(value, str):
+        if not isinstance(value, str) or value == cls.model_fields[str(info.field_name)].default:
             return value
         value = value.rstrip("\r\n")
         if not value:
@@ -279,7 +309,7 @@ class Settings(BaseSettings):
     @field_validator("max_connection_age_s", "stuck_worker_s")
     @classmethod
     def _is_long(cls, value: float) -> float:
-        return _zero_or_from(1, value)
+        return _zero_or_from(1, value, LONGEST_S)
 
     @field_validator("session_ttl_s")
     @classmethod
@@ -289,21 +319,42 @@ class Settings(BaseSettings):
     @field_validator("model_refresh_s")
     @classmethod
     def _is_no_spin(cls, value: float) -> float:
-        return _zero_or_from(0.05, value)
+        return _zero_or_from(0.05, value, LONGEST_S)
+
+    @field_validator("max_memory_bytes")
+    @classmethod
+    def _has_room(cls, value: int | None) -> int | None:
+        return None if value is None else int(_zero_or_from(LEAST_MEMORY_BYTES, value, MOST_BYTES))
+
+    @field_validator("key_prefix")
+    @classmethod
+    def _names_keys(cls, value: str) -> str:
+        KeySpace(value)
+        return value
+
+    @field_validator("apart")
+    @classmethod
+    def _names_models(cls, value: str) -> str:
+        parse_apart(value)
+        return value
 
     @field_validator("grpc_address", "http_address")
     @classmethod
+    def _can_be_listened_on(cls, value: str) -> str:
+        ListenAddress.parse(value)
+        return value
+
+    @field_validator("http_address")
+    @classmethod
     def _has_port(cls, value: str) -> str:
-        host, colon, port = value.rpartition(":")
-        is_port = port.isascii() and port.isdecimal() and len(port) <= 5 and int(port) < 65536
-        if not (colon and is_port and _is_host(host)):
-            raise ValueError("expected HOST:PORT")
+        if ListenAddress.parse(value).socket_path:
+            raise ValueError("expected HOST:PORT or [IPV6]:PORT; only gRPC listens on a socket in a folder")
         return value
 
 
-def _zero_or_from(least: float, value: float, most: int = LONGEST_S) -> float:
+def _zero_or_from(least: float, value: float, most: int) -> float:
     if 0 < value < least:
-        raise ValueError(f"expected 0, or a number from {least:g} to {most}")
+        raise ValueError(f"expected 0, or a number from {least} to {most}")
     return value
 
 
@@ -313,11 +364,3 @@ def _is_utf8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _is_host(host: str) -> bool:
-    """Whether a resolver can be asked for it."""
-    try:
-        return bool(host.encode("idna")) and host.isprintable()
-    except UnicodeError:
-        return False

@@ -1,10 +1,10 @@
 """Who can reach a server: what is checked of its addresses, TLS and tokens before it starts."""
 
-import ipaddress
 import logging
 
 from service.config import EMBEDDED, Settings
 from service.errors import ConfigurationError
+from service.listen_address import ListenAddress
 from service.redaction import mask_url
 from service.store.address import parse_url
 
@@ -23,11 +23,17 @@ def check_edge(settings: Settings) -> None:
     """
     _check_tls(settings)
     _check_store(settings)
-    if settings.grpc_address == settings.http_address and not settings.grpc_address.endswith(":0"):
+    grpc_address = ListenAddress.parse(settings.grpc_address)
+    if grpc_address.socket_path and settings.workers > 1:
+        raise ConfigurationError(
+            f"--grpc-address {settings.grpc_address}: several processes cannot listen on one such socket; "
+            "give --workers 1, or HOST:PORT"
+        )
+    if grpc_address.port and grpc_address == ListenAddress.parse(settings.http_address):
         raise ConfigurationError(
             f"--http-address {settings.http_address}: gRPC has this address too; give it another port"
         )
-    if is_loopback(settings.grpc_address):
+    if grpc_address.is_loopback:
         return
     if settings.tls_cert is None and not settings.allow_plaintext:
         raise ConfigurationError(
@@ -58,14 +64,3 @@ def _check_store(settings: Settings) -> None:
         parse_url(settings.store, password_file=settings.store_password_file)
     except ValueError as error:
         raise ConfigurationError(f"--store {mask_url(settings.store)}: {error}") from None
-
-
-def is_loopback(address: str) -> bool:
-    """Tells whether only this machine reaches HOST:PORT; names other than localhost are not looked up."""
-    host = address.rpartition(":")[0].strip("[]")
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -7,18 +7,21 @@ so what serves is imported when it is chosen.
 import asyncio
 import contextlib
 import logging
-import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Protocol
 
 from service.config import EMBEDDED, Settings
+from service.descriptors import provide_descriptors
 from service.edge import check_edge
 from service.errors import ConfigurationError, StartError
-from service.http_server import TEXT, Answer, HttpServer, Page
+from service.http_pages import Answer, Paced, Page
+from service.http_server import HttpServer
+from service.listen_address import ListenAddress
 from service.logs import obey_level_signals
 from service.metrics import CONTENT_TYPE, Metrics
-from service.ports import bind_error, try_port
+from service.own_process import memory_bytes
+from service.ports import bind_error, open_port, try_address
 from service.signals import stop_requested
 from service.standard_streams import say
 from service.store.address import password_in
@@ -59,8 +62,9 @@ async def serve(settings: Settings) -> None:
         StartError: It cannot start.
     """
     check_edge(settings)
+    provide_descriptors(settings)
     _log.info("settings: %s", settings.redacted())
-    _check_grpc_port(settings.grpc_address)
+    _check_grpc_address(settings.grpc_address)
     _check_password_file(settings.store_password_file)
     _check_memory(settings.hot_state_bytes)
     stopping = stop_requested()
@@ -86,19 +90,18 @@ async def _serve(
     async with _http(settings.http_address, serving) as http, _store(settings) as store_url:
         await serving.start(store_url)
         has_started.set()
-        grpc_host = settings.grpc_address.rpartition(":")[0]
-        http_host = settings.http_address.rpartition(":")[0]
-        say(f"ready grpc={grpc_host}:{serving.grpc_port} http={http_host}:{http.port}")
+        grpc_address = ListenAddress.parse(settings.grpc_address).at(serving.grpc_port)
+        http_address = ListenAddress.parse(settings.http_address).at(http.port)
+        say(f"ready grpc={grpc_address} http={http_address}")
         await stopping.wait()
         _log.info("draining")
         await serving.stop()
 
 
-def _check_grpc_port(address: str) -> None:
+def _check_grpc_address(address: str) -> None:
     """Finds out before anything is started what gRPC would say last, and not clearly."""
-    host, _, port = address.rpartition(":")
     try:
-        try_port(host, int(port))
+        try_address(ListenAddress.parse(address))
     except OSError as error:
         raise bind_error("--grpc-address", address, error) from None
 
@@ -114,11 +117,10 @@ def _check_password_file(path: Path | None) -> None:
 
 def _check_memory(hot_state_bytes: int) -> None:
     """Room for hot states is taken in one piece, which a system refuses that does not have so much."""
-    memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if hot_state_bytes > memory_bytes:
+    if hot_state_bytes > (most_bytes := memory_bytes()):
         raise ConfigurationError(
-            f"--hot-state-bytes {hot_state_bytes}: expected the memory of this machine at most, "
-            f"{memory_bytes}"
+            f"--hot-state-bytes {hot_state_bytes}: expected the memory of this machine or container at "
+            f"most, {most_bytes}"
         )
 
 
@@ -134,14 +136,13 @@ def _create(settings: Settings) -> Serving:
 
 @contextlib.asynccontextmanager
 async def _http(address: str, serving: Serving) -> AsyncIterator[HttpServer]:
-    host, _, port = address.rpartition(":")
     pages: dict[str, Page] = {
-        "/metrics": lambda: (200, CONTENT_TYPE, serving.scrape()),
+        "/metrics": Paced(lambda: Answer(200, serving.scrape(), CONTENT_TYPE.encode())),
         "/livez": _page(serving.why_not_live),
         "/readyz": _page(serving.why_not_ready),
     }
     try:
-        http = HttpServer(host, int(port), pages)
+        http = HttpServer(open_port(ListenAddress.parse(address)), pages)
     except OSError as error:
         raise bind_error("--http-address", address, error) from None
     try:
@@ -151,9 +152,9 @@ async def _http(address: str, serving: Serving) -> AsyncIterator[HttpServer]:
 
 
 def _page(why_not: Callable[[], str | None]) -> Page:
-    def answer() -> Answer:
+    async def answer() -> Answer:
         reason = why_not()
-        return (200, TEXT, b"ok\n") if reason is None else (503, TEXT, f"{reason}\n".encode())
+        return Answer(200, b"ok\n") if reason is None else Answer(503, f"{reason}\n".encode())
 
     return answer
 

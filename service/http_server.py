@@ -1,64 +1,91 @@
-"""The HTTP side: /metrics, /livez, /readyz. In a thread of its own, so that a stuck loop can be seen."""
+"""The HTTP side: /metrics, /livez, /readyz, served by uvicorn.
 
+In a thread of its own with a loop of its own, so that it can be seen that the other loop is stuck. The loop
+is asyncio's, which pauses when there is no descriptor left to accept with; uvloop's turns on and on.
+"""
+
+import asyncio
+import functools
+import socket
 import threading
-from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Mapping
+from typing import Any
 
-Answer = tuple[int, str, bytes]
-Page = Callable[[], Answer]
+import uvicorn
 
-TIMEOUT_S = 5.0
-"""For a client that says nothing, before its thread is taken away."""
+from service.background import Trouble
+from service.http_connection import HEADER_BYTES, KEEP_ALIVE_S, REPLY_BYTES, BoundedConnection, Crowd
+from service.http_pages import Page, Pages
 
-TEXT = "text/plain; charset=utf-8"
+BACKLOG = 128
+"""Connections that the kernel keeps until they are accepted."""
+
+RECOVERED_AFTER_S = 5.0
+"""Without trouble for so long, the next one is said again."""
 
 
 class HttpServer:
     """Serves pages until `close`.
 
     Args:
-        host: Address to listen on.
-        port: Port; 0 takes a free one.
-        pages: Path -> function that gives status, content type and body; called in a thread.
+        listener: Bound; it is closed at the end.
+        pages: By path; called in the thread of this server.
 
     Raises:
-        OSError: The address cannot be used.
+        OSError: There is no descriptor for a loop.
     """
 
-    def __init__(self, host: str, port: int, pages: dict[str, Page]) -> None:
-        self._server = ThreadingHTTPServer((host, port), _handler_class(pages))
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
+    def __init__(self, listener: socket.socket, pages: Mapping[str, Page]) -> None:
+        for buffer, size_bytes in ((socket.SO_RCVBUF, HEADER_BYTES), (socket.SO_SNDBUF, REPLY_BYTES)):
+            listener.setsockopt(socket.SOL_SOCKET, buffer, size_bytes)  # those accepted inherit it
+        listener.listen(BACKLOG)
+        self._listener = listener
+        self._port: int = listener.getsockname()[1]
+        self._trouble = Trouble("http")
+        self._recovery: asyncio.TimerHandle | None = None
+        self._server = uvicorn.Server(_config(pages))
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._serve, name="http", daemon=True)
         self._thread.start()
 
     @property
     def port(self) -> int:
         """Port it listens on."""
-        return int(self._server.server_address[1])
+        return self._port
 
     def close(self) -> None:
-        """Stops listening."""
-        self._server.shutdown()
-        self._server.server_close()
+        """Stops listening; requests under way are answered, within a second."""
+        self._server.should_exit = True
         self._thread.join()
 
+    def _serve(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            self._loop.set_exception_handler(self._note)
+            runner.run(self._server.serve(sockets=[self._listener]))
 
-def _handler_class(pages: dict[str, Page]) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        timeout = TIMEOUT_S
-        server_version = "holdfast"
-        sys_version = ""
+    def _note(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Notes what asyncio could not do, such as accept; it tries that again in a second."""
+        self._trouble.note(context.get("exception") or RuntimeError(context["message"]))
+        if self._recovery is not None:
+            self._recovery.cancel()
+        self._recovery = self._loop.call_later(RECOVERED_AFTER_S, self._trouble.worked)
 
-        def do_GET(self) -> None:
-            page = pages.get(self.path.partition("?")[0])
-            status, kind, body = page() if page else (404, TEXT, b"not found\n")
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
 
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-            """Stays quiet: a line per scrape helps nobody."""
-
-    return Handler
+def _config(pages: Mapping[str, Page]) -> uvicorn.Config:
+    return uvicorn.Config(
+        Pages(pages),
+        http=functools.partial(BoundedConnection, Crowd()),  # type: ignore[arg-type]  # it makes them
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        workers=1,  # else a variable of the environment is asked
+        log_config=None,  # ours, where an error is all that it has to say
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=1,
+        h11_max_incomplete_event_size=HEADER_BYTES,
+    )

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, generate_latest
 
-from service import own_process
+from service import background, own_process
 from service.engine.admission import Held
 from service.engine.session_event import SessionEvent
 from service.errors import ServiceError
@@ -145,6 +145,13 @@ class Metrics:
         )
         self.loop_lag_s = self._histogram("event_loop_lag_seconds", "How late the event loop wakes up.")
         self._cpu_s = self._counter("process_cpu_seconds", "User and system time of all processes.", "")
+        self._task_errors = self._labelled(
+            "task_errors",
+            "Failures of work in the background, which goes on nevertheless; the log says what.",
+            "task",
+            background.TASKS,
+        )
+        self._task_errors_seen = [0] * len(background.TASKS)
         self._rpcs = {labels[2]: RpcMetrics(labels, self._take(NUMBER_COUNT)) for labels in rpc_labels()}
         self.registry.register(RpcFamilies(list(self._rpcs.values())))
         self._counted = self._taken  # what follows is about now and is not added up
@@ -156,13 +163,18 @@ class Metrics:
             "store_persists", "1 while the store's last writes of its files succeeded.", _least
         )
         self._store_keys = self._gauge(
-            "store_keys", "Keys in the store: sessions, and for an hour closed ones.", _most
+            "store_keys",
+            "Keys in the store, of all who share it: sessions, and for an hour closed ones.",
+            _most,
         )
         self._store_bytes = self._gauge(
             "store_memory_bytes", "Memory of the store; of a cluster's fullest primary.", _most
         )
         self._store_limit_bytes = self._gauge(
             "store_memory_limit_bytes", "The bound on that; 0 where there is none.", _most
+        )
+        self._store_suspect = self._gauge(
+            "store_version_suspect", "1 while the store's version may have known holes.", _most
         )
         self._store_replicas = self._gauge(
             "store_replicas", "Replicas connected; of the primary of a cluster that has fewest.", _least
@@ -173,7 +185,7 @@ class Metrics:
         self.waiting_limit = self._gauge("waiting_chunks_limit", "The bound on that.")
         self._waiting_bytes = self._gauge("waiting_bytes", "Bytes of these, and of replies not written.")
         self._hot_sessions = self._gauge("hot_sessions", "Sessions whose state is in memory.")
-        self._hot_bytes = self._gauge("hot_state_bytes", "Bytes of their states and kept replies.")
+        self._hot_bytes = self._gauge("hot_state_bytes", "Memory that they take.")
         self.hot_limit_bytes = self._gauge("hot_state_limit_bytes", "The bound on that.")
         text = "Model files in the folder that cannot be served as they are."
         self.model_loads = ModelLoads(loads, self._gauge("models_refused", text, _most))
@@ -215,11 +227,15 @@ class Metrics:
         self.serves({model for other in others for model in other.models()})
 
     def beat(self) -> None:
-        """Notes that the event loop turns, and the time that the process has taken."""
+        """Notes that the event loop turns, the time that the process has taken, and what failed in it."""
         self._beat_s[0] = time.monotonic()
         cpu_s = own_process.cpu_s()
         self._cpu_s.inc(cpu_s - self._cpu_seen_s)
         self._cpu_seen_s = cpu_s
+        counts = background.error_counts()
+        for index, (count, seen) in enumerate(zip(counts, self._task_errors_seen, strict=True)):
+            self._task_errors.inc(index, count - seen)
+        self._task_errors_seen = counts
 
     def look_at_process(self) -> None:
         """Shows what the process uses; takes a microsecond for each open descriptor."""
@@ -264,6 +280,7 @@ class Metrics:
         self._store_bytes.set(usage.memory_bytes)
         self._store_limit_bytes.set(usage.memory_limit_bytes)
         self._store_replicas.set(usage.replicas)
+        self._store_suspect.set(bool(usage.suspicion))
 
     def rpc(self, name: str) -> RpcMetrics:
         """Returns what counts an rpc of holdfast.v1."""

@@ -2,46 +2,51 @@
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import os
 import time
 from collections.abc import Mapping
 
-import grpc.aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-
 from service import failpoints
+from service.background import keep_going
 from service.collector import relieve_collector
 from service.config import Settings
+from service.descriptors import most_connections
 from service.engine.admission import Admission, Bounds
 from service.engine.engine import Engine, EngineLimits
 from service.engine.sessions import Sessions
 from service.errors import AckLevelUnsupported, ServiceError, StartError, StoreUnavailable
+from service.memory_guard import MemoryGuard, limit_bytes
 from service.metrics import STALLED_AFTER_S, Metrics, ServedModel
+from service.model.apart import parse_apart
 from service.model.files import ModelFileError
 from service.model.reloading import ModelReloading
 from service.model.repository import ModelRepository
+from service.ports import socket_mode
 from service.redaction import mask_url
 from service.rpc.access import Access
 from service.rpc.codec import encode_outputs
-from service.rpc.connections import connection_options, request_bound
+from service.rpc.connections import connection_options, reading_places, request_bound
 from service.rpc.credentials import CredentialsError
 from service.rpc.gate import Gate, Rpc
+from service.rpc.grpc_server import GrpcServer
+from service.rpc.health import NAME as HEALTH_NAME
+from service.rpc.health import Health, Status
 from service.rpc.open_calls import OpenCalls
 from service.rpc.reflection import V1_NAME, V1ALPHA_NAME, reflection_rpcs
 from service.rpc.server_tls import ServerTls, TlsFilesError
 from service.rpc.servicer import SERVICE_NAME, Servicer
+from service.rpc.tasks import give_up_unread, remember_parents
 from service.store.confirmation import AckSettings
 from service.store.opening import create_store
 from service.store.protocol import AckLevel, Store, UnsafeStore
-from service.store.safety import Allowances
+from service.store.safety import Allowances, StoreUsage
 
 _log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 0.25
-LOOKS_EVERY = 8
-"""Heartbeats between counts of tasks and descriptors, which take up to a microsecond for each."""
+LOOK_S = 2.0
+"""Between counts of tasks and descriptors, which take up to a microsecond for each."""
 
 STORE_CHECK_S = 2.0
 """Settings of the store can change, and its disk can fill up, while it serves. What is in danger is looked
@@ -81,9 +86,11 @@ class Server:
         self._settings = settings
         self._metrics = metrics
         self._shares_port = shares_port
-        self._health = health.aio.HealthServicer()
+        self._health = Health(
+            metrics.refused, max_call_s=settings.max_call_s, max_stall_s=settings.max_stall_s
+        )
         self._is_draining = False
-        self._store_danger = self._store_refusal = ""
+        self._store_danger = self._store_refusal = self._store_suspicion = ""
         self.grpc_port = 0
         failpoints.arm(os.environ, is_allowed=settings.allow_failpoints)
         try:
@@ -91,6 +98,7 @@ class Server:
                 settings.models,
                 max_bytes=settings.max_model_bytes,
                 checked=checked,
+                apart=parse_apart(settings.apart),
                 skips_refused=shares_port,  # it may take the place of a worker that served
             )
             self._tls, self._access = self._open_edge()
@@ -105,6 +113,7 @@ class Server:
         Raises:
             StartError: The store is not reachable or not safe, or the address cannot be used.
         """
+        remember_parents(asyncio.get_running_loop())
         self._store = await self._open_store(store_url)
         settings = self._settings
         limits = EngineLimits(
@@ -129,7 +138,10 @@ class Server:
             max_call_s=settings.max_call_s,
             max_stall_s=settings.max_stall_s,
             max_age_s=settings.max_connection_age_s,
+            places=reading_places(settings, [model.contract for model in self._models]),
         )
+        limit = limit_bytes(settings.max_memory_bytes, settings.workers)
+        self._memory = MemoryGuard(limit, self._calls)
         self._reloading = self._open_reloading()
         await self._listen()
         self._metrics.waiting_limit.set(settings.max_waiting)
@@ -137,16 +149,17 @@ class Server:
         self._metrics.beat()
         self._metrics.workers.set(1)
         self._hearts = [
-            asyncio.create_task(work())
-            for work in (
-                self._beat,
-                self._listen_to_store,
-                self._watch_store_settings,
-                self._refresh,
-                self._reloading.watch,
+            asyncio.create_task(keep_going(name, turn))
+            for name, turn in (
+                ("heartbeat", self._beat),
+                ("process_usage", self._look_at_process),
+                ("store_ping", self._ping_store),
+                ("store_settings", self._check_store_settings),
+                ("credentials", self._refresh),
+                *((("models", self._reloading.watch),) if settings.model_refresh_s else ()),
             )
         ]
-        await self._update_health()
+        self._update_health()
         relieve_collector()
 
     async def stop(self) -> None:
@@ -158,7 +171,7 @@ class Server:
         limit_s = self._settings.drain_timeout_s
         end_s = min(END_S, limit_s / 4)
         deadline_s = asyncio.get_running_loop().time() + limit_s
-        await self._health.enter_graceful_shutdown()
+        self._health.end()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(deadline_s - end_s):
                 await asyncio.sleep(self._settings.drain_pause_s)
@@ -192,6 +205,8 @@ class Server:
             return "draining"
         if not self._metrics.workers.value:
             return "starting"
+        if self._memory.shortage:
+            return self._memory.shortage
         if self._store_danger:
             return self._store_danger
         if not self._metrics.store_up.value:
@@ -206,7 +221,7 @@ class Server:
         return ServerTls(settings.tls_cert, settings.tls_key, settings.tls_client_ca), access
 
     def _add_rpcs(self, service: str, rpcs: Mapping[str, Rpc]) -> None:
-        self._grpc.add_generic_rpc_handlers((Gate(service, rpcs, self._access, self._metrics.refused),))
+        self._grpc.add_rpcs(service, rpcs, Gate(service, rpcs, self._access, self._metrics.refused))
 
     async def _open_store(self, url: str) -> Store:
         settings = self._settings
@@ -223,13 +238,14 @@ class Server:
                 password_file=settings.store_password_file,
                 allowances=allowances,
                 acks=acks,
+                key_prefix=settings.key_prefix,
                 on_change=self._metrics.store_changed,
             )
         except ValueError as error:
             raise StartError(f"--store {mask_url(url)}: {error}") from None
         try:
             await store.open()
-            self._metrics.store_uses(await store.check_safe())
+            self._note_usage(await store.check_safe())
             await store.check_acks()
             _log.info("%s", await store.describe())
         except (ServiceError, UnsafeStore) as error:
@@ -248,6 +264,7 @@ class Server:
             observer=self._metrics.model_loads,
             refresh_s=settings.model_refresh_s,
             is_alone=not self._shares_port,
+            apart=parse_apart(settings.apart),
         )
 
     async def _listen(self) -> None:
@@ -255,8 +272,9 @@ class Server:
         options = [
             *connection_options(settings, [model.contract for model in self._models]),
             ("grpc.so_reuseport", int(self._shares_port)),
+            ("grpc.max_allowed_incoming_connections", most_connections(settings)),
         ]
-        self._grpc = grpc.aio.server(options=options)
+        self._grpc = GrpcServer(options)
         sessions = Sessions(
             self._models,
             self._store,
@@ -277,16 +295,22 @@ class Server:
             max_rows=settings.max_rows,
         )
         self._add_rpcs(SERVICE_NAME, servicer.rpcs())
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        open_to_all = Access(None, asks_certificates=False)
+        health = self._health.rpcs()
+        self._grpc.add_rpcs(
+            HEALTH_NAME, health, Gate(HEALTH_NAME, health, open_to_all, self._metrics.refused)
+        )
         if settings.reflection:
             for name in (V1_NAME, V1ALPHA_NAME):
-                self._add_rpcs(name, reflection_rpcs([SERVICE_NAME, health.SERVICE_NAME]))
+                rpcs = reflection_rpcs([SERVICE_NAME, HEALTH_NAME], self._access, self._calls.admission)
+                self._add_rpcs(name, rpcs)
         try:
-            if self._tls is None:
-                self.grpc_port = self._grpc.add_insecure_port(settings.grpc_address)
-            else:
-                credentials = self._tls.credentials()
-                self.grpc_port = self._grpc.add_secure_port(settings.grpc_address, credentials)
+            with socket_mode():
+                if self._tls is None:
+                    self.grpc_port = self._grpc.add_insecure_port(settings.grpc_address)
+                else:
+                    credentials = self._tls.credentials()
+                    self.grpc_port = self._grpc.add_secure_port(settings.grpc_address, credentials)
         except RuntimeError as error:
             raise StartError(f"--grpc-address {settings.grpc_address}: {error}") from None
         await self._grpc.start()
@@ -299,46 +323,56 @@ class Server:
     async def _beat(self) -> None:
         """Shows that the loop turns, whatever the store does, and what the process holds."""
         metrics = self._metrics
-        for number in itertools.count():
-            metrics.beat()
-            if number % LOOKS_EVERY == 0:
-                metrics.tasks.set(len(asyncio.all_tasks()))
-                metrics.look_at_process()
-                self._show_models()
-            self._calls.sweep(time.monotonic())
-            metrics.holds(self._calls.admission.held)
-            metrics.keeps_hot(*self._engine.hot_usage())
-            await self._update_health()
-            due_s = time.monotonic() + HEARTBEAT_S
-            await asyncio.sleep(HEARTBEAT_S)
-            metrics.loop_lag_s.observe(max(0.0, time.monotonic() - due_s))
+        metrics.beat()
+        self._calls.sweep(time.monotonic())
+        self._health.sweep(time.monotonic())
+        self._memory.look(time.monotonic())
+        metrics.holds(self._calls.admission.held)
+        metrics.keeps_hot(*self._engine.hot_usage())
+        self._update_health()
+        due_s = time.monotonic() + HEARTBEAT_S
+        await asyncio.sleep(HEARTBEAT_S)
+        metrics.loop_lag_s.observe(max(0.0, time.monotonic() - due_s))
 
-    async def _listen_to_store(self) -> None:
+    async def _look_at_process(self) -> None:
+        """Shows what the process uses and serves; it takes descriptors, of which there may be none."""
+        tasks = asyncio.all_tasks()
+        self._metrics.tasks.set(len(tasks))
+        give_up_unread(tasks, time.monotonic())
+        self._show_models()
+        self._metrics.look_at_process()
+        await asyncio.sleep(LOOK_S)
+
+    async def _ping_store(self) -> None:
         """Notices a store that is silent, which ends the connection, or that refuses to write."""
-        while True:
-            try:
-                await self._store.ping()  # refused, as writes are, while the store cannot write its file
-            except ServiceError as error:
-                self._store_refusal = error.message
-                self._metrics.store_up.set(False)
-            else:
-                self._store_refusal = ""
-                self._metrics.store_up.set(self._store.is_available)
-            await asyncio.sleep(HEARTBEAT_S)
+        try:
+            await self._store.ping()  # refused, as writes are, while the store cannot write its file
+        except ServiceError as error:
+            self._store_refusal = error.message
+            self._metrics.store_up.set(False)
+        else:
+            self._store_refusal = ""
+            self._metrics.store_up.set(self._store.is_available)
+        await asyncio.sleep(HEARTBEAT_S)
 
-    async def _watch_store_settings(self) -> None:
+    async def _check_store_settings(self) -> None:
         """Turns readiness off while the store could lose sessions; commits go on."""
-        while True:
-            await asyncio.sleep(HEARTBEAT_S if self._store_danger else STORE_CHECK_S)
-            try:
-                self._metrics.store_uses(await self._store.check_safe())
-            except UnsafeStore as error:
-                self._metrics.store_uses(error.usage)
-                self._note_danger(str(error))
-            except ServiceError as error:
-                _log.debug("the store could not be checked: %s", error)
-            else:
-                self._note_danger("")
+        await asyncio.sleep(HEARTBEAT_S if self._store_danger else STORE_CHECK_S)
+        try:
+            self._note_usage(await self._store.check_safe())
+        except UnsafeStore as error:
+            self._metrics.store_uses(error.usage)
+            self._note_danger(str(error))
+        except ServiceError as error:
+            _log.debug("the store could not be checked: %s", error)
+        else:
+            self._note_danger("")
+
+    def _note_usage(self, usage: StoreUsage) -> None:
+        if usage.suspicion and usage.suspicion != self._store_suspicion:
+            _log.warning("--store: %s", usage.suspicion)
+        self._store_suspicion = usage.suspicion
+        self._metrics.store_uses(usage)
 
     def _note_danger(self, danger: str) -> None:
         if danger != self._store_danger:
@@ -347,22 +381,16 @@ class Server:
         self._metrics.store_safe.set(not danger)
 
     async def _refresh(self) -> None:
-        """Uses replaced files of TLS and tokens as soon as they are seen; never ends, for it revokes."""
-        while True:
-            await asyncio.sleep(REFRESH_S)
-            try:
-                if self._tls is not None:
-                    await asyncio.to_thread(self._tls.refresh)
-                await self._access.refresh()
-            except Exception:  # noqa: BLE001 -- logged, whatever it is
-                _log.exception("bug: files of TLS or tokens were not looked at")
+        """Uses replaced files of TLS and tokens as soon as they are seen."""
+        await asyncio.sleep(REFRESH_S)
+        await self._access.refresh()  # first, since it revokes
+        if self._tls is not None:
+            await asyncio.to_thread(self._tls.refresh)
 
-    async def _update_health(self) -> None:
-        status = health_pb2.HealthCheckResponse.NOT_SERVING
-        if self.why_not_ready() is None:
-            status = health_pb2.HealthCheckResponse.SERVING
+    def _update_health(self) -> None:
+        status = Status.NOT_SERVING if self.why_not_ready() else Status.SERVING
         for service in ("", SERVICE_NAME):
-            await self._health.set(service, status)
+            self._health.set(service, status)
 
 
 def _refused_store(error: ServiceError | UnsafeStore, ack_level: str) -> StartError:

@@ -12,9 +12,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from service import logs
+from service.background import Trouble, keep_going
 from service.config import Settings
 from service.errors import StartError
+from service.listen_address import ListenAddress
 from service.metrics import STALLED_AFTER_S, Metrics, scrape_together
+from service.model.apart import parse_apart
 from service.model.check import check_folder
 from service.model.files import ModelFileError
 from service.ports import bind_error, hold_port
@@ -23,6 +26,9 @@ from service.worker_process import WorkerProcess
 _log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 0.25
+
+LOOK_S = 2.0
+"""Between looks at what the process uses."""
 
 RESTART_PAUSES_S = (0.0, 0.1, 0.5, 2.0, 5.0)
 """Before a worker is started again, by how many ended early in a row; the last one repeats."""
@@ -49,7 +55,7 @@ class Supervisor:
         self._own = Metrics()  # what is counted here, and what workers that are gone had counted
         self._lock = threading.Lock()  # a scrape, in its thread, finds a worker's numbers in one place
         self._stuck_looks: dict[WorkerProcess, int] = {}
-        self._heart: asyncio.Task[None] | None = None
+        self._hearts: list[asyncio.Task[None]] = []
         self._replacing: list[asyncio.Task[None]] = []
         self._is_draining = False
         self.grpc_port = 0
@@ -61,20 +67,23 @@ class Supervisor:
             StartError: A model is refused, the port cannot be used, or a worker cannot start.
         """
         self._checked = await self._check_models()
-        host, _, port = self._settings.grpc_address.rpartition(":")
+        address = ListenAddress.parse(self._settings.grpc_address)
         try:
-            self._port_holder = hold_port(host, int(port))
+            self._port_holder = hold_port(address)
         except OSError as error:
             raise bind_error("--grpc-address", self._settings.grpc_address, error) from None
         self.grpc_port = self._port_holder.getsockname()[1]
         changes = {
-            "grpc_address": f"{host}:{self.grpc_port}",
+            "grpc_address": str(address.at(self.grpc_port)),
             "store": store_url,
             "allow_old_store": self._settings.trusts_store_version,
         }
         self._worker_settings = self._settings.model_copy(update=changes)
         self._own.beat()
-        self._heart = asyncio.create_task(self._beat())
+        self._hearts = [
+            asyncio.create_task(keep_going("heartbeat", self._beat)),
+            asyncio.create_task(keep_going("process_usage", self._look_at_process)),
+        ]
         starting = [asyncio.create_task(self._start_worker()) for _ in range(self._settings.workers)]
         try:
             workers = await asyncio.gather(*starting)
@@ -90,8 +99,7 @@ class Supervisor:
         await _cancel(self._replacing)
         limit_s = self._settings.drain_timeout_s
         await asyncio.gather(*(worker.stop(limit_s) for worker in self._workers))
-        assert self._heart is not None, "bug: stopped before it was started"
-        await _cancel([self._heart])
+        await _cancel(self._hearts)
         self._port_holder.close()
 
     def scrape(self) -> bytes:
@@ -101,7 +109,7 @@ class Supervisor:
 
     def why_not_live(self) -> str | None:
         """Returns which event loop is stuck, if one is: that of this process or of a worker."""
-        loops = [("the supervisor", self._own)] if self._heart else []
+        loops = [("the supervisor", self._own)] if self._hearts else []
         loops += [(f"worker {worker.pid}", worker.metrics) for worker in self._serving()]
         for name, metrics in loops:
             silent_s = metrics.silent_s()
@@ -133,7 +141,9 @@ class Supervisor:
         """Checks the models once for all workers; a file that has changed since a worker checks again."""
         settings = self._settings
         try:
-            return await asyncio.to_thread(check_folder, settings.models, settings.max_model_bytes)
+            return await asyncio.to_thread(
+                check_folder, settings.models, settings.max_model_bytes, parse_apart(settings.apart)
+            )
         except ModelFileError as error:
             raise StartError(f"--models {error}") from None
 
@@ -143,7 +153,8 @@ class Supervisor:
             self._workers.add(worker)
         try:
             await worker.serves()
-        except StartError:
+        except Exception:
+            worker.kill()  # unless it has ended
             self._fold(worker)
             raise
         _log.info("worker %d serves", worker.pid)
@@ -161,13 +172,15 @@ class Supervisor:
             worker = await self._start_another(early_count)
 
     async def _start_another(self, early_count: int) -> WorkerProcess:
+        trouble = Trouble("workers")
         while True:
             await asyncio.sleep(RESTART_PAUSES_S[min(early_count, len(RESTART_PAUSES_S) - 1)])
             self._own.restarts.inc(1)
-            try:
-                return await self._start_worker()
-            except StartError as error:
-                _log.error("a worker did not start: %s", error)
+            with trouble:
+                try:
+                    return await self._start_worker()
+                except StartError as error:
+                    _log.error("a worker did not start: %s", error)
             early_count += 1
 
     def _fold(self, worker: WorkerProcess) -> None:
@@ -177,13 +190,15 @@ class Supervisor:
             self._own.absorb(worker.metrics)
 
     async def _beat(self) -> None:
-        while True:
-            self._own.beat()
-            self._own.look_at_process()
-            self._kill_stuck()
-            for worker in self._serving():
-                worker.set_verbose(logs.is_verbose())
-            await asyncio.sleep(HEARTBEAT_S)
+        self._own.beat()
+        self._kill_stuck()
+        for worker in self._serving():
+            worker.set_verbose(logs.is_verbose())
+        await asyncio.sleep(HEARTBEAT_S)
+
+    async def _look_at_process(self) -> None:
+        self._own.look_at_process()  # takes descriptors, of which there may be none
+        await asyncio.sleep(LOOK_S)
 
     def _kill_stuck(self) -> None:
         """Kills workers whose event loop stands still; each is then replaced like any that has ended."""

@@ -55,8 +55,10 @@ def _leave_with_supervisor() -> None:
 
     Safe at any moment: what was acknowledged is in the store. The next server finds the port free.
     """
-    os.read(0, 1)
-    os._exit(1)
+    try:
+        os.read(0, 1)
+    finally:
+        os._exit(1)
 
 
 if __name__ == "__main__":

@@ -52,21 +52,10 @@ class WorkerProcess:
         Raises:
             StartError: The system has no room for it.
         """
-        numbers = os.memfd_create("holdfast-metrics")
         try:
-            os.ftruncate(numbers, SIZE_BYTES)
-            metrics = Metrics(mmap.mmap(numbers, SIZE_BYTES))
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", "service.worker", str(numbers)),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                pass_fds=[numbers],
-                start_new_session=True,  # Ctrl-C is for the supervisor
-            )
+            process, metrics = await _launch()
         except OSError as error:
             raise StartError(f"a worker cannot be started: {error}") from None
-        finally:
-            os.close(numbers)
         assert process.stdin is not None, "bug: a worker without a pipe"
         process.stdin.write(settings.model_dump_json().encode() + b"\n")
         process.stdin.write(logs.key().hex().encode() + b"\n")
@@ -88,7 +77,7 @@ class WorkerProcess:
     async def ended(self) -> str:
         """Waits until it has ended and returns how: the name of a signal, or its exit code."""
         code = await self._process.wait()
-        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return _signal_name(-code) if code < 0 else f"exit code {code}"
 
     def set_verbose(self, is_verbose: bool) -> None:
         """Has it log as this process does; for one that serves, since before it does not obey signals."""
@@ -112,3 +101,28 @@ class WorkerProcess:
             _log.error("worker %d does not end; it is killed", self.pid)
             self._process.kill()
             await self._process.wait()
+
+
+async def _launch() -> tuple[asyncio.subprocess.Process, Metrics]:
+    numbers = os.memfd_create("holdfast-metrics")
+    try:
+        os.ftruncate(numbers, SIZE_BYTES)
+        metrics = Metrics(mmap.mmap(numbers, SIZE_BYTES))
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-P", "-m", "service.worker", str(numbers)),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            pass_fds=[numbers],
+            start_new_session=True,  # Ctrl-C is for the supervisor
+        )
+    finally:
+        os.close(numbers)
+    return process, metrics
+
+
+def _signal_name(number: int) -> str:
+    """Returns the name of a signal; those for real time have none."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

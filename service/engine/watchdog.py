@@ -7,6 +7,7 @@ set.
 
 import threading
 
+from service.background import Trouble
 from service.model.protocol import Halt
 
 TICK_S = 0.1
@@ -69,6 +70,8 @@ class Watchdog:
             run.halt()
 
     def _watch(self) -> None:
+        trouble = Trouble("watchdog")
         while not self._closing.wait(TICK_S):
             for run in tuple(self._runs):
-                run.tick()
+                with trouble:
+                    run.tick()

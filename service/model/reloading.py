@@ -16,8 +16,11 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol, TypeVar
 
+from service.background import Trouble, is_passing
+from service.model.apart import Apart
 from service.model.check import check_model
 from service.model.contract import Contract
 from service.model.files import (
@@ -37,6 +40,9 @@ _log = logging.getLogger(__name__)
 
 RELOAD_PAUSE_S = 0.5
 """Between the two looks of a reload that is asked for; above `looks.SETTLE_S`."""
+
+MAX_TOLD = 100
+"""Files whose reasons a reload tells; a path has up to 4 KiB."""
 
 SPREAD_PERIODS = 3
 """So many periods after it was loaded here, a file is served wherever somebody looks at the folder: one in
@@ -67,8 +73,9 @@ class ModelReloading:
         max_bytes: Largest file.
         why_not: Says why a contract cannot be served by this process; None if it can.
         observer: Counts.
-        refresh_s: Between two looks; 0 looks only when asked.
+        refresh_s: Between two looks; 0: there are only those that are asked for.
         is_alone: No other process serves the same port.
+        apart: What of a model's batches runs apart, see `ModelRepository`.
     """
 
     def __init__(
@@ -81,6 +88,7 @@ class ModelReloading:
         observer: ModelObserver,
         refresh_s: float,
         is_alone: bool,
+        apart: Apart = MappingProxyType({}),
     ) -> None:
         self._folder = folder
         self._models = models
@@ -89,17 +97,18 @@ class ModelReloading:
         self._observer = observer
         self._refresh_s = refresh_s
         self._is_alone = is_alone
+        self._apart = apart
         self._looks = Looks()
         self._misnamed: dict[Path, ModelFileError] = {}
         self._refused: dict[ModelFile, ModelFileError] = {}
+        self._trouble = Trouble("models")
         self._turn = asyncio.Lock()
         self._under_way: set[asyncio.Task[None]] = set()
 
     async def watch(self) -> None:
-        """Looks once in a period, for ever; returns at once if there is none."""
-        while self._refresh_s:
-            await asyncio.sleep(self._refresh_s)
-            await self._look()
+        """Looks once, a period after it was called."""
+        await asyncio.sleep(self._refresh_s)
+        await self._look()
 
     async def reload(self) -> list[ModelFileError]:
         """Looks twice, and tries again what was refused; a look goes on when the caller leaves.
@@ -107,7 +116,7 @@ class ModelReloading:
         In a server of one process what is loaded is the newest at once.
 
         Returns:
-            Files that are not served, with the reason, sorted by path.
+            Files that are not served, with the reason, sorted by path: so many of them as a reply can have.
         """
         self._looks.forget_tried(self._refused)
         await self._look()
@@ -119,8 +128,13 @@ class ModelReloading:
             ModelFileError(file.path, "it has just changed; it is tried when it has come to rest")
             for file in self._looks.restless()
         ]
-        refused = [*self._misnamed.values(), *self._refused.values(), *restless]
-        return sorted(refused, key=lambda error: error.path)
+        refused = sorted(
+            [*self._misnamed.values(), *self._refused.values(), *restless], key=lambda error: error.path
+        )
+        if len(refused) > MAX_TOLD:
+            more = ModelFileError(self._folder, f"{len(refused) - MAX_TOLD} further files are not served")
+            return [*refused[:MAX_TOLD], more]
+        return refused
 
     async def _look(self) -> None:
         """Looks, one caller after the other."""
@@ -131,35 +145,38 @@ class ModelReloading:
 
     async def _look_in_turn(self) -> None:
         async with self._turn:
-            try:
+            with self._trouble:
                 await self._look_alone()
-            except Exception:  # noqa: BLE001 -- logged, whatever it is
-                _log.exception("bug: the folder of models was not looked at")
 
     async def _look_alone(self) -> None:
         found, misnamed = await _in_thread(self._list)
         self._note_misnamed(misnamed)
         self._refused = {file: error for file, error in self._refused.items() if file in found}
         for file in self._looks.rested(found, time.monotonic()):
-            await self._try(file)
-            self._looks.note_tried(file)
+            if await self._try(file):
+                self._looks.note_tried(file)
         self._observer.stand_refused(len(self._refused) + len(self._misnamed))
 
     def _list(self) -> tuple[dict[ModelFile, Stamp | None], list[ModelFileError]]:
         files, misnamed = list_files(self._folder)
         return {file: stamp_of(file.path) for file in files}, misnamed
 
-    async def _try(self, file: ModelFile) -> None:
-        self._refused.pop(file, None)
+    async def _try(self, file: ModelFile) -> bool:
+        """Loads a file or refuses it; returns whether that stands until the file is another."""
+        before = self._refused.pop(file, None)
         try:
             await self._load(file)
         except ModelFileError as error:
-            self._refused[file] = error
-        except Exception as error:  # noqa: BLE001 -- no memory, no thread: whatever it is, others are served
+            refusal = error
+        except Exception as error:  # noqa: BLE001 -- whatever it is, others are served
             reason = f"it cannot be loaded now: {type(error).__name__}: {error}"
-            self._refused[file] = ModelFileError(file.path, reason)
-        if file in self._refused:
-            self._tell(self._refused[file])
+            refusal = ModelFileError(file.path, reason, is_passing=is_passing(error))
+        else:
+            return True
+        self._refused[file] = refusal
+        if before is None or before.reason != refusal.reason:
+            self._tell(refusal)
+        return not refusal.is_passing
 
     async def _load(self, file: ModelFile) -> None:
         """Reads, checks, loads and adds one file; one that is served already is only compared."""
@@ -172,9 +189,10 @@ class ModelReloading:
                 )
                 raise ModelFileError(file.path, reason)
             return
-        await _in_thread(lambda: check_model(file.path, data))
+        apart = self._apart.get(file.name, frozenset())
+        await _in_thread(lambda: check_model(file.path, data, apart=apart))
         model = await asyncio.to_thread(
-            StepGraph, file.path, name=file.name, version=file.version, data=data
+            StepGraph, file.path, name=file.name, version=file.version, data=data, apart=apart
         )
         if (why_not := self._why_not(model.contract)) is not None:
             raise ModelFileError(file.path, why_not)

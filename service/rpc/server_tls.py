@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 
+from service.text_files import without_mark
 from service.watched_files import WatchedFiles
 
 _log = logging.getLogger(__name__)
@@ -72,21 +73,23 @@ class ServerTls:
             raise TlsFilesError(
                 f"{flag} {error.filename}: {reason}; name a PEM file that can be read"
             ) from None
-        except UnicodeDecodeError:
-            raise TlsFilesError(f"{self._name}: it, its key or the authorities are no text") from None
         if contents is None:
             return None
-        cert, key, *authorities = contents
         try:
+            cert, key, *authorities = (without_mark(file.data) for file in contents)
             _check(cert, key, authorities)
         except FileNotFoundError:
             raise TlsFilesError(f"{self._name}: TLS needs /proc, which is not mounted") from None
         except (ssl.SSLError, ValueError) as error:
+            self._files.judge()
             reason = " ".join(str(error).split())
             raise TlsFilesError(
                 f"{self._name}: it, its key or the clients' authorities are no PEM, or do not belong "
                 f"together: {reason}"
             ) from None
+        except OSError as error:
+            raise TlsFilesError(f"{self._name}: it cannot be checked now: {error}") from None
+        self._files.judge()
         return grpc.ssl_server_certificate_configuration([(key, cert)], *authorities)
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
+from service.operator_files import read_file
 from service.text_files import decoded
 
 DEFAULT_PORT = 6379
@@ -99,9 +100,8 @@ def password_in(path: Path) -> str:
     Raises:
         OSError: It cannot be read, or is no text.
     """
-    content = path.read_bytes()
     try:
-        return decoded(content).strip()
+        return decoded(read_file(path).data).strip()
     except UnicodeDecodeError:
         raise OSError(errno.EILSEQ, "it is no text in UTF-8", str(path)) from None
 

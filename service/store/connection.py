@@ -19,6 +19,7 @@ from typing import Any, Protocol, cast
 
 import hiredis
 
+from service.background import Trouble
 from service.errors import ServiceError, StoreUnavailable
 from service.store.address import Address
 from service.store.error_table import RETRY_AFTER_S, error_of
@@ -252,19 +253,21 @@ class StoreConnection:
         self._on_change(False)
 
     async def _reconnect(self) -> None:
+        trouble = Trouble("store_connection")
         for attempt in range(1_000_000_000):
-            try:
-                protocol = await self._connect()
-            except ServiceError as error:
-                if attempt == 0:
-                    _log.warning("%s", error.message)
-                self._last_error = error.message
-                last = len(RECONNECT_DELAYS_S) - 1
-                await asyncio.sleep(RECONNECT_DELAYS_S[min(attempt, last)])
-            else:
-                _log.info("store %s answers", self.address)
-                self._take(protocol)
-                return
+            with trouble:  # a server may greet with anything
+                try:
+                    protocol = await self._connect()
+                except ServiceError as error:
+                    if attempt == 0:
+                        _log.warning("%s", error.message)
+                    self._last_error = error.message
+                else:
+                    _log.info("store %s answers", self.address)
+                    self._take(protocol)
+                    return
+            last = len(RECONNECT_DELAYS_S) - 1
+            await asyncio.sleep(RECONNECT_DELAYS_S[min(attempt, last)])
 
 
 def identity_in(information: Sequence[Reply]) -> bytes | None:

@@ -8,12 +8,14 @@ off from them, and not from us, must be left as soon as they agree on another on
 
 import asyncio
 import contextlib
+import functools
 import logging
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, NamedTuple
 
 import hiredis
 
+from service.background import keep_going
 from service.errors import ServiceError, StoreUnavailable
 from service.store.address import Address
 from service.store.connection import Reply
@@ -76,7 +78,10 @@ class Sentinels:
     def watch(self, node: Node) -> None:
         """Listens to the sentinels until `close`, and has `node` leave a server that they have given up."""
         self._listening = [
-            asyncio.create_task(self._listen(address, node), name=f"sentinel {address}")
+            asyncio.create_task(
+                keep_going("store_sentinel", functools.partial(self._listen, address, node)),
+                name=f"sentinel {address}",
+            )
             for address in self._addresses
         ]
 
@@ -112,26 +117,27 @@ class Sentinels:
                 if place is None:
                     return f"sentinel {address} knows no primary named {self._group!r}"
                 fields = await talk.ask("SENTINEL", "MASTER", self._group)
+            facts = dict(zip(fields[::2], fields[1::2], strict=True))
+            return _Named(int(facts[b"config-epoch"]), place[0].decode(), int(place[1]))
         except (OSError, TimeoutError, EOFError) as error:
             return f"sentinel {address}: {str(error) or 'no answer in time'}"
         except ServiceError as error:
             return error.message
-        facts = dict(zip(fields[::2], fields[1::2], strict=True))
-        return _Named(int(facts[b"config-epoch"]), place[0].decode(), int(place[1]))
+        except (LookupError, TypeError, ValueError, AttributeError, hiredis.HiredisError):
+            return f"sentinel {address}: what it says cannot be read"  # the others are asked as well
 
     async def _listen(self, address: Address, node: Node) -> None:
-        while True:
-            try:
-                async with _talk(address, self._timeout_s) as talk:
-                    async with asyncio.timeout(self._timeout_s):
-                        await talk.ask("SUBSCRIBE", NEWS)
-                    await self._follow(node)  # what was said before we listened
-                    async for message in talk.messages(LISTEN_PING_S, self._timeout_s):
-                        if message[0] == b"message" and message[2].split()[0] == self._group.encode():
-                            await self._follow(node)
-            except (OSError, TimeoutError, EOFError, ServiceError) as error:
-                _log.debug("sentinel %s: %s", address, error)
-            await asyncio.sleep(LISTEN_PAUSE_S)
+        try:
+            async with _talk(address, self._timeout_s) as talk:
+                async with asyncio.timeout(self._timeout_s):
+                    await talk.ask("SUBSCRIBE", NEWS)
+                await self._follow(node)  # what was said before we listened
+                async for message in talk.messages(LISTEN_PING_S, self._timeout_s):
+                    if message[0] == b"message" and message[2].split()[0] == self._group.encode():
+                        await self._follow(node)
+        except (OSError, TimeoutError, EOFError, ServiceError) as error:
+            _log.debug("sentinel %s: %s", address, error)
+        await asyncio.sleep(LISTEN_PAUSE_S)
 
     async def _follow(self, node: Node) -> None:
         place = await self.locate()

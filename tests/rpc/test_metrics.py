@@ -22,7 +22,7 @@ from tests.waiting import wait_for
 PREFIXES = ("holdfast_", "grpc_server_", "process_")
 CLOSED_LABELS = {
     "reason", "level", "event", "outcome", "le", "grpc_type", "grpc_service", "grpc_method", "grpc_code",
-    "model", "version", "fingerprint",
+    "model", "version", "fingerprint", "task",
 }  # fmt: skip
 """Each takes few values, which sessions, tenants and requests do not add to."""
 

@@ -8,6 +8,7 @@ import pytest
 
 from service.config import Settings
 from service.errors import ConfigurationError
+from service.model.apart import parse_apart
 from service.settings_sources import SettingsSources, flag_of
 
 
@@ -78,8 +79,11 @@ def test_a_file_whose_value_is_not_used_is_not_refused_for_it(read):
         ([], {}, "workers = ", "it is not TOML"),
         (["--drain-pause-s", "20"], {}, None, "--drain-pause-s is longer than --drain-timeout-s"),
         (["--log-level", "loud"], {}, None, "--log-level loud: expected one of debug, info,"),
+        (["--apart", "a=columns"], {}, None, "--apart a=columns: expected NAME=rows, NAME=tokens"),
+        (["--apart", "rows"], {}, None, "--apart rows: expected NAME=rows"),
+        (["--apart", "a=rows;a=tokens"], {}, None, "it names a twice [set by flag]"),
         (["--keepalive-s", "0"], {}, None, "--keepalive-s 0: expected a number from 1 to 1000000"),
-        (["--grpc-address", "50051"], {}, None, "--grpc-address 50051: expected HOST:PORT [set by flag]"),
+        (["--grpc-address", "50051"], {}, None, "--grpc-address 50051: expected HOST:PORT, "),
         (["--workers", "0", "--max-rows", "0"], {}, None, "1 to 256 [set by flag]; --max-rows 0: expected"),
     ],
 )  # fmt: skip
@@ -133,7 +137,7 @@ def test_a_range_has_two_ends(name):
 )
 @pytest.mark.parametrize("given", ["", "\\u0000", "a\\u0000b"])
 def test_text_that_no_path_or_address_can_be_is_refused(read, name, given):
-    if name == "config":
+    if name == "config" or (name, given) == ("apart", ""):
         return
     with pytest.raises(ConfigurationError, match=rf"{flag_of(name)}.*: expected") as refused:
         read(file=f'{name} = "{given}"')
@@ -206,3 +210,9 @@ def test_a_value_that_may_hold_a_password_is_not_shown(read):
         read(file=f"store = ['{SECRET}']")
     assert str(refused.value).startswith("--store: expected text [set in ")
     assert "geheim" not in str(refused.value)
+
+
+def test_models_that_run_apart_are_named_with_what_does():
+    apart = parse_apart(" clicks=rows ; a=b=tokens,rows;")
+    assert apart == {"clicks": {"rows"}, "a=b": {"rows", "tokens"}}
+    assert parse_apart("") == {}

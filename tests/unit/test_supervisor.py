@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from service.config import Settings
+from service.listen_address import ListenAddress
 from service.metrics import STALLED_AFTER_S, Metrics
 from service.ports import hold_port
 from service.supervisor import Supervisor
@@ -46,14 +47,14 @@ def test_it_is_ready_while_one_worker_can_answer():
 
 
 def test_workers_may_listen_on_the_port_that_is_held():
-    with hold_port("127.0.0.1", 0) as holder, listening(holder.getsockname()[1]) as listener:
+    with hold_port(ListenAddress("127.0.0.1", 0)) as holder, listening(holder.getsockname()[1]) as listener:
         socket.create_connection(listener.getsockname()).close()
 
 
 @pytest.mark.parametrize("shares_port", [False, True])
 def test_a_port_on_which_another_server_listens_is_refused(shares_port):
     with listening(0, shares_port=shares_port) as listener, pytest.raises(OSError, match="in use"):
-        hold_port("127.0.0.1", listener.getsockname()[1])
+        hold_port(ListenAddress("127.0.0.1", listener.getsockname()[1]))
 
 
 def listening(port, *, shares_port=True):
