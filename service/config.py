@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.listen_address import ListenAddress
+from service.model.apart import parse_apart
 from service.redaction import mask_url
 from service.store.keys import DEFAULT_PREFIX, KeySpace
 
@@ -46,6 +47,13 @@ class Settings(BaseSettings):
     model_refresh_s: Annotated[
         float, Field(ge=0, description="seconds between looks at the folder of models; 0 is never")
     ] = 5.0
+    apart: Annotated[
+        str,
+        Field(
+            description="NAME=rows,tokens;NAME=rows: models that run one session, or one token, at a time, "
+            "whatever their files say"
+        ),
+    ] = ""
     store: Annotated[
         str,
         Field(
@@ -214,6 +222,12 @@ class Settings(BaseSettings):
     @classmethod
     def _names_keys(cls, value: str) -> str:
         KeySpace(value)
+        return value
+
+    @field_validator("apart")
+    @classmethod
+    def _names_models(cls, value: str) -> str:
+        parse_apart(value)
         return value
 
     @field_validator("grpc_address", "http_address")

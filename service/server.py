@@ -18,6 +18,7 @@ from service.engine.sessions import Sessions
 from service.errors import AckLevelUnsupported, ServiceError, StartError, StoreUnavailable
 from service.memory_guard import MemoryGuard, limit_bytes
 from service.metrics import STALLED_AFTER_S, Metrics, ServedModel
+from service.model.apart import parse_apart
 from service.model.files import ModelFileError
 from service.model.reloading import ModelReloading
 from service.model.repository import ModelRepository
@@ -97,6 +98,7 @@ class Server:
                 settings.models,
                 max_bytes=settings.max_model_bytes,
                 checked=checked,
+                apart=parse_apart(settings.apart),
                 skips_refused=shares_port,  # it may take the place of a worker that served
             )
             self._tls, self._access = self._open_edge()
@@ -262,6 +264,7 @@ class Server:
             observer=self._metrics.model_loads,
             refresh_s=settings.model_refresh_s,
             is_alone=not self._shares_port,
+            apart=parse_apart(settings.apart),
         )
 
     async def _listen(self) -> None:

@@ -21,6 +21,7 @@ GROUPS = {
     "Models": (
         "models",
         "model_refresh_s",
+        "apart",
         "max_model_bytes",
         "max_batch",
         "run_timeout_s",
@@ -61,6 +62,7 @@ GROUPS = {
 DEFAULTS = {
     "models": "those that come with the package",
     "max_message_bytes": "by the models",
+    "apart": "what the files say",
     "max_memory_bytes": "80 % of what the container or the machine has, divided by `workers`",
     "tokens_file": "anyone may call",
 }

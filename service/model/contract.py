@@ -10,6 +10,8 @@ exporter writes it down in `metadata_props`, one JSON text per topic:
     holdfast.outputs           [{"name", "dtype", "shape", "role", "switch"}], the role one of "logits",
                                "token_log_prob" and "raw"
     holdfast.vocabulary        {"kind": "bytes" | "ids", "size"}; absent for features
+    holdfast.apart             a list of "rows" and "tokens": what the graph would mix, so that it gets one
+                               session, or one token, at a time; absent if it mixes neither
 
 Shapes are without time and batch axis. With `"time_axis": true` (default false) the input and all outputs,
 but not the states, have a time axis before their batch axis. An output may name as its `"switch"` a bool
@@ -27,6 +29,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from service.model.apart import PARTS
 from service.names import control_character
 
 PREFIX = "holdfast."
@@ -144,6 +147,7 @@ class Contract:
     states: tuple[StateSpec, ...]
     outputs: tuple[OutputSpec, ...]
     vocabulary: Vocabulary | None = None
+    apart: frozenset[str] = frozenset()
     facts: Mapping[str, str] = field(default_factory=dict)
     text_bytes: int = 0
 
@@ -226,13 +230,14 @@ def _parse(metadata: Mapping[str, str]) -> Contract:
     def topic(name: str) -> Any:
         return json.loads(metadata[PREFIX + name])
 
-    known = {"contract_version", "input", "states", "outputs", "vocabulary"}
+    known = {"contract_version", "input", "states", "outputs", "vocabulary", "apart"}
     names = {key.removeprefix(PREFIX) for key in metadata if key.startswith(PREFIX)}
     return Contract(
         input=_parse_input(topic("input")),
         states=tuple(_parse_state(entry) for entry in topic("states")),
         outputs=tuple(_parse_output(entry) for entry in topic("outputs")),
         vocabulary=_parse_vocabulary(topic("vocabulary")) if "vocabulary" in names else None,
+        apart=_parse_apart(topic("apart")) if "apart" in names else frozenset(),
         facts={_parse_name(name): metadata[PREFIX + name] for name in sorted(names - known)},
         text_bytes=_text_bytes(metadata),
     )
@@ -276,6 +281,12 @@ def _parse_output(entry: dict[str, Any]) -> OutputSpec:
 
 def _parse_vocabulary(entry: dict[str, Any]) -> Vocabulary:
     return Vocabulary(_one_of(entry["kind"], "bytes", "ids"), int(entry["size"]))
+
+
+def _parse_apart(parts: Any) -> frozenset[str]:
+    if not isinstance(parts, list):
+        raise TypeError(f"apart is no list of {' and '.join(PARTS)}")
+    return frozenset(_one_of(part, *PARTS) for part in parts)
 
 
 def _parse_name(value: Any) -> str:

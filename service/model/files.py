@@ -109,7 +109,7 @@ def _wrong_with(name: str) -> str | None:
     if (place := control_character(name) or unseen_character(name)) is not None:
         return f"has {place}"
     if name.startswith("."):
-        return "begins with a dot, as what is not for everybody does"
+        return "begins with a dot, as those of hidden folders do"
     if len(name) > MAX_NAME_CHARS:
         return f"has {len(name)} characters, expected are at most {MAX_NAME_CHARS}"
     return None

@@ -88,11 +88,13 @@ class _Found:
     Attributes:
         used: Operators that nodes name.
         calls: Function of the file -> operators in its nodes and their graphs.
+        has_version: It says which version of ONNX's operators it uses; onnxruntime takes the first without.
     """
 
     def __init__(self) -> None:
         self.used: set[Operator] = set()
         self.calls: dict[Operator, set[Operator]] = {}
+        self.has_version = False
 
 
 def check_file(data: bytes) -> None:
@@ -118,7 +120,8 @@ def check_file(data: bytes) -> None:
         elif kind == "entry":
             _check_entry(data, fields)
         elif kind == "opset":
-            _check_opset(data, fields)
+            is_onnx = _check_opset(data, fields)
+            found.has_version |= is_onnx and function is None
         elif kind == "attribute":
             _check_attribute(data, fields)
         elif kind == "function":
@@ -131,6 +134,8 @@ def check_file(data: bytes) -> None:
         for number, value in fields:
             if isinstance(value, Span) and (inner := _FIELDS[kind][number]) != _TEXT:
                 waiting.append((inner, value, depth + 1, function))
+    if not found.has_version:
+        raise _not_onnx("it does not say which version of ONNX's operators it uses")
     for operator in sorted(found.used - found.calls.keys()):
         _check_operator(operator)
     _check_calls(found.calls)
@@ -148,15 +153,18 @@ def _check_entry(data: bytes, fields: Fields) -> None:
         raise UnsafeGraph("its metadata has settings of onnxruntime (ort_config); remove them")
 
 
-def _check_opset(data: bytes, fields: Fields) -> None:
+def _check_opset(data: bytes, fields: Fields) -> bool:
+    """Returns whether it is the version of ONNX's operators."""
     versions = _values(fields, _OPSET_VERSION, int)
     if len(versions) > 1:
         raise _twice("a version of operators")
     version = versions[0] if versions else 0
-    if same_domain(_text(data, fields, _OPSET_DOMAIN)) == ONNX_DOMAIN and version not in OPSETS:
+    is_onnx = same_domain(_text(data, fields, _OPSET_DOMAIN)) == ONNX_DOMAIN
+    if is_onnx and version not in OPSETS:
         raise UnsafeGraph(
             f"it uses version {version} of ONNX's operators, expected is one of {OPSETS[0]}..{OPSETS[-1]}"
         )
+    return is_onnx
 
 
 def _check_attribute(data: bytes, fields: Fields) -> None:

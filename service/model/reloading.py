@@ -16,9 +16,11 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol, TypeVar
 
 from service.background import Trouble, is_passing
+from service.model.apart import Apart
 from service.model.check import check_model
 from service.model.contract import Contract
 from service.model.files import (
@@ -73,6 +75,7 @@ class ModelReloading:
         observer: Counts.
         refresh_s: Between two looks; 0: there are only those that are asked for.
         is_alone: No other process serves the same port.
+        apart: What of a model's batches runs apart, see `ModelRepository`.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class ModelReloading:
         observer: ModelObserver,
         refresh_s: float,
         is_alone: bool,
+        apart: Apart = MappingProxyType({}),
     ) -> None:
         self._folder = folder
         self._models = models
@@ -93,6 +97,7 @@ class ModelReloading:
         self._observer = observer
         self._refresh_s = refresh_s
         self._is_alone = is_alone
+        self._apart = apart
         self._looks = Looks()
         self._misnamed: dict[Path, ModelFileError] = {}
         self._refused: dict[ModelFile, ModelFileError] = {}
@@ -185,9 +190,10 @@ class ModelReloading:
                 )
                 raise ModelFileError(file.path, reason)
             return
-        await _in_thread(lambda: check_model(file.path, data))
+        apart = self._apart.get(file.name, frozenset())
+        await _in_thread(lambda: check_model(file.path, data, apart=apart))
         model = await asyncio.to_thread(
-            StepGraph, file.path, name=file.name, version=file.version, data=data
+            StepGraph, file.path, name=file.name, version=file.version, data=data, apart=apart
         )
         if (why_not := self._why_not(model.contract)) is not None:
             raise ModelFileError(file.path, why_not)

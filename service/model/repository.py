@@ -3,9 +3,11 @@
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from service.errors import ModelNotFound
+from service.model.apart import Apart
 from service.model.check import check_model, each_file
 from service.model.files import (
     MAX_MODEL_BYTES,
@@ -43,6 +45,7 @@ class ModelRepository:
         folder: Where the models lie.
         max_bytes: Largest file.
         checked: Fingerprints of files that have passed the check already.
+        apart: What of a model's batches runs apart, beside what its files say.
         skips_refused: Serve the other files if some are refused: for a process that takes the place of one
             that served, which a bad file must not keep from doing so.
 
@@ -57,6 +60,7 @@ class ModelRepository:
         *,
         max_bytes: int = MAX_MODEL_BYTES,
         checked: frozenset[bytes] = frozenset(),
+        apart: Apart = MappingProxyType({}),
         skips_refused: bool = False,
     ) -> None:
         self._served = _Served({}, {}, {})
@@ -65,7 +69,7 @@ class ModelRepository:
 
         def load(file: ModelFile) -> StepGraph | ModelFileError:
             try:
-                return _load(file, max_bytes, checked)
+                return _load(file, max_bytes, checked, apart.get(file.name, frozenset()))
             except ModelFileError as error:
                 return error
 
@@ -82,6 +86,8 @@ class ModelRepository:
         if len(refused) == len(files):
             raise refused[0]
         self.make_all_newest()
+        for name in sorted(apart.keys() - self._served.versions.keys()):
+            _log.warning("--apart names %r; so far no model has this name", name)
 
     def __iter__(self) -> Iterator[StepGraph]:
         """Yields every model, by name and version."""
@@ -163,8 +169,8 @@ class ModelRepository:
         return self._served.newest[name]
 
 
-def _load(file: ModelFile, max_bytes: int, checked: frozenset[bytes]) -> StepGraph:
+def _load(file: ModelFile, max_bytes: int, checked: frozenset[bytes], apart: frozenset[str]) -> StepGraph:
     data = read_file(file.path, max_bytes)
     if fingerprint_of(data) not in checked:
-        check_model(file.path, data)
-    return StepGraph(file.path, name=file.name, version=file.version, data=data)
+        check_model(file.path, data, apart=apart)
+    return StepGraph(file.path, name=file.name, version=file.version, data=data, apart=apart)

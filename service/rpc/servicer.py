@@ -369,6 +369,7 @@ def contract_message(contract: Contract) -> pb.Model:
         ],
         has_token_log_prob=contract.token_log_prob is not None,
         facts=dict(contract.facts),
+        apart=sorted(contract.apart),
     )
     if contract.vocabulary is not None:
         message.vocabulary.size = contract.vocabulary.size

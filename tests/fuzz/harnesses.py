@@ -539,7 +539,7 @@ PLACES = [
     for topic, entry in PARSED.items()
     if topic != "contract_version"
     for key in [None, *(entry[0] if isinstance(entry, list) else entry)]
-] + [("outputs", "switch"), ("vocabulary", None), ("input", "time_axis")]
+] + [("outputs", "switch"), ("vocabulary", None), ("apart", None), ("input", "time_axis")]
 
 
 def changed_contract(changes, repeated):

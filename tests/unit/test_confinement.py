@@ -17,7 +17,7 @@ from tests.oracle import MODELS
 def told(caplog):
     """Returns what the log says of confinement, which it says once in a process."""
     caplog.set_level("INFO")
-    check._tell_confinement.cache_clear()
+    check._tell_once.cache_clear()
     return lambda: [line for line in caplog.messages if "are checked with" in line]
 
 

@@ -20,6 +20,7 @@ from tests.hostile_models import (
     shadowing,
     step_graph,
 )
+from tests.mixing_graphs import beside, less_mean
 from tests.models import write_features_model
 
 GIB = 1 << 30
@@ -74,9 +75,9 @@ def test_what_a_check_says_is_short_and_printable(path, monkeypatch):
 
 
 def test_a_graph_that_gives_other_shapes_than_it_says_is_refused(path):
-    assert "a step gives 'y' as float32 (1, 1, 2)" in refuse(path, lying().SerializeToString()).replace(
-        "(2, 1, 2)", "(1, 1, 2)"
-    )
+    assert "a step gives output 'y' as float32 (1, 1, 2)" in refuse(
+        path, lying().SerializeToString()
+    ).replace("(2, 1, 2)", "(1, 1, 2)")
 
 
 def test_external_data_is_refused_before_onnxruntime_sees_it(path):
@@ -107,7 +108,7 @@ def test_a_file_replaced_after_its_check_is_not_what_is_loaded(path, monkeypatch
     write_features_model(path)
     checked = path.read_bytes()
 
-    def replace_file(*_):
+    def replace_file(*_, **__):
         path.write_bytes(step_graph(initializers=[external_tensor("w.bin")]).SerializeToString())
 
     monkeypatch.setattr("service.model.repository.check_model", replace_file)
@@ -120,8 +121,24 @@ def test_a_file_whose_check_was_made_is_not_checked_again(path, monkeypatch):
     folder = path.parent.parent.parent
     write_features_model(path)
     checked = check_folder(folder, 1 << 20)
-    monkeypatch.setattr("service.model.repository.check_model", lambda *_: pytest.fail("checked again"))
+    monkeypatch.setattr(
+        "service.model.repository.check_model", lambda *_, **__: pytest.fail("checked again")
+    )
     assert ModelRepository(folder, checked=checked).find("sum").fingerprint in checked
+
+
+def test_a_model_that_mixes_rows_passes_and_is_loaded_only_with_rows_apart(path, caplog):
+    folder = path.parent.parent.parent
+    path.parent.mkdir(parents=True)
+    path.write_bytes(beside(less_mean))
+    with pytest.raises(ModelFileError, match="depends on the others of its batch"):
+        check_folder(folder, 1 << 20)
+    with pytest.raises(ModelFileError, match="depends on the others of its batch"):
+        ModelRepository(folder)
+    apart = {"sum": frozenset({"rows"}), "other": frozenset({"rows"})}
+    checked = check_folder(folder, 1 << 20, apart)
+    assert ModelRepository(folder, checked=checked, apart=apart).find("sum").contract.apart == {"rows"}
+    assert "--apart names 'other'; so far no model has this name" in caplog.text
 
 
 def test_a_file_that_changed_since_is_checked_again(path):

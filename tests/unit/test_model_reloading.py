@@ -14,6 +14,7 @@ from service.model.reloading import MAX_TOLD, ModelReloading
 from service.model.repository import ModelRepository
 from service.model.step_graph import StepGraph
 from tests.hostile_models import external_tensor, step_graph
+from tests.mixing_graphs import beside, less_mean
 from tests.models import CONTRACT, write_features_model
 from tests.waiting import wait_for
 
@@ -62,7 +63,7 @@ class Scene:
         self.path(version).parent.mkdir()
         self.path(version).write_bytes(BROKEN)
 
-    def reloading(self, *, refresh_s=1000.0, is_alone=True, why_not=lambda _: None):
+    def reloading(self, *, refresh_s=1000.0, is_alone=True, why_not=lambda _: None, **options):
         return ModelReloading(
             self.folder,
             self.models,
@@ -71,6 +72,7 @@ class Scene:
             observer=self.counts,
             refresh_s=refresh_s,
             is_alone=is_alone,
+            **options,
         )
 
     @property
@@ -155,7 +157,7 @@ async def test_loading_is_done_beside_the_event_loop(scene, monkeypatch):
 async def test_a_reload_goes_on_when_its_caller_leaves(scene, monkeypatch):
     is_checking, may_end = threading.Event(), threading.Event()
 
-    def check(*_):
+    def check(*_, **__):
         is_checking.set()
         may_end.wait(20)
 
@@ -167,6 +169,16 @@ async def test_a_reload_goes_on_when_its_caller_leaves(scene, monkeypatch):
     await asyncio.gather(caller, return_exceptions=True)
     may_end.set()
     await asyncio.to_thread(wait_for, lambda: scene.versions == [("sum", 1), ("sum", 2)])
+
+
+async def test_a_model_that_mixes_rows_is_loaded_once_a_setting_says_so(scene):
+    path = scene.path(1, "mean")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(beside(less_mean))
+    [refused] = await scene.reloading().reload()
+    assert "use --apart NAME=rows" in str(refused)
+    assert await scene.reloading(apart={"mean": frozenset({"rows"})}).reload() == []
+    assert scene.models.find("mean").contract.apart == {"rows"}
 
 
 # -- refusals --------------------------------------------------------------------------------------

@@ -46,6 +46,12 @@ def grouped_by_its_caller():
     return node
 
 
+def without_opset():
+    model = step_graph()
+    del model.opset_import[:]
+    return model
+
+
 CALLS = helper.make_node("weights", [], ["w"], domain="mine")
 EXTERNAL = "external data"
 REFUSED = {
@@ -155,6 +161,7 @@ REFUSED = {
         step_graph(functions=[function_named("mine", "f", opset=6)]),
         "version 6 of ONNX's operators",
     ),
+    "no version of operators": (without_opset(), "does not say which version of ONNX's operators"),
     "no groups": (
         step_graph(helper.make_node("Conv", ["x", "x"], ["w"], group=0)),
         "'group' is not in 1..2147483647",

@@ -4,6 +4,7 @@ import pytest
 
 from service.config import Settings
 from service.errors import ConfigurationError
+from service.model.apart import parse_apart
 from service.settings_sources import SettingsSources
 
 SECRET = "redis://user:geheim@store"
@@ -68,6 +69,9 @@ def test_a_file_whose_value_is_not_used_is_not_refused_for_it(read):
         ([], {}, "workers = ", "it is not TOML"),
         (["--drain-pause-s", "20"], {}, None, "--drain-pause-s is longer than --drain-timeout-s"),
         (["--log-level", "loud"], {}, None, "--log-level loud: expected one of debug, info,"),
+        (["--apart", "a=columns"], {}, None, "--apart a=columns: expected NAME=rows, NAME=tokens"),
+        (["--apart", "rows"], {}, None, "--apart rows: expected NAME=rows"),
+        (["--apart", "a=rows;a=tokens"], {}, None, "it names a twice [set by flag]"),
         (["--keepalive-s", "0"], {}, None, "--keepalive-s 0: expected a number above 0 [set by flag]"),
         (["--grpc-address", "50051"], {}, None, "--grpc-address 50051: expected HOST:PORT [set by flag]"),
         (["--workers", "0", "--max-rows", "0"], {}, None, "1 to 256 [set by flag]; --max-rows 0: expected"),
@@ -101,3 +105,9 @@ def test_a_value_that_may_hold_a_password_is_not_shown(read):
         read(file=f"store = ['{SECRET}']")
     assert str(refused.value).startswith("--store: expected text [set in ")
     assert "geheim" not in str(refused.value)
+
+
+def test_models_that_run_apart_are_named_with_what_does():
+    apart = parse_apart(" clicks=rows ; a=b=tokens,rows;")
+    assert apart == {"clicks": {"rows"}, "a=b": {"rows", "tokens"}}
+    assert parse_apart("") == {}
