@@ -59,9 +59,9 @@ ONNX_OPS = frozenset(
     ArgMax ArgMin CumProd CumSum Hardmax LogSoftmax ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp
     ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Softmax TopK
 
-    AveragePool BatchNormalization Conv ConvInteger ConvTranspose Einsum GRU Gemm GlobalAveragePool GlobalMaxPool
-    GroupNormalization InstanceNormalization LRN LSTM LayerNormalization LpNormalization LpPool MatMul
-    MatMulInteger MaxPool MeanVarianceNormalization RMSNormalization RNN RotaryEmbedding
+    AveragePool BatchNormalization Conv ConvInteger ConvTranspose Einsum GRU Gemm GlobalAveragePool
+    GlobalMaxPool GroupNormalization InstanceNormalization LRN LSTM LayerNormalization LpNormalization
+    LpPool MatMul MatMulInteger MaxPool MeanVarianceNormalization RMSNormalization RNN RotaryEmbedding
 
     Compress Concat Constant ConstantOfShape DepthToSpace Expand EyeLike Flatten Gather GatherElements
     GatherND NonZero OneHot Pad Range Reshape Scatter ScatterElements ScatterND Shape Size Slice
