@@ -30,6 +30,10 @@ _HALF_MASK = (1 << _HALF_BITS) - 1
 _FEW = 16
 """Up to so many elements are faster one by one than as an array."""
 
+_MANY = 1 << 16
+"""More elements are digested in pieces of so many: the powers of each length are kept, 1 MiB in all, and a
+stranger chooses the length."""
+
 _P, _Q = PRIMES
 _A, _B = FACTORS
 _PRIMES = np.array(PRIMES, np.int64)
@@ -103,6 +107,8 @@ def sums_of(elements: NDArray[Any]) -> NDArray[np.int64]:
         `Run.a` and `Run.b` of each, int64 (B, 2).
     """
     count = elements.shape[1]
+    if count > _MANY:
+        return _sums_in_pieces(elements)
     numbers = elements.astype(np.int64)
     numbers += 1
     if count == 1:
@@ -113,6 +119,14 @@ def sums_of(elements: NDArray[Any]) -> NDArray[np.int64]:
         terms *= _weights(half, count)
         terms %= prime
         sums[:, half] = terms.sum(axis=1) % prime
+    return sums
+
+
+def _sums_in_pieces(elements: NDArray[Any]) -> NDArray[np.int64]:
+    sums = np.zeros((len(elements), 2), np.int64)
+    for start in range(0, elements.shape[1], _MANY):
+        piece = elements[:, start : start + _MANY]
+        sums = (sums * _powers_array(piece.shape[1]) + sums_of(piece)) % _PRIMES
     return sums
 
 

@@ -36,7 +36,8 @@ def _parser() -> argparse.ArgumentParser:
 def _list(client: Client) -> int:
     for model in client.models():
         mark = "newest" if model.is_newest else ""
-        print(f"{model.name:<32} {model.version:>6}  {mark:<6}  {model.fingerprint}")
+        apart = f"  {' and '.join(model.apart)} apart" if model.apart else ""
+        print(f"{model.name:<32} {model.version:>6}  {mark:<6}  {model.fingerprint}{apart}")
     return 0
 
 

@@ -3,6 +3,7 @@
 import argparse
 import platform
 import time
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from model_export.progress import Progress
 from model_export.recipes import MODEL_NAMES, RECIPES, SHIPPED
 from model_export.report import Row, compressor_rows, table, write
 from model_export.train import Recipe, bits_per_byte, train
+from service.model.apart import PARTS
 
 _UNSHIPPED_FOLDER = Path("build/models")
 
@@ -27,6 +29,9 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=list(MODEL_NAMES), default=[])
     parser.add_argument("--scale", type=float, default=1.0, help="factor on the number of updates")
     parser.add_argument("--threads", type=int, default=2, help="threads for the matrix products")
+    parser.add_argument(
+        "--apart", nargs="+", choices=PARTS, default=[], help="what a server is to run one at a time"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     recipes = [
@@ -34,10 +39,10 @@ def main() -> None:
         for recipe in RECIPES
         if not arguments.networks or recipe.network in arguments.networks
     ]
-    train_all(recipes, arguments.out)
+    train_all(recipes, arguments.out, arguments.apart)
 
 
-def train_all(recipes: list[Recipe], out: Path) -> None:
+def train_all(recipes: list[Recipe], out: Path, apart: Collection[str] = ()) -> None:
     """Trains and exports one network after the other, then writes and prints the table.
 
     Raises:
@@ -48,7 +53,7 @@ def train_all(recipes: list[Recipe], out: Path) -> None:
     held_out = join(corpus.held_out)
     rows = compressor_rows(held_out)
     for recipe in recipes:
-        rows.append(_train_one(recipe, corpus, held_out, out))
+        rows.append(_train_one(recipe, corpus, held_out, out, apart))
     facts: dict[str, str | int | float] = {
         "corpus": f"standard library of Python {platform.python_version()}, without tests",
         "corpus_sha256": corpus.digest,
@@ -60,13 +65,14 @@ def train_all(recipes: list[Recipe], out: Path) -> None:
     print(table(rows))
 
 
-def _train_one(recipe: Recipe, corpus: Corpus, held_out: bytes, out: Path) -> Row:
+def _train_one(recipe: Recipe, corpus: Corpus, held_out: bytes, out: Path, apart: Collection[str]) -> Row:
     with Progress(recipe.network, recipe.steps) as progress:
         network = train(recipe, join(corpus.training), progress)
     bits = bits_per_byte(network, held_out)
     folder = out if recipe.network in SHIPPED else _UNSHIPPED_FOLDER
     target = folder / MODEL_NAMES[recipe.network] / "1" / "model.onnx"
-    parity = export(network, target, training=_facts(recipe, network, corpus, bits), text=held_out)
+    facts = _facts(recipe, network, corpus, bits)
+    parity = export(network, target, training=facts, text=held_out, apart=apart)
     print(
         f"{recipe.network}: {bits:.3f} bits/byte, parity {parity.max_difference:.1e} -> {target}",
         flush=True,

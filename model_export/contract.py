@@ -4,7 +4,7 @@ Pure: dictionaries in, JSON text out.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 CONTRACT_VERSION = "1"
@@ -14,7 +14,12 @@ SWITCH = "token_log_prob_wanted"
 
 
 def byte_network_contract(
-    hidden: int, state_names: Sequence[str], *, training: dict[str, Any], parity: dict[str, Any]
+    hidden: int,
+    state_names: Sequence[str],
+    *,
+    training: dict[str, Any],
+    parity: dict[str, Any],
+    apart: Collection[str] = (),
 ) -> dict[str, str]:
     """Returns the `metadata_props` of a network over bytes.
 
@@ -23,6 +28,7 @@ def byte_network_contract(
         state_names: Names of the state tensors; input `x` is followed by output `x_next`.
         training: Facts on the training, for people.
         parity: Outcome of the parity gate, for people.
+        apart: What the graph would mix, so that it is run one at a time: `rows`, `tokens`.
     """
     topics = {
         "input": {"name": "token", "kind": "token_id", "dtype": "int64", "width": 1, "time_axis": True},
@@ -40,6 +46,7 @@ def byte_network_contract(
         "vocabulary": {"kind": "bytes", "size": 256},
         "training": training,
         "parity": parity,
+        **({"apart": sorted(apart)} if apart else {}),
     }
     encoded = {f"holdfast.{name}": json.dumps(value) for name, value in topics.items()}
     return {"holdfast.contract_version": CONTRACT_VERSION, **encoded}

@@ -3,6 +3,7 @@
 How the graph is built is told in `graph`; here weights leave torch and the file is written.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,14 @@ from model_export.networks import StepNetwork
 from model_export.parity import Parity, check_parity
 
 
-def export(network: StepNetwork, target: Path, *, training: dict[str, Any], text: bytes) -> Parity:
+def export(
+    network: StepNetwork,
+    target: Path,
+    *,
+    training: dict[str, Any],
+    text: bytes,
+    apart: Collection[str] = (),
+) -> Parity:
     """Writes the step graph of a network.
 
     Args:
@@ -23,6 +31,7 @@ def export(network: StepNetwork, target: Path, *, training: dict[str, Any], text
         target: The file to write; its folder is made. It appears only if the gate lets it pass.
         training: Facts to record.
         text: Bytes for the gate to run.
+        apart: What the server is to run one at a time, see `byte_network_contract`.
 
     Returns:
         What the gate measured.
@@ -33,7 +42,7 @@ def export(network: StepNetwork, target: Path, *, training: dict[str, Any], text
     model = build_graph(weights_of(network))
     parity = check_parity(network, model.SerializeToString(), text)
     metadata = byte_network_contract(
-        network.hidden, network.state_names, training=training, parity=parity._asdict()
+        network.hidden, network.state_names, training=training, parity=parity._asdict(), apart=apart
     )
     helper.set_model_props(model, metadata)
     onnx.checker.check_model(model, full_check=True)

@@ -35,7 +35,7 @@ Knows no gRPC: the edge maps classes to status codes. `StartError` and
 """
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class ServiceError(Exception):
@@ -67,6 +67,14 @@ class ServiceError(Exception):
         self.expected_position = expected_position
         self.retry_after_s = retry_after_s
         self.metadata = dict(metadata or {})
+
+    def without_trace(self) -> Self:
+        """Returns itself without the frames that it was raised in, once nobody needs them any more.
+
+        They hold the request, and whoever keeps the error: a cycle, which lasts until the collector comes.
+        """
+        self.__traceback__ = self.__context__ = self.__cause__ = None
+        return self
 
 
 class InvalidRequest(ServiceError):

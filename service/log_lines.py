@@ -18,6 +18,12 @@ WINDOW_S = 10.0
 left out. A store that is away fails every call, and its first failures say all there is to know."""
 
 _MOST_KINDS = 1000
+_KIND_CHARS = 200
+"""Bounds on what is remembered of kinds, since a library may make up each message anew."""
+
+_ANY_OTHER = "(any other)"
+"""The kind of all lines of a logger that come while as many kinds as there may be are remembered."""
+
 _FIELDS = "holdfast_fields"
 
 _log = logging.getLogger(__name__)
@@ -61,10 +67,8 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Returns a line, or several with a trace, without its end."""
         words = [f"{_time_of(record)} {record.levelname} {record.name}[{record.process}]"]
-        words.append(_printable(record.getMessage()))
-        words += [
-            f"{name}={_printable(str(value))}" for name, value in getattr(record, _FIELDS, {}).items()
-        ]
+        words.append(printable(record.getMessage()))
+        words += [f"{name}={printable(str(value))}" for name, value in getattr(record, _FIELDS, {}).items()]
         line = " ".join(words)
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
@@ -85,19 +89,18 @@ class LineLimit(logging.Filter):
         """Whether this line is let through."""
         if record.levelno < logging.WARNING or record.name == __name__:
             return True
-        kind = (record.name, str(record.msg), getattr(record, _FIELDS, {}).get("reason"))
+        reason = getattr(record, _FIELDS, {}).get("reason")
+        kind = (record.name, str(record.msg)[:_KIND_CHARS], reason)
         now_s = time.monotonic()
-        over = None
         with self._lock:
-            window = self._windows.get(kind)
-            if window is None or now_s >= window.ends_s:
-                over, window = window, _Window(now_s + WINDOW_S)
-                self._make_room(now_s)
-                self._windows[kind] = window
+            over = self._end_windows(now_s)
+            if kind not in self._windows and len(self._windows) >= _MOST_KINDS:
+                kind = (record.name, _ANY_OTHER, None)
+            window = self._windows.setdefault(kind, _Window(now_s + WINDOW_S))
             window.line_count += 1
             left_out = window.line_count - LINES
-        if over is not None:
-            _tell(kind, over)
+        for ended in over.items():
+            _tell(*ended)
         if left_out == 1:
             self._tell_later(kind, window, now_s)
         return left_out <= 0
@@ -116,10 +119,16 @@ class LineLimit(logging.Filter):
             return
         loop.call_later(window.ends_s - now_s, _tell, kind, window)
 
-    def _make_room(self, now_s: float) -> None:
-        """Forgets windows that are over and told, where there are many; messages may be made up anew."""
-        if len(self._windows) > _MOST_KINDS:
-            self._windows = {kind: one for kind, one in self._windows.items() if now_s < one.ends_s}
+    def _end_windows(self, now_s: float) -> "dict[tuple[str, str, Any], _Window]":
+        """Takes out the windows that are over; the oldest are first."""
+        over = {}
+        for kind, window in self._windows.items():
+            if now_s < window.ends_s:
+                break
+            over[kind] = window
+        for kind in over:
+            del self._windows[kind]
+        return over
 
 
 class _Window:
@@ -144,7 +153,7 @@ def _time_of(record: logging.LogRecord) -> str:
     return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Returns a text in which nobody can hide the start of another line."""
     if text.isprintable():
         return text

@@ -164,13 +164,18 @@ class Metrics:
             "store_persists", "1 while the store's last writes of its files succeeded.", _least
         )
         self._store_keys = self._gauge(
-            "store_keys", "Keys in the store: sessions, and for an hour closed ones.", _most
+            "store_keys",
+            "Keys in the store, of all who share it: sessions, and for an hour closed ones.",
+            _most,
         )
         self._store_bytes = self._gauge(
             "store_memory_bytes", "Memory of the store; of a cluster's fullest primary.", _most
         )
         self._store_limit_bytes = self._gauge(
             "store_memory_limit_bytes", "The bound on that; 0 where there is none.", _most
+        )
+        self._store_suspect = self._gauge(
+            "store_version_suspect", "1 while the store's version may have known holes.", _most
         )
         self._store_replicas = self._gauge(
             "store_replicas", "Replicas connected; of the primary of a cluster that has fewest.", _least
@@ -181,7 +186,7 @@ class Metrics:
         self.waiting_limit = self._gauge("waiting_chunks_limit", "The bound on that.")
         self._waiting_bytes = self._gauge("waiting_bytes", "Bytes of these, and of replies not written.")
         self._hot_sessions = self._gauge("hot_sessions", "Sessions whose state is in memory.")
-        self._hot_bytes = self._gauge("hot_state_bytes", "Bytes of their states and kept replies.")
+        self._hot_bytes = self._gauge("hot_state_bytes", "Memory that they take.")
         self.hot_limit_bytes = self._gauge("hot_state_limit_bytes", "The bound on that.")
         text = "Model files in the folder that cannot be served as they are."
         self.model_loads = ModelLoads(loads, self._gauge("models_refused", text, _most))
@@ -276,6 +281,7 @@ class Metrics:
         self._store_bytes.set(usage.memory_bytes)
         self._store_limit_bytes.set(usage.memory_limit_bytes)
         self._store_replicas.set(usage.replicas)
+        self._store_suspect.set(bool(usage.suspicion))
 
     def rpc(self, name: str) -> RpcMetrics:
         """Returns what counts an rpc of holdfast.v1."""

@@ -1,7 +1,10 @@
 """What this process uses of the machine, as its kernel says; on systems without /proc only its time."""
 
+import contextlib
 import os
 import resource
+from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 _PROC = "/proc/self"
@@ -18,6 +21,34 @@ class ProcessUsage(NamedTuple):
     started_s: float
 
 
+def resident_bytes() -> int:
+    """Returns the resident memory; 0 where the system does not say."""
+    try:
+        with open(f"{_PROC}/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+def memory_bytes() -> int:
+    """Returns the memory that there is for this process: its container's limit, or the machine's."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in _cgroup_limits():
+        with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+            limits.append(int(path.read_text()))
+    return min(limits)
+
+
+def _cgroup_limits() -> Iterator[Path]:
+    """Yields the files that may have a limit: of the group of this process and those above it."""
+    root = Path("/sys/fs/cgroup")
+    yield root / "memory" / "memory.limit_in_bytes"  # version 1
+    with contextlib.suppress(OSError, IndexError):
+        group = Path(_PROC, "cgroup").read_text().splitlines()[-1].partition("::")[2]
+        for part in (Path(group), *Path(group).parents):
+            yield root / str(part).lstrip("/") / "memory.max"
+
+
 def cpu_s() -> float:
     """Returns the user and system time taken so far, seconds."""
     used = resource.getrusage(resource.RUSAGE_SELF)
@@ -29,9 +60,10 @@ def usage() -> ProcessUsage:
     max_fds = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if not os.path.isdir(_PROC):
         return ProcessUsage(0, 0, max_fds, 0.0)
-    with open(f"{_PROC}/statm") as file:
-        resident_bytes = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return ProcessUsage(resident_bytes, len(os.listdir(f"{_PROC}/fd")), max_fds, _started_s())
+    try:
+        return ProcessUsage(resident_bytes(), len(os.listdir(f"{_PROC}/fd")), max_fds, _started_s())
+    except (OSError, ValueError, IndexError, StopIteration):  # a /proc that shows less, as in sandboxes
+        return ProcessUsage(resident_bytes(), 0, max_fds, 0.0)
 
 
 def _started_s() -> float:

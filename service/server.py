@@ -7,9 +7,6 @@ import os
 import time
 from collections.abc import Mapping
 
-import grpc.aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-
 from service import failpoints
 from service.background import keep_going
 from service.collector import relieve_collector
@@ -19,7 +16,9 @@ from service.engine.admission import Admission, Bounds
 from service.engine.engine import Engine, EngineLimits
 from service.engine.sessions import Sessions
 from service.errors import AckLevelUnsupported, ServiceError, StartError, StoreUnavailable
+from service.memory_guard import MemoryGuard, limit_bytes
 from service.metrics import STALLED_AFTER_S, Metrics, ServedModel
+from service.model.apart import parse_apart
 from service.model.files import ModelFileError
 from service.model.reloading import ModelReloading
 from service.model.repository import ModelRepository
@@ -27,17 +26,22 @@ from service.ports import socket_mode
 from service.redaction import mask_url
 from service.rpc.access import Access
 from service.rpc.codec import encode_outputs
-from service.rpc.connections import connection_options, request_bound
+from service.rpc.connections import connection_options, reading_places, request_bound
 from service.rpc.credentials import CredentialsError
 from service.rpc.gate import Gate, Rpc
+from service.rpc.grpc_log import lower_lines_about_clients
+from service.rpc.grpc_server import GrpcServer
+from service.rpc.health import NAME as HEALTH_NAME
+from service.rpc.health import Health, Status
 from service.rpc.open_calls import OpenCalls
 from service.rpc.reflection import V1_NAME, V1ALPHA_NAME, reflection_rpcs
 from service.rpc.server_tls import ServerTls, TlsFilesError
 from service.rpc.servicer import SERVICE_NAME, Servicer
+from service.rpc.tasks import give_up_unread, remember_parents
 from service.store.confirmation import AckSettings
 from service.store.opening import create_store
 from service.store.protocol import AckLevel, Store, UnsafeStore
-from service.store.safety import Allowances
+from service.store.safety import Allowances, StoreUsage
 
 _log = logging.getLogger(__name__)
 
@@ -83,9 +87,11 @@ class Server:
         self._settings = settings
         self._metrics = metrics
         self._shares_port = shares_port
-        self._health = health.aio.HealthServicer()
+        self._health = Health(
+            metrics.refused, max_call_s=settings.max_call_s, max_stall_s=settings.max_stall_s
+        )
         self._is_draining = False
-        self._store_danger = self._store_refusal = ""
+        self._store_danger = self._store_refusal = self._store_suspicion = ""
         self.grpc_port = 0
         failpoints.arm(os.environ, is_allowed=settings.allow_failpoints)
         try:
@@ -93,6 +99,7 @@ class Server:
                 settings.models,
                 max_bytes=settings.max_model_bytes,
                 checked=checked,
+                apart=parse_apart(settings.apart),
                 skips_refused=shares_port,  # it may take the place of a worker that served
             )
             self._tls, self._access = self._open_edge()
@@ -107,6 +114,7 @@ class Server:
         Raises:
             StartError: The store is not reachable or not safe, or the address cannot be used.
         """
+        remember_parents(asyncio.get_running_loop())
         self._store = await self._open_store(store_url)
         settings = self._settings
         limits = EngineLimits(
@@ -131,7 +139,10 @@ class Server:
             max_call_s=settings.max_call_s,
             max_stall_s=settings.max_stall_s,
             max_age_s=settings.max_connection_age_s,
+            places=reading_places(settings, [model.contract for model in self._models]),
         )
+        limit = limit_bytes(settings.max_memory_bytes, settings.workers)
+        self._memory = MemoryGuard(limit, self._calls)
         self._reloading = self._open_reloading()
         await self._listen()
         self._metrics.waiting_limit.set(settings.max_waiting)
@@ -149,7 +160,7 @@ class Server:
                 *((("models", self._reloading.watch),) if settings.model_refresh_s else ()),
             )
         ]
-        await self._update_health()
+        self._update_health()
         relieve_collector()
 
     async def stop(self) -> None:
@@ -161,7 +172,7 @@ class Server:
         limit_s = self._settings.drain_timeout_s
         end_s = min(END_S, limit_s / 4)
         deadline_s = asyncio.get_running_loop().time() + limit_s
-        await self._health.enter_graceful_shutdown()
+        self._health.end()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(deadline_s - end_s):
                 await asyncio.sleep(self._settings.drain_pause_s)
@@ -195,6 +206,8 @@ class Server:
             return "draining"
         if not self._metrics.workers.value:
             return "starting"
+        if self._memory.shortage:
+            return self._memory.shortage
         if self._store_danger:
             return self._store_danger
         if not self._metrics.store_up.value:
@@ -209,7 +222,7 @@ class Server:
         return ServerTls(settings.tls_cert, settings.tls_key, settings.tls_client_ca), access
 
     def _add_rpcs(self, service: str, rpcs: Mapping[str, Rpc]) -> None:
-        self._grpc.add_generic_rpc_handlers((Gate(service, rpcs, self._access, self._metrics.refused),))
+        self._grpc.add_rpcs(service, rpcs, Gate(service, rpcs, self._access, self._metrics.refused))
 
     async def _open_store(self, url: str) -> Store:
         settings = self._settings
@@ -226,13 +239,14 @@ class Server:
                 password_file=settings.store_password_file,
                 allowances=allowances,
                 acks=acks,
+                key_prefix=settings.key_prefix,
                 on_change=self._metrics.store_changed,
             )
         except ValueError as error:
             raise StartError(f"--store {mask_url(url)}: {error}") from None
         try:
             await store.open()
-            self._metrics.store_uses(await store.check_safe())
+            self._note_usage(await store.check_safe())
             await store.check_acks()
             _log.info("%s", await store.describe())
         except (ServiceError, UnsafeStore) as error:
@@ -251,6 +265,7 @@ class Server:
             observer=self._metrics.model_loads,
             refresh_s=settings.model_refresh_s,
             is_alone=not self._shares_port,
+            apart=parse_apart(settings.apart),
         )
 
     async def _listen(self) -> None:
@@ -260,7 +275,8 @@ class Server:
             ("grpc.so_reuseport", int(self._shares_port)),
             ("grpc.max_allowed_incoming_connections", most_connections(settings)),
         ]
-        self._grpc = grpc.aio.server(options=options)
+        lower_lines_about_clients()
+        self._grpc = GrpcServer(options)
         sessions = Sessions(
             self._models,
             self._store,
@@ -281,10 +297,15 @@ class Server:
             max_rows=settings.max_rows,
         )
         self._add_rpcs(SERVICE_NAME, servicer.rpcs())
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        open_to_all = Access(None, asks_certificates=False)
+        health = self._health.rpcs()
+        self._grpc.add_rpcs(
+            HEALTH_NAME, health, Gate(HEALTH_NAME, health, open_to_all, self._metrics.refused)
+        )
         if settings.reflection:
             for name in (V1_NAME, V1ALPHA_NAME):
-                self._add_rpcs(name, reflection_rpcs([SERVICE_NAME, health.SERVICE_NAME]))
+                rpcs = reflection_rpcs([SERVICE_NAME, HEALTH_NAME], self._access, self._calls.admission)
+                self._add_rpcs(name, rpcs)
         try:
             with socket_mode():
                 if self._tls is None:
@@ -306,16 +327,20 @@ class Server:
         metrics = self._metrics
         metrics.beat()
         self._calls.sweep(time.monotonic())
+        self._health.sweep(time.monotonic())
+        self._memory.look(time.monotonic())
         metrics.holds(self._calls.admission.held)
         metrics.keeps_hot(*self._engine.hot_usage())
-        await self._update_health()
+        self._update_health()
         due_s = time.monotonic() + HEARTBEAT_S
         await asyncio.sleep(HEARTBEAT_S)
         metrics.loop_lag_s.observe(max(0.0, time.monotonic() - due_s))
 
     async def _look_at_process(self) -> None:
         """Shows what the process uses and serves; it takes descriptors, of which there may be none."""
-        self._metrics.tasks.set(len(asyncio.all_tasks()))
+        tasks = asyncio.all_tasks()
+        self._metrics.tasks.set(len(tasks))
+        give_up_unread(tasks, time.monotonic())
         self._show_models()
         self._metrics.look_at_process()
         await asyncio.sleep(LOOK_S)
@@ -336,7 +361,7 @@ class Server:
         """Turns readiness off while the store could lose sessions; commits go on."""
         await asyncio.sleep(HEARTBEAT_S if self._store_danger else STORE_CHECK_S)
         try:
-            self._metrics.store_uses(await self._store.check_safe())
+            self._note_usage(await self._store.check_safe())
         except UnsafeStore as error:
             self._metrics.store_uses(error.usage)
             self._note_danger(str(error))
@@ -344,6 +369,12 @@ class Server:
             _log.debug("the store could not be checked: %s", error)
         else:
             self._note_danger("")
+
+    def _note_usage(self, usage: StoreUsage) -> None:
+        if usage.suspicion and usage.suspicion != self._store_suspicion:
+            _log.warning("--store: %s", usage.suspicion)
+        self._store_suspicion = usage.suspicion
+        self._metrics.store_uses(usage)
 
     def _note_danger(self, danger: str) -> None:
         if danger != self._store_danger:
@@ -358,12 +389,10 @@ class Server:
         if self._tls is not None:
             await asyncio.to_thread(self._tls.refresh)
 
-    async def _update_health(self) -> None:
-        status = health_pb2.HealthCheckResponse.NOT_SERVING
-        if self.why_not_ready() is None:
-            status = health_pb2.HealthCheckResponse.SERVING
+    def _update_health(self) -> None:
+        status = Status.NOT_SERVING if self.why_not_ready() else Status.SERVING
         for service in ("", SERVICE_NAME):
-            await self._health.set(service, status)
+            self._health.set(service, status)
 
 
 def _refused_store(error: ServiceError | UnsafeStore, ack_level: str) -> StartError:

@@ -21,6 +21,7 @@ GROUPS = {
     "Models": (
         "models",
         "model_refresh_s",
+        "apart",
         "max_model_bytes",
         "max_batch",
         "run_timeout_s",
@@ -29,6 +30,7 @@ GROUPS = {
     "Store": (
         "store",
         "store_password_file",
+        "key_prefix",
         "store_timeout_s",
         "data_dir",
         "session_ttl_s",
@@ -45,6 +47,7 @@ GROUPS = {
         "max_waiting_bytes",
         "max_streams",
         "tenant_share",
+        "max_memory_bytes",
         "max_call_s",
         "max_stall_s",
         "keepalive_s",
@@ -59,6 +62,8 @@ GROUPS = {
 DEFAULTS = {
     "models": "those that come with the package",
     "max_message_bytes": "by the models",
+    "apart": "what the files say",
+    "max_memory_bytes": "80 % of what the container or the machine has, divided by `workers`",
     "tokens_file": "anyone may call",
 }
 """Defaults that are no values."""

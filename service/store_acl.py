@@ -5,13 +5,15 @@ import sys
 from pathlib import Path
 
 from service.store.acl import sentinel_rule, store_rule
+from service.store.address import password_in
+from service.store.keys import DEFAULT_PREFIX, KeySpace
 
 
 def main(arguments: list[str]) -> int:
     """Prints the rule, and on standard error what is left to do.
 
     Returns:
-        0, or 2 if the password file cannot be read.
+        0, or 2 if the password file cannot be read or the prefix is not allowed.
     """
     parser = argparse.ArgumentParser(
         prog="holdfast store-acl",
@@ -25,19 +27,31 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--fsynced", action="store_true", help="for acknowledgement level fsynced: Redis 7.2, Valkey"
     )
+    parser.add_argument(
+        "--key-prefix", default=DEFAULT_PREFIX, help="as `holdfast serve` has it (default: %(default)s)"
+    )
     parser.add_argument("--sentinel", action="store_true", help="the rule for the user of the sentinels")
     options = parser.parse_args(arguments)
+    try:
+        KeySpace(options.key_prefix)
+    except ValueError as error:
+        print(f"holdfast store-acl: --key-prefix {options.key_prefix}: {error}", file=sys.stderr)
+        return 2
     password = None
     if options.password_file is not None:
         try:
-            password = options.password_file.read_text().strip()
+            password = password_in(options.password_file)
         except OSError as error:
             print(f"holdfast store-acl: {error}", file=sys.stderr)
             return 2
     if options.sentinel:
         print(sentinel_rule(options.user, password=password))
     else:
-        print(store_rule(options.user, password=password, fsynced=options.fsynced))
+        print(
+            store_rule(
+                options.user, password=password, fsynced=options.fsynced, key_prefix=options.key_prefix
+            )
+        )
     if password is None:
         print("nobody can log in yet: add >PASSWORD or #SHA256, or --password-file FILE", file=sys.stderr)
     return 0

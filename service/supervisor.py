@@ -17,6 +17,7 @@ from service.config import Settings
 from service.errors import StartError
 from service.listen_address import ListenAddress
 from service.metrics import STALLED_AFTER_S, Metrics, scrape_together
+from service.model.apart import parse_apart
 from service.model.check import check_folder
 from service.model.files import ModelFileError
 from service.ports import bind_error, hold_port
@@ -86,7 +87,7 @@ class Supervisor:
         starting = [asyncio.create_task(self._start_worker()) for _ in range(self._settings.workers)]
         try:
             workers = await asyncio.gather(*starting)
-        except StartError:
+        except (StartError, asyncio.CancelledError):
             await _cancel(starting)
             await self.stop()
             raise
@@ -140,7 +141,9 @@ class Supervisor:
         """Checks the models once for all workers; a file that has changed since a worker checks again."""
         settings = self._settings
         try:
-            return await asyncio.to_thread(check_folder, settings.models, settings.max_model_bytes)
+            return await asyncio.to_thread(
+                check_folder, settings.models, settings.max_model_bytes, parse_apart(settings.apart)
+            )
         except ModelFileError as error:
             raise StartError(f"--models {error}") from None
 

@@ -3,12 +3,15 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from service.operator_files import FileContent, read_file
+
 
 class WatchedFiles:
-    """Notices that files hold something else than before.
+    """Notices that files hold something else, or have other permissions, than when they were last judged.
 
-    Their contents are compared, not their times: the files are small, and a look at them is right whatever
-    replaced them.
+    Contents are compared, not times: the files are small, and a look at them is right whatever replaced
+    them. Permissions are compared too, since a file may be refused for them. What could not be judged, say
+    for lack of memory, is returned again until it can.
 
     Args:
         paths: Read whole, each time.
@@ -16,29 +19,26 @@ class WatchedFiles:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._paths = paths
-        self._seen: tuple[bytes | str, ...] = ()
+        self._judged: list[FileContent] | None = None
+        self._read: list[FileContent] | None = None
+        self._trouble = ""
 
-    def read_changed(self) -> list[bytes] | None:
-        """Returns all contents if any of them changed since the last call; else None.
+    def read_changed(self) -> list[FileContent] | None:
+        """Returns what all files hold, if it is not what was judged last; else None.
 
         Raises:
-            OSError: A file cannot be read. Said once: the same trouble again is no change.
+            OSError: A file cannot be read. Said once: None while the trouble stays the same.
         """
-        seen: list[bytes | str] = []
-        trouble = None
-        for path in self._paths:
-            try:
-                seen.append(path.read_bytes())
-            except OSError as error:
-                trouble = error
-                seen.append(str(error))
-        if tuple(seen) == self._seen:
-            return None
-        self._seen = tuple(seen)
-        if trouble is not None:
-            raise trouble
-        return [content for content in seen if isinstance(content, bytes)]
+        try:
+            self._read = [read_file(path) for path in self._paths]
+        except OSError as error:
+            if str(error) == self._trouble:
+                return None
+            self._trouble = str(error)
+            raise
+        self._trouble = ""
+        return None if self._read == self._judged else self._read
 
-    def forget(self) -> None:
-        """Has the next look take the contents for changed, since they could not be used for now."""
-        self._seen = ()
+    def judge(self) -> None:
+        """What was read last is in use, or can never be as it stands: it is not returned again."""
+        self._judged = self._read

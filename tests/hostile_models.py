@@ -24,7 +24,9 @@ def step_graph(
         initializers,
     )
     domains = {node.domain for node in made} | {function.domain for function in functions} | {""}
-    opsets = [helper.make_opsetid(domain, 20 if domain == "" else 1) for domain in sorted(domains)]
+    opsets = [
+        helper.make_opsetid(domain, 20 if domain in ("", "ai.onnx") else 1) for domain in sorted(domains)
+    ]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10, functions=functions)
     helper.set_model_props(model, metadata)
     return model
@@ -55,6 +57,45 @@ def function_with(tensor):
     """Returns a function of the file that holds a tensor."""
     constant = helper.make_node("Constant", [], ["w"], value=tensor)
     return helper.make_function("mine", "weights", [], ["w"], [constant], [helper.make_opsetid("", 20)])
+
+
+def function_named(domain, name, *nodes, overload="", opset=20):
+    """Returns a function of one value that gives it back, with further nodes before that."""
+    gives = helper.make_node("Identity", ["value"], ["same"])
+    opsets = [
+        helper.make_opsetid(domain, opset) for domain in sorted({node.domain for node in nodes} | {""})
+    ]
+    made = helper.make_function(domain, name, ["value"], ["same"], [*nodes, gives], opsets)
+    made.overload = overload
+    return made
+
+
+def shadowing():
+    """Returns a graph that defines Inverse of onnxruntime, and crashes its kernel once tokens sum up to 7.
+
+    The kernel writes past the end of a matrix that is not square.
+    """
+    constants = {
+        "seven": np.float32(7),
+        "square": np.array([2, 2], np.int64),
+        "wide": np.array([2, 100_000], np.int64),
+        "nothing": np.float32(0),
+    }
+    return step_graph(
+        ("Add", ["h", "x"], ["sum"]),
+        helper.make_node("ReduceMax", ["sum"], ["most"], keepdims=0),
+        ("GreaterOrEqual", ["most", "seven"], ["late"]),
+        ("Where", ["late", "wide", "square"], ["extents"]),
+        ("ConstantOfShape", ["extents"], ["matrix"]),
+        helper.make_node("Inverse", ["matrix"], ["inverse"], domain="com.microsoft"),
+        helper.make_node("ReduceMax", ["inverse"], ["value"], keepdims=0),
+        ("Mul", ["value", "nothing"], ["zero"]),
+        initializers=[
+            numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()
+        ],
+        functions=[function_named("com.microsoft", "Inverse")],
+        last=("Add", ["h_next", "zero"], ["y"]),
+    )
 
 
 def endless():

@@ -31,7 +31,11 @@ class TokensFile:
         """Removes a token, or a certificate by its name."""
         del self._entries[token]
 
+    def text(self):
+        """Returns what was added and not removed, as it is written."""
+        return "\n".join(self._entries.values())
+
     def write(self):
-        """Writes what was added and not removed; returns the flags of `holdfast serve`."""
-        replace(self.path, "\n".join(self._entries.values()).encode())
+        """Writes that; returns the flags of `holdfast serve`."""
+        replace(self.path, self.text().encode())
         return ["--tokens-file", str(self.path)]

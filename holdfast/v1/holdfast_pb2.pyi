@@ -608,7 +608,7 @@ class Vocabulary(_message.Message):
     def __init__(self, size: _Optional[int] = ..., is_bytes: bool = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "version", "fingerprint", "is_newest", "input", "states", "state_bytes", "outputs", "vocabulary", "has_token_log_prob", "facts", "max_chunk_tokens")
+    __slots__ = ("name", "version", "fingerprint", "is_newest", "input", "states", "state_bytes", "outputs", "vocabulary", "has_token_log_prob", "facts", "max_chunk_tokens", "apart")
     class FactsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -628,6 +628,7 @@ class Model(_message.Message):
     HAS_TOKEN_LOG_PROB_FIELD_NUMBER: _ClassVar[int]
     FACTS_FIELD_NUMBER: _ClassVar[int]
     MAX_CHUNK_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    APART_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: int
     fingerprint: str
@@ -640,7 +641,8 @@ class Model(_message.Message):
     has_token_log_prob: bool
     facts: _containers.ScalarMap[str, str]
     max_chunk_tokens: int
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., fingerprint: _Optional[str] = ..., is_newest: bool = ..., input: _Optional[_Union[InputSpec, _Mapping]] = ..., states: _Optional[_Iterable[_Union[StateSpec, _Mapping]]] = ..., state_bytes: _Optional[int] = ..., outputs: _Optional[_Iterable[_Union[OutputSpec, _Mapping]]] = ..., vocabulary: _Optional[_Union[Vocabulary, _Mapping]] = ..., has_token_log_prob: bool = ..., facts: _Optional[_Mapping[str, str]] = ..., max_chunk_tokens: _Optional[int] = ...) -> None: ...
+    apart: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., fingerprint: _Optional[str] = ..., is_newest: bool = ..., input: _Optional[_Union[InputSpec, _Mapping]] = ..., states: _Optional[_Iterable[_Union[StateSpec, _Mapping]]] = ..., state_bytes: _Optional[int] = ..., outputs: _Optional[_Iterable[_Union[OutputSpec, _Mapping]]] = ..., vocabulary: _Optional[_Union[Vocabulary, _Mapping]] = ..., has_token_log_prob: bool = ..., facts: _Optional[_Mapping[str, str]] = ..., max_chunk_tokens: _Optional[int] = ..., apart: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
     __slots__ = ()

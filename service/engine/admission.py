@@ -62,12 +62,13 @@ class Admission:
 
     Attributes:
         held: By all tenants together.
+        refused: As given.
     """
 
     def __init__(self, bounds: Bounds, refused: Callable[[str], None] = lambda _: None) -> None:
         self.bounds = bounds
         self.held = Held()
-        self._refused = refused
+        self.refused = refused
         self._tenants: dict[str, Held] = {}
         # with less than this held by all, no tenant can have too much: nothing else is looked at
         self.easy_chunks = int(bounds.chunks * bounds.share)
@@ -114,7 +115,7 @@ class Admission:
                 self._refuse(thing, more, own, of_all, bound)
 
     def _refuse(self, thing: str, more: int, own: int, of_all: int, bound: int) -> None:
-        self._refused(Overloaded.reason)
+        self.refused(Overloaded.reason)
         fill = min(1.0, of_all / bound)
         raise Overloaded(
             f"too many {thing}: {more:,} more to {of_all:,}, {own:,} of them this tenant's, where this "

@@ -33,7 +33,7 @@ from service.engine.bell import Bell
 from service.engine.block import Applied, Block, gather
 from service.engine.busy_clock import BusyClock
 from service.engine.hot_state import HotSessions, Standing
-from service.engine.isolation import Failed, Isolation
+from service.engine.isolation import Apart, Failed, Isolation, Outcome
 from service.engine.offer import Offer, make_offers
 from service.engine.pace import Pace
 from service.engine.quarantine import quarantine
@@ -64,6 +64,9 @@ MAX_CONFLICTS = 16
 MAX_READS = 4
 """Reads of the same records, each across a change of the server that answers."""
 
+LINGER_S = 0.02
+"""Others wait for so long for a batch of a model that may stall."""
+
 PAST_EPOCH = -1
 """An epoch of the store that is over: what belongs to it is not confirmed."""
 
@@ -78,7 +81,7 @@ class EngineLimits:
     Attributes:
         max_batch: Most single chunks in one batch; beyond 64 the gain per step is flat.
         max_waiting: Most chunks waiting; beyond it new ones are refused.
-        hot_state_bytes: State and kept replies held in memory.
+        hot_state_bytes: Memory for hot sessions.
         session_ttl_s: Time to live of a session after a commit; 0 is for ever.
         ack_level: Of chunks that ask for none.
         run_timeout_s: Longest run of a model.
@@ -520,7 +523,7 @@ class Engine:
     # -- run ----------------------------------------------------------------------------------
 
     async def _run(self, ready: Sequence[Steps]) -> list[Ran]:
-        """Runs a batch, model by model; chunks that make a model fail are refused, or run apart."""
+        """Runs a batch, model by model; what makes a model fail is refused, or goes on by itself."""
         if failpoints.is_armed:
             await failpoints.hit("before_run")
         started_s = time.monotonic()
@@ -532,25 +535,66 @@ class Engine:
             step_count += len(steps.block) * steps.block.asked.token_count
             self._observer.waited(*steps.block.ages_s(started_s))
         ran: list[Ran] = []
-        outcomes = [await self._isolation.run(group) for group in groups.values()]
-        for outcome in outcomes:
-            ran += outcome.ran
-            self._fail(outcome.failed)
-            for steps in outcome.apart:
-                self._spawn(self._guard([steps.block], self._run_apart(steps)))
+        for group in groups.values():
+            if self._isolation.is_wary:
+                ran += await self._run_warily(group)
+            else:
+                ran += self._sort_out(await self._isolation.run(group))
         if failpoints.is_armed:
             await failpoints.hit("after_run")
         self._observer.ran(chunk_count, step_count, time.monotonic() - started_s)
         return ran
 
-    async def _run_apart(self, steps: Steps) -> None:
-        """Runs, commits and answers a chunk while others go on; its session is held meanwhile."""
-        result = await self._isolation.run_apart(steps)
+    async def _run_warily(self, group: list[Steps]) -> list[Ran]:
+        """Runs a batch while somebody is under suspicion.
+
+        Where a run may not end it goes on by itself after LINGER_S, and others run meanwhile.
+        """
+        batches, outcome = self._isolation.split(group)
+        ran = self._sort_out(outcome)
+        if not self._isolation.may_stall(group[0].model):
+            for batch in batches:
+                ran += self._sort_out(await self._isolation.run(batch))
+            return ran
+        tasks = [
+            self._spawn(self._guard([steps.block for steps in batch], self._run_aside(batch)))
+            for batch in batches
+        ]
+        if tasks:
+            await asyncio.wait(tasks, timeout=LINGER_S)
+        return ran
+
+    def _sort_out(self, outcome: Outcome) -> list[Ran]:
+        """Refuses what failed, lets go on by itself what needs longer, and returns what ran.
+
+        The sessions of what goes on by itself are held until it is answered.
+        """
+        self._fail(outcome.failed)
+        for search in outcome.searches:
+            blocks = [steps.block for steps in search.group]
+            self._spawn(self._guard(blocks, self._isolation.search(search, self._take_aside)))
+        for apart in outcome.apart:
+            self._spawn(self._guard([apart.steps.block], self._run_apart(apart)))
+        return outcome.ran
+
+    async def _run_aside(self, batch: list[Steps]) -> None:
+        await self._take_aside(await self._isolation.run(batch))
+
+    async def _run_apart(self, apart: Apart) -> None:
+        result = await self._isolation.run_apart(apart)
         if isinstance(result, Failed):
             self._fail([result])
         else:
-            await self._commit_turn.acquire()
-            await self._commit([result])
+            await self._commit_aside([result])
+
+    async def _take_aside(self, outcome: Outcome) -> None:
+        if ran := self._sort_out(outcome):
+            await self._commit_aside(ran)
+
+    async def _commit_aside(self, ran: list[Ran]) -> None:
+        """Commits and answers what ran beside batches."""
+        await self._commit_turn.acquire()
+        self._spawn(self._guard([result.steps.block for result in ran], self._commit(ran)))
 
     def _why_not(self, work: Work) -> ServiceError | None:
         if self._is_stopping:
@@ -747,8 +791,10 @@ class Engine:
         self._release((work.key,))
 
     def _settle(self, work: Work, outcome: Answer | ServiceError) -> None:
-        if isinstance(outcome, ServiceError) and not work.is_cancelled:
-            self._observer.refused(outcome.reason)
+        if isinstance(outcome, ServiceError):
+            outcome.without_trace()
+            if not work.is_cancelled:
+                self._observer.refused(outcome.reason)
         work.settle(outcome)
         self._answered(1)
 
@@ -769,10 +815,11 @@ class Engine:
                 self._forgotten.remove(key)
                 self._hot.discard(key)
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(coroutine, name="engine stage")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
 def _works(items: Items) -> Iterable[Work]:

@@ -7,6 +7,10 @@ others wait for it, since its rows can run again apart; there, after the time li
 """
 
 import asyncio
+import contextlib
+import logging
+import os
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,18 +24,29 @@ from service.engine.watchdog import Watchdog
 from service.errors import ModelFailed
 from service.model.protocol import Model
 
+_log = logging.getLogger(__name__)
+
 THREAD_PAYS_S = 3e-3
 """A batch that takes longer runs in the thread, so that nobody else waits for so long."""
 
 PATIENCE = 20
-PATIENCE_S = 0.5
-"""Others wait for a run so many times as long as it should take, and at least this."""
+PATIENCE_S = 0.2
+NEW_PATIENCE_S = 0.5
+"""Others wait for a run so many times as long as it should take, and at least this: the longer of the two
+where nobody knows yet how long that is."""
 
-DISTRUST_COUNT = 100
-"""So many runs of a model that has held up the event loop are in the thread, however short they seem."""
+DISTRUST_S = 60.0
+"""For so long runs of a model that has held up the event loop are in a thread, however short they seem."""
 
-APART_COUNT = 4
-"""So many runs apart at once: one that stalls leaves room for others."""
+THREAD_COUNT = 4
+"""Runs of batches at once, where one that does not end is left behind; otherwise there is one."""
+
+BRIEF_COUNT = 4
+LONG_COUNT = 2
+"""Runs apart at once: of those that are given little time, and of those that have all of it."""
+
+_NICENESS = 10
+"""Of the threads for runs apart: where there are too few cores, those that serve others come first."""
 
 _NEW_SHARE = 0.2
 """Weight of the latest batch in what is known of a model's speed."""
@@ -45,10 +60,12 @@ class Failure(NamedTuple):
     Attributes:
         error: See there.
         was_halted: It took too long; else it raised.
+        cpu_s: What it took of a core.
     """
 
     error: ModelFailed
     was_halted: bool
+    cpu_s: float
 
 
 class Runner:
@@ -62,11 +79,13 @@ class Runner:
     def __init__(self, encode_outputs: EncodeOutputs, timeout_s: float) -> None:
         self._encode_outputs = encode_outputs
         self._timeout_s = timeout_s
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
-        self._apart = ThreadPoolExecutor(APART_COUNT, thread_name_prefix="model apart")
+        self._threads = ThreadPoolExecutor(THREAD_COUNT, thread_name_prefix="model")
+        self._apart = ThreadPoolExecutor(
+            BRIEF_COUNT + LONG_COUNT, thread_name_prefix="model apart", initializer=_be_nice
+        )
         self._watchdog = Watchdog()
         self._step_s: dict[bytes, float] = {}
-        self._distrusted: dict[bytes, int] = {}
+        self._distrusted_until_s: dict[bytes, float] = {}
 
     async def run(self, model: Model, group: Sequence[Steps], states: States) -> list[Ran] | Failure:
         """Runs blocks of one model; see `run_batch`.
@@ -75,32 +94,45 @@ class Runner:
             What each of them gave, or why the model failed.
         """
         step_count = _step_count(group)
-        expected_s = step_count * self._step_s.get(model.fingerprint, 0.0)
-        limit_s = min(self._timeout_s, max(PATIENCE_S, PATIENCE * expected_s))
-        if self._distrusted and self._distrusts(model.fingerprint):
-            return await self._run_in(self._thread, model, group, states, step_count, limit_s)
-        if expected_s >= THREAD_PAYS_S:
-            return await self._run_in(self._thread, model, group, states, step_count, limit_s)
+        known_s = self._step_s.get(model.fingerprint, 0.0)
+        expected_s, limit_s = step_count * known_s, self.patience_s(model, step_count)
+        if expected_s >= THREAD_PAYS_S or (self._distrusted_until_s and self.distrusts(model)):
+            return await self._run_in(self._threads, model, group, states, step_count, limit_s)
         result = self._run(model, group, states, step_count, limit_s)
         if isinstance(result, Failure) and result.was_halted:
-            self._distrusted[model.fingerprint] = DISTRUST_COUNT
+            self._distrusted_until_s[model.fingerprint] = time.monotonic() + DISTRUST_S
         return result
 
-    async def run_apart(self, model: Model, group: Sequence[Steps], states: States) -> list[Ran] | Failure:
-        """Runs blocks like `run`, but in a thread of its own, beside other runs."""
-        return await self._run_in(self._apart, model, group, states, _step_count(group), self._timeout_s)
+    async def run_apart(
+        self, model: Model, group: Sequence[Steps], states: States, *, is_brief: bool
+    ) -> list[Ran] | Failure:
+        """Runs blocks like `run`, but in a thread of its own, beside other runs; brief or to its end."""
+        step_count = _step_count(group)
+        limit_s = self.patience_s(model, step_count) if is_brief else self._timeout_s
+        return await self._run_in(self._apart, model, group, states, step_count, limit_s)
+
+    def patience_s(self, model: Model, step_count: int) -> float:
+        """Returns how long others wait for a run."""
+        known_s = self._step_s.get(model.fingerprint)
+        if known_s is None:
+            return min(self._timeout_s, NEW_PATIENCE_S)
+        return min(self._timeout_s, max(PATIENCE_S, PATIENCE * step_count * known_s))
+
+    def distrusts(self, model: Model) -> bool:
+        """Whether runs of a model may not end soon: one has held up the event loop not long ago."""
+        until_s = self._distrusted_until_s.get(model.fingerprint)
+        if until_s is None:
+            return False
+        if time.monotonic() < until_s:
+            return True
+        del self._distrusted_until_s[model.fingerprint]
+        return False
 
     def close(self) -> None:
         """Ends runs under way, then the threads."""
         self._watchdog.close()
-        self._thread.shutdown(cancel_futures=True)
+        self._threads.shutdown(cancel_futures=True)
         self._apart.shutdown(cancel_futures=True)
-
-    def _distrusts(self, fingerprint: bytes) -> bool:
-        left_count = self._distrusted.pop(fingerprint, 0)
-        if left_count > 1:
-            self._distrusted[fingerprint] = left_count - 1
-        return left_count > 0
 
     async def _run_in(self, threads: ThreadPoolExecutor, *arguments: Any) -> list[Ran] | Failure:
         return await asyncio.get_running_loop().run_in_executor(threads, self._run, *arguments)
@@ -110,21 +142,35 @@ class Runner:
     ) -> list[Ran] | Failure:
         halt = model.new_halt()
         watched = self._watchdog.begin(halt, limit_s)
-        started_s = time.perf_counter()
+        started_s, started_cpu_s = time.perf_counter(), time.thread_time()
         try:
             ran = run_batch(model, group, states, self._encode_outputs, halt)
         except ModelFailed as error:
             if not watched.was_halted:
-                return Failure(error, was_halted=False)
+                return Failure(error, was_halted=False, cpu_s=time.thread_time() - started_cpu_s)
             name = f"model {model.name} version {model.version}"
             late = ModelFailed(f"{name} did not end within {limit_s:g} s and was ended")
-            return Failure(late, was_halted=True)
+            return Failure(late, was_halted=True, cpu_s=time.thread_time() - started_cpu_s)
+        except Exception as error:  # noqa: BLE001 -- whatever it is, there are neighbours whom it is not about
+            if not isinstance(error, MemoryError):
+                _log.exception("bug: what a model gave could not be taken")
+            name = f"model {model.name} version {model.version}"
+            reason = f"what {name} gave could not be taken: {type(error).__name__}"
+            failed = ModelFailed(reason)
+            return Failure(failed, was_halted=False, cpu_s=time.thread_time() - started_cpu_s)
         finally:
             self._watchdog.end(watched)
         step_s = (time.perf_counter() - started_s) / step_count
         known_s = self._step_s.get(model.fingerprint, step_s)
         self._step_s[model.fingerprint] = known_s + _NEW_SHARE * (step_s - known_s)
         return ran
+
+
+def _be_nice() -> None:
+    with contextlib.suppress(
+        OSError
+    ):  # a thread of its own on Linux, elsewhere refused or the whole process
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
 def _step_count(group: Sequence[Steps]) -> int:

@@ -174,7 +174,7 @@ class Sessions:
                 stored = _stored(data)
                 outcomes[key] = session = self._opened(stored, opening)
             except ServiceError as error:
-                outcomes[key] = error
+                outcomes[key] = error.without_trace()
                 continue
             if session.record is not stored:
                 expected = stored.stamp if stored is not None else NO_STAMP

@@ -25,6 +25,9 @@ _log = logging.getLogger(__name__)
 ALL_TENSORS = "*"
 DEFAULT_TOP_K = 5
 
+MAX_REMEMBERED = 1024
+"""So many valid selections, each at a length of chunk, are remembered as checked."""
+
 _ENCODING_BYTES = 64
 """Upper bound on what the edge adds around the numbers of a reply, and around each of its tensors."""
 
@@ -146,12 +149,34 @@ def validate(asked: Asked, model: Model) -> Selection:
     """
     check_named(model, asked.model_name, asked.model_version)
     _check_kind(asked, model.contract)
-    return _checked(asked.selection, model.contract, asked.token_count)
+    return _checked(_named(asked.selection, model.contract), model.contract, asked.token_count)
 
 
-@functools.lru_cache(4096)
+def _named(selection: Selection | None, contract: Contract) -> Selection | None:
+    """Returns the selection with each tensor once, all of them the model's own; "*" is filled in.
+
+    So what is remembered of a selection is as small as the model's own list of outputs.
+    """
+    if selection is None or not selection.tensors:
+        return selection
+    every = {output.name: output.name for output in contract.outputs}
+    if ALL_TENSORS in selection.tensors:
+        return selection._replace(tensors=tuple(every))
+    try:
+        return selection._replace(tensors=tuple(dict.fromkeys(every[name] for name in selection.tensors)))
+    except KeyError as unknown:
+        raise InvalidRequest(
+            f"the model has no output {unknown.args[0]!r}; it has {', '.join(every)}",
+            field="outputs.tensors",
+        ) from None
+
+
+@functools.lru_cache(MAX_REMEMBERED)
 def _checked(selection: Selection | None, contract: Contract, token_count: int) -> Selection:
-    """Completes a selection and checks it; callers ask for the same few again and again."""
+    """Completes a selection and checks it; callers ask for the same few again and again.
+
+    Only what passes is remembered, and only what `_named` gives may come here.
+    """
     complete = _complete(selection, contract)
     size_bytes = reply_bytes(complete, contract, token_count)
     if size_bytes > MAX_KEPT_REPLY_BYTES:
@@ -163,22 +188,25 @@ def _checked(selection: Selection | None, contract: Contract, token_count: int) 
     return complete
 
 
-@functools.lru_cache(4096)
 def largest_reply_bytes(asked: Asked, contract: Contract) -> int:
-    """Returns an upper bound on the reply to chunks, also where the selection does not suit the model."""
-    every = tuple(output.name for output in contract.outputs)
+    """Returns an upper bound on the reply to chunks, also where the selection does not suit the model.
+
+    Nothing of it is remembered: callers write what they like here, and it is a few additions.
+    """
     selection = asked.selection or _complete(None, contract)
     if ALL_TENSORS in selection.tensors:
-        selection = selection._replace(tensors=every)
+        selection = selection._replace(tensors=tuple(output.name for output in contract.outputs))
     return reply_bytes(selection, contract, asked.token_count)
 
 
 def reply_bytes(selection: Selection, contract: Contract, token_count: int) -> int:
     """Returns an upper bound on the encoded size of a reply."""
-    per_token = 8 * selection.top_k + 4 * selection.token_log_prob
-    chosen = [output for output in contract.outputs if output.name in selection.tensors]
-    per_token += sum(output.size_bytes for output in chosen)
-    fixed = _ENCODING_BYTES + sum(_tensor_overhead(output.name) for output in chosen)
+    per_token, fixed = 8 * selection.top_k + 4 * selection.token_log_prob, _ENCODING_BYTES
+    if selection.tensors:
+        names = set(selection.tensors)
+        chosen = [output for output in contract.outputs if output.name in names]
+        per_token += sum(output.size_bytes for output in chosen)
+        fixed += sum(_tensor_overhead(output.name) for output in chosen)
     if selection.state:
         fixed += contract.state_bytes
         fixed += sum(_tensor_overhead(state.name) for state in contract.states)
@@ -243,24 +271,15 @@ def _wrong_token(asked: Asked, tokens: NDArray[Any], place: int, contract: Contr
 
 
 def _complete(selection: Selection | None, contract: Contract) -> Selection:
-    every = tuple(output.name for output in contract.outputs)
     if selection is None:
         if contract.logits is not None:
             assert contract.vocabulary is not None
             return Selection(top_k=min(DEFAULT_TOP_K, contract.vocabulary.size))
-        return Selection(tensors=every)
+        return Selection(tensors=tuple(output.name for output in contract.outputs))
     if selection.top_k:
         _check_top_k(selection.top_k, contract)
     if selection.token_log_prob and contract.token_log_prob is None:
         raise InvalidRequest("the model has no token_log_prob output", field="outputs.token_log_prob")
-    if ALL_TENSORS in selection.tensors:
-        return selection._replace(tensors=every)
-    for name in selection.tensors:
-        if name not in every:
-            raise InvalidRequest(
-                f"the model has no output {name!r}; it has {', '.join(every)}",
-                field="outputs.tensors",
-            )
     return selection
 
 

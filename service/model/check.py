@@ -5,21 +5,28 @@ loop or all the memory end that process, and the start of the server with a reas
 bytes that were read once, and what comes back is one short line.
 """
 
+import functools
+import logging
 import os
 import select
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
 from service.background import is_passing
+from service.model.apart import Apart
+from service.model.confinement import ALL
 from service.model.files import ModelFile, ModelFileError, find_files, fingerprint_of, read_file
 
 PROCESS = "service.model.check_process"
-PASSED = b"ok"
+PASSED = b"ok: "
+"""How the process begins what it says of a file that passes; what it was confined by comes after it."""
 
 MAX_VERDICT_BYTES = 4096
 MAX_REASON_CHARS = 400
@@ -31,9 +38,14 @@ _KEPT_VARIABLES = (
     "PYTHONHOME",
     "LANG",
     "LC_ALL",
-    "ORT_DISABLE_TELEMETRY",
 )
 """What an interpreter may need to start; the rest, secrets among it, is not for this process."""
+
+_ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1"}
+"""Keeps libraries from starting further ones, which would be confined by less."""
+
+_log = logging.getLogger(__name__)
+_telling = threading.Lock()
 
 _Result = TypeVar("_Result")
 
@@ -57,20 +69,23 @@ class CheckLimits(NamedTuple):
 LIMITS = CheckLimits()
 
 
-def check_model(path: Path, data: bytes, limits: CheckLimits = LIMITS) -> None:
+def check_model(
+    path: Path, data: bytes, limits: CheckLimits = LIMITS, *, apart: frozenset[str] = frozenset()
+) -> None:
     """Checks one file in a process of its own.
 
     Args:
         path: For messages only; it is not opened.
         data: The file.
         limits: What the check may take.
+        apart: What of a batch runs apart, see `StepGraph`.
 
     Raises:
         ModelFileError: It is refused, or the process did not get through it.
     """
     memory_bytes = limits.memory_bytes + limits.memory_per_byte * len(data)
     numbers = (str(limits.cpu_s), str(memory_bytes), str(os.getpid()))
-    command = [sys.executable, "-P", "-m", PROCESS, *numbers]
+    command = [sys.executable, "-P", "-m", PROCESS, *numbers, ",".join(sorted(apart))]
     kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
     memory = os.memfd_create("holdfast-model")
     try:
@@ -83,7 +98,7 @@ def check_model(path: Path, data: bytes, limits: CheckLimits = LIMITS) -> None:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             cwd="/",
-            env={**kept, "OPENBLAS_NUM_THREADS": "1"},
+            env={**kept, **_ONE_THREAD},
         )
     except OSError as error:
         reason = f"its check cannot be started: {error}"
@@ -91,13 +106,15 @@ def check_model(path: Path, data: bytes, limits: CheckLimits = LIMITS) -> None:
     finally:
         os.close(memory)
     verdict, ending = _verdict(process, limits.wall_s)
-    if verdict == PASSED:
+    if verdict.startswith(PASSED):
+        names = verdict.removeprefix(PASSED).decode(errors="replace").split(", ")
+        _tell_confinement(tuple(name for name in ALL if name in names))
         return
     reason = _one_line(verdict) or f"its check {ending}; the file is damaged or not what it seems"
     raise ModelFileError(path, reason)
 
 
-def check_folder(folder: Path, max_bytes: int) -> frozenset[bytes]:
+def check_folder(folder: Path, max_bytes: int, apart: Apart = MappingProxyType({})) -> frozenset[bytes]:
     """Checks every model of a folder, some at a time.
 
     Returns:
@@ -109,7 +126,7 @@ def check_folder(folder: Path, max_bytes: int) -> frozenset[bytes]:
 
     def check(file: ModelFile) -> bytes:
         data = read_file(file.path, max_bytes)
-        check_model(file.path, data)
+        check_model(file.path, data, apart=apart.get(file.name, frozenset()))
         return fingerprint_of(data)
 
     return frozenset(each_file(check, find_files(folder)))
@@ -140,7 +157,24 @@ def _verdict(process: "subprocess.Popen[bytes]", wall_s: float) -> tuple[bytes, 
         return b"", f"took more than {wall_s:g} s"
     if code == -signal.SIGXCPU:
         return said, "took too much CPU time (SIGXCPU)"
-    return said, f"ended with {signal.Signals(-code).name if code < 0 else f'exit code {code}'}"
+    return said, f"ended with {_signal_name(-code) if code < 0 else f'exit code {code}'}"
+
+
+def _signal_name(number: int) -> str:
+    return next((known.name for known in signal.Signals if known == number), f"signal {number}")
+
+
+def _tell_confinement(holding: tuple[str, ...]) -> None:
+    """Says once what confines the checks, as far as a process that has read a file can be believed."""
+    with _telling:
+        _tell_once(holding)
+
+
+@functools.cache
+def _tell_once(holding: tuple[str, ...]) -> None:
+    missing = [name for name in ALL if name not in holding]
+    without = f"; not with {', '.join(missing)}" if missing else ""
+    _log.info("model files are checked with %s%s", ", ".join(["limits on resources", *holding]), without)
 
 
 def _one_line(verdict: bytes) -> str:

@@ -10,11 +10,14 @@ exporter writes it down in `metadata_props`, one JSON text per topic:
     holdfast.outputs           [{"name", "dtype", "shape", "role", "switch"}], the role one of "logits",
                                "token_log_prob" and "raw"
     holdfast.vocabulary        {"kind": "bytes" | "ids", "size"}; absent for features
+    holdfast.apart             a list of "rows" and "tokens": what the graph would mix, so that it gets one
+                               session, or one token, at a time; absent if it mixes neither
 
 Shapes are without time and batch axis. With `"time_axis": true` (default false) the input and all outputs,
 but not the states, have a time axis before their batch axis. An output may name as its `"switch"` a bool
 input with a default: fed with false, the graph saves the work for this output. Other topics are facts for
-people and passed on as they are. Pure.
+people and passed on as they are. All topics have at most `MAX_TEXT_BYTES`, since every list of models has
+them. Pure.
 """
 
 import json
@@ -26,11 +29,14 @@ from typing import Any, Literal
 
 import numpy as np
 
+from service.model.apart import PARTS
 from service.names import control_character
 
 PREFIX = "holdfast."
 VERSION = "1"
 MAX_NAME_CHARS = 256
+MAX_TEXT_BYTES = 64 << 10
+"""A contract of a hundred states has 12 KiB."""
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "float32": np.dtype("<f4"),
@@ -126,13 +132,24 @@ class Vocabulary:
 
 @dataclass(frozen=True, eq=False)
 class Contract:
-    """All that the service knows of a graph. Equal to itself only, so that it can be a key."""
+    """All that the service knows of a graph. Equal to itself only, so that it can be a key.
+
+    Attributes:
+        input: The token.
+        states: Its recurrent tensors, one at least.
+        outputs: What it gives per token.
+        vocabulary: Of ids; None for features.
+        facts: For people, by topic.
+        text_bytes: Size of the texts it was read from.
+    """
 
     input: InputSpec
     states: tuple[StateSpec, ...]
     outputs: tuple[OutputSpec, ...]
     vocabulary: Vocabulary | None = None
+    apart: frozenset[str] = frozenset()
     facts: Mapping[str, str] = field(default_factory=dict)
+    text_bytes: int = 0
 
     @cached_property
     def state_bytes(self) -> int:
@@ -186,6 +203,12 @@ def read_contract(
         )
     if version != VERSION:
         raise ContractError(f"{PREFIX}contract_version is {version!r}, this server reads {VERSION!r}")
+    text_bytes = _text_bytes(metadata)
+    if text_bytes > MAX_TEXT_BYTES:
+        raise ContractError(
+            f"its metadata under {PREFIX} has {text_bytes} bytes, expected are at most {MAX_TEXT_BYTES}; "
+            "keep long facts elsewhere"
+        )
     try:
         contract = _parse(metadata)
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
@@ -198,18 +221,25 @@ def read_contract(
     return contract
 
 
+def _text_bytes(metadata: Mapping[str, str]) -> int:
+    texts = ((key, value) for key, value in metadata.items() if key.startswith(PREFIX))
+    return sum(len(text.encode(errors="replace")) for entry in texts for text in entry)
+
+
 def _parse(metadata: Mapping[str, str]) -> Contract:
     def topic(name: str) -> Any:
         return json.loads(metadata[PREFIX + name])
 
-    known = {"contract_version", "input", "states", "outputs", "vocabulary"}
+    known = {"contract_version", "input", "states", "outputs", "vocabulary", "apart"}
     names = {key.removeprefix(PREFIX) for key in metadata if key.startswith(PREFIX)}
     return Contract(
         input=_parse_input(topic("input")),
         states=tuple(_parse_state(entry) for entry in topic("states")),
         outputs=tuple(_parse_output(entry) for entry in topic("outputs")),
         vocabulary=_parse_vocabulary(topic("vocabulary")) if "vocabulary" in names else None,
-        facts={name: metadata[PREFIX + name] for name in sorted(names - known)},
+        apart=_parse_apart(topic("apart")) if "apart" in names else frozenset(),
+        facts={_parse_name(name): metadata[PREFIX + name] for name in sorted(names - known)},
+        text_bytes=_text_bytes(metadata),
     )
 
 
@@ -251,6 +281,12 @@ def _parse_output(entry: dict[str, Any]) -> OutputSpec:
 
 def _parse_vocabulary(entry: dict[str, Any]) -> Vocabulary:
     return Vocabulary(_one_of(entry["kind"], "bytes", "ids"), int(entry["size"]))
+
+
+def _parse_apart(parts: Any) -> frozenset[str]:
+    if not isinstance(parts, list):
+        raise TypeError(f"apart is no list of {' and '.join(PARTS)}")
+    return frozenset(_one_of(part, *PARTS) for part in parts)
 
 
 def _parse_name(value: Any) -> str:

@@ -13,12 +13,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from service.background import is_passing
-from service.names import control_character
+from service.names import control_character, unseen_character, without_controls
 
 MODEL_FILE = "model.onnx"
 
+MAX_NAME_CHARS = 128
+
 MAX_MODEL_BYTES = 512 << 20
 """Default of `--max-model-bytes`: a step graph this big does not step in milliseconds."""
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""How the text begins that a repository has in place of a file while Git LFS is not installed."""
 
 
 class ModelFileError(Exception):
@@ -31,8 +36,7 @@ class ModelFileError(Exception):
     """
 
     def __init__(self, path: Path, reason: str, *, is_passing: bool = False) -> None:
-        shown = str(path).encode(errors="backslashreplace").decode()  # names of files need be no text
-        super().__init__(f"{shown}: {reason}")
+        super().__init__(f"{without_controls(str(path))}: {reason}")  # names of files need be no text
         self.path = path
         self.reason = reason
         self.is_passing = is_passing
@@ -95,14 +99,23 @@ def list_files(folder: Path) -> tuple[list[ModelFile], list[ModelFileError]]:
     files, refused = [], []
     for path in sorted(folder.glob(f"*/*/{MODEL_FILE}")):
         name, version_text = path.parent.parent.name, path.parent.name
-        control = control_character(name)
-        if control is not None:
-            refused.append(ModelFileError(path, f"its model's name has {control}"))
+        if (wrong := _wrong_with(name)) is not None:
+            refused.append(ModelFileError(path, f"its model's name {wrong}"))
         elif version_text.isascii() and version_text.isdecimal() and 0 < int(version_text) < 1 << 31:
             files.append(ModelFile(name, int(version_text), path))
         else:
             refused.append(ModelFileError(path, f"version {version_text!r} is not a number >= 1"))
     return files, refused
+
+
+def _wrong_with(name: str) -> str | None:
+    if (place := control_character(name) or unseen_character(name)) is not None:
+        return f"has {place}"
+    if name.startswith("."):
+        return "begins with a dot, as those of hidden folders do"
+    if len(name) > MAX_NAME_CHARS:
+        return f"has {len(name)} characters, expected are at most {MAX_NAME_CHARS}"
+    return None
 
 
 def stamp_of(path: Path) -> Stamp | None:
@@ -121,16 +134,22 @@ def read_file(path: Path, max_bytes: int = MAX_MODEL_BYTES) -> bytes:
         ModelFileError: It cannot be read, is no regular file, or is larger than allowed.
     """
     try:
-        # a pipe without a writer must not block the open, nor a terminal become ours
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC), "rb") as file:
+        with open(path, "rb", opener=_open) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise ModelFileError(path, "not a regular file")
             data = file.read(max_bytes + 1)
     except OSError as error:
         raise ModelFileError(path, error.strerror or str(error), is_passing=is_passing(error)) from None
+    if data.startswith(LFS_POINTER):
+        raise ModelFileError(path, "a pointer of Git LFS, not the model; fetch that by git lfs pull")
     if len(data) > max_bytes:
         raise ModelFileError(path, f"more than {max_bytes} bytes, the limit of --max-model-bytes")
     return data
+
+
+def _open(path: str, flags: int) -> int:
+    """Opens a file; neither blocks a pipe without a writer, nor becomes a terminal ours."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
 
 
 def fingerprint_of(data: bytes) -> bytes:

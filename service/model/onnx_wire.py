@@ -5,81 +5,96 @@ what a graph refers to only by loading it, so this reads the wire format itself:
 wherever they may lie (in functions and in the attributes of nodes too), and skips all else. It refuses
 
 - tensors whose data lie elsewhere: in a file, or at an address in memory;
-- operators that are neither ONNX's own, nor of the few that onnxruntime's quantiser and optimiser write,
-  nor functions of the file itself;
+- operators that are not listed (`service.model.operators`) and are no function of the file either, in every
+  node, whether anything calls it or not;
+- functions of the file that bear the name of what onnxruntime has itself, and those that call themselves;
 - settings of onnxruntime in the metadata, and training graphs;
 - bytes that are not such a message: cut off, or with wire types that no ONNX tool writes.
 
-Where a parser takes the last of several values of a field, each of them is looked at, so that both agree.
+Where a parser takes the last of several values of a field, each of them is looked at, or the file refused;
+where one skips a field for its wire type, the file is refused. So both agree on what is there.
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple, TypeVar
+
+from service.model.operators import (
+    LEAST_ATTRIBUTES,
+    ONNX_DOMAIN,
+    OPSETS,
+    Operator,
+    is_listed,
+    is_reserved,
+    same_domain,
+)
 
 MAX_DEPTH = 100
 """Messages in messages; protobuf's own limit."""
-
-ONNX_DOMAINS = (b"", b"ai.onnx")
-
-MICROSOFT_DOMAIN = b"com.microsoft"
-MICROSOFT_OPS = frozenset(
-    {
-        b"BiasGelu",
-        b"DequantizeLinear",
-        b"DynamicQuantizeLSTM",
-        b"DynamicQuantizeMatMul",
-        b"FastGelu",
-        b"FusedGemm",
-        b"FusedMatMul",
-        b"Gelu",
-        b"MatMulIntegerToFloat",
-        b"MatMulNBits",
-        b"QGemm",
-        b"QLinearAdd",
-        b"QLinearConcat",
-        b"QLinearMul",
-        b"QLinearSigmoid",
-        b"QuantizeLinear",
-        b"QuickGelu",
-        b"SkipLayerNormalization",
-    }
-)
-"""Of onnxruntime's own operators those that quantised and fused recurrent graphs have. The other hundred
-include some that load further files or run other code, and none that a step graph needs."""
 
 
 class UnsafeGraph(Exception):
     """A file must not be loaded; the message says what is in it."""
 
 
-Span = tuple[int, int]
-"""Start and end of the payload of a field."""
+class Span(NamedTuple):
+    """Where the payload of a field lies."""
 
-# Kind of message, number of a field -> kind of message in it. Tensors and names are looked at by hand.
-_CHILDREN: dict[str, dict[int, str]] = {
-    "model": {7: "graph", 14: "entry", 25: "function"},
+    start: int
+    end: int
+
+
+Fields = list[tuple[int, int | Span]]
+"""Number and value of the fields of a message that are known here: a varint, or a span."""
+
+_Value = TypeVar("_Value", int, Span)
+
+_NUMBER, _TEXT = "number", "text"
+"""Kinds of fields that are no messages."""
+
+# Kind of message, number of a field -> what is in it; other fields are skipped.
+_FIELDS: dict[str, dict[int, str]] = {
+    "model": {7: "graph", 8: "opset", 14: "entry", 20: "training", 25: "function"},
     "graph": {1: "node", 5: "tensor", 15: "sparse tensor"},
-    "function": {7: "node", 11: "attribute"},
-    "node": {5: "attribute"},
+    "function": {1: _TEXT, 7: "node", 9: "opset", 10: _TEXT, 11: "attribute", 13: _TEXT},
+    "node": {4: _TEXT, 5: "attribute", 7: _TEXT, 8: _TEXT},
     "attribute": {
+        1: _TEXT,
+        3: _NUMBER,
         5: "tensor",
         6: "graph",
         10: "tensor",
         11: "graph",
+        21: _TEXT,
         22: "sparse tensor",
         23: "sparse tensor",
     },
     "sparse tensor": {1: "tensor", 2: "tensor"},
-    "tensor": {},
-    "entry": {},
+    "tensor": {8: _TEXT, 13: "entry", 14: _NUMBER},
+    "opset": {1: _TEXT, 2: _NUMBER},
+    "entry": {1: _TEXT},
+    "training": {},
 }
-_TRAINING_INFO = 20
 _TENSOR_NAME, _EXTERNAL_DATA, _DATA_LOCATION = 8, 13, 14
-_NODE_OP, _NODE_DOMAIN = 4, 7
-_FUNCTION_NAME, _FUNCTION_DOMAIN = 1, 10
+_NODE_IDENTITY, _FUNCTION_IDENTITY = (7, 4, 8), (10, 1, 13)
+"""Fields of domain, name and overload."""
+_ATTRIBUTE_NAME, _ATTRIBUTE_NUMBER, _ATTRIBUTE_REFERENCE = 1, 3, 21
+_OPSET_DOMAIN, _OPSET_VERSION = 1, 2
 _ENTRY_KEY = 1
 
-Operator = tuple[bytes, bytes]
-"""Domain and name."""
+
+class _Found:
+    """What a file has, gathered until all of it is known.
+
+    Attributes:
+        used: Operators that nodes name.
+        calls: Function of the file -> operators in its nodes and their graphs.
+        has_version: It says which version of ONNX's operators it uses; onnxruntime takes the first without.
+    """
+
+    def __init__(self) -> None:
+        self.used: set[Operator] = set()
+        self.calls: dict[Operator, set[Operator]] = {}
+        self.has_version = False
 
 
 def check_file(data: bytes) -> None:
@@ -91,66 +106,145 @@ def check_file(data: bytes) -> None:
     Raises:
         UnsafeGraph: It is not an ONNX file, or holds what is refused.
     """
-    used: set[Operator] = set()
-    defined: set[Operator] = set()
-    waiting: list[tuple[str, Span, int]] = [("model", (0, len(data)), 1)]
+    found = _Found()
+    waiting: list[tuple[str, Span, int, Operator | None]] = [("model", Span(0, len(data)), 1, None)]
     while waiting:
-        kind, span, depth = waiting.pop()
+        kind, span, depth, function = waiting.pop()
         if depth > MAX_DEPTH:
             raise UnsafeGraph(f"messages lie in messages more than {MAX_DEPTH} deep")
-        fields = list(_fields(data, *span))
-        if kind == "model" and any(number == _TRAINING_INFO for number, _ in fields):
+        fields = list(_fields(data, span, kind))
+        if kind == "training":
             raise UnsafeGraph("it has a training graph; export the network for inference")
         if kind == "tensor":
             _check_tensor(data, fields)
         elif kind == "entry":
             _check_entry(data, fields)
-        elif kind == "node":
-            used.add(_operator(data, fields, _NODE_DOMAIN, _NODE_OP))
+        elif kind == "opset":
+            is_onnx = _check_opset(data, fields)
+            found.has_version |= is_onnx and function is None
+        elif kind == "attribute":
+            _check_attribute(data, fields)
         elif kind == "function":
-            defined.add(_operator(data, fields, _FUNCTION_DOMAIN, _FUNCTION_NAME))
-        children = _CHILDREN[kind]
+            function = _add_function(found, _operator(data, fields, _FUNCTION_IDENTITY))
+        elif kind == "node":
+            operator = _operator(data, fields, _NODE_IDENTITY)
+            found.used.add(operator)
+            if function is not None:
+                found.calls[function].add(operator)
         for number, value in fields:
-            if number in children and not isinstance(value, int):
-                waiting.append((children[number], value, depth + 1))
-    for domain, name in sorted(used - defined):
-        _check_operator(domain, name)
+            if isinstance(value, Span) and (inner := _FIELDS[kind][number]) != _TEXT:
+                waiting.append((inner, value, depth + 1, function))
+    if not found.has_version:
+        raise _not_onnx("it does not say which version of ONNX's operators it uses")
+    for operator in sorted(found.used - found.calls.keys()):
+        _check_operator(operator)
+    _check_calls(found.calls)
 
 
-def _check_tensor(data: bytes, fields: list[tuple[int, int | Span]]) -> None:
+def _check_tensor(data: bytes, fields: Fields) -> None:
     for number, value in fields:
         if number == _EXTERNAL_DATA or (number == _DATA_LOCATION and value != 0):
             name = _shown(_text(data, fields, _TENSOR_NAME))
             raise UnsafeGraph(f"tensor {name} has its data outside (external data); save it as one file")
 
 
-def _check_entry(data: bytes, fields: list[tuple[int, int | Span]]) -> None:
-    if any(data[slice(*value)] == b"ort_config" for value in _spans(fields, _ENTRY_KEY)):
+def _check_entry(data: bytes, fields: Fields) -> None:
+    if any(data[slice(*value)] == b"ort_config" for value in _values(fields, _ENTRY_KEY, Span)):
         raise UnsafeGraph("its metadata has settings of onnxruntime (ort_config); remove them")
 
 
-def _check_operator(domain: bytes, name: bytes) -> None:
-    if domain in ONNX_DOMAINS or (domain == MICROSOFT_DOMAIN and name in MICROSOFT_OPS):
+def _check_opset(data: bytes, fields: Fields) -> bool:
+    """Returns whether it is the version of ONNX's operators."""
+    versions = _values(fields, _OPSET_VERSION, int)
+    if len(versions) > 1:
+        raise _twice("a version of operators")
+    version = versions[0] if versions else 0
+    is_onnx = same_domain(_text(data, fields, _OPSET_DOMAIN)) == ONNX_DOMAIN
+    if is_onnx and version not in OPSETS:
+        raise UnsafeGraph(
+            f"it uses version {version} of ONNX's operators, expected is one of {OPSETS[0]}..{OPSETS[-1]}"
+        )
+    return is_onnx
+
+
+def _check_attribute(data: bytes, fields: Fields) -> None:
+    name = _text(data, fields, _ATTRIBUTE_NAME)
+    least = LEAST_ATTRIBUTES.get(name)
+    if least is None:
         return
-    raise UnsafeGraph(
-        f"operator {_shown(name)} of domain {_shown(domain)} is not allowed; expected are those of ai.onnx "
-        "and the quantised ones of com.microsoft"
-    )
+    if _values(fields, _ATTRIBUTE_REFERENCE, Span):
+        raise UnsafeGraph(f"attribute {_shown(name)} is a parameter of a function; write its value there")
+    given = _values(fields, _ATTRIBUTE_NUMBER, int) or [0]
+    if any(not least <= value < 1 << 31 for value in given):
+        raise UnsafeGraph(f"attribute {_shown(name)} is not in {least}..2147483647")
 
 
-def _operator(data: bytes, fields: list[tuple[int, int | Span]], domain: int, name: int) -> Operator:
-    return _text(data, fields, domain), _text(data, fields, name)
+def _add_function(found: _Found, function: Operator) -> Operator:
+    if is_reserved(function.domain):
+        raise UnsafeGraph(
+            f"it defines a function {_shown(function.name)} in the domain {_shown(function.domain)}, where "
+            "onnxruntime may run a kernel of its own instead; give the function a domain of yours"
+        )
+    if function in found.calls:
+        raise UnsafeGraph(f"it defines the function {_shown(function.name)} twice")
+    found.calls[function] = set()
+    return function
 
 
-def _text(data: bytes, fields: list[tuple[int, int | Span]], wanted: int) -> bytes:
-    spans = _spans(fields, wanted)
+def _check_operator(operator: Operator) -> None:
+    if operator.overload and is_reserved(operator.domain):
+        raise UnsafeGraph(
+            f"operator {_shown(operator.name)} is ONNX's or onnxruntime's, and has an overload"
+        )
+    if not is_listed(operator):
+        where = f"operator {_shown(operator.name)} of domain {_shown(operator.domain)}"
+        raise UnsafeGraph(
+            f"{where} is not allowed; expected are those of ai.onnx that recurrent graphs have, and the "
+            "quantised ones of com.microsoft"
+        )
+
+
+def _check_calls(calls: dict[Operator, set[Operator]]) -> None:
+    """Refuses functions that call themselves, if by way of others: what calls only what is done is done."""
+    left = {function: len(called & calls.keys()) for function, called in calls.items()}
+    callers: dict[Operator, list[Operator]] = {function: [] for function in calls}
+    for function, called in calls.items():
+        for other in called & calls.keys():
+            callers[other].append(function)
+    done = [function for function, count in left.items() if not count]
+    for function in done:  # it grows meanwhile
+        for caller in callers[function]:
+            left[caller] -= 1
+            if not left[caller]:
+                done.append(caller)
+    if len(done) < len(calls):
+        name = min(calls.keys() - set(done)).name
+        raise UnsafeGraph(f"its function {_shown(name)} calls itself, or another one that does")
+
+
+def _operator(data: bytes, fields: Fields, identity: tuple[int, int, int]) -> Operator:
+    domain, name, overload = (_text(data, fields, number) for number in identity)
+    for text in (domain, name, overload):
+        if any(byte <= 0x20 or byte == 0x7F for byte in text):
+            raise UnsafeGraph(
+                f"the name of an operator, {_shown(text)}, has a space or a control character"
+            )
+    return Operator(same_domain(domain), name, overload)
+
+
+def _text(data: bytes, fields: Fields, wanted: int) -> bytes:
+    spans = _values(fields, wanted, Span)
     if len(spans) > 1:
-        raise UnsafeGraph("a name is there twice, which no ONNX tool writes")
+        raise _twice("a name")
     return data[slice(*spans[0])] if spans else b""
 
 
-def _spans(fields: list[tuple[int, int | Span]], wanted: int) -> list[Span]:
-    return [value for number, value in fields if number == wanted and not isinstance(value, int)]
+def _values(fields: Fields, wanted: int, kind: type[_Value]) -> list[_Value]:
+    return [value for number, value in fields if number == wanted and isinstance(value, kind)]
+
+
+def _twice(what: str) -> UnsafeGraph:
+    return UnsafeGraph(f"{what} is there twice, which no ONNX tool writes")
 
 
 def _shown(raw: bytes) -> str:
@@ -161,16 +255,22 @@ def _shown(raw: bytes) -> str:
 # -- the wire format ------------------------------------------------------------------------------
 
 
-def _fields(data: bytes, offset: int, end: int) -> Iterator[tuple[int, int | Span]]:
-    """Yields number and value of each field of a message: a varint as int, all else as its span."""
+def _fields(data: bytes, span: Span, kind: str) -> Iterator[tuple[int, int | Span]]:
+    """Yields number and value of each known field of a message."""
+    known = _FIELDS[kind]
+    offset, end = span
     while offset < end:
         tag, offset = _varint(data, offset, end)
         number, wire_type = tag >> 3, tag & 7
         if not 0 < number < 1 << 29:
             raise _not_onnx(f"field {number} at byte {offset}")
+        content = known.get(number)
+        if content is not None and wire_type != (0 if content == _NUMBER else 2):
+            raise _not_onnx(f"field {number} of a {kind} at byte {offset} is of wire type {wire_type}")
         if wire_type == 0:
             value, offset = _varint(data, offset, end)
-            yield number, value
+            if content is not None:
+                yield number, value
             continue
         if wire_type == 2:
             size, offset = _varint(data, offset, end)
@@ -180,7 +280,8 @@ def _fields(data: bytes, offset: int, end: int) -> Iterator[tuple[int, int | Spa
             raise _not_onnx(f"wire type {wire_type} at byte {offset}")
         if size > end - offset:
             raise _not_onnx(f"cut off at byte {end}, or damaged")
-        yield number, (offset, offset + size)
+        if content is not None:
+            yield number, Span(offset, offset + size)
         offset += size
 
 

@@ -16,9 +16,11 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol, TypeVar
 
 from service.background import Trouble, is_passing
+from service.model.apart import Apart
 from service.model.check import check_model
 from service.model.contract import Contract
 from service.model.files import (
@@ -38,6 +40,9 @@ _log = logging.getLogger(__name__)
 
 RELOAD_PAUSE_S = 0.5
 """Between the two looks of a reload that is asked for; above `looks.SETTLE_S`."""
+
+MAX_TOLD = 100
+"""Files whose reasons a reload tells; a path has up to 4 KiB."""
 
 SPREAD_PERIODS = 3
 """So many periods after it was loaded here, a file is served wherever somebody looks at the folder: one in
@@ -70,6 +75,7 @@ class ModelReloading:
         observer: Counts.
         refresh_s: Between two looks; 0: there are only those that are asked for.
         is_alone: No other process serves the same port.
+        apart: What of a model's batches runs apart, see `ModelRepository`.
     """
 
     def __init__(
@@ -82,6 +88,7 @@ class ModelReloading:
         observer: ModelObserver,
         refresh_s: float,
         is_alone: bool,
+        apart: Apart = MappingProxyType({}),
     ) -> None:
         self._folder = folder
         self._models = models
@@ -90,6 +97,7 @@ class ModelReloading:
         self._observer = observer
         self._refresh_s = refresh_s
         self._is_alone = is_alone
+        self._apart = apart
         self._looks = Looks()
         self._misnamed: dict[Path, ModelFileError] = {}
         self._refused: dict[ModelFile, ModelFileError] = {}
@@ -108,7 +116,7 @@ class ModelReloading:
         In a server of one process what is loaded is the newest at once.
 
         Returns:
-            Files that are not served, with the reason, sorted by path.
+            Files that are not served, with the reason, sorted by path: so many of them as a reply can have.
         """
         self._looks.forget_tried(self._refused)
         await self._look()
@@ -119,9 +127,15 @@ class ModelReloading:
         restless = [
             ModelFileError(file.path, "it has just changed; it is tried when it has come to rest")
             for file in self._looks.restless()
+            if file not in self._refused
         ]
-        refused = [*self._misnamed.values(), *self._refused.values(), *restless]
-        return sorted(refused, key=lambda error: error.path)
+        refused = sorted(
+            [*self._misnamed.values(), *self._refused.values(), *restless], key=lambda error: error.path
+        )
+        if len(refused) > MAX_TOLD:
+            more = ModelFileError(self._folder, f"{len(refused) - MAX_TOLD} further files are not served")
+            return [*refused[:MAX_TOLD], more]
+        return refused
 
     async def _look(self) -> None:
         """Looks, one caller after the other."""
@@ -176,9 +190,10 @@ class ModelReloading:
                 )
                 raise ModelFileError(file.path, reason)
             return
-        await _in_thread(lambda: check_model(file.path, data))
+        apart = self._apart.get(file.name, frozenset())
+        await _in_thread(lambda: check_model(file.path, data, apart=apart))
         model = await asyncio.to_thread(
-            StepGraph, file.path, name=file.name, version=file.version, data=data
+            StepGraph, file.path, name=file.name, version=file.version, data=data, apart=apart
         )
         if (why_not := self._why_not(model.contract)) is not None:
             raise ModelFileError(file.path, why_not)

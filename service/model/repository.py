@@ -3,9 +3,11 @@
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from service.errors import ModelNotFound
+from service.model.apart import Apart
 from service.model.check import check_model, each_file
 from service.model.files import (
     MAX_MODEL_BYTES,
@@ -19,6 +21,11 @@ from service.model.files import (
 from service.model.step_graph import StepGraph
 
 _log = logging.getLogger(__name__)
+
+MAX_TEXT_BYTES = 3 << 20
+"""What the descriptions of all models may have: clients receive 4 MiB, and ListModels has them all."""
+_OTHER_BYTES = 1024
+"""Of a description, beside what comes from the metadata: name, fingerprint, version."""
 
 
 class _Served(NamedTuple):
@@ -38,6 +45,7 @@ class ModelRepository:
         folder: Where the models lie.
         max_bytes: Largest file.
         checked: Fingerprints of files that have passed the check already.
+        apart: What of a model's batches runs apart, beside what its files say.
         skips_refused: Serve the other files if some are refused: for a process that takes the place of one
             that served, which a bad file must not keep from doing so.
 
@@ -52,6 +60,7 @@ class ModelRepository:
         *,
         max_bytes: int = MAX_MODEL_BYTES,
         checked: frozenset[bytes] = frozenset(),
+        apart: Apart = MappingProxyType({}),
         skips_refused: bool = False,
     ) -> None:
         self._served = _Served({}, {}, {})
@@ -60,7 +69,7 @@ class ModelRepository:
 
         def load(file: ModelFile) -> StepGraph | ModelFileError:
             try:
-                return _load(file, max_bytes, checked)
+                return _load(file, max_bytes, checked, apart.get(file.name, frozenset()))
             except ModelFileError as error:
                 return error
 
@@ -77,6 +86,8 @@ class ModelRepository:
         if len(refused) == len(files):
             raise refused[0]
         self.make_all_newest()
+        for name in sorted(apart.keys() - self._served.versions.keys()):
+            _log.warning("--apart names %r; so far no model has this name", name)
 
     def __iter__(self) -> Iterator[StepGraph]:
         """Yields every model, by name and version."""
@@ -92,8 +103,9 @@ class ModelRepository:
             path: Where it comes from, for messages.
 
         Raises:
-            ModelFileError: Name and version, or the very file, are served already. Sessions are kept by
-                fingerprint, so a copy under another version could not be told from what it is a copy of.
+            ModelFileError: Name and version, or the very file, are served already (sessions are kept by
+                fingerprint, so a copy under another version could not be told from what it is a copy of),
+                or the list of models would be too long for clients.
         """
         versions, by_fingerprint, newest = self._served
         if model.version in versions.get(model.name, ()):
@@ -104,6 +116,13 @@ class ModelRepository:
                 path,
                 f"it is a copy of version {same.version} of {same.name}, which is served; change a fact in "
                 "its metadata to make it another model",
+            )
+        described = sum(_OTHER_BYTES + other.contract.text_bytes for other in (*self, model))
+        if described > MAX_TEXT_BYTES:
+            raise ModelFileError(
+                path,
+                f"the descriptions of all models would have {described} bytes, of which at most "
+                f"{MAX_TEXT_BYTES} can be listed; remove versions that no session is on, and restart",
             )
         self._served = _Served(
             {**versions, model.name: {**versions.get(model.name, {}), model.version: model}},
@@ -150,8 +169,8 @@ class ModelRepository:
         return self._served.newest[name]
 
 
-def _load(file: ModelFile, max_bytes: int, checked: frozenset[bytes]) -> StepGraph:
+def _load(file: ModelFile, max_bytes: int, checked: frozenset[bytes], apart: frozenset[str]) -> StepGraph:
     data = read_file(file.path, max_bytes)
     if fingerprint_of(data) not in checked:
-        check_model(file.path, data)
-    return StepGraph(file.path, name=file.name, version=file.version, data=data)
+        check_model(file.path, data, apart=apart)
+    return StepGraph(file.path, name=file.name, version=file.version, data=data, apart=apart)

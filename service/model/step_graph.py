@@ -1,5 +1,6 @@
 """Runs a step graph with onnxruntime. The only place that imports it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,21 @@ class StepGraph:
         name: Name in the repository.
         version: Version, >= 1.
         data: What was read from it and checked; None reads it here, for files that are trusted.
+        apart: What of a batch runs apart, beside what the file says of itself: `rows`, `tokens`.
 
     Raises:
         ModelFileError: The file is unreadable, not an ONNX graph, or breaks the contract.
     """
 
-    def __init__(self, path: Path, *, name: str, version: int, data: bytes | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        name: str,
+        version: int,
+        data: bytes | None = None,
+        apart: frozenset[str] = frozenset(),
+    ) -> None:
         self.name = name
         self.version = version
         if data is None:
@@ -47,9 +57,12 @@ class StepGraph:
         self.fingerprint = fingerprint_of(data)
         try:
             self._session = _create_session(data)
-            self.contract = _read_contract(self._session)
+            contract = _read_contract(self._session)
         except (ContractError, _NotAGraph) as error:
             raise ModelFileError(path, str(error)) from None
+        self.contract = replace(contract, apart=contract.apart | apart)
+        self._runs_rows_apart = "rows" in self.contract.apart
+        self._takes_chunks = contract.input.has_time_axis and "tokens" not in self.contract.apart
         self._every_output = tuple(output.name for output in self.contract.outputs)
         self._next_names = [state.output for state in self.contract.states]
 
@@ -67,13 +80,35 @@ class StepGraph:
     ) -> tuple[Arrays, Arrays]:
         """Advances B sessions by T tokens each; see `Model.run`."""
         names = self._every_output if needed is None else needed
-        if self.contract.input.has_time_axis:
+        if self._runs_rows_apart and tokens.shape[1] > 1:
+            return self._run_rows(tokens, states, names, halt)
+        if self._takes_chunks:
             return self._call(tokens, states, names, halt)
-        rows: list[Arrays] = []
-        for row in tokens:
-            outputs, states = self._call(row, states, names, halt)
-            rows.append(outputs)
-        return {name: np.stack([row[name] for row in rows]) for name in names}, states
+        has_time_axis = self.contract.input.has_time_axis
+        steps: list[Arrays] = []
+        for step in tokens[:, np.newaxis] if has_time_axis else tokens:
+            outputs, states = self._call(step, states, names, halt)
+            steps.append(outputs)
+        join = np.concatenate if has_time_axis else np.stack
+        return {name: join([step[name] for step in steps]) for name in names}, states
+
+    def _run_rows(
+        self, tokens: NDArray[Any], states: Arrays, names: tuple[str, ...], halt: Halt | None
+    ) -> tuple[Arrays, Arrays]:
+        """Runs each row alone: a graph that mixes rows cannot, then."""
+        alone = [
+            self.run(
+                tokens[:, row : row + 1],
+                {name: array[row : row + 1] for name, array in states.items()},
+                names,
+                halt,
+            )
+            for row in range(tokens.shape[1])
+        ]
+        return (
+            {name: np.concatenate([outputs[name] for outputs, _ in alone], axis=1) for name in names},
+            {name: np.concatenate([after[name] for _, after in alone]) for name in states},
+        )
 
     def _call(
         self, tokens: NDArray[Any], states: Arrays, names: tuple[str, ...], halt: Halt | None

@@ -4,17 +4,21 @@ import asyncio
 import contextlib
 import logging
 import stat
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from service.errors import Unauthenticated
+from service.operator_files import FileContent
 from service.rpc.credentials import ANYBODY, Caller, Credentials, CredentialsError
+from service.text_files import decoded
 from service.watched_files import WatchedFiles
 
 _log = logging.getLogger(__name__)
 
 _SCHEME = "bearer "
+
+_UNHELD = contextlib.nullcontext()
 
 
 class Access:
@@ -32,7 +36,7 @@ class Access:
         self._path = tokens_file
         self._asks_certificates = asks_certificates
         self._credentials: Credentials | None = None
-        self._open_calls: dict[asyncio.Timeout, Caller] = {}
+        self._held: set[_Hold] = set()
         if tokens_file is not None:
             self._files = WatchedFiles([tokens_file])
             self._credentials = self._read_changed()
@@ -76,26 +80,20 @@ class Access:
             raise Unauthenticated("no token came with the call, and the client's certificate is nobody's")
         return caller
 
-    @contextlib.asynccontextmanager
-    async def holding(self, caller: Caller) -> AsyncIterator[None]:
-        """Holds a long call open for as long as the caller's credential grants what it did.
+    def holding(self, caller: Caller) -> contextlib.AbstractContextManager[None]:
+        """Returns what lets a call go on for as long as the caller's credential grants what it did.
+
+        Where it is left, Unauthenticated says that the credential no longer does; what ran inside, in the
+        task that entered it, was cancelled.
 
         Raises:
-            Unauthenticated: It no longer does; what ran inside was cancelled.
+            Unauthenticated: It has not since the call was let in, however long its message took to come.
         """
-        if self._credentials is not None and caller not in self._credentials:
-            raise _revoked()  # since the call was let in
-        limit = asyncio.timeout(None)
-        self._open_calls[limit] = caller
-        try:
-            async with limit:
-                yield
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            raise _revoked() from None
-        finally:
-            self._open_calls.pop(limit, None)
+        if self._credentials is None:
+            return _UNHELD
+        if caller not in self._credentials:
+            raise _revoked()
+        return _Hold(caller, self._held)
 
     async def refresh(self) -> None:
         """Looks at the file again. A broken one is told once, and the one before stays in use."""
@@ -109,39 +107,78 @@ class Access:
         if credentials is None:
             return
         self._credentials = credentials
-        revoked = [limit for limit, caller in self._open_calls.items() if caller not in credentials]
-        for limit in revoked:
-            del self._open_calls[limit]
-            limit.reschedule(0.0)
+        revoked = [hold for hold in self._held if hold.caller not in credentials]
+        for hold in revoked:
+            hold.revoke()
         _log.info("--tokens-file %s was replaced; calls ended: %d", self._path, len(revoked))
 
     def _read_changed(self) -> Credentials | None:
-        assert self._path is not None, "bug: no file to read"
         try:
             contents = self._files.read_changed()
-            if contents is None:
-                return None
-            _check_mode(self._path)
-            credentials = Credentials(contents[0].decode())
+            credentials = None if contents is None else self._judge(contents[0])
+        except (OSError, CredentialsError) as error:
+            raise CredentialsError(f"--tokens-file {self._path}: {error}") from None
+        return credentials
+
+    def _judge(self, file: FileContent) -> Credentials:
+        """Returns what a file grants; one that is refused is not judged again until it changes."""
+        try:
+            _check_mode(file.mode)
+            credentials = Credentials(decoded(file.data))
             if credentials.names_certificates and not self._asks_certificates:
                 raise CredentialsError("a [[certificate]] needs --tls-client-ca")
-            return credentials
-        except (OSError, UnicodeDecodeError, CredentialsError) as error:
-            raise CredentialsError(f"--tokens-file {self._path}: {error}") from None
-        except Exception:
-            self._files.forget()  # no memory, say: the file is not at fault and is looked at again
-            raise
+        except (UnicodeDecodeError, CredentialsError) as error:
+            self._files.judge()
+            raise CredentialsError(str(error)) from None
+        self._files.judge()
+        return credentials
+
+
+class _Hold:
+    """A call while it lasts, as the task that serves it.
+
+    Args:
+        caller: Whose it is.
+        held: Has this while the call lasts.
+    """
+
+    __slots__ = ("_cancelling", "_held", "_is_revoked", "_task", "caller")
+
+    def __init__(self, caller: Caller, held: "set[_Hold]") -> None:
+        self.caller = caller
+        self._held = held
+        self._is_revoked = False
+
+    def __enter__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None, "bug: a call is served by a task"
+        self._task, self._cancelling = task, task.cancelling()
+        self._held.add(self)
+
+    def revoke(self) -> None:
+        """Ends the call."""
+        self._held.discard(self)
+        self._is_revoked = True
+        self._task.cancel()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._held.discard(self)
+        if not self._is_revoked:
+            return
+        is_alone = self._task.uncancel() <= self._cancelling  # else somebody else has cancelled it as well
+        if is_alone and kind is not None and issubclass(kind, asyncio.CancelledError):
+            raise _revoked() from None
 
 
 def _revoked() -> Unauthenticated:
     return Unauthenticated("the credential of this call was revoked")
 
 
-def _check_mode(path: Path) -> None:
+def _check_mode(mode: int) -> None:
     """Makes sure that not everybody can write credentials.
 
     That everybody can read them is let pass: they are hashes of tokens with 256 random bits, and Kubernetes
-    mounts its secrets readable.
+    mounts its secrets readable. So is that a group can write: who is in it is for the operator to say.
     """
-    if path.stat().st_mode & stat.S_IWOTH:
+    if mode & stat.S_IWOTH:
         raise CredentialsError("every user of this machine may write it: chmod o-w")

@@ -59,13 +59,15 @@ class Call:
         context, metrics: The same.
     """
 
-    __slots__ = ("_began_s", "_id", "_method", "context", "metrics")
+    __slots__ = ("_began_s", "_id", "_method", "_row_count", "_session_id", "context", "metrics")
 
     def __init__(self, method: str, context: Any, metrics: RpcMetrics) -> None:
         self.context = context
         self.metrics = metrics
         self._method = method
         self._id = ""
+        self._session_id = ""
+        self._row_count: int | None = None
         self._began_s = time.monotonic() if is_logged() else 0.0
 
     @property
@@ -76,10 +78,18 @@ class Call:
             self._id = next(filter(_is_right, given), None) or secrets.token_hex(8)
         return self._id
 
+    def is_about(self, request: Any) -> None:
+        """Notes what a request names; the request itself need not be kept for it."""
+        self._session_id = getattr(getattr(request, "chunk", request), "session_id", "")
+        columns = getattr(request, "columns", None)
+        if columns is not None:
+            self._row_count = len(columns.session_ids)
+
     def failed(self, error: ServiceError, tenant: str = "", session_id: str = "", **more: Any) -> None:
         """Logs a failure of this server; one of the caller's it leaves out."""
         if not isinstance(error, _OURS):
             return
+        session_id = session_id or self._session_id
         about = {"request_id": self.request_id, "method": self._method, "reason": error.reason, **more}
         if session_id:
             about["session"] = session_mark(tenant, session_id)
@@ -96,13 +106,12 @@ class Call:
         for alike in by_reason.values():
             self.failed(alike[0], rows=len(alike))
 
-    def ended(self, outcome: str, tenant: str = "", request: Any = None) -> None:
+    def ended(self, outcome: str, tenant: str = "") -> None:
         """Logs the call, if calls are.
 
         Args:
             outcome: OK, CANCELLED or the reason of its refusal.
             tenant: Of the caller, where it is known.
-            request: Its message; that of a stream has no session.
         """
         if not (self._began_s and is_logged()):
             return
@@ -113,24 +122,16 @@ class Call:
             "outcome": outcome,
             "took_ms": took_ms,
         }
-        session_id = session_of(request)
-        if session_id:
-            about["session"] = session_mark(tenant, session_id)
-        columns = getattr(request, "columns", None)
-        if columns is not None:
-            about["rows"] = len(columns.session_ids)
+        if self._session_id:
+            about["session"] = session_mark(tenant, self._session_id)
+        if self._row_count is not None:
+            about["rows"] = self._row_count
         _log.debug("a call ended", extra=fields(**about))
 
 
 def is_logged() -> bool:
     """Whether every call is logged."""
     return _log.isEnabledFor(logging.DEBUG)
-
-
-def session_of(request: Any) -> str:
-    """Returns the session that a request names, "" if it names none or several."""
-    named: str = getattr(getattr(request, "chunk", request), "session_id", "")
-    return named
 
 
 def _is_right(value: str | bytes) -> bool:

@@ -4,10 +4,9 @@ What a chunk gave is encoded once, as the bytes of `holdfast.v1.Outputs`: these 
 the session and sent, now and in every replay.
 """
 
-import functools
 import math
-from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +20,14 @@ from service.errors import InvalidRequest, ServiceError
 from service.model.contract import DTYPES, Contract
 from service.names import control_character
 from service.rpc.credentials import Caller
-from service.store.keys import session_key
+from service.store.keys import session_key, session_keys
 from service.store.protocol import AckLevel
 
 MAX_ID_CHARS = 128
 MAX_AXES = 8
+
+MAX_TENSORS = 1024
+"""Of a state, and names of outputs in a selection: a name has few bytes on the wire and many here."""
 
 CHUNK_BYTES = 1024
 """What a chunk takes beside its tokens, about: its message, ids, and what the engine makes of it."""
@@ -47,9 +49,8 @@ _ACK_NUMBERS: dict[AckLevel, Any] = {
 TokenKind = Literal["text", "ids", "features"]
 
 
-@functools.lru_cache(1 << 16)
 def key_of(tenant: str, session_id: str, field: str = "session_id") -> bytes:
-    """Returns the store key of a tenant's session; those that come often are remembered.
+    """Returns the store key of a tenant's session.
 
     Raises:
         InvalidRequest: The id is empty, too long, or has a control character.
@@ -58,10 +59,23 @@ def key_of(tenant: str, session_id: str, field: str = "session_id") -> bytes:
         raise InvalidRequest(
             f"{field} has {len(session_id)} characters, expected 1..{MAX_ID_CHARS}", field=field
         )
-    control = control_character(session_id)
+    is_plain = session_id.isascii() and session_id.isprintable()  # most are, and this is the faster look
+    control = None if is_plain else control_character(session_id)
     if control is not None:
         raise InvalidRequest(f"{field} has {control}, expected no control character", field=field)
     return session_key(tenant, session_id)
+
+
+def keys_of(tenant: str, session_ids: list[str]) -> list[bytes]:
+    """Returns `key_of` of many sessions, at least one; plain ids are looked at together.
+
+    Raises:
+        InvalidRequest: One of the ids is wrong.
+    """
+    joined, lengths = "".join(session_ids), list(map(len, session_ids))
+    if joined.isascii() and joined.isprintable() and min(lengths) > 0 and max(lengths) <= MAX_ID_CHARS:
+        return session_keys(tenant, session_ids)
+    return [key_of(tenant, session_id) for session_id in session_ids]
 
 
 def to_work(
@@ -76,7 +90,7 @@ def to_work(
 
     Args:
         chunk: As received.
-        answer: Gets the outcome, and the work with the chunk as its `request`.
+        answer: Gets the outcome, and the work.
         caller: Who sends it.
         max_tokens: Most tokens a chunk may have.
         deadline_s: Monotonic time after which the caller no longer waits.
@@ -106,7 +120,7 @@ def to_work(
         digest=chunk.history_digest,
     )
     raw = tokens if isinstance(tokens, bytes) else tokens.tobytes()
-    return Work(key, asked, claim, raw, answer, chunk, deadline_s)
+    return Work(key, asked, claim, raw, answer, None, deadline_s)
 
 
 def size_of(work: Work) -> int:
@@ -138,10 +152,19 @@ def ack_number(level: AckLevel) -> Any:
 
 
 def to_selection(message: pb.Chunk | pb.Columns) -> Selection | None:
-    """Reads what a reply should hold; None leaves it to the model."""
+    """Reads what a reply should hold; None leaves it to the model.
+
+    Raises:
+        InvalidRequest: It names more outputs than any model has.
+    """
     if not message.HasField("outputs"):
         return None
     asked = message.outputs
+    if len(asked.tensors) > MAX_TENSORS:
+        raise InvalidRequest(
+            f"outputs.tensors has {len(asked.tensors)} names, expected at most {MAX_TENSORS}",
+            field="outputs.tensors",
+        )
     return Selection(asked.top_k, asked.token_log_prob, tuple(asked.tensors), asked.state)
 
 
@@ -208,13 +231,25 @@ def to_tensor(name: str, array: NDArray[Any]) -> pb.NamedTensor:
     return pb.NamedTensor(name=name, tensor=tensor)
 
 
-def to_raw_state(tensors: Iterable[pb.NamedTensor], contract: Contract, field: str) -> bytes:
-    """Reads a state given by a client, as the raw bytes of a record; b"" if none is given.
+def to_arrays(tensors: Sequence[pb.NamedTensor], field: str) -> dict[str, NDArray[Any]]:
+    """Reads tensors given by a client, by name.
+
+    Raises:
+        InvalidRequest: One is no tensor, or there are more than any model could need.
+    """
+    if len(tensors) > MAX_TENSORS:
+        raise InvalidRequest(
+            f"{field} has {len(tensors)} tensors, expected at most {MAX_TENSORS}", field=field
+        )
+    return {named.name: to_array(named.tensor, field) for named in tensors}
+
+
+def to_raw_state(given: Mapping[str, NDArray[Any]], contract: Contract, field: str) -> bytes:
+    """Returns a state given by a client as the raw bytes of a record; b"" if none is given.
 
     Raises:
         InvalidRequest: A tensor is missing, unknown, not finite, or has another shape or dtype.
     """
-    given = {named.name: to_array(named.tensor, field) for named in tensors}
     if not given:
         return b""
     wanted = {spec.name for spec in contract.states}
@@ -309,7 +344,19 @@ _OUTPUTS_TAG = b"\x42"  # of ChunkResult and ColumnsResult
 _RESULT_TAG = b"\x0a"  # of the responses to steps and batches, streamed or not
 
 
-def encode_reply(chunk: pb.Chunk, answer: Answer, caller: Caller) -> bytes:
+class Named(NamedTuple):
+    """What a reply says of the chunk that it answers, so that the chunk itself need not be kept.
+
+    Attributes:
+        tag: The caller's number.
+        session_id: As sent.
+    """
+
+    tag: int
+    session_id: str
+
+
+def encode_reply(chunk: Named, answer: Answer, caller: Caller) -> bytes:
     """Returns the serialised StepResponse, which is also the serialised StreamStepsResponse.
 
     The outputs are stored bytes and are spliced in as they are. But a kept reply may hold the state, and

@@ -9,7 +9,6 @@ import functools
 import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -94,7 +93,9 @@ class ColumnsCall:
             raise InvalidRequest(
                 "columns give no state: read it with GetSession", field="columns.outputs.state"
             )
-        self._columns = columns
+        self._tag = columns.tag
+        self._claimed = _claimed(columns)
+        self._names_positions = bool(columns.positions)
         self._session_ids = list(columns.session_ids)
         asked, self._raw = _tokens(columns, limits)
         self._asked = asked._replace(ack_level=level)
@@ -119,7 +120,7 @@ class ColumnsCall:
     @property
     def tag(self) -> int:
         """The caller's number, as sent."""
-        return self._columns.tag
+        return self._tag
 
     @property
     def size_bytes(self) -> int:
@@ -170,7 +171,7 @@ class ColumnsCall:
                 request=row,
                 deadline_s=self._deadline_s,
                 is_cancelled=self._is_cancelled,
-                is_answered=any(row in applied.rows for applied in self._applied),
+                is_answered=row in self._outcomes or any(row in applied.rows for applied in self._applied),
             )
         return work
 
@@ -190,7 +191,7 @@ class ColumnsCall:
             if outcome.replayed:
                 replayed.append(row)
         result = pb.ColumnsResult(
-            tag=self._columns.tag,
+            tag=self._tag,
             replayed_rows=replayed,
             errors=errors,
             ack_level=codec.ack_number(_common(reached)),
@@ -206,8 +207,10 @@ class ColumnsCall:
 
     def _blocks(self) -> Iterator[Block]:
         """Yields the rows that are well-formed; answers the others."""
-        positions, acknowledged, incarnations, digests = claimed = _claimed(self._columns)
-        keys, places = self._keys(_are_right(self._columns, self._asked.token_count, *claimed))
+        positions, acknowledged, incarnations, digests = self._claimed
+        keys, places = self._keys(
+            _are_right(self._names_positions, self._asked.token_count, *self._claimed)
+        )
         sums = sums_of(to_elements(self._tokens).reshape(self.row_count, -1))
         step = max(1, min(MAX_BLOCK_ROWS, MAX_BLOCK_STEPS // self._asked.token_count))
         for start in range(0, len(keys), step):
@@ -236,7 +239,7 @@ class ColumnsCall:
         every = np.arange(self.row_count)
         if are_right:
             try:
-                return list(map(codec.key_of, repeat(self._tenant), self._session_ids)), every
+                return codec.keys_of(self._tenant, self._session_ids), every
             except InvalidRequest:  # found again below, with its row
                 pass
         keys, bad = [], []
@@ -247,7 +250,7 @@ class ColumnsCall:
                 keys.append(key)
             except InvalidRequest as error:
                 bad.append(row)
-                self._answer(row, error)
+                self._answer(row, error.without_trace())
         return keys, np.setdiff1d(every, bad)
 
     def _raw_of(self, row: int) -> bytes:
@@ -255,14 +258,14 @@ class ColumnsCall:
         return self._raw[row * size : (row + 1) * size]
 
     def _claim(self, row: int) -> Claim:
-        columns = self._columns
+        positions, acknowledged, incarnations, digests = self._claimed
         return Claim(
             token_count=self._asked.token_count,
             tokens=self._tokens[row],
-            position=columns.positions[row] if columns.positions else None,
-            acknowledged=columns.acknowledged_positions[row] if columns.acknowledged_positions else None,
-            incarnation=columns.incarnations[row] if columns.incarnations else 0,
-            digest=columns.history_digests[row] if columns.history_digests else 0,
+            position=int(positions[row]) if self._names_positions else None,
+            acknowledged=None if acknowledged is None else int(acknowledged[row]),
+            incarnation=0 if incarnations is None else int(incarnations[row]),
+            digest=0 if digests is None else int(digests[row]),
         )
 
     def _settled(self, work: Work, outcome: Answer | ServiceError) -> None:
@@ -275,6 +278,7 @@ class ColumnsCall:
     def _answered(self, count: int) -> None:
         self._left_count -= count
         if self._left_count == 0:
+            self._works.clear()  # each of them holds this
             self._on_done()
 
     def _stack(self, room_bytes: int) -> "Stack":
@@ -369,7 +373,7 @@ def _claimed(columns: pb.Columns) -> tuple[Column, Column | None, Column | None,
 
 
 def _are_right(
-    columns: pb.Columns,
+    names_positions: bool,
     token_count: int,
     positions: Column,
     acknowledged: Column | None,
@@ -377,12 +381,12 @@ def _are_right(
     digests: Column | None,
 ) -> bool:
     """Tells whether `rules.check` would let every row pass."""
-    if columns.positions and not (positions.min() >= 0 and positions.max() <= MAX_NUMBER - token_count):
+    if names_positions and not (positions.min() >= 0 and positions.max() <= MAX_NUMBER - token_count):
         return False
     for column in (incarnations, digests):
         if column is not None and not (column.min() >= 0 and column.max() <= MAX_NUMBER):
             return False
-    if digests is not None and not columns.positions:
+    if digests is not None and not names_positions:
         return False
     if acknowledged is None:
         return True

@@ -5,13 +5,27 @@ The figures that are no settings say here why they are what they are.
 
 from collections.abc import Callable, Iterable
 
-from service.config import Settings
+from service.config import MOST_MESSAGE_BYTES, Settings
 from service.model.contract import Contract
 from service.rpc.open_calls import AGE_JITTER
 from service.rpc.request_size import largest_request_bytes
 
 HANDSHAKE_S = 5.0
 """For a connection to say that it speaks HTTP/2, TLS included; with gRPC's 120 s silent ones pile up."""
+
+WINDOW_BYTES = 64 << 10
+"""What a client may send ahead on a stream that is not read. A message that is read may be larger: the
+window is extended by its length."""
+
+MAX_BURST = 16_384
+"""Calls that have come and have no handler yet. Beyond it gRPC ends calls with a bare CANCELLED, whoever
+they are from; by itself it does so at random from 1,000 on."""
+
+ARRIVING_SHARE = 1 / 4
+"""Of `max_waiting_bytes`, and on top of it: what messages of unary calls take while they arrive."""
+
+MIN_PLACES = 16
+"""Unary calls whose message is received at a time, however large a message may be."""
 
 IDLE_S = 900.0
 """A connection without calls is closed after so long; clients connect again with their next call."""
@@ -32,6 +46,10 @@ def connection_options(settings: Settings, contracts: Iterable[Contract]) -> lis
     return [
         ("grpc.max_receive_message_length", receive_limit_bytes(settings, contracts)),
         # no grpc.max_concurrent_streams: beyond it a client waits without a word; admission answers instead
+        ("grpc.http2.bdp_probe", 0),  # else a stream's window grows to megabytes, read or not
+        ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
+        ("grpc.server.max_pending_requests", MAX_BURST),
+        ("grpc.server.max_pending_requests_hard_limit", MAX_BURST),
         ("grpc.server_handshake_timeout_ms", _ms(HANDSHAKE_S)),
         ("grpc.max_connection_idle_ms", _ms(IDLE_S)),
         ("grpc.keepalive_time_ms", _ms(settings.keepalive_s)),
@@ -47,9 +65,19 @@ def receive_limit_bytes(settings: Settings, contracts: Iterable[Contract]) -> in
     """Returns the largest request that is received: as set, or what the models can make use of."""
     if settings.max_message_bytes is not None:
         return settings.max_message_bytes
-    return largest_request_bytes(
+    derived_bytes = largest_request_bytes(
         contracts, max_chunk_tokens=settings.max_chunk_tokens, max_rows=settings.max_rows
     )
+    return min(derived_bytes, MOST_MESSAGE_BYTES)
+
+
+def reading_places(settings: Settings, contracts: Iterable[Contract]) -> int:
+    """Returns of how many unary calls the message is received at a time.
+
+    Together they take no more than a part of what waits may take, however little of each has come.
+    """
+    arriving_bytes = int(settings.max_waiting_bytes * ARRIVING_SHARE)
+    return max(MIN_PLACES, arriving_bytes // receive_limit_bytes(settings, contracts))
 
 
 def request_bound(settings: Settings, contracts: Iterable[Contract]) -> Callable[[Contract], str | None]:

@@ -116,6 +116,8 @@ class Credentials:
 
     def of_token(self, token: str) -> Caller | None:
         """Returns whose token this is."""
+        if not token.isascii():
+            return None  # no token is, and not every text has bytes that could be hashed
         digest = hashlib.sha256(token.encode()).digest()
         found = self._by_token.get(self._blind(digest))
         if found is None or not hmac.compare_digest(found[0], digest):

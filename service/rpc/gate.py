@@ -14,7 +14,11 @@ from service.rpc.access import Access
 from service.rpc.call import REQUEST_ID
 from service.rpc.credentials import ANYBODY, Caller, Scope
 from service.rpc.status import CODES, message_of, to_trailers
+from service.rpc.tasks import end_within
 from service.rpc_metrics import RpcMetrics
+
+MAX_STATUS_WAIT_S = 30.0
+"""So long a status waits for a client that reads nothing."""
 
 Identify = Callable[[Any], Caller]
 """Given the context of a call, says who calls; raises ServiceError."""
@@ -89,6 +93,7 @@ async def abort(context: Any, error: ServiceError, request_id: str = "") -> NoRe
     trailers = to_trailers(error)
     if request_id:
         trailers = (*trailers, (REQUEST_ID, request_id))
+    end_within(MAX_STATUS_WAIT_S)
     await context.abort(CODES[type(error)], message_of(error), trailers)
     raise AssertionError("bug: an aborted call goes on")
 

@@ -11,10 +11,12 @@ import contextlib
 import random
 import time
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 from service.engine.admission import Admission, Share
-from service.errors import Draining, Overloaded, ServiceError
+from service.errors import DeadlinePassed, Draining, Overloaded, ServiceError
+from service.rpc.arrivals import Arrivals
+from service.rpc.unary import CALL_BYTES, UnaryCall
 
 AGE_JITTER = 0.1
 """Streams that began together do not end together; as gRPC does with connections."""
@@ -28,6 +30,16 @@ RETRY_AFTER_S = 0.05
 """Of calls refused while draining: another server takes them, or this one's successor."""
 
 
+SILENT_S = 1.0
+RELIEF_PART = 16
+"""Where memory is short, streams that have sent nothing for so long are ended, one in so many at a time."""
+
+SHORTAGE_RETRY_S = 1.0
+
+PLACES = 64
+"""Unary calls whose message is received at a time, where nothing else is said."""
+
+
 class OpenStream(Protocol):
     """A stream under way."""
 
@@ -38,6 +50,10 @@ class OpenStream(Protocol):
     @property
     def written_count(self) -> int:
         """Replies written so far."""
+
+    @property
+    def heard_s(self) -> float:
+        """Monotonic time at which the last request had come."""
 
     def say_goodbye(self, why: str) -> None:
         """Reads no more and ends once what was read is answered."""
@@ -53,6 +69,7 @@ class _Watched:
         self.ends_s = ends_s
         self.written_count = -1
         self.moved_s = 0.0
+        self.is_told = False
 
 
 class OpenCalls:
@@ -63,18 +80,27 @@ class OpenCalls:
         max_call_s: Longest wait of a chunk, and of a call whose caller sets no deadline.
         max_stall_s: A stream on which a reply could not be written for so long is cut.
         max_age_s: About so long a stream lives; 0 is for ever.
+        places: Unary calls whose message is received at a time.
     """
 
     def __init__(
-        self, admission: Admission, *, max_call_s: float, max_stall_s: float, max_age_s: float
+        self,
+        admission: Admission,
+        *,
+        max_call_s: float,
+        max_stall_s: float,
+        max_age_s: float,
+        places: int = PLACES,
     ) -> None:
         self.admission = admission
         self.max_call_s = max_call_s
-        self._max_stall_s = max_stall_s
+        self.max_stall_s = max_stall_s
+        self._arrivals = Arrivals(places)
         self._max_age_s = max_age_s
         self._streams: dict[OpenStream, _Watched] = {}
-        self._unary_count = 0
+        self._unary: dict[UnaryCall, None] = {}
         self._is_draining = False
+        self._shortage = ""
         self._busy_s = -QUIET_S  # when a call last ended or was refused
         self._none_left = asyncio.Event()
 
@@ -95,19 +121,23 @@ class OpenCalls:
             self._streams.pop(stream, None)
             self._left()
 
-    def begin_unary(self) -> None:
-        """Counts a unary call, until `end_unary`.
+    def begin_unary(self, context: Any, tenant: str) -> UnaryCall:
+        """Counts the unary call that runs in this task, until all of it is over.
+
+        Args:
+            context: The call, of grpc.aio.
+            tenant: Whose it is.
 
         Raises:
-            Draining: It may not begin.
+            Draining, Overloaded: It may not begin.
         """
         self._check_open()
-        self._unary_count += 1
-
-    def end_unary(self) -> None:
-        """A unary call that had begun has ended."""
-        self._unary_count -= 1
-        self._left()
+        share = self.admission.share(tenant)
+        share.take(1, CALL_BYTES)
+        call = UnaryCall(context, tenant, share, self._arrivals, self.admission.refused)
+        self._unary[call] = None
+        call.when_over(self._unary_over)
+        return call
 
     async def drain(self) -> None:
         """Refuses calls from now on; returns when those under way have ended and hardly any come."""
@@ -123,15 +153,44 @@ class OpenCalls:
                 return
             await asyncio.sleep(left_s)
 
+    def relieve(self, shortage: str, now_s: float) -> None:
+        """Refuses what comes while something is short, and ends a part of what has been silent for longest.
+
+        An idle stream and one that withholds the end of a message look alike; only the latter holds much.
+
+        Args:
+            shortage: What is short, for people; "" is nothing.
+            now_s: Monotonic time.
+        """
+        self._shortage = shortage
+        if not shortage:
+            return
+        silent = [
+            (stream, watched)
+            for stream, watched in self._streams.items()
+            if now_s - stream.heard_s >= SILENT_S and not watched.is_told
+        ]
+        silent.sort(key=lambda pair: pair[0].heard_s)
+        for stream, watched in silent[: 1 + len(silent) // RELIEF_PART]:
+            watched.is_told = True
+            stream.say_goodbye(shortage)
+        arriving = [call for call in self._unary if call.is_arriving and now_s - call.began_s >= SILENT_S]
+        for call in arriving[: 1 + len(arriving) // RELIEF_PART]:
+            call.refuse(Overloaded(shortage, retry_after_s=SHORTAGE_RETRY_S))
+
     def sweep(self, now_s: float) -> None:
-        """Ends streams whose time has come; called every now and then."""
+        """Ends streams and calls whose time has come; called every now and then."""
+        self._arrivals.sweep(now_s)
+        for call in self._unary:
+            if call.is_arriving and now_s - call.began_s >= self.max_call_s:
+                call.refuse(DeadlinePassed(f"the call's message did not come within {self.max_call_s:g} s"))
         for stream, watched in list(self._streams.items()):
             if now_s >= watched.ends_s:
                 watched.ends_s = float("inf")
                 stream.say_goodbye("the connection is old, another one may reach another server")
             if not stream.is_writing or stream.written_count != watched.written_count:
                 watched.written_count, watched.moved_s = stream.written_count, now_s
-            elif now_s - watched.moved_s >= self._max_stall_s:
+            elif now_s - watched.moved_s >= self.max_stall_s:
                 del self._streams[stream]  # how long its end takes is up to its client: nobody waits for it
                 stream.cut(self._stalled())
                 self._see_whether_none_is_left()
@@ -148,18 +207,25 @@ class OpenCalls:
             raise Draining(
                 "this server is leaving; another one takes the request", retry_after_s=RETRY_AFTER_S
             )
+        if self._shortage:
+            self.admission.refused(Overloaded.reason)
+            raise Overloaded(self._shortage, retry_after_s=SHORTAGE_RETRY_S)
+
+    def _unary_over(self, call: UnaryCall) -> None:
+        del self._unary[call]
+        self._left()
 
     def _left(self) -> None:
         self._busy_s = time.monotonic()
         self._see_whether_none_is_left()
 
     def _see_whether_none_is_left(self) -> None:
-        if self._is_draining and not self._streams and not self._unary_count:
+        if self._is_draining and not self._streams and not self._unary:
             self._none_left.set()
 
     def _stalled(self) -> Overloaded:
         return Overloaded(
-            f"no reply could be written for {self._max_stall_s:g} s, since nothing was read; what was sent "
+            f"no reply could be written for {self.max_stall_s:g} s, since nothing was read; what was sent "
             "may be applied: send it again with its positions",
             retry_after_s=0.0,
         )

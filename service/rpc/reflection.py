@@ -1,34 +1,46 @@
 """Reflection for tools such as grpcurl: v1alpha from the library, and v1, the same by another name."""
 
-from collections.abc import AsyncIterator, Sequence
+import contextlib
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+from service.engine.admission import Admission
 from service.errors import ServiceError
+from service.rpc.access import Access
 from service.rpc.gate import Identify, Rpc, abort
+from service.rpc.messages import parse
 
 V1_NAME = "grpc.reflection.v1.ServerReflection"
 V1ALPHA_NAME = reflection.SERVICE_NAME
 
 
-def reflection_rpcs(service_names: Sequence[str]) -> dict[str, Rpc]:
-    """Returns the rpcs of either version of the service. Where callers are told apart, it is for admins."""
+def reflection_rpcs(service_names: Sequence[str], access: Access, admission: Admission) -> dict[str, Rpc]:
+    """Returns the rpcs of either version of the service. Where callers are told apart, it is for admins.
+
+    Args:
+        service_names: What can be asked about.
+        access: Ends streams whose credential is revoked.
+        admission: Bounds how many ask at a time, as it does all streams.
+    """
     servicer = reflection.aio.ReflectionServicer((*service_names, V1_NAME, V1ALPHA_NAME))
 
     def build(identify: Identify) -> "grpc.RpcMethodHandler[Any, Any]":
-        async def info(requests: Any, context: Any) -> AsyncIterator[Any]:
+        async def info(requests: Any, context: Any) -> None:
             try:
-                identify(context)
+                caller = identify(context)
+                with access.holding(caller), contextlib.closing(admission.open_stream(caller.tenant)):
+                    async for reply in servicer.ServerReflectionInfo(requests, context):
+                        await context.write(reply)
             except ServiceError as error:
                 await abort(context, error)
-            async for reply in servicer.ServerReflectionInfo(requests, context):
-                yield reply
 
         return grpc.stream_stream_rpc_method_handler(
             info,
-            request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
+            request_deserializer=functools.partial(parse, reflection_pb2.ServerReflectionRequest),
             response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
         )
 

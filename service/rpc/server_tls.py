@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 
+from service.text_files import without_mark
 from service.watched_files import WatchedFiles
 
 _log = logging.getLogger(__name__)
@@ -74,18 +75,21 @@ class ServerTls:
             ) from None
         if contents is None:
             return None
-        cert, key, *authorities = contents
         try:
+            cert, key, *authorities = (without_mark(file.data) for file in contents)
             _check(cert, key, authorities)
+        except FileNotFoundError:
+            raise TlsFilesError(f"{self._name}: TLS needs /proc, which is not mounted") from None
         except (ssl.SSLError, ValueError) as error:
+            self._files.judge()
             reason = " ".join(str(error).split())
             raise TlsFilesError(
                 f"{self._name}: it, its key or the clients' authorities are no PEM, or do not belong "
                 f"together: {reason}"
             ) from None
-        except Exception:
-            self._files.forget()  # no descriptor, say: the files are not at fault and are looked at again
-            raise
+        except OSError as error:
+            raise TlsFilesError(f"{self._name}: it cannot be checked now: {error}") from None
+        self._files.judge()
         return grpc.ssl_server_certificate_configuration([(key, cert)], *authorities)
 
 

@@ -3,14 +3,15 @@
 import asyncio
 import functools
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import grpc
 import grpc.aio
-from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
 
 from holdfast.v1 import holdfast_pb2 as pb
+from service.engine.admission import Share
 from service.engine.engine import Engine
 from service.engine.sessions import Opening, OpenSession, Sessions, new_session_id
 from service.engine.work import Answer, Work
@@ -21,10 +22,12 @@ from service.model.reloading import ModelReloading
 from service.model.repository import ModelRepository
 from service.rpc import codec
 from service.rpc.access import Access
-from service.rpc.call import Call, session_of
-from service.rpc.columns import ColumnsCall, ColumnsLimits
+from service.rpc.call import Call
+from service.rpc.codec import Named
+from service.rpc.columns import ROW_BYTES, ColumnsCall, ColumnsLimits
 from service.rpc.credentials import Caller, Scope
 from service.rpc.gate import Identify, Rpc, abort
+from service.rpc.messages import parse
 from service.rpc.open_calls import OpenCalls
 from service.rpc.openings import opening_keys, opening_reply
 from service.rpc.streams import BatchStream, StepStream
@@ -33,8 +36,11 @@ from service.store.record import Record
 
 SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["StreamingInferenceService"].full_name
 
-Handler = Callable[[Any, Call, Caller], Awaitable[Any]]
-"""Takes the request, the call, and who calls."""
+Handler = Callable[[Any, Call, Caller, Share], Awaitable[Any]]
+"""Serves a unary call: takes its message, the call, who calls and what it holds; returns the reply."""
+
+Serve = Callable[[Call, Caller], Awaitable[Any]]
+"""Serves a call of which no message was read; returns the reply, if there is to be one."""
 
 READS: tuple[Scope, ...] = ("step", "read-state")
 """Positions and models, which those who step need as well as those who look."""
@@ -71,7 +77,7 @@ class Servicer:
         engine: Applies chunks.
         sessions: Opens, reads, closes and releases sessions.
         models: The models served.
-        access: Ends streams whose credential is revoked.
+        access: Ends calls whose credential is revoked.
         calls: Knows the calls under way.
         reloading: Loads models that have come since.
         metrics_of: Gives what counts an rpc.
@@ -104,33 +110,33 @@ class Servicer:
 
     def rpcs(self) -> dict[str, Rpc]:
         """Returns every rpc of the contract; those not built say so."""
-        built: dict[str, Handler] = {
+        unary: dict[str, Handler] = {
             "OpenSession": self.open_session,
             "OpenBatch": self.open_batch,
             "GetSession": self.get_session,
             "CloseSession": self.close_session,
             "ReleaseSession": self.release_session,
             "Step": self.step,
-            "StreamSteps": self.stream_steps,
             "StepBatch": self.step_batch,
-            "StreamBatches": self.stream_batches,
             "ListModels": self.list_models,
             "GetModel": self.get_model,
             "ReloadModels": self.reload_models,
         }
+        streams: dict[str, Serve] = {"StreamSteps": self.stream_steps, "StreamBatches": self.stream_batches}
         service = pb.DESCRIPTOR.services_by_name["StreamingInferenceService"]
         rpcs = {}
         for method in service.methods:
-            function = built.get(method.name, _not_built(method.name))
-            if not (method.client_streaming or method.server_streaming):
-                function = self._counted(function)  # streams count themselves
+            serve = streams.get(method.name, _not_built(method.name))
+            if method.name in unary:
+                serve = self._unary(unary[method.name], getattr(pb, method.input_type.name))
             observer = self._metrics_of(method.name)
-            build = functools.partial(_handler, method, function, observer)
+            is_stream = method.client_streaming or method.server_streaming
+            build = functools.partial(_handler, method.name, is_stream, serve, observer)
             rpcs[method.name] = Rpc(RPC_SCOPES[method.name], build, observer)
         return rpcs
 
     async def open_session(
-        self, request: pb.OpenSessionRequest, _: Call, caller: Caller
+        self, request: pb.OpenSessionRequest, _: Call, caller: Caller, __: Share
     ) -> pb.OpenSessionResponse:
         """Opens or resumes a session."""
         session_id = request.session_id or new_session_id()
@@ -141,8 +147,9 @@ class Servicer:
             must_be_new=request.must_be_new,
             take_over=request.take_over,
             nonce=request.nonce,
-            state=lambda model: codec.to_raw_state(request.initial_state, model.contract, "initial_state"),
+            state=functools.partial(_raw_state, codec.to_arrays(request.initial_state, "initial_state")),
         )
+        del request  # its tensors are many times as large as what was sent
         session = await self._sessions.open(key, opening)
         return pb.OpenSessionResponse(
             session=await self._session_message(session_id, key, session),
@@ -150,7 +157,7 @@ class Servicer:
         )
 
     async def open_batch(
-        self, request: pb.OpenBatchRequest, call: Call, caller: Caller
+        self, request: pb.OpenBatchRequest, call: Call, caller: Caller, share: Share
     ) -> pb.OpenBatchResponse:
         """Opens or resumes many sessions."""
         keys = opening_keys(request, caller.tenant, self._columns_limits.max_rows)
@@ -160,19 +167,16 @@ class Servicer:
             must_be_new=request.must_be_new,
             nonce=request.nonce,
         )
-        share = self._calls.admission.share(caller.tenant)
-        share.take(len(keys), request.ByteSize())
-        try:
-            good = [key for key in keys if isinstance(key, bytes)]
-            opened = iter(await self._sessions.open_batch(good, opening))
-        finally:
-            share.close()
+        share.take(len(keys) - 1, ROW_BYTES * len(keys))
+        del request
+        good = [key for key in keys if isinstance(key, bytes)]
+        opened = iter(await self._sessions.open_batch(good, opening))
         outcomes = [next(opened) if isinstance(key, bytes) else key for key in keys]
         call.rows_failed([outcome for outcome in outcomes if isinstance(outcome, ServiceError)])
         return opening_reply(outcomes)
 
     async def get_session(
-        self, request: pb.GetSessionRequest, _: Call, caller: Caller
+        self, request: pb.GetSessionRequest, _: Call, caller: Caller, __: Share
     ) -> pb.GetSessionResponse:
         """Reads a session."""
         if request.include_state:
@@ -186,7 +190,7 @@ class Servicer:
         return pb.GetSessionResponse(session=message, state=state)
 
     async def close_session(
-        self, request: pb.CloseSessionRequest, _: Call, caller: Caller
+        self, request: pb.CloseSessionRequest, _: Call, caller: Caller, __: Share
     ) -> pb.CloseSessionResponse:
         """Closes a session."""
         key = codec.key_of(caller.tenant, request.session_id)
@@ -194,14 +198,14 @@ class Servicer:
         return pb.CloseSessionResponse(position=position)
 
     async def release_session(
-        self, request: pb.ReleaseSessionRequest, _: Call, caller: Caller
+        self, request: pb.ReleaseSessionRequest, _: Call, caller: Caller, __: Share
     ) -> pb.ReleaseSessionResponse:
         """Lets a session go on that is held, or moves its record aside."""
         key = codec.key_of(caller.tenant, request.session_id)
         released = await self._sessions.release(key, discard=request.discard)
         return pb.ReleaseSessionResponse(reason=released.reason, position=released.position)
 
-    async def step(self, request: pb.StepRequest, call: Call, caller: Caller) -> bytes:
+    async def step(self, request: pb.StepRequest, call: Call, caller: Caller, share: Share) -> bytes:
         """Applies one chunk; the reply is encoded already."""
         if not request.HasField("chunk"):
             raise InvalidRequest("the request has no chunk", field="chunk")
@@ -218,19 +222,21 @@ class Servicer:
             max_tokens=self._max_chunk_tokens,
             deadline_s=self._deadline_s(call),
         )
-        share = self._calls.admission.share(caller.tenant)
-        share.take(1, codec.size_of(work))
+        named = Named(request.chunk.tag, request.chunk.session_id)
+        del request  # with whatever it has beside the chunk
+        share.take(0, codec.size_of(work))
         try:
             self._engine.submit(work)
             result = await outcome
         finally:
             work.is_cancelled = True  # if the caller left before the chunk ran
-            share.close()
         if isinstance(result, ServiceError):
             raise result
-        return codec.encode_reply(request.chunk, result, caller)
+        return codec.encode_reply(named, result, caller)
 
-    async def step_batch(self, request: pb.StepBatchRequest, call: Call, caller: Caller) -> bytes:
+    async def step_batch(
+        self, request: pb.StepBatchRequest, call: Call, caller: Caller, share: Share
+    ) -> bytes:
         """Applies rows; the reply is encoded already."""
         if not request.HasField("columns"):
             raise InvalidRequest("the request has no columns", field="columns")
@@ -242,44 +248,41 @@ class Servicer:
             self._columns_limits,
             deadline_s=self._deadline_s(call),
         )
-        share = self._calls.admission.share(caller.tenant)
-        share.take(rows.row_count, rows.size_bytes)
+        del request
+        share.take(rows.row_count - 1, rows.size_bytes)
         try:
             rows.submit(self._engine)
             await done.wait()
         finally:
             rows.cancel()  # if the caller left before the rows ran
-            share.close()
         reply = rows.reply()
         call.rows_failed(rows.errors)
         return reply
 
-    async def stream_batches(self, _: Any, call: Call, caller: Caller) -> None:
+    async def stream_batches(self, call: Call, caller: Caller) -> None:
         """Applies rows as they come."""
         stream = BatchStream(self._engine, call, self._calls, caller, limits=self._columns_limits)
-        async with self._access.holding(caller):
+        with self._access.holding(caller):
             await stream.serve()
 
-    async def stream_steps(self, _: Any, call: Call, caller: Caller) -> None:
+    async def stream_steps(self, call: Call, caller: Caller) -> None:
         """Applies chunks as they come."""
         stream = StepStream(self._engine, call, self._calls, caller, max_tokens=self._max_chunk_tokens)
-        async with self._access.holding(caller):
+        with self._access.holding(caller):
             await stream.serve()
 
-    async def list_models(self, _: pb.ListModelsRequest, __: Call, ___: Caller) -> pb.ListModelsResponse:
+    async def list_models(self, *_: Any) -> pb.ListModelsResponse:
         """Lists every model."""
         return pb.ListModelsResponse(models=[self._model_message(model) for model in self._models])
 
-    async def get_model(self, request: pb.GetModelRequest, _: Call, __: Caller) -> pb.GetModelResponse:
+    async def get_model(self, request: pb.GetModelRequest, *_: Any) -> pb.GetModelResponse:
         """Describes one model."""
         if not request.model.name:
             raise InvalidRequest("model.name is empty", field="model.name")
         model = self._models.find(request.model.name, request.model.version)
         return pb.GetModelResponse(model=self._model_message(model))
 
-    async def reload_models(
-        self, _: pb.ReloadModelsRequest, __: Any, ___: Caller
-    ) -> pb.ReloadModelsResponse:
+    async def reload_models(self, *_: Any) -> pb.ReloadModelsResponse:
         """Looks for new model files now."""
         refused = await self._reloading.reload()
         return pb.ReloadModelsResponse(
@@ -287,25 +290,34 @@ class Servicer:
             refused=[str(error) for error in refused],
         )
 
-    def _counted(self, function: Handler) -> Handler:
-        """Counts a unary call while it lasts, and ends one whose caller sets no deadline."""
+    def _unary(self, function: Handler, message_type: Any) -> Serve:
+        """Serves a unary call from its metadata on, and ends one whose caller sets no deadline."""
 
-        async def counted(request: Any, call: Call, caller: Caller) -> Any:
-            self._calls.begin_unary()
-            try:
+        async def answered(call: Call, caller: Caller) -> bytes:
+            open_call = self._calls.begin_unary(call.context, caller.tenant)
+            raw = await open_call.message()
+            call.metrics.received()
+            request = [parse(message_type, raw)]  # not held here while it is served
+            del raw
+            call.is_about(request[0])
+            reply = _serialize(await function(request.pop(), call, caller, open_call.share))
+            open_call.replies(len(reply), self._calls.max_stall_s)
+            return reply
+
+        async def served(call: Call, caller: Caller) -> bytes:
+            with self._access.holding(caller):
                 if call.context.time_remaining() is not None:
-                    return await function(request, call, caller)
-                async with asyncio.timeout(self._calls.max_call_s):
-                    return await function(request, call, caller)
-            except TimeoutError:
-                raise DeadlinePassed(
-                    f"the call set no deadline and was not done after {self._calls.max_call_s:g} s; it may "
-                    "still be applied"
-                ) from None
-            finally:
-                self._calls.end_unary()
+                    return await answered(call, caller)
+                try:
+                    async with asyncio.timeout(self._calls.max_call_s):
+                        return await answered(call, caller)
+                except TimeoutError:
+                    raise DeadlinePassed(
+                        f"the call set no deadline and was not done after {self._calls.max_call_s:g} s; it "
+                        "may still be applied"
+                    ) from None
 
-        return counted
+        return served
 
     def _deadline_s(self, call: Call) -> float:
         """Returns the monotonic time at which a chunk is no longer worth running."""
@@ -357,6 +369,7 @@ def contract_message(contract: Contract) -> pb.Model:
         ],
         has_token_log_prob=contract.token_log_prob is not None,
         facts=dict(contract.facts),
+        apart=sorted(contract.apart),
     )
     if contract.vocabulary is not None:
         message.vocabulary.size = contract.vocabulary.size
@@ -364,85 +377,58 @@ def contract_message(contract: Contract) -> pb.Model:
     return message
 
 
-def _handler(method: Any, function: Handler, metrics: RpcMetrics, identify: Identify) -> Any:
-    """Builds the handler of an rpc; replies may be messages or bytes, those of streams are bytes."""
-    read = _reader(getattr(pb, method.input_type.name))
-    is_stream = method.client_streaming or method.server_streaming
-    guarded = _guard(method.name, function, metrics, identify)
-    counted = _count_calls(guarded, metrics, counts_messages=not is_stream)
-    if method.client_streaming:
-        return grpc.stream_stream_rpc_method_handler(counted, request_deserializer=read)
-    if method.server_streaming:
-        return grpc.unary_stream_rpc_method_handler(counted, request_deserializer=read)
-    return grpc.unary_unary_rpc_method_handler(
-        counted, request_deserializer=read, response_serializer=_serialize
-    )
-
-
-def _reader(message_type: Any) -> Callable[[bytes], Any]:
-    """Returns what gRPC reads requests with: bytes that are none become the error to answer with.
-
-    An exception here would reach the client as UNKNOWN, without a reason.
-    """
-    parse = message_type.FromString
-
-    def read(data: bytes) -> Any:
-        try:
-            return parse(data)
-        except DecodeError:
-            return InvalidRequest(f"the bytes are no {message_type.DESCRIPTOR.name}")
-
-    return read
+def _handler(name: str, is_stream: bool, serve: Serve, metrics: RpcMetrics, identify: Identify) -> Any:
+    """Builds the handler of an rpc: it reads for itself, so it begins before there is a message."""
+    counted = _count_calls(_guard(name, serve, metrics, identify), metrics, counts_reply=not is_stream)
+    if is_stream:
+        return grpc.stream_stream_rpc_method_handler(counted)
+    return grpc.stream_unary_rpc_method_handler(counted)
 
 
 def _guard(
-    method: str, function: Handler, metrics: RpcMetrics, identify: Identify
-) -> Callable[[Any, Any], Awaitable[Any]]:
+    method: str, serve: Serve, metrics: RpcMetrics, identify: Identify
+) -> Callable[[Any], Awaitable[Any]]:
     """Turns what an rpc raises into a status; unknown errors are logged and sent as fixed text."""
 
-    async def guarded(request: Any, context: Any) -> Any:
+    async def guarded(context: Any) -> Any:
         call, tenant = Call(method, context, metrics), ""
         try:
-            if isinstance(request, ServiceError):
-                raise request
             caller = identify(context)
             tenant = caller.tenant
-            reply = await function(request, call, caller)
+            reply = await serve(call, caller)
         except ServiceError as error:
             refusal = error
         except asyncio.CancelledError:
-            call.ended("CANCELLED", tenant, request)
+            call.ended("CANCELLED", tenant)
             raise
         except Exception as error:
             if isinstance(error, grpc.aio.BaseError):
-                call.ended("ENDED", tenant, request)
+                call.ended("ENDED", tenant)
                 raise
             refusal = InternalFailure("the server failed on this request; its log says why")
             refusal.__cause__ = error
         else:
-            call.ended("OK", tenant, request)
+            call.ended("OK", tenant)
             return reply
-        call.failed(refusal, tenant, session_of(request))
-        call.ended(refusal.reason, tenant, request)
-        return await abort(context, refusal, call.request_id)
+        call.failed(refusal, tenant)
+        call.ended(refusal.reason, tenant)
+        return await abort(context, refusal.without_trace(), call.request_id)
 
     return guarded
 
 
 def _count_calls(
-    guarded: Callable[[Any, Any], Awaitable[Any]], metrics: RpcMetrics, *, counts_messages: bool
+    guarded: Callable[[Any], Awaitable[Any]], metrics: RpcMetrics, *, counts_reply: bool
 ) -> Callable[[Any, Any], Awaitable[Any]]:
-    """Counts calls as they begin and end, and the one message each way of those that do not stream."""
+    """Counts calls as they begin and end, and the one reply of those that do not stream."""
 
-    async def counted(request: Any, context: Any) -> Any:
+    async def counted(_: Any, context: Any) -> Any:
         metrics.started()
-        if counts_messages:
-            metrics.received()
         started_s = time.perf_counter()
         failure: BaseException | None = None
         try:
-            reply = await guarded(request, context)
-            if counts_messages:
+            reply = await guarded(context)
+            if counts_reply:
                 metrics.sent()
             return reply
         except BaseException as error:
@@ -450,15 +436,20 @@ def _count_calls(
             raise
         finally:
             metrics.handled(code_of(context, failure), time.perf_counter() - started_s)
+            failure = None  # it holds this frame
 
     return counted
 
 
-def _not_built(name: str) -> Handler:
+def _not_built(name: str) -> Serve:
     async def refuse(*_: Any) -> Any:
         raise NotImplementedYet(f"{name} is part of the contract, this version does not have it")
 
     return refuse
+
+
+def _raw_state(arrays: Mapping[str, NDArray[Any]], model: Model) -> bytes:
+    return codec.to_raw_state(arrays, model.contract, "initial_state")
 
 
 def _serialize(reply: Any) -> bytes:

@@ -20,10 +20,11 @@ from service.engine.engine import Engine
 from service.engine.work import Answer, Work
 from service.errors import Draining, InternalFailure, ServiceError
 from service.rpc.call import Call
-from service.rpc.codec import encode_reply, size_of, to_work
+from service.rpc.codec import Named, encode_reply, size_of, to_work
 from service.rpc.columns import ColumnsCall, ColumnsLimits
 from service.rpc.credentials import Caller
 from service.rpc.gate import abort
+from service.rpc.messages import parse
 from service.rpc.open_calls import OpenCalls
 from service.rpc.status import to_status
 
@@ -53,6 +54,7 @@ class _ReplyStream(ABC):
     Attributes:
         is_writing: A reply is being written.
         written_count: Replies written so far.
+        heard_s: Monotonic time at which the last request had come.
     """
 
     _share: Share
@@ -62,6 +64,7 @@ class _ReplyStream(ABC):
     ) -> None:
         self.is_writing = False
         self.written_count = 0
+        self.heard_s = time.monotonic()
         self._engine = engine
         self._call = call
         self._context = call.context
@@ -76,6 +79,7 @@ class _ReplyStream(ABC):
         self._replies: list[tuple[bytes, int]] = []
         self._pending_count = 0
         self._largest_bytes = 0
+        self._writing_bytes = 0
         self._is_over = False
         self._wakes_writer = Bell()
         self._wakes_reader = Bell()
@@ -134,6 +138,8 @@ class _ReplyStream(ABC):
             self._is_over = True
             self._replies.clear()
             self._share.give_back()
+            if self.is_writing:
+                self._share.change(0, self._writing_bytes)  # gRPC holds it for as long as the call lasts
             self._reader.cancel()
             self._cancel()
 
@@ -143,6 +149,7 @@ class _ReplyStream(ABC):
         size_bytes, self._unwritten_bytes = self._unwritten_bytes, 0
         self.is_writing = True
         for reply, chunk_count in replies:
+            self._writing_bytes = len(reply)
             await self._context.write(reply)
             self.written_count += 1
             self._metrics.sent()
@@ -153,12 +160,12 @@ class _ReplyStream(ABC):
 
     async def _read(self) -> None:
         try:
-            while (request := await self._context.read()) is not grpc.aio.EOF:
+            while (raw := await self._context.read()) is not grpc.aio.EOF:
                 self._metrics.received()
-                if isinstance(request, ServiceError):
-                    raise request  # not a message at all, so nothing says which reply it would have had
                 self._read_count += 1
-                self._submit(request)
+                self.heard_s = time.monotonic()
+                self._submit(raw)
+                del raw
                 while self._is_full():
                     await self._wakes_reader.wait()
         finally:
@@ -166,8 +173,12 @@ class _ReplyStream(ABC):
             self._wakes_writer.ring()
 
     @abstractmethod
-    def _submit(self, request: Any) -> None:
-        """Gives a request to the engine; sees to its reply."""
+    def _submit(self, raw: bytes) -> None:
+        """Reads a request and gives it to the engine; sees to its reply.
+
+        Raises:
+            InvalidRequest: It is no message at all, so nothing says which reply it would have had.
+        """
 
     @abstractmethod
     def _cancel(self) -> None:
@@ -200,7 +211,7 @@ class _Turn:
 
     __slots__ = ("chunk", "reply", "taken_bytes", "taken_count")
 
-    def __init__(self, chunk: pb.Chunk) -> None:
+    def __init__(self, chunk: Named) -> None:
         self.chunk = chunk
         self.reply: bytes | None = None
         self.taken_count = self.taken_bytes = 0  # what was let in for it, given back with the reply
@@ -214,23 +225,25 @@ class StepStream(_ReplyStream):
         self._unanswered: set[Work] = set()
         self._lines: dict[str, deque[_Turn]] = {}
 
-    def _submit(self, request: pb.StreamStepsRequest) -> None:
+    def _submit(self, raw: bytes) -> None:
+        chunk = parse(pb.StreamStepsRequest, raw).chunk
         self._pending_count += 1
-        turn = _Turn(request.chunk)
-        self._lines.setdefault(request.chunk.session_id, deque()).append(turn)
+        turn = _Turn(Named(chunk.tag, chunk.session_id))
+        self._lines.setdefault(turn.chunk.session_id, deque()).append(turn)
         try:
             work = to_work(
-                request.chunk,
+                chunk,
                 self._answer,
                 self._caller,
                 max_tokens=self._max_tokens,
                 deadline_s=time.monotonic() + self._calls.max_call_s,
             )
-            self._share.take(1, size_of(work))
+            size_bytes = len(raw) + size_of(work)
+            self._share.take(1, size_bytes)
         except ServiceError as error:
             self._settle(turn, error)
         else:
-            turn.taken_count, turn.taken_bytes = 1, size_of(work)
+            turn.taken_count, turn.taken_bytes = 1, size_bytes
             work.request = turn
             self._unanswered.add(work)
             self._engine.submit(work)
@@ -264,25 +277,27 @@ class BatchStream(_ReplyStream):
     def __init__(self, *arguments: Any, limits: ColumnsLimits, **options: Any) -> None:
         super().__init__(*arguments, max_tokens=limits.max_tokens, **options)
         self._limits = limits
-        self._messages: deque[ColumnsCall | bytes] = deque()
+        self._messages: deque[tuple[ColumnsCall, int] | bytes] = deque()
 
-    def _submit(self, request: pb.StreamBatchesRequest) -> None:
+    def _submit(self, raw: bytes) -> None:
+        columns = parse(pb.StreamBatchesRequest, raw).columns
         try:
             call = ColumnsCall(
-                request.columns,
+                columns,
                 self._flush,
                 self._caller.tenant,
                 self._limits,
                 deadline_s=time.monotonic() + self._calls.max_call_s,
             )
-            self._share.take(call.row_count, call.size_bytes)
+            size_bytes = len(raw) + call.size_bytes
+            self._share.take(call.row_count, size_bytes)
         except ServiceError as error:
-            refusal = pb.ChunkError(tag=request.columns.tag, status=to_status(error))
+            refusal = pb.ChunkError(tag=columns.tag, status=to_status(error))
             self._messages.append(pb.StreamBatchesResponse(error=refusal).SerializeToString())
             self._pending_count += 1
             self._flush()
         else:
-            self._messages.append(call)
+            self._messages.append((call, size_bytes))
             self._pending_count += call.row_count
             call.submit(self._engine)
             self._flush()  # every row may have been refused before the call was in line
@@ -293,17 +308,18 @@ class BatchStream(_ReplyStream):
             first = self._messages[0]
             if isinstance(first, bytes):
                 self._finish(first, 1)
-            elif first.is_done:
-                self._call.rows_failed(first.errors)
-                self._finish(_encode_columns(first), first.row_count, first.row_count, first.size_bytes)
+            elif first[0].is_done:
+                call, size_bytes = first
+                self._call.rows_failed(call.errors)
+                self._finish(_encode_columns(call), call.row_count, call.row_count, size_bytes)
             else:
                 return
             self._messages.popleft()
 
     def _cancel(self) -> None:
-        for call in self._messages:
-            if isinstance(call, ColumnsCall):
-                call.cancel()
+        for message in self._messages:
+            if not isinstance(message, bytes):
+                message[0].cancel()
         self._messages.clear()
 
 
@@ -318,7 +334,7 @@ def _encode_columns(call: ColumnsCall) -> bytes:
     return pb.StreamBatchesResponse(error=refusal).SerializeToString()
 
 
-def _encode(chunk: pb.Chunk, outcome: Answer | ServiceError, caller: Caller) -> bytes:
+def _encode(chunk: Named, outcome: Answer | ServiceError, caller: Caller) -> bytes:
     if isinstance(outcome, Answer):
         return encode_reply(chunk, outcome, caller)
     error = pb.ChunkError(tag=chunk.tag, session_id=chunk.session_id, status=to_status(outcome))

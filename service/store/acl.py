@@ -6,7 +6,7 @@ keys, change settings, flush or read anything else.
 
 import hashlib
 
-from service.store.keys import KEY_PATTERN
+from service.store.keys import DEFAULT_PREFIX, KeySpace
 from service.store.sentinel import NEWS
 
 COMMANDS = (
@@ -23,16 +23,22 @@ FSYNC_COMMANDS = ("waitaof", "config|get")
 SENTINEL_COMMANDS = ("ping", "subscribe", "sentinel|get-master-addr-by-name", "sentinel|master")
 
 
-def store_rule(user: str, *, password: str | None = None, fsynced: bool = False) -> str:
+def store_rule(
+    user: str, *, password: str | None = None, fsynced: bool = False, key_prefix: str = DEFAULT_PREFIX
+) -> str:
     """Returns the ACL SETUSER command for the user of the store.
 
     Args:
         user: Its name.
         password: Of which the rule has the sha256; without one nobody can log in until one is added.
         fsynced: Allow what acknowledgement level `fsynced` needs.
+        key_prefix: See `KeySpace`.
+
+    Raises:
+        ValueError: The prefix is not allowed.
     """
     commands = COMMANDS + (FSYNC_COMMANDS if fsynced else ())
-    return _rule(user, password, f"resetkeys ~{KEY_PATTERN} resetchannels", commands)
+    return _rule(user, password, f"resetkeys ~{KeySpace(key_prefix).pattern} resetchannels", commands)
 
 
 def sentinel_rule(user: str, *, password: str | None = None) -> str:

@@ -22,7 +22,7 @@ from service.store.address import Address
 from service.store.confirmation import AckSettings, AckSupport, not_reached
 from service.store.connection import RECONNECT_DELAYS_S, Reply, fixed
 from service.store.error_table import RETRY_AFTER_S, error_of, means_demoted
-from service.store.keys import ack_marker
+from service.store.keys import KeySpace
 from service.store.node import Node
 from service.store.packing import pack_scripts
 from service.store.protocol import AckLevel, Loaded, Refusals, UnsafeStore, Writes
@@ -72,6 +72,7 @@ class ClusterStore:
         timeout_s: Longest wait for any reply.
         allowances: Dangers that `check_safe` does not mind.
         acks: What is asked of each primary beyond its memory.
+        marker_of: Gives keys of ours to write before a wait, by number; their slots differ.
         on_change: Called with whether every slot has a primary that answers, when that changes.
     """
 
@@ -82,8 +83,10 @@ class ClusterStore:
         timeout_s: float,
         allowances: Allowances,
         acks: AckSettings = AckSettings(),  # noqa: B008 -- frozen
+        marker_of: Callable[[int], bytes] = KeySpace().ack_marker_of,  # noqa: B008 -- frozen
         on_change: Callable[[bool], None] = lambda _: None,
     ) -> None:
+        self._marker_of = marker_of
         self._seeds = seeds
         self._timeout_s = timeout_s
         self._allowances = allowances
@@ -422,8 +425,8 @@ class ClusterStore:
         """
         node = self._nodes.get(place)
         for number in range(SLOT_COUNT):
-            if self._owners[slot_of(ack_marker(number))] is node:
-                return ack_marker(number)
+            if self._owners[slot_of(marker := self._marker_of(number))] is node:
+                return marker
         raise _unavailable(f"the cluster has no slot at {place[0]}:{place[1]} any more")
 
     def _retire(self, node: Node) -> None:

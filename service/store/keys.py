@@ -1,15 +1,53 @@
-"""The names of things in the store, in one place."""
+"""The names of things in the store, in one place: all begin with PREFIX:v1:.
 
-ACK_MARKER = b"holdfast:v1:wait"
-"""Written before each wait for replicas or the disk; see `confirmation`. Its value means nothing."""
+Everywhere but in the store itself, the key of a session is the one that it has under the default prefix.
+"""
 
-KEY_PATTERN = "holdfast:v1:*"
-"""Of all keys, as ACL rules and KEYS have it."""
+import re
+from collections.abc import Iterable, Sequence
+
+DEFAULT_PREFIX = "holdfast"
+
+_PREFIX = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_DEFAULT_HEAD = f"{DEFAULT_PREFIX}:v1:"
 
 
-def ack_marker(number: int) -> bytes:
-    """Returns such a marker for a cluster, where each node needs one in a slot of its own."""
-    return ACK_MARKER + f":{number}".encode()
+class KeySpace:
+    """The keys of one deployment.
+
+    Args:
+        prefix: 1..64 of a-z, 0-9, '.', '_' and '-', a letter or digit first. A colon could let one prefix
+            reach into another's keys, braces would move the hash tag, and stars are for patterns.
+
+    Attributes:
+        pattern: Of all its keys, as ACL rules and KEYS have it.
+        ack_marker: Written before each wait for replicas or the disk; see `confirmation`. Its value means
+            nothing.
+
+    Raises:
+        ValueError: The prefix is something else.
+    """
+
+    def __init__(self, prefix: str = DEFAULT_PREFIX) -> None:
+        if not _PREFIX.fullmatch(prefix):
+            raise ValueError("expected 1..64 of a-z, 0-9, '.', '_' and '-', a letter or digit first")
+        head = f"{prefix}:v1:"
+        self.pattern = f"{head}*"
+        self.ack_marker = f"{head}wait".encode()
+        self._head = head.encode()
+
+    @property
+    def is_default(self) -> bool:
+        """Whether keys lie where their names say."""
+        return self._head == _DEFAULT_HEAD.encode()
+
+    def ack_marker_of(self, number: int) -> bytes:
+        """Returns such a marker for a cluster, where each node needs one in a slot of its own."""
+        return self.ack_marker + f":{number}".encode()
+
+    def placed(self, keys: Sequence[bytes]) -> list[bytes]:
+        """Returns where sessions with these keys lie in this key space; their slots are the same."""
+        return [self._head + key[len(_DEFAULT_HEAD) :] for key in keys]
 
 
 def session_key(tenant: str, session_id: str) -> bytes:
@@ -17,7 +55,18 @@ def session_key(tenant: str, session_id: str) -> bytes:
 
     The braces are a hash tag: all keys of one session lie in one slot of a Redis Cluster.
     """
-    return f"holdfast:v1:{{{tenant}:{session_id}}}".encode()
+    return f"{_DEFAULT_HEAD}{{{tenant}:{session_id}}}".encode()
+
+
+def session_keys(tenant: str, session_ids: Iterable[str]) -> list[bytes]:
+    """Returns `session_key` of many sessions of one tenant."""
+    start = f"{_DEFAULT_HEAD}{{{tenant}:"
+    return [f"{start}{session_id}}}".encode() for session_id in session_ids]
+
+
+def tenant_of(key: bytes) -> bytes:
+    """Returns the tenant whose session has this key."""
+    return key.partition(b"{")[2].partition(b":")[0]
 
 
 def set_aside_key(key: bytes) -> bytes:

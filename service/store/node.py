@@ -15,7 +15,7 @@ from service.store.address import Address
 from service.store.confirmation import ASK_POLICY, AckSettings, AckSupport, Confirmer
 from service.store.connection import Locate, Reply, StoreConnection
 from service.store.error_table import RETRY_AFTER_S, error_of, means_demoted
-from service.store.keys import ACK_MARKER
+from service.store.keys import KeySpace
 from service.store.protocol import AckLevel
 from service.store.safety import CONFIG_NAMES
 
@@ -40,7 +40,7 @@ class Node:
         on_change: Callable[[bool], None] = lambda _: None,
         must_be_primary: bool = False,
         acks: AckSettings = AckSettings(),  # noqa: B008 -- frozen
-        marker: Callable[[], bytes] = lambda: ACK_MARKER,
+        marker: Callable[[], bytes] = lambda: KeySpace().ack_marker,
     ) -> None:
         self._connection = StoreConnection(
             locate, timeout_s=timeout_s, on_change=on_change, must_be_primary=must_be_primary

@@ -15,7 +15,7 @@ from service.store.keys import set_aside_key
 from service.store.node import Node
 from service.store.packing import pack_script
 from service.store.protocol import AckLevel, Found, Refusals, UnsafeStore, Writes
-from service.store.safety import Allowances, StoreUsage, dangers, describe, usage_of
+from service.store.safety import Allowances, StoreUsage, dangers, describe, suspicion, usage_of
 from service.store.sentinel import Sentinels
 
 SCRIPT = files(__package__).joinpath("commit.lua").read_bytes()
@@ -127,7 +127,7 @@ async def check_node(node: Node, allowances: Allowances, *, in_cluster: bool) ->
     found = dangers(info, config, in_cluster=in_cluster, allowances=allowances)
     if found:
         raise UnsafeStore(f"{node}: {'; '.join(found)}", usage_of(info))
-    return usage_of(info)
+    return usage_of(info)._replace(suspicion=suspicion(info, allowances))
 
 
 def set_aside_command(key: bytes, record: bytes, ttl_s: float) -> tuple[Any, ...]:

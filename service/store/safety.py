@@ -19,6 +19,18 @@ FLOORS = {
 last: Redis CVE-2026-81934 (before it CVE-2026-23479 and CVE-2025-49844), Valkey CVE-2026-63639 and
 CVE-2026-56684. A line that is not listed has no such release, unless it is newer than all."""
 
+KEPT_LINES = {
+    "redis": ((6, 0), (6, 2), (7, 0), (7, 2), (8, 0)),
+    "valkey": ((7, 2), (8, 0), (8, 1)),
+}
+"""Lines of which distributions mend a release without changing its version: Redis 6.0.16 of Debian 11 and
+Ubuntu 22.04, 6.2 and 7.2 of RHEL, 7.0.15 of Debian 12 and Ubuntu 24.04, 8.0.2 of Debian 13; Valkey 7.2 of
+Ubuntu 24.04, 8.0 of RHEL 10, 8.1.1 of Debian 13. Nothing that such a server says tells it from one with
+holes."""
+
+_MENDED_LAST = {"redis": "CVE-2026-81934", "valkey": "CVE-2026-63639"}
+"""What to look for in the changelog of a distribution's package."""
+
 
 @dataclass(frozen=True)
 class Allowances:
@@ -26,7 +38,7 @@ class Allowances:
 
     Attributes:
         volatile: Sessions may be lost: eviction, no append-only file, failing persistence.
-        old: A version with known holes; distributions mend them without changing the version.
+        old: A version with known holes, or one that may have them.
     """
 
     volatile: bool = False
@@ -42,6 +54,7 @@ class StoreUsage(NamedTuple):
         memory_limit_bytes: Of that primary; 0 where there is none.
         replicas: Connected, to the primary that has fewest.
         persists: Whether the last writes of its files succeeded everywhere.
+        suspicion: Why a version may have known holes; "" if none may.
     """
 
     keys: int
@@ -49,6 +62,7 @@ class StoreUsage(NamedTuple):
     memory_limit_bytes: int
     replicas: int
     persists: bool
+    suspicion: str = ""
 
 
 def usage_of(info: Mapping[str, str]) -> StoreUsage:
@@ -84,6 +98,7 @@ def usage_together(usages: Sequence[StoreUsage]) -> StoreUsage:
         fullest.memory_limit_bytes,
         min(usage.replicas for usage in usages),
         all(usage.persists for usage in usages),
+        next((usage.suspicion for usage in usages if usage.suspicion), ""),
     )
 
 
@@ -171,18 +186,42 @@ def _stops_for_snapshots(config: Mapping[str, str]) -> bool:
 
 
 def _old(info: Mapping[str, str]) -> list[str]:
+    holes = _holes(info)
+    if not holes or _is_kept(info):
+        return []
+    return [f"{holes}; if it was mended without a change of the version, say so by --allow-old-store"]
+
+
+def suspicion(info: Mapping[str, str], allowances: Allowances) -> str:
+    """Returns why a version that is served on may have known holes, and where to look; "" if it may not."""
+    holes = _holes(info)
+    if not holes or not _is_kept(info) or allowances.old:
+        return ""
+    kind, _ = _version(info)
+    return (
+        f"{holes}, unless a distribution has mended it, which leaves the version as it is: look for "
+        f"{_MENDED_LAST[kind]} in the changelog of its package (apt changelog {kind}-server, "
+        f"rpm -q --changelog {kind}), then say so by --allow-old-store"
+    )
+
+
+def _holes(info: Mapping[str, str]) -> str:
+    """Returns what is wrong with a version as its makers released it; "" if nothing known is."""
     kind, version = _version(info)
     floors = FLOORS[kind]
     line = next((floor for floor in floors if floor[:2] == version[:2]), None)
-    if line is not None:
-        safe, mended = version >= line, ".".join(map(str, line))
-    else:
-        safe, mended = version > floors[-1], ", ".join(".".join(map(str, floor)) for floor in floors)
-    if safe:
-        return []
-    text = f"{kind} {'.'.join(map(str, version))} has holes through which its clients can run code, mended "
-    text += f"in {mended}; if it was mended without a change of the version, say so by --allow-old-store"
-    return [text]
+    if version >= line if line is not None else version > floors[-1]:
+        return ""
+    mended = ", ".join(".".join(map(str, floor)) for floor in (floors if line is None else (line,)))
+    return (
+        f"{kind} {'.'.join(map(str, version))} has holes through which its clients can run code, mended in "
+        f"{mended}"
+    )
+
+
+def _is_kept(info: Mapping[str, str]) -> bool:
+    kind, version = _version(info)
+    return version[:2] in KEPT_LINES[kind]
 
 
 def _version(info: Mapping[str, str]) -> tuple[str, tuple[int, ...]]:

@@ -19,6 +19,8 @@ explain the outputs:
     unexplained tokens were applied that no recorded request sent
     unopened    tokens were accepted at the beginning of a session that no recorded request can have opened,
                 or after it was closed: only OpenSession and OpenBatch open one
+    dependent   outputs differ, and the model itself gives a session something else beside others, or in
+                other chunks; what was applied cannot be told from outputs then
 
 History digests of replies are held against the tokens first, which takes no model and no outputs: one that
 is not that of the tape tells of lost, doubled or reordered tokens if it is that of such a sequence, else it
@@ -52,7 +54,7 @@ MAX_EXPLAINED = 16
 MAX_FILLINGS = 1024
 """Ways to fill a gap that are tried."""
 
-FAULTS = ("lost", "twice", "reordered", "wrong", "unexplained", "unopened")
+FAULTS = ("lost", "twice", "reordered", "wrong", "unexplained", "unopened", "dependent")
 """Findings that break the promise."""
 
 REGRESSIONS = ("STORE_REGRESSED", "POSITION_GAP")
@@ -66,6 +68,14 @@ class Network(Protocol):
 
     def run(self, tokens: NDArray[Any], initial: Mapping[str, NDArray[Any]] | None) -> "Run":
         """Runs tokens from an initial state; None is the model's own."""
+        ...
+
+    def dependence(self, tokens: NDArray[Any]) -> str | None:
+        """Says what the model's outputs depend on beside a session's own tokens, as these show it.
+
+        Returns:
+            None if on nothing else that could be found.
+        """
         ...
 
 
@@ -214,12 +224,13 @@ class Findings:
         retries: Chunks sent again.
         replays: Replies that say so.
         errors: Refusals and failures, by reason.
-        lost: See the head of this file, as for the next five.
+        lost: See the head of this file, as for the next six.
         twice: As named.
         reordered: As named.
         wrong: As named.
         unexplained: As named.
         unopened: As named.
+        dependent: As named.
         digests: Replies whose history digest was held against the tokens.
         unchecked: Acknowledged tokens whose outputs could not be recomputed.
         tokens: Acknowledged tokens that were recomputed.
@@ -238,6 +249,7 @@ class Findings:
     wrong: int = 0
     unexplained: int = 0
     unopened: int = 0
+    dependent: int = 0
     digests: int = 0
     unchecked: int = 0
     tokens: int = 0
@@ -746,13 +758,18 @@ class _Comparison:
             if piece.start < self._base:
                 continue  # explained together with the piece before it
             difference = self._difference(piece)
-            if difference > self._tolerance:
+            if difference > self._tolerance and self._is_dependent():
+                findings.dependent += piece.end - piece.start
+            elif difference > self._tolerance:
                 explained = self._explain(pieces, index)
                 difference = difference if explained is None else explained
-            if difference > self._tolerance:
-                findings.wrong += piece.end - piece.start
-                self._life.note(f"the reply to {piece.start}..{piece.end} is off by {difference:.2g}")
+                if difference > self._tolerance:
+                    findings.wrong += piece.end - piece.start
+                    self._life.note(f"the reply to {piece.start}..{piece.end} is off by {difference:.2g}")
             findings.largest_difference = max(findings.largest_difference, difference)
+
+    def _is_dependent(self) -> bool:
+        return self._network.dependence(np.array(self._told(self._whole))) is not None
 
     def _difference(self, piece: _Piece) -> float:
         start = len(self._before) + piece.start - self._base

@@ -3,7 +3,9 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
+from service.model.apart import Apart
 from service.verify.chain import TOLERANCE, Findings, check
 from service.verify.oracle import Oracle
 from service.verify.reading import Histories, ModelId
@@ -19,11 +21,13 @@ class Verdict:
         total: The sum.
         sessions: Findings by session.
         models_missing: Models that the folder does not have, so that their outputs are unchecked.
+        dependent: Model -> what its outputs depend on beside a session's own tokens.
     """
 
     total: Findings = field(default_factory=Findings)
     sessions: dict[str, Findings] = field(default_factory=dict)
     models_missing: set[str] = field(default_factory=set)
+    dependent: dict[str, str] = field(default_factory=dict)
 
     @property
     def is_good(self) -> bool:
@@ -41,6 +45,7 @@ def judge(
     models: Path,
     *,
     tolerance: float = TOLERANCE,
+    apart: Apart = MappingProxyType({}),
     on_session: Callable[[int, int], None] = lambda done, of: None,
 ) -> Verdict:
     """Judges histories.
@@ -49,6 +54,7 @@ def judge(
         paths: Their files.
         models: Folder of the models, `<name>/<version>/model.onnx`.
         tolerance: Largest difference of an output.
+        apart: What of a model's batches the server runs apart, beside what its file says.
         on_session: Told how many sessions are done, and of how many.
 
     Raises:
@@ -56,13 +62,15 @@ def judge(
         ValueError: A file is not a history.
     """
     verdict = Verdict()
-    shelf = _Shelf(models)
+    shelf = _Shelf(models, apart)
     sessions = Histories(paths).sessions
     for done, (session_id, session) in enumerate(sorted(sessions.items()), 1):
         oracle = shelf.find(session.model)
         if oracle is None and session.history.attempts:
             verdict.models_missing.add(_text(session.model))
         found = check(session.history, oracle, tolerance)
+        if oracle is not None and oracle.found_dependence is not None:
+            verdict.dependent[_text(session.model)] = oracle.found_dependence
         verdict.sessions[session_id] = found
         verdict.total.add(found)
         on_session(done, len(sessions))
@@ -72,8 +80,9 @@ def judge(
 class _Shelf:
     """The models of a folder, opened when they are needed."""
 
-    def __init__(self, models: Path) -> None:
+    def __init__(self, models: Path, apart: Apart) -> None:
         self._models = models
+        self._apart = apart
         self._open: dict[ModelId, Oracle | None] = {}
 
     def find(self, model: ModelId) -> Oracle | None:
@@ -86,7 +95,7 @@ class _Shelf:
         path = self._models / model.name / str(model.version) / MODEL_FILE
         if not model.name or not path.is_file():
             return None
-        oracle = Oracle(path)
+        oracle = Oracle(path, self._apart.get(model.name, frozenset()))
         return oracle if model.fingerprint in ("", oracle.fingerprint.hex()) else None
 
 

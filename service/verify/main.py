@@ -21,6 +21,7 @@ from holdfast.errors import HoldfastError
 from holdfast.history import Recorder
 from holdfast.v1 import holdfast_pb2 as pb
 from service.config import Settings
+from service.model.apart import parse_apart
 from service.verify.chain import TOLERANCE, Findings
 from service.verify.judge import Verdict, judge
 from service.verify.load import Load, LoadSettings
@@ -46,6 +47,7 @@ def main(arguments: list[str]) -> int:
                 options.histories,
                 options.models,
                 tolerance=options.tolerance,
+                apart=options.apart,
                 on_session=lambda done, of: progress.update(progress.task_ids[0], completed=done, total=of),
             )
     except (OSError, ValueError) as error:
@@ -92,6 +94,8 @@ def report(verdict: Verdict, console: Console) -> None:
     for name, found in list(verdict.bad.items())[:SHOWN_SESSIONS]:
         for note in found.notes[:SHOWN_NOTES]:
             console.print(f"{name}: {note}", style="red")
+    for model, why in sorted(verdict.dependent.items()):
+        console.print(f"not row-independent: {model}: {why}", style="red")
     for model in sorted(verdict.models_missing):
         console.print(f"not recomputed: {model} is not in the folder of models", style="yellow")
     is_good = verdict.is_good and total.tokens > 0
@@ -102,9 +106,10 @@ def summary(total: Findings) -> str:
     """Returns the last line."""
     if not total.tokens and total.is_good:
         return "nothing could be recomputed, so nothing is proven"
+    dependent = f"not row-independent {total.dependent}  " if total.dependent else ""
     return (
         f"lost {total.lost}  twice {total.twice}  reordered {total.reordered}  wrong {total.wrong}  "
-        f"unexplained {total.unexplained}  unopened {total.unopened}  "
+        f"unexplained {total.unexplained}  unopened {total.unopened}  {dependent}"
         f"largest difference {total.largest_difference:.1e}"
     )
 
@@ -117,6 +122,7 @@ def to_json(verdict: Verdict) -> dict[str, object]:
         "total": _fields(verdict.total),
         "bad": {name: _fields(found) for name, found in verdict.bad.items()},
         "models_missing": sorted(verdict.models_missing),
+        "dependent": verdict.dependent,
     }
 
 
@@ -177,6 +183,13 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("histories", nargs="*", type=Path, metavar="HISTORY", help="files to judge")
     parser.add_argument(
         "--models", type=Path, default=Settings().models, metavar="DIR", help="folder of the models"
+    )
+    parser.add_argument(
+        "--apart",
+        type=parse_apart,
+        default=Settings().apart,
+        metavar="NAME=rows,tokens",
+        help="as the server's",
     )
     parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="largest difference (1e-5)")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")

@@ -11,6 +11,9 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from service.model.contract import Contract, GraphTensor, read_contract
+from service.model.step_graph import StepGraph
+from service.model.trial import NotIndependent, try_out
+from service.model.trial_runs import TrialFailed
 from service.verify.chain import Outputs
 
 TOKENS_PER_CALL = 256
@@ -35,13 +38,18 @@ class Oracle:
 
     Args:
         path: The ONNX file.
+        apart: What of a batch the server runs apart, beside what the file says of itself.
 
     Attributes:
         fingerprint: sha256 of the file.
         contract: Its tensors.
+        found_dependence: What `dependence` has found.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, apart: frozenset[str] = frozenset()) -> None:
+        self._path, self._apart = path, apart
+        self._is_tried = False
+        self.found_dependence: str | None = None
         self.fingerprint = hashlib.sha256(path.read_bytes()).digest()
         self._session = open_graph(path)
         self.contract: Contract = read_contract(
@@ -50,6 +58,8 @@ class Oracle:
             _tensors(self._session.get_outputs()),
             _tensors(self._session.get_overridable_initializers()),
         )
+        takes_chunks = self.contract.input.has_time_axis and "tokens" not in self.contract.apart | apart
+        self._tokens_per_call = TOKENS_PER_CALL if takes_chunks else 1
 
     def start(self) -> dict[str, NDArray[Any]]:
         """Returns the initial state by name, without a batch axis."""
@@ -63,7 +73,7 @@ class Oracle:
         Returns:
             Outputs (k, ...) and the next state, by name.
         """
-        size = TOKENS_PER_CALL if self.contract.input.has_time_axis else 1
+        size = self._tokens_per_call
         collected: dict[str, list[NDArray[Any]]] = {output.name: [] for output in self.contract.outputs}
         for start in range(0, len(tokens), size):
             outputs, state = self._call(tokens[start : start + size], state)
@@ -74,6 +84,24 @@ class Oracle:
     def run(self, tokens: NDArray[Any], initial: Mapping[str, NDArray[Any]] | None) -> "OracleRun":
         """See `chain.Network`."""
         return OracleRun(self, tokens, self.start() if initial is None else initial)
+
+    def dependence(self, tokens: NDArray[Any]) -> str | None:
+        """See `chain.Network`; tried on the first tokens asked for, then on drawn ones."""
+        if not self._is_tried:
+            self._is_tried = True
+            self.found_dependence = self._find_dependence(tokens)
+        return self.found_dependence
+
+    def _find_dependence(self, tokens: NDArray[Any]) -> str | None:
+        graph = StepGraph(self._path, name="", version=1, apart=self._apart)
+        for given in (tokens, None):
+            try:
+                try_out(graph, self._path.read_bytes(), given=given)
+            except NotIndependent as error:
+                return str(error)
+            except TrialFailed:
+                continue  # it does not run as its contract says, which explains no output
+        return None
 
     def _call(
         self, tokens: NDArray[Any], state: Mapping[str, NDArray[Any]]

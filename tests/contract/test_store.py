@@ -8,10 +8,10 @@ import pytest
 
 from service.errors import RecordCorrupt, StoreFull, StoreUnavailable
 from service.store.keys import session_key
-from service.store.protocol import Found, Writes
+from service.store.protocol import AckLevel, Found, Writes
 from service.store.record import NO_STAMP, Record, decode, encode
 from service.store.slots import slot_of
-from tests.stores import PASSWORD, URL_PASSWORD
+from tests.stores import PASSWORD, URL_PASSWORD, USER
 
 
 def record(position, *, incarnation=7, state=b"state", closed=False, digest=1):
@@ -51,6 +51,26 @@ async def eventually(action, timeout_s=20.0):
 
 
 # -- compare and replace ----------------------------------------------------------------------
+
+
+async def test_a_key_space_of_its_own(deployment, store, opened, key):
+    for process in deployment.primaries:
+        if process.login:
+            process.call("ACL", "SETUSER", USER, "~team.b:v1:*")
+    other = await opened(deployment.url, key_prefix="team.b")
+    assert await put(store, key, record(0)) is None
+    assert await get(other, key) is None
+    assert await put(other, key, record(5)) is None
+    assert (await get(store, key), await get(other, key)) == (record(0), record(5))
+    assert await put(other, key, record(6), record(0)) == Found(encode(record(5)))
+    assert 0 < await other.time_to_live_s(key) <= 60
+    assert await other.set_aside(key, encode(record(5)), 60)
+    assert (await get(store, key), await get(other, key)) == (record(0), None)
+    assert await other.confirm([key], AckLevel.REPLICATED, other.epoch) == {}
+    place = b"team.b:v1:" + key.removeprefix(b"holdfast:v1:")
+    wait, aside = sorted(deployment.primary_of(key).call("KEYS", "team.b:*"), key=len)
+    assert wait.startswith(b"team.b:v1:wait")
+    assert aside == place + b":set-aside"
 
 
 async def test_what_is_committed_is_loaded(store, key):

@@ -243,12 +243,7 @@ def test_a_level_per_request_that_the_store_cannot_give_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("level", "flags", "options", "reason"),
     [
-        (
-            "fsynced",
-            ["--allow-old-store"],
-            {"binary": REDIS_7_0},
-            "redis 7.0.15, whose WAITAOF needs 7.4.3 or newer",
-        ),
+        ("fsynced", [], {"binary": REDIS_7_0}, "redis 7.0.15, whose WAITAOF needs 7.4.3 or newer"),
         ("fsynced", [], {"appendfsync": "everysec"}, "its appendfsync is everysec"),
         ("fsynced", VOLATILE, {"appendonly": "no", "appendfsync": "always"}, "set appendonly yes"),
         ("replicated", [], {}, "set --replicas-required"),

@@ -28,7 +28,7 @@ def cluster(request, tmp_path):
 
 @pytest.fixture
 def server(cluster, tmp_path):
-    with ServerProcess(tmp_path / "data", "--store", cluster.url, "--allow-old-store") as server:
+    with ServerProcess(tmp_path / "data", "--store", cluster.url) as server:
         yield server
 
 

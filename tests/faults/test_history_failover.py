@@ -32,7 +32,7 @@ class Server:
     """A server and a stub for it."""
 
     def __init__(self, folder, models, url):
-        flags = ["--store", url, "--allow-old-store", "--models", str(models)]
+        flags = ["--store", url, "--models", str(models)]
         flags += ["--replicas-required", "1", "--ack-timeout-s", "0.3", "--store-timeout-s", "1"]
         self.process = ServerProcess(folder, *flags)
         self.channel = grpc.insecure_channel(self.process.address)

@@ -45,7 +45,7 @@ def agreed(group, port):
 async def test_a_killed_primary_is_followed_under_load(group, tmp_path):
     (tmp_path / "password").write_text(PASSWORD)
     url = group.url.replace(f":{URL_PASSWORD}@", "@", 1)
-    flags = ("--store", url, "--store-password-file", str(tmp_path / "password"), "--allow-old-store")
+    flags = ("--store", url, "--store-password-file", str(tmp_path / "password"))
 
     async def kill():
         await asyncio.sleep(0.5)
@@ -87,7 +87,7 @@ def let_back(old, new):
 async def test_a_partition_under_load_loses_nothing_that_was_acknowledged(group, tmp_path, level):
     """For a while both sides have a primary, and the server writes to the one that will lose it all."""
     old = group.nodes[0]
-    flags = ["--store", group.url, "--allow-old-store", "--ack-level", level]
+    flags = ["--store", group.url, "--ack-level", level]
     flags += ["--replicas-required", "1", "--ack-timeout-s", "0.3"]
 
     def part():

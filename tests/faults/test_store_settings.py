@@ -13,7 +13,7 @@ from service.metrics import Metrics
 from service.server import Server
 from tests.faults.test_store import health, step
 from tests.opening import open_at
-from tests.server import get
+from tests.server import get, value
 from tests.stores import StoreProcess
 from tests.waiting import wait_for
 
@@ -106,15 +106,18 @@ async def test_a_silent_store_does_not_stop_the_heart(store):
         await server.stop()
 
 
-@pytest.mark.parametrize("kind", ["valkey", "redis"])
-def test_a_version_with_known_holes_is_refused_at_start(kind, tmp_path):
-    with StoreProcess(kind, tmp_path / "store") as store:
-        if kind == "valkey":
-            ServerProcess(tmp_path / "data", "--store", store.url).stop()
-        elif store.info()["redis_version"].startswith("7.0."):
-            with pytest.raises(RuntimeError, match="--allow-old-store"):
-                ServerProcess(tmp_path / "data", "--store", store.url)
-            ServerProcess(tmp_path / "data", "--store", store.url, "--allow-old-store").stop()
+@pytest.mark.parametrize("flags", [(), ("--allow-old-store",)])
+def test_the_redis_of_a_distribution_is_served_on_and_told(flags, tmp_path):
+    with StoreProcess("redis", tmp_path / "store") as store:
+        if not store.info()["redis_version"].startswith("7.0."):
+            pytest.skip("the Redis here is none of Debian's or Ubuntu's")
+        with ServerProcess(tmp_path / "data", "--store", store.url, *flags) as server:
+            open_at(server.address, "s")
+            is_told = not flags
+            assert value(server, "holdfast_store_version_suspect") == is_told
+            assert get(server, "/readyz")[0] == 200
+        log = (tmp_path / "data" / "server.log").read_text()
+        assert log.count("apt changelog redis-server") == is_told
 
 
 @pytest.mark.parametrize(

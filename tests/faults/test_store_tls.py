@@ -18,7 +18,7 @@ def test_columns_and_chunks_over_tls(tmp_path):
     data = b"import numpy as np\n" * 4
     with (
         deploy("redis", "tls", tmp_path / "store") as store,
-        ServerProcess(tmp_path / "data", "--store", store.url, "--allow-old-store") as server,
+        ServerProcess(tmp_path / "data", "--store", store.url) as server,
         holdfast.Client(server.address) as client,
     ):
         names = [f"s{number}" for number in range(200)]

@@ -23,7 +23,13 @@ from service.engine.block import to_tokens
 from service.engine.work import check_tokens, validate
 from service.errors import InvalidRequest, RecordCorrupt, ServiceError, StoreUnavailable
 from service.model.contract import ContractError, GraphTensor, read_contract
-from service.model.onnx_wire import MICROSOFT_OPS, UnsafeGraph, check_file
+from service.model.onnx_wire import UnsafeGraph, check_file
+from service.model.operators import (
+    LEAST_ATTRIBUTES,
+    MICROSOFT_OPS,
+    ONNX_OPS,
+    RESERVED_DOMAINS,
+)
 from service.rpc import codec
 from service.rpc.columns import ColumnsCall, ColumnsLimits
 from service.rpc.credentials import ANYBODY
@@ -35,7 +41,16 @@ from service.store.connection import _RespProtocol
 from service.store.opening import create_store
 from tests.fakes import SUM_CONTRACT
 from tests.fuzz.bytes import damaged
-from tests.hostile_models import external_tensor, function_with, step_graph, subgraph_with
+from tests.fuzz.graphs import drawn_model
+from tests.fuzz.stepping import ending_of
+from tests.hostile_models import (
+    external_tensor,
+    function_named,
+    function_with,
+    shadowing,
+    step_graph,
+    subgraph_with,
+)
 from tests.models import CONTRACT
 
 MAX_TOKENS = 64
@@ -51,10 +66,15 @@ class Harness:
     Attributes:
         run: Raises if the parser does what it must not.
         inputs: Bytes to try it with.
+        examples: Of a short run.
+        seed: Of a short run; None draws one. Where a find would be another project's, new inputs are for
+            `make fuzz`.
     """
 
     run: Callable[[bytes], None]
     inputs: st.SearchStrategy[bytes]
+    examples: int = 200
+    seed: int | None = None
 
 
 class NamedModel:
@@ -255,7 +275,7 @@ def run_contract(data):
         contract = read_contract(metadata, inputs, outputs, switches)
     except ContractError:
         return
-    contract_message(contract).SerializeToString()
+    assert len(contract_message(contract).SerializeToString()) <= contract.text_bytes + 1024
     for names in (
         [state.name for state in contract.states],
         [contract.input.name, *(state.input for state in contract.states)],
@@ -280,15 +300,33 @@ def run_onnx_wire(data):
         return
     assert not model.training_info
     assert "ort_config" not in [entry.key for entry in model.metadata_props]
-    defined = {(function.domain, function.name) for function in model.functions}
+    defined = {(function.domain, function.name, function.overload) for function in model.functions}
+    for domain, _, _ in defined:
+        assert domain, "a function in ONNX's domain"
+        assert not any(f"{domain}.".startswith(f"{known.decode()}.") for known in RESERVED_DOMAINS)
     for message in messages(model):
         if isinstance(message, onnx.TensorProto):
             assert not message.external_data
             assert message.data_location == onnx.TensorProto.DEFAULT
-        if isinstance(message, onnx.NodeProto) and (message.domain, message.op_type) not in defined:
+        if isinstance(message, onnx.NodeProto):
             name = message.op_type  # bytes, where they are not text
-            known = (name if isinstance(name, bytes) else name.encode()) in MICROSOFT_OPS
-            assert message.domain in ("", "ai.onnx") or (message.domain == "com.microsoft" and known)
+            listed = MICROSOFT_OPS if message.domain == "com.microsoft" else ONNX_OPS
+            is_listed = (name if isinstance(name, bytes) else name.encode()) in listed
+            is_known = is_listed and message.domain in ("", "ai.onnx", "com.microsoft")
+            assert is_known or (message.domain, name, message.overload) in defined
+        if isinstance(message, onnx.AttributeProto) and message.name in ("group", "batch_dims"):
+            assert message.i >= LEAST_ATTRIBUTES[message.name.encode()]
+            assert not message.ref_attr_name
+
+
+def run_model_file(data):
+    """A file that is let through ends no process: what passes the check takes any token."""
+    try:
+        check_file(data)
+    except UnsafeGraph:
+        return
+    has_passed, signalled = ending_of(data)
+    assert not (has_passed and signalled), f"signal {signalled} after its check"
 
 
 def messages(message):
@@ -501,7 +539,7 @@ PLACES = [
     for topic, entry in PARSED.items()
     if topic != "contract_version"
     for key in [None, *(entry[0] if isinstance(entry, list) else entry)]
-] + [("outputs", "switch"), ("vocabulary", None), ("input", "time_axis")]
+] + [("outputs", "switch"), ("vocabulary", None), ("apart", None), ("input", "time_axis")]
 
 
 def changed_contract(changes, repeated):
@@ -545,9 +583,16 @@ GRAPHS = st.sampled_from(
             step_graph(subgraph_with(OUTSIDE)),
             step_graph(CALL, functions=[function_with(OUTSIDE)]),
             step_graph(CALL, metadata={}),
+            step_graph(
+                CALL, functions=[function_named("mine", "weights", onnx.helper.make_node("DFT", [], []))]
+            ),
+            step_graph(onnx.helper.make_node("Conv", ["x", "x"], ["w"], group=0)),
+            shadowing(),
         )
     ]
 )
+
+DRAWN = st.integers(0, 2**48).map(drawn_model)
 
 RESP = st.one_of(
     st.sampled_from(
@@ -584,5 +629,6 @@ HARNESSES = {
     "replies": Harness(run_replies, mostly(REPLIES.map(record.encode_replies))),
     "contract": Harness(run_contract, st.one_of(CONTRACTS, CONTRACTS, ANY_METADATA)),
     "onnx_wire": Harness(run_onnx_wire, mostly(GRAPHS, 600)),
+    "model_file": Harness(run_model_file, st.one_of(DRAWN, DRAWN, damaged(DRAWN)), examples=40, seed=1),
     "resp": Harness(run_resp, mostly(TALK)),
 }

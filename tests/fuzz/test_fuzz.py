@@ -7,8 +7,6 @@ import pytest
 from tests.fuzz.campaign import CORPUS, Failure, explore, keep, kept_inputs
 from tests.fuzz.harnesses import HARNESSES
 
-EXAMPLES = 200
-
 
 @pytest.mark.parametrize(
     ("name", "path"),
@@ -21,10 +19,11 @@ def test_what_is_kept_breaks_nothing(name, path):
 
 @pytest.mark.parametrize("name", HARNESSES)
 def test_a_short_run_breaks_nothing(name):
-    seed = secrets.randbelow(2**32)
+    harness = HARNESSES[name]
+    seed = secrets.randbelow(2**32) if harness.seed is None else harness.seed
     print(f"python -m tests.fuzz --only {name} --seed {seed}")
     try:
-        explore(HARNESSES[name], seed, examples=EXAMPLES)
+        explore(harness, seed, examples=harness.examples)
     except Failure as failure:
         path = keep(name, failure.data)
         pytest.fail(f"{failure.__cause__!r} by {failure}; kept as {path}; seed {seed}")

@@ -61,9 +61,7 @@ class Server:
     async def __aenter__(self):
         self._engine.start()
         self._grpc = grpc.aio.server()
-        handler = grpc.stream_stream_rpc_method_handler(
-            self._stream_steps, request_deserializer=pb.StreamStepsRequest.FromString
-        )
+        handler = grpc.stream_stream_rpc_method_handler(self._stream_steps)
         handlers = grpc.method_handlers_generic_handler(SERVICE_NAME, {"StreamSteps": handler})
         access = Access(None, asks_certificates=False)
         servicer = Servicer(

@@ -15,6 +15,7 @@ PROMPT_S = 5.0
 START = """
 import asyncio, gc, itertools, os, queue, signal, sys, threading, time
 import holdfast
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored in the background
 retry = holdfast.RetryPolicy(initial_s=0.01, max_s=0.02, attempt_s=60)
 
 def interrupt_after(seconds):

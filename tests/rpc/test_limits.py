@@ -138,7 +138,7 @@ def test_a_stream_whose_client_reads_nothing_is_ended_and_says_so(impatient_serv
         open_sessions(stub, ["stalled"])
         call = stub.StreamSteps(requests)
         wait_for(lambda: value(impatient_server, "holdfast_waiting_bytes") > 1 << 19, 20)
-        wait_for(lambda: value(impatient_server, "holdfast_waiting_bytes") == 0, 20)
+        wait_for(lambda: value(impatient_server, "holdfast_waiting_bytes") < 1 << 17, 20)  # one reply
         with pytest.raises(grpc.RpcError) as caught:
             list(call)  # what was written before, then the end
     error = from_rpc(caught.value)

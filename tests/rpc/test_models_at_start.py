@@ -7,6 +7,7 @@ import pytest
 from onnx import helper
 
 from tests.hostile_models import external_tensor, lying, step_graph
+from tests.mixing_graphs import beside, less_mean
 from tests.models import CONTRACT, write_features_model
 
 
@@ -29,7 +30,11 @@ BROKEN = {
         write(step_graph(helper.make_node("Shell", ["x"], ["w"], domain="evil"))),
         "'evil'",
     ),
-    "other shapes": (write(lying()), "a step gives 'y'"),
+    "mixes rows": (
+        lambda path: (path.parent.mkdir(parents=True), path.write_bytes(beside(less_mean))),
+        "the likely cause is ReduceMean across rows",
+    ),
+    "other shapes": (write(lying()), "a step gives output 'y'"),
     "truncated": (write_truncated, "not a loadable ONNX graph"),
     "no contract": (lambda path: write_features_model(path, metadata={}), "contract_version"),
     "no state pair": (

@@ -28,6 +28,19 @@ def test_what_the_exporter_writes_the_server_reads():
     assert json.loads(contract.facts["training"]) == {"seed": 1}
 
 
+@pytest.mark.parametrize("apart", [[], ["tokens"], ["rows", "tokens"]])
+def test_what_is_to_run_apart_is_read(apart):
+    written = byte_network_contract(8, ["h", "c"], training={}, parity={}, apart=apart)
+    contract = read_contract(written, INPUTS, OUTPUTS, SWITCHES)
+    assert contract.apart == set(apart)
+    assert "apart" not in contract.facts
+
+
+def test_other_metadata_may_be_long():
+    """Exporters leave whole programs there; nobody is told of them."""
+    assert read_contract({**METADATA, "pkg.torch.program": "x" * (1 << 20)}, INPUTS, OUTPUTS, SWITCHES)
+
+
 def changed(topic, **values):
     entry = json.loads(METADATA[f"holdfast.{topic}"])
     target = entry[0] if isinstance(entry, list) else entry
@@ -63,6 +76,14 @@ def changed(topic, **values):
         (changed("states", shape=[1e999]), "cannot be read"),
         ({**METADATA, "holdfast.states": '{"a": 1}'}, "cannot be read"),
         ({**METADATA, "holdfast.input": "[" * 20_000}, "cannot be read"),
+        ({**METADATA, "holdfast.apart": '"rows"'}, "apart is no list of rows and tokens"),
+        ({**METADATA, "holdfast.apart": '["columns"]'}, "'columns' is not one of rows, tokens"),
+        (
+            {**METADATA, "holdfast.notes": "x" * (6 << 20)},
+            "bytes, expected are at most 65536; keep long facts",
+        ),
+        ({**METADATA, **{f"holdfast.{n}": "x" for n in range(6000)}}, "expected are at most 65536"),
+        ({**METADATA, "holdfast.\x1b[2J": "x"}, "is no name"),
     ],
 )
 def test_a_wrong_contract_is_refused_with_the_place(metadata, message):

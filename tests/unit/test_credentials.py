@@ -1,5 +1,6 @@
 """What a tokens file may say, and whom it lets in."""
 
+import asyncio
 import gc
 import tomllib
 import tracemalloc
@@ -97,6 +98,10 @@ def test_no_token_lets_in_but_the_one_that_was_made(text):
     assert credentials.of_token(text) is None
 
 
+def test_a_text_that_has_no_bytes_is_no_token(tmp_path):
+    assert Credentials(token()).of_token("\ud800") is None
+
+
 def test_tokens_are_long_and_differ():
     tokens = {new_token() for _ in range(1000)}
     assert len(tokens) == 1000
@@ -182,17 +187,31 @@ async def test_a_call_let_in_just_before_its_credential_was_revoked_ends_at_once
     path.write_text(token_entry(made, "acme", ["step"]))
     access = Access(path, asks_certificates=False)
     caller = access.of_metadata((("authorization", f"Bearer {made}"),))
-    async with access.holding(caller):
+    with access.holding(caller):
         pass
     path.write_text(token())
     await access.refresh()
-    with pytest.raises(Unauthenticated, match="revoked"):
-        async with access.holding(caller):
-            pytest.fail("it was let in")
+    with pytest.raises(Unauthenticated, match="revoked"), access.holding(caller):
+        pytest.fail("it was let in")
 
 
-async def test_a_time_limit_inside_a_held_call_is_its_own(tmp_path):
-    access = Access(None, asks_certificates=False)
-    with pytest.raises(TimeoutError):
-        async with access.holding(ANYBODY):
-            raise TimeoutError
+async def test_a_held_call_that_is_cancelled_by_its_client_too_is_cancelled(tmp_path):
+    path = tmp_path / "tokens.toml"
+    made = new_token()
+    path.write_text(token_entry(made, "acme", ["step"]))
+    access = Access(path, asks_certificates=False)
+    caller = access.of_metadata((("authorization", f"Bearer {made}"),))
+    entered = asyncio.Event()
+
+    async def serve():
+        with access.holding(caller):
+            entered.set()
+            await asyncio.sleep(3600)
+
+    revoked, both = asyncio.create_task(serve()), asyncio.create_task(serve())
+    await entered.wait()
+    path.write_text(token())
+    await access.refresh()
+    both.cancel()
+    outcomes = await asyncio.gather(revoked, both, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [Unauthenticated, asyncio.CancelledError]

@@ -1,4 +1,4 @@
-"""What is loopback, what may be printed, and which replaced files are noticed."""
+"""What is loopback, and what may be printed."""
 
 import pytest
 from hypothesis import given
@@ -9,7 +9,6 @@ from service.edge import check_edge
 from service.errors import StartError
 from service.listen_address import ListenAddress
 from service.redaction import mask_url
-from service.watched_files import WatchedFiles
 
 SECRETS = st.text(
     st.characters(codec="ascii", exclude_categories=["Cc"], exclude_characters="*"), min_size=8
@@ -78,25 +77,6 @@ def test_settings_are_printed_without_secrets():
     assert "store=redis://user:***@store:6379 " in line
     assert "tls_key=/k.pem" in line
     assert "workers=1" in line
-
-
-def test_replaced_contents_are_noticed_and_trouble_is_told_once(tmp_path):
-    one, two = tmp_path / "one", tmp_path / "two"
-    one.write_bytes(b"1")
-    two.write_bytes(b"2")
-    files = WatchedFiles([one, two])
-    assert files.read_changed() == [b"1", b"2"]
-    assert files.read_changed() is None
-    one.write_bytes(b"1")
-    assert files.read_changed() is None, "the same again is no change"
-    two.write_bytes(b"3")
-    assert files.read_changed() == [b"1", b"3"]
-    one.unlink()
-    with pytest.raises(FileNotFoundError):
-        files.read_changed()
-    assert files.read_changed() is None
-    one.write_bytes(b"1")
-    assert files.read_changed() == [b"1", b"3"], "back again is a change"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ import random
 
 import numpy as np
 
+from service.engine.hot_state import ENTRY_BYTES
 from service.engine.rules import Claim
 from service.engine.sessions import Sessions
 from service.engine.work import Answer, Asked, Work
@@ -141,7 +142,7 @@ async def test_a_bad_token_fails_nobody_else(start):
 async def test_random_interleavings_keep_sessions_apart(start, model):
     rng = random.Random(1)
     streams = {f"s{n}": [rng.randrange(255) for _ in range(40)] for n in range(20)}
-    engine = start(streams, max_batch=7, hot_state_bytes=8 * 5)
+    engine = start(streams, max_batch=7, hot_state_bytes=5 * (ENTRY_BYTES + 40))
 
     async def run(session, tokens):
         position = total = 0

@@ -112,6 +112,20 @@ def test_kinds_do_not_pile_up(said, monkeypatch):
     assert len(limit._windows) <= log_lines._MOST_KINDS + 1
 
 
+def test_kinds_do_not_pile_up_while_all_of_them_are_new(said):
+    """A library that makes up each message anew fills neither the memory nor the log."""
+    lines, limit = said
+    logger = logging.getLogger("service.some")
+    for number in range(3 * log_lines._MOST_KINDS):
+        logger.warning(f"made up {number} " + "x" * 1000)
+    assert len(limit._windows) <= log_lines._MOST_KINDS + 1
+    assert max(len(message) for _, message, _ in limit._windows) <= log_lines._KIND_CHARS
+    assert len(lines) == log_lines._MOST_KINDS + LINES
+    limit.tell_all()
+    [told] = [about for _, about in lines if "left_out" in about]
+    assert (told["like"], told["left_out"]) == (log_lines._ANY_OTHER, 2 * log_lines._MOST_KINDS - LINES)
+
+
 def test_the_mark_of_a_session_hides_it_and_is_the_same_with_the_same_key():
     mark = logs.session_mark("acme", "user-42")
     assert mark == logs.session_mark("acme", "user-42")

@@ -11,7 +11,16 @@ from service.model import check
 from service.model.check import CheckLimits, check_folder, check_model
 from service.model.files import ModelFileError, fingerprint_of, read_file
 from service.model.repository import ModelRepository
-from tests.hostile_models import MEMORY_ADDRESS, endless, external_tensor, greedy, lying, step_graph
+from tests.hostile_models import (
+    MEMORY_ADDRESS,
+    endless,
+    external_tensor,
+    greedy,
+    lying,
+    shadowing,
+    step_graph,
+)
+from tests.mixing_graphs import beside, less_mean
 from tests.models import write_features_model
 
 GIB = 1 << 30
@@ -53,6 +62,11 @@ def test_a_crash_of_the_check_is_a_reason(path, monkeypatch):
     assert signal.Signals.SIGABRT.name in refuse(path, b"")
 
 
+def test_a_signal_without_a_name_is_a_reason(path, monkeypatch):
+    monkeypatch.setattr(check, "PROCESS", "tests.processes.ends_by_number")
+    assert "ended with signal 40" in refuse(path, b"")
+
+
 def test_what_a_check_says_is_short_and_printable(path, monkeypatch):
     monkeypatch.setattr(check, "PROCESS", "tests.processes.raves")
     reason = refuse(path, b"")
@@ -61,14 +75,19 @@ def test_what_a_check_says_is_short_and_printable(path, monkeypatch):
 
 
 def test_a_graph_that_gives_other_shapes_than_it_says_is_refused(path):
-    assert "a step gives 'y' as float32 (1, 1, 2)" in refuse(path, lying().SerializeToString()).replace(
-        "(2, 1, 2)", "(1, 1, 2)"
-    )
+    assert "a step gives output 'y' as float32 (1, 1, 2)" in refuse(
+        path, lying().SerializeToString()
+    ).replace("(2, 1, 2)", "(1, 1, 2)")
 
 
 def test_external_data_is_refused_before_onnxruntime_sees_it(path):
     model = step_graph(initializers=[external_tensor("w.bin")])
     assert "external data" in refuse(path, model.SerializeToString())
+
+
+def test_a_kernel_behind_a_function_of_its_name_is_refused(path):
+    """The check alone would pass it, since its kernel breaks at a later token only."""
+    assert "'Inverse'" in refuse(path, shadowing().SerializeToString())
 
 
 def test_a_check_can_open_no_file_and_no_socket_and_write_nothing(path, monkeypatch):
@@ -89,7 +108,7 @@ def test_a_file_replaced_after_its_check_is_not_what_is_loaded(path, monkeypatch
     write_features_model(path)
     checked = path.read_bytes()
 
-    def replace_file(*_):
+    def replace_file(*_, **__):
         path.write_bytes(step_graph(initializers=[external_tensor("w.bin")]).SerializeToString())
 
     monkeypatch.setattr("service.model.repository.check_model", replace_file)
@@ -102,8 +121,24 @@ def test_a_file_whose_check_was_made_is_not_checked_again(path, monkeypatch):
     folder = path.parent.parent.parent
     write_features_model(path)
     checked = check_folder(folder, 1 << 20)
-    monkeypatch.setattr("service.model.repository.check_model", lambda *_: pytest.fail("checked again"))
+    monkeypatch.setattr(
+        "service.model.repository.check_model", lambda *_, **__: pytest.fail("checked again")
+    )
     assert ModelRepository(folder, checked=checked).find("sum").fingerprint in checked
+
+
+def test_a_model_that_mixes_rows_passes_and_is_loaded_only_with_rows_apart(path, caplog):
+    folder = path.parent.parent.parent
+    path.parent.mkdir(parents=True)
+    path.write_bytes(beside(less_mean))
+    with pytest.raises(ModelFileError, match="depends on the others of its batch"):
+        check_folder(folder, 1 << 20)
+    with pytest.raises(ModelFileError, match="depends on the others of its batch"):
+        ModelRepository(folder)
+    apart = {"sum": frozenset({"rows"}), "other": frozenset({"rows"})}
+    checked = check_folder(folder, 1 << 20, apart)
+    assert ModelRepository(folder, checked=checked, apart=apart).find("sum").contract.apart == {"rows"}
+    assert "--apart names 'other'; so far no model has this name" in caplog.text
 
 
 def test_a_file_that_changed_since_is_checked_again(path):

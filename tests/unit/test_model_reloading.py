@@ -8,12 +8,13 @@ import threading
 import pytest
 
 from service.errors import ModelNotFound
-from service.model import reloading
+from service.model import reloading, repository
 from service.model.files import ModelFileError, fingerprint_of
-from service.model.reloading import ModelReloading
+from service.model.reloading import MAX_TOLD, ModelReloading
 from service.model.repository import ModelRepository
 from service.model.step_graph import StepGraph
 from tests.hostile_models import external_tensor, step_graph
+from tests.mixing_graphs import beside, less_mean
 from tests.models import CONTRACT, write_features_model
 from tests.waiting import wait_for
 
@@ -62,7 +63,7 @@ class Scene:
         self.path(version).parent.mkdir()
         self.path(version).write_bytes(BROKEN)
 
-    def reloading(self, *, refresh_s=1000.0, is_alone=True, why_not=lambda _: None):
+    def reloading(self, *, refresh_s=1000.0, is_alone=True, why_not=lambda _: None, **options):
         return ModelReloading(
             self.folder,
             self.models,
@@ -71,6 +72,7 @@ class Scene:
             observer=self.counts,
             refresh_s=refresh_s,
             is_alone=is_alone,
+            **options,
         )
 
     @property
@@ -155,7 +157,7 @@ async def test_loading_is_done_beside_the_event_loop(scene, monkeypatch):
 async def test_a_reload_goes_on_when_its_caller_leaves(scene, monkeypatch):
     is_checking, may_end = threading.Event(), threading.Event()
 
-    def check(*_):
+    def check(*_, **__):
         is_checking.set()
         may_end.wait(20)
 
@@ -167,6 +169,16 @@ async def test_a_reload_goes_on_when_its_caller_leaves(scene, monkeypatch):
     await asyncio.gather(caller, return_exceptions=True)
     may_end.set()
     await asyncio.to_thread(wait_for, lambda: scene.versions == [("sum", 1), ("sum", 2)])
+
+
+async def test_a_model_that_mixes_rows_is_loaded_once_a_setting_says_so(scene):
+    path = scene.path(1, "mean")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(beside(less_mean))
+    [refused] = await scene.reloading().reload()
+    assert "use --apart NAME=rows" in str(refused)
+    assert await scene.reloading(apart={"mean": frozenset({"rows"})}).reload() == []
+    assert scene.models.find("mean").contract.apart == {"rows"}
 
 
 # -- refusals --------------------------------------------------------------------------------------
@@ -236,6 +248,29 @@ async def test_a_copy_of_what_is_served_is_refused(scene):
     assert scene.models.find_fingerprint(served.fingerprint) is served
     with pytest.raises(ModelFileError, match="a copy of version 1 of sum"):
         ModelRepository(scene.folder)
+
+
+async def test_what_no_client_could_list_is_refused(scene, monkeypatch):
+    """A list of models that is longer than clients receive would be none."""
+    [served] = scene.models
+    monkeypatch.setattr(repository, "MAX_TEXT_BYTES", 3 * (1024 + served.contract.text_bytes))
+    scene.put(2)
+    scene.put(3)
+    scene.put(4)
+    [refusal] = texts(await scene.reloading().reload())
+    assert "descriptions of all models" in refusal
+    assert len(list(scene.models)) == 3
+    with pytest.raises(ModelFileError, match="descriptions of all models"):
+        ModelRepository(scene.folder)
+
+
+async def test_a_reload_tells_of_so_many_files_and_counts_the_others(scene):
+    for number in range(MAX_TOLD + 5):
+        scene.path(f"v{number}").parent.mkdir()
+        scene.path(f"v{number}").touch()
+    told = texts(await scene.reloading().reload())
+    assert len(told) == MAX_TOLD + 1
+    assert told[-1] == f"{scene.folder}: 5 further files are not served"
 
 
 async def test_two_folders_of_one_version_are_refused(scene):

@@ -3,7 +3,7 @@
 import pytest
 
 from service.errors import InvalidRequest
-from service.model.files import list_files
+from service.model.files import ModelFileError, find_files, list_files
 from service.names import control_character
 from service.rpc.codec import key_of
 
@@ -46,4 +46,31 @@ def test_a_folder_whose_name_is_no_text_is_no_model(tmp_path):
     said = sorted(str(error) for error in refused)
     assert "name has U+000A at index 3" in said[1]
     assert "name has U+DCFF at index 0" in said[0]
-    assert all(text.encode() for text in said)
+    assert all(text.encode() and text.isprintable() for text in said)
+    assert "/bad\\nname/1/model.onnx: " in said[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        (".hidden", "begins with a dot"),
+        ("n" * 129, "has 129 characters, expected are at most 128"),
+        ("ab\u202ecd", "has U\\+202E at index 2"),
+        ("clicks\u200b", "has U\\+200B at index 6"),
+        ("\ufeffclicks", "has U\\+FEFF at index 0"),
+    ],
+)
+def test_a_name_that_is_too_long_or_looks_like_another_is_no_model(tmp_path, name, reason):
+    path = tmp_path / name / "1" / "model.onnx"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    with pytest.raises(ModelFileError, match=f"its model's name {reason}"):
+        find_files(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["n" * 128, "Größe 2", "クリック", "a.b", "e\u0301"])
+def test_any_other_name_is_fine(tmp_path, name):
+    path = tmp_path / name / "1" / "model.onnx"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    assert [file.name for file in find_files(tmp_path)] == [name]

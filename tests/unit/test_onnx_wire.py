@@ -9,8 +9,10 @@ from tests.hostile_models import (
     MEMORY_ADDRESS,
     endless,
     external_tensor,
+    function_named,
     function_with,
     greedy,
+    shadowing,
     step_graph,
     subgraph_with,
 )
@@ -34,6 +36,19 @@ def unset_location(tensor):
 def with_training_graph():
     model = step_graph()
     model.training_info.add().algorithm.name = "sgd"
+    return model
+
+
+def grouped_by_its_caller():
+    node = helper.make_node("Conv", ["value", "value"], ["w"], group=1)
+    node.attribute[0].ClearField("i")
+    node.attribute[0].ref_attr_name = "groups"
+    return node
+
+
+def without_opset():
+    model = step_graph()
+    del model.opset_import[:]
     return model
 
 
@@ -75,6 +90,86 @@ REFUSED = {
         "'EPContext'",
     ),
     "a function that is not in the file": (step_graph(CALLS), "'weights' of domain 'mine'"),
+    "a function in the name of a kernel, called at token 7": (shadowing(), "'Inverse' in the domain"),
+    "a function in the name of a kernel of ONNX's domain": (
+        step_graph(
+            helper.make_node("MemcpyToHost", ["x"], ["w"]), functions=[function_named("", "MemcpyToHost")]
+        ),
+        "'MemcpyToHost' in the domain ''",
+    ),
+    "the same by the other name of the domain": (
+        step_graph(functions=[function_named("ai.onnx", "MemcpyToHost")]),
+        "'MemcpyToHost' in the domain ''",
+    ),
+    **{
+        f"a function in {domain}": (
+            step_graph(functions=[function_named(domain, "Mine")]),
+            "a domain of yours",
+        )
+        for domain in (
+            "ai.onnx.ml",
+            "ai.onnx.preview.training",
+            "com.microsoft.nchwc",
+            "com.ms.internal.nhwc",
+            "org.pytorch.aten",
+        )
+    },
+    "an operator that onnxruntime has in ONNX's domain": (
+        step_graph(helper.make_node("MemcpyToHost", ["x"], ["w"])),
+        "'MemcpyToHost' of domain ''",
+    ),
+    "an operator that does not stand what it may be given": (
+        step_graph(helper.make_node("DFT", ["x"], ["w"], domain="ai.onnx")),
+        "'DFT' of domain ''",
+    ),
+    "an operator in a function that nothing calls": (
+        step_graph(functions=[function_named("mine", "unused", helper.make_node("DFT", ["value"], ["w"]))]),
+        "'DFT'",
+    ),
+    "a function with another overload": (
+        step_graph(
+            helper.make_node("f", ["x"], ["w"], domain="mine", overload="a"),
+            functions=[function_named("mine", "f", overload="b")],
+        ),
+        "'f' of domain 'mine'",
+    ),
+    "an overload of a listed operator": (
+        step_graph(helper.make_node("Relu", ["x"], ["w"], overload="a")),
+        "has an overload",
+    ),
+    "a function that calls itself": (
+        step_graph(
+            functions=[function_named("mine", "f", helper.make_node("f", ["value"], ["w"], domain="mine"))]
+        ),
+        "'f' calls itself",
+    ),
+    "functions that call each other": (
+        step_graph(
+            functions=[
+                function_named("mine", "f", helper.make_node("g", ["value"], ["w"], domain="mine")),
+                function_named("mine", "g", helper.make_node("f", ["value"], ["w"], domain="mine")),
+            ]
+        ),
+        "'f' calls itself, or another one that does",
+    ),
+    "a function that is there twice": (
+        step_graph(functions=[function_named("mine", "f"), function_named("mine", "f")]),
+        "'f' twice",
+    ),
+    "a space in a name": (step_graph(helper.make_node("Relu x", ["x"], ["w"])), "a space"),
+    "operators of an old version in a function": (
+        step_graph(functions=[function_named("mine", "f", opset=6)]),
+        "version 6 of ONNX's operators",
+    ),
+    "no version of operators": (without_opset(), "does not say which version of ONNX's operators"),
+    "no groups": (
+        step_graph(helper.make_node("Conv", ["x", "x"], ["w"], group=0)),
+        "'group' is not in 1..2147483647",
+    ),
+    "a number of groups that a caller gives": (
+        step_graph(functions=[function_named("mine", "f", grouped_by_its_caller())]),
+        "'group' is a parameter",
+    ),
     "settings of onnxruntime": (step_graph(metadata={**CONTRACT, "ort_config": "{}"}), "ort_config"),
     "a training graph": (with_training_graph(), "training"),
 }
@@ -93,6 +188,18 @@ ALLOWED = {
     ),
     "a function of the file": step_graph(
         CALLS, functions=[function_with(helper.make_tensor("", 1, [2], [1, 2]))]
+    ),
+    "functions as torch writes them": step_graph(
+        helper.make_node("block", ["x"], ["w"], domain="pkg.torch.2.6.0", overload="1"),
+        functions=[
+            function_named("pkg.onnxscript.torch_lib", "aten_relu"),
+            function_named(
+                "pkg.torch.2.6.0",
+                "block",
+                helper.make_node("aten_relu", ["value"], ["w"], domain="pkg.onnxscript.torch_lib"),
+                overload="1",
+            ),
+        ],
     ),
     "a loop": endless(),
     "a large one": greedy(1 << 40),
@@ -126,6 +233,17 @@ def test_a_name_given_twice_is_refused():
     data = b"\x3a" + bytes([len(graph)]) + graph
     assert onnx.ModelProto.FromString(data).graph.node[0].domain == "evil"
     with pytest.raises(UnsafeGraph, match="twice"):
+        check_file(data)
+
+
+def test_a_name_of_another_wire_type_is_refused():
+    """A parser skips it, and takes this node for ONNX's own DFT, not for a function of `mydomain`."""
+    node = helper.make_node("DFT", ["x"], ["w"]).SerializeToString() + b"\x39mydomain"
+    graph = b"\x0a" + bytes([len(node)]) + node
+    model = step_graph(functions=[function_named("mydomain", "DFT")]).SerializeToString()
+    data = model + b"\x3a" + bytes([len(graph)]) + graph
+    assert [n.domain for n in onnx.ModelProto.FromString(data).graph.node if n.op_type == "DFT"] == [""]
+    with pytest.raises(UnsafeGraph, match=r"field 7 of a node at byte \d+ is of wire type 1"):
         check_file(data)
 
 

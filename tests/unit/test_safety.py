@@ -5,7 +5,7 @@ import re
 import pytest
 
 from service.config import Settings
-from service.store.safety import FLOORS, Allowances, dangers, describe
+from service.store.safety import FLOORS, KEPT_LINES, Allowances, dangers, describe, suspicion
 
 SAFE = {
     "redis_version": "7.2.4",
@@ -71,42 +71,59 @@ def test_the_wrong_server_cannot_be_allowed(changes, in_cluster, words):
     assert re.search(words, text)
 
 
-@pytest.mark.parametrize(
-    ("kind", "version", "is_old"),
-    [
-        ("redis", "7.0.15", True),  # no release of this line is mended
-        ("redis", "6.2.23", True),
-        ("redis", "6.2.24", False),
-        ("redis", "7.2.15", True),
-        ("redis", "7.4.11", False),
-        ("redis", "8.0.99", True),
-        ("redis", "8.6.5", True),
-        ("redis", "8.6.6", False),
-        ("redis", "8.10.1", False),
-        ("redis", "8.12.0", False),
-        ("redis", "9.0.0", False),
-        ("valkey", "7.2.13", True),
-        ("valkey", "8.1.8", True),
-        ("valkey", "8.1.10", False),
-        ("valkey", "9.0.4", True),
-        ("valkey", "9.1.0", True),
-        ("valkey", "9.1.1", False),
-        ("valkey", "9.2.0", False),
-    ],
-)
-def test_versions_with_known_holes(kind, version, is_old):
-    changes = {"valkey_version": None, "redis_version": version}
-    if kind == "valkey":
-        changes = {"valkey_version": version}
-    texts = found(changes)
-    assert bool(texts) == is_old
-    assert all("--allow-old-store" in text and version in text for text in texts)
-    assert found(changes, old=True) == []
+VERSIONS = {
+    "mended": "redis 6.2.24, 7.2.16, 7.4.11, 8.6.6, 8.10.1, 8.12.0, 9.0.0; "
+    "valkey 8.0.10, 8.1.10, 9.1.1, 9.2.0",
+    "perhaps mended by a distribution": "redis 6.0.16, 6.2.23, 7.0.15, 7.2.15, 8.0.2, 8.0.99; "
+    "valkey 7.2.12, 8.0.2, 8.1.1",
+    "known to have holes": "redis 2.8.24, 5.0.14, 7.4.10, 8.2.8, 8.5.0, 8.6.5; valkey 9.0.4, 9.1.0",
+}
 
 
-def test_floors_are_in_order():
-    for floors in FLOORS.values():
+def versions(verdict):
+    parts = (part.split(" ", 1) for part in VERSIONS[verdict].split("; "))
+    return [(kind, number) for kind, numbers in parts for number in numbers.split(", ")]
+
+
+def info_of(kind, version):
+    return {**SAFE, "valkey_version": None, "redis_version": version} | (
+        {"valkey_version": version} if kind == "valkey" else {}
+    )
+
+
+def suspected(kind, version, *, old=False):
+    info = {name: value for name, value in info_of(kind, version).items() if value is not None}
+    return suspicion(info, Allowances(old=old))
+
+
+@pytest.mark.parametrize(("kind", "version"), versions("mended"))
+def test_a_version_without_known_holes(kind, version):
+    assert found(info_of(kind, version)) == []
+    assert suspected(kind, version) == ""
+
+
+@pytest.mark.parametrize(("kind", "version"), versions("perhaps mended by a distribution"))
+def test_a_version_that_a_distribution_may_have_mended_is_served_on_and_told(kind, version):
+    assert found(info_of(kind, version)) == []
+    said = suspected(kind, version)
+    assert f"{kind} {version} has holes" in said
+    assert re.search(rf"CVE-\d+-\d+ in the changelog .*apt changelog {kind}-server", said)
+    assert suspected(kind, version, old=True) == ""
+
+
+@pytest.mark.parametrize(("kind", "version"), versions("known to have holes"))
+def test_a_version_with_known_holes_that_nobody_mends_is_refused(kind, version):
+    [text] = found(info_of(kind, version))
+    assert "--allow-old-store" in text
+    assert f"{kind} {version} has holes" in text
+    assert found(info_of(kind, version), old=True) == []
+    assert suspected(kind, version) == ""
+
+
+def test_floors_are_in_order_and_none_is_above_all_lines_that_are_kept():
+    for kind, floors in FLOORS.items():
         assert list(floors) == sorted(floors)
+        assert max(KEPT_LINES[kind]) <= floors[-1]
 
 
 @pytest.mark.parametrize(

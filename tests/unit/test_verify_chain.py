@@ -19,7 +19,17 @@ LIFE = 7
 
 
 class Toy:
-    """h' = 0.7 h + token / 255; the output of a token is h before it, plus the token."""
+    """h' = 0.7 h + token / 255; the output of a token is h before it, plus the token.
+
+    Args:
+        dependence: What its outputs depend on as well, if they do.
+    """
+
+    def __init__(self, dependence=None):
+        self._dependence = dependence
+
+    def dependence(self, tokens):
+        return self._dependence
 
     def run(self, tokens, initial):
         return ToyRun(tokens, 0.0 if initial is None else float(initial["h"]))
@@ -110,6 +120,18 @@ def judged(session):
     wrongs = {name: getattr(found, name) for name in FAULTS if getattr(found, name)}
     assert bool(wrongs) == (not found.is_good) == bool(found.notes)
     return wrongs, found
+
+
+def test_outputs_of_a_model_that_depends_on_more_tell_of_no_loss():
+    session = Session()
+    session.step([1, 2])
+    session.step([3])
+    session.log.pop()
+    session.shift += 1
+    session.step([4, 5, 6])
+    assert check(session.history, Toy()).lost == 1
+    found = check(session.history, Toy("its neighbours"))
+    assert (found.lost, found.wrong, found.dependent, found.is_good) == (0, 0, 3, False)
 
 
 def place_of(data, count):

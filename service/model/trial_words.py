@@ -1,0 +1,96 @@
+"""What a refused trial says: the likely cause, and what can be done. Pure.
+
+The cause is guessed from the operators that the file has: a hint, no finding. An operator's name stands in
+the file behind the tag of its field and its length, as does the direction of a recurrence; a file that has
+these bytes elsewhere gets a wrong hint.
+"""
+
+from collections.abc import Collection
+
+_MAX_NAMED = 3
+
+_DYNAMIC = ("DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM")
+_ACROSS = (
+    "CumSum",
+    "TopK",
+    "Unique",
+    "NonZero",
+    "Softmax",
+    "LogSoftmax",
+    "InstanceNormalization",
+    "GroupNormalization",
+    "MeanVarianceNormalization",
+    "LpNormalization",
+    "ReduceMean",
+    "ReduceSum",
+    "ReduceMax",
+    "ReduceMin",
+    "ReduceL1",
+    "ReduceL2",
+    "ReduceProd",
+    "ArgMax",
+    "ArgMin",
+    "Reshape",
+    "Transpose",
+)
+
+_CAUSES: dict[str, tuple[tuple[tuple[str, ...], str], ...]] = {
+    "rows": (
+        (_DYNAMIC, "with one scale for all it gets"),
+        (_ACROSS, "across rows"),
+    ),
+    "tokens": (
+        (("bidirectional", "reverse"), "recurrence, which reads ahead"),
+        (_DYNAMIC, "with one scale for all it gets"),
+        (("Conv",), "padded so that it looks ahead"),
+        (_ACROSS, "across tokens"),
+    ),
+    "mixed": ((_ACROSS, "across rows or tokens"),),
+    "random": (
+        (
+            (
+                "RandomNormal",
+                "RandomNormalLike",
+                "RandomUniform",
+                "RandomUniformLike",
+                "Multinomial",
+                "Bernoulli",
+                "Dropout",
+            ),
+            "which draws random numbers",
+        ),
+        (("BatchNormalization",), "in training mode, which keeps its mean from run to run"),
+    ),
+}
+"""By what is wrong: operators, the most likely first, and what is the matter with them."""
+
+
+def likely_cause(data: bytes, kind: str) -> str:
+    """Returns the operators of a file that probably make it so, in words.
+
+    Args:
+        data: The file.
+        kind: `rows`, `tokens`, `mixed` or `random`.
+    """
+    for names, matter in _CAUSES[kind]:
+        found = [name for name in names if _tagged(name) in data]
+        if found:
+            return f"the likely cause is {', '.join(found[:_MAX_NAMED])} {matter}"
+    return "no operator stands out as the cause"
+
+
+def remedy(apart: Collection[str]) -> str:
+    """Returns how such a graph can be served nevertheless.
+
+    Args:
+        apart: `rows`, `tokens` or both.
+    """
+    names = [name for name in ("rows", "tokens") if name in apart]
+    topic = ", ".join(f'"{name}"' for name in names)
+    each = " and ".join(name.removesuffix("s") for name in names)
+    return f"set holdfast.apart to [{topic}] or use --apart NAME={','.join(names)}, at one run per {each}"
+
+
+def _tagged(name: str) -> bytes:
+    """An operator in a node, or a text in an attribute: field 4 of either."""
+    return b"\x22" + bytes([len(name)]) + name.encode()
