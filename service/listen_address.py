@@ -1,7 +1,6 @@
 """Where a server listens, as a setting says it: HOST:PORT, [IPV6]:PORT or unix:/PATH. Pure."""
 
 import ipaddress
-import os
 from typing import NamedTuple, Self
 
 UNIX = "unix:"
@@ -85,7 +84,7 @@ def _socket_path(path: str) -> str:
         raise ValueError("expected unix:/PATH, an absolute path")
     if not path.isprintable() or any(char in path for char in "%?#,"):
         raise ValueError("a socket's path has no %, ?, #, comma or control character: clients read a URL")
-    if (size_bytes := len(os.fsencode(path))) > MAX_SOCKET_PATH_BYTES:
+    if (size_bytes := len(path.encode(errors="surrogateescape"))) > MAX_SOCKET_PATH_BYTES:
         raise ValueError(
             f"a socket's path has {MAX_SOCKET_PATH_BYTES} bytes at most, this one {size_bytes}; choose a "
             "shorter one"
