@@ -74,7 +74,7 @@ class WriterHandler(logging.Handler):
                     self._write(self._told(lost_count))
                     lost_count = 0
                 self._write(line)
-            except OSError:  # closed, or no room: nobody can be told now
+            except Exception:  # noqa: BLE001 -- closed, no room, no memory: nobody can be told now
                 lost_count += 1
             with self._changed:
                 self._lost_count += lost_count

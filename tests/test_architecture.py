@@ -166,6 +166,12 @@ ENDS_BY_ITSELF = {
         "service.supervisor",
         "Supervisor.start",
     ): "starting one worker, whose caller gets the error; replacing has a Trouble",
+    ("service.store.keeper", "kept"): "its turns have a Trouble",
+    ("service.log_writer", "WriterHandler.__init__"): "a line that cannot be written is counted as lost",
+    ("service.standard_streams", "say"): "writes one line",
+    ("service.host", "serve"): "the service itself; its end is that of the process",
+    ("service.host", "_open"): "one start; the caller gets the error",
+    ("service.rpc.grpc_server", "_Server._begin"): "one call",
     ("service.http_pages", "Paced.__call__"): "makes one page; those who wait get the error",
 }
 """Where a task or thread is started that is not kept going by `keep_going`, and why that is right."""

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 
+from service.background import RETRY_PAUSE_S, Trouble
 from service.store.data_folder import EmbeddedStoreError
 from service.store.embedded import EmbeddedStore
 
@@ -42,14 +43,19 @@ async def kept(store: EmbeddedStore) -> AsyncIterator[None]:
 
 async def _keep(store: EmbeddedStore) -> None:
     vain_count = 0
+    trouble = Trouble("embedded_store")
     while True:
-        opened_s = time.monotonic()
-        await _until_gone(store)
-        vain_count = vain_count + 1 if time.monotonic() - opened_s < EARLY_S else 0
-        why = await asyncio.to_thread(store.why_ended)
-        if vain_count <= 1:
-            _log.error("the embedded store (process %d) has ended: %s; it is started again", store.pid, why)
-        vain_count = await _open_again(store, vain_count)
+        with trouble:
+            opened_s = time.monotonic()
+            await _until_gone(store)
+            vain_count = vain_count + 1 if time.monotonic() - opened_s < EARLY_S else 0
+            why = await asyncio.to_thread(store.why_ended)
+            if vain_count <= 1:
+                ended = "the embedded store (process %d) has ended: %s; it is started again"
+                _log.error(ended, store.pid, why)
+            vain_count = await _open_again(store, vain_count)
+            continue
+        await asyncio.sleep(RETRY_PAUSE_S)
 
 
 async def _open_again(store: EmbeddedStore, vain_count: int) -> int:

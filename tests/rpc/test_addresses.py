@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 import holdfast
 from service.demo.processes import ServerProcess
 from tests.rpc.conftest import MODEL
@@ -56,9 +54,8 @@ def test_a_socket_in_a_folder_is_served_replaced_guarded_and_removed(tmp_path):
     assert not path.exists()
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
-def test_ipv6_is_listened_on_and_printed_in_brackets(tmp_path, workers):
-    flags = ("--http-address", "[::]:0", "--workers", workers)
+def test_ipv6_is_listened_on_and_printed_in_brackets(tmp_path):
+    flags = ("--http-address", "[::]:0", "--workers", "2")
     with ServerProcess(tmp_path / "data", *flags, grpc_address="[::1]:0") as server:
         assert server.address.startswith("[::1]:")
         assert server.http.startswith("[::]:")
