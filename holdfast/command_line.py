@@ -38,7 +38,7 @@ def credentials(options: argparse.Namespace) -> dict[str, Any]:
         OSError: A file cannot be read.
         ValueError: Certificate or key is missing.
     """
-    token = options.token_file.read_text().strip() if options.token_file else None
+    token = options.token_file.read_text("utf-8-sig").strip() if options.token_file else None
     tls: bool | Tls = False
     if options.tls_ca or options.tls_cert or options.tls_key:
         tls = Tls(options.tls_ca, options.tls_cert, options.tls_key)

@@ -3,8 +3,10 @@
 import importlib
 import sys
 from importlib.metadata import version
+from types import TracebackType
 
 from service.library_environment import set_library_environment
+from service.standard_streams import obeying_pipes, open_missing
 
 USAGE = """usage: holdfast COMMAND [--help] [options], or holdfast --version
 
@@ -29,20 +31,33 @@ CLIENT_SIDE = {"session": "holdfast.session_command", "models": "holdfast.models
 
 
 def main() -> None:
-    """Runs the subcommand named on the command line and exits with its code."""
+    """Runs the subcommand named on the command line and exits with its code; by SIGINT after Ctrl-C."""
+    open_missing()
+    sys.excepthook = _uncaught
+    raise SystemExit(obeying_pipes(f"holdfast {' '.join(sys.argv[1:2])}".strip(), _run))
+
+
+def _run() -> int:
     if sys.argv[1:] == ["--version"]:
         print(f"holdfast {version('holdfast')}")
-        raise SystemExit(0)
+        return 0
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         print(USAGE)
-        raise SystemExit(0 if len(sys.argv) > 1 else 2)
+        return 0 if len(sys.argv) > 1 else 2
     command, arguments = sys.argv[1], sys.argv[2:]
     if command in SERVER_SIDE:
-        raise SystemExit(_run_server_side(command, arguments))
+        return _run_server_side(command, arguments)
     if command in CLIENT_SIDE:
-        raise SystemExit(importlib.import_module(CLIENT_SIDE[command]).main(arguments))
+        code: int = importlib.import_module(CLIENT_SIDE[command]).main(arguments)
+        return code
     print(f"holdfast: no command {command!r}\n{USAGE}", file=sys.stderr)
-    raise SystemExit(2)
+    return 2
+
+
+def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Says nothing of Ctrl-C: it was meant, and the interpreter ends by SIGINT, as shells expect."""
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _run_server_side(command: str, arguments: list[str]) -> int:

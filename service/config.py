@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.listen_address import ListenAddress
@@ -16,6 +16,25 @@ from service.redaction import mask_url
 from service.store.keys import DEFAULT_PREFIX, KeySpace
 
 EMBEDDED = "embedded"
+
+LONGEST_S = 1_000_000
+"""Eleven days. gRPC takes milliseconds as 32-bit integers, 24 days, to some of which others are added."""
+
+LONGEST_TTL_S = 3_200_000_000
+"""A hundred years; the store adds its clock to it, in milliseconds of 63 bits."""
+
+MOST_MESSAGE_BYTES = (1 << 31) - 1
+"""gRPC's own limit; its lengths are 32-bit integers."""
+
+MOST_MODEL_BYTES = (1 << 31) - 1
+"""An ONNX file is one protocol buffer, and so cannot be larger."""
+
+LEAST_MEMORY_BYTES = 256 << 20
+"""A server at rest has some 150 MiB; with less than that allowed it would refuse every call."""
+
+MOST_BYTES = 1 << 50
+MOST_COUNT = 1_000_000_000
+"""More than any machine has; metrics show them as floats, exactly."""
 
 
 def _shipped_models() -> Path:
@@ -31,6 +50,7 @@ class Settings(BaseSettings):
         env_prefix="HOLDFAST_",
         frozen=True,
         extra="forbid",
+        allow_inf_nan=False,
         cli_kebab_case=True,
         cli_prog_name="holdfast serve",
         cli_implicit_flags=True,
@@ -43,9 +63,12 @@ class Settings(BaseSettings):
     models: Annotated[Path, Field(description="folder of models, <name>/<version>/model.onnx")] = Field(
         default_factory=_shipped_models
     )
-    max_model_bytes: Annotated[int, Field(ge=1024, description="largest model file, bytes")] = 512 << 20
+    max_model_bytes: Annotated[
+        int, Field(ge=1024, le=MOST_MODEL_BYTES, description="largest model file, bytes")
+    ] = 512 << 20
     model_refresh_s: Annotated[
-        float, Field(ge=0, description="seconds between looks at the folder of models; 0 is never")
+        float,
+        Field(ge=0, le=LONGEST_S, description="seconds between looks at the folder of models; 0 is never"),
     ] = 5.0
     apart: Annotated[
         str,
@@ -82,53 +105,85 @@ class Settings(BaseSettings):
         int, Field(ge=1, le=256, description="processes that serve the gRPC port; one per core is right")
     ] = 1
     session_ttl_s: Annotated[
-        float, Field(ge=0, description="seconds an idle session lives; 0 is for ever")
+        float, Field(ge=0, le=LONGEST_TTL_S, description="seconds an idle session lives; 0 is for ever")
     ] = 86_400.0
     max_batch: Annotated[int, Field(ge=1, le=1024, description="most chunks run together")] = 64
-    max_waiting: Annotated[int, Field(ge=1, description="most chunks waiting, per worker")] = 8192
+    max_waiting: Annotated[
+        int, Field(ge=1, le=MOST_COUNT, description="most chunks waiting, per worker")
+    ] = 8192
     max_waiting_bytes: Annotated[
         int,
-        Field(ge=1, description="most bytes of waiting chunks and of replies not written, per worker"),
+        Field(
+            ge=1 << 20,
+            le=MOST_BYTES,
+            description="most bytes of waiting chunks and of replies not written, per worker",
+        ),
     ] = 256 << 20
-    max_streams: Annotated[int, Field(ge=1, description="most open streams, per worker")] = 16_384
+    max_streams: Annotated[int, Field(ge=1, le=MOST_COUNT, description="most open streams, per worker")] = (
+        16_384
+    )
     tenant_share: Annotated[
         float,
-        Field(gt=0, le=1, description="part of these bounds that one tenant alone may have; 1 is all"),
+        Field(ge=0.01, le=1, description="part of these bounds that one tenant alone may have; 1 is all"),
     ] = 0.8
     max_chunk_tokens: Annotated[int, Field(ge=1, le=65536, description="most tokens in a chunk")] = 1024
     max_rows: Annotated[int, Field(ge=1, le=65536, description="most rows of a message in columns")] = 1024
     max_message_bytes: Annotated[
         int | None,
-        Field(ge=1024, description="largest request, bytes; by default what the models can make use of"),
+        Field(
+            ge=1024,
+            le=MOST_MESSAGE_BYTES,
+            description="largest request, bytes; by default what the models can make use of",
+        ),
     ] = None
     max_memory_bytes: Annotated[
         int | None,
         Field(
             ge=0,
+            le=MOST_BYTES,
             description="resident memory above which calls are refused, per worker, bytes; 0 is never",
         ),
     ] = None
     max_call_s: Annotated[
         float,
         Field(
-            gt=0, description="longest wait of a call without a deadline, and of a stream's chunk, seconds"
+            ge=0.05,
+            le=LONGEST_S,
+            description="longest wait of a call without a deadline, and of a stream's chunk, seconds",
         ),
     ] = 60.0
     max_stall_s: Annotated[
-        float, Field(gt=0, description="a stream whose client reads nothing for so many seconds is ended")
+        float,
+        Field(
+            ge=0.05,
+            le=LONGEST_S,
+            description="a stream whose client reads nothing for so many seconds is ended",
+        ),
     ] = 60.0
     keepalive_s: Annotated[
-        float, Field(gt=0, description="seconds of silence after which a connection must answer a ping")
+        float,
+        Field(
+            ge=1, le=LONGEST_S, description="seconds of silence after which a connection must answer a ping"
+        ),
     ] = 60.0
     max_connection_age_s: Annotated[
         float,
-        Field(ge=0, description="seconds, within 10 %, after which clients connect anew; 0 is never"),
+        Field(
+            ge=0,
+            le=LONGEST_S,
+            description="seconds, within 10 %, after which clients connect anew; 0 is never",
+        ),
     ] = 600.0
     hot_state_bytes: Annotated[
-        int, Field(ge=0, description="memory for the states of sessions that ran lately, per worker, bytes")
+        int,
+        Field(
+            ge=0,
+            le=MOST_BYTES,
+            description="memory for the states of sessions that ran lately, per worker, bytes",
+        ),
     ] = 256 << 20
     store_timeout_s: Annotated[
-        float, Field(gt=0, le=60, description="longest wait for the store, seconds")
+        float, Field(ge=0.05, le=60, description="longest wait for the store, seconds")
     ] = 1.0
     ack_level: Annotated[
         Literal["memory", "fsynced", "replicated", "fsynced+replicated"],
@@ -141,16 +196,22 @@ class Settings(BaseSettings):
         Field(ge=0, le=100, description="replicas that make a commit `replicated`; 0 offers no such level"),
     ] = 0
     ack_timeout_s: Annotated[
-        float, Field(gt=0, le=60, description="longest wait for an acknowledgement level, seconds")
+        float, Field(ge=0.05, le=60, description="longest wait for an acknowledgement level, seconds")
     ] = 5.0
     drain_timeout_s: Annotated[
-        float, Field(ge=0, description="longest wait for chunks under way when stopping, seconds")
+        float,
+        Field(ge=0, le=LONGEST_S, description="longest wait for chunks under way when stopping, seconds"),
     ] = 10.0
     run_timeout_s: Annotated[
-        float, Field(gt=0, le=3600, description="longest run of a model before it is ended, seconds")
+        float, Field(ge=0.05, le=3600, description="longest run of a model before it is ended, seconds")
     ] = 10.0
     quarantine_after: Annotated[
-        int, Field(ge=0, description="failures in a row that put a session into quarantine; 0 is never")
+        int,
+        Field(
+            ge=0,
+            le=MOST_COUNT,
+            description="failures in a row that put a session into quarantine; 0 is never",
+        ),
     ] = 3
     tls_cert: Annotated[
         Path | None, Field(description="certificate chain of gRPC, PEM; replaced on disk, it is read again")
@@ -170,11 +231,19 @@ class Settings(BaseSettings):
     ] = False
     drain_pause_s: Annotated[
         float,
-        Field(ge=0, description="seconds of that in which it still serves, not ready, when stopping"),
+        Field(
+            ge=0,
+            le=LONGEST_S,
+            description="seconds of that in which it still serves, not ready, when stopping",
+        ),
     ] = 0.0
     stuck_worker_s: Annotated[
         float,
-        Field(ge=0, description="a worker whose loop stands still for so long is replaced; 0 is never"),
+        Field(
+            ge=0,
+            le=LONGEST_S,
+            description="a worker whose loop stands still for so long is replaced; 0 is never",
+        ),
     ] = 15.0
     allow_volatile_store: Annotated[bool, Field(description="serve on a store that may lose sessions")] = (
         False
@@ -213,10 +282,49 @@ class Settings(BaseSettings):
         )
 
     @model_validator(mode="after")
-    def _pauses_within_the_drain(self) -> Self:
+    def _fit_together(self) -> Self:
         if self.drain_pause_s > self.drain_timeout_s:
             raise ValueError("--drain-pause-s is longer than --drain-timeout-s, of which it is a part")
+        for flag, bound in (("--max-waiting", self.max_waiting), ("--max-streams", self.max_streams)):
+            if bound * self.tenant_share < 1:
+                raise ValueError(
+                    f"{flag} {bound}: --tenant-share {self.tenant_share:g} of it is less than one, so "
+                    "nobody would be served; make one of them larger"
+                )
         return self
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_text(cls, value: object, info: ValidationInfo) -> object:
+        """Refuses what is no text or nothing, and takes off the end of a line that a CRLF file left."""
+        if not isinstance(value, str) or value == cls.model_fields[str(info.field_name)].default:
+            return value
+        value = value.rstrip("\r\n")
+        if not value:
+            raise ValueError("expected a value, not nothing; leave it out for the default")
+        if "\0" in value or not _is_utf8(value):
+            raise ValueError("expected text in UTF-8, without NUL")
+        return value
+
+    @field_validator("max_connection_age_s", "stuck_worker_s")
+    @classmethod
+    def _is_long(cls, value: float) -> float:
+        return _zero_or_from(1, value, LONGEST_S)
+
+    @field_validator("session_ttl_s")
+    @classmethod
+    def _lives(cls, value: float) -> float:
+        return _zero_or_from(1, value, LONGEST_TTL_S)
+
+    @field_validator("model_refresh_s")
+    @classmethod
+    def _is_no_spin(cls, value: float) -> float:
+        return _zero_or_from(0.05, value, LONGEST_S)
+
+    @field_validator("max_memory_bytes")
+    @classmethod
+    def _has_room(cls, value: int | None) -> int | None:
+        return None if value is None else int(_zero_or_from(LEAST_MEMORY_BYTES, value, MOST_BYTES))
 
     @field_validator("key_prefix")
     @classmethod
@@ -242,3 +350,17 @@ class Settings(BaseSettings):
         if ListenAddress.parse(value).socket_path:
             raise ValueError("expected HOST:PORT or [IPV6]:PORT; only gRPC listens on a socket in a folder")
         return value
+
+
+def _zero_or_from(least: float, value: float, most: int) -> float:
+    if 0 < value < least:
+        raise ValueError(f"expected 0, or a number from {least} to {most}")
+    return value
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -14,15 +14,20 @@ from typing import Protocol
 from service.config import EMBEDDED, Settings
 from service.descriptors import provide_descriptors
 from service.edge import check_edge
-from service.errors import StartError
+from service.errors import ConfigurationError, StartError
 from service.http_pages import Answer, Paced, Page
 from service.http_server import HttpServer
 from service.listen_address import ListenAddress
 from service.logs import obey_level_signals
 from service.metrics import CONTENT_TYPE, Metrics
+from service.own_process import memory_bytes
 from service.ports import bind_error, open_port, try_address
 from service.signals import stop_requested
-from service.store.embedded import EmbeddedStore, EmbeddedStoreError
+from service.standard_streams import say
+from service.store.address import password_in
+from service.store.data_folder import EmbeddedStoreError
+from service.store.embedded import Abandoned, EmbeddedStore
+from service.store.keeper import kept
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +56,7 @@ class Serving(Protocol):
 
 
 async def serve(settings: Settings) -> None:
-    """Serves until SIGTERM or SIGINT, then drains.
+    """Serves until one of STOP_SIGNALS, then drains; one that comes while it starts ends the start.
 
     Raises:
         StartError: It cannot start.
@@ -61,14 +66,33 @@ async def serve(settings: Settings) -> None:
     _log.info("settings: %s", settings.redacted())
     _check_grpc_address(settings.grpc_address)
     _check_password_file(settings.store_password_file)
+    _check_memory(settings.hot_state_bytes)
     stopping = stop_requested()
     obey_level_signals(settings.log_level)
     serving = _create(settings)
+    has_started = asyncio.Event()
+    serves = asyncio.create_task(_serve(settings, serving, stopping, has_started))
+    stops = asyncio.create_task(stopping.wait())
+    await asyncio.wait({serves, stops}, return_when=asyncio.FIRST_COMPLETED)
+    stops.cancel()
+    if not has_started.is_set() and serves.cancel():
+        await asyncio.wait({serves})
+        if serves.cancelled():
+            _log.info("told to stop while it started")
+            return
+    await serves
+
+
+async def _serve(
+    settings: Settings, serving: Serving, stopping: asyncio.Event, has_started: asyncio.Event
+) -> None:
+    """Serves until `stopping`, then drains; sets `has_started` once it may no longer be cancelled."""
     async with _http(settings.http_address, serving) as http, _store(settings) as store_url:
         await serving.start(store_url)
+        has_started.set()
         grpc_address = ListenAddress.parse(settings.grpc_address).at(serving.grpc_port)
         http_address = ListenAddress.parse(settings.http_address).at(http.port)
-        print(f"ready grpc={grpc_address} http={http_address}", flush=True)
+        say(f"ready grpc={grpc_address} http={http_address}")
         await stopping.wait()
         _log.info("draining")
         await serving.stop()
@@ -85,10 +109,19 @@ def _check_grpc_address(address: str) -> None:
 def _check_password_file(path: Path | None) -> None:
     try:
         if path is not None:
-            path.read_bytes()
+            password_in(path)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise StartError(f"--store-password-file {path}: {reason}; name a file that can be read") from None
+
+
+def _check_memory(hot_state_bytes: int) -> None:
+    """Room for hot states is taken in one piece, which a system refuses that does not have so much."""
+    if hot_state_bytes > (most_bytes := memory_bytes()):
+        raise ConfigurationError(
+            f"--hot-state-bytes {hot_state_bytes}: expected the memory of this machine or container at "
+            f"most, {most_bytes}"
+        )
 
 
 def _create(settings: Settings) -> Serving:
@@ -128,17 +161,33 @@ def _page(why_not: Callable[[], str | None]) -> Page:
 
 @contextlib.asynccontextmanager
 async def _store(settings: Settings) -> AsyncIterator[str]:
-    """Has a share in the embedded store, if that is the store; gives the URL."""
+    """Has a share in the embedded store, if that is the store, and keeps it running; gives the URL."""
     if settings.store != EMBEDDED:
         yield settings.store
         return
     try:
-        embedded = await asyncio.to_thread(
-            EmbeddedStore.start, settings.data_dir, syncs_always="fsynced" in settings.ack_level
-        )
+        embedded = EmbeddedStore(settings.data_dir, syncs_always="fsynced" in settings.ack_level)
     except EmbeddedStoreError as error:
         raise StartError(str(error)) from None
     try:
-        yield embedded.url
+        await _open(embedded)
+        async with kept(embedded):
+            yield embedded.url
     finally:
-        await asyncio.to_thread(embedded.release)
+        try:
+            await asyncio.to_thread(embedded.release)
+        except EmbeddedStoreError as error:
+            _log.error("%s", error)
+
+
+async def _open(embedded: EmbeddedStore) -> None:
+    opening = asyncio.create_task(asyncio.to_thread(embedded.open))
+    try:
+        await asyncio.shield(opening)
+    except EmbeddedStoreError as error:
+        raise StartError(str(error)) from None
+    except asyncio.CancelledError:
+        embedded.abandon()
+        with contextlib.suppress(Abandoned, EmbeddedStoreError):
+            await opening
+        raise

@@ -1,13 +1,15 @@
 """Where a server listens, as a setting says it: HOST:PORT, [IPV6]:PORT or unix:/PATH. Pure."""
 
 import ipaddress
-import os
 from typing import NamedTuple, Self
 
 UNIX = "unix:"
 
 MAX_SOCKET_PATH_BYTES = 107
 """Linux has 108 bytes for the path of a socket, the last of them 0."""
+
+MAX_LABEL_CHARS = 63
+"""Of a name, between two dots."""
 
 
 class ListenAddress(NamedTuple):
@@ -33,13 +35,16 @@ class ListenAddress(NamedTuple):
         if text.startswith(UNIX):
             return cls("", 0, _socket_path(text.removeprefix(UNIX)))
         host, colon, port = text.rpartition(":")
-        if not (colon and host and port.isascii() and port.isdecimal() and int(port) < 65536):
+        is_port = port.isascii() and port.isdecimal() and len(port) <= 5 and int(port) < 65536
+        if not (colon and host and is_port):
             raise ValueError("expected HOST:PORT, [IPV6]:PORT or unix:/PATH")
         if host.startswith("[") and host.endswith("]"):
             host = host[1:-1]
             _check_ipv6(host)
-        elif not host.isascii() or any(char in host for char in ":[]%/ "):
+        elif not host.isascii() or not host.isprintable() or any(char in host for char in ":[]%/ "):
             raise ValueError("expected HOST:PORT, an IPv6 address in brackets: [::1]:8080")
+        elif not all(0 < len(label) <= MAX_LABEL_CHARS for label in host.removesuffix(".").split(".")):
+            raise ValueError("expected HOST:PORT, and the host is no name")
         return cls(host, int(port))
 
     def at(self, port: int) -> Self:
@@ -79,7 +84,7 @@ def _socket_path(path: str) -> str:
         raise ValueError("expected unix:/PATH, an absolute path")
     if not path.isprintable() or any(char in path for char in "%?#,"):
         raise ValueError("a socket's path has no %, ?, #, comma or control character: clients read a URL")
-    if (size_bytes := len(os.fsencode(path))) > MAX_SOCKET_PATH_BYTES:
+    if (size_bytes := len(path.encode(errors="surrogateescape"))) > MAX_SOCKET_PATH_BYTES:
         raise ValueError(
             f"a socket's path has {MAX_SOCKET_PATH_BYTES} bytes at most, this one {size_bytes}; choose a "
             "shorter one"

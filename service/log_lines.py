@@ -67,10 +67,8 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Returns a line, or several with a trace, without its end."""
         words = [f"{_time_of(record)} {record.levelname} {record.name}[{record.process}]"]
-        words.append(_printable(record.getMessage()))
-        words += [
-            f"{name}={_printable(str(value))}" for name, value in getattr(record, _FIELDS, {}).items()
-        ]
+        words.append(printable(record.getMessage()))
+        words += [f"{name}={printable(str(value))}" for name, value in getattr(record, _FIELDS, {}).items()]
         line = " ".join(words)
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
@@ -155,7 +153,7 @@ def _time_of(record: logging.LogRecord) -> str:
     return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Returns a text in which nobody can hide the start of another line."""
     if text.isprintable():
         return text

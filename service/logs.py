@@ -20,6 +20,7 @@ import threading
 from types import TracebackType
 
 from service.log_lines import JsonFormatter, LineLimit, TextFormatter
+from service.log_writer import WriterHandler
 
 VERBOSE = signal.SIGUSR1
 USUAL = signal.SIGUSR2
@@ -41,7 +42,7 @@ def configure(process: str, form: str = "auto", level: str = "info") -> None:
         level: Of the lines that are said: debug, info, warning or error.
     """
     is_json = form == "json" or (form == "auto" and not sys.stderr.isatty())
-    handler = logging.StreamHandler()
+    handler = WriterHandler(sys.stderr.fileno())
     handler.setFormatter(JsonFormatter(process) if is_json else TextFormatter())
     limit = LineLimit()
     handler.addFilter(limit)
@@ -62,6 +63,12 @@ def obey_level_signals(usual: str) -> None:
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(VERBOSE, functools.partial(_set_level, "debug", is_verbose=True))
     loop.add_signal_handler(USUAL, functools.partial(_set_level, usual, is_verbose=False))
+
+
+def flush() -> None:
+    """Has the lines so far written, before something else is said on standard error; see `log_writer`."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
 
 
 def is_verbose() -> bool:
@@ -94,9 +101,7 @@ def _set_level(level: str, *, is_verbose: bool) -> None:
 
 
 def _log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    if issubclass(kind, KeyboardInterrupt):
-        sys.__excepthook__(kind, error, trace)
-    else:
+    if not issubclass(kind, KeyboardInterrupt):  # Ctrl-C was meant
         _log.critical("bug: nobody caught an exception", exc_info=(kind, error, trace))
 
 

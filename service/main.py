@@ -5,6 +5,7 @@ log: it is for people, and the form itself may be what is wrong.
 """
 
 import asyncio
+import contextlib
 import os
 import sys
 
@@ -13,6 +14,7 @@ import uvloop
 from service import logs
 from service.errors import ConfigurationError, StartError
 from service.host import serve
+from service.log_lines import printable
 from service.settings_sources import SettingsSources
 
 EXIT_CONFIGURATION = 2
@@ -42,5 +44,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _refused(why: str, code: int) -> int:
-    print(f"holdfast serve: {' '.join(why.split())}", file=sys.stderr)
+    logs.flush()
+    line = " ".join(why.split())
+    with contextlib.suppress(OSError):  # nobody reads it; the code says it too
+        print(f"holdfast serve: {printable(line)}", file=sys.stderr)
     return code

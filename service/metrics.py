@@ -6,6 +6,7 @@ float64 is written whole, so a reader finds each number as it was at some moment
 the numbers lies a text, the models served, whose length is written last.
 """
 
+import functools
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -203,7 +204,7 @@ class Metrics:
         self._beat_s = self._take(1)
         text = "1 for each model served."
         self.registry.register(InfoFamily("holdfast_model_info", text, ServedModel._fields, self.models))
-        built = [[version("holdfast")]]
+        built = [[_version()]]
         self.registry.register(
             InfoFamily("holdfast_build_info", "1 for the version that runs.", ["version"], lambda: built)
         )
@@ -414,6 +415,12 @@ def scrape_together(base: Metrics, workers: Sequence[Metrics]) -> bytes:
     total.join_gauges([worker for worker in workers if worker.workers.value])
     total.add_process(base)
     return total.scrape()
+
+
+@functools.cache
+def _version() -> str:
+    """Returns the version of the package, read once: a scrape must not need a descriptor."""
+    return version("holdfast")
 
 
 def _least(values: Sequence[float]) -> float:

@@ -60,7 +60,10 @@ def usage() -> ProcessUsage:
     max_fds = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if not os.path.isdir(_PROC):
         return ProcessUsage(0, 0, max_fds, 0.0)
-    return ProcessUsage(resident_bytes(), len(os.listdir(f"{_PROC}/fd")), max_fds, _started_s())
+    try:
+        return ProcessUsage(resident_bytes(), len(os.listdir(f"{_PROC}/fd")), max_fds, _started_s())
+    except (OSError, ValueError, IndexError, StopIteration):  # a /proc that shows less, as in sandboxes
+        return ProcessUsage(resident_bytes(), 0, max_fds, 0.0)
 
 
 def _started_s() -> float:

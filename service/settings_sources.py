@@ -7,6 +7,7 @@ setting that is not obeyed is worse than none. What is wrong with a setting is s
 
 import difflib
 import re
+import textwrap
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,8 +20,12 @@ from pydantic_settings import CliSettingsSource, EnvSettingsSource, SettingsErro
 from service.config import Settings
 from service.errors import ConfigurationError
 from service.failpoints import VARIABLE as FAILPOINTS
+from service.text_files import decoded
 
 PREFIX = "HOLDFAST_"
+
+MOST_SHOWN = 100
+"""Characters of a wrong value that are shown."""
 
 _OWN_VARIABLES = re.compile(f"{FAILPOINTS}|HOLDFAST_FAULTS|HOLDFAST_TEST_.*")
 """Variables that tests and their servers read, and that are no settings."""
@@ -161,11 +166,11 @@ def _check_variables(environment: Mapping[str, str]) -> None:
 def _read(path: Path) -> dict[str, Any]:
     """Reads a settings file; its keys are names of settings."""
     try:
-        values = tomllib.loads(path.read_text())
+        values = tomllib.loads(decoded(path.read_bytes()))
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise ConfigurationError(f"--config {path}: {reason}; name a TOML file that can be read") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no TOML, no text, or a number of thousands of digits
         raise ConfigurationError(f"--config {path}: it is not TOML: {error}") from None
     known = Settings.model_fields.keys() - {"config"}
     for name, value in values.items():
@@ -191,7 +196,8 @@ def _problem(entry: Mapping[str, Any]) -> str:
         return str(entry["ctx"]["error"])
     name = str(entry["loc"][0])
     field = Settings.model_fields[name]
-    shown = f"{flag_of(name)} {entry['input']}" if field.repr else flag_of(name)
+    given = textwrap.shorten(str(entry["input"]), MOST_SHOWN, placeholder="…")
+    shown = f"{flag_of(name)} {given}" if field.repr else flag_of(name)
     expected = (
         str(entry["ctx"]["error"]) if entry["type"] == "value_error" else f"expected {allowed(field)}"
     )

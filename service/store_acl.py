@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from service.store.acl import sentinel_rule, store_rule
+from service.store.address import password_in
 from service.store.keys import DEFAULT_PREFIX, KeySpace
 
 
@@ -39,7 +40,7 @@ def main(arguments: list[str]) -> int:
     password = None
     if options.password_file is not None:
         try:
-            password = options.password_file.read_text().strip()
+            password = password_in(options.password_file)
         except OSError as error:
             print(f"holdfast store-acl: {error}", file=sys.stderr)
             return 2

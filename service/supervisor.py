@@ -87,7 +87,7 @@ class Supervisor:
         starting = [asyncio.create_task(self._start_worker()) for _ in range(self._settings.workers)]
         try:
             workers = await asyncio.gather(*starting)
-        except StartError:
+        except (StartError, asyncio.CancelledError):
             await _cancel(starting)
             await self.stop()
             raise

@@ -32,6 +32,8 @@ HOMES = {
     "prometheus_client": ("service.metrics", "service.metric_families", "service.rpc_metrics"),
     "torch": ("model_export",),
     "onnx": ("model_export",),
+    "uvicorn": ("service.http_server", "service.http_connection"),
+    "h11": ("service.http_connection",),
     "pydantic": ("service.config", "service.settings_sources", "service.settings_reference"),
 }
 PURE = {
@@ -45,6 +47,7 @@ PURE = {
     "service.store.error_table",
     "service.store.acl",
     "service.store.packing",
+    "service.listen_address",
     "service.names",
     "service.redaction",
     "service.rpc.credentials",
@@ -137,3 +140,60 @@ def test_every_public_name_has_a_docstring(path):
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
             assert ast.get_docstring(node), node.name
+
+
+STARTS = {"create_task", "ensure_future", "Thread", "ThreadPoolExecutor", "run_coroutine_threadsafe"}
+ENDS_BY_ITSELF = {
+    ("service.http_server", "HttpServer.__init__"): "uvicorn's; what fails in its loop is noted by `_note`",
+    ("service.worker", "main"): "its end, however it comes, ends the process",
+    ("service.engine.watchdog", "Watchdog.__init__"): "its turns have a Trouble",
+    ("service.engine.engine", "Engine.start"): "its turns have a Trouble",
+    ("service.engine.engine", "Engine._spawn"): "a stage of one batch, by `_guard`",
+    ("service.engine.runner", "Runner.__init__"): "runs of one batch, whose failure is its outcome",
+    ("service.model.check", "each_file"): "one check per file; the caller gets the error",
+    ("service.model.reloading", "ModelReloading._look"): "one look, with a Trouble",
+    ("service.model.reloading", "_in_thread"): "one call; the caller gets the error",
+    ("service.rpc.streams", "_ReplyStream._exchange"): "reads one stream, which ends with it",
+    ("service.store.confirmation", "_Lane.wait"): "one wait; those who wait get the error",
+    (
+        "service.store.cluster",
+        "ClusterStore._refresh_soon",
+    ): "reads the map until it is right, with a Trouble",
+    ("service.store.cluster", "ClusterStore._retire"): "closes one node",
+    ("service.store.connection", "StoreConnection.begin"): "connects until it has, with a Trouble",
+    ("service.store.sentinel", "Sentinels._hear"): "one question; the caller gets the error",
+    (
+        "service.supervisor",
+        "Supervisor.start",
+    ): "starting one worker, whose caller gets the error; replacing has a Trouble",
+    ("service.http_pages", "Paced.__call__"): "makes one page; those who wait get the error",
+}
+"""Where a task or thread is started that is not kept going by `keep_going`, and why that is right."""
+
+
+def starts_of(tree):
+    """Yields where tasks and threads are started without `keep_going`, as Class.function."""
+
+    def visit(node, place):
+        for child in ast.iter_child_nodes(node):
+            inner = place
+            if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and len(place) < 2:
+                inner = (*place, child.name)
+            if isinstance(child, ast.Call):
+                called = ast.unparse(child.func).rpartition(".")[2]
+                if called in STARTS and "keep_going(" not in ast.unparse(child):
+                    yield ".".join(place)
+            yield from visit(child, inner)
+
+    yield from visit(tree, ())
+
+
+def test_no_task_or_thread_of_a_server_ends_by_an_exception():
+    found = {
+        (module_name(path), place)
+        for path in FILES
+        if path.is_relative_to(ROOT / "service")
+        and not {"bench", "verify", "demo"} & set(path.relative_to(ROOT).parts)
+        for place in starts_of(ast.parse(path.read_text()))
+    }
+    assert found == ENDS_BY_ITSELF.keys()

@@ -22,6 +22,9 @@ MAX_NAME_CHARS = 128
 MAX_MODEL_BYTES = 512 << 20
 """Default of `--max-model-bytes`: a step graph this big does not step in milliseconds."""
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""How the text begins that a repository has in place of a file while Git LFS is not installed."""
+
 
 class ModelFileError(Exception):
     """A model file cannot be served.
@@ -137,6 +140,8 @@ def read_file(path: Path, max_bytes: int = MAX_MODEL_BYTES) -> bytes:
             data = file.read(max_bytes + 1)
     except OSError as error:
         raise ModelFileError(path, error.strerror or str(error), is_passing=is_passing(error)) from None
+    if data.startswith(LFS_POINTER):
+        raise ModelFileError(path, "a pointer of Git LFS, not the model; fetch that by git lfs pull")
     if len(data) > max_bytes:
         raise ModelFileError(path, f"more than {max_bytes} bytes, the limit of --max-model-bytes")
     return data

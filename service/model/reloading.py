@@ -127,6 +127,7 @@ class ModelReloading:
         restless = [
             ModelFileError(file.path, "it has just changed; it is tried when it has come to rest")
             for file in self._looks.restless()
+            if file not in self._refused
         ]
         refused = sorted(
             [*self._misnamed.values(), *self._refused.values(), *restless], key=lambda error: error.path

@@ -11,6 +11,7 @@ from typing import Any
 from service.errors import Unauthenticated
 from service.operator_files import FileContent
 from service.rpc.credentials import ANYBODY, Caller, Credentials, CredentialsError
+from service.text_files import decoded
 from service.watched_files import WatchedFiles
 
 _log = logging.getLogger(__name__)
@@ -123,7 +124,7 @@ class Access:
         """Returns what a file grants; one that is refused is not judged again until it changes."""
         try:
             _check_mode(file.mode)
-            credentials = Credentials(file.data.decode())
+            credentials = Credentials(decoded(file.data))
             if credentials.names_certificates and not self._asks_certificates:
                 raise CredentialsError("a [[certificate]] needs --tls-client-ca")
         except (UnicodeDecodeError, CredentialsError) as error:

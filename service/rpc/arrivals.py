@@ -3,7 +3,8 @@
 While a call's message is read, gRPC may hold as much of it as a message may have, and nothing tells how
 much has come. So a bounded number of calls read at a time, and the others wait with no more than the window
 of their stream. One that takes long while others wait loses its place. A place that becomes free goes to
-the tenant that has the fewest.
+the tenant that has the fewest, and there to the call that came last: it is the least likely to be one of
+many that were sent to stand in line.
 """
 
 import asyncio
@@ -89,7 +90,7 @@ class Arrivals:
             del self._taken[tenant]
         while self._waiting:
             next_one = min(self._waiting, key=lambda name: self._taken.get(name, 0))
-            turn = next(iter(self._waiting[next_one]))
+            turn = next(reversed(self._waiting[next_one]))
             self._leave_line(next_one, turn)
             if not turn.done():  # else it was cancelled just now
                 self._taken[next_one] = self._taken.get(next_one, 0) + 1

@@ -5,7 +5,7 @@ The figures that are no settings say here why they are what they are.
 
 from collections.abc import Callable, Iterable
 
-from service.config import Settings
+from service.config import MOST_MESSAGE_BYTES, Settings
 from service.model.contract import Contract
 from service.rpc.open_calls import AGE_JITTER
 from service.rpc.request_size import largest_request_bytes
@@ -65,9 +65,10 @@ def receive_limit_bytes(settings: Settings, contracts: Iterable[Contract]) -> in
     """Returns the largest request that is received: as set, or what the models can make use of."""
     if settings.max_message_bytes is not None:
         return settings.max_message_bytes
-    return largest_request_bytes(
+    derived_bytes = largest_request_bytes(
         contracts, max_chunk_tokens=settings.max_chunk_tokens, max_rows=settings.max_rows
     )
+    return min(derived_bytes, MOST_MESSAGE_BYTES)
 
 
 def reading_places(settings: Settings, contracts: Iterable[Contract]) -> int:

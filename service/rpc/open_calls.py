@@ -134,7 +134,7 @@ class OpenCalls:
         self._check_open()
         share = self.admission.share(tenant)
         share.take(1, CALL_BYTES)
-        call = UnaryCall(context, tenant, share, self._arrivals)
+        call = UnaryCall(context, tenant, share, self._arrivals, self.admission.refused)
         self._unary[call] = None
         call.when_over(self._unary_over)
         return call
@@ -183,7 +183,6 @@ class OpenCalls:
         self._arrivals.sweep(now_s)
         for call in self._unary:
             if call.is_arriving and now_s - call.began_s >= self.max_call_s:
-                self.admission.refused(DeadlinePassed.reason)
                 call.refuse(DeadlinePassed(f"the call's message did not come within {self.max_call_s:g} s"))
         for stream, watched in list(self._streams.items()):
             if now_s >= watched.ends_s:

@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 
+from service.text_files import without_mark
 from service.watched_files import WatchedFiles
 
 _log = logging.getLogger(__name__)
@@ -74,9 +75,11 @@ class ServerTls:
             ) from None
         if contents is None:
             return None
-        cert, key, *authorities = (file.data for file in contents)
         try:
+            cert, key, *authorities = (without_mark(file.data) for file in contents)
             _check(cert, key, authorities)
+        except FileNotFoundError:
+            raise TlsFilesError(f"{self._name}: TLS needs /proc, which is not mounted") from None
         except (ssl.SSLError, ValueError) as error:
             self._files.judge()
             reason = " ".join(str(error).split())

@@ -7,29 +7,34 @@ frees what it held.
 """
 
 import asyncio
+import gc
 import math
+import weakref
 from collections.abc import Coroutine, Generator
 from typing import Any
+
+COLLECTS_AFTER_S = 1.0
 
 
 class RpcTask(asyncio.Task[Any]):
     """A task.
 
     Attributes:
-        parent: What began it.
+        parent: What began it, weakly: that one holds this.
         gone_by_s: Monotonic time by which the call that runs in it has to be over.
     """
 
     __slots__ = ("gone_by_s", "parent")
 
-    parent: "asyncio.Task[Any] | None"
+    parent: "weakref.ref[asyncio.Task[Any]] | None"
     gone_by_s: float
 
     def give_up(self) -> None:
         """Ends the call that runs in it, written or not."""
         self.gone_by_s = math.inf
-        if self.parent is not None:
-            self.parent.cancel()
+        parent = None if self.parent is None else self.parent()
+        if parent is not None:
+            parent.cancel()
         self.cancel()
 
 
@@ -47,9 +52,11 @@ def end_within(seconds: float) -> None:
 
 def give_up_unread(tasks: set[asyncio.Task[Any]], now_s: float) -> None:
     """Ends calls that should be over."""
-    for task in tasks:
-        if isinstance(task, RpcTask) and now_s >= task.gone_by_s and not task.done():
-            task.give_up()
+    late = [task for task in tasks if isinstance(task, RpcTask) and now_s >= task.gone_by_s]
+    for task in late:
+        task.give_up()
+    if late:  # gRPC's side of an aborted call holds its exception, and that the call
+        asyncio.get_running_loop().call_later(COLLECTS_AFTER_S, gc.collect)
 
 
 def _new_task(
@@ -58,6 +65,7 @@ def _new_task(
     **options: Any,
 ) -> RpcTask:
     task = RpcTask(work, loop=loop, **options)
-    task.parent = asyncio.current_task(loop)
+    parent = asyncio.current_task(loop)
+    task.parent = None if parent is None else weakref.ref(parent)
     task.gone_by_s = math.inf
     return task

@@ -33,6 +33,7 @@ class UnaryCall:
         tenant: Whose it is.
         share: What it holds.
         arrivals: Gives it its turn to read.
+        on_refused: Told the reason, where it is ended while its message is awaited.
 
     Attributes:
         context, tenant, share: The same.
@@ -43,6 +44,7 @@ class UnaryCall:
     __slots__ = (
         "_arrivals",
         "_on_over",
+        "_on_refused",
         "_refusal",
         "_task",
         "began_s",
@@ -52,11 +54,14 @@ class UnaryCall:
         "tenant",
     )
 
-    def __init__(self, context: Any, tenant: str, share: Share, arrivals: Arrivals) -> None:
+    def __init__(
+        self, context: Any, tenant: str, share: Share, arrivals: Arrivals, on_refused: Callable[[str], None]
+    ) -> None:
         task = asyncio.current_task()
         assert task is not None, "bug: a call without a task"
         self._task = task
         self._arrivals = arrivals
+        self._on_refused = on_refused
         self._refusal: ServiceError | None = None
         self.context = context
         self.tenant = tenant
@@ -114,6 +119,7 @@ class UnaryCall:
         """Ends it with an error while its message is awaited."""
         if self._refusal is None:
             self._refusal = error
+            self._on_refused(error.reason)
             self.is_arriving = False
             self._task.cancel()
 
@@ -121,3 +127,4 @@ class UnaryCall:
         self._arrivals.leave(self)
         self.share.close()
         self._on_over(self)
+        del self._task  # that one holds this, where it failed

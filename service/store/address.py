@@ -12,12 +12,16 @@ Options follow after `?`, spelled as redis-py does: `db`, and for TLS `ssl_ca_ce
 `sentinel_password`. Names and passwords are percent-decoded.
 """
 
+import errno
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+
+from service.operator_files import read_file
+from service.text_files import decoded
 
 DEFAULT_PORT = 6379
 SENTINEL_PORT = 26379
@@ -79,7 +83,7 @@ class Address:
         """
         password = self.password
         if self.password_file is not None:
-            password = self.password_file.read_text().strip()
+            password = password_in(self.password_file)
         commands: list[tuple[Any, ...]] = []
         if password is not None:
             user = () if self.username is None else (self.username,)
@@ -88,6 +92,18 @@ class Address:
             commands.append(("SELECT", self.database))
         commands.append(("PING",))
         return commands
+
+
+def password_in(path: Path) -> str:
+    """Returns the password that a file holds, without the end of its line and a byte order mark.
+
+    Raises:
+        OSError: It cannot be read, or is no text.
+    """
+    try:
+        return decoded(read_file(path).data).strip()
+    except UnicodeDecodeError:
+        raise OSError(errno.EILSEQ, "it is no text in UTF-8", str(path)) from None
 
 
 class Target(NamedTuple):

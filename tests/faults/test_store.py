@@ -1,8 +1,5 @@
 """The store dies, fills with damage, or is written behind the server's back."""
 
-import os
-import signal
-
 import grpc
 import pytest
 import redis
@@ -14,6 +11,7 @@ from holdfast.errors import from_rpc
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.demo.processes import ServerProcess
+from tests.nemesis.store import StoreProcess
 from tests.opening import open_at
 from tests.server import get
 from tests.waiting import wait_for
@@ -44,25 +42,25 @@ def store_of(data_dir):
 
 
 def test_a_store_that_dies_is_noticed_at_once_and_used_again(tmp_path):
-    data = tmp_path / "data"
-    with ServerProcess(data) as server:
+    with (
+        StoreProcess(tmp_path / "store") as store,
+        ServerProcess(tmp_path / "data", "--store", store.url) as server,
+    ):
         open_at(server.address, "s")
         first = step(server.address, "s", b"abc", 0)
-        with store_of(data) as client:
-            pid = client.info("server")["process_id"]
-        os.kill(pid, signal.SIGKILL)
+        store.kill()
         wait_for(lambda: get(server, "/readyz")[0] == 503, 5)
         wait_for(lambda: health(server.address) == "NOT_SERVING", 1)
         assert get(server, "/livez")[0] == 200
         error = step(server.address, "s", b"d", 3)
         assert (error.code, error.reason) == ("UNAVAILABLE", "STORE_UNAVAILABLE")
         assert error.retry_after_s > 0
-        with ServerProcess(data):  # another server restarts the store from its file
-            wait_for(lambda: get(server, "/readyz")[0] == 200, 5)
-            wait_for(lambda: health(server.address) == "SERVING", 5)
-            again = step(server.address, "s", b"abc", 0)
-            assert (again.position, again.replayed, again.outputs) == (3, True, first.outputs)
-            assert step(server.address, "s", b"d", 3).position == 4
+        store.start()
+        wait_for(lambda: get(server, "/readyz")[0] == 200, 5)
+        wait_for(lambda: health(server.address) == "SERVING", 5)
+        again = step(server.address, "s", b"abc", 0)
+        assert (again.position, again.replayed, again.outputs) == (3, True, first.outputs)
+        assert step(server.address, "s", b"d", 3).position == 4
 
 
 def test_a_damaged_record_is_refused_and_left_as_found(tmp_path):

@@ -18,6 +18,7 @@ from model_export.corpus import join, load_corpus
 from service.demo.processes import ServerProcess
 from tests.faults.test_store import health, store_of
 from tests.nemesis.processes import children_of
+from tests.nemesis.store import StoreProcess
 from tests.oracle import run
 from tests.server import get
 from tests.waiting import wait_for
@@ -171,20 +172,23 @@ def kill_workers(server):
 @pytest.mark.faults
 def test_a_worker_that_cannot_start_again_is_tried_until_it_can(tmp_path):
     data = tmp_path / "data"
-    with ServerProcess(data, "--workers", "2") as server, holdfast.Client(server.address) as client:
+    with (
+        StoreProcess(tmp_path / "store") as store,
+        ServerProcess(data, "--workers", "2", "--store", store.url) as server,
+        holdfast.Client(server.address) as client,
+    ):
         session = client.session("s", model=MODEL)
         session.step("abc")
-        with store_of(data) as store:
-            os.kill(store.info("server")["process_id"], signal.SIGKILL)
+        store.kill()
         wait_for(lambda: get(server, "/readyz")[0] == 503, 5)
         os.kill(workers_of(server)[0], signal.SIGKILL)
         said = (data / "server.log").read_text
         wait_for(lambda: "a worker did not start: --store: store unix:" in said(), 20)
         assert get(server, "/livez")[0] == 200
-        with ServerProcess(data):  # another server restarts the store from its file
-            wait_for(lambda: samples(server)[1]["holdfast_workers"] == 2, 20)
-            wait_for(lambda: get(server, "/readyz")[0] == 200, 5)
-            assert session.step("d").position == 4
+        store.start()
+        wait_for(lambda: samples(server)[1]["holdfast_workers"] == 2, 20)
+        wait_for(lambda: get(server, "/readyz")[0] == 200, 5)
+        assert session.step("d").position == 4
 
 
 @pytest.mark.faults

@@ -131,7 +131,7 @@ def endings(scene):
         for who, (tls, metadata) in callers.items():
             channel = cleanup.enter_context(scene.channel(tls))
             late[who] = OpenCall(channel, STEP, metadata)
-            channel.unary_unary(OPEN)(opening("s"), timeout=20, metadata=metadata)  # so the first has come
+            channel.unary_unary(OPEN)(opening("s"), timeout=20, metadata=metadata)
             reflecting[who] = OpenCall(channel, REFLECT, metadata)
             reflecting[who].send(REFLECTED)
             assert SERVICE_NAME.encode() in reflecting[who].reply()
@@ -141,7 +141,7 @@ def endings(scene):
             waiting[who] = OpenCall(cleanup.enter_context(scene.channel(tls)), STEP, metadata)
             waiting[who].send(step("s"))
         started = 'grpc_server_started_total{grpc_method="Step"'
-        wait_for(lambda: counted(get(scene.server, "/metrics")[1], started) == 2)
+        wait_for(lambda: counted(get(scene.server, "/metrics")[1], started) == 4)
         for credential in (scene.goes, "leaver.example"):
             scene.tokens.remove(credential)
         scene.used(scene.tokens.write)

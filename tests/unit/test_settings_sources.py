@@ -1,11 +1,21 @@
 """Which source of a setting wins, which names are refused, and what is said of a wrong value."""
 
+import codecs
+from pathlib import Path
+from typing import get_args
+
 import pytest
 
 from service.config import Settings
 from service.errors import ConfigurationError
 from service.model.apart import parse_apart
-from service.settings_sources import SettingsSources
+from service.settings_sources import SettingsSources, flag_of
+
+
+def kinds_of(field):
+    """Returns the types that a setting takes."""
+    return {field.annotation, *get_args(field.annotation)}
+
 
 SECRET = "redis://user:geheim@store"
 
@@ -72,8 +82,8 @@ def test_a_file_whose_value_is_not_used_is_not_refused_for_it(read):
         (["--apart", "a=columns"], {}, None, "--apart a=columns: expected NAME=rows, NAME=tokens"),
         (["--apart", "rows"], {}, None, "--apart rows: expected NAME=rows"),
         (["--apart", "a=rows;a=tokens"], {}, None, "it names a twice [set by flag]"),
-        (["--keepalive-s", "0"], {}, None, "--keepalive-s 0: expected a number above 0 [set by flag]"),
-        (["--grpc-address", "50051"], {}, None, "--grpc-address 50051: expected HOST:PORT [set by flag]"),
+        (["--keepalive-s", "0"], {}, None, "--keepalive-s 0: expected a number from 1 to 1000000"),
+        (["--grpc-address", "50051"], {}, None, "--grpc-address 50051: expected HOST:PORT, "),
         (["--workers", "0", "--max-rows", "0"], {}, None, "1 to 256 [set by flag]; --max-rows 0: expected"),
     ],
 )  # fmt: skip
@@ -82,6 +92,101 @@ def test_what_is_wrong_is_said_in_one_line(read, flags, variables, file, said):
         read(flags, variables, file)
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+NUMBERS = [name for name, field in Settings.model_fields.items() if {int, float} & kinds_of(field)]
+HOSTILE = (
+    "inf",
+    "-inf",
+    "nan",
+    "1e17",
+    "1e-300",
+    "-1",
+    "-0.5",
+    "9223372036854775808",
+    "1" * 5000,
+    "",
+    " ",
+    "x",
+)
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_number_out_of_bounds_is_refused_with_its_range(read, name):
+    for given in HOSTILE:
+        if given == "1e-300" and name.startswith("drain_"):
+            continue  # as good as 0
+        with pytest.raises(ConfigurationError) as refused:
+            read([f"{flag_of(name)}={given}"])
+        said = str(refused.value)
+        assert said.startswith(flag_of(name))
+        assert "expected " in said
+        assert len(said) < 300
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_range_has_two_ends(name):
+    ends = {
+        end for one in Settings.model_fields[name].metadata for end in ("ge", "le") if hasattr(one, end)
+    }
+    assert ends == {"ge", "le"}
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, field in Settings.model_fields.items() if {str, Path} & kinds_of(field)]
+)
+@pytest.mark.parametrize("given", ["", "\\u0000", "a\\u0000b"])
+def test_text_that_no_path_or_address_can_be_is_refused(read, name, given):
+    if name == "config" or (name, given) == ("apart", ""):
+        return
+    with pytest.raises(ConfigurationError, match=rf"{flag_of(name)}.*: expected") as refused:
+        read(file=f'{name} = "{given}"')
+    assert len(str(refused.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["127.0.0.1:", ":1", "a..b:1", f"{'a' * 64}:1", f"h:{'9' * 5000}", "h:65536", "h:-1", "h:٣", "h"],
+)
+def test_an_address_that_no_resolver_takes_is_refused(read, address):
+    with pytest.raises(ConfigurationError, match=r"--grpc-address .*: expected HOST:PORT"):
+        read(["--grpc-address", address])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        codecs.BOM_UTF8 + b"workers = 2\r\n",
+        codecs.BOM_UTF16_LE + "workers = 2\r\n".encode("utf-16-le"),
+        b"workers = 2\r\nmax_batch = 3\r\n",
+    ],
+)
+def test_files_of_other_editors_are_read(read, tmp_path, content):
+    (tmp_path / "other.toml").write_bytes(content)
+    assert read(["--config", str(tmp_path / "other.toml")])[0].workers == 2
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xff", b"a = " + b"[" * 10_000, b"workers = " + b"1" * 5000, b"\xff\xfea"]
+)
+def test_a_file_that_is_no_toml_at_all_is_refused_in_a_line(read, tmp_path, content):
+    path = tmp_path / "other.toml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigurationError, match=f"--config {path}: it is not TOML: "):
+        read(["--config", str(path)])
+
+
+def test_the_end_of_a_line_of_another_system_is_no_part_of_a_variable(read):
+    variables = {"HOLDFAST_LOG_LEVEL": "debug\r", "HOLDFAST_TOKENS_FILE": "/tokens.toml\r"}
+    settings, _ = read((), variables)
+    assert (settings.log_level, settings.tokens_file) == ("debug", Path("/tokens.toml"))
+
+
+def test_bounds_of_which_a_tenant_gets_less_than_one_are_refused(read):
+    with pytest.raises(
+        ConfigurationError, match=r"--max-waiting 1: --tenant-share 0\.8 of it is less than one"
+    ):
+        read(["--max-waiting", "1"])
 
 
 def test_variables_that_others_set_are_let_be(read):
