@@ -257,6 +257,7 @@ class EmbeddedStore:
                 if not self.socket_path.exists():
                     self._signal(_pid_in(lock), signal.SIGTERM)
                 return None
+            self._reap()  # the one before, which has let go of the lock
             check_room(self.folder)
             self._log_start = size_of(self._log)
             fsync = "always" if self._syncs_always else "everysec"

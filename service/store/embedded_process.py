@@ -99,7 +99,9 @@ class Lifeline:
     @property
     def is_alive(self) -> bool:
         """Whether the store lives."""
-        return not select.select([self._socket], [], [], 0)[0]
+        poll = select.poll()  # select takes no descriptor above 1023
+        poll.register(self._socket, select.POLLIN)
+        return not poll.poll(0)
 
     @property
     def is_reachable(self) -> bool:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -194,6 +195,25 @@ def test_no_store_outlives_the_last_user_though_it_stands_still(tmp_path, monkey
     assert stores_on(tmp_path) == [store.pid], "whoever could not join it may not end it"
     with pytest.raises(EmbeddedStoreError, match=r"did not stop within 0.2 s and was killed"):
         store.release()
+    assert stores_on(tmp_path) == []
+
+
+def test_a_store_is_kept_by_a_process_with_thousands_of_connections(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
+    held = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        store = EmbeddedStore.start(tmp_path)
+        assert store.is_whole
+        kill(store.pid)
+        wait_for(lambda: not store.is_whole)
+        store.open()
+        assert store.is_whole
+        store.release()
+    finally:
+        for number in held:
+            os.close(number)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert stores_on(tmp_path) == []
 
 
