@@ -117,6 +117,7 @@ class EmbeddedStore:
             if found is None and not self.pid:
                 self._drop_share()  # never had the store, so it is not ours to stop
         if self._process is not None and self._process.pid != found.pid:
+            self._reap()
             self._process = None  # somebody else's now
         self.pid = found.pid
         self._log_start = size_of(self._log)

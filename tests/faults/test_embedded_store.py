@@ -115,6 +115,19 @@ def test_a_server_that_starts_meanwhile_starts_no_second_store(servers, data):
     assert are_ready(servers)
 
 
+def test_whoever_comes_when_the_socket_is_deleted_starts_no_second_store(tmp_path):
+    one = EmbeddedStore.start(tmp_path)
+    one.socket_path.unlink()
+    two = EmbeddedStore.start(tmp_path)
+    assert stores_on(tmp_path) == [two.pid] != [one.pid]
+    one.open()
+    assert (one.pid, one.is_whole) == (two.pid, True)
+    one.release()
+    assert stores_on(tmp_path) == [two.pid]
+    two.release()
+    assert stores_on(tmp_path) == []
+
+
 def test_a_store_that_stands_still_is_waited_for(servers, data):
     pid = pid_of_store(data)
     with paused(pid):
@@ -227,6 +240,8 @@ def test_what_a_store_has_in_memory_is_written_anew_where_its_files_were_deleted
         shutil.rmtree(tmp_path / deleted)
         assert session.step("d").position == 4
         other_than(pid, data)
+        with holdfast.Client(server.address, timeout_s=30) as other:  # which has nothing to send again
+            assert other.session("s", model=MODEL).position == 4
         assert session.step("e").position == 5
         assert server.stop() == 0
     assert stores_on(data) == []
