@@ -158,7 +158,8 @@ def run_initial_state(data):
     try:
         codec.key_of("tenant", request.session_id)
         for model in MODELS:
-            state = codec.to_raw_state(request.initial_state, model.contract, "initial_state")
+            arrays = codec.to_arrays(request.initial_state, "initial_state")
+            state = codec.to_raw_state(arrays, model.contract, "initial_state")
             assert len(state) in (0, model.contract.state_bytes)
     except ServiceError as error:
         check_error(error)
