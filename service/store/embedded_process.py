@@ -99,15 +99,19 @@ class Lifeline:
     @property
     def is_alive(self) -> bool:
         """Whether the store lives."""
-        return not select.select([self._socket], [], [], 0)[0]
+        poll = select.poll()  # select is for numbers up to 1023
+        poll.register(self._socket, select.POLLIN)
+        return not poll.poll(0)
 
     @property
     def is_reachable(self) -> bool:
         """Whether others find it on its socket."""
         try:
             return self._socket_path.stat().st_ino == self._inode
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
+        except OSError:  # it cannot be looked at now, which is no reason to end a store
+            return True
 
     def write_anew(self, folder: Path) -> None:
         """Has the store write all that it has into the folder of its files, which was deleted.
