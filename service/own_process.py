@@ -1,11 +1,14 @@
 """What this process uses of the machine, as its kernel says; on systems without /proc only its time."""
 
 import contextlib
+import functools
 import os
 import resource
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+from service.background import is_passing
 
 _PROC = "/proc/self"
 _FIELDS_BEFORE_START = 19
@@ -22,12 +25,16 @@ class ProcessUsage(NamedTuple):
 
 
 def resident_bytes() -> int:
-    """Returns the resident memory; 0 where the system does not say."""
+    """Returns the resident memory; 0 where the system does not say. Needs a descriptor once."""
     try:
-        with open(f"{_PROC}/statm") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return int(os.pread(_statm(), 128, 0).split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return 0
+
+
+@functools.cache
+def _statm() -> int:
+    return os.open(f"{_PROC}/statm", os.O_RDONLY | os.O_CLOEXEC)
 
 
 def memory_bytes() -> int:
@@ -56,13 +63,20 @@ def cpu_s() -> float:
 
 
 def usage() -> ProcessUsage:
-    """Returns what is used now; zeros where the system does not say."""
+    """Returns what is used now; zeros where the system does not say.
+
+    Raises:
+        OSError: There is no descriptor left to look with.
+    """
     max_fds = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if not os.path.isdir(_PROC):
         return ProcessUsage(0, 0, max_fds, 0.0)
     try:
         return ProcessUsage(resident_bytes(), len(os.listdir(f"{_PROC}/fd")), max_fds, _started_s())
-    except (OSError, ValueError, IndexError, StopIteration):  # a /proc that shows less, as in sandboxes
+    except (OSError, ValueError, IndexError, StopIteration) as error:
+        if is_passing(error):
+            raise
+        # a /proc that shows less, as in sandboxes
         return ProcessUsage(resident_bytes(), 0, max_fds, 0.0)
 
 

@@ -206,8 +206,10 @@ class EmbeddedStore:
     def _has_files(self) -> bool:
         try:
             return any((self.folder / "store").iterdir())
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
+        except OSError:  # without a descriptor nothing is seen, which is no reason to end a store
+            return True
 
     def _drop_share(self) -> None:
         if self.lifeline is not None:
