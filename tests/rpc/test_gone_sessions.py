@@ -15,7 +15,7 @@ from tests.rpc.conftest import MODEL
 from tests.store_process import StoreProcess
 from tests.waiting import wait_for
 
-TTL_S = 0.7
+TTL_S = 1.0
 
 
 @pytest.fixture(scope="module")

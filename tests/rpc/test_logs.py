@@ -11,9 +11,9 @@ import holdfast
 from holdfast.v1 import holdfast_pb2 as pb
 from service.demo.processes import ServerProcess
 from service.log_lines import LINES
-from tests.faults.test_store import store_of
 from tests.faults.test_workers import workers_of
 from tests.models import write_features_model
+from tests.nemesis.store import StoreProcess
 from tests.rpc.conftest import MODEL, Rpc
 from tests.server import get
 from tests.waiting import wait_for
@@ -71,9 +71,16 @@ def test_a_worker_that_comes_later_logs_as_the_others_do(tmp_path):
 
 
 @pytest.fixture
-def rpc(tmp_path):
+def store(tmp_path):
+    with StoreProcess(tmp_path / "store") as store:  # not embedded: it stays away
+        yield store
+
+
+@pytest.fixture
+def rpc(tmp_path, store):
     write_features_model(tmp_path / "models" / "features" / "1" / "model.onnx")
-    with ServerProcess(tmp_path / "data", "--models", str(tmp_path / "models")) as server:
+    flags = ("--models", str(tmp_path / "models"), "--store", store.url)
+    with ServerProcess(tmp_path / "data", *flags) as server:
         rpc = Rpc(server)
         yield rpc
         rpc.channel.close()
@@ -95,9 +102,8 @@ def refused(rpc, *metadata):
     return holdfast.errors.from_rpc(error.value).reason, trailers["x-request-id"]
 
 
-def test_a_store_that_is_away_is_logged_with_the_calls_ids_and_not_once_per_call(rpc, tmp_path):
-    with store_of(tmp_path / "data") as store:
-        os.kill(store.info("server")["process_id"], signal.SIGKILL)
+def test_a_store_that_is_away_is_logged_with_the_calls_ids_and_not_once_per_call(rpc, store):
+    store.kill()
     wait_for(lambda: get(rpc.server, "/readyz")[0] == 503)
     assert refused(rpc, ("x-request-id", "mine-1")) == ("STORE_UNAVAILABLE", "mine-1")
     for foreign in ("x" * 65, "a b", ""):
@@ -123,9 +129,8 @@ def test_a_store_that_is_away_is_logged_with_the_calls_ids_and_not_once_per_call
     assert "secret-id" not in rpc.server.log_path.read_text()
 
 
-def test_a_failed_chunk_of_a_stream_and_failed_rows_are_logged_too(rpc, tmp_path):
-    with store_of(tmp_path / "data") as store:
-        os.kill(store.info("server")["process_id"], signal.SIGKILL)
+def test_a_failed_chunk_of_a_stream_and_failed_rows_are_logged_too(rpc, store):
+    store.kill()
     wait_for(lambda: get(rpc.server, "/readyz")[0] == 503)
     stream = rpc.stub.StreamSteps(
         iter([pb.StreamStepsRequest(chunk=features("s"))]),
