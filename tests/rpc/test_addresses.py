@@ -40,6 +40,7 @@ def test_a_socket_in_a_folder_is_served_replaced_guarded_and_removed(tmp_path):
             ],
             capture_output=True,
             text=True,
+            timeout=60,
         )
         assert (second.returncode, second.stdout) == (1, "")
         assert second.stderr.splitlines()[-1].startswith(

@@ -26,18 +26,18 @@ async def test_a_task_goes_on_whatever_a_turn_raises(restless, caplog):
     caplog.set_level(logging.INFO)
     before = failures("heartbeat")
     raises = [EMFILE, EMFILE, ValueError("odd"), EMFILE, None, EMFILE, None]
-    done = asyncio.Event()
+    done = asyncio.get_running_loop().create_future()
 
     async def turn():
         if not raises:
-            done.set()
+            done.set_result(None)
             await asyncio.Event().wait()
         if (error := raises.pop(0)) is not None:
             raise error
 
     task = asyncio.create_task(keep_going("heartbeat", turn))
-    await done.wait()
-    task.cancel()
+    await asyncio.wait({task, done}, return_when=asyncio.FIRST_COMPLETED)
+    assert task.cancel(), "it has ended"
     with pytest.raises(asyncio.CancelledError):
         await task
     assert failures("heartbeat") - before == 5
