@@ -50,7 +50,6 @@ class Settings(BaseSettings):
         env_prefix="HOLDFAST_",
         frozen=True,
         extra="forbid",
-        allow_inf_nan=False,
         cli_kebab_case=True,
         cli_prog_name="holdfast serve",
         cli_implicit_flags=True,

@@ -87,7 +87,12 @@ class WriterHandler(logging.Handler):
             with contextlib.suppress(BlockingIOError):
                 rest = rest[os.write(self._descriptor, rest) :]
                 continue
-            select.select([], [self._descriptor], [])  # whoever shares it made it non-blocking
+            self._wait_for_room()  # whoever shares it made it non-blocking
+
+    def _wait_for_room(self) -> None:
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLOUT)
+        poll.poll()
 
     def _told(self, lost_count: int) -> bytes:
         about = {"name": __name__, "levelno": logging.WARNING, "levelname": "WARNING"}

@@ -7,7 +7,6 @@ setting that is not obeyed is worse than none. What is wrong with a setting is s
 
 import difflib
 import re
-import textwrap
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from service.text_files import decoded
 
 PREFIX = "HOLDFAST_"
 
-MOST_SHOWN = 100
+MOST_SHOWN = 150
 """Characters of a wrong value that are shown."""
 
 _OWN_VARIABLES = re.compile(f"{FAILPOINTS}|HOLDFAST_FAULTS|HOLDFAST_TEST_.*")
@@ -196,7 +195,8 @@ def _problem(entry: Mapping[str, Any]) -> str:
         return str(entry["ctx"]["error"])
     name = str(entry["loc"][0])
     field = Settings.model_fields[name]
-    given = textwrap.shorten(str(entry["input"]), MOST_SHOWN, placeholder="…")
+    given = str(entry["input"])
+    given = given if len(given) <= MOST_SHOWN else f"{given[:MOST_SHOWN]}…"
     shown = f"{flag_of(name)} {given}" if field.repr else flag_of(name)
     expected = (
         str(entry["ctx"]["error"]) if entry["type"] == "value_error" else f"expected {allowed(field)}"

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from typing import NamedTuple, TypeVar
 
 from service.model.operators import (
-    LEAST_ATTRIBUTES,
+    ATTRIBUTE_RANGES,
     ONNX_DOMAIN,
     OPSETS,
     Operator,
@@ -169,14 +169,15 @@ def _check_opset(data: bytes, fields: Fields) -> bool:
 
 def _check_attribute(data: bytes, fields: Fields) -> None:
     name = _text(data, fields, _ATTRIBUTE_NAME)
-    least = LEAST_ATTRIBUTES.get(name)
-    if least is None:
+    bounds = ATTRIBUTE_RANGES.get(name)
+    if bounds is None:
         return
+    least, most = bounds
     if _values(fields, _ATTRIBUTE_REFERENCE, Span):
         raise UnsafeGraph(f"attribute {_shown(name)} is a parameter of a function; write its value there")
     given = _values(fields, _ATTRIBUTE_NUMBER, int) or [0]
-    if any(not least <= value < 1 << 31 for value in given):
-        raise UnsafeGraph(f"attribute {_shown(name)} is not in {least}..2147483647")
+    if any(not least <= value <= most for value in given):
+        raise UnsafeGraph(f"attribute {_shown(name)} is not in {least}..{most}")
 
 
 def _add_function(found: _Found, function: Operator) -> Operator:

@@ -6,7 +6,7 @@ memory. So there is a list of what recurrent graphs are made of, and a kernel th
 wherever it is named. What is on it has stood `make fuzz` with values and shapes that were drawn; not on it
 are, beside what nobody needs in a step,
 
-- what did not stand it: Attention, BatchNormalization, DFT, Dropout, GridSample, MaxRoiPool,
+- what did not stand it: Attention, BatchNormalization in training, DFT, Dropout, GridSample, MaxRoiPool,
   ReverseSequence, RoiAlign, STFT, Unique, Upsample, sequences of tensors, and of onnxruntime's own
   DynamicQuantizeMatMul, MatMulIntegerToFloat and QLinearSigmoid (its optimiser writes them; files from
   before it have what they are made of);
@@ -43,8 +43,10 @@ own kernel in place of a function of the file, so that the function says nothing
 OPSETS = range(7, 27)
 """Versions of ONNX's operators: onnxruntime promises nothing below, and later ones have not been tried."""
 
-LEAST_ATTRIBUTES = {b"group": 1, b"batch_dims": 0}
-"""Attributes below which kernels that are listed end the process."""
+MOST = (1 << 31) - 1
+
+ATTRIBUTE_RANGES = {b"group": (1, MOST), b"batch_dims": (0, MOST), b"training_mode": (0, 0)}
+"""Least and most of attributes with which kernels that are listed end the process beyond."""
 
 ONNX_OPS = frozenset(
     b"""
@@ -57,9 +59,9 @@ ONNX_OPS = frozenset(
     ArgMax ArgMin CumProd CumSum Hardmax LogSoftmax ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp
     ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Softmax TopK
 
-    AveragePool Conv ConvInteger ConvTranspose Einsum GRU Gemm GlobalAveragePool GlobalMaxPool
-    GroupNormalization InstanceNormalization LRN LSTM LayerNormalization LpNormalization LpPool MatMul
-    MatMulInteger MaxPool MeanVarianceNormalization RMSNormalization RNN RotaryEmbedding
+    AveragePool BatchNormalization Conv ConvInteger ConvTranspose Einsum GRU Gemm GlobalAveragePool
+    GlobalMaxPool GroupNormalization InstanceNormalization LRN LSTM LayerNormalization LpNormalization
+    LpPool MatMul MatMulInteger MaxPool MeanVarianceNormalization RMSNormalization RNN RotaryEmbedding
 
     Compress Concat Constant ConstantOfShape DepthToSpace Expand EyeLike Flatten Gather GatherElements
     GatherND NonZero OneHot Pad Range Reshape Scatter ScatterElements ScatterND Shape Size Slice

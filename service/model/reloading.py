@@ -175,7 +175,7 @@ class ModelReloading:
         else:
             return True
         self._refused[file] = refusal
-        if before is None or before.reason != refusal.reason:
+        if not (refusal.is_passing and before is not None and before.reason == refusal.reason):
             self._tell(refusal)
         return not refusal.is_passing
 

@@ -12,7 +12,7 @@ from types import TracebackType
 
 import grpc.aio
 from google.protobuf.message import DecodeError
-from grpc._cython import cygrpc  # type: ignore[attr-defined]
+from grpc._cython import cygrpc
 
 _OURS = str(Path(__file__).parents[1])
 

@@ -117,6 +117,7 @@ class EmbeddedStore:
             if found is None and not self.pid:
                 self._drop_share()  # never had the store, so it is not ours to stop
         if self._process is not None and self._process.pid != found.pid:
+            self._reap()
             self._process = None  # somebody else's now
         self.pid = found.pid
         self._log_start = size_of(self._log)
@@ -259,6 +260,7 @@ class EmbeddedStore:
                 if not self.socket_path.exists():
                     self._signal(_pid_in(lock), signal.SIGTERM)
                 return None
+            self._reap()  # the one before, which has let go of the lock
             check_room(self.folder)
             self._log_start = size_of(self._log)
             fsync = "always" if self._syncs_always else "everysec"

@@ -99,7 +99,7 @@ class Lifeline:
     @property
     def is_alive(self) -> bool:
         """Whether the store lives."""
-        poll = select.poll()  # select is for numbers up to 1023
+        poll = select.poll()  # select takes no descriptor above 1023
         poll.register(self._socket, select.POLLIN)
         return not poll.poll(0)
 
@@ -108,10 +108,8 @@ class Lifeline:
         """Whether others find it on its socket."""
         try:
             return self._socket_path.stat().st_ino == self._inode
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError:
             return False
-        except OSError:  # it cannot be looked at now, which is no reason to end a store
-            return True
 
     def write_anew(self, folder: Path) -> None:
         """Has the store write all that it has into the folder of its files, which was deleted.

@@ -81,7 +81,8 @@ async def _open_again(store: EmbeddedStore, vain_count: int) -> int:
 async def _until_gone(store: EmbeddedStore) -> None:
     """Waits until the store has ended, or lives on without its socket or its files."""
     lifeline = store.lifeline
-    assert lifeline is not None, "bug: a store is kept that was never open"
+    if lifeline is None:  # it was being opened, and something else went wrong
+        return
     loop = asyncio.get_running_loop()
     has_ended = asyncio.Event()
     loop.add_reader(lifeline.fileno(), has_ended.set)

@@ -117,7 +117,7 @@ CASES = {
         variables={"HOLDFAST_WORKERS": "999"},
     ),
     "out of range in a flag": Case(
-        "--tenant-share 2", "set by flag", "above 0, 1 at most", CONFIGURATION, {"--tenant-share": "2"}
+        "--tenant-share 2", "set by flag", "from 0.01 to 1", CONFIGURATION, {"--tenant-share": "2"}
     ),
     "a word for a number": Case(
         "--max-rows many", "set by flag", "an integer", CONFIGURATION, {"--max-rows": "many"}

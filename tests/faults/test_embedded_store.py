@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -93,7 +94,7 @@ def test_a_store_that_was_shut_down_or_cannot_be_reached_is_started_again(server
             with store_of(data) as store:
                 store.shutdown(nosave=True)
 
-        for ends in (shut_down, (data / "store.sock").unlink, (data / "store.sock").unlink):
+        for ends in (shut_down, (data / "store.sock").unlink):
             position = session.step("abc").position
             pid = pid_of_store(data)
             ends()
@@ -103,15 +104,30 @@ def test_a_store_that_was_shut_down_or_cannot_be_reached_is_started_again(server
     assert len(stores_on(data)) == 1
 
 
-def test_a_server_that_starts_meanwhile_starts_no_second_store(servers, data):
-    with ServerProcess(data) as third:
-        pid = pid_of_store(data)
-        (data / "store.sock").unlink()
-        with ServerProcess(data) as fourth:
-            other_than(pid, data)
-            wait_for(lambda: are_ready((*servers, third, fourth)))
-            assert len(stores_on(data)) == 1
-    assert are_ready(servers)
+def test_whoever_comes_when_the_socket_is_deleted_starts_no_second_store(tmp_path):
+    one = EmbeddedStore.start(tmp_path)
+    one.socket_path.unlink()
+    two = EmbeddedStore.start(tmp_path)
+    assert stores_on(tmp_path) == [two.pid] != [one.pid]
+    one.open()
+    assert (one.pid, one.is_whole) == (two.pid, True)
+    one.release()
+    assert stores_on(tmp_path) == [two.pid]
+    two.release()
+    assert stores_on(tmp_path) == []
+
+
+def test_files_alone_that_were_deleted_are_written_anew(tmp_path):
+    store = EmbeddedStore.start(tmp_path)
+    with store_of(tmp_path) as client:
+        client.set("kept", "1")
+    shutil.rmtree(tmp_path / "store")
+    assert not store.is_whole
+    store.open()
+    with store_of(tmp_path) as client:
+        assert client.get("kept") == b"1"
+    store.release()
+    assert stores_on(tmp_path) == []
 
 
 def test_a_store_that_stands_still_is_waited_for(servers, data):
@@ -197,16 +213,36 @@ def test_no_store_outlives_the_last_user_though_it_stands_still(tmp_path, monkey
     assert stores_on(tmp_path) == []
 
 
-@pytest.mark.parametrize("deleted", ["data", "data/store"])
-def test_what_a_store_has_in_memory_is_written_anew_where_its_files_were_deleted(tmp_path, deleted):
+def test_a_store_is_kept_by_a_process_with_thousands_of_connections(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
+    held = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        store = EmbeddedStore.start(tmp_path)
+        assert store.is_whole
+        kill(store.pid)
+        wait_for(lambda: not store.is_whole)
+        store.open()
+        assert store.is_whole
+        store.release()
+    finally:
+        for number in held:
+            os.close(number)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert stores_on(tmp_path) == []
+
+
+def test_what_a_store_has_in_memory_is_written_anew_where_its_files_were_deleted(tmp_path):
     data = tmp_path / "data"
     with ServerProcess(data) as server, holdfast.Client(server.address, timeout_s=30) as client:
         session = client.session("s", model=MODEL)
         session.step("abc")
         pid = pid_of_store(data)
-        shutil.rmtree(tmp_path / deleted)
+        shutil.rmtree(data)
         assert session.step("d").position == 4
         other_than(pid, data)
+        with holdfast.Client(server.address, timeout_s=30) as other:  # which has nothing to send again
+            assert other.session("s", model=MODEL).position == 4
         assert session.step("e").position == 5
         assert server.stop() == 0
     assert stores_on(data) == []

@@ -236,6 +236,6 @@ def refused(*flags):
     command += ["--http-address", "127.0.0.1:0", "--grpc-address", "127.0.0.1:0", *flags]
     result = subprocess.run(command, capture_output=True, text=True, timeout=30)
     assert (result.returncode, result.stdout) == (1, "")
-    settings, line = result.stderr.splitlines()
+    settings, *_, line = result.stderr.splitlines()
     assert "settings: models=" in settings
     return line

@@ -25,7 +25,7 @@ from service.errors import InvalidRequest, RecordCorrupt, ServiceError, StoreUna
 from service.model.contract import ContractError, GraphTensor, read_contract
 from service.model.onnx_wire import UnsafeGraph, check_file
 from service.model.operators import (
-    LEAST_ATTRIBUTES,
+    ATTRIBUTE_RANGES,
     MICROSOFT_OPS,
     ONNX_OPS,
     RESERVED_DOMAINS,
@@ -158,7 +158,8 @@ def run_initial_state(data):
     try:
         codec.key_of("tenant", request.session_id)
         for model in MODELS:
-            state = codec.to_raw_state(request.initial_state, model.contract, "initial_state")
+            arrays = codec.to_arrays(request.initial_state, "initial_state")
+            state = codec.to_raw_state(arrays, model.contract, "initial_state")
             assert len(state) in (0, model.contract.state_bytes)
     except ServiceError as error:
         check_error(error)
@@ -315,7 +316,8 @@ def run_onnx_wire(data):
             is_known = is_listed and message.domain in ("", "ai.onnx", "com.microsoft")
             assert is_known or (message.domain, name, message.overload) in defined
         if isinstance(message, onnx.AttributeProto) and message.name in ("group", "batch_dims"):
-            assert message.i >= LEAST_ATTRIBUTES[message.name.encode()]
+            least, most = ATTRIBUTE_RANGES[message.name.encode()]
+            assert least <= message.i <= most
             assert not message.ref_attr_name
 
 

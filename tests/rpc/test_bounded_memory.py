@@ -149,11 +149,11 @@ def test_health_watches_are_bounded_and_leave_checks_alone(server):
 
 
 def test_streams_that_withhold_the_end_of_a_message_are_ended_where_memory_is_short(tmp_path):
-    with ServerProcess(tmp_path / "data", "--max-memory-bytes", str(220 * MIB)) as server:
+    with ServerProcess(tmp_path / "data", "--max-memory-bytes", str(256 * MIB)) as server:
         assert neighbour(server) is None
         with Connection(server.address) as connection:
             for _ in range(400):
                 connection.send(connection.call(SERVICE + "StreamSteps"), LARGE[:-8], within_s=0.01)
-            wait_for(lambda: resident_bytes(server.pid) <= 220 * MIB, 20)
+            wait_for(lambda: resident_bytes(server.pid) <= 256 * MIB, 20)
             assert connection.ended
             wait_for(lambda: neighbour(server) is None, 10)

@@ -154,7 +154,7 @@ def test_who_looks_only_when_asked_finds_nothing_by_itself(serve, models):
 
 
 def test_all_workers_follow_and_no_session_meets_one_that_has_not(serve, models):
-    server = serve(*LOOKS_OFTEN, "--workers", "2")
+    server = serve("--model-refresh-s", "0.5", "--workers", "2")  # a check takes less than three periods
     # so many connections leave a worker out once in 2 ** 15 runs
     with holdfast.Client(server.address, connections=16) as client:
         put_shipped(models, SECOND, MODEL, 2)

@@ -405,6 +405,8 @@ async def test_a_tenant_that_poisons_shares_no_batch_with_others(start, model):
     poison, late = "{b:poison", "{b:late"
     engine = start([*itertools.chain(*names.values()), poison, late])
     await send_all(engine, dict.fromkeys([*names["other"], *names["bad"], late], 1))
+    for name in names["bad-new"]:
+        assert await send(engine, name, [1], 5) == "POSITION_GAP"  # it is in memory now, as the others are
     assert await send(engine, poison, [RAISE], 0) == "MODEL_FAILED"
     model.tried.clear()
     standing = dict.fromkeys([*names["other"], *names["bad"], late], 1) | dict.fromkeys(names["bad-new"], 0)

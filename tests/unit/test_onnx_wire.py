@@ -166,6 +166,10 @@ REFUSED = {
         step_graph(helper.make_node("Conv", ["x", "x"], ["w"], group=0)),
         "'group' is not in 1..2147483647",
     ),
+    "means that are learnt while it runs": (
+        step_graph(helper.make_node("BatchNormalization", ["x"] * 5, ["w"], training_mode=1)),
+        "'training_mode' is not in 0..0",
+    ),
     "a number of groups that a caller gives": (
         step_graph(functions=[function_named("mine", "f", grouped_by_its_caller())]),
         "'group' is a parameter",
@@ -186,6 +190,7 @@ ALLOWED = {
     "quantised": step_graph(
         helper.make_node("DynamicQuantizeLSTM", ["x"], ["w"], domain="com.microsoft"),
     ),
+    "means that were learnt": step_graph(helper.make_node("BatchNormalization", ["x"] * 5, ["w"])),
     "a function of the file": step_graph(
         CALLS, functions=[function_with(helper.make_tensor("", 1, [2], [1, 2]))]
     ),
