@@ -6,7 +6,7 @@ from tests.faults import callers, gateway
 
 pytestmark = pytest.mark.faults
 
-CASES = 200
+CASES = 100
 SEED = 20261125
 
 

@@ -24,7 +24,7 @@ from holdfast.errors import PositionConflict, PositionGap, SessionClosed
 from tests.faults.scene import Scene
 from tests.faults.verdict import MODEL, assert_held, chunk, seeded
 
-RUNS, STEPS, KILLS = (60, 40, 5) if os.environ.get("HOLDFAST_FAULTS") == "long" else (12, 20, 2)
+RUNS, STEPS, KILLS = (60, 40, 5) if os.environ.get("HOLDFAST_FAULTS") == "long" else (8, 20, 2)
 NAMES = 4
 ROWS = ("row-0", "row-1", "row-2")
 
