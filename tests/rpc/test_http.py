@@ -144,7 +144,7 @@ def test_connections_that_say_a_byte_now_and_then_or_read_nothing_hold_nothing(s
             if count % 50 == 0:
                 assert get(server, "/livez")[0] == get(server, "/readyz")[0] == 200
         wait_for(lambda: sum(map(is_open, slow)) <= HTTP_COUNT)
-        assert open_count(server) <= before + HTTP_COUNT
+        wait_for(lambda: open_count(server) <= before + HTTP_COUNT)  # some are accepted before others close
 
         def are_let_go():
             for connection in slow:
@@ -223,6 +223,7 @@ def test_whoever_connects_last_is_answered_and_the_oldest_is_closed(server, unha
             kept[-1].sendall(LIVEZ)
             reply = b""
             while not reply.endswith(b"ok\n"):  # head and body may come apart
-                reply += kept[-1].recv(1000)
+                assert (part := kept[-1].recv(1000)), "closed before its reply was whole"
+                reply += part
         wait_for(lambda: not any(map(is_open, kept[:10])), timeout_s=KEEP_ALIVE_S / 2)
         assert is_open(kept[-1])
