@@ -223,7 +223,8 @@ def test_whoever_connects_last_is_answered_and_the_oldest_is_closed(server, unha
             kept[-1].sendall(LIVEZ)
             reply = b""
             while not reply.endswith(b"ok\n"):  # head and body may come apart
-                assert (part := kept[-1].recv(1000)), "closed before its reply was whole"
+                part = kept[-1].recv(1000)
+                assert part, "closed before its reply was whole"
                 reply += part
         wait_for(lambda: not any(map(is_open, kept[:10])), timeout_s=KEEP_ALIVE_S / 2)
         assert is_open(kept[-1])
