@@ -221,8 +221,8 @@ class Server:
             return None, access
         return ServerTls(settings.tls_cert, settings.tls_key, settings.tls_client_ca), access
 
-    def _add_rpcs(self, service: str, rpcs: Mapping[str, Rpc]) -> None:
-        self._grpc.add_rpcs(service, rpcs, Gate(service, rpcs, self._access, self._metrics.refused))
+    def _add_rpcs(self, service: str, rpcs: Mapping[str, Rpc], access: Access) -> None:
+        self._grpc.add_rpcs(service, rpcs, Gate(service, rpcs, access, self._metrics.refused))
 
     async def _open_store(self, url: str) -> Store:
         settings = self._settings
@@ -296,16 +296,12 @@ class Server:
             max_chunk_tokens=settings.max_chunk_tokens,
             max_rows=settings.max_rows,
         )
-        self._add_rpcs(SERVICE_NAME, servicer.rpcs())
-        open_to_all = Access(None, asks_certificates=False)
-        health = self._health.rpcs()
-        self._grpc.add_rpcs(
-            HEALTH_NAME, health, Gate(HEALTH_NAME, health, open_to_all, self._metrics.refused)
-        )
+        self._add_rpcs(SERVICE_NAME, servicer.rpcs(), self._access)
+        self._add_rpcs(HEALTH_NAME, self._health.rpcs(), Access(None, asks_certificates=False))
         if settings.reflection:
             for name in (V1_NAME, V1ALPHA_NAME):
                 rpcs = reflection_rpcs([SERVICE_NAME, HEALTH_NAME], self._access, self._calls.admission)
-                self._add_rpcs(name, rpcs)
+                self._add_rpcs(name, rpcs, self._access)
         try:
             with socket_mode():
                 if self._tls is None:

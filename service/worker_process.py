@@ -10,7 +10,6 @@ import asyncio
 import logging
 import mmap
 import os
-import signal
 import sys
 from typing import Self
 
@@ -18,6 +17,7 @@ from service import logs
 from service.config import Settings
 from service.errors import StartError
 from service.metrics import SIZE_BYTES, Metrics
+from service.process_ending import ending_of
 
 _log = logging.getLogger(__name__)
 
@@ -76,8 +76,7 @@ class WorkerProcess:
 
     async def ended(self) -> str:
         """Waits until it has ended and returns how: the name of a signal, or its exit code."""
-        code = await self._process.wait()
-        return _signal_name(-code) if code < 0 else f"exit code {code}"
+        return ending_of(await self._process.wait())
 
     def set_verbose(self, is_verbose: bool) -> None:
         """Has it log as this process does; for one that serves, since before it does not obey signals."""
@@ -118,11 +117,3 @@ async def _launch() -> tuple[asyncio.subprocess.Process, Metrics]:
     finally:
         os.close(numbers)
     return process, metrics
-
-
-def _signal_name(number: int) -> str:
-    """Returns the name of a signal; those for real time have none."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

@@ -23,6 +23,7 @@ from service.background import is_passing
 from service.model.apart import Apart
 from service.model.confinement import ALL
 from service.model.files import ModelFile, ModelFileError, find_files, fingerprint_of, read_file
+from service.process_ending import ending_of
 
 PROCESS = "service.model.check_process"
 PASSED = b"ok: "
@@ -157,11 +158,7 @@ def _verdict(process: "subprocess.Popen[bytes]", wall_s: float) -> tuple[bytes, 
         return b"", f"took more than {wall_s:g} s"
     if code == -signal.SIGXCPU:
         return said, "took too much CPU time (SIGXCPU)"
-    return said, f"ended with {_signal_name(-code) if code < 0 else f'exit code {code}'}"
-
-
-def _signal_name(number: int) -> str:
-    return next((known.name for known in signal.Signals if known == number), f"signal {number}")
+    return said, f"ended with {ending_of(code)}"
 
 
 def _tell_confinement(holding: tuple[str, ...]) -> None:

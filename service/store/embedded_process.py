@@ -4,7 +4,6 @@ import contextlib
 import os
 import re
 import select
-import signal
 import socket
 import subprocess
 import time
@@ -15,6 +14,8 @@ import hiredis
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+
+from service.process_ending import ending_of
 
 ANSWER_TIMEOUT_S = 5.0
 
@@ -191,9 +192,7 @@ class StoreProcess:
     def ending(self) -> str | None:
         """Returns how it has ended, the name of a signal or an exit code; None while it lives."""
         code = self._process.poll()
-        if code is None:
-            return None
-        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return None if code is None else ending_of(code)
 
     def kill(self) -> None:
         """Ends it at once; one that has not answered yet has acknowledged nothing."""
