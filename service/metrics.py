@@ -219,6 +219,16 @@ class Metrics:
         for index in range(self._counted):
             numbers[index] += added[index]
 
+    def rise_to(self, floor: "Metrics") -> None:
+        """Raises what is counted to a floor, and the floor to what is counted.
+
+        Sums of times that are added in another order differ in their last bit, and a counter that falls,
+        be it by so little, counts from zero again to Prometheus.
+        """
+        for index in range(self._counted):
+            highest = max(self._numbers[index], floor._numbers[index])  # noqa: SLF001 -- its own class
+            self._numbers[index] = floor._numbers[index] = highest  # noqa: SLF001
+
     def join_gauges(self, others: "Sequence[Metrics]") -> None:
         """Shows the gauges and models of several processes as one."""
         if not others:
@@ -402,16 +412,18 @@ class Metrics:
         return histogram
 
 
-def scrape_together(base: Metrics, workers: Sequence[Metrics]) -> bytes:
+def scrape_together(base: Metrics, workers: Sequence[Metrics], floor: Metrics) -> bytes:
     """Returns the text for several processes.
 
     Args:
         base: What is counted beside the workers, and what workers that are gone had counted.
         workers: Those that run. The store is up if it is for each of them that serves.
+        floor: What was scraped last, below which no count falls; it becomes what is scraped now.
     """
     total = Metrics()
     for part in (base, *workers):
         total.absorb(part)
+    total.rise_to(floor)
     total.join_gauges([worker for worker in workers if worker.workers.value])
     total.add_process(base)
     return total.scrape()

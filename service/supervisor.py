@@ -53,6 +53,7 @@ class Supervisor:
         self._settings = settings
         self._workers: set[WorkerProcess] = set()
         self._own = Metrics()  # what is counted here, and what workers that are gone had counted
+        self._scraped = Metrics()
         self._lock = threading.Lock()  # a scrape, in its thread, finds a worker's numbers in one place
         self._stuck_looks: dict[WorkerProcess, int] = {}
         self._hearts: list[asyncio.Task[None]] = []
@@ -105,7 +106,7 @@ class Supervisor:
     def scrape(self) -> bytes:
         """Returns the metrics of all workers, those that are gone included, in the text format."""
         with self._lock:
-            return scrape_together(self._own, [worker.metrics for worker in self._workers])
+            return scrape_together(self._own, [worker.metrics for worker in self._workers], self._scraped)
 
     def why_not_live(self) -> str | None:
         """Returns which event loop is stuck, if one is: that of this process or of a worker."""

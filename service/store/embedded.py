@@ -47,6 +47,9 @@ _log = logging.getLogger(__name__)
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 10.0
 
+DYING_S = 1.0
+"""Longest wait for a process whose connections have ended to be dead."""
+
 
 class Abandoned(Exception):
     """Nobody wants the store any more that was waited for."""
@@ -139,7 +142,7 @@ class EmbeddedStore:
         """Returns what is known of the end of a store that is not whole any more."""
         if self.lifeline is not None and self.lifeline.is_alive:
             return "its socket or its files were deleted"
-        ending = self._process.ending() if self._process is not None else None
+        ending = self._process.ending(DYING_S) if self._process is not None else None
         words = last_words(self._log, self._log_start)
         return (
             ": ".join(part for part in (ending, words) if part)

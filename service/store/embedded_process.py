@@ -189,10 +189,16 @@ class StoreProcess:
         )
         self.pid = self._process.pid
 
-    def ending(self) -> str | None:
-        """Returns how it has ended, the name of a signal or an exit code; None while it lives."""
-        code = self._process.poll()
-        return None if code is None else ending_of(code)
+    def ending(self, limit_s: float = 0.0) -> str | None:
+        """Returns how it has ended, the name of a signal or an exit code; None while it lives.
+
+        Args:
+            limit_s: Longest wait for that; a process that dies closes its connections before it is dead.
+        """
+        try:
+            return ending_of(self._process.wait(limit_s))
+        except subprocess.TimeoutExpired:
+            return None
 
     def kill(self) -> None:
         """Ends it at once; one that has not answered yet has acknowledged nothing."""

@@ -96,9 +96,9 @@ def test_one_scrape_adds_up_workers_and_keeps_what_the_dead_had_counted():
         worker.store_up.set(1)
         worker.workers.set(1)
     base.restarts.inc(1)
-    before = scrape_together(base, workers)
+    before = scrape_together(base, workers, Metrics())
     base.absorb(workers.pop())
-    after = scrape_together(base, workers)
+    after = scrape_together(base, workers, Metrics())
     for text in (before, after):
         assert value(text, "holdfast_steps_total") == value(text, "holdfast_chunk_seconds_count") == 6
         assert value(text, "holdfast_worker_restarts_total") == 1
@@ -106,14 +106,25 @@ def test_one_scrape_adds_up_workers_and_keeps_what_the_dead_had_counted():
     assert [value(text, "holdfast_workers") for text in (before, after)] == [3, 2]
 
 
+def test_a_sum_of_times_does_not_fall_when_it_is_added_in_another_order():
+    base, workers, scraped = Metrics(), [Metrics(), Metrics()], Metrics()
+    for metrics, queue_s in zip((base, *workers), (0.2, 0.1, 0.3), strict=True):
+        metrics.waited([queue_s])
+    name = "holdfast_queue_seconds_sum"
+    before = value(scrape_together(base, workers, scraped), name)
+    base.absorb(workers.pop())
+    assert 0.2 + 0.3 + 0.1 < before == 0.2 + 0.1 + 0.3
+    assert value(scrape_together(base, workers, scraped), name) == before
+
+
 def test_the_store_is_up_if_it_is_for_every_worker_that_serves():
     serving, blind, starting = Metrics(), Metrics(), Metrics()
     serving.workers.set(1)
     serving.store_up.set(1)
     blind.workers.set(1)
-    assert value(scrape_together(Metrics(), [serving, starting]), "holdfast_store_up") == 1
-    assert value(scrape_together(Metrics(), [serving, blind]), "holdfast_store_up") == 0
-    assert value(scrape_together(Metrics(), []), "holdfast_store_up") == 0
+    assert value(scrape_together(Metrics(), [serving, starting], Metrics()), "holdfast_store_up") == 1
+    assert value(scrape_together(Metrics(), [serving, blind], Metrics()), "holdfast_store_up") == 0
+    assert value(scrape_together(Metrics(), [], Metrics()), "holdfast_store_up") == 0
 
 
 def test_the_page_in_the_docs_is_fresh():
@@ -125,7 +136,7 @@ def test_the_models_of_several_processes_are_shown_as_one():
     for one, version in ((first, "1"), (second, "2")):
         one.workers.set(1)
         one.serves({ServedModel("m", version, "f")})
-    text = scrape_together(Metrics(), [first, second]).decode()
+    text = scrape_together(Metrics(), [first, second], Metrics()).decode()
     assert all(f'holdfast_model_info{{fingerprint="f",model="m",version="{n}"}} 1.0' in text for n in "12")
 
 
