@@ -50,7 +50,15 @@ DTYPES: dict[str, np.dtype[Any]] = {
 
 
 class ContractError(Exception):
-    """A graph does not say, or not rightly, what its tensors are; the message names the place."""
+    """A graph does not say, or not rightly, what its tensors are; the message names the place.
+
+    Attributes:
+        proposal: A contract.toml to begin with; "" if nothing can be proposed.
+    """
+
+    def __init__(self, message: str, proposal: str = "") -> None:
+        super().__init__(message)
+        self.proposal = proposal
 
 
 @dataclass(frozen=True)
