@@ -175,13 +175,18 @@ class AxisFinder:
     def _set(self, draft: Draft, at: int, role: Role) -> None:
         if isinstance(role, str) and draft.has(role):
             return  # twice in one tensor: it stays open
+        if role == TIME and draft.kind in ("state", "session_input"):
+            return  # it would grow
         draft.axes[at] = role
         self._bind(draft, at, role)
 
     def _place_batch(self, draft: Draft, *, is_sure: bool) -> None:
         """Takes the one open axis of a tensor for the batch's."""
-        if is_sure and draft.given is None and not draft.has(BATCH) and len(draft.open) == 1:
-            self._set(draft, draft.open[0], BATCH)
+        if not is_sure or draft.given is not None or draft.has(BATCH) or len(draft.open) != 1:
+            return
+        at = draft.open[0]
+        if TIME not in [self._roles.get(name) for name in draft.names_at(at)]:
+            self._set(draft, at, BATCH)
 
     def _place_in_token(self, token: Draft) -> None:
         if token.given is not None:
