@@ -1,5 +1,6 @@
 """Guesses what tensors may be that a contract does not mention, to be looked over by people. Pure."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -113,4 +114,4 @@ def _has_rows(tensor: GraphTensor) -> bool:
 def _likely_value(name: str, tensor: GraphTensor) -> Any:
     if name.lower() in _SAMPLE_RATES:
         return _USUAL_SAMPLE_RATE
-    return f"{name}.npy" if tensor.shape else "?"
+    return re.sub(r"[^A-Za-z0-9_-]", "_", name)[:64] + ".npy" if tensor.shape else "?"

@@ -34,7 +34,7 @@ _GROWING = "if the state grows: keep the last values in a ring buffer, and their
 def complete(
     document: Mapping[str, Any], inputs: Tensors, outputs: Tensors, switches: Tensors
 ) -> dict[str, Any]:
-    """Returns a contract with all that it does not say and the graph does.
+    """Returns a contract with all that it does not say and the graph does; tables of tensors are lists.
 
     Args:
         document: What contract.toml says; {} if there is none.
@@ -86,7 +86,7 @@ class _Completion:
     def result(self) -> dict[str, Any]:
         """Returns the contract."""
         found = {
-            "input": self._tokens[0] if len(self._tokens) == 1 else self._tokens,
+            "input": self._tokens,
             "state": self._states,
             "output": self._results,
             "session_input": self._session_inputs,

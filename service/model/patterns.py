@@ -12,8 +12,11 @@ _NUMBER = re.compile(r"[0-9]{1,9}")
 
 _PATTERNED = ("name", "input", "output", "initial")
 """Keys of a state whose texts run on together."""
+_NAMES = ("name", "input", "output")
+_PLACE = "\0"
+"""Where a number was."""
 
-MAX_STATES = 4096
+MAX_STATES = 1000
 LEAST_ALIKE = 4
 """So many states in a row are written as one."""
 
@@ -22,29 +25,24 @@ def expand(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Returns the states that an entry stands for: itself, or one per number of its ranges.
 
     Raises:
-        ContractError: Its ranges are not equally long, or too long.
+        ContractError: Its ranges differ, or are empty or too long.
     """
-    ranges = {
-        key: found
-        for key in _PATTERNED
-        if isinstance(entry.get(key), str) and (found := _RANGE.search(entry[key])) is not None
-    }
+    texts = [entry[key] for key in _PATTERNED if isinstance(entry.get(key), str)]
+    ranges = {found.groups() for text in texts for found in _RANGE.finditer(text)}
     if not ranges:
         return [dict(entry)]
-    spans = {key: range(int(found[1]), int(found[2]) + 1) for key, found in ranges.items()}
-    counts = {key: len(span) for key, span in spans.items()}
-    shown = ", ".join(f"{key} {entry[key]!r} of {count}" for key, count in counts.items())
-    if len(set(counts.values())) > 1 or not 1 <= min(counts.values()) <= MAX_STATES:
-        raise ContractError(f"state: the ranges must be equally long and not empty; found are {shown}")
+    first, last = map(int, min(ranges))
+    if len(ranges) > 1 or not first <= last < first + MAX_STATES:
+        shown = ", ".join(repr(text) for text in texts)
+        raise ContractError(
+            f"state: its ranges must be one and the same, of 1..{MAX_STATES}; found are {shown}"
+        )
     return [
         {
-            **entry,
-            **{
-                key: f"{entry[key][: found.start()]}{spans[key][at]}{entry[key][found.end() :]}"
-                for key, found in ranges.items()
-            },
+            key: _RANGE.sub(str(number), value) if key in _PATTERNED and isinstance(value, str) else value
+            for key, value in entry.items()
         }
-        for at in range(next(iter(counts.values())))
+        for number in range(first, last + 1)
     ]
 
 
@@ -58,51 +56,48 @@ def collapse(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     done: dict[int, dict[str, Any]] = {}
     most_numbers = max((len(_NUMBER.findall(str(entry.get("input", "")))) for entry in entries), default=0)
     for number_from_right in range(1, min(most_numbers, 8) + 1):
-        groups: dict[str, list[tuple[dict[str, int], int]]] = defaultdict(list)
+        groups: dict[str, list[tuple[int, int]]] = defaultdict(list)
         for place, entry in left.items():
-            template, numbers = _template(entry, number_from_right)
-            if numbers:
-                groups[template].append((numbers, place))
+            found = _template(entry, number_from_right)
+            if found is not None:
+                groups[repr(sorted(found[0].items()))].append((found[1], place))
         for members in groups.values():
             for run in _runs(members):
                 places = [place for _, place in run]
-                done[min(places)] = _joined(left[places[0]], run[0][0], run[-1][0], number_from_right)
+                template = _template(left[places[0]], number_from_right)
+                assert template is not None, "bug: a run without a number"
+                span = f"{{{run[0][0]}..{run[-1][0]}}}"
+                done[min(places)] = {
+                    key: value.replace(_PLACE, span) if isinstance(value, str) else value
+                    for key, value in template[0].items()
+                }
                 for place in places:
                     del left[place]
     return [entry for _, entry in sorted({**left, **done}.items())]
 
 
-def _template(entry: Mapping[str, Any], number_from_right: int) -> tuple[str, dict[str, int]]:
-    """Returns an entry with one number of each name left out, and these; none if an input has too few."""
-    template, numbers = dict(entry), {}
-    for key in _PATTERNED:
+def _template(entry: Mapping[str, Any], number_from_right: int) -> tuple[dict[str, Any], int] | None:
+    """Returns an entry with one number of each name left out, and this number; None if it has none such."""
+    template, numbers = dict(entry), set()
+    for key in _NAMES:
         text = entry.get(key)
-        found = list(_NUMBER.finditer(text)) if isinstance(text, str) else []
-        if len(found) >= number_from_right and key != "initial":
-            place = found[-number_from_right]
-            if place[0] != str(int(place[0])):
-                return "", {}  # leading zeros
-            template[key] = f"{text[: place.start()]}\0{text[place.end() :]}"  # type: ignore[index]
-            numbers[key] = int(place[0])
-    return (repr(sorted(template.items())), numbers) if "input" in numbers else ("", {})
+        if not isinstance(text, str):
+            continue
+        found = list(_NUMBER.finditer(text))
+        if len(found) < number_from_right:
+            return None
+        place = found[-number_from_right]
+        numbers.add(place[0])
+        template[key] = f"{text[: place.start()]}{_PLACE}{text[place.end() :]}"
+    number = numbers.pop() if len(numbers) == 1 else ""
+    return (template, int(number)) if number and number == str(int(number)) else None
 
 
-def _runs(members: list[tuple[dict[str, int], int]]) -> list[list[tuple[dict[str, int], int]]]:
-    runs: list[list[tuple[dict[str, int], int]]] = []
-    for numbers, place in sorted(members, key=lambda member: member[0]["input"]):
-        expected = {key: number + 1 for key, number in runs[-1][-1][0].items()} if runs else {}
-        if numbers == expected:
-            runs[-1].append((numbers, place))
+def _runs(members: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
+    runs: list[list[tuple[int, int]]] = []
+    for number, place in sorted(members):
+        if runs and number == runs[-1][-1][0] + 1 and len(runs[-1]) < MAX_STATES:
+            runs[-1].append((number, place))
         else:
-            runs.append([(numbers, place)])
+            runs.append([(number, place)])
     return [run for run in runs if len(run) >= LEAST_ALIKE]
-
-
-def _joined(
-    entry: Mapping[str, Any], first: Mapping[str, int], last: Mapping[str, int], number_from_right: int
-) -> dict[str, Any]:
-    joined = dict(entry)
-    for key, number in first.items():
-        place = list(_NUMBER.finditer(entry[key]))[-number_from_right]
-        joined[key] = f"{entry[key][: place.start()]}{{{number}..{last[key]}}}{entry[key][place.end() :]}"
-    return joined

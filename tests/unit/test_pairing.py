@@ -3,6 +3,8 @@
 import tomllib
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from service.model.axis_roles import named_role
 from service.model.contract import ContractError, GraphTensor
@@ -35,8 +37,7 @@ def pairs(document):
 
 def axes(document):
     """Returns the axes of every tensor by name; of a state, by its input."""
-    entries = [document["input"]] if isinstance(document["input"], dict) else document["input"]
-    found = {entry["name"]: entry["axes"] for entry in (*entries, *document["output"])}
+    found = {entry["name"]: entry["axes"] for entry in (*document["input"], *document["output"])}
     return found | {state["input"]: state["axes"] for state in document.get("state", [])}
 
 
@@ -127,7 +128,7 @@ def test_a_long_short_term_memory_with_time():
         tensors(y=["time", "batch", 5], h_out=[2, "batch", 16], c_out=[2, "batch", 16]),
     )
     assert document == {
-        "input": {"name": "x", "axes": ["time", "batch", 8]},
+        "input": [{"name": "x", "axes": ["time", "batch", 8]}],
         "state": [
             {"input": "h_in", "output": "h_out", "axes": [2, "batch", 16]},
             {"input": "c_in", "output": "c_out", "axes": [2, "batch", 16]},
@@ -235,7 +236,7 @@ def test_ids_need_the_size_of_their_vocabulary():
     assert "how many ids 'token' takes" in str(error)
     assert tomllib.loads(error.proposal)["vocabulary"] == {"kind": "ids", "size": 300}
     document = completed(*graph, {"vocabulary": {"kind": "ids", "size": 300}})
-    assert document["input"] == {"name": "token", "axes": ["time", "batch"]}
+    assert document["input"] == [{"name": "token", "axes": ["time", "batch"]}]
 
 
 def test_one_id_in_a_second_axis_of_1_is_one_token():
@@ -299,7 +300,7 @@ def test_a_contract_of_the_input_and_a_constant_is_enough_where_the_rest_follows
     document = completed(*SILERO, tomllib.loads(SILERO_CONTRACT))
     assert document["state"] == [{"input": "state", "output": "stateN", "axes": [2, "batch", 128]}]
     assert document["output"] == [{"name": "output", "role": "raw", "axes": ["batch", 1]}]
-    assert document["input"]["context"] == 64
+    assert document["input"][0]["context"] == 64
     assert document["constants"] == {"sr": 16000}
 
 
@@ -320,7 +321,7 @@ def test_a_sequence_of_samples_is_not_taken_for_time():
     )
     assert "axis 1 of 'input'" in str(refused(*graph))
     document = completed(*graph, {"input": {"axes": ["batch", 512]}})
-    assert document["input"] == {"name": "input", "axes": ["batch", 512]}
+    assert document["input"] == [{"axes": ["batch", 512], "name": "input"}]
     assert pairs(document) == {"h": "hn", "c": "cn"}
     assert document["output"][0]["axes"] == ["batch", 1]
 
@@ -375,7 +376,7 @@ def test_a_context_needs_no_state():
         tensors(y=["batch", 2]),
         {"input": {"name": "x", "token": 64, "context": 16}},
     )
-    assert document["input"]["axes"] == ["batch", 80]
+    assert document["input"][0]["axes"] == ["batch", 80]
     assert "state" not in document
 
 
@@ -488,9 +489,9 @@ def test_a_proposal_marks_what_is_a_guess():
         ({"state": [{"initial": 0}]}, "a state lacks its input and output"),
         ({"state": 3}, "state is no table"),
         ({"constants": 3}, "constants is no table"),
-        ({"state": [{"input": "in{0..3}", "output": "out{0..2}"}]}, "equally long"),
-        ({"state": [{"input": "in{3..0}", "output": "out{3..0}"}]}, "equally long"),
-        ({"state": [{"input": "in{0..999999}", "output": "out{0..999999}"}]}, "equally long"),
+        ({"state": [{"input": "in{0..3}", "output": "out{0..2}"}]}, "one and the same"),
+        ({"state": [{"input": "in{3..0}", "output": "out{3..0}"}]}, "one and the same"),
+        ({"state": [{"input": "in{0..999999}", "output": "out{0..999999}"}]}, "one and the same"),
     ],
 )
 def test_a_contract_that_contradicts_the_graph_is_refused(document, reason):
@@ -533,7 +534,7 @@ def test_remarks_cannot_leave_their_line():
     ],
 )
 def test_states_that_run_on_are_written_as_one(numbers, expected):
-    states = [{"input": f"s{at}", "output": f"s{at + 1}_n", "axes": ["batch", 2]} for at in numbers]
+    states = [{"input": f"s{at}", "output": f"n{at}", "axes": ["batch", 2]} for at in numbers]
     assert [state["input"] for state in tomllib.loads(to_toml({"state": states}))["state"]] == expected
 
 
@@ -545,3 +546,58 @@ def test_states_run_on_by_any_number_of_their_names_and_only_if_they_are_alike()
     states += [state(f"layer{at}.conv2", 8 if at < 4 else 9) for at in range(5)]
     written = [entry["input"] for entry in tomllib.loads(to_toml({"state": states}))["state"]]
     assert written == ["layer{0..4}.conv1_in", "layer{0..3}.conv2_in", "layer4.conv2_in"]
+
+
+# -- any graph ------------------------------------------------------------------------------------
+
+NAMES = st.sampled_from(
+    [
+        "x",
+        "h",
+        "c",
+        "hn",
+        "cn",
+        "h_in",
+        "h_out",
+        "s0",
+        "s1",
+        "new_s0",
+        "new_s1",
+        "y",
+        "sr",
+        "a.1",
+        "ü",
+        "",
+        "{0..3}",
+    ]
+)
+EXTENTS = st.sampled_from([1, 1, 2, 8, "batch", "N", "time", "seq", "T", "s7", None, "past_len", ""])
+GRAPHS = st.dictionaries(
+    NAMES,
+    st.builds(
+        lambda dtype, shape: GraphTensor(dtype, tuple(shape)),
+        st.sampled_from(["float32", "float32", "int64", "bool", "tensor(string)"]),
+        st.lists(EXTENTS, max_size=4),
+    ),
+    max_size=6,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(GRAPHS, GRAPHS)
+def test_any_graph_is_completed_for_good_or_refused_with_a_contract_to_look_over(inputs, outputs):
+    try:
+        document = complete({}, inputs, outputs, {})
+    except ContractError as error:
+        tomllib.loads(error.proposal)  # raises if it is none
+        return
+    fed = [entry["name"] for entry in document["input"]] + [state["input"] for state in document["state"]]
+    given_back = [entry["name"] for entry in document.get("output", [])]
+    given_back += [state["output"] for state in document["state"]]
+    assert sorted(fed) == sorted(inputs)
+    assert sorted(given_back) == sorted(outputs)
+    for entry in (*document["input"], *document["state"], *document.get("output", [])):
+        roles = [axis for axis in entry["axes"] if not isinstance(axis, int)]
+        assert sorted(set(roles)) == sorted(roles)
+        assert set(roles) <= {"batch", "time"}
+    assert complete(document, inputs, outputs, {}) == document
