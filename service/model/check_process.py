@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from service.model.bundle import BundleError, unpack
 from service.model.check import MAX_VERDICT_BYTES, PASSED
 from service.model.confinement import confine
 from service.model.files import ModelFileError
@@ -75,7 +76,7 @@ def refusal_by(check: Callable[[], None]) -> bytes:
         check()
     except ModelFileError as error:
         return error.reason.encode(errors="replace")
-    except (UnsafeGraph, TrialFailed) as error:
+    except (BundleError, UnsafeGraph, TrialFailed) as error:
         return str(error).encode(errors="replace")
     except MemoryError:
         return b"it needs more memory than its size lets expect"
@@ -86,7 +87,7 @@ def refusal_by(check: Callable[[], None]) -> bytes:
 
 def _check() -> None:
     data = read_all()
-    check_file(data)
+    check_file(unpack(data).graph)
     apart = frozenset(filter(None, sys.argv[4].split(",")))
     try_in_time(StepGraph(Path(), name="", version=1, data=data, apart=apart), data)
 

@@ -12,15 +12,16 @@ is open, and with a contract that has answers to look over.
 """
 
 import difflib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from service.model.axis_roles import BATCH, TIME, AxisFinder, Draft
 from service.model.contract import ContractError, GraphTensor
 from service.model.contract_text import Place, describe, notes_of, to_toml
+from service.model.document import name_of
 from service.model.guesses import guess_rest
 from service.model.name_stems import namesakes, pair_names
-from service.model.patterns import expand
 
 __all__ = ["complete", "to_toml"]
 
@@ -28,6 +29,7 @@ Tensors = Mapping[str, GraphTensor]
 Entry = dict[str, Any]
 
 _MAX_TOLD = 3
+_ID_DTYPES = ("int32", "int64")
 _GROWING = "if the state grows: keep the last values in a ring buffer, and their count in a counter"
 
 
@@ -67,7 +69,7 @@ class _Completion:
         self._inputs, self._outputs = inputs, outputs
         self._notes: dict[Place, str] = {}
         self._tokens = _entries(document, "input")
-        self._states = [state for entry in _entries(document, "state") for state in expand(entry)]
+        self._states = _entries(document, "state")
         self._results = _entries(document, "output")
         self._session_inputs = _entries(document, "session_input")
         self._constants = dict(_table(document, "constants"))
@@ -117,7 +119,10 @@ class _Completion:
         named += [("output", entry.get("name"), self._outputs) for entry in self._results]
         named += [("session_input", entry.get("name"), self._inputs) for entry in self._session_inputs]
         named += [("constant", name, {**self._inputs, **switches}) for name in self._constants]
+        uses = Counter(name for what, name, _ in named if what not in ("state's output", "output"))
         for what, name, tensors in named:
+            if tensors is not self._outputs and name is not None and uses[name] > 1:
+                raise ContractError(f"input {name!r} is named twice")
             if isinstance(name, str) and name not in tensors:
                 near = difflib.get_close_matches(name, tensors, n=1)
                 known = f"; did you mean {near[0]!r}?" if near else f"; it has {_listed(tensors)}"
@@ -191,7 +196,7 @@ class _Completion:
         )
 
     def _all_have_time(self, names: list[str]) -> bool:
-        drafts = [self._draft("token", name, {}) for name in names]
+        drafts = [self._draft("token", name, {"name": name}) for name in names]
         others = [
             self._draft("state", state["input"], state) for state in self._states if self._is_known(state)
         ]
@@ -284,7 +289,7 @@ class _Completion:
         if kind == "state":
             sides.append(self._outputs[entry["output"]].shape)
         given = entry.get("axes")
-        is_id = kind == "token" and entry.get("kind", "") != "features" and "int" in tensor.dtype
+        is_id = kind == "token" and self._is_id(entry)
         return Draft(kind, name, is_id, sides, given if isinstance(given, list) else None)
 
     def _write_axes(self, topic: str, entry: Entry, draft: Draft) -> None:
@@ -310,17 +315,20 @@ class _Completion:
         self.doubts.append(doubt)
         self._notes[topic, draft.name, "axes"] = f"? {question}"
 
+    def _is_id(self, token: Entry) -> bool:
+        usual = "token_id" if self._inputs[token["name"]].dtype in _ID_DTYPES else "features"
+        return bool(token.get("kind", usual) == "token_id")
+
     def _check_vocabulary(self) -> None:
-        ids = [
-            token
-            for token in self._tokens
-            if token.get("kind") == "token_id"
-            or (token.get("kind") is None and "int" in self._inputs[token["name"]].dtype)
-        ]
+        ids = [token for token in self._tokens if self._is_id(token)]
         if len(self._tokens) == 1 and ids and "vocabulary" not in self._document:
-            widths = {entry["axes"][-1] for entry in self._results if entry.get("axes")} - {1}
-            numbers = sorted(width for width in widths if isinstance(width, int))
-            self._document["vocabulary"] = {"kind": "ids", "size": numbers[-1] if numbers else "?"}
+            lasts = [
+                entry["axes"][-1]
+                for entry in self._results
+                if isinstance(entry["axes"], list) and entry["axes"]
+            ]
+            numbers = [extent for extent in lasts if isinstance(extent, int) and extent > 1]
+            self._document["vocabulary"] = {"kind": "ids", "size": numbers[0] if numbers else "?"}
             self.doubts.append(f"how many ids {ids[0]['name']!r} takes: [vocabulary] size")
             self._notes["vocabulary", "size", ""] = "? how many ids there are"
         for token in ids if len(self._tokens) > 1 else ():
@@ -340,6 +348,10 @@ def _entries(document: Mapping[str, Any], topic: str) -> list[Entry]:
     entries = [value] if isinstance(value, Mapping) else value
     if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
         raise ContractError(f"{topic} is no table; write [[{topic}]]")
+    for entry in entries:
+        for key in ("name", "input", "output"):
+            if key in entry:
+                name_of(entry[key], f"{topic}: {key}")
     return [dict(entry) for entry in entries]
 
 

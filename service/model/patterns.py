@@ -1,49 +1,24 @@
-"""Names that run on by a number, as one: `in_cache{0..3}` stands for four. Pure."""
+"""Writes names that run on by a number as one: `in_cache{0..3}` stands for four. Pure.
+
+`service.model.document` reads them.
+"""
 
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from service.model.contract import ContractError
+from service.model.document import MAX_EXPANDED
 
-_RANGE = re.compile(r"\{([0-9]{1,6})\.\.([0-9]{1,6})\}")
 _NUMBER = re.compile(r"[0-9]{1,9}")
 
-_PATTERNED = ("name", "input", "output", "initial")
-"""Keys of a state whose texts run on together."""
 _NAMES = ("name", "input", "output")
+"""Keys of a state whose texts run on together."""
 _PLACE = "\0"
 """Where a number was."""
 
-MAX_STATES = 1000
 LEAST_ALIKE = 4
 """So many states in a row are written as one."""
-
-
-def expand(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Returns the states that an entry stands for: itself, or one per number of its ranges.
-
-    Raises:
-        ContractError: Its ranges differ, or are empty or too long.
-    """
-    texts = [entry[key] for key in _PATTERNED if isinstance(entry.get(key), str)]
-    ranges = {found.groups() for text in texts for found in _RANGE.finditer(text)}
-    if not ranges:
-        return [dict(entry)]
-    first, last = map(int, min(ranges))
-    if len(ranges) > 1 or not first <= last < first + MAX_STATES:
-        shown = ", ".join(repr(text) for text in texts)
-        raise ContractError(
-            f"state: its ranges must be one and the same, of 1..{MAX_STATES}; found are {shown}"
-        )
-    return [
-        {
-            key: _RANGE.sub(str(number), value) if key in _PATTERNED and isinstance(value, str) else value
-            for key, value in entry.items()
-        }
-        for number in range(first, last + 1)
-    ]
 
 
 def collapse(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -96,7 +71,7 @@ def _template(entry: Mapping[str, Any], number_from_right: int) -> tuple[dict[st
 def _runs(members: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
     runs: list[list[tuple[int, int]]] = []
     for number, place in sorted(members):
-        if runs and number == runs[-1][-1][0] + 1 and len(runs[-1]) < MAX_STATES:
+        if runs and number == runs[-1][-1][0] + 1 and len(runs[-1]) < MAX_EXPANDED:
             runs[-1].append((number, place))
         else:
             runs.append([(number, place)])

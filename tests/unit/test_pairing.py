@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from service.model.axis_roles import named_role
 from service.model.contract import ContractError, GraphTensor
+from service.model.document import from_toml
 from service.model.name_stems import pair_names
 from service.model.pairing import complete, to_toml
 
@@ -274,7 +275,7 @@ def test_ninety_eight_states_are_paired_and_written_as_few():
     text = to_toml(document)
     assert 'input = "cached_key_{0..48}"\noutput = "new_cached_key_{0..48}"\n' in text
     assert len(tomllib.loads(text)["state"]) == 2
-    again = completed(inputs, outputs, tomllib.loads(text))
+    again = completed(inputs, outputs, from_toml(text.encode()))
     assert pairs(again) == pairs(document)
     assert axes(again) == axes(document)
 
@@ -489,9 +490,6 @@ def test_a_proposal_marks_what_is_a_guess():
         ({"state": [{"initial": 0}]}, "a state lacks its input and output"),
         ({"state": 3}, "state is no table"),
         ({"constants": 3}, "constants is no table"),
-        ({"state": [{"input": "in{0..3}", "output": "out{0..2}"}]}, "one and the same"),
-        ({"state": [{"input": "in{3..0}", "output": "out{3..0}"}]}, "one and the same"),
-        ({"state": [{"input": "in{0..999999}", "output": "out{0..999999}"}]}, "one and the same"),
     ],
 )
 def test_a_contract_that_contradicts_the_graph_is_refused(document, reason):
