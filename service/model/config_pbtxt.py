@@ -5,9 +5,10 @@ With `max_batch_size` above 0 all tensors have their batch axis first. What Trit
 inputs (that a sequence starts, ends, or which one it is) no contract says: such a graph is refused.
 """
 
+import io
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -39,7 +40,19 @@ ReadFile = Callable[[str], bytes]
 """Name of a file, relative to config.pbtxt -> its content; raises OSError."""
 
 
-def document_of(text: str, read_file: ReadFile) -> dict[str, Any]:
+class Config(NamedTuple):
+    """What a config.pbtxt is as a contract.
+
+    Attributes:
+        document: The contract.
+        files: The files that it names: initial states, as .npy.
+    """
+
+    document: dict[str, Any]
+    files: dict[str, bytes]
+
+
+def read_config(text: str, read_file: ReadFile) -> Config:
     """Returns the contract that a config.pbtxt is.
 
     Args:
@@ -50,13 +63,13 @@ def document_of(text: str, read_file: ReadFile) -> dict[str, Any]:
         ContractError: It is not such a file, or says what no contract can.
     """
     try:
-        config = parse(text)
-        return _document(config, read_file)
+        files: dict[str, bytes] = {}
+        return Config(_document(parse(text), read_file, files), files)
     except TextProtoError as error:
         raise _wrong(str(error)) from None
 
 
-def _document(config: Message, read_file: ReadFile) -> dict[str, Any]:
+def _document(config: Message, read_file: ReadFile, files: dict[str, bytes]) -> dict[str, Any]:
     for field, reason in _REFUSED.items():
         if field in config:
             raise _wrong(f"{field}: {reason}")
@@ -71,7 +84,7 @@ def _document(config: Message, read_file: ReadFile) -> dict[str, Any]:
     document: dict[str, Any] = {
         "input": [_tensor(entry, leading) for entry in _messages(config, "input")],
         "state": [
-            _state(entry, leading, read_file)
+            _state(entry, leading, read_file, files)
             for sequence in sequences
             for entry in _messages(sequence, "state")
         ],
@@ -83,8 +96,6 @@ def _document(config: Message, read_file: ReadFile) -> dict[str, Any]:
         document = {"rows_per_run": most_rows, **document}
     fed_back = {state["output"] for state in document["state"]}
     document["output"] = [entry for entry in document["output"] if entry["name"] not in fed_back]
-    if len(document["input"]) == 1:
-        document["input"] = document["input"][0]
     return {topic: value for topic, value in document.items() if value}
 
 
@@ -94,7 +105,9 @@ def _tensor(entry: Message, leading: list[str]) -> dict[str, Any]:
     return {"name": _text(entry, "name")} | _axes(dims, leading)
 
 
-def _state(entry: Message, leading: list[str], read_file: ReadFile) -> dict[str, Any]:
+def _state(
+    entry: Message, leading: list[str], read_file: ReadFile, files: dict[str, bytes]
+) -> dict[str, Any]:
     names = {"input": _text(entry, "input_name"), "output": _text(entry, "output_name")}
     if _single(entry, "use_growable_memory", "false") == "true":
         raise _wrong(
@@ -103,14 +116,14 @@ def _state(entry: Message, leading: list[str], read_file: ReadFile) -> dict[str,
         )
     axes = _axes(_numbers(entry, "dims"), leading)
     initials = [
-        _initial(initial, names["input"], read_file) for initial in _messages(entry, "initial_state")
+        _initial(initial, names["input"], read_file, files) for initial in _messages(entry, "initial_state")
     ]
     if len(initials) > 1:
         raise _wrong(f"state {names['input']!r} has {len(initials)} initial states, expected is one")
     return names | axes | (initials[0] if initials else {})
 
 
-def _initial(initial: Message, state: str, read_file: ReadFile) -> dict[str, Any]:
+def _initial(initial: Message, state: str, read_file: ReadFile, files: dict[str, bytes]) -> dict[str, Any]:
     if "data_file" not in initial:
         return {"initial": 0}
     name, dims = _text(initial, "data_file"), _numbers(initial, "dims")
@@ -127,7 +140,11 @@ def _initial(initial: Message, state: str, read_file: ReadFile) -> dict[str, Any
     expected = dtype.itemsize * math.prod(dims)
     if len(data) != expected or any(extent < 1 for extent in dims):
         raise _wrong(f"state {state!r}: {path} has {len(data)} bytes, {dtype.name} {dims} has {expected}")
-    return {"initial": np.frombuffer(data, dtype).reshape(dims).tolist()}
+    npy = io.BytesIO()
+    np.save(npy, np.frombuffer(data, dtype).reshape(dims), allow_pickle=False)
+    target = f"initial_state_{len(files)}.npy"
+    files[target] = npy.getvalue()
+    return {"initial": target}
 
 
 def _labels(entry: Message, read_file: ReadFile) -> dict[str, Any]:

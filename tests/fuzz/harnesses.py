@@ -23,7 +23,7 @@ from service.engine import rules
 from service.engine.block import to_tokens
 from service.engine.work import check_tokens, validate
 from service.errors import InvalidRequest, RecordCorrupt, ServiceError, StoreUnavailable
-from service.model.config_pbtxt import document_of
+from service.model.config_pbtxt import read_config
 from service.model.contract import ContractError, GraphTensor
 from service.model.contract_reader import Graph, read_contract
 from service.model.contract_text import to_toml
@@ -293,7 +293,7 @@ def run_contract(data):
 def run_config_pbtxt(data):
     """Any config.pbtxt is refused, or is a contract that can be written down."""
     try:
-        document = document_of(data.decode(errors="replace"), lambda name: name.encode())
+        document = read_config(data.decode(errors="replace"), lambda name: name.encode()).document
     except ContractError:
         return
     assert list(tomllib.loads(to_toml(document))) == list(document)

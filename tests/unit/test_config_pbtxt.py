@@ -1,9 +1,11 @@
 """Triton's config.pbtxt read as a contract, and what of it is refused."""
 
+import io
+
 import numpy as np
 import pytest
 
-from service.model.config_pbtxt import document_of
+from service.model.config_pbtxt import read_config
 from service.model.contract import ContractError
 from service.model.text_proto import TextProtoError, parse
 
@@ -45,31 +47,41 @@ def read(name):
         raise FileNotFoundError(2, "No such file or directory", name) from None
 
 
+def document_of(text):
+    return read_config(text, read).document
+
+
 def test_states_inputs_outputs_and_what_sessions_begin_with():
-    assert document_of(CONFIG, read) == {
+    assert document_of(CONFIG) == {
         "rows_per_run": 8,
-        "input": {"name": "x", "axes": ["batch", 4]},
+        "input": [{"name": "x", "axes": ["batch", 4]}],
         "state": [
-            {"input": "h", "output": "h_next", "axes": ["batch", 2, 3], "initial": [[0, 1, 2], [3, 4, 5]]},
+            {"input": "h", "output": "h_next", "axes": ["batch", 2, 3], "initial": "initial_state_0.npy"},
             {"input": "n", "output": "n_next", "axes": ["batch", 1], "initial": 0},
         ],
         "output": [{"name": "y", "axes": ["batch", 2], "labels": ["speech", "noise"]}],
     }
 
 
+def test_what_a_session_begins_with_becomes_a_file_of_the_contract():
+    files = read_config(CONFIG, read).files
+    assert list(files) == ["initial_state_0.npy"]
+    assert np.array_equal(np.load(io.BytesIO(files["initial_state_0.npy"])), np.arange(6).reshape(2, 3))
+
+
 def test_without_batching_extents_are_those_of_the_graph():
     text = 'input { name: "x" dims: 1 dims: 4 } output { name: "y" dims: [ -1, 2 ] }'
-    assert document_of(text, read) == {"input": {"name": "x", "axes": [1, 4]}, "output": [{"name": "y"}]}
+    assert document_of(text) == {"input": [{"name": "x", "axes": [1, 4]}], "output": [{"name": "y"}]}
 
 
 def test_a_state_that_is_an_output_as_well_is_a_state():
     text = CONFIG.replace("output [", 'output [ { name: "h_next" dims: [2, 3] },')
-    assert [entry["name"] for entry in document_of(text, read)["output"]] == ["y"]
+    assert [entry["name"] for entry in document_of(text)["output"]] == ["y"]
 
 
 def test_reshaped_tensors_have_the_shape_of_the_graph():
     text = 'max_batch_size: 2 input { name: "x" dims: 1 reshape { shape: [ ] } }'
-    assert document_of(text, read)["input"] == {"name": "x", "axes": ["batch"]}
+    assert document_of(text)["input"] == [{"name": "x", "axes": ["batch"]}]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +110,7 @@ def test_what_no_contract_says_is_refused(found, replacement, reason):
     text = CONFIG.replace(found, replacement)
     assert text != CONFIG
     with pytest.raises(ContractError) as caught:
-        document_of(text, read)
+        document_of(text)
     assert str(caught.value).startswith("config.pbtxt: ")
     assert reason in str(caught.value)
 
