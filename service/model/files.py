@@ -187,7 +187,7 @@ def _with_config(path: Path, graph: bytes, max_bytes: int) -> bytes:
 
 
 def _configs(path: Path) -> tuple[Path, Path]:
-    """Returns where a config.pbtxt may lie: beside the file, or beside its versions, where Triton has it."""
+    """Returns where a config.pbtxt may lie: beside the file, or beside its versions, as Triton has it."""
     return path.with_name(CONFIG_FILE), path.parent.parent / CONFIG_FILE
 
 

@@ -1,0 +1,165 @@
+"""Has a model file looked at for people, by a process of its own; no onnxruntime here.
+
+The process is as confined as that of a check, and no more believed: what it says is looked through, and the
+contract is made here, from what the graph declares.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from service.model.bundle import Bundle, unpack
+from service.model.check import LIMITS, CheckLimits, all_said, one_line, start_confined
+from service.model.contract import ContractError, GraphTensor
+from service.model.contract_reader import Graph
+from service.model.contract_text import notes_of, to_toml
+from service.model.document import Document, from_metadata, from_toml
+from service.model.pairing import complete
+
+PROCESS = "service.model.inspect_process"
+BATCH_SIZES = (1, 8, 64)
+"""Of which a step is timed."""
+MAX_REPORT_BYTES = 4 << 20
+
+
+class Inspection(NamedTuple):
+    """What was found of a model file.
+
+    Attributes:
+        refusal: Why it is not served; "" if it is.
+        operators: How many nodes have each operator.
+        declared: Inputs and outputs; None if it could not be loaded.
+        contract: contract.toml, ready where the file is served, else a proposal; "" if there is none.
+        step_s: Median time of a step of one token by batch size, seconds.
+        differences: Largest relative difference that the trial found, by kind: `rows`, `tokens`, `mixed`.
+        state_bytes: Of one session.
+    """
+
+    refusal: str
+    operators: Mapping[str, int]
+    declared: Graph | None
+    contract: str
+    step_s: Mapping[int, float]
+    differences: Mapping[str, float]
+    state_bytes: int
+
+
+def inspect_model(path: Path, data: bytes, limits: CheckLimits = LIMITS) -> Inspection:
+    """Has a model looked at.
+
+    Args:
+        path: For messages only; it is not opened.
+        data: The model, see `bundle`.
+        limits: What this may take.
+
+    Raises:
+        ModelFileError: The process cannot be started.
+    """
+    process = start_confined(PROCESS, path, data, limits)
+    said, ending = all_said(process, limits.wall_s, MAX_REPORT_BYTES)
+    try:
+        report = _Report(json.loads(said))
+    except (RecursionError, TypeError, ValueError):
+        reason = f"its check {ending}; the file is damaged or not what it seems"
+        return Inspection(reason, {}, None, "", {}, {}, 0)
+    graph = report.graph()
+    contract, refusal = "", one_line(report.text("refusal").encode(errors="replace"))
+    if graph is not None:
+        contract = _contract(unpack(data), report, graph)
+    times = report.numbers("step_s")
+    return Inspection(
+        refusal,
+        {name: int(count) for name, count in report.numbers("operators").items()},
+        graph,
+        contract,
+        {size: times[str(size)] for size in BATCH_SIZES if str(size) in times},
+        report.numbers("differences"),
+        report.number("state_bytes"),
+    )
+
+
+def _contract(bundle: Bundle, report: "_Report", graph: Graph) -> str:
+    """Returns the contract as text: complete, or as a proposal; "" if what there is cannot be read."""
+    try:
+        said = from_toml(bundle.contract) if bundle.contract else from_metadata(report.texts("metadata"))
+        document: Document = said or {}
+        document = complete(document, graph.inputs, _known(graph, report), graph.switches)
+    except ContractError as error:
+        return error.proposal
+    return to_toml(document, notes_of(document, graph.inputs, graph.outputs))
+
+
+def _known(graph: Graph, report: "_Report") -> dict[str, GraphTensor]:
+    """Returns the outputs with the extents that were measured."""
+    measured = report.lists("measured")
+    return {name: _with_extents(tensor, measured.get(name)) for name, tensor in graph.outputs.items()}
+
+
+def _with_extents(tensor: GraphTensor, extents: list[Any] | None) -> GraphTensor:
+    if extents is None or len(extents) != len(tensor.shape):
+        return tensor
+    return replace(
+        tensor,
+        shape=tuple(
+            found if isinstance(found, int) and not isinstance(declared, int) else declared
+            for declared, found in zip(tensor.shape, extents, strict=True)
+        ),
+    )
+
+
+class _Report:
+    """What the process said; of each part, what is of the expected kind.
+
+    Raises:
+        TypeError: It is no object.
+    """
+
+    def __init__(self, said: Any) -> None:
+        if not isinstance(said, dict):
+            raise TypeError("no object")
+        self._said = said
+
+    def text(self, key: str) -> str:
+        """Returns a text; "" if it is none."""
+        value = self._said.get(key)
+        return value if isinstance(value, str) else ""
+
+    def number(self, key: str) -> int:
+        """Returns a number; 0 if it is none."""
+        value = self._said.get(key)
+        return value if isinstance(value, int) else 0
+
+    def texts(self, key: str) -> dict[str, str]:
+        """Returns texts by name."""
+        return {name: value for name, value in self._table(key).items() if isinstance(value, str)}
+
+    def numbers(self, key: str) -> dict[str, float]:
+        """Returns numbers by name."""
+        return {name: value for name, value in self._table(key).items() if isinstance(value, int | float)}
+
+    def lists(self, key: str) -> dict[str, list[Any]]:
+        """Returns lists by name."""
+        return {name: value for name, value in self._table(key).items() if isinstance(value, list)}
+
+    def graph(self) -> Graph | None:
+        """Returns what the graph declares; None if it was not said."""
+        if "switches" not in self._said:
+            return None
+        return Graph(self._tensors("inputs"), self._tensors("outputs"), self._tensors("switches"))
+
+    def _tensors(self, key: str) -> dict[str, GraphTensor]:
+        tensors = {}
+        for name, parts in self.lists(key).items():
+            dtype, shape = (*parts, None, None)[:2]
+            extents = shape if isinstance(shape, list) else []
+            tensors[name] = GraphTensor(
+                str(dtype),
+                tuple(extent if isinstance(extent, int | str) else None for extent in extents),
+            )
+        return tensors
+
+    def _table(self, key: str) -> dict[str, Any]:
+        value = self._said.get(key)
+        return value if isinstance(value, dict) else {}
