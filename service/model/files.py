@@ -110,7 +110,7 @@ def list_files(folder: Path) -> tuple[list[ModelFile], list[ModelFileError]]:
     files, refused = [], []
     for path in sorted(folder.glob(f"*/*/{MODEL_FILE}")):
         name, version_text = path.parent.parent.name, path.parent.name
-        if (wrong := _wrong_with(name)) is not None:
+        if (wrong := wrong_with_name(name)) is not None:
             refused.append(ModelFileError(path, f"its model's name {wrong}"))
         elif version_text.isascii() and version_text.isdecimal() and 0 < int(version_text) < 1 << 31:
             files.append(ModelFile(name, int(version_text), path))
@@ -119,7 +119,8 @@ def list_files(folder: Path) -> tuple[list[ModelFile], list[ModelFileError]]:
     return files, refused
 
 
-def _wrong_with(name: str) -> str | None:
+def wrong_with_name(name: str) -> str | None:
+    """Returns what keeps a name from being that of a model; None if nothing does."""
     if (place := control_character(name) or unseen_character(name)) is not None:
         return f"has {place}"
     if name.startswith("."):

@@ -10,12 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from service.model.bundle import Bundle, unpack
+from service.model.bundle import Bundle, pack, unpack
 from service.model.check import LIMITS, CheckLimits, all_said, one_line, start_confined
 from service.model.contract import ContractError, GraphTensor
 from service.model.contract_reader import Graph
 from service.model.contract_text import notes_of, to_toml
-from service.model.document import Document, from_metadata, from_toml
+from service.model.document import from_metadata, from_toml
 from service.model.pairing import complete
 
 PROCESS = "service.model.inspect_process"
@@ -31,7 +31,8 @@ class Inspection(NamedTuple):
         refusal: Why it is not served; "" if it is.
         operators: How many nodes have each operator.
         declared: Inputs and outputs; None if it could not be loaded.
-        contract: contract.toml, ready where the file is served, else a proposal; "" if there is none.
+        contract: contract.toml, complete or as a proposal; "" if what there is cannot be read.
+        is_measured: It is complete, for what was measured; the server does not know that by itself.
         step_s: Median time of a step of one token by batch size, seconds.
         differences: Largest relative difference that the trial found, by kind: `rows`, `tokens`, `mixed`.
         state_bytes: Of one session.
@@ -41,6 +42,7 @@ class Inspection(NamedTuple):
     operators: Mapping[str, int]
     declared: Graph | None
     contract: str
+    is_measured: bool
     step_s: Mapping[int, float]
     differences: Mapping[str, float]
     state_bytes: int
@@ -63,32 +65,55 @@ def inspect_model(path: Path, data: bytes, limits: CheckLimits = LIMITS) -> Insp
         report = _Report(json.loads(said))
     except (RecursionError, TypeError, ValueError):
         reason = f"its check {ending}; the file is damaged or not what it seems"
-        return Inspection(reason, {}, None, "", {}, {}, 0)
+        return Inspection(reason, {}, None, "", False, {}, {}, 0)
     graph = report.graph()
-    contract, refusal = "", one_line(report.text("refusal").encode(errors="replace"))
+    contract, is_measured = "", False
     if graph is not None:
-        contract = _contract(unpack(data), report, graph)
+        contract, is_measured = _contract(unpack(data), report, graph)
     times = report.numbers("step_s")
     return Inspection(
-        refusal,
+        one_line(report.text("refusal").encode(errors="replace")),
         {name: int(count) for name, count in report.numbers("operators").items()},
         graph,
         contract,
+        is_measured,
         {size: times[str(size)] for size in BATCH_SIZES if str(size) in times},
         report.numbers("differences"),
         report.number("state_bytes"),
     )
 
 
-def _contract(bundle: Bundle, report: "_Report", graph: Graph) -> str:
-    """Returns the contract as text: complete, or as a proposal; "" if what there is cannot be read."""
+def inspect_completed(path: Path, data: bytes) -> tuple[bytes, Inspection]:
+    """Has a model looked at, with the contract that measuring completes where the file alone does not do.
+
+    Returns:
+        The model, with that contract if it helps, and what was found of it.
+
+    Raises:
+        ModelFileError: The process cannot be started.
+    """
+    found = inspect_model(path, data)
+    if found.is_measured:
+        completed = pack(unpack(data)._replace(contract=found.contract.encode()))
+        again = inspect_model(path, completed)
+        if not again.refusal:
+            return completed, again
+    return data, found
+
+
+def _contract(bundle: Bundle, report: "_Report", graph: Graph) -> tuple[str, bool]:
+    """Returns the contract as text, and whether it is complete for what was measured."""
+    known = _known(graph, report)
     try:
         said = from_toml(bundle.contract) if bundle.contract else from_metadata(report.texts("metadata"))
-        document: Document = said or {}
-        document = complete(document, graph.inputs, _known(graph, report), graph.switches)
+        document = complete(said or {}, graph.inputs, known, graph.switches)
     except ContractError as error:
-        return error.proposal
-    return to_toml(document, notes_of(document, graph.inputs, graph.outputs))
+        return error.proposal, False
+    notes = notes_of(document, graph.inputs, graph.outputs)
+    for name in known:
+        if known[name] != graph.outputs[name]:
+            notes["output", name, "axes"] = "as measured"
+    return to_toml(document, notes), known != graph.outputs
 
 
 def _known(graph: Graph, report: "_Report") -> dict[str, GraphTensor]:
