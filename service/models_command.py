@@ -12,7 +12,14 @@ from service.model.bundle import Bundle, pack, unpack
 from service.model.contract import ContractError
 from service.model.contract_text import describe
 from service.model.document import files_named, from_toml
-from service.model.files import MODEL_FILE, ModelFileError, list_files, read_file, read_model
+from service.model.files import (
+    MODEL_FILE,
+    ModelFileError,
+    fingerprint_of,
+    list_files,
+    read_file,
+    read_model,
+)
 from service.model.inspection import Inspection, inspect_completed, inspect_model
 from service.names import without_controls
 
@@ -113,17 +120,26 @@ def _check(options: argparse.Namespace) -> int:
     for error in refused:
         _tell(options, error.path, error.reason, None)
     is_refused = bool(refused)
+    first: dict[bytes, Path] = {}
     for path in paths:
+        found = None
         try:
-            found = inspect_model(path, read_model(path))
-            reason = found.refusal
+            data = read_model(path)
+            found = inspect_model(path, data)
+            reason = found.refusal or _copied(path, first.setdefault(fingerprint_of(data), path))
         except ModelFileError as error:
-            found, reason = None, error.reason
+            reason = error.reason
         _tell(options, path, reason, found)
         is_refused |= bool(reason)
     if not paths and not refused:
         raise ModelFileError(options.path, "no .onnx file in this folder")
     return EXIT_REFUSED if is_refused else 0
+
+
+def _copied(path: Path, first: Path) -> str:
+    """Returns why a server refuses a file that it has already; sessions are kept by fingerprint."""
+    is_served = all(one.name == MODEL_FILE for one in (path, first))
+    return f"it is a copy of {first}" if is_served and path != first else ""
 
 
 def _models_of(path: Path) -> tuple[list[Path], list[ModelFileError]]:
