@@ -189,6 +189,35 @@ class StepGraph:
         return outputs, after
 
 
+class BareGraph:
+    """A graph without a contract.
+
+    Args:
+        data: The ONNX file.
+
+    Attributes:
+        declared: What it declares.
+        metadata: Its metadata_props.
+
+    Raises:
+        ModelFileError: It is not an ONNX graph.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        try:
+            self._session = _create_session(data)
+        except _NotAGraph as error:
+            raise ModelFileError(Path(), str(error)) from None
+        self.declared = graph_of(self._session)
+        self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
+
+    def shapes(self, feed: Arrays) -> dict[str, tuple[int, ...]]:
+        """Returns the shape of each output for these inputs; raises whatever onnxruntime raises."""
+        names = list(self.declared.outputs)
+        results = self._session.run(names, feed)
+        return {name: np.shape(result) for name, result in zip(names, results, strict=True)}
+
+
 class _NotAGraph(Exception):
     """onnxruntime cannot load the bytes."""
 
