@@ -88,9 +88,7 @@ def remedy(apart: Collection[str]) -> str:
     names = [name for name in ("rows", "tokens") if name in apart]
     lines = ", ".join(f"{name}_per_run = 1" for name in names)
     each = " and ".join(name.removesuffix("s") for name in names)
-    return (
-        f"write {lines} into contract.toml or set --apart NAME={','.join(names)}: one run per {each}"
-    )
+    return f"set {lines} in contract.toml or --apart NAME={','.join(names)}: one run per {each}"
 
 
 def _tagged(name: str) -> bytes:
