@@ -187,12 +187,12 @@ class _Node(torch.autograd.Function):
     @staticmethod
     def symbolic(g: Any, x: Any, key: str, layer: CellWeights, *states: Any) -> Any:
         """Adds the node."""
-        del layer
         made = g.op(f"{DOMAIN}::{NODE}", x, *states, key_s=key, outputs=1 + len(states))
-        width = states[0].type().sizes()[-1]
-        made[0].setType(x.type().with_sizes([None, None, width]))
-        for output, state in zip(made[1:], states, strict=True):
-            output.setType(state.type())
+        hidden = layer.recurrent.shape[0] // GATES[layer.kind]
+        widths = (layer.recurrent.shape[1], hidden)
+        made[0].setType(x.type().with_sizes([None, None, widths[0]]))
+        for output, width in zip(made[1:], widths, strict=False):
+            output.setType(x.type().with_sizes([None, width]))
         return made
 
 
