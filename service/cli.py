@@ -16,6 +16,7 @@ bench     loads a running server and prints what its clients see
 verify    proves from what clients recorded that nothing was lost and nothing applied twice
 session   shows a session, or releases one that is held
 models    shows what a server serves, and has it look for new model files
+export    makes a model of a PyTorch network
 token     makes a token for a client, and the entry of it for the server's tokens file
 store-acl prints the ACL rule of the store's user"""
 
@@ -27,7 +28,11 @@ SERVER_SIDE = {
     "token": "service.new_token",
     "store-acl": "service.store_acl",
 }
-CLIENT_SIDE = {"session": "holdfast.session_command", "models": "holdfast.models_command"}
+OTHERS = {
+    "session": "holdfast.session_command",
+    "models": "holdfast.models_command",
+    "export": "model_export.export_command",
+}
 
 
 def main() -> None:
@@ -47,8 +52,8 @@ def _run() -> int:
     command, arguments = sys.argv[1], sys.argv[2:]
     if command in SERVER_SIDE:
         return _run_server_side(command, arguments)
-    if command in CLIENT_SIDE:
-        code: int = importlib.import_module(CLIENT_SIDE[command]).main(arguments)
+    if command in OTHERS:
+        code: int = importlib.import_module(OTHERS[command]).main(arguments)
         return code
     print(f"holdfast: no command {command!r}\n{USAGE}", file=sys.stderr)
     return 2

@@ -4,7 +4,7 @@ import contextlib
 import copy
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,6 +101,13 @@ def export_step(
         description,
     )
     check_parts(module)
+    with _one_thread():
+        return _export(module, parts, meaning, folder, batched=batched)
+
+
+def _export(
+    module: nn.Module, parts: Example, meaning: Meaning, folder: Path, *, batched: bool
+) -> Exported:
     step = Step(_copied(module), parts)
     step.eval()
     check_runs(step)
@@ -120,6 +127,17 @@ def export_step(
     contract = document(graph.layout, (graph.inputs, graph.outputs), meaning, size, said, facts)
     _write(folder, graph, to_toml(contract), files)
     return Exported(folder, contract, graph.route, measured)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Steps are small: threads that wait for each other cost more than they give."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _parts(example: Any) -> Example:
