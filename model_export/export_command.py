@@ -31,9 +31,6 @@ def main(arguments: Sequence[str]) -> int:
         return failed("export", error)
     print(_shown(done.contract))
     print(f"{done.route}; {done.measured}")
-    refusal = _trial(done.folder)
-    if refusal:
-        return failed("export", f"a server would refuse it: {refusal}")
     print(done.folder / "model.onnx")
     return 0
 
@@ -144,16 +141,3 @@ def _shown(contract: dict[str, Any]) -> str:
             axes = ", ".join(map(str, entry["axes"]))
             lines.append(f"{topic:<13} {entry['name']:<16} ({axes})")
     return "\n".join(lines)
-
-
-def _trial(folder: Path) -> str:
-    """Has the model tried as a server does at its start; returns the reason of a refusal.
-
-    Without the extra `server` nothing is tried: the server will.
-    """
-    try:
-        import onnxruntime as ort
-    except ModuleNotFoundError:
-        return ""
-    del ort, folder
-    return ""

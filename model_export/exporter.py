@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +29,8 @@ from model_export.step_contract import (
     to_toml,
     vocabulary_size,
 )
+from service.model.check import check_model
+from service.model.files import ModelFileError, read_model
 
 GRAPH, CONTRACT = "model.onnx", "contract.toml"
 
@@ -213,16 +214,27 @@ def _first_that_passes(step: Step, layout: Layout, draws: Draws) -> tuple[StepGr
 
 
 def _write(folder: Path, graph: StepGraph, contract: str, files: Mapping[str, Any]) -> None:
-    """Writes all into a folder beside, and then moves it in, the graph last: a server looks for that."""
+    """Writes all into a folder beside, has it tried there, and moves it in, the graph last.
+
+    A server looks for the graph, so what belongs to it is there before.
+
+    Raises:
+        ExportError: A server would refuse it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=folder.parent))
-        stack.callback(shutil.rmtree, draft, ignore_errors=True)
-        for name, array in files.items():
-            np.save(draft / name, array)
+    with tempfile.TemporaryDirectory(prefix=".draft-", dir=folder) as name:
+        draft = Path(name)
+        for file, array in files.items():
+            np.save(draft / file, array)
         (draft / CONTRACT).write_text(contract, "utf-8")
         (draft / GRAPH).write_bytes(graph.model.SerializeToString())
-        for name in (*files, CONTRACT, GRAPH):
-            (draft / name).replace(folder / name)
+        _try_as_a_server(draft / GRAPH)
+        for file in (*files, CONTRACT, GRAPH):
+            (draft / file).replace(folder / file)
 
 
+def _try_as_a_server(path: Path) -> None:
+    try:
+        check_model(path, read_model(path))
+    except ModelFileError as error:
+        raise ExportError(f"a server would refuse the graph: {error.reason}") from None
