@@ -127,7 +127,7 @@ class _Loop:
         """Returns the largest difference of the graph, and of the network from itself in float64."""
         worst, noise = 0.0, 0.0 if len(self._networks) == 2 else None
         networks = [self._starts for _ in self._networks]
-        graphs = {count: self._starts for count in chunks}
+        graphs = dict.fromkeys(chunks, self._starts)
         for begin in range(0, STEPS, self._segment):
             count = min(self._segment, STEPS - begin)
             tokens = [
@@ -148,13 +148,17 @@ class _Loop:
     ) -> tuple[list[list[Tensor]], list[Tensor]]:
         """Returns outputs and states after every token, canonical without time; and the last states."""
         layout, results = self._layout, []
-        given = [_like(step, arranged(t, part)) for t, part in zip(self._given, layout.session, strict=True)]
+        given = [
+            _like(step, arranged(t, part)) for t, part in zip(self._given, layout.session, strict=True)
+        ]
         states = [_like(step, state) for state in states]
         for at in range(len(tokens[0])):
             token = [_one(step, t[at], part) for t, part in zip(tokens, layout.tokens, strict=True)]
             before = [arranged(state, part) for state, part in zip(states, layout.states, strict=True)]
             outputs, after = step(token, before, given)
-            made = [_without_time(output, part) for output, part in zip(outputs, layout.outputs, strict=True)]
+            made = [
+                _without_time(output, part) for output, part in zip(outputs, layout.outputs, strict=True)
+            ]
             states = [canonical(state, part) for state, part in zip(after, layout.states, strict=True)]
             results.append([*made, *states])
         return results, list(states)
@@ -201,7 +205,10 @@ class _Loop:
             value = canonical(tensor, part)
             value = value[-1] if TIME in part.axes else value
             if value.shape != right.shape:
-                return f"the graph gives {name} {list(value.shape)} for {self._batch} rows, expected {list(right.shape)}"
+                return (
+                    f"the graph gives {name} {list(value.shape)} for {self._batch} rows, expected is "
+                    f"{list(right.shape)}"
+                )
         return f"the graph or the network gives values that are not finite with {self._batch} rows"
 
 
@@ -219,7 +226,9 @@ def _precise(step: Step) -> Step | None:
     """Returns the network in float64, if it runs so."""
     precise = copy.deepcopy(step).double()
     example = step.example
-    groups = [[_like(precise, t) for t in group] for group in (example.tokens, example.states, example.given)]
+    groups = [
+        [_like(precise, t) for t in group] for group in (example.tokens, example.states, example.given)
+    ]
     try:
         _, after = precise(*groups)
     except Exception:  # noqa: BLE001 -- a network may name its dtype; its noise is then not known
@@ -246,7 +255,9 @@ def _without_time(output: Tensor, part: Part) -> Tensor:
 
 
 def _worst(expected: list[list[Tensor]], given: list[list[Tensor]]) -> float:
-    pairs = (pair for left, right in zip(expected, given, strict=True) for pair in zip(left, right, strict=True))
+    pairs = (
+        pair for left, right in zip(expected, given, strict=True) for pair in zip(left, right, strict=True)
+    )
     return max(difference(left, right) for left, right in pairs)
 
 
@@ -257,5 +268,3 @@ def _fits(layout: Layout, batch: int, chunk: int) -> bool:
 
 def _listed(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers))
-
-

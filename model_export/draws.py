@@ -1,5 +1,7 @@
-"""Random tokens, states and session inputs for a network that is being looked at. One seed, so that an
-export passes or fails for good."""
+"""Random tokens and session inputs for a network that is being looked at.
+
+One seed, so that an export passes or fails for good.
+"""
 
 from collections.abc import Sequence
 
@@ -12,13 +14,14 @@ SEED = 11
 
 
 class Draws:
-    """Draws like the example: ids of the vocabulary, floats of the example's mean and size."""
+    """Draws like the example: ids of the vocabulary, floats of the example's mean and size.
 
-    def __init__(self, examples: Sequence[Tensor], sizes: Sequence[int | None]) -> None:
-        """Args:
+    Args:
         examples: A tensor for each kind of draw.
         sizes: Of ids, how many there are; None for floats.
-        """
+    """
+
+    def __init__(self, examples: Sequence[Tensor], sizes: Sequence[int | None]) -> None:
         self._generator = torch.Generator().manual_seed(SEED)
         self._examples = examples
         self._sizes = sizes

@@ -133,8 +133,8 @@ class _Look:
             )
         if failed:
             raise ExportError(
-                f"the network takes the example's batch only: with {ROWS} rows it raises {failed[0].error}; "
-                "take the batch from x.shape, not from a number"
+                f"the network takes the example's batch only: with {ROWS} rows it raises {failed[0].error}"
+                "; take the batch from x.shape, not from a number"
             )
         shapes = ", ".join(str(list(tensor.shape)) for tensor in self._example.states)
         raise ExportError(
@@ -159,8 +159,8 @@ class _Look:
                 )
             if tried.error and self._example.tokens[0].dtype in (torch.int32, torch.int64) and extent > 1:
                 raise ExportError(
-                    f"the network takes {extent} tokens a call only: with {CHUNKS[0]} or 1 of them it raises "
-                    f"{tried.error}; take the number of tokens from x.shape, or export it with one token"
+                    f"the network takes {extent} tokens a call only: with {CHUNKS[0]} or 1 of them it "
+                    f"raises {tried.error}; take the number of tokens from x.shape, or export it with one token"
                 )
         nothing = tuple(None for _ in self._example.tokens)
         outputs, _ = self.run(self._example.tokens, self._example.states, self._example.given)
@@ -199,7 +199,9 @@ class _Look:
                 yield (axis, *chosen)
 
     def _try_batch(self, choice: _Choice) -> _Tried:
-        tokens = [[self._drawn(n, axis, ROWS) for n, axis in enumerate(choice.tokens)] for _ in range(STEPS)]
+        tokens = [
+            [self._drawn(n, axis, ROWS) for n, axis in enumerate(choice.tokens)] for _ in range(STEPS)
+        ]
         offset = len(choice.tokens)
         session = [self._drawn(offset + n, axis, ROWS) for n, axis in enumerate(choice.session)]
         states = [_row(t, axis) for t, axis in zip(self._example.states, choice.states, strict=True)]
@@ -234,9 +236,7 @@ class _Look:
         session = [_row(t, axis) for t, axis in zip(self._example.given, batch.session, strict=True)]
         axes: list[tuple[int | None, ...]] = []
         for count in CHUNKS:
-            tokens = [
-                self._drawn(n, axis, count, one=batch.tokens[n]) for n, axis in enumerate(choice)
-            ]
+            tokens = [self._drawn(n, axis, count, one=batch.tokens[n]) for n, axis in enumerate(choice)]
             singles = [_rows(tokens, choice, at) for at in range(count)]
             try:
                 together = self._rolled([tokens], states, session)[0]
@@ -333,7 +333,9 @@ def _time_axis(whole: Tensor, parts: Sequence[Tensor], may_have_time: bool) -> i
     axes = [
         axis
         for axis in range(whole.dim())
-        if may_have_time and whole.dim() == last.dim() and (whole.shape[axis], last.shape[axis]) == (count, 1)
+        if may_have_time
+        and whole.dim() == last.dim()
+        and (whole.shape[axis], last.shape[axis]) == (count, 1)
     ]
     for axis in axes:
         joined = torch.cat(list(parts), axis)
@@ -341,5 +343,3 @@ def _time_axis(whole: Tensor, parts: Sequence[Tensor], may_have_time: bool) -> i
             found = difference(whole, joined)
             return axis if same(found) else f"differs by {found:.2g}"
     return f"is {list(whole.shape)}, and {list(last.shape)} token by token:"
-
-

@@ -44,12 +44,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "network",
         metavar="MODULE:FUNCTION",
-        help="a function without arguments, in a module or a file (net.py:build): returns the network and its "
-        "example (x, state), and if need be a dict of further arguments of model_export.export_step",
+        help="a function without arguments, in a module or a file (net.py:build): returns the network and "
+        "its example (x, state), and if need be a dict of further arguments of model_export.export_step",
     )
     parser.add_argument("--out", required=True, metavar="FOLDER", help="of the version, as models/mine/1")
     parser.add_argument(
-        "--role", help="of the output: logits, probs, log_probs, score, token_log_prob or raw (default: raw)"
+        "--role",
+        help="of the output: logits, probs, log_probs, score, token_log_prob or raw (default: raw)",
     )
     parser.add_argument("--labels", metavar="A,B,...", help="names of the classes, one for each value")
     parser.add_argument(
@@ -126,7 +127,8 @@ def _file(path: Path) -> Any:
         raise ExportError(f"no file {path}")
     sys.path.insert(0, str(path.parent))  # as python does for a script
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None, "bug: a file of Python without a loader"
+    assert spec is not None, "bug: a file of Python without a loader"
+    assert spec.loader is not None, "bug: a file of Python without a loader"
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module  # dataclasses look their module up
     spec.loader.exec_module(module)

@@ -89,8 +89,8 @@ def export_step(
     folder = Path(out)
     if (folder / GRAPH).exists() and not overwrite:
         raise ExportError(
-            f"{folder / GRAPH} exists, and a version that is served never changes: write the next number, or "
-            "say overwrite=True (--overwrite)"
+            f"{folder / GRAPH} exists, and a version that is served never changes: write the next number, "
+            "or say overwrite=True (--overwrite)"
         )
     parts = _parts(example)
     meaning = Meaning(

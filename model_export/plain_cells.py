@@ -157,14 +157,15 @@ def plain_step(layer: CellWeights, x: Tensor, states: tuple[Tensor, ...]) -> tup
     h = states[0]
     ours = functional.linear(x, layer.inputs, layer.input_bias)
     theirs = functional.linear(h, layer.recurrent, layer.recurrent_bias)
+    hidden = len(layer.inputs) // GATES[layer.kind]  # chunk() would be traced with arithmetic of shapes
     if layer.kind == "gru":
-        in_r, in_z, in_n = ours.chunk(3, dim=1)
-        r_share, z_share, n_share = theirs.chunk(3, dim=1)
+        in_r, in_z, in_n = ours.split(hidden, dim=1)
+        r_share, z_share, n_share = theirs.split(hidden, dim=1)
         r, z = torch.sigmoid(in_r + r_share), torch.sigmoid(in_z + z_share)
         n = torch.tanh(in_n + r * n_share)
         return (n + z * (h - n),)
     if layer.kind == "lstm":
-        i, f, g, o = (ours + theirs).chunk(4, dim=1)
+        i, f, g, o = (ours + theirs).split(hidden, dim=1)
         c = torch.sigmoid(f) * states[1] + torch.sigmoid(i) * torch.tanh(g)
         h = torch.sigmoid(o) * torch.tanh(c)
         return (h if layer.projection is None else functional.linear(h, layer.projection), c)
@@ -219,7 +220,8 @@ def _weights(module: nn.Module, suffix: str) -> CellWeights:
         return None if found is None else found.detach().clone()
 
     inputs, recurrent = value("weight_ih"), value("weight_hh")
-    assert inputs is not None and recurrent is not None, "bug: a layer without weights"
+    assert inputs is not None, "bug: a layer without weights"
+    assert recurrent is not None, "bug: a layer without weights"
     nothing = torch.zeros(len(inputs), dtype=inputs.dtype)
     input_bias, recurrent_bias = value("bias_ih"), value("bias_hh")
     return CellWeights(

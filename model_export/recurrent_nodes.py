@@ -89,7 +89,11 @@ class _Layer:
         if not self._is_inner(gate):
             bias = bias + self._of_gate(self._layer.recurrent_bias, gate)
         product, share = self._name(f"product_{gate}"), self._name(f"input_{gate}")
-        self._add("MatMul", [x, self._weight(f"inputs_{gate}", self._of_gate(self._layer.inputs, gate))], [product])
+        self._add(
+            "MatMul",
+            [x, self._weight(f"inputs_{gate}", self._of_gate(self._layer.inputs, gate))],
+            [product],
+        )
         self._add("Add", [product, self._weight(f"bias_{gate}", bias)], [share])
         return share
 

@@ -133,7 +133,7 @@ def _scripted(
     torch.onnx.export(
         flat,
         tensors,
-        file,
+        file,  # type: ignore[arg-type]  # a file in memory is taken, and not declared
         dynamo=False,
         opset_version=OPSET,
         input_names=list(inputs),
@@ -202,8 +202,6 @@ def _declare(model: onnx.ModelProto, given: dict[str, Part], made: dict[str, Par
     """Writes our axes on inputs and outputs; what the exporter noted of the rest is left out."""
     graph = model.graph
     inputs = [_info(name, part) for name, part in given.items()]
-    missing = {name for name in given} - {info.name for info in graph.input}
-    assert not missing or all(name in given for name in missing), "bug: unknown inputs"
     del graph.input[:]
     graph.input.extend(inputs)
     del graph.output[:]
@@ -254,9 +252,11 @@ def _remarks() -> Iterator[list[str]]:
     with warnings.catch_warnings(record=True) as caught, _silent():
         warnings.simplefilter("always")
         yield found
-    for warning in caught:
-        if issubclass(warning.category, torch.jit.TracerWarning) and "/torch/" not in warning.filename:
-            found.append(f"{warning.filename}:{warning.lineno}")
+    found += [
+        f"{warning.filename}:{warning.lineno}"
+        for warning in caught
+        if warning.category.__name__ == "TracerWarning" and "/torch/" not in warning.filename
+    ]
 
 
 @contextlib.contextmanager

@@ -1,5 +1,7 @@
-"""Whether a network can be a step at all: finite weights, nothing that looks ahead, one state that goes in
-and comes out, the same result every time."""
+"""Whether a network can be a step at all.
+
+Its weights are finite, nothing in it looks ahead, one state goes in and comes out, and the same gives the same.
+"""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +13,7 @@ from model_export.export_error import ExportError
 from model_export.step import Part, Step
 
 CLOSE = 1e-4
-"""Rows beside others, and chunks, may differ by rounding: products of other sizes are added up otherwise."""
+"""Rows beside others, and chunks, may differ by rounding: products are added up in another order."""
 
 
 def check_parts(module: nn.Module) -> None:
@@ -29,19 +31,21 @@ def check_parts(module: nn.Module) -> None:
             )
     for name, buffer in module.named_buffers():
         if buffer.is_floating_point() and torch.isnan(buffer).any():
-            raise ExportError(f"buffer {name} has values that are not a number; export an earlier checkpoint")
+            raise ExportError(
+                f"buffer {name} has values that are not a number; export an earlier checkpoint"
+            )
     for name, part in module.named_modules():
         where = f"{name or 'the module'} ({type(part).__name__})"
         if isinstance(part, nn.RNNBase) and part.bidirectional:
             raise ExportError(
-                f"{where} is bidirectional: it reads a stream from its end, which has not come yet; train it "
-                "with bidirectional=False"
+                f"{where} is bidirectional: it reads a stream from its end, which has not come yet; "
+                "train it with bidirectional=False"
             )
         is_norm = isinstance(part, nn.modules.batchnorm._BatchNorm)  # noqa: SLF001 -- the family's name
         if is_norm and part.running_mean is None:
             raise ExportError(
-                f"{where} has track_running_stats=False, so it mixes the rows of a batch, which are sessions "
-                "of others; train it with running statistics, or use LayerNorm"
+                f"{where} has track_running_stats=False, so it mixes the rows of a batch, which are "
+                "sessions of others; train it with running statistics, or use LayerNorm"
             )
 
 
@@ -78,7 +82,7 @@ def check_runs(step: Step) -> None:
     for number, output in enumerate(first[0]):
         if output.is_floating_point() and torch.isnan(output).any():
             raise ExportError(
-                f"output {number} is not a number for the example; give an example of what the network takes"
+                f"output {number} is not a number for the example; give one of what the network takes"
             )
 
 
@@ -112,8 +116,8 @@ def check_states_matter(
                 break
         else:
             raise ExportError(
-                f"the network ignores state {part.name!r} {list(state.shape)}: whatever it is given, outputs "
-                "and next states are the same; use the state that forward is given (a default of None, or "
+                f"the network ignores state {part.name!r} {list(state.shape)}: whatever it is given, "
+                "outputs and next states are the same; use the state that forward is given (a default of None, or "
                 "zeros made inside, may hide it), or leave it out"
             )
 
@@ -162,9 +166,7 @@ def _check_state(name: str, state: Tensor, after: Tensor) -> None:
     raise ExportError(f"{name} is {list(state.shape)} and {list(after.shape)} after a step: {advice}")
 
 
-def _run(
-    step: Step, states: Sequence[Tensor], seed: int = 0
-) -> tuple[list[Tensor], list[Tensor]]:
+def _run(step: Step, states: Sequence[Tensor], seed: int = 0) -> tuple[list[Tensor], list[Tensor]]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         example = step.example

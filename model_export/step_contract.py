@@ -66,8 +66,8 @@ def draws_for(example: Example, size: int | None) -> Draws:
         is_id = tensor.dtype in (torch.int32, torch.int64, torch.int16, torch.uint8, torch.int8)
         if is_id and size is None:
             raise ExportError(
-                "x holds ids and the network has no embedding, or several: say how many ids there are, with "
-                "vocabulary=N or --vocabulary N (--vocabulary bytes for text as bytes)"
+                "x holds ids and the network has no embedding, or several: say how many ids there are, "
+                "with vocabulary=N or --vocabulary N (--vocabulary bytes for text as bytes)"
             )
         sizes.append(size if is_id else None)
     return Draws(examples, sizes)
@@ -103,7 +103,13 @@ def document(
         for part, name in zip(layout.tokens, inputs, strict=False)
     ]
     result["state"] = [
-        {"name": part.name, "input": given, "output": made, "axes": list(part.axes), "initial": initial[part.name]}
+        {
+            "name": part.name,
+            "input": given,
+            "output": made,
+            "axes": list(part.axes),
+            "initial": initial[part.name],
+        }
         for part, given, made in zip(layout.states, state_inputs, state_outputs, strict=False)
     ]
     result["output"] = [
@@ -136,7 +142,9 @@ def named_outputs(layout: Layout, meaning: Meaning) -> Layout:
                     f"{topic} as a dict by these names"
                 )
     for part in layout.outputs:
-        _check_meaning(part, _of(meaning.roles, part, len(names) == 1), _of(meaning.labels, part, len(names) == 1))
+        _check_meaning(
+            part, _of(meaning.roles, part, len(names) == 1), _of(meaning.labels, part, len(names) == 1)
+        )
     role = meaning.roles.get("") or meaning.roles.get(names[0])
     if len(names) == 1 and names[0] == "y" and role not in (None, "raw"):
         return layout._replace(outputs=(layout.outputs[0]._replace(name=str(role)),))
@@ -159,7 +167,9 @@ def initial_values(
     Raises:
         ExportError: The rows of the example's state differ, so none of them is the one.
     """
-    tensors, said, files = [], {}, {}
+    tensors: list[Tensor] = []
+    said: dict[str, Any] = {}
+    files: dict[str, NDArray[Any]] = {}
     for tensor, part in zip(example.states, parts, strict=True):
         value = meaning.initial.get(part.name, meaning.initial.get(""))
         row = canonical(tensor, part)
@@ -168,8 +178,8 @@ def initial_values(
             row = _shaped(value, row, part)
         elif BATCH in part.axes and not all(torch.equal(other, row) for other in canonical(tensor, part)):
             raise ExportError(
-                f"the rows of state {part.name!r} differ in the example, and a session starts at one of them: "
-                f"give the state that a session starts at, or say initial=0 (--initial 0)"
+                f"the rows of state {part.name!r} differ in the example, and a session starts at one of "
+                "them: give the state that a session starts at, or say initial=0 (--initial 0)"
             )
         tensors.append(_spread(row, tensor, part))
         said[part.name] = _written(row, part.name, files)
@@ -217,7 +227,9 @@ def _of(given: Mapping[str, Any], part: Part, is_lone: bool) -> Any:
 
 def _check_meaning(part: Part, role: str | None, labels: Sequence[str] | None) -> None:
     if role is not None and role not in ROLES:
-        raise ExportError(f"role of output {part.name!r} is {role!r}, expected is one of {', '.join(ROLES)}")
+        raise ExportError(
+            f"role of output {part.name!r} is {role!r}, expected is one of {', '.join(ROLES)}"
+        )
     width = part.numbers[-1] if part.numbers else 1
     if labels and len(labels) != width:
         raise ExportError(
@@ -235,7 +247,7 @@ def _shaped(value: Any, row: Tensor, part: Part) -> Tensor:
         return given.expand(row.shape) if given.dim() == 0 else given.reshape(row.shape)
     except (RuntimeError, TypeError, ValueError):
         raise ExportError(
-            f"initial of state {part.name!r} does not fit {list(row.shape)}: expected is a number, or so many"
+            f"initial of state {part.name!r} does not fit {list(row.shape)}: expected is a number, or as many"
         ) from None
 
 
@@ -249,9 +261,10 @@ def _spread(row: Tensor, tensor: Tensor, part: Part) -> Tensor:
 
 def _written(row: Tensor, name: str, files: dict[str, NDArray[Any]]) -> Any:
     values = row.detach().numpy()
-    first = values.reshape(-1)[0] if values.size else 0
-    if values.size == 0 or (values == first).all():
-        return first.item() if values.size else 0
+    if values.size == 0:
+        return 0
+    if (values == values.flat[0]).all():
+        return values.flat[0].item()
     if values.size <= MOST_LISTED:
         return values.tolist()
     files[f"{name}.npy"] = np.ascontiguousarray(values)
@@ -270,5 +283,3 @@ def _value(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{', '.join(_value(part) for part in value)}]"
     return repr(value)
-
-

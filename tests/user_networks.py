@@ -1,4 +1,4 @@
-"""Networks as people bring them, each with an example; needs torch. `NETWORKS` is what the matrix is made of."""
+"""Networks as people bring them, each with an example; needs torch. `NETWORKS` are the matrix."""
 
 import dataclasses
 from typing import NamedTuple
@@ -158,12 +158,10 @@ def zeros(*shape):
     return torch.zeros(*shape)
 
 
-def _layers(kind, layers, **options):
+def _layers(kind, layers, batch, **options):
     module = getattr(nn, kind)(WIDTH, HIDDEN, layers, **options)
-    x = torch.randn(5, 2, WIDTH)
-    h = zeros(layers, 2, options.get("proj_size", HIDDEN))
-    x = x.transpose(0, 1) if options.get("batch_first") else x
-    return module, (x, (h, zeros(layers, 2, HIDDEN)) if kind == "LSTM" else h)
+    h = zeros(layers, batch, options.get("proj_size", HIDDEN))
+    return module, (h, zeros(layers, batch, HIDDEN)) if kind == "LSTM" else h
 
 
 class Stacked(nn.Module):
@@ -182,48 +180,81 @@ class Stacked(nn.Module):
         return x, tuple(after)
 
 
-def _cells(kind, layers):
-    one = (zeros(2, HIDDEN), zeros(2, HIDDEN)) if kind == "LSTMCell" else zeros(2, HIDDEN)
-    return Stacked(kind, layers), (torch.randn(2, WIDTH), (one,) * layers)
+def _cells(kind, layers, batch):
+    h = zeros(batch, HIDDEN)
+    return Stacked(kind, layers), ((h, h) if kind == "LSTMCell" else h,) * layers
 
 
-def _min_gru(layers):
-    return MinGru(WIDTH, HIDDEN, layers), (torch.randn(2, WIDTH), (zeros(2, HIDDEN),) * layers)
+def _min_gru(layers, batch):
+    return MinGru(WIDTH, HIDDEN, layers), (zeros(batch, HIDDEN),) * layers
 
 
-def _state_space(layers):
-    state = {f"{part}{n}": zeros(2, HIDDEN) for n in range(layers) for part in ("real", "imaginary")}
-    return DiagonalStateSpace(WIDTH, HIDDEN, layers), (torch.randn(2, WIDTH), state)
+def _state_space(layers, batch):
+    state = {f"{part}{n}": zeros(batch, HIDDEN) for n in range(layers) for part in ("real", "imaginary")}
+    return DiagonalStateSpace(WIDTH, HIDDEN, layers), state
 
 
-def _rwkv(layers):
-    empty = zeros(layers, 2, HIDDEN)
-    return Rwkv(WIDTH, HIDDEN, layers), (torch.randn(2, WIDTH), MixState(empty, empty, empty, empty - 1e30))
+def _rwkv(layers, batch):
+    empty = zeros(layers, batch, HIDDEN)
+    return Rwkv(WIDTH, HIDDEN, layers), MixState(empty, empty, empty, empty - 1e30)
 
 
-def _convolution(layers):
-    state = tuple(zeros(2, HIDDEN if n else WIDTH, 2 * 2**n) for n in range(layers))
-    return CausalConvolution(WIDTH, HIDDEN, layers), (torch.randn(2, WIDTH, 5), state)
+def _convolution(layers, batch):
+    state = tuple(zeros(batch, HIDDEN if n else WIDTH, 2 * 2**n) for n in range(layers))
+    return CausalConvolution(WIDTH, HIDDEN, layers), state
+
+
+class Kind(NamedTuple):
+    """A kind of network.
+
+    Attributes:
+        make: (layers, batch) -> (module, state).
+        axes: Of its x: `tbw`, `btw`, `bwt`, or `bw` for one token a call.
+    """
+
+    make: object
+    axes: str
 
 
 NETWORKS = {
-    "tanh": lambda layers: _layers("RNN", layers),
-    "relu": lambda layers: _layers("RNN", layers, nonlinearity="relu"),
-    "gru": lambda layers: _layers("GRU", layers, batch_first=True),
-    "lstm": lambda layers: _layers("LSTM", layers),
-    "lstm-projection": lambda layers: _layers("LSTM", layers, proj_size=3),
-    "rnn-cell": lambda layers: _cells("RNNCell", layers),
-    "gru-cell": lambda layers: _cells("GRUCell", layers),
-    "lstm-cell": lambda layers: _cells("LSTMCell", layers),
-    "min-gru": _min_gru,
-    "state-space": _state_space,
-    "rwkv": _rwkv,
-    "causal-convolution": _convolution,
+    "tanh": Kind(lambda *size: _layers("RNN", *size), "tbw"),
+    "relu": Kind(lambda *size: _layers("RNN", *size, nonlinearity="relu"), "tbw"),
+    "gru": Kind(lambda *size: _layers("GRU", *size, batch_first=True), "btw"),
+    "lstm": Kind(lambda *size: _layers("LSTM", *size), "tbw"),
+    "lstm-projection": Kind(lambda *size: _layers("LSTM", *size, proj_size=3), "tbw"),
+    "rnn-cell": Kind(lambda *size: _cells("RNNCell", *size), "bw"),
+    "gru-cell": Kind(lambda *size: _cells("GRUCell", *size), "bw"),
+    "lstm-cell": Kind(lambda *size: _cells("LSTMCell", *size), "bw"),
+    "min-gru": Kind(_min_gru, "bw"),
+    "state-space": Kind(_state_space, "bw"),
+    "rwkv": Kind(_rwkv, "bw"),
+    "causal-convolution": Kind(_convolution, "bwt"),
 }
-"""By name: layers -> (module, example)."""
+LAYERS = (1, 2)
 
 
-def build(name, layers):
-    """Returns a network of the matrix with weights that are always the same, and its example."""
+def build(name, layers, batch=2):
+    """Returns a network of the matrix, always with the same weights, and its example."""
     torch.manual_seed(len(name) * 10 + layers)
-    return NETWORKS[name](layers)
+    module, state = NETWORKS[name].make(layers, batch)
+    x = torch.randn(batch, 5, WIDTH)
+    return module.eval(), (x[:, 0] if NETWORKS[name].axes == "bw" else _arranged(x, name), state)
+
+
+@torch.inference_mode()
+def offline(name, layers, tokens):
+    """Returns what PyTorch gives for tokens (B, T, WIDTH), all at once if the network can: (B, T, ...)."""
+    module, (_, state) = build(name, layers, len(tokens))
+    x = torch.as_tensor(tokens)
+    if NETWORKS[name].axes != "bw":
+        y, _ = module(_arranged(x, name), state)
+        return y.permute([NETWORKS[name].axes.index(axis) for axis in "btw"]).numpy()
+    outputs = []
+    for token in x.unbind(1):
+        y, state = module(token, state)
+        outputs.append(y)
+    return torch.stack(outputs, dim=1).numpy()
+
+
+def _arranged(x, name):
+    return x.permute(["btw".index(axis) for axis in NETWORKS[name].axes]).contiguous()

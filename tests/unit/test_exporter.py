@@ -18,15 +18,14 @@ from model_export.export_error import ExportError  # noqa: E402
 from model_export.exporter import export_step  # noqa: E402
 from tests.user_networks import (  # noqa: E402
     HIDDEN,
-    WIDTH,
     NETWORKS,
+    WIDTH,
     Ring,
     RingConvolution,
     Tagger,
     build,
     zeros,
 )
-
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections")  # of torch, on its own way
 
@@ -51,7 +50,9 @@ def test_networks_of_every_kind_are_exported(name, out):
     done = export_step(*build(name, 1), out=out)
     assert done.measured.max_difference <= 1e-5
     assert contract(out) == done.contract
-    expected = "all tokens together" if done.contract["input"][0]["axes"] != ["time", "batch", WIDTH] else None
+    expected = (
+        "all tokens together" if done.contract["input"][0]["axes"] != ["time", "batch", WIDTH] else None
+    )
     assert done.route in (expected, "all tokens together", "token by token")
 
 
@@ -66,7 +67,9 @@ def test_a_graph_is_one_file_without_names_that_were_generated(out):
     assert {path.name for path in out.iterdir()} == {"model.onnx", "contract.toml"}
     graph = onnx.load(out / "model.onnx", load_external_data=False).graph
     assert not any(tensor.external_data for tensor in graph.initializer)
-    axes = {dim.dim_param for info in (*graph.input, *graph.output) for dim in info.type.tensor_type.shape.dim}
+    axes = {
+        dim.dim_param for info in (*graph.input, *graph.output) for dim in info.type.tensor_type.shape.dim
+    }
     assert axes == {"", "batch", "time"}
 
 
@@ -149,7 +152,10 @@ def test_several_inputs_and_outputs_and_what_a_session_gives(out):
         {"name": "frame", "axes": ["time", "batch", WIDTH], "kind": "features"},
     ]
     assert made["session_input"] == [{"name": "speaker", "axes": ["batch", 5]}]
-    assert [(entry["name"], entry["role"]) for entry in made["output"]] == [("level", "score"), ("all", "raw")]
+    assert [(entry["name"], entry["role"]) for entry in made["output"]] == [
+        ("level", "score"),
+        ("all", "raw"),
+    ]
     assert "vocabulary" not in made
 
 
@@ -236,7 +242,7 @@ class Broken(nn.Module):
         self.register_buffer("kept", torch.zeros(2, HIDDEN))
         self.hidden = torch.zeros(2, HIDDEN)
 
-    def forward(self, x, h):  # noqa: C901 -- one line for each way
+    def forward(self, x, h):
         match self.how:
             case "mixed":
                 x = x - x.mean(0)
@@ -309,9 +315,9 @@ def test_what_looks_ahead_is_refused(out):
     for how in ("mean", "convolution"):
         with pytest.raises(ExportError, match=r"how tokens are divided.*not look ahead"):
             export_step(Ahead(how), (torch.randn(2, 5, WIDTH), zeros(1, 2, HIDDEN)), out=out)
+    module = nn.LSTM(WIDTH, HIDDEN, bidirectional=True)
+    state = (zeros(2, 2, HIDDEN), zeros(2, 2, HIDDEN))
     with pytest.raises(ExportError, match="is bidirectional: it reads a stream from its end"):
-        module = nn.LSTM(WIDTH, HIDDEN, bidirectional=True)
-        state = (zeros(2, 2, HIDDEN), zeros(2, 2, HIDDEN))
         export_step(module, (torch.randn(5, 2, WIDTH), state), out=out)
 
 
@@ -320,7 +326,7 @@ def test_a_number_of_tokens_that_is_fixed_is_refused(out):
         def forward(self, ids, state):
             return super().forward(ids.reshape(2, 5), state)
 
-    with pytest.raises(ExportError, match="takes the example's batch only|takes 5 tokens a call only"):
+    with pytest.raises(ExportError, match=r"takes the example's batch only|takes 5 tokens a call only"):
         export_step(Fixed(), tagger()[1], out=out)
 
 
@@ -328,7 +334,9 @@ def test_weights_that_are_not_finite_are_refused(out):
     module, example = tagger()
     with torch.no_grad():
         module.readout.bias[3] = float("nan")
-    with pytest.raises(ExportError, match=r"weight readout.bias has 1 values that are not finite \(of 50\)"):
+    with pytest.raises(
+        ExportError, match=r"weight readout.bias has 1 values that are not finite \(of 50\)"
+    ):
         export_step(module, example, out=out)
 
 
@@ -336,7 +344,9 @@ def test_a_graph_that_computes_something_else_leaves_no_file(out, monkeypatch):
     monkeypatch.setattr(exporter, "ROUTES", ("token by token",))
     step = plain_cells.plain_step
     monkeypatch.setattr(
-        plain_cells, "plain_step", lambda layer, x, states: tuple(part * 1.001 for part in step(layer, x, states))
+        plain_cells,
+        "plain_step",
+        lambda layer, x, states: tuple(part * 1.001 for part in step(layer, x, states)),
     )
     with pytest.raises(ExportError, match=r"token by token: .*at most 1e-05 is let through"):
         export_step(*build("gru-cell", 1), out=out)
