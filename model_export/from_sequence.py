@@ -1,0 +1,60 @@
+"""Turns a whole-sequence ONNX graph into a step graph with its contract, or says why it cannot.
+
+A whole-sequence graph takes all tokens at once and starts from zeros; a step graph takes some tokens and the
+state, and gives the state behind them. numpy and onnx, and onnxruntime for the gate; never torch.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import onnx
+from numpy.typing import NDArray
+
+from model_export.surgery.convert import Attempt, StepGraph, convert
+from model_export.surgery.gate import check
+from model_export.surgery.graph_inputs import GraphInputs, Reading, readings, sort_inputs
+from model_export.surgery.preparing import prepared
+from model_export.surgery.value import Refused
+
+__all__ = ["Refused", "to_step_graph"]
+
+
+def to_step_graph(
+    model: onnx.ModelProto, constants: Mapping[str, NDArray[Any]] | None = None
+) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    """Converts a whole-sequence graph.
+
+    Args:
+        model: With its weights inside.
+        constants: Graph input -> value, for weights (and first states) that the file takes as inputs.
+
+    Returns:
+        The step graph, and its contract as `contract.toml` has it, with the parity gate's outcome in `facts`.
+
+    Raises:
+        Refused: It cannot be one; the message has the reason and the way out in one line.
+    """
+    whole = prepared(model, constants or {})
+    inputs = sort_inputs(whole.graph)
+    step, reading = _likeliest(whole, inputs)
+    parity = check(whole, inputs, reading, step)
+    document = {**step.document, "facts": {"parity": _in_words(parity._asdict())}}
+    return step.model, document
+
+
+def _likeliest(model: onnx.ModelProto, inputs: GraphInputs) -> tuple[StepGraph, Reading]:
+    failed: Attempt | None = None
+    for reading in readings(inputs):
+        try:
+            return convert(model, inputs, reading), reading
+        except Attempt as attempt:
+            if failed is None or attempt.done_count > failed.done_count:
+                failed = attempt
+    raise Refused(str(failed) if failed is not None else "no axis of its inputs can be time")
+
+
+def _in_words(figures: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{name.replace('_', ' ')} {value:.1e}" if isinstance(value, float) else f"{name.replace('_', ' ')} {value}"
+        for name, value in figures.items()
+    )
