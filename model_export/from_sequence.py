@@ -55,6 +55,8 @@ def _likeliest(model: onnx.ModelProto, inputs: GraphInputs) -> tuple[StepGraph, 
 
 def _in_words(figures: Mapping[str, Any]) -> str:
     return ", ".join(
-        f"{name.replace('_', ' ')} {value:.1e}" if isinstance(value, float) else f"{name.replace('_', ' ')} {value}"
+        f"{name.replace('_', ' ')} {value:.1e}"
+        if isinstance(value, float)
+        else f"{name.replace('_', ' ')} {value}"
         for name, value in figures.items()
     )

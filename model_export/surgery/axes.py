@@ -139,7 +139,9 @@ def is_same(extent: Extent | None, axis: Axis, frozen: Frozen) -> bool:
     return extent == total
 
 
-def regroup(axes: Sequence[Axis], targets: Sequence[Extent | None], frozen: Frozen) -> tuple[Axis, ...] | None:
+def regroup(
+    axes: Sequence[Axis], targets: Sequence[Extent | None], frozen: Frozen
+) -> tuple[Axis, ...] | None:
     """Finds what the axes stand for after a Reshape.
 
     Args:
@@ -163,9 +165,7 @@ def regroup(axes: Sequence[Axis], targets: Sequence[Extent | None], frozen: Froz
     return best[0] if len(best) == 1 else None
 
 
-def _completed(
-    whole: Axis, targets: Sequence[Extent | None], frozen: Frozen
-) -> Iterator[list[Extent]]:
+def _completed(whole: Axis, targets: Sequence[Extent | None], frozen: Frozen) -> Iterator[list[Extent]]:
     """Yields the targets with the -1 worked out: by symbols, or by the numbers that they were."""
     if any(target is None for target in targets):
         return

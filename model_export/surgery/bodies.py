@@ -63,7 +63,9 @@ def scan(translation: Translation, node: onnx.NodeProto, values: Values, run: Ru
     names = list(node.input)[1 if is_old else 0 :]
     given = list(values)[1 if is_old else 0 :]
     if is_old and values[0] is not None:
-        raise Refused(f"{label(node)}: sequence_lens cuts rows short, which a stream does by ending; leave it out")
+        raise Refused(
+            f"{label(node)}: sequence_lens cuts rows short, which a stream does by ending; leave it out"
+        )
     taken_count = attribute(node, "num_scan_inputs")
     state_count = len(given) - taken_count
     _check_directions(node, is_old)
@@ -71,13 +73,17 @@ def scan(translation: Translation, node: onnx.NodeProto, values: Values, run: Ru
     tokens = []
     for value, place in zip(given[state_count:], places, strict=True):
         assert value is not None, "bug: a Scan without a sequence"
-        tokens.append(Value(_without_time(node, value, place % value.rank, is_old), "here", token=value.token))
+        tokens.append(
+            Value(_without_time(node, value, place % value.rank, is_old), "here", token=value.token)
+        )
     body = attribute(node, "body")
 
     def states_of(way: tuple[tuple[Axis, ...], ...]) -> list[Value]:
         return [Value(axes[1:] if is_old else axes, "here") for axes in way]
 
-    way, made = _settled(translation, node, names[:state_count], given[:state_count], body, tokens, states_of, run)
+    way, made = _settled(
+        translation, node, names[:state_count], given[:state_count], body, tokens, states_of, run
+    )
     inputs = _state_inputs(translation, node, names[:state_count], way)
     offset = 1 if is_old else 0
     replaced = {offset + at: pair.input for at, pair in enumerate(inputs)}
@@ -94,7 +100,9 @@ def scan(translation: Translation, node: onnx.NodeProto, values: Values, run: Ru
 
 def _without_time(node: onnx.NodeProto, value: Value, place: int, is_old: bool) -> tuple[Axis, ...]:
     if value.axes[place] != TIME_AXIS or (is_old and value.axes[0] not in (BATCH_AXIS, ONE)):
-        raise Refused(f"{label(node)} runs over axis {place} of {in_words(value.axes)}, which is not that of the tokens")
+        raise Refused(
+            f"{label(node)} runs over axis {place} of {in_words(value.axes)}, which is not that of the tokens"
+        )
     axes = tuple(axis for at, axis in enumerate(value.axes) if at != place)
     return axes[1:] if is_old else axes
 
@@ -109,7 +117,9 @@ def _check_directions(node: onnx.NodeProto, is_old: bool) -> None:
 
 def _check_outermost(translation: Translation, node: onnx.NodeProto) -> None:
     if translation.parent is not None:
-        raise Refused(f"{label(node)} is a loop within a loop; write the inner one out, its extent is fixed")
+        raise Refused(
+            f"{label(node)} is a loop within a loop; write the inner one out, its extent is fixed"
+        )
 
 
 def loop(translation: Translation, node: onnx.NodeProto, values: Values, run: Run) -> list[Value]:
@@ -188,7 +198,9 @@ def _settled(
             continue
         given = states_of(way)[-len(way) :] if way else []
         after = made.outputs[skipped : skipped + len(way)]
-        differing = [at for at, (one, two) in enumerate(zip(given, after, strict=True)) if one.axes != two.axes]
+        differing = [
+            at for at, (one, two) in enumerate(zip(given, after, strict=True)) if one.axes != two.axes
+        ]
         if not differing:
             return way, made
         at = differing[0]
@@ -206,7 +218,11 @@ def _readings(translation: Translation, start: Value | None) -> Iterator[tuple[A
     if not any(BATCH in axis for axis in start.axes):
         for place, axis in enumerate(start.axes):
             frozen = translation.frozen.get(BATCH)
-            fits = frozen is not None and is_fixed(axis) and is_same(_extent(axis), BATCH_AXIS, translation.frozen)
+            fits = (
+                frozen is not None
+                and is_fixed(axis)
+                and is_same(_extent(axis), BATCH_AXIS, translation.frozen)
+            )
             if fits:
                 yield (*start.axes[:place], BATCH_AXIS, *start.axes[place + 1 :])
     yield start.axes
@@ -233,7 +249,10 @@ def _translated(
         inner.weights[weight.name] = weight
     for info, value in zip(body.input, inputs, strict=True):
         inner.values[info.name] = value
-    run(inner, body.node)
+    try:
+        run(inner, body.node)
+    finally:
+        translation.inner_count = max(translation.inner_count, inner.done_count)
     outputs = [inner.here(info.name) for info in body.output]
     for info, value in zip(body.output, outputs, strict=True):
         if value.reach in ("each", "last"):
@@ -250,7 +269,12 @@ def _translated(
 
 def _bare(info: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
     """Returns a tensor's declaration without its shape, which may have a fixed batch in it."""
-    return helper.make_tensor_value_info(info.name, info.type.tensor_type.elem_type, None)
+    dtype = info.type.tensor_type.elem_type
+    return (
+        helper.make_tensor_value_info(info.name, dtype, None)
+        if dtype
+        else onnx.ValueInfoProto(name=info.name)
+    )
 
 
 def _state_inputs(

@@ -96,7 +96,9 @@ def _rewritten(
     wanted = [*node.output, *([""] * (len(names) + 1 - len(node.output)))]
     every = wanted[0] and (translation.fresh(f"{wanted[0]}_time_first") if layout else wanted[0])
     copy = helper.make_node(node.op_type, inputs, [every, *nexts], name=node.name, domain=node.domain)
-    copy.attribute.extend(entry for entry in node.attribute if entry.name not in ("layout", "output_sequence"))
+    copy.attribute.extend(
+        entry for entry in node.attribute if entry.name not in ("layout", "output_sequence")
+    )
     translation.keep(copy)
     if layout and every:
         translation.nodes.append(helper.make_node("Transpose", [every], [wanted[0]], perm=[2, 0, 1, 3]))

@@ -28,7 +28,7 @@ from model_export.surgery.step_model import (
     separate,
 )
 from model_export.surgery.translation import StatePair, Translation, constant
-from model_export.surgery.value import Refused, Value
+from model_export.surgery.value import Refused, Value, as_size
 
 _MAX_STARTS = 32
 _NO_STATE = (
@@ -47,6 +47,7 @@ class StepGraph:
         states: Its states with their first values, without the batch axis.
         outputs: Its outputs by name: axes, and whether there is an entry per token.
         frozen: Extents with which the whole-sequence graph was exported.
+        starts: Axes of its inputs for first states.
     """
 
     model: onnx.ModelProto
@@ -54,6 +55,7 @@ class StepGraph:
     states: tuple[tuple[StatePair, NDArray[Any]], ...]
     outputs: dict[str, Value]
     frozen: dict[str, int | None]
+    starts: dict[str, tuple[Axis, ...]]
 
 
 class Attempt(Exception):
@@ -77,7 +79,7 @@ def convert(model: onnx.ModelProto, inputs: GraphInputs, reading: Reading) -> St
             walk(translation, model.graph.node)
             return _finished(model, inputs, reading, translation)
         except Refused as error:
-            attempt = Attempt(str(error), translation.done_count)
+            attempt = Attempt(str(error), translation.done_count + translation.inner_count)
             if failed is None or attempt.done_count > failed.done_count:
                 failed = attempt
     assert failed is not None, "bug: no way was tried"
@@ -117,22 +119,18 @@ def _begun(
         except Refused as error:
             raise Attempt(str(error), -1) from None
         reach = "constant" if token.name in reading.per_session else "each"
-        translation.values[token.name] = Value(axes, "each" if reach == "each" else "constant", token=token.name)
+        translation.values[token.name] = Value(
+            axes, "each" if reach == "each" else "constant", token=token.name
+        )
     for name, axes in starts.items():
         translation.values[name] = Value(axes)
     whole = np.empty(1, object)
-    whole[0] = _time_size()
+    whole[0] = as_size(TIME)
     for name in inputs.lengths:
         translation.values[name] = Value(((BATCH,),), "size", sizes=whole)
     for weight in model.graph.initializer:
         translation.values[weight.name] = constant(numpy_helper.to_array(weight))
     return translation
-
-
-def _time_size() -> Any:
-    from model_export.surgery.value import as_size
-
-    return as_size(TIME)
 
 
 def _dtypes(model: onnx.ModelProto) -> dict[str, int]:
@@ -163,12 +161,15 @@ def _finished(
         raise Refused(_NO_STATE)
     for pair in translation.states:
         if any(len(axis) > 1 for axis in pair.axes):
-            raise Refused(f"state {pair.input!r} has rows and numbers in one axis; reshape it behind the layer")
+            raise Refused(
+                f"state {pair.input!r} has rows and numbers in one axis; reshape it behind the layer"
+            )
     outputs = _outputs(model, inputs, translation)
     states = tuple((pair, _first_value(model, inputs, translation, pair)) for pair in translation.states)
     step = _assembled(model, inputs, translation, outputs)
     document = _document(inputs, reading, translation, outputs, states)
-    return StepGraph(step, document, states, outputs, dict(translation.frozen))
+    starts = {one.name: translation.here(one.name).axes for one in inputs.starts}
+    return StepGraph(step, document, states, outputs, dict(translation.frozen), starts)
 
 
 def _outputs(model: onnx.ModelProto, inputs: GraphInputs, translation: Translation) -> dict[str, Value]:
@@ -327,7 +328,13 @@ def _role(translation: Translation, name: str, value: Value, size: int) -> str:
     if not size or not value.axes or value.axes[-1] != (size,):
         return "raw"
     makers = {output: node for node in translation.nodes for output in node.output}
-    while name in makers and makers[name].op_type in ("Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze"):
+    while name in makers and makers[name].op_type in (
+        "Identity",
+        "Reshape",
+        "Transpose",
+        "Squeeze",
+        "Unsqueeze",
+    ):
         name = makers[name].input[0]
     op = makers[name].op_type if name in makers else ""
     return {"Softmax": "probs", "LogSoftmax": "log_probs"}.get(op, "logits")

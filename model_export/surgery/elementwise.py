@@ -6,18 +6,23 @@ from typing import Any
 import numpy as np
 import onnx
 
-from model_export.surgery.axes import BATCH, ONE, TIME, Axis, Extent, divided, is_fixed, is_same, plus, times
+from model_export.surgery.axes import (
+    BATCH,
+    ONE,
+    TIME,
+    Axis,
+    Extent,
+    divided,
+    is_fixed,
+    is_same,
+    plus,
+    times,
+)
 from model_export.surgery.translation import Translation, attribute, check_plain, join_reach, label, uniform
 from model_export.surgery.value import Refused, Value, depends_on_size, in_words
 
 ELEMENTWISE = frozenset(
-    """
-    Abs Acos Acosh Add And Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast
-    CastLike Ceil Celu Clip Cos Cosh Div Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual HardSigmoid
-    HardSwish Identity IsInf IsNaN LeakyRelu Less LessOrEqual Log Max Mean Min Mish Mod Mul Neg Not Or PRelu
-    Pow Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Sub Sum Swish Tan Tanh
-    ThresholdedRelu Where Xor QuantizeLinear DequantizeLinear
-    """.split()
+    ["Abs", "Acos", "Acosh", "Add", "And", "Asin", "Asinh", "Atan", "Atanh", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "Cast", "CastLike", "Ceil", "Celu", "Clip", "Cos", "Cosh", "Div", "Elu", "Equal", "Erf", "Exp", "Floor", "Gelu", "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish", "Identity", "IsInf", "IsNaN", "LeakyRelu", "Less", "LessOrEqual", "Log", "Max", "Mean", "Min", "Mish", "Mod", "Mul", "Neg", "Not", "Or", "PRelu", "Pow", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Swish", "Tan", "Tanh", "ThresholdedRelu", "Where", "Xor", "QuantizeLinear", "DequantizeLinear"]
 )
 
 _WORDS = {TIME: "token", BATCH: "row"}
@@ -104,7 +109,9 @@ def broadcast(
             current = translation.here(replaced[place])
     for symbol in (TIME, BATCH):
         if sum(symbol in axis for axis in axes) > 1:
-            raise Refused(f"{label(node)} holds every {_WORDS[symbol]} against every other; a stream cannot")
+            raise Refused(
+                f"{label(node)} holds every {_WORDS[symbol]} against every other; a stream cannot"
+            )
     return tuple(axes)
 
 

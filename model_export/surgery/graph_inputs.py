@@ -16,7 +16,18 @@ from model_export.surgery.translation import attribute
 from model_export.surgery.value import Refused
 
 _MOVES = frozenset(
-    {"Identity", "Slice", "Split", "Squeeze", "Unsqueeze", "Gather", "Reshape", "Transpose", "Cast", "Expand"}
+    {
+        "Identity",
+        "Slice",
+        "Split",
+        "Squeeze",
+        "Unsqueeze",
+        "Gather",
+        "Reshape",
+        "Transpose",
+        "Cast",
+        "Expand",
+    }
 )
 _TIME_WORDS = ("time", "seq", "len", "frame", "steps", "tokens")
 _TIME_NAMES = frozenset({"t", "s", "l"})
@@ -64,11 +75,15 @@ def sort_inputs(graph: onnx.GraphProto) -> GraphInputs:
     free = {info.name: info for info in graph.input if info.name not in held}
     for name, info in free.items():
         if info.type.WhichOneof("value") != "tensor_type":
-            raise Refused(f"input {name!r} is no tensor but a {info.type.WhichOneof('value')}, which no token is")
+            raise Refused(
+                f"input {name!r} is no tensor but a {info.type.WhichOneof('value')}, which no token is"
+            )
     weights, starts, lengths = _slots(graph)
     for name, node in weights.items():
         if name in free:
-            raise Refused(f"input {name!r} is a weight of {node}; give it as a constant: --constant {name}={name}.npy")
+            raise Refused(
+                f"input {name!r} is a weight of {node}; give it as a constant: --constant {name}={name}.npy"
+            )
     begun = {name for start in starts for name in _sources(graph, start)} & set(free)
     measured = lengths & set(free)
     tokens = tuple(info for name, info in free.items() if name not in begun | measured)
@@ -134,7 +149,9 @@ def readings(inputs: GraphInputs) -> Iterator[Reading]:
     main = max(inputs.tokens, key=lambda info: ranks[info.name])
     rank = ranks[main.name]
     if rank == 0:
-        raise Refused(f"input {main.name!r} is a single number without a time axis; nothing is known of tokens")
+        raise Refused(
+            f"input {main.name!r} is a single number without a time axis; nothing is known of tokens"
+        )
     dims = dims_of(main)
     is_whole = main.type.tensor_type.elem_type in (TensorProto.INT64, TensorProto.INT32)
     pairs: list[tuple[int, int | None]] = [

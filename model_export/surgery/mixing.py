@@ -10,10 +10,7 @@ from model_export.surgery.translation import Translation, attribute, check_plain
 from model_export.surgery.value import Refused, Value, depends_on_size, in_words, numbers
 
 REDUCTIONS = frozenset(
-    """
-    ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
-    ReduceSumSquare ArgMax ArgMin
-    """.split()
+    ["ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare", "ArgMax", "ArgMin"]
 )
 ALONG = frozenset({"Softmax", "LogSoftmax", "Hardmax", "CumSum", "CumProd", "LpNormalization", "TopK"})
 FROM_AXIS_ON = frozenset({"LayerNormalization", "RMSNormalization"})
@@ -23,7 +20,9 @@ def _given(node: onnx.NodeProto, values: Sequence[Value | None]) -> list[Value]:
     check_plain(node, values)
     given = [value for value in values if value is not None]
     if any(depends_on_size(value) for value in given):
-        raise Refused(f"{label(node)} computes with the number of tokens or rows; keep a counter as a state")
+        raise Refused(
+            f"{label(node)} computes with the number of tokens or rows; keep a counter as a state"
+        )
     return given
 
 
@@ -37,10 +36,14 @@ def _check_along(node: onnx.NodeProto, value: Value, places: Sequence[int], word
                 "stream: a recurrent layer, or a causal convolution"
             )
         if BATCH in axis:
-            raise Refused(f"{label(node)} {words} the batch axis, so rows see one another; export it for one row")
+            raise Refused(
+                f"{label(node)} {words} the batch axis, so rows see one another; export it for one row"
+            )
 
 
-def reduction(translation: Translation, node: onnx.NodeProto, values: Sequence[Value | None]) -> list[Value]:
+def reduction(
+    translation: Translation, node: onnx.NodeProto, values: Sequence[Value | None]
+) -> list[Value]:
     """Sums, means, largest entries."""
     value = _given(node, values)[0]
     if node.op_type in ("ArgMax", "ArgMin"):
@@ -55,7 +58,9 @@ def reduction(translation: Translation, node: onnx.NodeProto, values: Sequence[V
     _check_along(node, value, places, "reduces")
     translation.keep(node)
     keeps = attribute(node, "keepdims", 1)
-    axes = [ONE if at in places else axis for at, axis in enumerate(value.axes) if keeps or at not in places]
+    axes = [
+        ONE if at in places else axis for at, axis in enumerate(value.axes) if keeps or at not in places
+    ]
     return [Value(tuple(axes), value.reach)]
 
 
@@ -81,7 +86,9 @@ def along(translation: Translation, node: onnx.NodeProto, values: Sequence[Value
     return [Value(value.axes, value.reach)]
 
 
-def normalisation(translation: Translation, node: onnx.NodeProto, values: Sequence[Value | None]) -> list[Value]:
+def normalisation(
+    translation: Translation, node: onnx.NodeProto, values: Sequence[Value | None]
+) -> list[Value]:
     """LayerNormalization: over all axes from one on."""
     value = _given(node, values)[0]
     first = attribute(node, "axis", -1) % value.rank
@@ -96,7 +103,9 @@ def channels(translation: Translation, node: onnx.NodeProto, values: Sequence[Va
     value = _given(node, values)[0]
     if node.op_type == "BatchNormalization":
         if attribute(node, "training_mode", 0):
-            raise Refused(f"{label(node)} is in training mode, where rows see one another; export after eval()")
+            raise Refused(
+                f"{label(node)} is in training mode, where rows see one another; export after eval()"
+            )
         if value.rank > 1 and not is_fixed(value.axes[1]):
             raise Refused(f"{label(node)} has {in_words(value.axes)}, its channels must be axis 1")
     else:
@@ -110,14 +119,18 @@ def product(translation: Translation, node: onnx.NodeProto, values: Sequence[Val
     given = _given(node, values)
     left, right = given[0], given[1]
     if node.op_type == "MatMulInteger" and any(value.reach != "constant" for value in given[2:]):
-        raise Refused(f"{label(node)}: its zero point is computed from the tokens; export it with a fixed one")
+        raise Refused(
+            f"{label(node)}: its zero point is computed from the tokens; export it with a fixed one"
+        )
     if left.rank < 1 or right.rank < 1:
         raise Refused(f"{label(node)} multiplies numbers without axes")
     inner = (left.axes[-1], right.axes[-2] if right.rank > 1 else right.axes[-1])
     _check_along(node, left, [left.rank - 1], "sums over")
     _check_along(node, right, [max(right.rank - 2, 0)], "sums over")
     if number_of(inner[0]) != number_of(inner[1]):
-        raise Refused(f"{label(node)}: shapes {in_words(left.axes)} and {in_words(right.axes)} do not go together")
+        raise Refused(
+            f"{label(node)}: shapes {in_words(left.axes)} and {in_words(right.axes)} do not go together"
+        )
     _check_pairs(node, left.axes[-2:-1], right.axes[-1:] if right.rank > 1 else ())
     reach = join_reach(node, given)
     replaced: dict[int, str] = {}
@@ -165,7 +178,9 @@ def einsum(translation: Translation, node: onnx.NodeProto, values: Sequence[Valu
     meaning: dict[str, Axis] = {}
     for term, value in zip(terms, given, strict=True):
         if len(term) != value.rank:
-            raise Refused(f"{label(node)}: {term!r} has not as many letters as {in_words(value.axes)} has axes")
+            raise Refused(
+                f"{label(node)}: {term!r} has not as many letters as {in_words(value.axes)} has axes"
+            )
         for letter, axis in zip(term, value.axes, strict=True):
             if meaning.setdefault(letter, axis) != axis:
                 raise Refused(f"{label(node)}: {letter!r} stands for two things")
@@ -176,4 +191,3 @@ def einsum(translation: Translation, node: onnx.NodeProto, values: Sequence[Valu
         _check_pairs(node, ((TIME,),), ((TIME,),))
     translation.keep(node)
     return [Value(tuple(meaning[letter] for letter in output), join_reach(node, given))]
-

@@ -5,7 +5,18 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 
-from model_export.surgery.axes import BATCH, HERE, ONE, TIME, Axis, Extent, Size, axis_of, is_fixed, number_of
+from model_export.surgery.axes import (
+    BATCH,
+    HERE,
+    ONE,
+    TIME,
+    Axis,
+    Extent,
+    Size,
+    axis_of,
+    is_fixed,
+    number_of,
+)
 from model_export.surgery.shaping import first_of
 from model_export.surgery.translation import Translation, attribute, check_plain, join_reach, label
 from model_export.surgery.value import Reach, Refused, Value, depends_on_size, flat, in_words, numbers
@@ -28,7 +39,9 @@ def gather(translation: Translation, node: onnx.NodeProto, values: Values) -> li
     if TIME in axis:
         return _of_time(translation, node, value, index, place)
     if BATCH in axis:
-        raise Refused(f"{label(node)} picks rows out of the batch axis, so rows are not alike; export for one row")
+        raise Refused(
+            f"{label(node)} picks rows out of the batch axis, so rows are not alike; export for one row"
+        )
     if value.sizes is not None:
         return _of_sizes(translation, node, value, index, place)
     _check_token_number(node, index, value)
@@ -71,7 +84,9 @@ def _of_time(
     """The last token; within a loop the present one."""
     picked = flat(index)
     if value.axes[place] != (TIME,) or picked is None or len(picked) != 1:
-        raise Refused(f"{label(node)} picks tokens by themselves; only the last one can be picked in a stream")
+        raise Refused(
+            f"{label(node)} picks tokens by themselves; only the last one can be picked in a stream"
+        )
     axes = (*value.axes[:place], *index.axes, *value.axes[place + 1 :])
     if picked[0] == _HERE:
         translation.keep(node)
@@ -92,7 +107,9 @@ def check_last(translation: Translation, node: onnx.NodeProto, place: Extent | N
             f"{label(node)} picks token {place} by itself: the sequence was written out token by token, or an "
             "early token is kept; export one step with holdfast export, or keep that token as a state"
         )
-    raise Refused(f"{label(node)} picks a token by a computed number; only the last one can be picked in a stream")
+    raise Refused(
+        f"{label(node)} picks a token by a computed number; only the last one can be picked in a stream"
+    )
 
 
 def slice_(translation: Translation, node: onnx.NodeProto, values: Values) -> list[Value]:
@@ -106,7 +123,9 @@ def slice_(translation: Translation, node: onnx.NodeProto, values: Values) -> li
         starts, ends = list(attribute(node, "starts")), list(attribute(node, "ends"))
         places, steps = attribute(node, "axes"), [1]
     if starts is None or ends is None:
-        raise Refused(f"{label(node)}: its ends are computed from more than extents; export them as constants")
+        raise Refused(
+            f"{label(node)}: its ends are computed from more than extents; export them as constants"
+        )
     places = [place % value.rank for place in places] if places is not None else list(range(len(starts)))
     if len(steps) == 1:
         steps = steps * len(starts)
@@ -152,7 +171,11 @@ def _sliced(
         translation.nodes.append(onnx.helper.make_node("Identity", [node.input[0]], list(node.output)))
         return Value(axes, reach, token=value.token)
     if translation.opset < 10:
-        attributes = {"axes": [c[0] for c in kept], "starts": [c[1] for c in kept], "ends": [c[2] for c in kept]}
+        attributes = {
+            "axes": [c[0] for c in kept],
+            "starts": [c[1] for c in kept],
+            "ends": [c[2] for c in kept],
+        }
         translation.replace(node, {}, **attributes)
         return Value(axes, reach)
     inputs = [node.input[0]]
@@ -175,7 +198,9 @@ def _of_symbol(
     length = Size((str(axis[0]),)) if len(axis) == 1 else None
     is_to_end = end == length or (isinstance(end, int) and (end >= FAR or end == frozen))
     if step < 0 and (TIME in axis):
-        raise Refused(f"{label(node)} turns the time axis round, so it starts with tokens to come; train it forward")
+        raise Refused(
+            f"{label(node)} turns the time axis round, so it starts with tokens to come; train it forward"
+        )
     if step == 1 and start == 0 and is_to_end and not value.after:
         return "all"
     if step == 1 and start == 0 and value.after and TIME in axis and _cuts_behind(value, end, frozen):
@@ -186,7 +211,9 @@ def _of_symbol(
         check_last(translation, node, start)
         return "last" if value.reach == "each" else value.reach
     what = "tokens" if TIME in axis else "rows"
-    raise Refused(f"{label(node)} picks some {what} of a run; only the last token can be picked in a stream")
+    raise Refused(
+        f"{label(node)} picks some {what} of a run; only the last token can be picked in a stream"
+    )
 
 
 def _cuts_behind(value: Value, end: Extent | None, frozen: int | None) -> bool:
@@ -197,7 +224,9 @@ def _cuts_behind(value: Value, end: Extent | None, frozen: int | None) -> bool:
 def _range(node: onnx.NodeProto, axis: Axis, start: Extent | None, end: Extent | None, step: int) -> Axis:
     if not isinstance(start, int) or not isinstance(end, int):
         raise Refused(f"{label(node)} picks from a fixed axis by the number of the token in its run")
-    picked = range(number_of(axis))[slice(start, end if step > 0 or end >= -number_of(axis) else None, step)]
+    picked = range(number_of(axis))[
+        slice(start, end if step > 0 or end >= -number_of(axis) else None, step)
+    ]
     return axis_of(len(picked))
 
 
@@ -235,7 +264,9 @@ def split(translation: Translation, node: onnx.NodeProto, values: Values) -> lis
     translation.keep(node)
     if value.sizes is not None and value.extents is not None:
         cut = np.split(value.extents, np.cumsum(parts)[:-1])
-        return [Value((axis_of(part),), "size", sizes=piece) for part, piece in zip(parts, cut, strict=True)]
+        return [
+            Value((axis_of(part),), "size", sizes=piece) for part, piece in zip(parts, cut, strict=True)
+        ]
     return [
         Value((*value.axes[:place], axis_of(part), *value.axes[place + 1 :]), value.reach) for part in parts
     ]

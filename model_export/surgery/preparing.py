@@ -72,8 +72,10 @@ def _check_order(graph: onnx.GraphProto, around: set[str]) -> None:
     for node in graph.node:
         for name in node.input:
             if name and name not in made | around:
-                why = "is read before it is made: the graph is cyclic, or not sorted" if name in makers else (
-                    "is made by nothing: the graph is cut off"
+                why = (
+                    "is read before it is made: the graph is cyclic, or not sorted"
+                    if name in makers
+                    else ("is made by nothing: the graph is cut off")
                 )
                 raise Refused(f"tensor {name!r}, which {node.op_type} reads, {why}; export it again")
         for name in filter(None, node.output):

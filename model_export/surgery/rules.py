@@ -10,7 +10,9 @@ from model_export.surgery import bodies, cells, elementwise, mixing, picking, sh
 from model_export.surgery.translation import Rule, Translation, attribute, constant, label
 from model_export.surgery.value import Refused, Value
 
-_RANDOM = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"})
+_RANDOM = frozenset(
+    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
+)
 _LOOKS = {
     "ReverseSequence": "turns the tokens round, so it starts with those to come; train it forward",
     "Range": "counts the tokens of a run from 0, which depends on how a stream is cut into chunks; keep a counter as "
@@ -54,8 +56,12 @@ def _branch(translation: Translation, node: onnx.NodeProto, values: Sequence[Val
     """Takes the branch that a constant chooses."""
     condition = values[0]
     if condition is None or condition.data is None:
-        raise Refused(f"{label(node)} chooses while the graph runs; write it as Where, so that each row has its own")
-    chosen: onnx.GraphProto = attribute(node, "then_branch" if bool(condition.data.reshape(-1)[0]) else "else_branch")
+        raise Refused(
+            f"{label(node)} chooses while the graph runs; write it as Where, so that each row has its own"
+        )
+    chosen: onnx.GraphProto = attribute(
+        node, "then_branch" if bool(condition.data.reshape(-1)[0]) else "else_branch"
+    )
     for weight in chosen.initializer:
         translation.values[weight.name] = constant(numpy_helper.to_array(weight))
         translation.weights[weight.name] = weight
@@ -79,11 +85,11 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(mixing.ALONG, mixing.along),
     **dict.fromkeys(mixing.FROM_AXIS_ON, mixing.normalisation),
     **dict.fromkeys(cells.STATE_NAMES, cells.cell),
-    **dict.fromkeys(
-        ("BatchNormalization", "InstanceNormalization", "GroupNormalization"), mixing.channels
-    ),
+    **dict.fromkeys(("BatchNormalization", "InstanceNormalization", "GroupNormalization"), mixing.channels),
     **dict.fromkeys(("MatMul", "MatMulInteger"), mixing.product),
-    **dict.fromkeys(("AveragePool", "MaxPool", "LpPool", "GlobalAveragePool", "GlobalMaxPool"), windows.pool),
+    **dict.fromkeys(
+        ("AveragePool", "MaxPool", "LpPool", "GlobalAveragePool", "GlobalMaxPool"), windows.pool
+    ),
     "Gemm": mixing.gemm,
     "Einsum": mixing.einsum,
     "Shape": shaping.shape,
@@ -122,8 +128,16 @@ def walk(translation: Translation, nodes: Sequence[onnx.NodeProto]) -> None:
         found = translation.folded(node) or _rule(node)(translation, node, values)
         for name, value in zip(node.output, found, strict=False):
             if name:
-                translation.values[name] = value
+                translation.values[name] = _settled(value)
         translation.done_count += 1
+
+
+def _settled(value: Value) -> Value:
+    """Returns extents that are but numbers as the constant they are."""
+    extents = value.sizes
+    if extents is None or not all(isinstance(extent, int) for extent in extents.reshape(-1)):
+        return value
+    return constant(extents.astype(np.int64))
 
 
 def _rule(node: onnx.NodeProto) -> Rule:
@@ -135,7 +149,9 @@ def _rule(node: onnx.NodeProto) -> Rule:
     if node.op_type in _LOOKS:
         raise Refused(f"{label(node)} {_LOOKS[node.op_type]}")
     if node.op_type in _RANDOM:
-        raise Refused(f"{label(node)} draws random numbers, so a retry gives something else; export for inference")
+        raise Refused(
+            f"{label(node)} draws random numbers, so a retry gives something else; export for inference"
+        )
     if node.op_type.startswith(("Sequence", "Optional", "SplitToSequence", "ConcatFromSequence")):
         raise Refused(f"{label(node)} handles sequences of tensors, which no stream has; use a time axis")
     rule = RULES.get(node.op_type)

@@ -120,7 +120,9 @@ def reshape(translation: Translation, node: onnx.NodeProto, values: Values) -> l
     check_plain(node, values[:1])
     asked = flat(values[1])
     if asked is None or None in asked:
-        raise Refused(f"{label(node)}: its shape is computed from more than extents; export it as a constant")
+        raise Refused(
+            f"{label(node)}: its shape is computed from more than extents; export it as a constant"
+        )
     if not attribute(node, "allowzero", 0):
         asked = [extent_of(value.axes[at]) if extent == 0 else extent for at, extent in enumerate(asked)]
     axes = regroup(value.axes, asked, translation.frozen)
@@ -144,11 +146,7 @@ def reshape(translation: Translation, node: onnx.NodeProto, values: Values) -> l
 def free_shape(translation: Translation, axes: tuple[Axis, ...], before: tuple[Axis, ...]) -> str:
     """Returns the name of a shape that holds for any number of rows and tokens."""
     wanted: list[int | None] = [
-        number_of(axis)
-        if is_fixed(axis)
-        else 0
-        if at < len(before) and before[at] == axis
-        else None
+        number_of(axis) if is_fixed(axis) else 0 if at < len(before) and before[at] == axis else None
         for at, axis in enumerate(axes)
     ]
     if wanted.count(None) <= 1:
@@ -182,7 +180,9 @@ def expand(translation: Translation, node: onnx.NodeProto, values: Values) -> li
     check_plain(node, values[:1])
     asked = flat(values[1])
     if asked is None or None in asked:
-        raise Refused(f"{label(node)}: its shape is computed from more than extents; export it as a constant")
+        raise Refused(
+            f"{label(node)}: its shape is computed from more than extents; export it as a constant"
+        )
     axes = _spread(translation, node, value, [extent for extent in asked if extent is not None])
     reach = value.reach
     if TIME in joined(*axes) and TIME not in joined(*value.axes):
@@ -192,7 +192,11 @@ def expand(translation: Translation, node: onnx.NodeProto, values: Values) -> li
                 "later ones; use the state of the same token"
             )
     shape_value = values[1]
-    if shape_value is not None and shape_value.data is not None and any(not is_fixed(axis) for axis in axes):
+    if (
+        shape_value is not None
+        and shape_value.data is not None
+        and any(not is_fixed(axis) for axis in axes)
+    ):
         ones = [1 if not is_fixed(axis) else number_of(axis) for axis in axes]
         translation.replace(node, {1: translation.integers(ones, "shape")})
     else:
@@ -230,7 +234,9 @@ def constant_of_shape(translation: Translation, node: onnx.NodeProto, values: Va
     """The same number everywhere."""
     asked = flat(values[0])
     if asked is None:
-        raise Refused(f"{label(node)}: its shape is computed from more than extents; export it as a constant")
+        raise Refused(
+            f"{label(node)}: its shape is computed from more than extents; export it as a constant"
+        )
     translation.keep(node)
     return [Value(tuple(axis_of_size(node, extent) for extent in asked))]
 
@@ -250,7 +256,9 @@ def concat(translation: Translation, node: onnx.NodeProto, values: Values) -> li
     for value in given:
         if not is_fixed(value.axes[place]) and len(given) > 1:
             words = "tokens" if TIME in value.axes[place] else "rows"
-            raise Refused(f"{label(node)} puts further {words} beside those of the run; keep them as a state")
+            raise Refused(
+                f"{label(node)} puts further {words} beside those of the run; keep them as a state"
+            )
     total = sum(number_of(value.axes[place]) for value in given) if len(given) > 1 else 0
     axes = []
     for at in range(given[0].rank):
@@ -290,4 +298,3 @@ def _shown(extents: Sequence[Extent | None]) -> str:
         for extent in extents
     ]
     return f"[{', '.join(words)}]"
-

@@ -55,6 +55,13 @@ class Translation:
         taken: Every name in use.
         counted: A token input and where its time and batch axes are, for counts at run time.
         parent: Around this body; None at the top.
+        values: What is known, by tensor.
+        nodes: Of the step graph.
+        weights: Further ones.
+        states: Of the step graph.
+        vocabularies: Rows of the table that an input of ids looks up, by input.
+        done_count: Nodes that a rule let pass.
+        inner_count: The same within the body of a loop, at most.
     """
 
     frozen: Frozen
@@ -69,6 +76,7 @@ class Translation:
     states: list[StatePair] = field(default_factory=list)
     vocabularies: dict[str, int] = field(default_factory=dict)
     done_count: int = 0
+    inner_count: int = 0
 
     def value(self, name: str) -> Value | None:
         """Returns what is known of a tensor; None for an input that is left out.
@@ -141,7 +149,9 @@ class Translation:
         """Returns the name of a tensor (1,) that holds the number of tokens, or of rows, of a run."""
         source, places = self.counted
         place = self.integers([places[symbol]], f"{symbol}_axis")
-        return self.add("Gather", [self.add("Shape", [source], f"{source}_shape"), place], f"{symbol}_count")
+        return self.add(
+            "Gather", [self.add("Shape", [source], f"{source}_shape"), place], f"{symbol}_count"
+        )
 
     def folded(self, node: onnx.NodeProto) -> list[Value] | None:
         """Computes a node of small constants now; None if it is none."""
@@ -162,7 +172,9 @@ class Translation:
             results = ReferenceEvaluator(model).run(None, feed)
         except Exception:  # noqa: BLE001 -- whatever the reference lacks, the rule for the operator knows
             return None
-        if not isinstance(results, list) or not all(isinstance(one, np.ndarray | np.generic) for one in results):
+        if not isinstance(results, list) or not all(
+            isinstance(one, np.ndarray | np.generic) for one in results
+        ):
             return None
         self.keep(node)
         filled = iter(results)

@@ -52,7 +52,9 @@ class Value:
         if self.sizes is not None:
             return self.sizes
         if self.data is not None and self.data.dtype.kind in "iu" and self.data.size <= MAX_SIZES:
-            return np.frompyfunc(int, 1, 1)(self.data.astype(object)) if self.data.ndim else _scalar(self.data)
+            return (
+                np.frompyfunc(int, 1, 1)(self.data.astype(object)) if self.data.ndim else _scalar(self.data)
+            )
         return None
 
     def shaped(self, axes: tuple[Axis, ...]) -> "Value":

@@ -68,7 +68,12 @@ def pad(translation: Translation, node: onnx.NodeProto, values: Values) -> list[
         return [Value(axes, value.reach)]
     ((place, (before, after)),) = around.items()
     _check_zeros(node, values)
-    if value.axes[place] != TIME_AXIS or before < 0 or after < 0 or len(by_axis) - sum(map(any, by_axis.values())) < len(by_axis) - 1:
+    if (
+        value.axes[place] != TIME_AXIS
+        or before < 0
+        or after < 0
+        or len(by_axis) - sum(map(any, by_axis.values())) < len(by_axis) - 1
+    ):
         raise Refused(f"{label(node)} pads {in_words(value.axes)} along time and more; pad them one by one")
     return [Value(value.axes, value.reach, before=before, after=after, padded=node.input[0])]
 
@@ -79,7 +84,9 @@ def _check_zeros(node: onnx.NodeProto, values: Values) -> None:
     if filling is not None:
         number = math.nan if filling.data is None else float(np.asarray(filling.data).reshape(-1)[0])
     if attribute(node, "mode", "constant") != "constant" or number != 0:
-        raise Refused(f"{label(node)} pads the time axis with something else than zeros; a stream has no edge to copy")
+        raise Refused(
+            f"{label(node)} pads the time axis with something else than zeros; a stream has no edge to copy"
+        )
 
 
 def convolution(translation: Translation, node: onnx.NodeProto, values: Values) -> list[Value]:
@@ -90,7 +97,9 @@ def convolution(translation: Translation, node: onnx.NodeProto, values: Values) 
     places = [at for at in range(2, value.rank) if not is_fixed(value.axes[at])]
     windows = _windows(node, [number_of(axis) for axis in kernel.axes[2:]])
     if not is_fixed(value.axes[1]) or any(value.axes[at] != TIME_AXIS for at in places):
-        raise Refused(f"{label(node)} reads {in_words(value.axes)}: channels must be axis 1, and time an axis by itself")
+        raise Refused(
+            f"{label(node)} reads {in_words(value.axes)}: channels must be axis 1, and time an axis by itself"
+        )
     axes = [value.axes[0], kernel.axes[0]]
     for at, window in enumerate(windows, start=2):
         axes.append(value.axes[at] if at in places else _slid(value.axes[at], window))
@@ -125,9 +134,14 @@ def pool(translation: Translation, node: onnx.NodeProto, values: Values) -> list
             for axis, window in zip(spatial, windows, strict=True)
         )
         axes = [*value.axes[:2]]
-        axes += [axis if not is_fixed(axis) else _slid(axis, w, attribute(node, "ceil_mode", 0)) for axis, w in zip(spatial, windows, strict=True)]
+        axes += [
+            axis if not is_fixed(axis) else _slid(axis, w, attribute(node, "ceil_mode", 0))
+            for axis, w in zip(spatial, windows, strict=True)
+        ]
     if not passes:
-        raise Refused(f"{label(node)} pools over the time axis; keep a running value as a state, or make a token of so many samples")
+        raise Refused(
+            f"{label(node)} pools over the time axis; keep a running value as a state, or make a token of so many samples"
+        )
     translation.keep(node)
     return [Value(tuple(axes), value.reach)]
 
@@ -137,14 +151,18 @@ def transposed(translation: Translation, node: onnx.NodeProto, values: Values) -
     value, kernel = first_of(node, values), values[1]
     check_plain(node, values)
     if kernel is None or not all(is_fixed(axis) for axis in value.axes[1:]):
-        raise Refused(f"{label(node)} spreads a token over those after it; overlap and add in a state by export_step")
+        raise Refused(
+            f"{label(node)} spreads a token over those after it; overlap and add in a state by export_step"
+        )
     if attribute(node, "output_shape") is not None:
         raise Refused(f"{label(node)}: write its pads instead of its output_shape")
     windows = _windows(node, [number_of(axis) for axis in kernel.axes[2:]])
     extra = list(attribute(node, "output_padding", [0] * len(windows)))
     axes: list[Axis] = [value.axes[0], axis_of(number_of(kernel.axes[1]) * attribute(node, "group", 1))]
     for axis, window, more in zip(value.axes[2:], windows, extra, strict=True):
-        whole = window.stride * (number_of(axis) - 1) + more + window.back + 1 - window.before - window.after
+        whole = (
+            window.stride * (number_of(axis) - 1) + more + window.back + 1 - window.before - window.after
+        )
         axes.append(axis_of(whole))
     translation.keep(node)
     return [Value(tuple(axes), join_reach(node, values))]
@@ -214,6 +232,8 @@ def _with_context(
         cut = {"starts": [-back], "ends": [FAR], "axes": [place]}
         translation.nodes.append(onnx.helper.make_node("Slice", [joined], [after], **cut))
         return joined
-    ends = [translation.integers([end], what) for end, what in ((-back, "kept"), (FAR, "end"), (place, "axis"))]
+    ends = [
+        translation.integers([end], what) for end, what in ((-back, "kept"), (FAR, "end"), (place, "axis"))
+    ]
     translation.nodes.append(onnx.helper.make_node("Slice", [joined, *ends], [after]))
     return joined
