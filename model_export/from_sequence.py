@@ -43,14 +43,37 @@ def to_step_graph(
 
 
 def _likeliest(model: onnx.ModelProto, inputs: GraphInputs) -> tuple[StepGraph, Reading]:
-    failed: Attempt | None = None
+    """Returns what the first reading that holds makes of the graph.
+
+    Raises:
+        Refused: None holds; the reason is that of the one that went farthest.
+    """
+    failed: list[Attempt] = []
     for reading in readings(inputs):
+        tried = _tried(model, inputs, reading)
+        if isinstance(tried, StepGraph):
+            return tried, reading
+        failed.append(tried)
+    if not failed:
+        raise Refused("no axis of its inputs can be time")
+    if failed[0].is_stateless:
+        raise Refused(str(failed[0]))
+    speaking = [attempt for attempt in failed if not attempt.is_stateless and not attempt.is_misread]
+    raise Refused(str(max(speaking or failed, key=lambda attempt: attempt.done_count)))
+
+
+def _tried(model: onnx.ModelProto, inputs: GraphInputs, reading: Reading) -> StepGraph | Attempt:
+    """Tries a reading, and again with the number of tokens that a shape in the graph seems to stand for."""
+    try:
+        return convert(model, inputs, reading)
+    except Attempt as attempt:
+        first = attempt
+    for extent in first.extents:
         try:
-            return convert(model, inputs, reading), reading
-        except Attempt as attempt:
-            if failed is None or attempt.done_count > failed.done_count:
-                failed = attempt
-    raise Refused(str(failed) if failed is not None else "no axis of its inputs can be time")
+            return convert(model, inputs, reading, extent)
+        except Attempt:
+            continue
+    return first
 
 
 def _in_words(figures: Mapping[str, Any]) -> str:

@@ -166,26 +166,33 @@ def regroup(
 
 
 def _completed(whole: Axis, targets: Sequence[Extent | None], frozen: Frozen) -> Iterator[list[Extent]]:
-    """Yields the targets with the -1 worked out: by symbols, or by the numbers that they were."""
-    if any(target is None for target in targets):
-        return
+    """Yields the targets with the -1 worked out: from symbols, and from the numbers that they were."""
     known = [target for target in targets if target is not None]
+    if len(known) < len(targets):
+        return
     if -1 not in known:
         yield known
         return
-    total: Extent | None = extent_of(whole)
-    concrete: int | None = 1
-    for factor in whole:
-        size = frozen.get(factor) if isinstance(factor, str) else factor
-        concrete = None if concrete is None or size is None else concrete * size
-    for start in (total, concrete):
-        rest: Extent | None = start
-        for target in known:
-            if target != -1:
-                left = divided(rest, target)
-                rest = left if times(left, target) == rest else None
-        if rest is not None:
-            yield [rest if target == -1 else target for target in known]
+    rest: Extent | None = extent_of(whole)
+    for target in known:
+        if target != -1:
+            rest = _without(rest, target, frozen)
+    if rest is not None:
+        yield [rest if target == -1 else target for target in known]
+
+
+def _without(total: Extent | None, extent: Extent, frozen: Frozen) -> Extent | None:
+    """Divides; a number that the symbols were exported with stands for them."""
+    left = divided(total, extent)
+    if left is not None and times(left, extent) == total:
+        return left
+    if not isinstance(total, Size) or not isinstance(extent, int):
+        return None
+    for symbol in dict.fromkeys(total.symbols):
+        size = frozen.get(symbol)
+        if size is not None and extent % size == 0:
+            return _without(divided(total, Size((symbol,))), extent // size, frozen)
+    return None
 
 
 def _ways(factors: list[Factor], targets: list[Extent], frozen: Frozen) -> Iterator[tuple[Axis, ...]]:

@@ -25,7 +25,6 @@ from model_export.surgery.axes import (
     is_fixed,
     is_same,
 )
-from model_export.surgery.cells import STATE_COPY
 from model_export.surgery.translation import (
     StatePair,
     Translation,
@@ -34,7 +33,7 @@ from model_export.surgery.translation import (
     constant,
     label,
 )
-from model_export.surgery.value import Refused, Value, flat, in_words
+from model_export.surgery.value import STATE_COPY, Misread, Refused, Value, flat, in_words
 
 Values = Sequence[Value | None]
 Run = Callable[[Translation, Sequence[onnx.NodeProto]], None]
@@ -100,7 +99,7 @@ def scan(translation: Translation, node: onnx.NodeProto, values: Values, run: Ru
 
 def _without_time(node: onnx.NodeProto, value: Value, place: int, is_old: bool) -> tuple[Axis, ...]:
     if value.axes[place] != TIME_AXIS or (is_old and value.axes[0] not in (BATCH_AXIS, ONE)):
-        raise Refused(
+        raise Misread(
             f"{label(node)} runs over axis {place} of {in_words(value.axes)}, which is not that of the tokens"
         )
     axes = tuple(axis for at, axis in enumerate(value.axes) if at != place)

@@ -10,7 +10,7 @@ from onnx import helper
 
 from model_export.surgery.axes import BATCH_AXIS, ONE, TIME, TIME_AXIS, Axis, Size, axis_of, number_of
 from model_export.surgery.translation import StatePair, Translation, attribute, check_plain, label
-from model_export.surgery.value import Refused, Value, flat, in_words
+from model_export.surgery.value import STATE_COPY, Misread, Refused, Value, flat, in_words
 
 Values = Sequence[Value | None]
 
@@ -19,9 +19,6 @@ LENGTHS, FIRST_START = 4, 5
 """Places of sequence_lens and of initial_h among the inputs; initial_c comes next, then the peepholes."""
 PEEPHOLES = 7
 _WEIGHTS = (1, 2, 3, PEEPHOLES)
-
-STATE_COPY = "\0state"
-"""Stands as `Value.token` of what is a state once more."""
 
 
 def cell(translation: Translation, node: onnx.NodeProto, values: Values) -> list[Value]:
@@ -47,7 +44,7 @@ def cell(translation: Translation, node: onnx.NodeProto, values: Values) -> list
         return _inside(translation, node, padded, batch, hidden)
     if x.axes[time_at] != TIME_AXIS or batch not in (BATCH_AXIS, ONE):
         wanted = "[batch, time, …]" if layout else "[time, batch, …]"
-        raise Refused(f"{label(node)} reads {in_words(x.axes)}, expected is {wanted} of all tokens")
+        raise Misread(f"{label(node)} reads {in_words(x.axes)}, expected is {wanted} of all tokens")
     _check_lengths(translation, node, padded[LENGTHS])
     return _rewritten(translation, node, padded, batch, hidden)
 

@@ -12,7 +12,6 @@ from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from model_export.surgery.axes import BATCH, TIME, Axis, number_of
-from model_export.surgery.cells import STATE_COPY
 from model_export.surgery.graph_inputs import GraphInputs, Reading, axes_in, dims_of, start_axes
 from model_export.surgery.preparing import one_line, opset_of
 from model_export.surgery.rules import walk
@@ -28,7 +27,7 @@ from model_export.surgery.step_model import (
     separate,
 )
 from model_export.surgery.translation import StatePair, Translation, constant
-from model_export.surgery.value import Refused, Value, as_size
+from model_export.surgery.value import STATE_COPY, Misread, Refused, Value, as_size
 
 _MAX_STARTS = 32
 _NO_STATE = (
@@ -59,27 +58,50 @@ class StepGraph:
 
 
 class Attempt(Exception):
-    """A reading that does not hold; `done_count` nodes did."""
+    """A reading that does not hold; `done_count` nodes did.
 
-    def __init__(self, reason: str, done_count: int) -> None:
-        super().__init__(reason)
+    Attributes:
+        done_count: The same.
+        is_stateless: It holds, but there is nothing to keep.
+        is_misread: Time and batch are elsewhere.
+        extents: See `Refused`.
+    """
+
+    def __init__(self, refused: Refused, done_count: int) -> None:
+        super().__init__(str(refused))
         self.done_count = done_count
+        self.extents = refused.extents
+        self.is_misread = isinstance(refused, Misread)
+        self.is_stateless = str(refused) == _NO_STATE
 
 
-def convert(model: onnx.ModelProto, inputs: GraphInputs, reading: Reading) -> StepGraph:
+def convert(
+    model: onnx.ModelProto, inputs: GraphInputs, reading: Reading, time_extent: int | None = None
+) -> StepGraph:
     """Translates a graph under a reading of its axes.
+
+    Args:
+        model: The graph.
+        inputs: Its inputs, sorted.
+        reading: Where time and batch are.
+        time_extent: Tokens that the graph was exported with, where it does not declare them.
+
+    Returns:
+        The step graph.
 
     Raises:
         Attempt: It does not hold.
     """
     failed: Attempt | None = None
-    for ways in _start_ways(inputs, _frozen(inputs, reading)):
-        translation = _begun(model, inputs, reading, ways)
+    frozen = _frozen(inputs, reading)
+    frozen[TIME] = frozen[TIME] or time_extent
+    for ways in _start_ways(inputs, frozen):
+        translation = _begun(model, inputs, reading, ways, frozen)
         try:
             walk(translation, model.graph.node)
             return _finished(model, inputs, reading, translation)
         except Refused as error:
-            attempt = Attempt(str(error), translation.done_count + translation.inner_count)
+            attempt = Attempt(error, translation.done_count + translation.inner_count)
             if failed is None or attempt.done_count > failed.done_count:
                 failed = attempt
     assert failed is not None, "bug: no way was tried"
@@ -106,18 +128,22 @@ def _start_ways(
 
 
 def _begun(
-    model: onnx.ModelProto, inputs: GraphInputs, reading: Reading, starts: dict[str, tuple[Axis, ...]]
+    model: onnx.ModelProto,
+    inputs: GraphInputs,
+    reading: Reading,
+    starts: dict[str, tuple[Axis, ...]],
+    frozen: dict[str, int | None],
 ) -> Translation:
     main = next(info for info in inputs.tokens if info.name not in reading.per_session)
     places = {TIME: reading.time} | ({} if reading.batch is None else {BATCH: reading.batch})
     translation = Translation(
-        _frozen(inputs, reading), opset_of(model), _dtypes(model), _names(model.graph), (main.name, places)
+        frozen, opset_of(model), _dtypes(model), _names(model.graph), (main.name, places)
     )
     for token in inputs.tokens:
         try:
             axes = axes_in(token, reading)
         except Refused as error:
-            raise Attempt(str(error), -1) from None
+            raise Attempt(error, -1) from None
         reach = "constant" if token.name in reading.per_session else "each"
         translation.values[token.name] = Value(
             axes, "each" if reach == "each" else "constant", token=token.name
@@ -226,6 +252,10 @@ def _computed(
     nodes = needed(translation.nodes, {name})
     read = {one for node in nodes for one in read_by(node)} | {name}
     feed: dict[str, NDArray[Any]] = {}
+    for pair in translation.states:
+        if pair.input in read:
+            shape = [2 if BATCH in axis else number_of(axis) for axis in pair.axes]
+            feed[pair.input] = np.zeros(shape, helper.tensor_dtype_to_np_dtype(pair.dtype))
     for one in (*inputs.tokens, *inputs.starts):
         if one.name in read:
             axes = translation.here(one.name).axes

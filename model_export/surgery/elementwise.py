@@ -22,7 +22,80 @@ from model_export.surgery.translation import Translation, attribute, check_plain
 from model_export.surgery.value import Refused, Value, depends_on_size, in_words
 
 ELEMENTWISE = frozenset(
-    ["Abs", "Acos", "Acosh", "Add", "And", "Asin", "Asinh", "Atan", "Atanh", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "Cast", "CastLike", "Ceil", "Celu", "Clip", "Cos", "Cosh", "Div", "Elu", "Equal", "Erf", "Exp", "Floor", "Gelu", "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish", "Identity", "IsInf", "IsNaN", "LeakyRelu", "Less", "LessOrEqual", "Log", "Max", "Mean", "Min", "Mish", "Mod", "Mul", "Neg", "Not", "Or", "PRelu", "Pow", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Swish", "Tan", "Tanh", "ThresholdedRelu", "Where", "Xor", "QuantizeLinear", "DequantizeLinear"]
+    [
+        "Abs",
+        "Acos",
+        "Acosh",
+        "Add",
+        "And",
+        "Asin",
+        "Asinh",
+        "Atan",
+        "Atanh",
+        "BitShift",
+        "BitwiseAnd",
+        "BitwiseNot",
+        "BitwiseOr",
+        "BitwiseXor",
+        "Cast",
+        "CastLike",
+        "Ceil",
+        "Celu",
+        "Clip",
+        "Cos",
+        "Cosh",
+        "Div",
+        "Elu",
+        "Equal",
+        "Erf",
+        "Exp",
+        "Floor",
+        "Gelu",
+        "Greater",
+        "GreaterOrEqual",
+        "HardSigmoid",
+        "HardSwish",
+        "Identity",
+        "IsInf",
+        "IsNaN",
+        "LeakyRelu",
+        "Less",
+        "LessOrEqual",
+        "Log",
+        "Max",
+        "Mean",
+        "Min",
+        "Mish",
+        "Mod",
+        "Mul",
+        "Neg",
+        "Not",
+        "Or",
+        "PRelu",
+        "Pow",
+        "Reciprocal",
+        "Relu",
+        "Round",
+        "Selu",
+        "Shrink",
+        "Sigmoid",
+        "Sign",
+        "Sin",
+        "Sinh",
+        "Softplus",
+        "Softsign",
+        "Sqrt",
+        "Sub",
+        "Sum",
+        "Swish",
+        "Tan",
+        "Tanh",
+        "ThresholdedRelu",
+        "Where",
+        "Xor",
+        "QuantizeLinear",
+        "DequantizeLinear",
+    ]
 )
 
 _WORDS = {TIME: "token", BATCH: "row"}
@@ -39,10 +112,10 @@ def elementwise(
     translation: Translation, node: onnx.NodeProto, values: Sequence[Value | None]
 ) -> list[Value]:
     """Broadcasts all inputs."""
-    check_plain(node, values)
     if node.op_type == "CastLike":
         values = values[:1]  # of the other one only the type counts
     given = [value for value in values if value is not None]
+    after = behind(node, given)
     sizes = _sizes(node, given)
     if sizes is not None:
         translation.keep(node)
@@ -63,7 +136,20 @@ def elementwise(
     translation.replace(node, replaced)
     tokens = {value.token for value in given if value.reach != "constant"}
     keeps_values = node.op_type in ("Identity", "Cast", "CastLike")
-    return [Value(axes, reach, token=given[0].token if keeps_values and len(tokens) == 1 else None)]
+    return [
+        Value(axes, reach, token=given[0].token if keeps_values and len(tokens) == 1 else None, after=after)
+    ]
+
+
+def behind(node: onnx.NodeProto, given: Sequence[Value]) -> int:
+    """Returns how many entries behind the last token are to be cut off still.
+
+    They are not there any more; the graph may go on with them as long as it treats each entry by itself.
+    """
+    counts = {value.after for value in given if value.reach != "constant"}
+    if any(value.padded is not None for value in given) or len(counts) > 1:
+        check_plain(node, given)
+    return counts.pop() if counts else 0
 
 
 def broadcast(

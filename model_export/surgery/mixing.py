@@ -10,7 +10,20 @@ from model_export.surgery.translation import Translation, attribute, check_plain
 from model_export.surgery.value import Refused, Value, depends_on_size, in_words, numbers
 
 REDUCTIONS = frozenset(
-    ["ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare", "ArgMax", "ArgMin"]
+    [
+        "ReduceL1",
+        "ReduceL2",
+        "ReduceLogSum",
+        "ReduceLogSumExp",
+        "ReduceMax",
+        "ReduceMean",
+        "ReduceMin",
+        "ReduceProd",
+        "ReduceSum",
+        "ReduceSumSquare",
+        "ArgMax",
+        "ArgMin",
+    ]
 )
 ALONG = frozenset({"Softmax", "LogSoftmax", "Hardmax", "CumSum", "CumProd", "LpNormalization", "TopK"})
 FROM_AXIS_ON = frozenset({"LayerNormalization", "RMSNormalization"})
@@ -100,7 +113,13 @@ def normalisation(
 
 def channels(translation: Translation, node: onnx.NodeProto, values: Sequence[Value | None]) -> list[Value]:
     """BatchNormalization with the figures of the training; the others normalise over all that is behind."""
-    value = _given(node, values)[0]
+    value = values[0]
+    assert value is not None, "bug: a normalisation without an input"
+    if node.op_type == "BatchNormalization" and value.padded is None:
+        after = value.after
+    else:
+        check_plain(node, values)
+        after = 0
     if node.op_type == "BatchNormalization":
         if attribute(node, "training_mode", 0):
             raise Refused(
@@ -111,7 +130,7 @@ def channels(translation: Translation, node: onnx.NodeProto, values: Sequence[Va
     else:
         _check_along(node, value, range(1, value.rank), "normalises over")
     translation.keep(node)
-    return [Value(value.axes, value.reach)]
+    return [Value(value.axes, value.reach, after=after)]
 
 
 def product(translation: Translation, node: onnx.NodeProto, values: Sequence[Value | None]) -> list[Value]:

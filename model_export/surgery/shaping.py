@@ -20,8 +20,8 @@ from model_export.surgery.axes import (
     number_of,
     regroup,
 )
-from model_export.surgery.translation import Translation, attribute, check_plain, join_reach, label
-from model_export.surgery.value import Refused, Value, flat, in_words, numbers
+from model_export.surgery.translation import Translation, attribute, check_plain, join_reach, label, uniform
+from model_export.surgery.value import STATE_COPY, Refused, Value, flat, in_words, numbers
 
 Values = Sequence[Value | None]
 
@@ -67,7 +67,8 @@ def transpose(translation: Translation, node: onnx.NodeProto, values: Values) ->
     order = list(attribute(node, "perm", []) or reversed(range(value.rank)))
     translation.keep(node)
     if value.padded is None:
-        return [value.shaped(tuple(value.axes[at] for at in order))]
+        turned_axes = tuple(value.axes[at] for at in order)
+        return [Value(turned_axes, value.reach, token=value.token, after=value.after)]
     turned = translation.add("Transpose", [value.padded], f"{value.padded}_turned", perm=order)
     axes = tuple(value.axes[at] for at in order)
     return [Value(axes, value.reach, before=value.before, after=value.after, padded=turned)]
@@ -129,7 +130,8 @@ def reshape(translation: Translation, node: onnx.NodeProto, values: Values) -> l
     if axes is None:
         raise Refused(
             f"{label(node)} makes {_shown(asked)} of {in_words(value.axes)}, which has no one reading once batch "
-            "and time are free; export with dynamic batch and time axes"
+            "and time are free; export with dynamic batch and time axes",
+            tuple(extent for extent in asked if isinstance(extent, int) and extent > 1),
         )
     result = value.shaped(axes)
     if value.sizes is not None and value.extents is not None:
@@ -183,6 +185,8 @@ def expand(translation: Translation, node: onnx.NodeProto, values: Values) -> li
         raise Refused(
             f"{label(node)}: its shape is computed from more than extents; export it as a constant"
         )
+    replaced: dict[int, str] = {}
+    value = _shrunk(translation, node, value, asked, replaced)
     axes = _spread(translation, node, value, [extent for extent in asked if extent is not None])
     reach = value.reach
     if TIME in joined(*axes) and TIME not in joined(*value.axes):
@@ -198,10 +202,32 @@ def expand(translation: Translation, node: onnx.NodeProto, values: Values) -> li
         and any(not is_fixed(axis) for axis in axes)
     ):
         ones = [1 if not is_fixed(axis) else number_of(axis) for axis in axes]
-        translation.replace(node, {1: translation.integers(ones, "shape")})
-    else:
-        translation.keep(node)
+        replaced[1] = translation.integers(ones, "shape")
+    translation.replace(node, replaced)
     return [Value(axes, reach, token=value.token)]
+
+
+def _shrunk(
+    translation: Translation,
+    node: onnx.NodeProto,
+    value: Value,
+    asked: Sequence[Extent | None],
+    replaced: dict[int, str],
+) -> Value:
+    """Returns a constant without the entries per row that it has only because the batch was fixed."""
+    for back in range(1, min(len(asked), value.rank) + 1):
+        extent, axis = asked[-back], value.axes[-back]
+        if isinstance(extent, Size) and len(axis) == 1 and is_fixed(axis):
+            symbols = joined(extent.symbols, axis_of(extent.factor))
+            shrunk = (
+                uniform(value, value.rank - back)
+                if is_same(number_of(axis), symbols, translation.frozen)
+                else None
+            )
+            if shrunk is not None:
+                replaced[0] = translation.weight(shrunk, f"{node.input[0]}_for_any")
+                value = translation.here(replaced[0])
+    return value
 
 
 def _spread(
@@ -271,7 +297,10 @@ def concat(translation: Translation, node: onnx.NodeProto, values: Values) -> li
         else:
             axes.append(found[0])
     translation.keep(node)
-    return [Value(tuple(axes), join_reach(node, given))]
+    tokens = {value.token for value in given}
+    return [
+        Value(tuple(axes), join_reach(node, given), token=tokens.pop() if tokens == {STATE_COPY} else None)
+    ]
 
 
 def tile(translation: Translation, node: onnx.NodeProto, values: Values) -> list[Value]:

@@ -14,7 +14,20 @@ it; on all of them, having no time axis; or, within a loop, on those up to the p
 
 
 class Refused(Exception):
-    """A graph cannot become a step graph; the message is one line with the reason and the way out."""
+    """A graph cannot become a step graph; the message is one line with the reason and the way out.
+
+    Args:
+        reason: The line.
+        extents: Numbers in the graph that the time axis may have been exported with, undeclared.
+    """
+
+    def __init__(self, reason: str, extents: tuple[int, ...] = ()) -> None:
+        super().__init__(reason)
+        self.extents = extents
+
+
+class Misread(Refused):
+    """Time and batch are not where they were taken to be."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +78,9 @@ class Value:
         """Returns the same with a content of sizes."""
         return replace(self, sizes=sizes)
 
+
+STATE_COPY = "\0state"
+"""Stands as `Value.token` of what is a state once more."""
 
 MAX_SIZES = 64
 """No shape has more entries."""
