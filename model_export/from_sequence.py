@@ -16,6 +16,9 @@ from model_export.surgery.graph_inputs import GraphInputs, Reading, readings, so
 from model_export.surgery.preparing import prepared
 from model_export.surgery.value import Refused
 
+_FAR = 0.6
+"""Of the nodes that the best reading got through."""
+
 __all__ = ["Refused", "to_step_graph"]
 
 
@@ -46,7 +49,7 @@ def _likeliest(model: onnx.ModelProto, inputs: GraphInputs) -> tuple[StepGraph, 
     """Returns what the first reading that holds makes of the graph.
 
     Raises:
-        Refused: None holds; the reason is that of the one that went farthest.
+        Refused: None holds; the reason is that of the likeliest one that went far.
     """
     failed: list[Attempt] = []
     for reading in readings(inputs):
@@ -59,7 +62,9 @@ def _likeliest(model: onnx.ModelProto, inputs: GraphInputs) -> tuple[StepGraph, 
     if failed[0].is_stateless:
         raise Refused(str(failed[0]))
     speaking = [attempt for attempt in failed if not attempt.is_stateless and not attempt.is_misread]
-    raise Refused(str(max(speaking or failed, key=lambda attempt: attempt.done_count)))
+    speaking = speaking or failed
+    most = max(attempt.done_count for attempt in speaking)
+    raise Refused(str(next(attempt for attempt in speaking if attempt.done_count >= _FAR * most)))
 
 
 def _tried(model: onnx.ModelProto, inputs: GraphInputs, reading: Reading) -> StepGraph | Attempt:

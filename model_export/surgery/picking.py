@@ -212,7 +212,8 @@ def _of_symbol(
         return "last" if value.reach == "each" else value.reach
     what = "tokens" if TIME in axis else "rows"
     raise Refused(
-        f"{label(node)} picks some {what} of a run; only the last token can be picked in a stream"
+        f"{label(node)} picks some {what} of a run by their number: the sequence was written out token by "
+        "token, or early tokens are kept; export one step with holdfast export, or keep them as a state"
     )
 
 

@@ -23,7 +23,7 @@ from model_export.surgery.translation import (
     join_reach,
     label,
 )
-from model_export.surgery.value import Refused, Value, in_words, numbers
+from model_export.surgery.value import Misread, Refused, Value, in_words, numbers
 
 Values = Sequence[Value | None]
 
@@ -97,7 +97,7 @@ def convolution(translation: Translation, node: onnx.NodeProto, values: Values) 
     places = [at for at in range(2, value.rank) if not is_fixed(value.axes[at])]
     windows = _windows(node, [number_of(axis) for axis in kernel.axes[2:]])
     if not is_fixed(value.axes[1]) or any(value.axes[at] != TIME_AXIS for at in places):
-        raise Refused(
+        raise Misread(
             f"{label(node)} reads {in_words(value.axes)}: channels must be axis 1, and time an axis by itself"
         )
     axes = [value.axes[0], kernel.axes[0]]
