@@ -15,7 +15,8 @@ Where a parser takes the last of several values of a field, each of them is look
 where one skips a field for its wire type, the file is refused. So both agree on what is there.
 """
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple, TypeVar
 
 from service.model.operators import (
@@ -86,22 +87,25 @@ class _Found:
     """What a file has, gathered until all of it is known.
 
     Attributes:
-        used: Operators that nodes name.
+        used: Operators that nodes name, and how often.
         calls: Function of the file -> operators in its nodes and their graphs.
         has_version: It says which version of ONNX's operators it uses; onnxruntime takes the first without.
     """
 
     def __init__(self) -> None:
-        self.used: set[Operator] = set()
+        self.used: Counter[Operator] = Counter()
         self.calls: dict[Operator, set[Operator]] = {}
         self.has_version = False
 
 
-def check_file(data: bytes) -> None:
+def check_file(data: bytes) -> Mapping[Operator, int]:
     """Looks through a whole file.
 
     Args:
         data: The file.
+
+    Returns:
+        How many nodes name each operator.
 
     Raises:
         UnsafeGraph: It is not an ONNX file, or holds what is refused.
@@ -128,7 +132,7 @@ def check_file(data: bytes) -> None:
             function = _add_function(found, _operator(data, fields, _FUNCTION_IDENTITY))
         elif kind == "node":
             operator = _operator(data, fields, _NODE_IDENTITY)
-            found.used.add(operator)
+            found.used[operator] += 1
             if function is not None:
                 found.calls[function].add(operator)
         for number, value in fields:
@@ -136,9 +140,10 @@ def check_file(data: bytes) -> None:
                 waiting.append((inner, value, depth + 1, function))
     if not found.has_version:
         raise _not_onnx("it does not say which version of ONNX's operators it uses")
-    for operator in sorted(found.used - found.calls.keys()):
+    for operator in sorted(found.used.keys() - found.calls.keys()):
         _check_operator(operator)
     _check_calls(found.calls)
+    return found.used
 
 
 def _check_tensor(data: bytes, fields: Fields) -> None:

@@ -188,6 +188,35 @@ class StepGraph:
         return outputs, after
 
 
+class BareGraph:
+    """A graph without a contract.
+
+    Args:
+        data: The ONNX file.
+
+    Attributes:
+        declared: What it declares.
+        metadata: Its metadata_props.
+
+    Raises:
+        ModelFileError: It is not an ONNX graph.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        try:
+            self._session = _create_session(data)
+        except _NotAGraph as error:
+            raise ModelFileError(Path(), str(error)) from None
+        self.declared = _declared(self._session)
+        self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
+
+    def shapes(self, feed: Arrays) -> dict[str, tuple[int, ...]]:
+        """Returns the shape of each output for these inputs; raises whatever onnxruntime raises."""
+        names = list(self.declared.outputs)
+        results = self._session.run(names, feed)
+        return {name: np.shape(result) for name, result in zip(names, results, strict=True)}
+
+
 class _NotAGraph(Exception):
     """onnxruntime cannot load the bytes."""
 
@@ -212,12 +241,15 @@ def _create_session(data: bytes) -> ort.InferenceSession:
 
 
 def _read_contract(session: ort.InferenceSession, bundle: Bundle) -> Contract:
-    graph = Graph(
+    return read_contract(session.get_modelmeta().custom_metadata_map, _declared(session), bundle)
+
+
+def _declared(session: ort.InferenceSession) -> Graph:
+    return Graph(
         {node.name: _graph_tensor(node) for node in session.get_inputs()},
         {node.name: _graph_tensor(node) for node in session.get_outputs()},
         {node.name: _graph_tensor(node) for node in session.get_overridable_initializers()},
     )
-    return read_contract(session.get_modelmeta().custom_metadata_map, graph, bundle)
 
 
 def _graph_tensor(node: Any) -> GraphTensor:

@@ -88,7 +88,7 @@ def try_out(
     *,
     given: NDArray[Any] | None = None,
     is_time_left: Callable[[], bool] = lambda: True,
-) -> None:
+) -> dict[Kind, float]:
     """Tries a graph as the server runs it.
 
     Args:
@@ -96,6 +96,9 @@ def try_out(
         data: Its file, to name the operator that is the likely cause.
         given: Tokens to try it on instead of drawn ones, (n,) or (n, width).
         is_time_left: Asked before each of the larger cases, which come last.
+
+    Returns:
+        The largest difference that was found of each kind that was tried, relative to its tensor's size.
 
     Raises:
         TrialFailed: It is not to be served.
@@ -111,7 +114,7 @@ def try_out(
         raise
     except Exception as error:  # noqa: BLE001 -- onnxruntime raises a dozen unrelated classes
         raise StepFailed(f"a step of drawn tokens fails: {error}") from None
-    _Trial(model, sample, data, is_time_left).judge()
+    return _Trial(model, sample, data, is_time_left).judge()
 
 
 class _Trial:
@@ -124,9 +127,10 @@ class _Trial:
         self._is_time_left = is_time_left
         self._runs = Runs(model, sample)
         self._found: dict[Kind, _Difference] = {}
+        self._largest: dict[Kind, float] = {}
 
-    def judge(self) -> None:
-        """Raises what is wrong, if anything is."""
+    def judge(self) -> dict[Kind, float]:
+        """Raises what is wrong, if anything is; else returns the largest differences."""
         with np.errstate(all="ignore"):
             self._repeat()
             self._leave_out()
@@ -135,6 +139,7 @@ class _Trial:
                     self._compare(case)
         if self._found:
             raise NotIndependent(self._words())
+        return self._largest
 
     def _repeat(self) -> None:
         """Runs the same twice: onnxruntime on one thread gives the same bits."""
@@ -199,6 +204,7 @@ class _Trial:
             if sizes.max() > tolerance and case.kind not in self._found:
                 sizes = self._beyond_rounding(case, name, sizes, expected)
             size = float(sizes.max())
+            self._largest[case.kind] = max(size, self._largest.get(case.kind, 0.0))
             if size > max(tolerance, self._found[case.kind].size if case.kind in self._found else 0.0):
                 self._found[case.kind] = _Difference(case, name, size)
 
