@@ -1,8 +1,8 @@
 """Cuts a stream of bytes into pieces that can be tokenised one by one, whatever chunks it comes in. Pure.
 
-A piece ends where white space begins: before a space, tab, line feed or carriage return that follows another
-byte. It is finished when this byte comes, since nothing that comes later moves its end. One that reaches
-`MAX_PIECE_BYTES` is finished by the next byte anyway, without dividing a character of UTF-8.
+A piece ends where white space begins: before a space, tab, line feed or carriage return that follows what is
+no white space, of Unicode's either. It is finished when this byte comes, since nothing that comes later moves
+its end. One that has `MAX_PIECE_BYTES` is finished by the next byte anyway, without dividing a character.
 """
 
 import re
@@ -11,7 +11,10 @@ from typing import NamedTuple
 
 MAX_PIECE_BYTES = 64
 
-_BOUNDARY = re.compile(rb"(?<=[^\t\n\r ])(?=[\t\n\r ])")
+_BOUNDARY = re.compile(
+    rb"(?<=[^\t-\r\x1c- ])(?<!\xc2[\x85\xa0])(?<!\xe1\x9a\x80)(?<!\xe2\x80[\x80-\x8a\xa8\xa9\xaf])"
+    rb"(?<!\xe2\x81\x9f)(?<!\xe3\x80\x80)(?=[\t\n\r ])"
+)
 _MOST_CONTINUED = 3
 """Bytes of a character after its first one."""
 

@@ -3,8 +3,8 @@
 Served is what tokenises a stream piece by piece as it would the whole text (`service.model.pieces`). So its
 splitter must divide a text wherever a piece ends, and nothing in it may look across that place:
 
-    pre_tokenizer  ByteLevel, Whitespace, WhitespaceSplit, BertPreTokenizer, Metaspace, or a Sequence that has
-                   one of them beside Digits and Punctuation
+    pre_tokenizer  ByteLevel, Whitespace, WhitespaceSplit, BertPreTokenizer, or a Sequence that has one of
+                   them beside Digits, Punctuation and, behind it, Metaspace
     normalizer     none, NFC, NFD, NFKC, NFKD, Lowercase, StripAccents, BertNormalizer, or a Sequence of them
     model          BPE, Unigram, WordPiece, WordLevel
 
@@ -29,8 +29,8 @@ REMEMBERED = 16384
 """Pieces whose ids are kept: words come again."""
 
 MODELS = ("BPE", "Unigram", "WordPiece", "WordLevel")
-SPLITTERS = ("ByteLevel", "Whitespace", "WhitespaceSplit", "BertPreTokenizer", "Metaspace")
-_FURTHER_SPLITTERS = ("Digits", "Punctuation")
+SPLITTERS = ("ByteLevel", "Whitespace", "WhitespaceSplit", "BertPreTokenizer")
+_FURTHER_SPLITTERS = ("Digits", "Punctuation", "Metaspace")
 NORMALIZERS = ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "BertNormalizer")
 
 Ids = tuple[int, ...]
@@ -184,12 +184,16 @@ def _check_splitter(splitter: Any, name: str) -> None:
             )
         if kind == "ByteLevel" and part.get("add_prefix_space", True):
             raise TokenizerError(f"{name}: add_prefix_space would put a space before every piece; set it to false")
-        if kind == "Metaspace" and (part.get("prepend_scheme") != "never" or not part.get("split", True)):
-            raise TokenizerError(f'{name}: Metaspace needs prepend_scheme = "never" and split = true')
-    if not any(_divides(part) for part in parts):
+        if kind == "Metaspace" and part.get("prepend_scheme") not in ("always", "never"):
+            raise TokenizerError(
+                f'{name}: Metaspace would begin the first piece otherwise than the next; set prepend_scheme to '
+                '"always" or "never"'
+            )
+    dividing = [_divides(part) for part in parts]
+    if not any(dividing) or "Metaspace" in kinds[: dividing.index(True)]:
         raise TokenizerError(
-            f"{name}: no pre_tokenizer divides a text before white space, so that a word has no end in a "
-            f"stream; use one of {', '.join(SPLITTERS)}"
+            f"{name}: no pre_tokenizer divides the text itself before white space, so that a word has no end in "
+            f"a stream; begin with one of {', '.join(SPLITTERS)}"
         )
 
 
