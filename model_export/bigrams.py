@@ -1,5 +1,4 @@
-"""The baseline without memory: what the last subword alone says of the next one, counted. Standard library
-and numpy only.
+"""The baseline without memory: what the last subword alone says of the next one, counted.
 
 A pair is as likely as it was often, smoothed by how likely its second subword is anywhere (Witten and Bell
 1991): p(x | y) = (c(y, x) + t(y) p(x)) / (c(y) + t(y)), with t(y) the number of different successors of y.
@@ -11,8 +10,8 @@ from numpy.typing import NDArray
 
 def bigram_nats(
     training: NDArray[np.int64], held_out: NDArray[np.int64], vocabulary: int, start: int
-) -> float:
-    """Returns -ln p of the held-out texts in all, their starts given.
+) -> NDArray[np.float64]:
+    """Returns -ln p of each subword of the held-out texts but their starts, which are given; float64 (n,).
 
     Args:
         training: Ids of texts one after the other, each with `start` before it.
@@ -30,7 +29,8 @@ def bigram_nats(
     seen = np.where(pairs[places] == first * vocabulary + second, counts[places], 0)
     different = np.maximum(successors[first], 1)
     likely = (seen + different * single[second]) / (total[first] + different)
-    return float(-np.log(likely).sum())
+    nats: NDArray[np.float64] = -np.log(likely)
+    return nats
 
 
 def _pairs(ids: NDArray[np.int64], start: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

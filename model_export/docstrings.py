@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from model_export.corpus import Corpus, SourceFile, digest, is_held_out, load_corpus
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # read when threads are about to be started
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 VOCABULARY_SIZE = 4000
 START = 0
@@ -37,7 +37,9 @@ def load_docstrings(folder: Path | None = None) -> Corpus:
         FileNotFoundError: No source file lies there.
     """
     sources = load_corpus(folder)
-    texts = [SourceFile(file.path, _docstrings(file.data)) for file in (*sources.training, *sources.held_out)]
+    texts = [
+        SourceFile(file.path, _docstrings(file.data)) for file in (*sources.training, *sources.held_out)
+    ]
     texts = sorted(file for file in texts if file.data)
     return Corpus(
         training=tuple(file for file in texts if not is_held_out(file.path)),

@@ -40,13 +40,13 @@ class WordsRecipe:
 
     embedding: int = 160
     hidden: int = 256
-    steps: int = 1000
+    steps: int = 1800
     batch: int = 32
     window: int = 48
     peak_rate: float = 5e-3
     clip: float = 1.0
-    weight_decay: float = 0.1
-    dropout: float = 0.1
+    weight_decay: float = 0.3
+    dropout: float = 0.3
     state_noise: float = 0.02
     restart_rate: float = 0.05
     seed: int = 20261126
@@ -115,7 +115,9 @@ class WordsNetwork(nn.Module):
                 parameter.copy_(parameter.half().float())
 
 
-def train(recipe: WordsRecipe, ids: NDArray[np.int64], vocabulary: int, start: int, progress: Progress) -> WordsNetwork:
+def train_words(
+    recipe: WordsRecipe, ids: NDArray[np.int64], vocabulary: int, start: int, progress: Progress
+) -> WordsNetwork:
     """Trains a network on ids and returns it in evaluation mode, its weights rounded to float16.
 
     Args:
@@ -127,7 +129,9 @@ def train(recipe: WordsRecipe, ids: NDArray[np.int64], vocabulary: int, start: i
     """
     torch.manual_seed(recipe.seed)
     network = WordsNetwork(vocabulary, recipe.embedding, recipe.hidden)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=recipe.peak_rate, weight_decay=recipe.weight_decay)
+    optimiser = torch.optim.AdamW(
+        network.parameters(), lr=recipe.peak_rate, weight_decay=recipe.weight_decay
+    )
     h = torch.zeros(recipe.batch, recipe.hidden)
     for step, window in enumerate(_windows(ids, recipe)):
         for group in optimiser.param_groups:
@@ -201,3 +205,14 @@ def text_nats(network: WordsNetwork, ids: NDArray[np.int64], start: int, lanes: 
             _, surprise, h = network(column, h)
             total -= float((surprise * counts).sum())
     return total
+
+
+@torch.inference_mode()
+def surprises(network: WordsNetwork, text: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Returns -ln p of each subword of one text but its start, float64 (n - 1,)."""
+    h = torch.zeros(1, network.hidden)
+    nats = []
+    for entry in torch.from_numpy(text)[:, None]:
+        _, surprise, h = network(entry, h)
+        nats.append(-float(surprise))
+    return np.array(nats[1:])

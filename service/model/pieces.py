@@ -1,8 +1,9 @@
 """Cuts a stream of bytes into pieces that can be tokenised one by one, whatever chunks it comes in. Pure.
 
-A piece ends where white space begins: before a space, tab, line feed or carriage return that follows what is
-no white space, of Unicode's either. It is finished when this byte comes, since nothing that comes later moves
-its end. One that has `MAX_PIECE_BYTES` is finished by the next byte anyway, without dividing a character.
+A piece ends where white space begins: before a space, tab, line feed or carriage return that follows what
+is no white space, of Unicode's either. It is finished when this byte comes, since nothing that comes later
+moves its end. One that has `MAX_PIECE_BYTES` is finished by the next byte anyway, without dividing a
+character.
 """
 
 import re

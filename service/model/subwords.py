@@ -5,7 +5,8 @@ splitter must divide a text wherever a piece ends, and nothing in it may look ac
 
     pre_tokenizer  ByteLevel, Whitespace, WhitespaceSplit, BertPreTokenizer, or a Sequence that has one of
                    them beside Digits, Punctuation and, behind it, Metaspace
-    normalizer     none, NFC, NFD, NFKC, NFKD, Lowercase, StripAccents, BertNormalizer, or a Sequence of them
+    normalizer     none, NFC, NFD, NFKC, NFKD, Lowercase, StripAccents, BertNormalizer, or a Sequence of
+                   them
     model          BPE, Unigram, WordPiece, WordLevel
 
 A text never contains the special entries, whatever it says. Of bytes that are no UTF-8 each is a piece of
@@ -41,7 +42,7 @@ class TokenizerError(Exception):
 
 
 class Subwords:
-    """Turns pieces of text into ids of a vocabulary.
+    r"""Turns pieces of text into ids of a vocabulary.
 
     Args:
         data: The file.
@@ -50,7 +51,7 @@ class Subwords:
         sha256: Hash that the contract says it has, hexadecimal.
 
     Attributes:
-        texts: What each entry stands for; bytes that are no UTF-8 as `\\xff`.
+        texts: What each entry stands for; bytes that are no UTF-8 as `\xff`.
 
     Raises:
         TokenizerError: It is not what the contract says, or cannot tokenise a stream.
@@ -99,11 +100,13 @@ class Subwords:
         if len(entries) != size:
             raise TokenizerError(f"{name} has {len(entries)} entries, the contract says size = {size}")
         if sorted(entries.values()) != list(range(size)):
-            raise TokenizerError(f"{name} has ids other than 0..{size - 1}; number its entries without gaps")
+            raise TokenizerError(
+                f"{name} has ids other than 0..{size - 1}; number its entries without gaps"
+            )
         if self._is_byte_level and any(letter not in entries for letter in _LETTERS):
             raise TokenizerError(
-                f"{name} lacks entries for some of the 256 bytes; train it with ByteLevel.alphabet() as its "
-                "initial alphabet"
+                f"{name} lacks entries for some of the 256 bytes; train it with ByteLevel.alphabet() as "
+                "its initial alphabet"
             )
 
     def _text(self, entry: int) -> str:
@@ -114,7 +117,7 @@ class Subwords:
 
 
 def _letters() -> list[str]:
-    """Returns the letters in which entries of ByteLevel write bytes: what prints as itself, else 256 and on."""
+    """Returns the letters in which entries of ByteLevel write bytes: themselves if they print."""
     prints = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(256, 512))
     return [chr(byte if byte in prints else next(others)) for byte in range(256)]
@@ -158,8 +161,8 @@ def _read(data: bytes, name: str) -> dict[str, Any]:
     for entry in document.get("added_tokens") or ():
         if not isinstance(entry, dict) or not entry.get("special"):
             raise TokenizerError(
-                f"{name}: the added token {str(entry)[:60]} is not special, so that it is found across pieces; "
-                "make it part of the model's vocabulary"
+                f"{name}: the added token {str(entry)[:60]} is not special, so that it is found across "
+                "pieces; make it part of the model's vocabulary"
             )
     return document
 
@@ -179,21 +182,23 @@ def _check_splitter(splitter: Any, name: str) -> None:
     for part, kind in zip(parts, kinds, strict=True):
         if kind not in (*SPLITTERS, *_FURTHER_SPLITTERS):
             raise TokenizerError(
-                f"{name}: of the pre_tokenizer {_shown(part)} nothing says that it divides a text before white "
-                f"space; served are {served}"
+                f"{name}: of the pre_tokenizer {_shown(part)} nothing says that it divides a text before "
+                f"white space; served are {served}"
             )
         if kind == "ByteLevel" and part.get("add_prefix_space", True):
-            raise TokenizerError(f"{name}: add_prefix_space would put a space before every piece; set it to false")
+            raise TokenizerError(
+                f"{name}: add_prefix_space would put a space before every piece; set it to false"
+            )
         if kind == "Metaspace" and part.get("prepend_scheme") not in ("always", "never"):
             raise TokenizerError(
-                f'{name}: Metaspace would begin the first piece otherwise than the next; set prepend_scheme to '
-                '"always" or "never"'
+                f"{name}: Metaspace would begin the first piece otherwise than the next; set its "
+                'prepend_scheme to "always" or "never"'
             )
     dividing = [_divides(part) for part in parts]
     if not any(dividing) or "Metaspace" in kinds[: dividing.index(True)]:
         raise TokenizerError(
-            f"{name}: no pre_tokenizer divides the text itself before white space, so that a word has no end in "
-            f"a stream; begin with one of {', '.join(SPLITTERS)}"
+            f"{name}: no pre_tokenizer divides the text itself before white space, so that a word has no "
+            f"end in a stream; begin with one of {', '.join(SPLITTERS)}"
         )
 
 

@@ -73,7 +73,9 @@ class TokenisedModel:
         self._start = start
         self.contract = _text_contract(network.contract, subwords)
         if start is not None and not 0 <= start < len(subwords.texts):
-            raise TokenizerError(f"vocabulary: start {start} is no id, expected is 0..{len(subwords.texts) - 1}")
+            raise TokenizerError(
+                f"vocabulary: start {start} is no id, expected is 0..{len(subwords.texts) - 1}"
+            )
         self._outputs = {output.name: output for output in network.contract.outputs}
 
     @property
@@ -110,7 +112,10 @@ class TokenisedModel:
         """Advances B sessions by T bytes each; see `Model.run`."""
         names = tuple(self._outputs) if needed is None else needed
         columns = np.ascontiguousarray(tokens.T, np.uint8)
-        rows = [self._read(piece, column.tobytes()) for piece, column in zip(states[PIECE], columns, strict=True)]
+        rows = [
+            self._read(piece, column.tobytes())
+            for piece, column in zip(states[PIECE], columns, strict=True)
+        ]
         given, after = self._run_ids(rows, states, names, halt)
         outputs = {
             name: _sums(rows, values, len(tokens))
@@ -230,7 +235,9 @@ def _text_contract(contract: Contract, subwords: Subwords) -> Contract:
             f"a tokenizer of {size} entries needs a graph with one input, a token_id of this vocabulary"
         )
     if any(state.name == PIECE for state in contract.states):
-        raise TokenizerError(f"a state is named {PIECE!r}, as is what the server adds; give it another name")
+        raise TokenizerError(
+            f"a state is named {PIECE!r}, as is what the server adds; give it another name"
+        )
     piece = StateSpec(PIECE, "", "", np.dtype("u1"), (PIECE_BYTES,), 0)
     token = InputSpec(contract.input.name, "token_id", np.dtype("<i8"), 1, has_time_axis=True)
     labels_bytes = sum(len(text.encode()) + _LABEL_BYTES for text in subwords.texts)
