@@ -76,11 +76,10 @@ class WordsNetwork(nn.Module):
 
     def advance(self, gates: Tensor, h: Tensor) -> Tensor:
         """Returns h_t (B, hidden) from the input's share of the gates (B, 3 * hidden) and h_(t-1)."""
-        split = [2 * self.hidden, self.hidden]
-        in_gates, in_new = gates.split(split, dim=1)
-        hidden_gates, hidden_new = self.recurrent(h).split(split, dim=1)
-        r, z = torch.sigmoid(in_gates + hidden_gates).chunk(2, dim=1)
-        n = torch.tanh(in_new + r * hidden_new)
+        from_h = self.recurrent(h)
+        two = 2 * self.hidden
+        r, z = torch.sigmoid(gates[:, :two] + from_h[:, :two]).chunk(2, dim=1)
+        n = torch.tanh(gates[:, two:] + r * from_h[:, two:])
         new_h: Tensor = n + z * (h - n)
         return new_h
 

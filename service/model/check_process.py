@@ -11,14 +11,20 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+
+import numpy as np
 
 from service.model.bundle import BundleError, unpack
 from service.model.check import MAX_VERDICT_BYTES, PASSED
 from service.model.confinement import confine
 from service.model.files import ModelFileError
+from service.model.loading import load_model
 from service.model.onnx_wire import UnsafeGraph, check_file
-from service.model.step_graph import StepGraph
+from service.model.protocol import Model
+from service.model.subwords import import_tokenizers
+from service.model.tokenised import TokenisedModel
 from service.model.trial import try_out
 from service.model.trial_runs import TrialFailed
 
@@ -32,6 +38,7 @@ TRIAL_CPU_S = 10.0
 def main() -> None:
     """Reads, checks, says one line and ends."""
     leave_with(int(sys.argv[3]))
+    import_tokenizers()  # no file can be opened later
     held = confine(lambda: give_up(cpu_s=int(sys.argv[1]), memory_bytes=int(sys.argv[2])))
     os.write(1, (_refusal() or PASSED + ", ".join(held).encode())[:MAX_VERDICT_BYTES])
     os._exit(0)  # without tearing down what may be damaged
@@ -64,9 +71,9 @@ def _refusal() -> bytes:
         data = b"".join(iter(lambda: os.read(0, _PIECE_BYTES), b""))
         check_file(unpack(data).graph)
         apart = frozenset(filter(None, sys.argv[4].split(",")))
-        graph = StepGraph(Path(), name="", version=1, data=data, apart=apart)
+        model = load_model(Path(), name="", version=1, data=data, apart=apart)
         end_s = time.process_time() + TRIAL_CPU_S
-        try_out(graph, data, is_time_left=lambda: time.process_time() < end_s)
+        _try_out(model, unpack(data).graph, lambda: time.process_time() < end_s)
     except ModelFileError as error:
         return error.reason.encode(errors="replace")
     except (BundleError, UnsafeGraph, TrialFailed) as error:
@@ -76,6 +83,16 @@ def _refusal() -> bytes:
     except Exception as error:  # noqa: BLE001 -- whatever it is, the file is at fault and the server lives
         return f"its check fails: {type(error).__name__}: {error}".encode(errors="replace")
     return b""
+
+
+def _try_out(model: Model, graph: bytes, is_time_left: Callable[[], bool]) -> None:
+    """Tries a model; one with a tokenizer on text as well, to which the network below it is no stranger."""
+    if isinstance(model, TokenisedModel):
+        try_out(model.network, graph, is_time_left=is_time_left)
+        text = model.sample_text()
+        try_out(model, graph, given=np.frombuffer(text, np.uint8), is_time_left=is_time_left)
+    else:
+        try_out(model, graph, is_time_left=is_time_left)
 
 
 if __name__ == "__main__":

@@ -131,7 +131,9 @@ def stamps_of(path: Path) -> Stamps | None:
     own = _stamp_of(path)
     if own is None:
         return None
-    beside = sorted([path.with_name(CONTRACT_FILE), *path.parent.glob("*.npy")])
+    beside = sorted(
+        [path.with_name(CONTRACT_FILE), *path.parent.glob("*.npy"), *path.parent.glob("*.json")]
+    )
     return (own, *map(_stamp_of, beside))
 
 

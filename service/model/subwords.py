@@ -20,7 +20,9 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from service.model.pieces import cut
+import numpy as np
+
+from service.model.pieces import MAX_PIECE_BYTES, cut
 
 MAX_BYTES = 4 << 20
 """A vocabulary of 50,000 entries has 2 to 3 MiB."""
@@ -33,6 +35,13 @@ MODELS = ("BPE", "Unigram", "WordPiece", "WordLevel")
 SPLITTERS = ("ByteLevel", "Whitespace", "WhitespaceSplit", "BertPreTokenizer")
 _FURTHER_SPLITTERS = ("Digits", "Punctuation", "Metaspace")
 NORMALIZERS = ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "BertNormalizer")
+
+SEED = 2
+DRAWN = 600
+"""Entries in the text that a tokenizer is tried on."""
+_BETWEEN = ("", "", " ", " ", "  ", "\n", "\t", ", ", "\u00a0", "\u3000 ")
+_MOST_CONTINUED = 3
+"""A piece that is cut for its length may be so much shorter, not to divide a character."""
 
 Ids = tuple[int, ...]
 
@@ -67,10 +76,7 @@ class Subwords:
         self._check_entries(name, size)
         self.texts = tuple(self._text(entry) for entry in range(size))
         self.encode = functools.lru_cache(REMEMBERED)(self._encode)
-
-    def whole(self, text: bytes) -> Ids:
-        """Returns the ids of a text as the tokenizer gives them, in one go; its end ends the last piece."""
-        return self._encode(text)
+        self._check_pieces(name)
 
     def by_pieces(self, text: bytes) -> Ids:
         """Returns the ids of a text as a stream gives them; its end ends the last piece."""
@@ -94,6 +100,25 @@ class Subwords:
         if isinstance(part, str):
             return self._ids(part)
         return tuple(token.id for token in self._tokenizer.model.tokenize(_LETTERS[part]))
+
+    def sample_text(self) -> bytes:
+        """Returns a text to try a model on, made of drawn entries; the same every time."""
+        rng = np.random.default_rng(SEED)
+        entries, between = (rng.integers(0, len(of), DRAWN) for of in (self.texts, _BETWEEN))
+        pairs = zip(entries, between, strict=True)
+        return "".join(self.texts[entry] + _BETWEEN[place] for entry, place in pairs).encode()
+
+    def _check_pieces(self, name: str) -> None:
+        """Holds ids of a stream against those of the whole text: what nobody thought of shows there."""
+        lines = self.sample_text().split(b"\n")
+        for line in lines:
+            cuts, _ = cut(b"", line)
+            is_cut_short = any(len(found.piece) >= MAX_PIECE_BYTES - _MOST_CONTINUED for found in cuts)
+            if not is_cut_short and self._encode(line) != self.by_pieces(line):
+                raise TokenizerError(
+                    f"{name}: {line[:60]!r} has other ids in a stream than in one go; its splitter does "
+                    "not divide a text before white space"
+                )
 
     def _check_entries(self, name: str, size: int) -> None:
         entries = self._tokenizer.get_vocab(with_added_tokens=True)
@@ -230,16 +255,22 @@ def _shown(part: dict[str, Any]) -> str:
     return str(part.get("type"))[:40]
 
 
-def _load(data: bytes, name: str) -> Any:
+def import_tokenizers() -> Any:
+    """Imports the package, for one process once; returns it, or None if it is not installed."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it would start threads, one per core
     try:
-        from tokenizers import Tokenizer
+        import tokenizers
     except ImportError:
-        raise TokenizerError(
-            f"{name} needs the package tokenizers: pip install 'holdfast[tokenizer]'"
-        ) from None
+        return None
+    return tokenizers
+
+
+def _load(data: bytes, name: str) -> Any:
+    package = import_tokenizers()
+    if package is None:
+        raise TokenizerError(f"{name} needs the package tokenizers: pip install 'holdfast[tokenizer]'")
     try:
-        tokenizer = Tokenizer.from_str(data.decode())
+        tokenizer = package.Tokenizer.from_str(data.decode())
     except Exception as error:  # noqa: BLE001 -- the package raises plain Exception
         raise TokenizerError(f"{name} cannot be loaded: {error}") from None
     tokenizer.no_truncation()

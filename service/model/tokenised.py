@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from service.model.contract import Contract, InputSpec, OutputSpec, StateSpec, Vocabulary
+from service.model.contract import RANKED, Contract, InputSpec, OutputSpec, StateSpec, Vocabulary
 from service.model.pieces import MAX_PIECE_BYTES, cut
 from service.model.protocol import Arrays, Halt, Model
 from service.model.subwords import Subwords, TokenizerError
@@ -98,6 +98,10 @@ class TokenisedModel:
         """The network over subwords."""
         return self._network
 
+    def sample_text(self) -> bytes:
+        """Returns a text to try it on."""
+        return self._subwords.sample_text()
+
     def new_halt(self) -> Halt:
         """Returns what can end one run."""
         return self._network.new_halt()
@@ -158,8 +162,8 @@ class TokenisedModel:
         states = {name: array.copy() for name, array in states.items() if name != PIECE}
         order = np.array(sorted(range(len(rows)), key=lambda row: -len(rows[row].ids)))
         counts = [len(rows[row].ids) - 1 for row in order]
-        is_whole = any(getattr(self._outputs[name], "is_last", False) for name in names)
-        for begin, end, active in _spans(counts, 1 if is_whole else max(1, max(counts, default=1))):
+        is_last = any(self._outputs[name].is_last for name in names)
+        for begin, end, active in _spans(counts, 1 if is_last else max(1, max(counts, default=1))):
             chosen = order[:active]
             ids = np.array([rows[row].ids[begin:end] for row in chosen], np.int64).T
             outputs, after = self._call(ids, states, chosen, names, halt)
@@ -247,10 +251,15 @@ def _text_contract(contract: Contract, subwords: Subwords) -> Contract:
         input=token,
         states=(*contract.states, piece),
         outputs=tuple(_text_output(output, labels) for output in contract.outputs),
+        graph_inputs=(),
+        tokens_per_run=None,
         vocabulary=Vocabulary("bytes", 256),
         text_bytes=contract.text_bytes + (labels_bytes if labels else 0),
     )
 
 
 def _text_output(output: OutputSpec, labels: tuple[str, ...]) -> OutputSpec:
-    return output
+    """Returns an output as it is given for every byte, with names of the classes it ranks."""
+    if output.role not in RANKED:
+        return replace(output, is_last=False)
+    return replace(output, is_last=False, labels=output.labels or labels)
