@@ -8,6 +8,11 @@ from numpy.typing import NDArray
 from service.model.contract import Layout
 
 
+def arrangement(layout: Layout, rank: int) -> "Arrangement | None":
+    """Returns the arrangement of a tensor; None if the graph has time and batch first, as the service."""
+    return None if layout == Layout(0, 1) else Arrangement(layout, rank)
+
+
 class Arrangement:
     """The axes of one tensor of a graph.
 

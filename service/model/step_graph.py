@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from service.model.arrangement import Arrangement
+from service.model.arrangement import Arrangement, arrangement
 from service.model.bundle import Bundle, BundleError, unpack
 from service.model.contract import Contract, ContractError, GraphTensor, Layout, StateSpec
 from service.model.contract_reader import Graph, read_contract
@@ -76,12 +76,17 @@ class StepGraph:
         self._fed = [spec for spec in contract.states if spec.kind != "context"]
         self._made = [spec for spec in contract.states if spec.output]
         self._next_names = [spec.output for spec in self._made]
-        self._token_axes = [Arrangement(part.layout, len(part.shape)) for part in contract.graph_inputs]
+        # None stands for tensors that are the same in both, mostly all of them
+        self._token_axes = [
+            (part.name, arrangement(part.layout, len(part.shape))) for part in contract.graph_inputs
+        ]
         self._output_axes = {
-            output.name: Arrangement(output.layout, len(output.shape)) for output in contract.outputs
+            output.name: arrangement(output.layout, len(output.shape)) for output in contract.outputs
         }
         self._state_axes = {
-            spec.name: Arrangement(Layout(None, spec.batch_axis), len(spec.shape)) for spec in self._fed
+            spec.name: None if spec.batch_axis == 0 else Arrangement(Layout(None, spec.batch_axis), rank)
+            for spec in self._fed
+            for rank in [len(spec.shape)]
         }
 
     def new_halt(self) -> Halt:
@@ -161,22 +166,23 @@ class StepGraph:
         """Runs the graph once: one token each, or T with a time axis."""
         contract = self.contract
         feed: dict[str, NDArray[Any]] = dict(contract.constants)
-        for part, axes, array in zip(contract.graph_inputs, self._token_axes, arrays, strict=True):
-            feed[part.name] = axes.to_graph(array)
+        for (name, axes), array in zip(self._token_axes, arrays, strict=True):
+            feed[name] = array if axes is None else axes.to_graph(array)
         for spec in self._fed:
-            feed[spec.input] = self._state_axes[spec.name].to_graph(states[spec.name][np.newaxis])
+            state, axes = states[spec.name], self._state_axes[spec.name]
+            feed[spec.input] = state if axes is None else axes.to_graph(state[np.newaxis])
         for output in contract.outputs:
             if output.switch is not None and output.name not in names:
                 feed[output.switch] = _OFF
         results = self._session.run([*names, *self._next_names], feed, halt)
-        outputs = {
-            name: self._output_axes[name].from_graph(result)
-            for name, result in zip(names, results, strict=False)
-        }
-        return outputs, {
-            spec.name: self._state_axes[spec.name].from_graph(result)[0]
-            for spec, result in zip(self._made, results[len(names) :], strict=True)
-        }
+        outputs, after = {}, {}
+        for name, result in zip(names, results, strict=False):
+            axes = self._output_axes[name]
+            outputs[name] = result if axes is None else axes.from_graph(result)
+        for spec, result in zip(self._made, results[len(names) :], strict=True):
+            axes = self._state_axes[spec.name]
+            after[spec.name] = result if axes is None else axes.from_graph(result)[0]
+        return outputs, after
 
 
 class _NotAGraph(Exception):
