@@ -61,13 +61,13 @@ def _docstrings(source: bytes) -> bytes:
     return "\n\n".join(text for text in found if text).encode(errors="replace")
 
 
-def train_tokenizer(texts: Iterable[SourceFile]) -> str:
-    """Returns `tokenizer.json`, learnt from texts."""
+def train_tokenizer(texts: Iterable[SourceFile], size: int = VOCABULARY_SIZE) -> str:
+    """Returns `tokenizer.json` with so many entries, learnt from texts."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY_SIZE,
+        vocab_size=size,
         special_tokens=[_START_TEXT],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,

@@ -5,7 +5,6 @@ that is laid down beside the graph.
 """
 
 import copy
-import hashlib
 import math
 import time
 from dataclasses import replace
@@ -23,11 +22,11 @@ from model_export.parity import BATCHES, STEPS, TOLERANCE, Parity, ParityError, 
 from model_export.progress import Progress
 from model_export.report import compressor_rows
 from model_export.tasks.task import Cell, Folders, Outcome, facts_in_toml, lay_down, lay_down_picture
+from model_export.words_contract import TOKENIZER_FILE, words_contract
 from model_export.words_graph import Weights, build_words_graph
 from model_export.words_network import WordsNetwork, WordsRecipe, surprises, text_nats, train_words
 
 NAME = "docstring-words"
-TOKENIZER_FILE = "tokenizer.json"
 TOKENS_PER_CALL = (1, 7, 50)
 
 _RECIPE = WordsRecipe()
@@ -50,7 +49,9 @@ def train(folders: Folders, scale: float) -> Outcome:
     folder = folders.models / NAME / "1"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / TOKENIZER_FILE).write_text(tokenizer)
-    size = lay_down(folders, NAME, model, contract(tokenizer, network.hidden, facts))
+    table = facts_in_toml(facts)
+    contract = words_contract(tokenizer, VOCABULARY_SIZE, network.hidden, table, start=START)
+    size = lay_down(folders, NAME, model, contract)
     baseline = bigram_nats(training, held_out, VOCABULARY_SIZE, START)
     lay_down_picture(folders, NAME, _picture(network, held_out, baseline))
     parameters = sum(parameter.numel() for parameter in network.parameters())
@@ -173,47 +174,6 @@ def _facts(network: WordsNetwork, corpus: Corpus, recipe: WordsRecipe, parity: P
         "seed": recipe.seed,
         "parity": f"{parity.max_difference:.1e} over {parity.steps} steps",
     }
-
-
-def contract(tokenizer: str, hidden: int, facts: dict[str, Cell]) -> str:
-    """Returns contract.toml."""
-    return f"""\
-contract_version = 1
-description = "English of docstrings: the next subword after each that has ended. Text in, text out."
-
-[input]
-name = "token"
-axes = ["time", "batch"]
-kind = "token_id"
-
-[vocabulary]
-kind = "tokenizer"
-file = "{TOKENIZER_FILE}"
-sha256 = "{hashlib.sha256(tokenizer.encode()).hexdigest()}"
-size = {VOCABULARY_SIZE}
-start = {START}
-
-[[state]]
-name = "h"
-input = "h"
-output = "h_next"
-axes = ["batch", {hidden}]
-
-[[output]]
-name = "logits"
-axes = ["time", "batch", {VOCABULARY_SIZE}]
-role = "logits"
-description = "of the next subword, after the last one that has ended"
-
-[[output]]
-name = "token_log_prob"
-axes = ["time", "batch"]
-role = "token_log_prob"
-switch = "token_log_prob_wanted"
-units = "nats"
-description = "sum over the subwords that the byte has ended"
-
-{facts_in_toml(facts)}"""
 
 
 def _picture(network: WordsNetwork, held_out: NDArray[np.int64], baseline: NDArray[np.float64]) -> str:
