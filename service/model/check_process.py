@@ -26,7 +26,7 @@ from service.model.protocol import Model
 from service.model.subwords import import_tokenizers
 from service.model.tokenised import TokenisedModel
 from service.model.trial import try_out
-from service.model.trial_runs import TrialFailed
+from service.model.trial_runs import Kind, TrialFailed
 
 _PR_SET_PDEATHSIG = 1
 _PIECE_BYTES = 16 << 20
@@ -40,7 +40,7 @@ def main() -> None:
     leave_with(int(sys.argv[3]))
     import_tokenizers()  # no file can be opened later
     held = confine(lambda: give_up(cpu_s=int(sys.argv[1]), memory_bytes=int(sys.argv[2])))
-    os.write(1, (_refusal() or PASSED + ", ".join(held).encode())[:MAX_VERDICT_BYTES])
+    os.write(1, (refusal_by(_check) or PASSED + ", ".join(held).encode())[:MAX_VERDICT_BYTES])
     os._exit(0)  # without tearing down what may be damaged
 
 
@@ -65,15 +65,33 @@ def give_up(cpu_s: int, memory_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))  # a signal that has a name, then SIGKILL
 
 
-def _refusal() -> bytes:
-    """Returns why the file is refused; b"" if it is not."""
+def read_all() -> bytes:
+    """Returns the model."""
+    return b"".join(iter(lambda: os.read(0, _PIECE_BYTES), b""))
+
+
+def try_in_time(model: Model, data: bytes) -> dict[Kind, float]:
+    """Tries a model, without what takes too long; see `try_out`.
+
+    One with a tokenizer is tried on text as well, of which the drawn bytes of a trial have little.
+    """
+    end_s = time.process_time() + TRIAL_CPU_S
+
+    def is_time_left() -> bool:
+        return time.process_time() < end_s
+
+    if not isinstance(model, TokenisedModel):
+        return try_out(model, data, is_time_left=is_time_left)
+    found = try_out(model.network, data, is_time_left=is_time_left)
+    text = np.frombuffer(model.sample_text(), np.uint8)
+    more = try_out(model, data, given=text, is_time_left=is_time_left)
+    return {kind: max(found.get(kind, 0.0), more.get(kind, 0.0)) for kind in {**found, **more}}
+
+
+def refusal_by(check: Callable[[], None]) -> bytes:
+    """Returns why a check refuses the file; b"" if it does not."""
     try:
-        data = b"".join(iter(lambda: os.read(0, _PIECE_BYTES), b""))
-        check_file(unpack(data).graph)
-        apart = frozenset(filter(None, sys.argv[4].split(",")))
-        model = load_model(Path(), name="", version=1, data=data, apart=apart)
-        end_s = time.process_time() + TRIAL_CPU_S
-        _try_out(model, unpack(data).graph, lambda: time.process_time() < end_s)
+        check()
     except ModelFileError as error:
         return error.reason.encode(errors="replace")
     except (BundleError, UnsafeGraph, TrialFailed) as error:
@@ -85,14 +103,11 @@ def _refusal() -> bytes:
     return b""
 
 
-def _try_out(model: Model, graph: bytes, is_time_left: Callable[[], bool]) -> None:
-    """Tries a model; one with a tokenizer on text as well, to which the network below it is no stranger."""
-    if isinstance(model, TokenisedModel):
-        try_out(model.network, graph, is_time_left=is_time_left)
-        text = model.sample_text()
-        try_out(model, graph, given=np.frombuffer(text, np.uint8), is_time_left=is_time_left)
-    else:
-        try_out(model, graph, is_time_left=is_time_left)
+def _check() -> None:
+    data = read_all()
+    check_file(unpack(data).graph)
+    apart = frozenset(filter(None, sys.argv[4].split(",")))
+    try_in_time(load_model(Path(), name="", version=1, data=data, apart=apart), data)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ import pytest
 from service.errors import ModelNotFound
 from service.model import reloading, repository
 from service.model.files import ModelFileError, fingerprint_of
+from service.model.loading import load_model
 from service.model.reloading import MAX_TOLD, ModelReloading
 from service.model.repository import ModelRepository
-from service.model.loading import load_model
 from tests.hostile_models import external_tensor, step_graph
 from tests.mixing_graphs import beside, less_mean
 from tests.models import CONTRACT, write_features_model
