@@ -12,7 +12,7 @@
 | rst | the topics of `help()`, in the standard library |
 
 Versions are those of `constraints.txt`; a digest over all bytes says whether they were the same. A server
-has neither torch nor the tools: it finds python, c++, cython and rst, enough for the demo.
+has neither torch nor the tools: it finds python, c++, cython, protobuf and rst, enough for the demo.
 """
 
 import importlib.util
@@ -59,6 +59,11 @@ class Sources(NamedTuple):
     training: dict[str, tuple[SourceFile, ...]]
     held_out: dict[str, tuple[SourceFile, ...]]
     digest: str
+
+
+def held_out_files(language: str) -> tuple[SourceFile, ...]:
+    """Returns the files of one language that the network never saw; none if this machine has not any."""
+    return tuple(file for file in _first_bytes(_files(language)) if _is_held_out(file))
 
 
 def load_sources() -> Sources:

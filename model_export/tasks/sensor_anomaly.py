@@ -169,12 +169,12 @@ def _figures(scores: NDArray[np.float32], threshold: float, readings: Readings) 
     hits: dict[int, list[bool]] = {kind: [] for kind in range(1, len(KINDS))}
     for event, is_found in zip(readings.events, found, strict=True):
         hits[event.kind].append(is_found)
-    by_kind = [np.mean(of_kind) for of_kind in hits.values()]
+    by_kind = [float(np.mean(of_kind)) for of_kind in hits.values()]
     figures = (
         precision, recall, _average_precision(scores, wrong), _false_alarms_per_day(alarm, readings),
-        np.mean(found), *by_kind,
+        float(np.mean(found)), *by_kind,
     )  # fmt: skip
-    return tuple(round(float(figure), 3) for figure in figures)
+    return tuple(round(figure, 3) for figure in figures)
 
 
 def _is_found(alarm: NDArray[np.bool_], event: Event) -> bool:

@@ -8,8 +8,9 @@ import pytest
 
 from holdfast.reply import StepReply
 from holdfast.v1 import holdfast_pb2 as pb
-from service.demo.main import judge
+from service.demo.judgement import judge
 from service.demo.oracle import Uninterrupted
+from service.demo.text_stream import difference as text_difference
 
 pytestmark = pytest.mark.e2e
 
@@ -44,6 +45,6 @@ def reply(position, log_prob):
 )
 def test_the_judge_counts_losses_doubles_and_differences(replies, lost, twice, difference):
     expected = Uninterrupted(np.zeros((2, 1), np.float32), np.array([-1.0, -2.0], np.float32))
-    judged = judge([reply(*entry) for entry in replies], expected)
+    judged = judge([reply(*entry) for entry in replies], 2, lambda given: text_difference(given, expected))
     assert judged == (lost, twice, difference)
     assert judged.is_good == (lost == twice == difference == 0)
