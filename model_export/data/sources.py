@@ -98,7 +98,7 @@ def _files(language: str) -> Iterator[SourceFile]:
         for topic, text in sorted(topics.items()):
             yield SourceFile(f"rst/{topic}", text.encode())
     elif language == "yaml":
-        yield from _as_yaml(_files("json"))
+        yield from as_yaml(_files("json"))
     else:
         for package, folder, patterns in _FOLDERS[language]:
             yield from _in_package(language, package, folder, patterns)
@@ -113,7 +113,7 @@ def _in_package(language: str, package: str, folder: str, patterns: Iterable[str
             yield SourceFile(f"{language}/{package}/{path.relative_to(root).as_posix()}", data)
 
 
-def _as_yaml(files: Iterable[SourceFile]) -> Iterator[SourceFile]:
+def as_yaml(files: Iterable[SourceFile]) -> Iterator[SourceFile]:
     """Writes JSON files as YAML; without PyYAML (a server has none) there are none."""
     if importlib.util.find_spec("yaml") is None:
         return
