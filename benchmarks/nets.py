@@ -22,6 +22,7 @@ from rich.progress import Progress
 from benchmarks.ceilings import bare
 from benchmarks.contestants import Contestant
 from benchmarks.fused import build_fused
+from benchmarks.graphs import open_graph
 from benchmarks.loads import load
 from benchmarks.results import HOLDFAST, Round
 from benchmarks.section import Ratio, Section
@@ -32,7 +33,6 @@ from service.bench.loads import ClosedLoop, columns, opening, streams
 from service.bench.payload import Payload
 from service.demo.processes import ServerProcess
 from service.store.embedded import EmbeddedStore
-from service.verify.oracle import open_graph
 
 TITLE = "Large nets and small"
 SPECTRAL_RADIUS = 0.9

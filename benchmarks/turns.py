@@ -8,6 +8,7 @@ from rich.progress import Progress, TimeRemainingColumn
 
 from benchmarks.ceilings import IDLE_PAUSE_S, PIPELINE, bare, commits, store_writes
 from benchmarks.contestants import MODEL_FILE, Contestant, Field
+from benchmarks.graphs import open_graph
 from benchmarks.loads import load
 from benchmarks.peers.triton import loads as triton_loads
 from benchmarks.peers.triton.environment import TritonUnavailable
@@ -26,7 +27,6 @@ from benchmarks.results import (
 from holdfast.v1 import holdfast_pb2 as pb
 from service.bench.loads import ClosedLoop, LoadFailed, OpenCall, columns, opening, streams, unary
 from service.bench.payload import Payload
-from service.verify.oracle import open_graph
 
 MESSAGES_OF_COLUMNS = 2
 """Messages of columns under way at once, each with sessions of its own."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -106,8 +107,10 @@ class BatchReply:
         }
 
     def _per_token(self, values: Any, dtype: Any, *width: int) -> NDArray[Any]:
+        """Returns values (B, T, ...); T is 1 where they are of the last token only."""
         rows = len(self.positions)
-        return np.array(values, dtype).reshape(rows, self._outputs.token_count // rows, *width)
+        found = len(values) // (rows * math.prod(width)) if values else self._outputs.token_count // rows
+        return np.array(values, dtype).reshape(rows, found, *width)
 
     def __repr__(self) -> str:
         return f"BatchReply(rows={len(self.positions)}, errors={len(self.errors)})"

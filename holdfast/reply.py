@@ -34,11 +34,15 @@ class StepReply:
 
     @cached_property
     def top(self) -> list[list[tuple[int, float]]]:
-        """Per token of the chunk the likeliest next tokens: (id, log-probability), best first."""
+        """Per token of the chunk the likeliest next tokens, or classes: (id, log-probability), best first.
+
+        One entry, of the last token, where the model ranks once a chunk.
+        """
         outputs = self._result.outputs
         pairs = list(zip(outputs.top_ids, outputs.top_log_probs, strict=True))
         width = outputs.top_k
-        return [pairs[row * width : (row + 1) * width] for row in range(self.token_count)]
+        count = len(pairs) // width if pairs else self.token_count
+        return [pairs[row * width : (row + 1) * width] for row in range(count)]
 
     @cached_property
     def token_log_probs(self) -> NDArray[np.float32] | None:
@@ -48,7 +52,7 @@ class StepReply:
 
     @cached_property
     def outputs(self) -> Mapping[str, NDArray[Any]]:
-        """Output tensors asked for, (k, ...) by name."""
+        """Output tensors asked for, (k, ...) by name; (1, ...) of those that are of the last token only."""
         return to_arrays(self._result.outputs.tensors)
 
     @cached_property

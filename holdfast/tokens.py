@@ -43,6 +43,7 @@ _DTYPES: dict[int, Any] = {
     pb.DATA_TYPE_INT32: np.dtype("<i4"),
     pb.DATA_TYPE_INT8: np.dtype("i1"),
     pb.DATA_TYPE_BOOL: np.dtype("?"),
+    pb.DATA_TYPE_UINT8: np.dtype("u1"),
 }
 _NUMBERS: dict[Any, Any] = {dtype: number for number, dtype in _DTYPES.items()}
 

@@ -484,7 +484,7 @@ TABLE = [
     Row(
         "an array of a dtype that states do not have; text", "refused", "state",
         [
-            (state(np.uint8([1])), type_error("values of the state 'h': the dtype is uint8, expected")),
+            (state(np.uint16([1])), type_error("values of the state 'h': the dtype is uint16, expected")),
             (state("ab"), type_error("text")), (state(b"ab"), type_error("text")),
             (state(np.array(["a"])), type_error("text")), (state(np.longdouble([1])), type_error("dtype")),
             (state(1j), type_error("complex")),

@@ -26,12 +26,20 @@ class DataType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DATA_TYPE_INT32: _ClassVar[DataType]
     DATA_TYPE_INT8: _ClassVar[DataType]
     DATA_TYPE_BOOL: _ClassVar[DataType]
+    DATA_TYPE_UINT8: _ClassVar[DataType]
 
 class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     FINISH_REASON_UNSPECIFIED: _ClassVar[FinishReason]
     FINISH_REASON_STOP: _ClassVar[FinishReason]
     FINISH_REASON_MAX_TOKENS: _ClassVar[FinishReason]
+
+class StateKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    STATE_KIND_UNSPECIFIED: _ClassVar[StateKind]
+    STATE_KIND_RECURRENT: _ClassVar[StateKind]
+    STATE_KIND_SESSION_INPUT: _ClassVar[StateKind]
+    STATE_KIND_CONTEXT: _ClassVar[StateKind]
 ACK_LEVEL_UNSPECIFIED: AckLevel
 ACK_LEVEL_MEMORY: AckLevel
 ACK_LEVEL_FSYNCED: AckLevel
@@ -45,9 +53,14 @@ DATA_TYPE_INT64: DataType
 DATA_TYPE_INT32: DataType
 DATA_TYPE_INT8: DataType
 DATA_TYPE_BOOL: DataType
+DATA_TYPE_UINT8: DataType
 FINISH_REASON_UNSPECIFIED: FinishReason
 FINISH_REASON_STOP: FinishReason
 FINISH_REASON_MAX_TOKENS: FinishReason
+STATE_KIND_UNSPECIFIED: StateKind
+STATE_KIND_RECURRENT: StateKind
+STATE_KIND_SESSION_INPUT: StateKind
+STATE_KIND_CONTEXT: StateKind
 
 class Tensor(_message.Message):
     __slots__ = ("dtype", "shape", "data")
@@ -568,36 +581,58 @@ class WatchSessionResponse(_message.Message):
     def __init__(self, position: _Optional[int] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., outputs: _Optional[_Union[Outputs, _Mapping]] = ..., skipped_count: _Optional[int] = ...) -> None: ...
 
 class InputSpec(_message.Message):
-    __slots__ = ("name", "dtype", "width", "is_token_id")
+    __slots__ = ("name", "dtype", "width", "is_token_id", "units", "description")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     IS_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
+    UNITS_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     name: str
     dtype: DataType
     width: int
     is_token_id: bool
-    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[_Union[DataType, str]] = ..., width: _Optional[int] = ..., is_token_id: bool = ...) -> None: ...
+    units: str
+    description: str
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[_Union[DataType, str]] = ..., width: _Optional[int] = ..., is_token_id: bool = ..., units: _Optional[str] = ..., description: _Optional[str] = ...) -> None: ...
 
 class StateSpec(_message.Message):
-    __slots__ = ("name", "dtype", "shape")
+    __slots__ = ("name", "dtype", "shape", "kind", "is_required", "units", "description")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    IS_REQUIRED_FIELD_NUMBER: _ClassVar[int]
+    UNITS_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     name: str
     dtype: DataType
     shape: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[_Union[DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
+    kind: StateKind
+    is_required: bool
+    units: str
+    description: str
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[_Union[DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., kind: _Optional[_Union[StateKind, str]] = ..., is_required: bool = ..., units: _Optional[str] = ..., description: _Optional[str] = ...) -> None: ...
 
 class OutputSpec(_message.Message):
-    __slots__ = ("name", "dtype", "shape")
+    __slots__ = ("name", "dtype", "shape", "role", "labels", "is_last", "units", "description")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    IS_LAST_FIELD_NUMBER: _ClassVar[int]
+    UNITS_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     name: str
     dtype: DataType
     shape: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[_Union[DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
+    role: str
+    labels: _containers.RepeatedScalarFieldContainer[str]
+    is_last: bool
+    units: str
+    description: str
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[_Union[DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., role: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., is_last: bool = ..., units: _Optional[str] = ..., description: _Optional[str] = ...) -> None: ...
 
 class Vocabulary(_message.Message):
     __slots__ = ("size", "is_bytes")
@@ -608,7 +643,7 @@ class Vocabulary(_message.Message):
     def __init__(self, size: _Optional[int] = ..., is_bytes: bool = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "version", "fingerprint", "is_newest", "input", "states", "state_bytes", "outputs", "vocabulary", "has_token_log_prob", "facts", "max_chunk_tokens", "apart")
+    __slots__ = ("name", "version", "fingerprint", "is_newest", "input", "states", "state_bytes", "outputs", "vocabulary", "has_token_log_prob", "facts", "max_chunk_tokens", "apart", "description")
     class FactsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -629,6 +664,7 @@ class Model(_message.Message):
     FACTS_FIELD_NUMBER: _ClassVar[int]
     MAX_CHUNK_TOKENS_FIELD_NUMBER: _ClassVar[int]
     APART_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: int
     fingerprint: str
@@ -642,7 +678,8 @@ class Model(_message.Message):
     facts: _containers.ScalarMap[str, str]
     max_chunk_tokens: int
     apart: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., fingerprint: _Optional[str] = ..., is_newest: bool = ..., input: _Optional[_Union[InputSpec, _Mapping]] = ..., states: _Optional[_Iterable[_Union[StateSpec, _Mapping]]] = ..., state_bytes: _Optional[int] = ..., outputs: _Optional[_Iterable[_Union[OutputSpec, _Mapping]]] = ..., vocabulary: _Optional[_Union[Vocabulary, _Mapping]] = ..., has_token_log_prob: bool = ..., facts: _Optional[_Mapping[str, str]] = ..., max_chunk_tokens: _Optional[int] = ..., apart: _Optional[_Iterable[str]] = ...) -> None: ...
+    description: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., fingerprint: _Optional[str] = ..., is_newest: bool = ..., input: _Optional[_Union[InputSpec, _Mapping]] = ..., states: _Optional[_Iterable[_Union[StateSpec, _Mapping]]] = ..., state_bytes: _Optional[int] = ..., outputs: _Optional[_Iterable[_Union[OutputSpec, _Mapping]]] = ..., vocabulary: _Optional[_Union[Vocabulary, _Mapping]] = ..., has_token_log_prob: bool = ..., facts: _Optional[_Mapping[str, str]] = ..., max_chunk_tokens: _Optional[int] = ..., apart: _Optional[_Iterable[str]] = ..., description: _Optional[str] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
     __slots__ = ()

@@ -59,7 +59,8 @@ class GroupOutputs(NamedTuple):
         top_ids: int32 (R * k, top_k), best first; None if not asked for.
         top_log_probs: float32 (R * k, top_k).
         token_log_probs: float32 (R * k,); None if not asked for.
-        tensors: Output name -> (R * k, ...).
+        tensors: Output name -> (R * k, ...); (R, ...) of outputs that are given once a chunk, as are the
+            candidates by one of these.
         state: State name -> (R, ...).
     """
 
@@ -166,7 +167,8 @@ def _run(
     """Runs all tokens of all chunks.
 
     Returns:
-        Needed outputs by name, (N, ...) with the tokens of each row together; last states (B, ...).
+        Needed outputs by name, (N, ...) with the tokens of each row together, (B, ...) of those that are
+        given once a run; last states (B, ...).
     """
     needed = _needed_outputs(model.contract, ordered)
     counts = [steps.block.asked.token_count for steps in ordered]
@@ -204,13 +206,21 @@ def _run_in_spans(
     tokens = flat.astype(model.contract.input.dtype)
     starts = np.concatenate([[0], np.cumsum(counts)])
     specs = {output.name: output for output in model.contract.outputs}
-    collected = {name: np.empty((len(tokens), *specs[name].shape), specs[name].dtype) for name in needed}
+    collected = {
+        name: np.empty(
+            (len(counts if specs[name].is_last else tokens), *specs[name].shape), specs[name].dtype
+        )
+        for name in needed
+    }
     for begin, end, active in _spans(counts.tolist()):
         places = starts[:active] + np.arange(begin, end)[:, np.newaxis]
         active_states = {name: array[:active] for name, array in states.items()}
         outputs, after = _call(model, tokens[places], active_states, needed, halt)
         for name in needed:
-            collected[name][places] = outputs[name]
+            if specs[name].is_last:
+                collected[name][:active] = outputs[name][0]
+            else:
+                collected[name][places] = outputs[name]
         for name, array in states.items():
             array[:active] = after[name]
     return collected, states
@@ -241,8 +251,8 @@ def _needed_outputs(contract: Contract, group: Sequence[Steps]) -> tuple[str, ..
     needed: set[str] = set()
     for steps in group:
         needed.update(steps.selection.tensors)
-        if steps.selection.top_k and contract.logits is not None:
-            needed.add(contract.logits.name)
+        if steps.selection.top_k and contract.ranked is not None:
+            needed.add(contract.ranked.name)
         if steps.selection.token_log_prob and contract.token_log_prob is not None:
             needed.add(contract.token_log_prob.name)
     return tuple(output.name for output in contract.outputs if output.name in needed)
@@ -258,20 +268,42 @@ def _outputs_of(
     """Picks what one block asked for."""
     selection, contract = steps.selection, steps.model.contract
     ids = log_probs = surprise = None
+    specs = {output.name: output for output in contract.outputs}
+
+    def picked(name: str) -> NDArray[Any]:
+        return outputs[name][rows if specs[name].is_last else tokens]
+
     if selection.top_k:
-        assert contract.logits is not None, "bug: a selection ranks what the model does not have"
-        ids, log_probs = top_candidates(outputs[contract.logits.name][tokens], selection.top_k)
+        assert contract.ranked is not None, "bug: a selection ranks what the model does not have"
+        ids, log_probs = ranked_candidates(
+            picked(contract.ranked.name), selection.top_k, contract.ranked.role
+        )
     if selection.token_log_prob and contract.token_log_prob is not None:
-        surprise = outputs[contract.token_log_prob.name][tokens]
+        surprise = picked(contract.token_log_prob.name)
     return GroupOutputs(
         row_count=len(steps.block),
         token_count=steps.block.asked.token_count,
         top_ids=ids,
         top_log_probs=log_probs,
         token_log_probs=surprise,
-        tensors={name: outputs[name][tokens] for name in selection.tensors},
+        tensors={name: picked(name) for name in selection.tensors},
         state={name: states[name][rows] for name in states} if selection.state else {},
     )
+
+
+def ranked_candidates(
+    values: NDArray[Any], top_k: int, role: str
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Ranks classes by an output of a role in `RANKED`, (N, ...); see `top_candidates`."""
+    flat = values.reshape(len(values), -1).astype(np.float32, copy=False)
+    if role == "logits":
+        return top_candidates(flat, top_k)
+    choose = _pick_largest if top_k <= FEW and np.isfinite(flat).all() else _sort_largest
+    ids, largest = choose(flat, top_k)
+    if role == "probs":
+        with np.errstate(divide="ignore", invalid="ignore"):  # a probability of 0, or none
+            largest = np.log(largest)
+    return ids, largest
 
 
 def top_candidates(

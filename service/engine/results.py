@@ -30,7 +30,8 @@ def check_results(
     Args:
         contract: Of the model.
         needed: Names of the outputs asked for.
-        results: Outputs (T, B, ...) and next states (B, ...), by name.
+        results: Outputs (T, B, ...), or (1, B, ...) of those that are given once a run, and next states
+            (B, ...), by name.
         token_count: T.
         row_count: B.
 
@@ -40,7 +41,7 @@ def check_results(
     outputs, states = results
     for output in contract.outputs:
         if output.name in needed:
-            shape = (token_count, row_count, *output.shape)
+            shape = (1 if output.is_last else token_count, row_count, *output.shape)
             _check("output", output.name, outputs.get(output.name), output.dtype, shape)
     for state in contract.states:
         _check("state", state.name, states.get(state.name), state.dtype, (row_count, *state.shape))

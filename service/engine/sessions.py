@@ -342,9 +342,13 @@ class Sessions:
             raise SessionNotFound("no session has this id; name a model to open it", field="model")
         model = self._models.find(opening.model_name, opening.model_version)
         state = opening.state(model)
+        if not state and (required := model.contract.required_at_opening):
+            raise InvalidRequest(
+                f"the model needs {', '.join(required)} when a session is opened", field="initial_state"
+            )
         record = new_record(
             model.fingerprint,
-            state or bytes(model.contract.state_bytes),
+            state or model.contract.initial_state,
             digest=initial_digest(state),
             nonce=opening.nonce,
         )

@@ -250,6 +250,9 @@ def check_tokens(asked: Asked, tokens: NDArray[Any], contract: Contract) -> dict
         return {}
     if asked.kind == "features":
         is_right = np.isfinite(tokens).all(axis=2)
+        for column, id_count in contract.id_columns:
+            ids = tokens[..., column]
+            is_right &= (ids >= 0) & (ids < id_count) & (ids == np.floor(ids))
     else:
         assert contract.vocabulary is not None, "bug: ids passed without a vocabulary"
         is_right = (tokens >= 0) & (tokens < contract.vocabulary.size)
@@ -261,6 +264,12 @@ def check_tokens(asked: Asked, tokens: NDArray[Any], contract: Contract) -> dict
 
 def _wrong_token(asked: Asked, tokens: NDArray[Any], place: int, contract: Contract) -> InvalidRequest:
     if asked.kind == "features" or contract.vocabulary is None:
+        for column, id_count in contract.id_columns:
+            if (value := tokens[place][column]) not in range(id_count):
+                return InvalidRequest(
+                    f"column {column} of token {place} is {value:g}, expected is an id 0..{id_count - 1}",
+                    field="tokens.features.data",
+                )
         return InvalidRequest(
             f"features of token {place} hold NaN or infinity", field="tokens.features.data"
         )
@@ -272,9 +281,8 @@ def _wrong_token(asked: Asked, tokens: NDArray[Any], place: int, contract: Contr
 
 def _complete(selection: Selection | None, contract: Contract) -> Selection:
     if selection is None:
-        if contract.logits is not None:
-            assert contract.vocabulary is not None
-            return Selection(top_k=min(DEFAULT_TOP_K, contract.vocabulary.size))
+        if contract.ranked is not None:
+            return Selection(top_k=min(DEFAULT_TOP_K, math.prod(contract.ranked.shape)))
         return Selection(tensors=tuple(output.name for output in contract.outputs))
     if selection.top_k:
         _check_top_k(selection.top_k, contract)
@@ -284,8 +292,10 @@ def _complete(selection: Selection | None, contract: Contract) -> Selection:
 
 
 def _check_top_k(top_k: int, contract: Contract) -> None:
-    if contract.logits is None:
-        raise InvalidRequest("the model has no logits to rank", field="outputs.top_k")
-    size = contract.logits.shape[0]
+    if contract.ranked is None:
+        raise InvalidRequest(
+            "the model has no output of role logits, probs or log_probs to rank", field="outputs.top_k"
+        )
+    size = math.prod(contract.ranked.shape)
     if not 0 <= top_k <= size:
         raise InvalidRequest(f"top_k is {top_k}, expected 0..{size}", field="outputs.top_k")

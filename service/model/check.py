@@ -22,7 +22,7 @@ from typing import NamedTuple, TypeVar
 from service.background import is_passing
 from service.model.apart import Apart
 from service.model.confinement import ALL
-from service.model.files import ModelFile, ModelFileError, find_files, fingerprint_of, read_file
+from service.model.files import ModelFile, ModelFileError, find_files, fingerprint_of, read_model
 from service.process_ending import ending_of
 
 PROCESS = "service.model.check_process"
@@ -126,7 +126,7 @@ def check_folder(folder: Path, max_bytes: int, apart: Apart = MappingProxyType({
     """
 
     def check(file: ModelFile) -> bytes:
-        data = read_file(file.path, max_bytes)
+        data = read_model(file.path, max_bytes)
         check_model(file.path, data, apart=apart.get(file.name, frozenset()))
         return fingerprint_of(data)
 

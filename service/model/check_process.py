@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+from service.model.bundle import BundleError, unpack
 from service.model.check import MAX_VERDICT_BYTES, PASSED
 from service.model.confinement import confine
 from service.model.files import ModelFileError
@@ -61,14 +62,14 @@ def _refusal() -> bytes:
     """Returns why the file is refused; b"" if it is not."""
     try:
         data = b"".join(iter(lambda: os.read(0, _PIECE_BYTES), b""))
-        check_file(data)
+        check_file(unpack(data).graph)
         apart = frozenset(filter(None, sys.argv[4].split(",")))
         graph = StepGraph(Path(), name="", version=1, data=data, apart=apart)
         end_s = time.process_time() + TRIAL_CPU_S
         try_out(graph, data, is_time_left=lambda: time.process_time() < end_s)
     except ModelFileError as error:
         return error.reason.encode(errors="replace")
-    except (UnsafeGraph, TrialFailed) as error:
+    except (BundleError, UnsafeGraph, TrialFailed) as error:
         return str(error).encode(errors="replace")
     except MemoryError:
         return b"it needs more memory than its size lets expect"

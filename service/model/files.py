@@ -1,7 +1,8 @@
 """Model files as they come from a disk that is not trusted: where they lie, and how one is read, once.
 
-A file is opened once, looked at through what was opened, and read into memory; its hash, its check and its
-session are all made from these bytes, so that it does not matter what happens to the file meanwhile.
+A file is opened once, looked at through what was opened, and read into memory, with the contract.toml that
+lies beside it; hash, check and session are all made from these bytes, so that it does not matter what
+happens to the files meanwhile.
 Symbolic links are followed, since mounted volumes are made of them: what is served is what was read and
 hashed, wherever it lay.
 """
@@ -13,6 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from service.background import is_passing
+from service.model.bundle import CONTRACT_FILE, MAGIC, Bundle, pack
+from service.model.contract import ContractError
+from service.model.document import files_named, from_toml
 from service.names import control_character, unseen_character, without_controls
 
 MODEL_FILE = "model.onnx"
@@ -76,6 +80,10 @@ class Stamp(NamedTuple):
     inode: int
 
 
+Stamps = tuple[Stamp | None, ...]
+"""Of the model file and of all that may belong to it, by name."""
+
+
 def find_files(folder: Path) -> list[ModelFile]:
     """Returns the files `<name>/<version>/model.onnx` of a folder, sorted by path.
 
@@ -118,13 +126,45 @@ def _wrong_with(name: str) -> str | None:
     return None
 
 
-def stamp_of(path: Path) -> Stamp | None:
-    """Returns the stamp of a file, of what a link leads to; None if it cannot be looked at."""
+def stamps_of(path: Path) -> Stamps | None:
+    """Returns the stamps of a model file and of what lies beside it; None if it cannot be looked at."""
+    own = _stamp_of(path)
+    if own is None:
+        return None
+    beside = sorted([path.with_name(CONTRACT_FILE), *path.parent.glob("*.npy")])
+    return (own, *map(_stamp_of, beside))
+
+
+def _stamp_of(path: Path) -> Stamp | None:
     try:
-        found = path.stat()
+        found = path.stat()  # of what a link leads to
     except OSError:
         return None
     return Stamp(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
+
+
+def read_model(path: Path, max_bytes: int = MAX_MODEL_BYTES) -> bytes:
+    """Reads a model file, and the contract.toml beside it with all that this one names, as one bundle.
+
+    Raises:
+        ModelFileError: A file cannot be read, or together they are larger than allowed.
+    """
+    graph = read_file(path, max_bytes)
+    if graph.startswith(MAGIC):
+        raise ModelFileError(path, "not an ONNX file")
+    beside = path.with_name(CONTRACT_FILE)
+    if not os.path.lexists(beside):
+        return graph
+    contract = read_file(beside, max_bytes)
+    try:
+        names = files_named(from_toml(contract))
+    except ContractError as error:
+        raise ModelFileError(path, str(error)) from None
+    files, left = {}, max_bytes - len(graph)
+    for name in names:
+        files[name] = read_file(path.with_name(name), left)
+        left -= len(files[name])
+    return pack(Bundle(graph, contract, files))
 
 
 def read_file(path: Path, max_bytes: int = MAX_MODEL_BYTES) -> bytes:
@@ -153,5 +193,5 @@ def _open(path: str, flags: int) -> int:
 
 
 def fingerprint_of(data: bytes) -> bytes:
-    """Returns the sha256 of a file, 32 bytes."""
+    """Returns the sha256 of a model as `read_model` gives it, 32 bytes."""
     return hashlib.sha256(data).digest()

@@ -7,7 +7,7 @@ have found the same of it; then never again, until it is another.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from service.model.files import ModelFile, Stamp
+from service.model.files import ModelFile, Stamps
 
 SETTLE_S = 0.4
 """So far apart are two looks that have to find the same of a file."""
@@ -15,7 +15,7 @@ SETTLE_S = 0.4
 
 @dataclass
 class _Seen:
-    stamp: Stamp | None
+    stamp: Stamps | None
     since_s: float
     is_tried: bool = False
 
@@ -26,7 +26,7 @@ class Looks:
     def __init__(self) -> None:
         self._seen: dict[ModelFile, _Seen] = {}
 
-    def rested(self, found: Mapping[ModelFile, Stamp | None], now_s: float) -> list[ModelFile]:
+    def rested(self, found: Mapping[ModelFile, Stamps | None], now_s: float) -> list[ModelFile]:
         """Takes what a look found.
 
         Args:
@@ -54,6 +54,6 @@ class Looks:
         """Returns the files that were not tried yet, as of the last look."""
         return [file for file, one in self._seen.items() if not one.is_tried]
 
-    def _same(self, file: ModelFile, stamp: Stamp | None) -> _Seen | None:
+    def _same(self, file: ModelFile, stamp: Stamps | None) -> _Seen | None:
         before = self._seen.get(file)
         return before if before is not None and before.stamp == stamp else None

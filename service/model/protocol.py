@@ -59,7 +59,8 @@ class Model(Protocol):
             halt: Made by `new_halt` for this run; None lets it take as long as it takes.
 
         Returns:
-            Output name -> (T, B, ...), and state name -> (B, ...), new arrays.
+            Output name -> (T, B, ...), or (1, B, ...) where the graph gives it once a run, and state name
+            -> (B, ...).
 
         Raises:
             Exception: Whatever the runtime raises; nothing is kept from the call.

@@ -26,11 +26,11 @@ from service.model.contract import Contract
 from service.model.files import (
     ModelFile,
     ModelFileError,
-    Stamp,
+    Stamps,
     fingerprint_of,
     list_files,
-    read_file,
-    stamp_of,
+    read_model,
+    stamps_of,
 )
 from service.model.looks import Looks
 from service.model.repository import ModelRepository
@@ -158,9 +158,9 @@ class ModelReloading:
                 self._looks.note_tried(file)
         self._observer.stand_refused(len(self._refused) + len(self._misnamed))
 
-    def _list(self) -> tuple[dict[ModelFile, Stamp | None], list[ModelFileError]]:
+    def _list(self) -> tuple[dict[ModelFile, Stamps | None], list[ModelFileError]]:
         files, misnamed = list_files(self._folder)
-        return {file: stamp_of(file.path) for file in files}, misnamed
+        return {file: stamps_of(file.path) for file in files}, misnamed
 
     async def _try(self, file: ModelFile) -> bool:
         """Loads a file or refuses it; returns whether that stands until the file is another."""
@@ -181,7 +181,7 @@ class ModelReloading:
 
     async def _load(self, file: ModelFile) -> None:
         """Reads, checks, loads and adds one file; one that is served already is only compared."""
-        data = await _in_thread(lambda: read_file(file.path, self._max_bytes))
+        data = await _in_thread(lambda: read_model(file.path, self._max_bytes))
         served = self._models.fingerprint_at(file.name, file.version)
         if served is not None:
             if await _in_thread(lambda: fingerprint_of(data)) != served:

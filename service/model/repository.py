@@ -16,7 +16,7 @@ from service.model.files import (
     find_files,
     fingerprint_of,
     list_files,
-    read_file,
+    read_model,
 )
 from service.model.step_graph import StepGraph
 
@@ -170,7 +170,7 @@ class ModelRepository:
 
 
 def _load(file: ModelFile, max_bytes: int, checked: frozenset[bytes], apart: frozenset[str]) -> StepGraph:
-    data = read_file(file.path, max_bytes)
+    data = read_model(file.path, max_bytes)
     if fingerprint_of(data) not in checked:
         check_model(file.path, data, apart=apart)
     return StepGraph(file.path, name=file.name, version=file.version, data=data, apart=apart)

@@ -8,9 +8,13 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from service.model.contract import Contract, ContractError, GraphTensor, read_contract
-from service.model.files import ModelFileError, fingerprint_of, read_file
+from service.model.arrangement import Arrangement, arrangement
+from service.model.bundle import Bundle, BundleError, unpack
+from service.model.contract import Contract, ContractError, GraphTensor, Layout, StateSpec
+from service.model.contract_reader import Graph, read_contract
+from service.model.files import ModelFileError, fingerprint_of, read_model
 from service.model.protocol import Arrays, Halt
+from service.model.token_inputs import split_tokens
 
 _ORT_DTYPES = {
     "tensor(float)": "float32",
@@ -19,23 +23,23 @@ _ORT_DTYPES = {
     "tensor(int64)": "int64",
     "tensor(int32)": "int32",
     "tensor(int8)": "int8",
+    "tensor(uint8)": "uint8",
     "tensor(bool)": "bool",
 }
-
 
 _OFF = np.array(False)
 """Value of a switch."""
 
 
 class StepGraph:
-    """Implements `Model` on one file.
+    """Implements `Model` on one file, with its contract.
 
     Args:
         path: The ONNX file.
         name: Name in the repository.
         version: Version, >= 1.
-        data: What was read from it and checked; None reads it here, for files that are trusted.
-        apart: What of a batch runs apart, beside what the file says of itself: `rows`, `tokens`.
+        data: What was read and checked, see `bundle`; None reads it here, for files that are trusted.
+        apart: What of a batch runs apart, beside what the contract says: `rows`, `tokens`.
 
     Raises:
         ModelFileError: The file is unreadable, not an ONNX graph, or breaks the contract.
@@ -53,18 +57,37 @@ class StepGraph:
         self.name = name
         self.version = version
         if data is None:
-            data = read_file(path)
+            data = read_model(path)
         self.fingerprint = fingerprint_of(data)
         try:
-            self._session = _create_session(data)
-            contract = _read_contract(self._session)
-        except (ContractError, _NotAGraph) as error:
+            bundle = unpack(data)
+            self._session = _create_session(bundle.graph)
+            contract = _read_contract(self._session, bundle)
+        except (BundleError, ContractError, _NotAGraph) as error:
             raise ModelFileError(path, str(error)) from None
-        self.contract = replace(contract, apart=contract.apart | apart)
-        self._runs_rows_apart = "rows" in self.contract.apart
-        self._takes_chunks = contract.input.has_time_axis and "tokens" not in self.contract.apart
-        self._every_output = tuple(output.name for output in self.contract.outputs)
-        self._next_names = [state.output for state in self.contract.states]
+        if "rows" in apart:
+            contract = replace(contract, rows_per_run=1)
+        if "tokens" in apart:
+            contract = replace(contract, tokens_per_run=1)
+        self.contract = contract
+        self._tokens_per_run = contract.tokens_per_run if contract.input.has_time_axis else 1
+        self._every_output = tuple(output.name for output in contract.outputs)
+        self._outputs = {output.name: output for output in contract.outputs}
+        self._fed = [spec for spec in contract.states if spec.kind != "context"]
+        self._made = [spec for spec in contract.states if spec.output]
+        self._next_names = [spec.output for spec in self._made]
+        # None stands for tensors that are the same in both, mostly all of them
+        self._token_axes = [
+            (part.name, arrangement(part.layout, len(part.shape))) for part in contract.graph_inputs
+        ]
+        self._output_axes = {
+            output.name: arrangement(output.layout, len(output.shape)) for output in contract.outputs
+        }
+        self._state_axes = {
+            spec.name: None if spec.batch_axis == 0 else Arrangement(Layout(None, spec.batch_axis), rank)
+            for spec in self._fed
+            for rank in [len(spec.shape)]
+        }
 
     def new_halt(self) -> Halt:
         """Returns what can end one run, at the next node or turn of a loop in the graph."""
@@ -80,53 +103,86 @@ class StepGraph:
     ) -> tuple[Arrays, Arrays]:
         """Advances B sessions by T tokens each; see `Model.run`."""
         names = self._every_output if needed is None else needed
-        if self._runs_rows_apart and tokens.shape[1] > 1:
-            return self._run_rows(tokens, states, names, halt)
-        if self._takes_chunks:
-            return self._call(tokens, states, names, halt)
-        has_time_axis = self.contract.input.has_time_axis
-        steps: list[Arrays] = []
-        for step in tokens[:, np.newaxis] if has_time_axis else tokens:
-            outputs, states = self._call(step, states, names, halt)
-            steps.append(outputs)
-        join = np.concatenate if has_time_axis else np.stack
-        return {name: join([step[name] for step in steps]) for name in names}, states
+        most = self.contract.rows_per_run
+        if most is not None and tokens.shape[1] > most:
+            return self._run_rows(tokens, states, names, halt, most)
+        arrays, kept = split_tokens(self.contract, tokens, states)
+        most, token_count = self._tokens_per_run, len(tokens)
+        if most is None or token_count <= most:
+            outputs, after = self._call(arrays, states, names, halt)
+        else:
+            outputs, after = self._run_tokens(arrays, states, names, halt, most)
+        return outputs, {spec.name: self._next(spec, after, kept, states) for spec in self.contract.states}
+
+    def _next(self, spec: StateSpec, after: Arrays, kept: Arrays, before: Arrays) -> NDArray[Any]:
+        if spec.kind == "state":
+            return after[spec.name]
+        return kept[spec.name] if spec.kind == "context" else before[spec.name]
 
     def _run_rows(
-        self, tokens: NDArray[Any], states: Arrays, names: tuple[str, ...], halt: Halt | None
+        self, tokens: NDArray[Any], states: Arrays, names: tuple[str, ...], halt: Halt | None, most: int
     ) -> tuple[Arrays, Arrays]:
-        """Runs each row alone: a graph that mixes rows cannot, then."""
-        alone = [
+        """Runs a few rows at a time: a graph that mixes rows, or takes no more of them, gets no more."""
+        parts = [
             self.run(
-                tokens[:, row : row + 1],
-                {name: array[row : row + 1] for name, array in states.items()},
+                tokens[:, start : start + most],
+                {name: array[start : start + most] for name, array in states.items()},
                 names,
                 halt,
             )
-            for row in range(tokens.shape[1])
+            for start in range(0, tokens.shape[1], most)
         ]
         return (
-            {name: np.concatenate([outputs[name] for outputs, _ in alone], axis=1) for name in names},
-            {name: np.concatenate([after[name] for _, after in alone]) for name in states},
+            {name: np.concatenate([outputs[name] for outputs, _ in parts], axis=1) for name in names},
+            {name: np.concatenate([after[name] for _, after in parts]) for name in states},
         )
 
+    def _run_tokens(
+        self,
+        arrays: list[NDArray[Any]],
+        states: Arrays,
+        names: tuple[str, ...],
+        halt: Halt | None,
+        most: int,
+    ) -> tuple[Arrays, Arrays]:
+        """Runs a few tokens at a time, one after the other."""
+        parts: list[Arrays] = []
+        for start in range(0, len(arrays[0]), most):
+            outputs, after = self._call(
+                [array[start : start + most] for array in arrays], states, names, halt
+            )
+            parts.append(outputs)
+            states = {**states, **after}
+        return {
+            name: parts[-1][name]
+            if self._outputs[name].is_last
+            else np.concatenate([part[name] for part in parts])
+            for name in names
+        }, after
+
     def _call(
-        self, tokens: NDArray[Any], states: Arrays, names: tuple[str, ...], halt: Halt | None
+        self, arrays: list[NDArray[Any]], states: Arrays, names: tuple[str, ...], halt: Halt | None
     ) -> tuple[Arrays, Arrays]:
         """Runs the graph once: one token each, or T with a time axis."""
-        feed: dict[str, NDArray[Any]] = {self.contract.input.name: tokens}
-        for spec in self.contract.states:
-            feed[spec.input] = _to_graph(states[spec.name], spec.batch_axis)
-        for output in self.contract.outputs:
+        contract = self.contract
+        feed: dict[str, NDArray[Any]] = dict(contract.constants)
+        for (name, axes), array in zip(self._token_axes, arrays, strict=True):
+            feed[name] = array if axes is None else axes.to_graph(array)
+        for spec in self._fed:
+            state, axes = states[spec.name], self._state_axes[spec.name]
+            feed[spec.input] = state if axes is None else axes.to_graph(state[np.newaxis])
+        for output in contract.outputs:
             if output.switch is not None and output.name not in names:
                 feed[output.switch] = _OFF
         results = self._session.run([*names, *self._next_names], feed, halt)
-        outputs = dict(zip(names, results, strict=False))
-        next_states = {
-            spec.name: _from_graph(result, spec.batch_axis)
-            for spec, result in zip(self.contract.states, results[len(names) :], strict=True)
-        }
-        return outputs, next_states
+        outputs, after = {}, {}
+        for name, result in zip(names, results, strict=False):
+            axes = self._output_axes[name]
+            outputs[name] = result if axes is None else axes.from_graph(result)
+        for spec, result in zip(self._made, results[len(names) :], strict=True):
+            axes = self._state_axes[spec.name]
+            after[spec.name] = result if axes is None else axes.from_graph(result)[0]
+        return outputs, after
 
 
 class _NotAGraph(Exception):
@@ -152,24 +208,14 @@ def _create_session(data: bytes) -> ort.InferenceSession:
         raise _NotAGraph(f"not a loadable ONNX graph: {error}") from None
 
 
-def _read_contract(session: ort.InferenceSession) -> Contract:
-    return read_contract(
-        session.get_modelmeta().custom_metadata_map,
+def _read_contract(session: ort.InferenceSession, bundle: Bundle) -> Contract:
+    graph = Graph(
         {node.name: _graph_tensor(node) for node in session.get_inputs()},
         {node.name: _graph_tensor(node) for node in session.get_outputs()},
         {node.name: _graph_tensor(node) for node in session.get_overridable_initializers()},
     )
+    return read_contract(session.get_modelmeta().custom_metadata_map, graph, bundle)
 
 
 def _graph_tensor(node: Any) -> GraphTensor:
     return GraphTensor(_ORT_DTYPES.get(node.type, node.type), tuple(node.shape))
-
-
-def _from_graph(states: NDArray[Any], batch_axis: int) -> NDArray[Any]:
-    return np.moveaxis(states, batch_axis, 0) if batch_axis else states
-
-
-def _to_graph(states: NDArray[Any], batch_axis: int) -> NDArray[Any]:
-    if batch_axis == 0:
-        return states
-    return np.ascontiguousarray(np.moveaxis(states, 0, batch_axis))

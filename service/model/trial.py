@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.model.protocol import Model
+from service.model.token_inputs import opening_rows
 from service.model.trial_inputs import Sample, draw, fits, has_sizes, nudged
 from service.model.trial_runs import (
     Case,
@@ -103,11 +104,7 @@ def try_out(
     for token_count, row_count in FIRST:
         features = () if contract.input.kind == "token_id" else (contract.input.width,)
         tokens = np.zeros((token_count, row_count, *features), contract.input.dtype)
-        run(
-            model,
-            tokens,
-            {spec.name: np.zeros((row_count, *spec.shape), spec.dtype) for spec in contract.states},
-        )
+        run(model, tokens, opening_rows(contract, row_count))
     try:
         sample = draw(model, given)
     except MemoryError:
@@ -172,7 +169,7 @@ class _Trial:
             for row_count in ROWS
             for number, scale in enumerate(scales)
         ]
-        if self._contract.input.has_time_axis:
+        if self._contract.input.has_time_axis or any(part.context for part in self._contract.graph_inputs):
             wholes = ((2,), (CHUNK,), (CHUNK,), (LONG_CHUNK,))
             cases += [Case("tokens", 1, cuts, first=row % 2) for row, cuts in enumerate(wholes)]
             cases += [Case("tokens", 1, (cut, CHUNK - cut)) for cut in range(1, CHUNK)]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from service.model.contract import Contract
 from service.model.protocol import Arrays, Model
+from service.model.token_inputs import opening_rows
 
 SEED = 2
 DRAWN_IDS = 32
@@ -42,11 +43,13 @@ class Sample(NamedTuple):
         tokens: (T, N, ...).
         states: State name -> (N, ...).
         watched_count: How many are watched.
+        id_columns: Columns of the tokens that are no numbers but ids.
     """
 
     tokens: NDArray[Any]
     states: dict[str, NDArray[Any]]
     watched_count: int
+    id_columns: tuple[int, ...]
 
 
 def draw(model: Model, given: NDArray[Any] | None = None) -> Sample:
@@ -95,14 +98,24 @@ def loud(sample: Sample, rows: Sequence[int], scale: float) -> tuple[NDArray[Any
     for name, array in states.items():
         if array.dtype.kind == "f":
             states[name] = _scaled(array + 0.1 * rng.standard_normal(array.shape), scale, array.dtype)
-    return _scaled(tokens, scale, tokens.dtype) if tokens.dtype.kind == "f" else tokens, states
+    if tokens.dtype.kind == "f":
+        tokens = _kept_ids(sample, tokens, _scaled(tokens, scale, tokens.dtype))
+    return tokens, states
 
 
 def nudged(sample: Sample, ulps: float, number: int) -> Sample:
     """Returns the sample with its floats changed by up to so many last places, in a way of its own."""
     rng = np.random.default_rng((SEED, number))
     states = {name: _nudged(array, ulps, rng) for name, array in sample.states.items()}
-    return sample._replace(tokens=_nudged(sample.tokens, ulps, rng), states=states)
+    tokens = _kept_ids(sample, sample.tokens, _nudged(sample.tokens, ulps, rng))
+    return sample._replace(tokens=tokens, states=states)
+
+
+def _kept_ids(sample: Sample, tokens: NDArray[Any], changed: NDArray[Any]) -> NDArray[Any]:
+    """Returns changed tokens with the ids among them as they were."""
+    for column in sample.id_columns:
+        changed[..., column] = tokens[..., column]
+    return changed
 
 
 def _row_count(contract: Contract) -> int:
@@ -128,8 +141,8 @@ def _drawn(contract: Contract, rng: np.random.Generator, size: tuple[int, int]) 
         scale = np.array(sizes)[number][..., np.newaxis]
         normal = rng.standard_normal((*size, contract.input.width)) * scale
         either = rng.integers(0, 2, normal.shape)
-        yield np.where(scale == 0, either, normal).astype(contract.input.dtype)
-    yield np.zeros((*size, contract.input.width), contract.input.dtype)
+        yield _with_ids(contract, rng, np.where(scale == 0, either, normal).astype(contract.input.dtype))
+    yield _with_ids(contract, rng, np.zeros((*size, contract.input.width), contract.input.dtype))
 
 
 def _repeated(given: NDArray[Any], contract: Contract, size: tuple[int, int]) -> Iterator[NDArray[Any]]:
@@ -141,7 +154,8 @@ def _repeated(given: NDArray[Any], contract: Contract, size: tuple[int, int]) ->
 def _rolled(model: Model, tokens: NDArray[Any]) -> Sample:
     """Gives row i the state after i modulo 9 of the first tokens; one that is not finite is not kept."""
     row_count = tokens.shape[1]
-    after = {spec.name: np.zeros((row_count, *spec.shape), spec.dtype) for spec in model.contract.states}
+    after = opening_rows(model.contract, row_count)
+    _draw_session_inputs(model.contract, after)
     states = {name: array.copy() for name, array in after.items()}
     reached: Arrays = after
     for depth in range(1, ROLLED + 1):
@@ -151,7 +165,23 @@ def _rolled(model: Model, tokens: NDArray[Any]) -> Sample:
             chosen &= np.isfinite(array).reshape(row_count, -1).all(axis=1)
         for name, array in states.items():
             array[chosen] = reached[name][chosen]
-    return Sample(tokens[ROLLED:], states, min(MOST_WATCHED, row_count // 2))
+    id_columns = tuple(column for column, _ in model.contract.id_columns)
+    return Sample(tokens[ROLLED:], states, min(MOST_WATCHED, row_count // 2), id_columns)
+
+
+def _draw_session_inputs(contract: Contract, states: dict[str, NDArray[Any]]) -> None:
+    """Gives every row other inputs of its session, of those that have numbers."""
+    rng = np.random.default_rng(SEED)
+    for spec in contract.states:
+        if spec.kind == "session_input" and spec.dtype.kind == "f":
+            states[spec.name] = rng.standard_normal(states[spec.name].shape).astype(spec.dtype)
+
+
+def _with_ids(contract: Contract, rng: np.random.Generator, tokens: NDArray[Any]) -> NDArray[Any]:
+    """Puts ids into the columns that have ids."""
+    for column, id_count in contract.id_columns:
+        tokens[..., column] = rng.integers(0, id_count, tokens.shape[:-1])
+    return tokens
 
 
 def _scaled(array: NDArray[Any], scale: float, dtype: np.dtype[Any]) -> NDArray[Any]:

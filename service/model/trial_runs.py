@@ -64,6 +64,8 @@ class Runs:
     def __init__(self, model: Model, sample: Sample) -> None:
         self.sample = sample
         self._model = model
+        outputs = model.contract.outputs
+        self._last = frozenset(f"{_OUTPUT} {short(spec.name)}" for spec in outputs if spec.is_last)
         self._alone: dict[int, tuple[list[Result], Arrays]] = {}
 
     def expected(self, case: Case) -> Result:
@@ -72,7 +74,7 @@ class Runs:
         Raises:
             TrialFailed: A step does not go as promised.
         """
-        rows = [_joined(self._steps(row, case.token_count)) for row in self._watched(case)]
+        rows = [_joined(self._steps(row, case.token_count), self._last) for row in self._watched(case)]
         return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
     def given(self, case: Case) -> Result:
@@ -103,7 +105,7 @@ class Runs:
             part, states = run(self._model, tokens[start : start + cut], states)
             parts.append(part)
             start += cut
-        return {name: array[places] for name, array in _joined(parts).items()}
+        return {name: array[places] for name, array in _joined(parts, self._last).items()}
 
     def at_once(self, row_count: int, token_count: int, needed: tuple[str, ...] | None = None) -> Result:
         """Returns what the first rows get in one run.
@@ -193,11 +195,11 @@ def _distance(given: NDArray[Any], expected: NDArray[Any]) -> NDArray[np.float64
     return farthest / np.where(size > 0, size, 1.0)
 
 
-def _joined(parts: Sequence[Result]) -> Result:
-    """Joins what runs in a row gave: outputs one after the other, and the last state."""
+def _joined(parts: Sequence[Result], last: frozenset[str]) -> Result:
+    """Joins what runs in a row gave: outputs one after the other; of states and of `last` the last."""
     return {
         name: np.concatenate([part[name] for part in parts], axis=1)
-        if name.startswith(_OUTPUT)
+        if name.startswith(_OUTPUT) and name not in last
         else parts[-1][name]
         for name in parts[0]
     }
@@ -208,7 +210,10 @@ def _promised(
 ) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
     return {
         **{
-            f"{_OUTPUT} {short(spec.name)}": ((token_count, row_count, *spec.shape), spec.dtype)
+            f"{_OUTPUT} {short(spec.name)}": (
+                (1 if spec.is_last else token_count, row_count, *spec.shape),
+                spec.dtype,
+            )
             for spec in contract.outputs
         },
         **{

@@ -247,18 +247,23 @@ def to_arrays(tensors: Sequence[pb.NamedTensor], field: str) -> dict[str, NDArra
 def to_raw_state(given: Mapping[str, NDArray[Any]], contract: Contract, field: str) -> bytes:
     """Returns a state given by a client as the raw bytes of a record; b"" if none is given.
 
+    Where one tensor that the graph makes anew is given, all of them must be. Contexts may be left out, and
+    inputs of the session that have a default.
+
     Raises:
         InvalidRequest: A tensor is missing, unknown, not finite, or has another shape or dtype.
     """
     if not given:
         return b""
-    wanted = {spec.name for spec in contract.states}
-    if given.keys() != wanted:
+    known = {spec.name for spec in contract.states}
+    made = {spec.name for spec in contract.states if spec.kind == "state"}
+    needed = {*contract.required_at_opening, *(made if made & given.keys() else ())}
+    if not needed <= given.keys() <= known:
         raise InvalidRequest(
-            f"state has tensors {sorted(given)}, the model has {sorted(wanted)}", field=field
+            f"state has tensors {sorted(given)}, the model has {sorted(known)}", field=field
         )
     for spec in contract.states:
-        array = given[spec.name]
+        array = given.get(spec.name, spec.initial_array)
         if array.shape != spec.shape or array.dtype != spec.dtype:
             raise InvalidRequest(
                 f"state {spec.name!r} is {array.dtype.name} {array.shape}, the model has "
@@ -267,7 +272,7 @@ def to_raw_state(given: Mapping[str, NDArray[Any]], contract: Contract, field: s
             )
         if not np.isfinite(array).all():
             raise InvalidRequest(f"state {spec.name!r} holds NaN or infinity", field=field)
-    return b"".join(given[spec.name].tobytes() for spec in contract.states)
+    return b"".join(given.get(spec.name, spec.initial_array).tobytes() for spec in contract.states)
 
 
 def from_raw_state(state: bytes, contract: Contract) -> list[pb.NamedTensor]:
@@ -296,7 +301,7 @@ def encode_outputs(outputs: GroupOutputs) -> NDArray[np.uint8]:
     if outputs.token_log_probs is not None:
         parts += _column(_TOKEN_LOG_PROBS_TAG, outputs.token_log_probs, rows)
     for name, array in outputs.tensors.items():
-        parts += _named_column(_TENSORS_TAG, name, array, (count, *array.shape[1:]), rows)
+        parts += _named_column(_TENSORS_TAG, name, array, (len(array) // rows, *array.shape[1:]), rows)
     for name, array in outputs.state.items():
         parts += _named_column(_STATE_TAG, name, array, array.shape[1:], rows)
     sizes = [len(part) if isinstance(part, bytes) else part.shape[1] for part in parts]

@@ -474,7 +474,7 @@ def stack_outputs(
             continue
         named = next(tensors)
         named.tensor.data = data
-        named.tensor.shape[0] = token_count
+        named.tensor.shape[0] *= row_count  # of one row: its tokens, or 1
         stacked.tensors.append(named)
     return Stack(b"".join((stacked.SerializeToString(), *parts)), version, separate)
 

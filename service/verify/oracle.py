@@ -1,16 +1,15 @@
-"""The oracle: a step graph with its state, run by onnxruntime alone, without a break. Any model."""
+"""The oracle: one row of a step graph with its state, run without a break by nobody else. Any model."""
 
-import hashlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
-from service.model.contract import Contract, GraphTensor, read_contract
+from service.model.contract import Contract, OutputSpec
+from service.model.files import fingerprint_of, read_model
 from service.model.step_graph import StepGraph
 from service.model.trial import NotIndependent, try_out
 from service.model.trial_runs import TrialFailed
@@ -18,19 +17,6 @@ from service.verify.chain import Outputs
 
 TOKENS_PER_CALL = 256
 """Also between the states that a run keeps."""
-
-_DTYPES = {
-    "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64",
-    "tensor(int64)": "int64", "tensor(int32)": "int32", "tensor(int8)": "int8", "tensor(bool)": "bool",
-}  # fmt: skip
-
-
-def open_graph(path: Path) -> ort.InferenceSession:
-    """Opens a step graph in onnxruntime alone, to run on one thread."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3  # it warns of every input with a default
-    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 class Oracle:
@@ -50,20 +36,18 @@ class Oracle:
         self._path, self._apart = path, apart
         self._is_tried = False
         self.found_dependence: str | None = None
-        self.fingerprint = hashlib.sha256(path.read_bytes()).digest()
-        self._session = open_graph(path)
-        self.contract: Contract = read_contract(
-            self._session.get_modelmeta().custom_metadata_map,
-            _tensors(self._session.get_inputs()),
-            _tensors(self._session.get_outputs()),
-            _tensors(self._session.get_overridable_initializers()),
+        data = read_model(path)
+        self.fingerprint = fingerprint_of(data)
+        self._graph = StepGraph(path, name="", version=1, data=data, apart=apart)
+        self.contract: Contract = self._graph.contract
+        # what is given once a run is then given after every token
+        self._tokens_per_call = (
+            1 if any(output.is_last for output in self.contract.outputs) else TOKENS_PER_CALL
         )
-        takes_chunks = self.contract.input.has_time_axis and "tokens" not in self.contract.apart | apart
-        self._tokens_per_call = TOKENS_PER_CALL if takes_chunks else 1
 
     def start(self) -> dict[str, NDArray[Any]]:
         """Returns the initial state by name, without a batch axis."""
-        return {spec.name: np.zeros(spec.shape, spec.dtype) for spec in self.contract.states}
+        return {spec.name: spec.initial_array for spec in self.contract.states}
 
     def advance(
         self, tokens: NDArray[Any], state: Mapping[str, NDArray[Any]]
@@ -93,10 +77,9 @@ class Oracle:
         return self.found_dependence
 
     def _find_dependence(self, tokens: NDArray[Any]) -> str | None:
-        graph = StepGraph(self._path, name="", version=1, apart=self._apart)
         for given in (tokens, None):
             try:
-                try_out(graph, self._path.read_bytes(), given=given)
+                try_out(self._graph, self._path.read_bytes(), given=given)
             except NotIndependent as error:
                 return str(error)
             except TrialFailed:
@@ -106,21 +89,13 @@ class Oracle:
     def _call(
         self, tokens: NDArray[Any], state: Mapping[str, NDArray[Any]]
     ) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
-        contract = self.contract
-        given = tokens.astype(contract.input.dtype)
-        feed = {contract.input.name: given[:, np.newaxis] if contract.input.has_time_axis else given}
-        for spec in contract.states:
-            feed[spec.input] = np.expand_dims(state[spec.name], spec.batch_axis)
-        names = [output.name for output in contract.outputs]
-        results = self._session.run([*names, *(spec.output for spec in contract.states)], feed)
-        outputs = dict(zip(names, results, strict=False))
-        if contract.input.has_time_axis:
-            outputs = {name: array[:, 0] for name, array in outputs.items()}
-        after = {
-            spec.name: np.take(result, 0, spec.batch_axis)
-            for spec, result in zip(contract.states, results[len(names) :], strict=True)
+        outputs, after = self._graph.run(
+            tokens.astype(self.contract.input.dtype)[:, np.newaxis],
+            {name: array[np.newaxis] for name, array in state.items()},
+        )
+        return {name: array[:, 0] for name, array in outputs.items()}, {
+            name: array[0] for name, array in after.items()
         }
-        return outputs, after
 
 
 class OracleRun:
@@ -143,15 +118,21 @@ class OracleRun:
         part = slice(start, start + outputs.token_count)
         worst = [0.0]
         contract = self._oracle.contract
-        surprise, logits = contract.token_log_prob, contract.logits
+        surprise, ranked = contract.token_log_prob, contract.ranked
+        expected = {
+            spec.name: self._outputs[spec.name][part.stop - 1 : part.stop]
+            if spec.is_last
+            else self._outputs[spec.name][part]
+            for spec in contract.outputs
+        }
         if outputs.token_log_probs is not None and surprise is not None:
-            worst.append(difference(outputs.token_log_probs, self._outputs[surprise.name][part]))
-        if outputs.top_ids is not None and outputs.top_log_probs is not None and logits is not None:
-            log_probs = _log_softmax(self._outputs[logits.name][part])
+            worst.append(difference(outputs.token_log_probs, expected[surprise.name]))
+        if outputs.top_ids is not None and outputs.top_log_probs is not None and ranked is not None:
+            log_probs = _log_probs(expected[ranked.name], ranked)
             best = -np.sort(-log_probs, axis=1)[:, : outputs.top_ids.shape[1]]
             worst.append(difference(outputs.top_log_probs, best))
             worst.append(difference(np.take_along_axis(log_probs, outputs.top_ids, 1), best))
-        worst += [difference(array, self._outputs[name][part]) for name, array in outputs.tensors.items()]
+        worst += [difference(array, expected[name]) for name, array in outputs.tensors.items()]
         if outputs.state:
             state = self.state_after(part.stop)
             worst += [difference(array, state[name]) for name, array in outputs.state.items()]
@@ -180,11 +161,15 @@ def difference(given: NDArray[Any], expected: NDArray[Any]) -> float:
     return float("inf") if math.isnan(found) else found
 
 
-def _log_softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    log_probs: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return log_probs
-
-
-def _tensors(nodes: Any) -> dict[str, GraphTensor]:
-    return {node.name: GraphTensor(_DTYPES.get(node.type, node.type), tuple(node.shape)) for node in nodes}
+def _log_probs(values: NDArray[Any], spec: OutputSpec) -> NDArray[np.float64]:
+    """Returns the log-probabilities (k, classes) that an output stands for by its role."""
+    wide: NDArray[np.float64] = values.reshape(len(values), -1).astype(np.float64)
+    if spec.role == "log_probs":
+        return wide
+    if spec.role == "probs":
+        with np.errstate(divide="ignore"):
+            log_probs: NDArray[np.float64] = np.log(wide)
+        return log_probs
+    shifted = wide - wide.max(axis=1, keepdims=True)
+    softmax: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return softmax

@@ -22,7 +22,8 @@ from service.engine import rules
 from service.engine.block import to_tokens
 from service.engine.work import check_tokens, validate
 from service.errors import InvalidRequest, RecordCorrupt, ServiceError, StoreUnavailable
-from service.model.contract import ContractError, GraphTensor, read_contract
+from service.model.contract import ContractError, GraphTensor
+from service.model.contract_reader import Graph, read_contract
 from service.model.onnx_wire import UnsafeGraph, check_file
 from service.model.operators import (
     ATTRIBUTE_RANGES,
@@ -99,7 +100,7 @@ def graph_tensors(groups):
     ]
 
 
-MODELS = (NamedModel(SUM_CONTRACT), NamedModel(read_contract(CONTRACT, *graph_tensors(GRAPH))))
+MODELS = (NamedModel(SUM_CONTRACT), NamedModel(read_contract(CONTRACT, Graph(*graph_tensors(GRAPH)))))
 
 
 # -- requests ------------------------------------------------------------------------------------
@@ -273,7 +274,7 @@ def run_contract(data):
     except (ValueError, TypeError, AttributeError, RecursionError):
         return
     try:
-        contract = read_contract(metadata, inputs, outputs, switches)
+        contract = read_contract(metadata, Graph(inputs, outputs, switches))
     except ContractError:
         return
     assert len(contract_message(contract).SerializeToString()) <= contract.text_bytes + 1024

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from model_export.contract import byte_network_contract
-from service.model.contract import ContractError, GraphTensor, read_contract
+from service.model.contract import ContractError, GraphTensor
+from service.model.contract_reader import Graph
+from service.model.contract_reader import read_contract as read
 
 METADATA = byte_network_contract(8, ["h", "c"], training={"seed": 1}, parity={})
 INPUTS = {"token": GraphTensor("int64", ("time", "batch"))}
@@ -18,12 +20,16 @@ for name in ("h", "c"):
     OUTPUTS[f"{name}_next"] = GraphTensor("float32", ("batch", 8))
 
 
+def read_contract(metadata, inputs, outputs, switches=None):
+    return read(metadata, Graph(inputs, outputs, switches or {}))
+
+
 def test_what_the_exporter_writes_the_server_reads():
     contract = read_contract(METADATA, INPUTS, OUTPUTS, SWITCHES)
     assert [state.name for state in contract.states] == ["h", "c"]
     assert contract.state_bytes == 2 * 8 * 4
     assert contract.vocabulary.size == 256
-    assert contract.logits.name == "logits"
+    assert contract.ranked.name == "logits"
     assert contract.token_log_prob.dtype == np.float32
     assert json.loads(contract.facts["training"]) == {"seed": 1}
 
@@ -51,17 +57,20 @@ def changed(topic, **values):
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({}, "contract_version"),
+        ({}, "names no input, which takes the token"),
         ({**METADATA, "holdfast.contract_version": "2"}, "'2'"),
         ({**METADATA, "holdfast.input": "{"}, "cannot be read"),
-        ({**METADATA, "holdfast.states": "[]"}, "at least one state pair"),
+        ({**METADATA, "holdfast.states": "[]"}, "has no state and no context"),
         (
             {key: value for key, value in METADATA.items() if "vocabulary" not in key},
-            "vocabulary is missing",
+            "logits needs labels, or a vocabulary",
         ),
-        (changed("input", dtype="int32"), "dtype must be int64"),
-        (changed("input", time_axis=False), r"'token' has shape \('time', 'batch'\)"),
-        (changed("input", time_axis="yes"), "'yes' is not one of True, False"),
+        (changed("input", dtype="int32"), "input 'token' is int64, the contract says int32"),
+        (
+            changed("input", time_axis=False),
+            r"input 'token' has 2 axes, \[time, batch\]; the contract says \['batch'\]",
+        ),
+        (changed("input", time_axis="yes"), "time_axis is 'yes', expected is true or false"),
         (changed("states", input="nobody"), "'nobody'"),
         (changed("states", shape=[9]), "axis 1 is 8"),
         (changed("states", shape=[0]), "below 1"),
@@ -76,8 +85,8 @@ def changed(topic, **values):
         (changed("states", shape=[1e999]), "cannot be read"),
         ({**METADATA, "holdfast.states": '{"a": 1}'}, "cannot be read"),
         ({**METADATA, "holdfast.input": "[" * 20_000}, "cannot be read"),
-        ({**METADATA, "holdfast.apart": '"rows"'}, "apart is no list of rows and tokens"),
-        ({**METADATA, "holdfast.apart": '["columns"]'}, "'columns' is not one of rows, tokens"),
+        ({**METADATA, "holdfast.apart": '"rows"'}, "expected is a list of rows and tokens"),
+        ({**METADATA, "holdfast.apart": '["columns"]'}, "expected is a list of rows and tokens"),
         (
             {**METADATA, "holdfast.notes": "x" * (6 << 20)},
             "bytes, expected are at most 65536; keep long facts",
@@ -93,19 +102,22 @@ def test_a_wrong_contract_is_refused_with_the_place(metadata, message):
 
 def test_an_input_that_nobody_feeds_is_refused():
     with pytest.raises(ContractError, match="'extra'"):
-        read_contract(METADATA, {**INPUTS, "extra": GraphTensor("float32", ("batch",))}, OUTPUTS)
+        read_contract(METADATA, {**INPUTS, "extra": GraphTensor("float32", ("batch",))}, OUTPUTS, SWITCHES)
 
 
-def test_a_time_axis_must_be_dynamic():
-    fixed = {**INPUTS, "token": GraphTensor("int64", (1, "batch"))}
-    with pytest.raises(ContractError, match="the time axis 0 is fixed at 1"):
+def test_a_time_axis_is_dynamic_or_1():
+    fixed = {**INPUTS, "token": GraphTensor("int64", (5, "batch"))}
+    with pytest.raises(ContractError, match="the time axis 0 is fixed at 5"):
         read_contract(METADATA, fixed, OUTPUTS)
+    single = {**INPUTS, "token": GraphTensor("int64", (1, "batch"))}
+    contract = read_contract(METADATA, single, OUTPUTS, SWITCHES)
+    assert (contract.tokens_per_run, contract.rows_per_run) == (1, None)
 
 
 @pytest.mark.parametrize(
     ("switches", "message"),
     [
-        ({}, "switch 'token_log_prob_wanted', the graph has"),
+        ({}, "switch 'token_log_prob_wanted' is not in the graph"),
         ({"token_log_prob_wanted": GraphTensor("int64", ())}, "is int64, the contract says bool"),
         ({"token_log_prob_wanted": GraphTensor("bool", (1,))}, "has shape"),
     ],

@@ -132,7 +132,7 @@ async def test_after_that_time_it_is_the_newest(scene):
 async def test_nothing_is_read_twice_that_did_not_change(scene, monkeypatch):
     reloading = scene.reloading()
     await reloading.reload()
-    monkeypatch.setattr("service.model.reloading.read_file", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr("service.model.reloading.read_model", lambda *_: pytest.fail("read again"))
     assert await reloading.reload() == []
 
 
@@ -146,7 +146,7 @@ async def test_loading_is_done_beside_the_event_loop(scene, monkeypatch):
 
         monkeypatch.setattr(reloading, name, call)
 
-    for name in ("list_files", "read_file", "check_model", "StepGraph"):
+    for name in ("list_files", "read_model", "check_model", "StepGraph"):
         noting(name, getattr(reloading, name))
     scene.put(2)
     await scene.reloading().reload()

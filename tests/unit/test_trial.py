@@ -85,7 +85,7 @@ def test_a_network_that_mixes_tokens_is_refused_and_passes_with_tokens_apart(mak
     assert cause in said
     graph = load(make(apart=["tokens"]))
     try_out(graph)
-    tokens, states, _ = draw(graph)
+    tokens, states, *_ = draw(graph)
     whole, after = graph.run(tokens, states)
     for step in range(len(tokens)):
         single, states = graph.run(tokens[step : step + 1], states)
