@@ -72,7 +72,7 @@ def train(folders: Folders, scale: float) -> Outcome:
         raise FileNotFoundError(f"no files of {', '.join(missing)}; `make train` installs what has them")
     torch.manual_seed(_PLAN.seed)
     network = Recurrent(Embedding(), EMBEDDED, HIDDEN, len(LANGUAGES))
-    baseline = Memoryless(Embedding(), EMBEDDED, EMBEDDED, len(LANGUAGES))
+    baseline = Memoryless(Embedding(), EMBEDDED, HIDDEN, len(LANGUAGES))
     plan = replace(_PLAN, steps=max(1, int(_PLAN.steps * scale)))
     for title, fitted in ((NAME, network), (f"{NAME}, memoryless", baseline)):
         with Progress(title, plan.steps, "nats") as progress:

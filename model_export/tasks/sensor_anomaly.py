@@ -1,6 +1,6 @@
 """`sensor-anomaly`: six sensors of a machine in, how likely one of them is wrong and in which way out.
 
-Many features in, many classes out. The readings come as they are; mean and deviation are constants of the
+Many features in, many classes out. The readings come as they are; their normalisation is part of the
 graph. It is trained on machines that never existed (`data.machine`) to name the fault of the moment; the
 score is the probability that there is one, whichever.
 """
@@ -40,7 +40,7 @@ from model_export.step_nodes import Nodes
 from model_export.tasks.task import Cell, Folders, Outcome, facts_in_toml, lay_down, lay_down_picture
 
 NAME = "sensor-anomaly"
-HIDDEN = 64
+HIDDEN, FEATURES = 64, 2 * len(CHANNELS)
 BASELINE_HIDDEN = 112
 """As many parameters as the network with memory."""
 LIMIT = 10.0
@@ -56,20 +56,30 @@ _GRACE = 20
 
 
 class Normalise(nn.Module):
-    """(x - mean) / deviation, cut off at LIMIT; the numbers are fixed."""
+    """(x - mean) M, cut off at LIMIT; the numbers are fixed.
+
+    M gives every channel in its deviations, and then what the channels are apart from one another: their
+    principal components, each in its own deviations. So a reading that fits the others badly is far from
+    zero, however little it moved.
+    """
 
     mean: Tensor
-    deviation: Tensor
+    matrix: Tensor
 
     def __init__(self, values: NDArray[np.float32]) -> None:
         super().__init__()
-        flat = values.reshape(-1, values.shape[-1])
-        self.register_buffer("mean", torch.from_numpy(flat.mean(axis=0)))
-        self.register_buffer("deviation", torch.from_numpy(flat.std(axis=0)))
+        flat = values.reshape(-1, values.shape[-1]).astype(np.float64)
+        deviations = flat.std(axis=0)
+        sizes, directions = np.linalg.eigh(np.corrcoef(flat.T))
+        matrix = np.concatenate([np.eye(len(sizes)), directions / np.sqrt(sizes)], axis=1)
+        self.register_buffer("mean", torch.from_numpy(flat.mean(axis=0).astype(np.float32)))
+        self.register_buffer(
+            "matrix", torch.from_numpy((matrix / deviations[:, np.newaxis]).astype(np.float32))
+        )
 
     def forward(self, values: Tensor) -> Tensor:
-        """Returns what it is given, in deviations from the mean."""
-        return ((values - self.mean) / self.deviation).clamp(-LIMIT, LIMIT)
+        """Returns (T, B, 2 * channels) for readings (T, B, channels)."""
+        return ((values - self.mean) @ self.matrix).clamp(-LIMIT, LIMIT)
 
 
 def train(folders: Folders, scale: float) -> Outcome:
@@ -78,8 +88,8 @@ def train(folders: Folders, scale: float) -> Outcome:
     torch.manual_seed(_PLAN.seed)
     readings = make_readings(*_TRAINING)
     front = Normalise(readings.values)
-    network = Recurrent(front, len(CHANNELS), HIDDEN, len(KINDS))
-    baseline = Memoryless(front, len(CHANNELS), BASELINE_HIDDEN, len(KINDS))
+    network = Recurrent(front, FEATURES, HIDDEN, len(KINDS))
+    baseline = Memoryless(front, FEATURES, BASELINE_HIDDEN, len(KINDS))
     plan = replace(_PLAN, steps=max(1, int(_PLAN.steps * scale)))
     for title, fitted in ((NAME, network), (f"{NAME}, memoryless", baseline)):
         tokens, targets = torch.from_numpy(readings.values), torch.from_numpy(readings.kinds).long()
@@ -123,7 +133,7 @@ def build(network: Recurrent) -> onnx.ModelProto:
     assert isinstance(front, Normalise)
     readings = nodes.input("readings", ["time", "batch", len(CHANNELS)])
     centred = nodes.add("Sub", [readings, nodes.weight("mean", front.mean.numpy())], "centred")
-    scaled = nodes.add("Div", [centred, nodes.weight("deviation", front.deviation.numpy())], "scaled")
+    scaled = nodes.add("MatMul", [centred, nodes.weight("matrix", front.matrix.numpy())], "scaled")
     limits = [nodes.weight("lowest", np.float32(-LIMIT)), nodes.weight("highest", np.float32(LIMIT))]
     features = nodes.add("Clip", [scaled, *limits], "features")
     kind = nodes.dense(nodes.gru(features, recurrent), head, "kind")

@@ -16,7 +16,7 @@ from model_export.tasks import code_language, sensor_anomaly, sound_events  # no
 def sensor():
     rng = np.random.default_rng(0)
     values = rng.normal(3.0, 2.0, (500, 64, 6)).astype(np.float32)
-    network = Recurrent(sensor_anomaly.Normalise(values), 6, 8, 7).eval()
+    network = Recurrent(sensor_anomaly.Normalise(values), 12, 8, 7).eval()
     return network, sensor_anomaly.build(network), values, sensor_anomaly.outputs_of, ()
 
 
