@@ -17,10 +17,7 @@ from service.demo.shown import Shown
 
 SHOWN_READINGS = 70
 DEFAULT_READINGS = 1500
-THRESHOLD = 0.5
-"""Of what is coloured here; the one chosen on data is in the facts of the network."""
-
-_SEED = 77
+_SEED = 68
 
 
 class SensorScreen(Shown):
@@ -31,8 +28,9 @@ class SensorScreen(Shown):
 
     def __init__(self, limit: int | None, file: Path | None) -> None:
         del file  # the machine is made
-        made = make_readings(limit or DEFAULT_READINGS, 1, _SEED)
-        self.tokens = self._readings = made.values[:, 0]
+        count = limit or DEFAULT_READINGS
+        made = make_readings(max(count, DEFAULT_READINGS), 1, _SEED)
+        self.tokens = self._readings = made.values[:count, 0]
         self._truth = made.kinds[:, 0]
         self._scores = np.zeros(len(self.tokens))
         self._kind = ""
@@ -58,9 +56,10 @@ class SensorScreen(Shown):
             line = sparkline(values.tolist(), float(self._lows[index]), float(self._highs[index]))
             now = f"{values[-1]:8.1f} {unit}" if len(values) else ""
             table.add_row(Text(name, "bold"), Text(line, "cyan"), now)
+        threshold = float(self.facts.get("threshold", "0.5"))
         scores = Text()
         for score in self._scores[part]:
-            scores.append(sparkline([score], 0.0, 1.0), "bold red" if score >= THRESHOLD else "green")
+            scores.append(sparkline([score], 0.0, 1.0), "bold red" if score >= threshold else "green")
         table.add_row(Text("score", "bold"), scores, self._kind)
         truth = "".join("·" if kind == 0 else KINDS[kind][0] for kind in self._truth[part])
         now = KINDS[self._truth[self._count - 1]] if self._count else ""

@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,12 +25,14 @@ class Shown(LiveScreen):
         outputs: Names of the outputs it needs.
         chunk: Tokens per reply.
         tokens: The stream: bytes, or float32 (count, width).
+        facts: What the network's contract says for people; there once it has been read.
     """
 
     model: ClassVar[str]
     outputs: ClassVar[tuple[str, ...]]
     chunk: ClassVar[int] = 1
     tokens: bytes | NDArray[np.float32]
+    facts: Mapping[str, str] = MappingProxyType({})
 
     @abstractmethod
     def __init__(self, limit: int | None, file: Path | None) -> None:
@@ -46,7 +49,9 @@ class Shown(LiveScreen):
 
 def stream_shown(screen: Shown, data_dir: Path, store: str) -> tuple[LiveScreen, Judgement]:
     """Streams the screen's tokens through two servers; returns the last screen and the verdict."""
-    expected = _uninterrupted(screen)
+    oracle = Oracle(Settings().models / screen.model / "1" / "model.onnx")
+    screen.facts = oracle.contract.facts
+    expected = _uninterrupted(screen, oracle)
     replies: list[StepReply] = []
     options = {"outputs": list(screen.outputs), "chunk": screen.chunk}
     with screen:
@@ -68,9 +73,8 @@ def difference(reply: StepReply, expected: Mapping[str, NDArray[Any]]) -> float:
     )
 
 
-def _uninterrupted(screen: Shown) -> dict[str, NDArray[Any]]:
+def _uninterrupted(screen: Shown, oracle: Oracle) -> dict[str, NDArray[Any]]:
     """Returns outputs after every token, (count, ...) by name, of onnxruntime alone."""
-    oracle = Oracle(Settings().models / screen.model / "1" / "model.onnx")
     tokens = screen.tokens
     given = np.frombuffer(tokens, np.uint8) if isinstance(tokens, bytes) else tokens
     state = oracle.start()
