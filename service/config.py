@@ -65,6 +65,9 @@ class Settings(BaseSettings):
     max_model_bytes: Annotated[
         int, Field(ge=1024, le=MOST_MODEL_BYTES, description="largest model file, bytes")
     ] = 512 << 20
+    strict_models: Annotated[
+        bool, Field(description="end the start if any model file is refused, not only if all are")
+    ] = False
     model_refresh_s: Annotated[
         float,
         Field(ge=0, le=LONGEST_S, description="seconds between looks at the folder of models; 0 is never"),

@@ -100,7 +100,8 @@ class Server:
                 max_bytes=settings.max_model_bytes,
                 checked=checked,
                 apart=parse_apart(settings.apart),
-                skips_refused=shares_port,  # it may take the place of a worker that served
+                # a worker may take the place of one that served
+                skips_refused=shares_port or not settings.strict_models,
             )
             self._tls, self._access = self._open_edge()
         except ModelFileError as error:

@@ -20,6 +20,7 @@ GROUPS = {
     ),
     "Models": (
         "models",
+        "strict_models",
         "model_refresh_s",
         "apart",
         "max_model_bytes",

@@ -143,7 +143,11 @@ class Supervisor:
         settings = self._settings
         try:
             return await asyncio.to_thread(
-                check_folder, settings.models, settings.max_model_bytes, parse_apart(settings.apart)
+                check_folder,
+                settings.models,
+                settings.max_model_bytes,
+                parse_apart(settings.apart),
+                skips_refused=not settings.strict_models,
             )
         except ModelFileError as error:
             raise StartError(f"--models {error}") from None

@@ -22,7 +22,14 @@ from typing import NamedTuple, TypeVar
 from service.background import is_passing
 from service.model.apart import Apart
 from service.model.confinement import ALL
-from service.model.files import ModelFile, ModelFileError, find_files, fingerprint_of, read_model
+from service.model.files import (
+    ModelFile,
+    ModelFileError,
+    find_files,
+    fingerprint_of,
+    list_files,
+    read_model,
+)
 from service.process_ending import ending_of
 
 PROCESS = "service.model.check_process"
@@ -115,22 +122,34 @@ def check_model(
     raise ModelFileError(path, reason)
 
 
-def check_folder(folder: Path, max_bytes: int, apart: Apart = MappingProxyType({})) -> frozenset[bytes]:
+def check_folder(
+    folder: Path, max_bytes: int, apart: Apart = MappingProxyType({}), *, skips_refused: bool = False
+) -> frozenset[bytes]:
     """Checks every model of a folder, some at a time.
 
     Returns:
-        Their fingerprints.
+        The fingerprints of those that pass.
 
     Raises:
-        ModelFileError: One of them is refused.
+        ModelFileError: One of them is refused; with `skips_refused`, all of them are.
     """
 
-    def check(file: ModelFile) -> bytes:
-        data = read_model(file.path, max_bytes)
-        check_model(file.path, data, apart=apart.get(file.name, frozenset()))
+    def check(file: ModelFile) -> bytes | ModelFileError:
+        try:
+            data = read_model(file.path, max_bytes)
+            check_model(file.path, data, apart=apart.get(file.name, frozenset()))
+        except ModelFileError as error:
+            if not skips_refused:
+                raise
+            return error
         return fingerprint_of(data)
 
-    return frozenset(each_file(check, find_files(folder)))
+    files = list_files(folder)[0] if skips_refused else []
+    found = each_file(check, files or find_files(folder))
+    passed = frozenset(one for one in found if isinstance(one, bytes))
+    if not passed:
+        raise next(one for one in found if isinstance(one, ModelFileError))
+    return passed
 
 
 def each_file(function: Callable[[ModelFile], _Result], files: list[ModelFile]) -> list[_Result]:

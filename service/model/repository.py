@@ -46,8 +46,7 @@ class ModelRepository:
         max_bytes: Largest file.
         checked: Fingerprints of files that have passed the check already.
         apart: What of a model's batches runs apart, beside what its files say.
-        skips_refused: Serve the other files if some are refused: for a process that takes the place of one
-            that served, which a bad file must not keep from doing so.
+        skips_refused: Serve the other files if some are refused, which is said in the log.
 
     Raises:
         ModelFileError: The folder is missing or has no model, a version is not a number >= 1, or a
@@ -64,8 +63,9 @@ class ModelRepository:
         skips_refused: bool = False,
     ) -> None:
         self._served = _Served({}, {}, {})
-        files = (list_files(folder)[0] if skips_refused else []) or find_files(folder)
-        refused = []
+        files, refused = list_files(folder)
+        if not (skips_refused and files):
+            files = find_files(folder)
 
         def load(file: ModelFile) -> StepGraph | ModelFileError:
             try:
@@ -81,10 +81,11 @@ class ModelRepository:
             except ModelFileError as error:
                 if not skips_refused:
                     raise
-                _log.error("%s", error)
                 refused.append(error)
-        if len(refused) == len(files):
+        if not self._served.versions:
             raise refused[0]
+        for refusal in refused:
+            _log.error("%s; the other models are served", refusal)
         self.make_all_newest()
         for name in sorted(apart.keys() - self._served.versions.keys()):
             _log.warning("--apart names %r; so far no model has this name", name)

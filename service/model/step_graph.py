@@ -174,7 +174,10 @@ class StepGraph:
         for output in contract.outputs:
             if output.switch is not None and output.name not in names:
                 feed[output.switch] = _OFF
-        results = self._session.run([*names, *self._next_names], feed, halt)
+        fetched = [*names, *self._next_names]
+        if not fetched:  # of a network whose only memory is its context; onnxruntime would give all outputs
+            return {}, {}
+        results = self._session.run(fetched, feed, halt)
         outputs, after = {}, {}
         for name, result in zip(names, results, strict=False):
             axes = self._output_axes[name]

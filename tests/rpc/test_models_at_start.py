@@ -6,6 +6,8 @@ import sys
 import pytest
 from onnx import helper
 
+import holdfast
+from service.demo.processes import ServerProcess
 from tests.hostile_models import external_tensor, lying, step_graph
 from tests.mixing_graphs import beside, less_mean
 from tests.models import CONTRACT, write_features_model
@@ -36,13 +38,11 @@ BROKEN = {
     ),
     "other shapes": (write(lying()), "a step gives output 'y'"),
     "truncated": (write_truncated, "not a loadable ONNX graph"),
-    "no contract": (lambda path: write_features_model(path, metadata={}), "contract_version"),
     "no state pair": (
         lambda path: write_features_model(path, metadata={**CONTRACT, "holdfast.states": "[]"}),
-        "at least one state pair",
+        "has no state and no context",
     ),
-    "unnamed axis": (lambda path: write_features_model(path, batch=None), "neither a name nor an extent"),
-    "fixed batch": (lambda path: write_features_model(path, batch=4), "must be dynamic"),
+    "fixed batch": (lambda path: write_features_model(path, batch=4), "the batch axis 0 is fixed at 4"),
 }
 
 
@@ -56,6 +56,19 @@ def test_a_broken_model_is_refused_at_start(tmp_path, write, reason):
     assert reason in result.stderr
     settings, _ = result.stderr.splitlines()
     assert "settings: " in settings
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_broken_model_keeps_no_other_from_being_served_unless_it_shall(tmp_path, workers):
+    write_features_model(tmp_path / "models" / "good" / "1" / "model.onnx")
+    broken = tmp_path / "models" / "broken" / "1" / "model.onnx"
+    write_truncated(broken)
+    flags = ("--models", str(tmp_path / "models"), "--workers", workers)
+    with ServerProcess(tmp_path / "data", *flags) as server, holdfast.Client(server.address) as client:
+        assert [model.name for model in client.models()] == ["good"]
+        assert f"{broken}: not a loadable ONNX graph" in server.log_path.read_text()
+    result = serve(*flags, "--strict-models", "--data-dir", str(tmp_path / "data"))
+    assert (result.returncode, str(broken) in result.stderr) == (1, True)
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
