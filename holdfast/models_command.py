@@ -19,7 +19,11 @@ def main(arguments: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "holdfast models", description="Shows what a server serves, and has it look for new model files."
+        "holdfast models",
+        description="Shows what a server serves, and has it look for new model files.",
+        epilog="Without a server, where holdfast[server] is installed: `inspect FILE` prints what a model "
+        "file is and a contract.toml for it, `check PATH` says whether it would be served, and `add FILE "
+        "--name NAME` puts it where a server finds it; each has --help.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     shown = commands.add_parser("list", help="prints every model and version that is served")

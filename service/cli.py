@@ -15,7 +15,7 @@ demo      streams tokens through a server that is killed half-way, and judges th
 bench     loads a running server and prints what its clients see
 verify    proves from what clients recorded that nothing was lost and nothing applied twice
 session   shows a session, or releases one that is held
-models    shows what a server serves, and has it look for new model files
+models    shows what a server serves; inspects, checks and adds model files
 token     makes a token for a client, and the entry of it for the server's tokens file
 store-acl prints the ACL rule of the store's user"""
 
@@ -27,6 +27,8 @@ SERVER_SIDE = {
     "token": "service.new_token",
     "store-acl": "service.store_acl",
 }
+MODEL_FILES = ("inspect", "check", "add")
+"""Subcommands of `models` that call no server, but need what one has."""
 CLIENT_SIDE = {"session": "holdfast.session_command", "models": "holdfast.models_command"}
 
 
@@ -46,7 +48,9 @@ def _run() -> int:
         return 0 if len(sys.argv) > 1 else 2
     command, arguments = sys.argv[1], sys.argv[2:]
     if command in SERVER_SIDE:
-        return _run_server_side(command, arguments)
+        return _run_server_side(command, SERVER_SIDE[command], arguments)
+    if command == "models" and arguments[:1] and arguments[0] in MODEL_FILES:
+        return _run_server_side(command, "service.models_command", arguments)
     if command in CLIENT_SIDE:
         code: int = importlib.import_module(CLIENT_SIDE[command]).main(arguments)
         return code
@@ -60,10 +64,10 @@ def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackT
         sys.__excepthook__(kind, error, trace)
 
 
-def _run_server_side(command: str, arguments: list[str]) -> int:
+def _run_server_side(command: str, module: str, arguments: list[str]) -> int:
     set_library_environment()
     try:
-        run = importlib.import_module(SERVER_SIDE[command]).main
+        run = importlib.import_module(module).main
     except ModuleNotFoundError as error:
         needed = "pip install 'holdfast[server,embedded]'"
         print(f"holdfast {command} needs {error.name}: {needed}", file=sys.stderr)

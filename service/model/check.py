@@ -5,6 +5,7 @@ loop or all the memory end that process, and the start of the server with a reas
 bytes that were read once, and what comes back is one short line.
 """
 
+import contextlib
 import functools
 import logging
 import os
@@ -13,6 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -38,6 +40,8 @@ PASSED = b"ok: "
 
 MAX_VERDICT_BYTES = 4096
 MAX_REASON_CHARS = 400
+_LEAVE_S = 1.0
+"""To end, for a process that has said all."""
 
 _KEPT_VARIABLES = (
     "PATH",
@@ -91,16 +95,41 @@ def check_model(
     Raises:
         ModelFileError: It is refused, or the process did not get through it.
     """
+    process = start_confined(PROCESS, path, data, limits, ",".join(sorted(apart)))
+    verdict, ending = _verdict(process, limits.wall_s)
+    if verdict.startswith(PASSED):
+        names = verdict.removeprefix(PASSED).decode(errors="replace").split(", ")
+        _tell_confinement(tuple(name for name in ALL if name in names))
+        return
+    reason = one_line(verdict) or f"its check {ending}; the file is damaged or not what it seems"
+    raise ModelFileError(path, reason)
+
+
+def start_confined(
+    module: str, path: Path, data: bytes, limits: CheckLimits, *arguments: str
+) -> "subprocess.Popen[bytes]":
+    """Starts a process that gives up what it may do, and then reads a model from its standard input.
+
+    Args:
+        module: Of the process; `service.model.check_process` has what it begins with.
+        path: For messages only; it is not opened.
+        data: The model.
+        limits: What the process may take.
+        arguments: Further ones of its command line.
+
+    Raises:
+        ModelFileError: It cannot be started.
+    """
     memory_bytes = limits.memory_bytes + limits.memory_per_byte * len(data)
     numbers = (str(limits.cpu_s), str(memory_bytes), str(os.getpid()))
-    command = [sys.executable, "-P", "-m", PROCESS, *numbers, ",".join(sorted(apart))]
+    command = [sys.executable, "-P", "-m", module, *numbers, *arguments]
     kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
     memory = os.memfd_create("holdfast-model")
     try:
         with open(memory, "wb", closefd=False) as copy:
             copy.write(data)
         os.lseek(memory, 0, os.SEEK_SET)
-        process = subprocess.Popen(
+        return subprocess.Popen(
             command,
             stdin=memory,
             stdout=subprocess.PIPE,
@@ -113,13 +142,6 @@ def check_model(
         raise ModelFileError(path, reason, is_passing=is_passing(error)) from None
     finally:
         os.close(memory)
-    verdict, ending = _verdict(process, limits.wall_s)
-    if verdict.startswith(PASSED):
-        names = verdict.removeprefix(PASSED).decode(errors="replace").split(", ")
-        _tell_confinement(tuple(name for name in ALL if name in names))
-        return
-    reason = _one_line(verdict) or f"its check {ending}; the file is damaged or not what it seems"
-    raise ModelFileError(path, reason)
 
 
 def check_folder(
@@ -173,11 +195,39 @@ def _verdict(process: "subprocess.Popen[bytes]", wall_s: float) -> tuple[bytes, 
     if is_silent or said:
         process.kill()
     code = process.wait()
-    if is_silent:
-        return b"", f"took more than {wall_s:g} s"
+    return said, _ending(code, wall_s if is_silent else None)
+
+
+def all_said(process: "subprocess.Popen[bytes]", wall_s: float, max_bytes: int) -> tuple[bytes, str]:
+    """Waits for all that a process says, and sees that it ends.
+
+    Returns:
+        What it said, at most so many bytes, and how it ended.
+    """
+    assert process.stdout is not None, "bug: a check without a pipe"
+    said, until_s, is_late = bytearray(), time.monotonic() + wall_s, False
+    with process.stdout as output:
+        poll = select.poll()
+        poll.register(output, select.POLLIN)
+        while len(said) < max_bytes:
+            is_late = not poll.poll(max(0.0, until_s - time.monotonic()) * 1000)
+            piece = b"" if is_late else os.read(output.fileno(), max_bytes - len(said))
+            if not piece:
+                break
+            said += piece
+    if not is_late and len(said) < max_bytes:
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it may close its pipe and live on
+            process.wait(max(_LEAVE_S, until_s - time.monotonic()))
+    process.kill()
+    return bytes(said), _ending(process.wait(), wall_s if is_late else None)
+
+
+def _ending(code: int, exceeded_s: float | None) -> str:
+    if exceeded_s is not None:
+        return f"took more than {exceeded_s:g} s"
     if code == -signal.SIGXCPU:
-        return said, "took too much CPU time (SIGXCPU)"
-    return said, f"ended with {ending_of(code)}"
+        return "took too much CPU time (SIGXCPU)"
+    return f"ended with {ending_of(code)}"
 
 
 def _tell_confinement(holding: tuple[str, ...]) -> None:
@@ -193,7 +243,8 @@ def _tell_once(holding: tuple[str, ...]) -> None:
     _log.info("model files are checked with %s%s", ", ".join(["limits on resources", *holding]), without)
 
 
-def _one_line(verdict: bytes) -> str:
+def one_line(verdict: bytes) -> str:
+    """Returns what a process has said as a line for people, not too long."""
     words = " ".join(verdict.decode(errors="replace").split())
     shown = "".join(char if char.isprintable() else "?" for char in words)
     return shown if len(shown) <= MAX_REASON_CHARS else shown[:MAX_REASON_CHARS] + "..."

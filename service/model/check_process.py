@@ -11,6 +11,7 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from service.model.bundle import BundleError, unpack
@@ -20,7 +21,7 @@ from service.model.files import ModelFileError
 from service.model.onnx_wire import UnsafeGraph, check_file
 from service.model.step_graph import StepGraph
 from service.model.trial import try_out
-from service.model.trial_runs import TrialFailed
+from service.model.trial_runs import Kind, TrialFailed
 
 _PR_SET_PDEATHSIG = 1
 _PIECE_BYTES = 16 << 20
@@ -33,7 +34,7 @@ def main() -> None:
     """Reads, checks, says one line and ends."""
     leave_with(int(sys.argv[3]))
     held = confine(lambda: give_up(cpu_s=int(sys.argv[1]), memory_bytes=int(sys.argv[2])))
-    os.write(1, (_refusal() or PASSED + ", ".join(held).encode())[:MAX_VERDICT_BYTES])
+    os.write(1, (refusal_by(_check) or PASSED + ", ".join(held).encode())[:MAX_VERDICT_BYTES])
     os._exit(0)  # without tearing down what may be damaged
 
 
@@ -58,15 +59,21 @@ def give_up(cpu_s: int, memory_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))  # a signal that has a name, then SIGKILL
 
 
-def _refusal() -> bytes:
-    """Returns why the file is refused; b"" if it is not."""
+def read_all() -> bytes:
+    """Returns the model."""
+    return b"".join(iter(lambda: os.read(0, _PIECE_BYTES), b""))
+
+
+def try_in_time(graph: StepGraph, data: bytes) -> dict[Kind, float]:
+    """Tries a graph, without what takes too long; see `try_out`."""
+    end_s = time.process_time() + TRIAL_CPU_S
+    return try_out(graph, data, is_time_left=lambda: time.process_time() < end_s)
+
+
+def refusal_by(check: Callable[[], None]) -> bytes:
+    """Returns why a check refuses the file; b"" if it does not."""
     try:
-        data = b"".join(iter(lambda: os.read(0, _PIECE_BYTES), b""))
-        check_file(unpack(data).graph)
-        apart = frozenset(filter(None, sys.argv[4].split(",")))
-        graph = StepGraph(Path(), name="", version=1, data=data, apart=apart)
-        end_s = time.process_time() + TRIAL_CPU_S
-        try_out(graph, data, is_time_left=lambda: time.process_time() < end_s)
+        check()
     except ModelFileError as error:
         return error.reason.encode(errors="replace")
     except (BundleError, UnsafeGraph, TrialFailed) as error:
@@ -76,6 +83,13 @@ def _refusal() -> bytes:
     except Exception as error:  # noqa: BLE001 -- whatever it is, the file is at fault and the server lives
         return f"its check fails: {type(error).__name__}: {error}".encode(errors="replace")
     return b""
+
+
+def _check() -> None:
+    data = read_all()
+    check_file(unpack(data).graph)
+    apart = frozenset(filter(None, sys.argv[4].split(",")))
+    try_in_time(StepGraph(Path(), name="", version=1, data=data, apart=apart), data)
 
 
 if __name__ == "__main__":

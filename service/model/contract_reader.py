@@ -25,6 +25,7 @@ from service.model.contract import (
     Vocabulary,
 )
 from service.model.document import Document, from_metadata, from_toml, name_of
+from service.model.pairing import complete
 
 MAX_EXACT_ID = 1 << 24
 """Ids among features travel as float32, which has all integers below this."""
@@ -52,7 +53,7 @@ def read_contract(metadata: Mapping[str, str], graph: Graph, bundle: Bundle | No
         ContractError: The contract is missing, malformed, or not what the graph has.
     """
     text = b"" if bundle is None or bundle.contract is None else bundle.contract
-    document = (from_toml(text) if text else from_metadata(metadata)) or {}
+    document = complete((from_toml(text) if text else from_metadata(metadata)) or {}, *graph)
     files = {} if bundle is None else bundle.files
     text_bytes = len(text) or sum(
         len(key) + len(value) for key, value in metadata.items() if key.startswith("holdfast.")

@@ -15,9 +15,12 @@ from typing import NamedTuple
 
 from service.background import is_passing
 from service.model.bundle import CONTRACT_FILE, MAGIC, Bundle, pack
+from service.model.config_pbtxt import CONFIG_FILE, read_config
 from service.model.contract import ContractError
+from service.model.contract_text import to_toml
 from service.model.document import files_named, from_toml
 from service.names import control_character, unseen_character, without_controls
+from service.text_files import decoded
 
 MODEL_FILE = "model.onnx"
 
@@ -107,7 +110,7 @@ def list_files(folder: Path) -> tuple[list[ModelFile], list[ModelFileError]]:
     files, refused = [], []
     for path in sorted(folder.glob(f"*/*/{MODEL_FILE}")):
         name, version_text = path.parent.parent.name, path.parent.name
-        if (wrong := _wrong_with(name)) is not None:
+        if (wrong := wrong_with_name(name)) is not None:
             refused.append(ModelFileError(path, f"its model's name {wrong}"))
         elif version_text.isascii() and version_text.isdecimal() and 0 < int(version_text) < 1 << 31:
             files.append(ModelFile(name, int(version_text), path))
@@ -116,7 +119,8 @@ def list_files(folder: Path) -> tuple[list[ModelFile], list[ModelFileError]]:
     return files, refused
 
 
-def _wrong_with(name: str) -> str | None:
+def wrong_with_name(name: str) -> str | None:
+    """Returns what keeps a name from being that of a model; None if nothing does."""
     if (place := control_character(name) or unseen_character(name)) is not None:
         return f"has {place}"
     if name.startswith("."):
@@ -131,7 +135,7 @@ def stamps_of(path: Path) -> Stamps | None:
     own = _stamp_of(path)
     if own is None:
         return None
-    beside = sorted([path.with_name(CONTRACT_FILE), *path.parent.glob("*.npy")])
+    beside = sorted([path.with_name(CONTRACT_FILE), *_configs(path), *path.parent.glob("*.npy")])
     return (own, *map(_stamp_of, beside))
 
 
@@ -146,6 +150,8 @@ def _stamp_of(path: Path) -> Stamp | None:
 def read_model(path: Path, max_bytes: int = MAX_MODEL_BYTES) -> bytes:
     """Reads a model file, and the contract.toml beside it with all that this one names, as one bundle.
 
+    Without it a config.pbtxt of Triton is read as one.
+
     Raises:
         ModelFileError: A file cannot be read, or together they are larger than allowed.
     """
@@ -154,7 +160,7 @@ def read_model(path: Path, max_bytes: int = MAX_MODEL_BYTES) -> bytes:
         raise ModelFileError(path, "not an ONNX file")
     beside = path.with_name(CONTRACT_FILE)
     if not os.path.lexists(beside):
-        return graph
+        return _with_config(path, graph, max_bytes)
     contract = read_file(beside, max_bytes)
     try:
         names = files_named(from_toml(contract))
@@ -165,6 +171,25 @@ def read_model(path: Path, max_bytes: int = MAX_MODEL_BYTES) -> bytes:
         files[name] = read_file(path.with_name(name), left)
         left -= len(files[name])
     return pack(Bundle(graph, contract, files))
+
+
+def _with_config(path: Path, graph: bytes, max_bytes: int) -> bytes:
+    """Returns a graph with what a config.pbtxt says of it, if there is one."""
+    config = next((place for place in _configs(path) if os.path.lexists(place)), None)
+    if config is None:
+        return graph
+    left = max_bytes - len(graph)
+    text = read_file(config, left)
+    try:
+        document, files = read_config(decoded(text), lambda name: read_file(config.parent / name, left))
+    except (ContractError, UnicodeDecodeError) as error:
+        raise ModelFileError(path, str(error)) from None
+    return pack(Bundle(graph, to_toml(document).encode(), files))
+
+
+def _configs(path: Path) -> tuple[Path, Path]:
+    """Returns where a config.pbtxt may lie: beside the file, or beside its versions, as Triton has it."""
+    return path.with_name(CONFIG_FILE), path.parent.parent / CONFIG_FILE
 
 
 def read_file(path: Path, max_bytes: int = MAX_MODEL_BYTES) -> bytes:

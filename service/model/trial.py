@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from service.model.protocol import Model
 from service.model.token_inputs import opening_rows
-from service.model.trial_inputs import Sample, draw, fits, has_sizes, nudged
+from service.model.trial_inputs import LEAST_ROWS, Sample, draw, fits, has_sizes, nudged
+from service.model.trial_roles import wrong_role
 from service.model.trial_runs import (
     Case,
     Kind,
@@ -33,6 +34,7 @@ from service.model.trial_runs import (
     TrialFailed,
     distances,
     middle,
+    output_in_words,
     run,
     short,
 )
@@ -88,7 +90,7 @@ def try_out(
     *,
     given: NDArray[Any] | None = None,
     is_time_left: Callable[[], bool] = lambda: True,
-) -> None:
+) -> dict[Kind, float]:
     """Tries a graph as the server runs it.
 
     Args:
@@ -96,6 +98,9 @@ def try_out(
         data: Its file, to name the operator that is the likely cause.
         given: Tokens to try it on instead of drawn ones, (n,) or (n, width).
         is_time_left: Asked before each of the larger cases, which come last.
+
+    Returns:
+        The largest difference that was found of each kind that was tried, relative to its tensor's size.
 
     Raises:
         TrialFailed: It is not to be served.
@@ -111,7 +116,7 @@ def try_out(
         raise
     except Exception as error:  # noqa: BLE001 -- onnxruntime raises a dozen unrelated classes
         raise StepFailed(f"a step of drawn tokens fails: {error}") from None
-    _Trial(model, sample, data, is_time_left).judge()
+    return _Trial(model, sample, data, is_time_left).judge()
 
 
 class _Trial:
@@ -124,17 +129,20 @@ class _Trial:
         self._is_time_left = is_time_left
         self._runs = Runs(model, sample)
         self._found: dict[Kind, _Difference] = {}
+        self._largest: dict[Kind, float] = {}
 
-    def judge(self) -> None:
-        """Raises what is wrong, if anything is."""
+    def judge(self) -> dict[Kind, float]:
+        """Raises what is wrong, if anything is; else returns the largest differences."""
         with np.errstate(all="ignore"):
             self._repeat()
+            self._hold_roles()
             self._leave_out()
             for case in self._cases():
                 if case.row_count * case.token_count <= SMALL or self._is_time_left():
                     self._compare(case)
         if self._found:
             raise NotIndependent(self._words())
+        return self._largest
 
     def _repeat(self) -> None:
         """Runs the same twice: onnxruntime on one thread gives the same bits."""
@@ -147,6 +155,18 @@ class _Trial:
                         f"{name} differs in two runs on the same tokens and state, so that no retry and no "
                         f"replica repeats a reply; export it for inference; {cause}"
                     )
+
+    def _hold_roles(self) -> None:
+        """Holds logits, probabilities and their logarithms against what such values are."""
+        given = self._runs.at_once(LEAST_ROWS, 1)
+        for spec in self._contract.outputs:
+            rows = given[output_in_words(spec)].reshape(LEAST_ROWS, -1).astype(np.float64)
+            if not np.isfinite(rows).all():
+                if not np.isfinite(rows).any() or np.isnan(rows).all():
+                    raise TrialFailed(f"{output_in_words(spec)} is not finite, whatever the token")
+                continue
+            if (found := wrong_role(spec.role, rows)) is not None:
+                raise TrialFailed(f"{output_in_words(spec)} is declared as {spec.role}, {found}")
 
     def _leave_out(self) -> None:
         """Asks for no output, and for one at a time: what a batch asks for is up to others as well."""
@@ -199,6 +219,7 @@ class _Trial:
             if sizes.max() > tolerance and case.kind not in self._found:
                 sizes = self._beyond_rounding(case, name, sizes, expected)
             size = float(sizes.max())
+            self._largest[case.kind] = max(size, self._largest.get(case.kind, 0.0))
             if size > max(tolerance, self._found[case.kind].size if case.kind in self._found else 0.0):
                 self._found[case.kind] = _Difference(case, name, size)
 

@@ -7,6 +7,7 @@ run of the tests. `inputs` is where hypothesis gets bytes from: valid ones, dama
 import asyncio
 import json
 import re
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,8 +23,10 @@ from service.engine import rules
 from service.engine.block import to_tokens
 from service.engine.work import check_tokens, validate
 from service.errors import InvalidRequest, RecordCorrupt, ServiceError, StoreUnavailable
+from service.model.config_pbtxt import read_config
 from service.model.contract import ContractError, GraphTensor
 from service.model.contract_reader import Graph, read_contract
+from service.model.contract_text import to_toml
 from service.model.onnx_wire import UnsafeGraph, check_file
 from service.model.operators import (
     ATTRIBUTE_RANGES,
@@ -285,6 +288,15 @@ def run_contract(data):
         [output.name for output in contract.outputs],
     ):
         assert len(names) == len(set(names)), names
+
+
+def run_config_pbtxt(data):
+    """Any config.pbtxt is refused, or is a contract that can be written down."""
+    try:
+        document = read_config(data.decode(errors="replace"), lambda name: name.encode()).document
+    except ContractError:
+        return
+    assert list(tomllib.loads(to_toml(document))) == list(document)
 
 
 def run_onnx_wire(data):
@@ -595,6 +607,27 @@ GRAPHS = st.sampled_from(
     ]
 )
 
+CONFIGS = st.lists(
+    st.sampled_from(
+        [
+            "max_batch_size: 8",
+            "input [",
+            'input { name: "x" dims: [ 4, -1 ] }',
+            'output { name: "y" dims: 0x2 label_filename: "l" }',
+            "sequence_batching {",
+            'state { input_name: "h" output_name: "n" dims: [ 2 ]',
+            'initial_state < data_type: TYPE_INT8 dims: 15 data_file: "h" >',
+            "control_input [ { } ]",
+            "reshape: { shape: [] }",
+            "}",
+            "],",
+            "# c\n",
+            "'\\x41\\0' 1e400 -inf",
+        ]
+    ),
+    max_size=12,
+).map(lambda parts: " ".join(parts).encode())
+
 DRAWN = st.integers(0, 2**48).map(drawn_model)
 
 RESP = st.one_of(
@@ -631,6 +664,7 @@ HARNESSES = {
     "record": Harness(run_record, mostly(RECORDS)),
     "replies": Harness(run_replies, mostly(REPLIES.map(record.encode_replies))),
     "contract": Harness(run_contract, st.one_of(CONTRACTS, CONTRACTS, ANY_METADATA)),
+    "config_pbtxt": Harness(run_config_pbtxt, mostly(CONFIGS)),
     "onnx_wire": Harness(run_onnx_wire, mostly(GRAPHS, 600)),
     "model_file": Harness(run_model_file, st.one_of(DRAWN, DRAWN, damaged(DRAWN)), examples=40, seed=1),
     "resp": Harness(run_resp, mostly(TALK)),

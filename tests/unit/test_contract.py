@@ -57,13 +57,12 @@ def changed(topic, **values):
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({}, "names no input, which takes the token"),
+        ({}, r"how many ids 'token' takes: \[vocabulary\] size"),
         ({**METADATA, "holdfast.contract_version": "2"}, "'2'"),
         ({**METADATA, "holdfast.input": "{"}, "cannot be read"),
-        ({**METADATA, "holdfast.states": "[]"}, "has no state and no context"),
         (
             {key: value for key, value in METADATA.items() if "vocabulary" not in key},
-            "logits needs labels, or a vocabulary",
+            r"how many ids 'token' takes: \[vocabulary\] size",
         ),
         (changed("input", dtype="int32"), "input 'token' is int64, the contract says int32"),
         (
