@@ -18,7 +18,7 @@ UNITS = ("rpm", "A", "degC", "mm/s", "l/min", "degC")
 SPANS = np.array([3000.0, 20.0, 45.0, 4.0, 25.0, 12.0])
 """How far a channel moves in ordinary work; sizes of faults are parts of it."""
 
-NOISE = np.array([40.0, 0.5, 0.6, 0.15, 0.8, 0.4])
+NOISE = np.array([20.0, 0.3, 0.4, 0.12, 0.4, 0.3])
 """Standard deviation of each sensor's noise, in its unit."""
 
 NORMAL = "normal"

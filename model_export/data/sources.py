@@ -12,7 +12,7 @@
 | rst | the topics of `help()`, in the standard library |
 
 Versions are those of `constraints.txt`; a digest over all bytes says whether they were the same. A server
-has neither torch nor the tools: it finds python, c++, cython and rst, enough for the demo.
+has neither torch nor the tools: it finds python, c++, cython, protobuf and rst, enough for the demo.
 """
 
 import importlib.util
@@ -61,6 +61,11 @@ class Sources(NamedTuple):
     digest: str
 
 
+def held_out_files(language: str) -> tuple[SourceFile, ...]:
+    """Returns the files of one language that the network never saw; none if this machine has not any."""
+    return tuple(file for file in _first_bytes(_files(language)) if _is_held_out(file))
+
+
 def load_sources() -> Sources:
     """Reads what this machine has; a language that it has not is missing from the split."""
     found = {language: tuple(_first_bytes(_files(language))) for language in LANGUAGES}
@@ -93,7 +98,7 @@ def _files(language: str) -> Iterator[SourceFile]:
         for topic, text in sorted(topics.items()):
             yield SourceFile(f"rst/{topic}", text.encode())
     elif language == "yaml":
-        yield from _as_yaml(_files("json"))
+        yield from as_yaml(_files("json"))
     else:
         for package, folder, patterns in _FOLDERS[language]:
             yield from _in_package(language, package, folder, patterns)
@@ -108,7 +113,7 @@ def _in_package(language: str, package: str, folder: str, patterns: Iterable[str
             yield SourceFile(f"{language}/{package}/{path.relative_to(root).as_posix()}", data)
 
 
-def _as_yaml(files: Iterable[SourceFile]) -> Iterator[SourceFile]:
+def as_yaml(files: Iterable[SourceFile]) -> Iterator[SourceFile]:
     """Writes JSON files as YAML; without PyYAML (a server has none) there are none."""
     if importlib.util.find_spec("yaml") is None:
         return

@@ -39,8 +39,8 @@ FLOOR = 1e-7
 
 FRAMES_PER_SECOND = SAMPLE_RATE / FRAME
 
-_PLAN = Plan(steps=1500)
-_TRAINING, _HELD_OUT = range(48), range(1000, 1024)
+_PLAN = Plan(steps=1000, weight_decay=0.3, state_noise=0.1)
+_TRAINING, _HELD_OUT = range(80), range(1000, 1024)
 """Seeds of the recordings."""
 
 _SECONDS, _WINDOW = 30, 75
