@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from model_export.corpus import SourceFile
-from model_export.docstrings import START, train_tokenizer
+from model_export.subwords import START, train_tokenizer
 from model_export.words_contract import TOKENIZER_FILE, words_contract
 from model_export.words_graph import build_words_graph
 

@@ -17,10 +17,11 @@ from torch import Tensor
 from model_export import picture
 from model_export.bigrams import bigram_nats
 from model_export.corpus import Corpus
-from model_export.docstrings import START, VOCABULARY_SIZE, encode, load_docstrings, train_tokenizer
+from model_export.docstrings import load_docstrings
 from model_export.parity import BATCHES, STEPS, TOLERANCE, Parity, ParityError, difference, open_session
 from model_export.progress import Progress
 from model_export.report import compressor_rows
+from model_export.subwords import START, VOCABULARY_SIZE, encode, train_tokenizer
 from model_export.tasks.task import Cell, Folders, Outcome, facts_in_toml, lay_down, lay_down_picture
 from model_export.words_contract import TOKENIZER_FILE, words_contract
 from model_export.words_graph import Weights, build_words_graph
