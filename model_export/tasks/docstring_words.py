@@ -34,6 +34,9 @@ _RECIPE = WordsRecipe()
 _SMOOTHED = 50
 """Subwords over which the picture averages."""
 
+_EVERY = 4
+"""Of its points one in so many is drawn."""
+
 
 def train(folders: Folders, scale: float) -> Outcome:
     """See `task.Train`."""
@@ -188,10 +191,12 @@ def _picture(network: WordsNetwork, held_out: NDArray[np.int64], baseline: NDArr
     theirs = baseline[without_starts : without_starts + len(ours)] / math.log(2)
     pairs = ((ours, picture.OURS), (theirs, picture.BASELINE))
     smooth = [
-        picture.Curve(np.convolve(values, np.full(_SMOOTHED, 1 / _SMOOTHED), "valid").tolist(), colour)
+        picture.Curve(
+            np.convolve(values, np.full(_SMOOTHED, 1 / _SMOOTHED), "valid")[::_EVERY].tolist(), colour
+        )
         for values, colour in pairs
     ]
-    total = [picture.Curve((values.cumsum() / 1000).tolist(), colour) for values, colour in pairs]
+    total = [picture.Curve((values.cumsum() / 1000)[::_EVERY].tolist(), colour) for values, colour in pairs]
     most = max(float(values.sum()) for values, _ in pairs) / 1000
     lanes = [
         picture.Lane("surprise", "bits/subword", smooth, 0.0, 14.0, 110),
