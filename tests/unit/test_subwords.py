@@ -37,6 +37,15 @@ def test_pieces_have_the_ids_of_the_whole_text(kind, text):
     assert list(SERVED[kind].by_pieces(text.encode())) == PACKAGE[kind](text)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_white_space_of_any_kind_is_joined_with_what_follows_as_the_package_does(kind):
+    spaces = [chr(code) for code in range(0x3001) if chr(code).isspace()]
+    assert len(spaces) == 29
+    for space in spaces:
+        text = f"a{space}  list{space}\tof{space}"
+        assert list(SERVED[kind].by_pieces(text.encode())) == PACKAGE[kind](text), repr(space)
+
+
 @given(st.binary(max_size=60))
 @settings(max_examples=100, deadline=None)
 def test_bytes_of_any_kind_come_back_from_their_ids(subwords, data):
