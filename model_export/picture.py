@@ -1,5 +1,6 @@
 """Strip charts as SVG: lanes below one another over one axis of time, with shaded and named spans. Pure."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 from xml.sax.saxutils import escape
@@ -83,13 +84,20 @@ def draw(title: str, lanes: Sequence[Lane], spans: Sequence[Span], *, end: float
     for lane in lanes:
         parts += _lane(lane, top)
         top += lane.height + _GAP
-    ticks = [end * part / 6 for part in range(7)]
     parts += [
-        _text(_LEFT + tick * scale, bottom + 16, f"{tick:.3g}", size=11, colour=_FAINT, anchor="middle")
-        for tick in ticks
+        _text(_LEFT + tick * scale, bottom + 16, f"{tick:g}", size=11, colour=_FAINT, anchor="middle")
+        for tick in _ticks(end)
     ]
     parts.append(_text(20, bottom + 16, unit, size=11, colour=_FAINT))
     return "\n".join([*parts, "</svg>", ""])
+
+
+def _ticks(end: float) -> list[float]:
+    """Returns about six round numbers from 0 to the end."""
+    least = end / 6
+    power = 10.0 ** math.floor(math.log10(least))
+    step = next(step * power for step in (1, 2, 5, 10) if step * power >= least)
+    return [step * number for number in range(int(end / step) + 1)]
 
 
 def _lane(lane: Lane, top: int) -> list[str]:

@@ -65,7 +65,7 @@ def train(folders: Folders, scale: float) -> Outcome:
     Raises:
         FileNotFoundError: A language is missing from this machine.
     """
-    started_s = time.monotonic()
+    started_s = time.process_time()
     sources = load_sources()
     missing = [name for name in LANGUAGES if not sources.training[name] or not sources.held_out[name]]
     if missing:
@@ -98,7 +98,7 @@ def train(folders: Folders, scale: float) -> Outcome:
         f"{len(LANGUAGES)} languages; accuracy after so many bytes from anywhere in files it never saw",
         ("network", "parameters", "file, bytes", *(f"{length} bytes" for length in _LENGTHS)),
         rows,
-        {**facts, "minutes": round((time.monotonic() - started_s) / 60, 1)},
+        {**facts, "cpu minutes": round((time.process_time() - started_s) / 60, 1)},
     )
 
 
@@ -239,8 +239,8 @@ description = "of the bytes up to the last one of the chunk"
 
 def _picture(sources: Sources, network: Network, baseline: Network) -> str:
     """Draws the probability of the right language along a stream that turns through all of them."""
-    rng = np.random.default_rng(12)
-    length = 160
+    rng = np.random.default_rng(13)
+    length = 200
     passages = [
         _passage([file for file in sources.held_out[name] if len(file.data) >= length], rng, length)
         for name in LANGUAGES

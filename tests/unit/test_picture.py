@@ -10,7 +10,7 @@ def test_a_picture_is_xml_with_all_its_names():
     lanes = [Lane("a < b", "unit", [Curve([0.0, 1.0, 9.0], "#000")], 0.0, 1.0, threshold=0.5)]
     text = draw("Title & all", lanes, [Span(1, 2, "fault", "#eee")], end=3, unit="hours")
     found = [node.text for node in ElementTree.fromstring(text).iter("{http://www.w3.org/2000/svg}text")]
-    assert {"Title & all", "a < b", "unit", "fault", "hours", "0", "3"} <= set(found)
+    assert {"Title & all", "a < b", "unit", "fault", "hours", "0", "0.5", "3"} <= set(found)
 
 
 def test_values_beyond_a_lane_stay_at_its_edge():
