@@ -6,6 +6,8 @@ from typing import NamedTuple
 from xml.sax.saxutils import escape
 
 _WIDTH, _LEFT, _RIGHT, _TOP, _GAP = 960, 130, 20, 70, 10
+_NAME_CHAR = 6.2
+"""Width of a character of a span's name, about."""
 _FONT = "system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif"
 _INK, _FAINT, _GRID = "#1e293b", "#64748b", "#e2e8f0"
 OURS, BASELINE, SIGNAL = "#0f766e", "#c2410c", "#475569"
@@ -79,7 +81,7 @@ def draw(title: str, lanes: Sequence[Lane], spans: Sequence[Span], *, end: float
             f'<rect x="{left:.1f}" y="{_TOP - 8}" width="{max(width, 1.5):.1f}" '
             f'height="{bottom - _TOP + 8}" fill="{span.colour}" opacity="0.55"/>'
         )
-        parts.append(_text(left + 2, _TOP - 13, span.name, size=11, colour=_FAINT))
+    parts += _names([(_LEFT + span.start * scale + 2, span.name) for span in spans])
     top = _TOP
     for lane in lanes:
         parts += _lane(lane, top)
@@ -90,6 +92,16 @@ def draw(title: str, lanes: Sequence[Lane], spans: Sequence[Span], *, end: float
     ]
     parts.append(_text(20, bottom + 16, unit, size=11, colour=_FAINT))
     return "\n".join([*parts, "</svg>", ""])
+
+
+def _names(names: Sequence[tuple[float, str]]) -> list[str]:
+    """Returns names above the lanes; one that would run into the one before it stands higher."""
+    parts, end, height = [], 0.0, _TOP - 13
+    for left, name in names:
+        height = _TOP - 26 if left < end and height == _TOP - 13 else _TOP - 13
+        end = left + _NAME_CHAR * len(name)
+        parts.append(_text(left, height, name, size=11, colour=_FAINT))
+    return parts
 
 
 def _ticks(end: float) -> list[float]:

@@ -37,7 +37,7 @@ NAME = "code-language"
 HIDDEN, EMBEDDED = 128, 32
 BYTES = 256
 
-_PLAN = Plan(steps=1600, peak_rate=3e-3)
+_PLAN = Plan(steps=1300, peak_rate=3e-3, weight_decay=0.3, state_noise=0.1)
 _ROWS, _WINDOW = 64, 128
 _SHORTEST, _LONGEST = 64, 1500
 """Bytes of one language before a stream turns to another file."""
@@ -72,7 +72,7 @@ def train(folders: Folders, scale: float) -> Outcome:
         raise FileNotFoundError(f"no files of {', '.join(missing)}; `make train` installs what has them")
     torch.manual_seed(_PLAN.seed)
     network = Recurrent(Embedding(), EMBEDDED, HIDDEN, len(LANGUAGES))
-    baseline = Memoryless(Embedding(), EMBEDDED, HIDDEN, len(LANGUAGES))
+    baseline = Memoryless(Embedding(), EMBEDDED, EMBEDDED, len(LANGUAGES))
     plan = replace(_PLAN, steps=max(1, int(_PLAN.steps * scale)))
     for title, fitted in ((NAME, network), (f"{NAME}, memoryless", baseline)):
         with Progress(title, plan.steps, "nats") as progress:
