@@ -30,8 +30,8 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
 
-train: $(VENV)/.train           ## trains, exports and checks the shipped models
-	$(BIN)/python -m model_export train
+train: $(VENV)/.train           ## trains, exports and checks the shipped models, or the NETWORKS named
+	$(BIN)/python -m model_export train $(if $(NETWORKS),--networks $(NETWORKS))
 
 matrix: $(VENV)/.train $(VENV)/.server   ## networks of PyTorch, exported, served and compared; build/matrix.md
 	$(BIN)/python -m tests.matrix

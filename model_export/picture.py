@@ -1,10 +1,13 @@
 """Strip charts as SVG: lanes below one another over one axis of time, with shaded and named spans. Pure."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 from xml.sax.saxutils import escape
 
 _WIDTH, _LEFT, _RIGHT, _TOP, _GAP = 960, 130, 20, 70, 10
+_NAME_CHAR = 6.2
+"""Width of a character of a span's name, about."""
 _FONT = "system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif"
 _INK, _FAINT, _GRID = "#1e293b", "#64748b", "#e2e8f0"
 OURS, BASELINE, SIGNAL = "#0f766e", "#c2410c", "#475569"
@@ -78,18 +81,35 @@ def draw(title: str, lanes: Sequence[Lane], spans: Sequence[Span], *, end: float
             f'<rect x="{left:.1f}" y="{_TOP - 8}" width="{max(width, 1.5):.1f}" '
             f'height="{bottom - _TOP + 8}" fill="{span.colour}" opacity="0.55"/>'
         )
-        parts.append(_text(left + 2, _TOP - 13, span.name, size=11, colour=_FAINT))
+    parts += _names([(_LEFT + span.start * scale + 2, span.name) for span in spans])
     top = _TOP
     for lane in lanes:
         parts += _lane(lane, top)
         top += lane.height + _GAP
-    ticks = [end * part / 6 for part in range(7)]
     parts += [
-        _text(_LEFT + tick * scale, bottom + 16, f"{tick:.3g}", size=11, colour=_FAINT, anchor="middle")
-        for tick in ticks
+        _text(_LEFT + tick * scale, bottom + 16, f"{tick:g}", size=11, colour=_FAINT, anchor="middle")
+        for tick in _ticks(end)
     ]
     parts.append(_text(20, bottom + 16, unit, size=11, colour=_FAINT))
     return "\n".join([*parts, "</svg>", ""])
+
+
+def _names(names: Sequence[tuple[float, str]]) -> list[str]:
+    """Returns names above the lanes; one that would run into the one before it stands higher."""
+    parts, end, height = [], 0.0, _TOP - 13
+    for left, name in names:
+        height = _TOP - 26 if left < end and height == _TOP - 13 else _TOP - 13
+        end = left + _NAME_CHAR * len(name)
+        parts.append(_text(left, height, name, size=11, colour=_FAINT))
+    return parts
+
+
+def _ticks(end: float) -> list[float]:
+    """Returns about six round numbers from 0 to the end."""
+    least = end / 6
+    power = 10.0 ** math.floor(math.log10(least))
+    step = next(step * power for step in (1, 2, 5, 10) if step * power >= least)
+    return [step * number for number in range(int(end / step) + 1)]
 
 
 def _lane(lane: Lane, top: int) -> list[str]:

@@ -86,4 +86,6 @@ def _listed(facts: Mapping[str, Cell]) -> str:
 
 
 def _cell(value: Cell) -> str:
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    if isinstance(value, str):
+        return value
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"

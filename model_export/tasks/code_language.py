@@ -37,7 +37,7 @@ NAME = "code-language"
 HIDDEN, EMBEDDED = 128, 32
 BYTES = 256
 
-_PLAN = Plan(steps=1600, peak_rate=3e-3)
+_PLAN = Plan(steps=1300, peak_rate=3e-3, weight_decay=0.3, state_noise=0.1)
 _ROWS, _WINDOW = 64, 128
 _SHORTEST, _LONGEST = 64, 1500
 """Bytes of one language before a stream turns to another file."""
@@ -65,14 +65,14 @@ def train(folders: Folders, scale: float) -> Outcome:
     Raises:
         FileNotFoundError: A language is missing from this machine.
     """
-    started_s = time.monotonic()
+    started_s = time.process_time()
     sources = load_sources()
     missing = [name for name in LANGUAGES if not sources.training[name] or not sources.held_out[name]]
     if missing:
         raise FileNotFoundError(f"no files of {', '.join(missing)}; `make train` installs what has them")
     torch.manual_seed(_PLAN.seed)
     network = Recurrent(Embedding(), EMBEDDED, HIDDEN, len(LANGUAGES))
-    baseline = Memoryless(Embedding(), EMBEDDED, HIDDEN, len(LANGUAGES))
+    baseline = Memoryless(Embedding(), EMBEDDED, EMBEDDED, len(LANGUAGES))
     plan = replace(_PLAN, steps=max(1, int(_PLAN.steps * scale)))
     for title, fitted in ((NAME, network), (f"{NAME}, memoryless", baseline)):
         with Progress(title, plan.steps, "nats") as progress:
@@ -98,7 +98,7 @@ def train(folders: Folders, scale: float) -> Outcome:
         f"{len(LANGUAGES)} languages; accuracy after so many bytes from anywhere in files it never saw",
         ("network", "parameters", "file, bytes", *(f"{length} bytes" for length in _LENGTHS)),
         rows,
-        {**facts, "minutes": round((time.monotonic() - started_s) / 60, 1)},
+        {**facts, "cpu minutes": round((time.process_time() - started_s) / 60, 1)},
     )
 
 
@@ -239,8 +239,8 @@ description = "of the bytes up to the last one of the chunk"
 
 def _picture(sources: Sources, network: Network, baseline: Network) -> str:
     """Draws the probability of the right language along a stream that turns through all of them."""
-    rng = np.random.default_rng(12)
-    length = 160
+    rng = np.random.default_rng(13)
+    length = 200
     passages = [
         _passage([file for file in sources.held_out[name] if len(file.data) >= length], rng, length)
         for name in LANGUAGES

@@ -49,7 +49,7 @@ FALSE_ALARMS_PER_DAY = 1.0
 LIMIT = 10.0
 """Deviations from the mean beyond which a reading is cut off, so that no wild one fills the memory."""
 
-_PLAN = Plan(steps=2000, peak_rate=5e-3, weight_decay=0.1, state_noise=0.05)
+_PLAN = Plan(steps=2000, peak_rate=5e-3, weight_decay=0.3, state_noise=0.1)
 _TRAINING, _TUNING, _HELD_OUT = (12_000, 64, 1), (8_640, 16, 2), (8_640, 32, 3)
 """Readings, machines and seed; the threshold is chosen on `_TUNING`, every figure is of `_HELD_OUT`."""
 
@@ -87,7 +87,7 @@ class Normalise(nn.Module):
 
 def train(folders: Folders, scale: float) -> Outcome:
     """See `task.Train`."""
-    started_s = time.monotonic()
+    started_s = time.process_time()
     torch.manual_seed(_PLAN.seed)
     readings = make_readings(*_TRAINING)
     front = Normalise(readings.values)
@@ -119,7 +119,7 @@ def train(folders: Folders, scale: float) -> Outcome:
         ("network", "parameters", "file, bytes", "precision", "recall", "average precision",
          "false alarms per day", "all faults", *KINDS[1:]),
         rows,
-        {**facts, "minutes": round((time.monotonic() - started_s) / 60, 1)},
+        {**facts, "cpu minutes": round((time.process_time() - started_s) / 60, 1)},
     )  # fmt: skip
 
 

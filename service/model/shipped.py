@@ -12,7 +12,7 @@ FINGERPRINTS = frozenset(
         "0ec0385002d6de73ad6d12b5ce9d233f480fe46ae67725f4a32cb9fa1854e8af",  # python-source
         "f6ec7fe77fa2bcf0193614136887c7a53eb190fa12b869fa2baa010d54417754",  # python-source-elman
         "207509211cd09e548b0b4a73a168c2e876fddebf3b0436ba0ae7da752f49fea1",  # python-source-feedforward
-        "0a322c722b03b65a837e8d1a38f1af93b8b0b64277fa62cfa326f8e1b3d8e32a",  # sensor-anomaly
-        "3dc683c7018cdfc1ae65885d2b9140b488a5b0b99e88d5123ba487edfdab3a4f",  # sound-events
+        "c3acdcda153215e77c4d117fe138d1d47b4fee55e665b097cb06c01b2125f40f",  # sensor-anomaly
+        "fb288743112d85563098a816148d97bd7c2665b50d0b95f4e082e40d35d0a58e",  # sound-events
     )
 )

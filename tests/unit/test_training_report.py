@@ -23,7 +23,7 @@ def test_a_task_is_added_beside_the_networks_over_text(tmp_path):
     assert document["tasks"]["a"]["rows"][0] == {"network": "gru", "parameters": 1234, "accuracy": 0.875}
     page = (tmp_path / "TRAINING.md").read_text()
     assert "| gru | 10 | 100 | 1.500 |" in page
-    assert "| parameters | 1,234 |  |\n| accuracy | 0.875 | 0.5 |" in page
+    assert "| parameters | 1,234 |  |\n| accuracy | 0.875 | 0.500 |" in page
     assert page.index("## `a`") < page.index("## `b`")
 
 
