@@ -314,6 +314,8 @@ class _Reader:
                 self._fix(where, axis, place, extent)
         if "batch" not in axes:
             self._rows = 1
+        if "time" in axes and not where.startswith(("input", "output")):
+            raise ContractError(f'{where}: only tokens and outputs have an axis "time"; write its number')
         time, batch = (axes.index(axis) if axis in axes else None for axis in ("time", "batch"))
         return _Tensor(dtype, tuple(axis for axis in axes if isinstance(axis, int)), Layout(time, batch))
 

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from service.model.protocol import Model
 from service.model.token_inputs import opening_rows
-from service.model.trial_inputs import Sample, draw, fits, has_sizes, nudged
+from service.model.trial_inputs import LEAST_ROWS, Sample, draw, fits, has_sizes, nudged
+from service.model.trial_roles import wrong_role
 from service.model.trial_runs import (
     Case,
     Kind,
@@ -33,6 +34,7 @@ from service.model.trial_runs import (
     TrialFailed,
     distances,
     middle,
+    output_in_words,
     run,
     short,
 )
@@ -133,6 +135,7 @@ class _Trial:
         """Raises what is wrong, if anything is; else returns the largest differences."""
         with np.errstate(all="ignore"):
             self._repeat()
+            self._hold_roles()
             self._leave_out()
             for case in self._cases():
                 if case.row_count * case.token_count <= SMALL or self._is_time_left():
@@ -152,6 +155,18 @@ class _Trial:
                         f"{name} differs in two runs on the same tokens and state, so that no retry and no "
                         f"replica repeats a reply; export it for inference; {cause}"
                     )
+
+    def _hold_roles(self) -> None:
+        """Holds logits, probabilities and their logarithms against what such values are."""
+        given = self._runs.at_once(LEAST_ROWS, 1)
+        for spec in self._contract.outputs:
+            rows = given[output_in_words(spec)].reshape(LEAST_ROWS, -1).astype(np.float64)
+            if not np.isfinite(rows).all():
+                if not np.isfinite(rows).any() or np.isnan(rows).all():
+                    raise TrialFailed(f"{output_in_words(spec)} is not finite, whatever the token")
+                continue
+            if (found := wrong_role(spec.role, rows)) is not None:
+                raise TrialFailed(f"{output_in_words(spec)} is declared as {spec.role}, {found}")
 
     def _leave_out(self) -> None:
         """Asks for no output, and for one at a time: what a batch asks for is up to others as well."""

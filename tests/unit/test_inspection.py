@@ -37,11 +37,6 @@ def test_a_bare_file_that_is_clear_is_served_as_it_is():
     check_model(PATH, elman())  # the server's check agrees
 
 
-def test_what_inspect_writes_is_served_beside_the_file():
-    found = inspect_model(PATH, elman())
-    assert inspect_model(PATH, with_contract(elman(), found.contract)).refusal == ""
-
-
 def test_a_file_with_its_contract_inside_keeps_it(tmp_path):
     write_features_model(tmp_path / "model.onnx")
     found = inspect_model(PATH, read_model(tmp_path / "model.onnx"))

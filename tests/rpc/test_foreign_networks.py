@@ -1,0 +1,123 @@
+"""Networks of other forms, with nothing but a contract.toml, over gRPC and through a SIGKILL."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+import holdfast
+from service.demo.processes import ServerProcess
+from tests.foreign_graphs import NETWORKS
+
+CUTS = (0, 1, 4, 6, 9)
+ROWS = 2
+
+
+def slug(name):
+    return name.replace(" ", "-")
+
+
+@pytest.fixture(scope="module")
+def found():
+    """Replies by network and row."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory, found):
+    """A client of the second server of a folder; the first one was killed half-way."""
+    folder = tmp_path_factory.mktemp("foreign")
+    for name, network in NETWORKS.items():
+        network.write(folder / "models" / slug(name) / "1")
+    flags = ("--models", str(folder / "models"), "--strict-models")
+    with ServerProcess(folder / "data", *flags) as server:
+        with holdfast.Client(server.address) as client:
+            stream(client, CUTS[:3], found)
+        server.kill()
+    with ServerProcess(folder / "data", *flags) as server, holdfast.Client(server.address) as client:
+        yield client
+
+
+def stream(client, cuts, found):
+    for name, network in NETWORKS.items():
+        for row in range(ROWS):
+            session = client.session(f"{slug(name)}-{row}", model=slug(name), initial_state=network.opening)
+            tokens = network.tokens(CUTS[-1], row)
+            for begin, end in pairwise(cuts):
+                assert session.position == begin
+                reply = session.step(tokens[begin:end], outputs=True)
+                found.setdefault((name, row), []).append(reply.outputs)
+
+
+def test_every_form_streams_what_it_computes_through_a_kill(client, found):
+    stream(client, CUTS[2:], found)
+    for (name, row), replies in found.items():
+        network, session = NETWORKS[name], client.session(f"{slug(name)}-{row}")
+        compare(name, network, network.tokens(CUTS[-1], row), replies, session.state(), row)
+
+
+def compare(name, network, tokens, replies, state, row):
+    expected, last = network.expected(tokens, network.opening)
+    for output, values in expected.items():
+        given = np.concatenate([reply[output] for reply in replies])
+        if "last token" in name:
+            values = values[np.array(CUTS[1:]) - 1]
+        np.testing.assert_allclose(
+            given.reshape(values.shape), values, rtol=1e-5, atol=1e-5, err_msg=f"{name}, row {row}"
+        )
+    for tensor, value in last.items():
+        np.testing.assert_allclose(state[tensor], value, rtol=1e-5, atol=1e-5, err_msg=f"{name}, {tensor}")
+
+
+@pytest.mark.parametrize("name", ["last token of a run", "probabilities"])
+def test_classes_are_ranked_by_their_role(client, name):
+    network = NETWORKS[name]
+    tokens = network.tokens(5, 1)
+    [values] = network.expected(tokens)[0].values()
+    if name == "probabilities":
+        log_probs = np.log(values)
+    else:
+        log_probs = (values - np.log(np.exp(values).sum(axis=1, keepdims=True)))[-1:]
+    reply = client.session(model=slug(name)).step(tokens, top_k=4)
+    assert [[place for place, _ in row] for row in reply.top] == np.argsort(-log_probs, axis=1).tolist()
+    given = [[log_prob for _, log_prob in row] for row in reply.top]
+    np.testing.assert_allclose(given, -np.sort(-log_probs, axis=1), atol=1e-5)
+    [output] = client.model(slug(name)).outputs
+    assert len(output.labels) == 4
+
+
+def test_rows_of_a_batch_get_what_each_would_alone(client):
+    for name in ("last token of a run", "window", "no batch", "id and features"):
+        network = NETWORKS[name]
+        tokens = np.stack([network.tokens(3, row) for row in range(4)])
+        ids = [f"batch-{slug(name)}-{row}" for row in range(4)]
+        client.open_batch(slug(name), ids)
+        reply = client.step_batch(slug(name), ids, tokens, outputs=True)
+        assert not reply.errors
+        for row in range(4):
+            for output, values in network.expected(tokens[row])[0].items():
+                given = reply.outputs[output][row]
+                wanted = values[-1:] if "last" in name else values
+                np.testing.assert_allclose(given.reshape(wanted.shape), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_an_input_of_the_session_is_asked_for_kept_and_goes_on(client):
+    model = slug("input of the session")
+    with pytest.raises(holdfast.errors.InvalidRequest, match="needs speaker when a session is opened"):
+        client.session(model=model)
+    with pytest.raises(holdfast.errors.InvalidRequest, match="speaker"):
+        client.session(model=model, initial_state={"h": np.zeros(4, np.float32)})
+    session = client.session(model=model, initial_state={"speaker": np.ones(4, np.float32)})
+    session.step(np.zeros((2, 4), np.float32))
+    assert session.state()["speaker"].tolist() == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("wrong", [5, -1, 1.5])
+def test_a_number_that_is_no_id_is_refused_with_its_column(client, wrong):
+    session = client.session(model=slug("id and features"))
+    tokens = np.array([[1, 0, 0, 0, 0], [wrong, 0, 0, 0, 0]], np.float32)
+    with pytest.raises(
+        holdfast.errors.InvalidRequest, match=r"column 0 of token 1 is .*, expected is an id 0\.\.4"
+    ):
+        session.step(tokens)
+    assert session.step(tokens[:1]).position == 1
