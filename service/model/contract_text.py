@@ -14,7 +14,10 @@ from service.model.contract import GraphTensor
 from service.model.patterns import collapse
 
 Place = tuple[str, str, str]
-"""Table, tensor (its graph input, or name), and key; key "" is the head of the table."""
+"""Table, tensor (its graph input, or name), and key; key "" is the head of the table.
+
+Of a key that stands in no table: that key and twice "".
+"""
 Notes = Mapping[Place, str]
 
 _FIRST = ("contract_version", "description", "rows_per_run", "tokens_per_run")
@@ -51,7 +54,7 @@ def to_toml(document: Mapping[str, Any], notes: Notes | None = None) -> str:
     tables = {*_TABLES, *_LAST}
     plain = [key for key in document if key not in tables]
     plain.sort(key=lambda key: _FIRST.index(key) if key in _FIRST else len(_FIRST))
-    lines = [_line(key, document[key]) for key in plain]
+    lines = [_line(key, document[key]) + _remark(remarks, (key, "", "")) for key in plain]
     for topic in _TABLES:
         entries = _entries(document.get(topic))
         if topic == "state":

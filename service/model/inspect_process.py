@@ -18,6 +18,7 @@ from service.model.inspection import MAX_REPORT_BYTES
 from service.model.measuring import measured_outputs, step_times
 from service.model.onnx_wire import check_file
 from service.model.step_graph import BareGraph, StepGraph
+from service.model.trial import NotIndependent
 
 
 def main() -> None:
@@ -50,7 +51,11 @@ def _report() -> dict[str, Any]:
 
     def serve(data: bytes) -> None:
         graph = StepGraph(Path(), name="", version=1, data=data)
-        report["differences"] = try_in_time(graph, data)
+        try:
+            report["differences"] = try_in_time(graph, data)
+        except NotIndependent as error:
+            report["apart"] = list(error.apart)
+            raise
         report["step_s"] = step_times(graph)
         report["state_bytes"] = graph.contract.state_bytes
 

@@ -210,6 +210,7 @@ class _Completion:
             {name: self._outputs[name] for name in self._left_outputs()},
             self._fits,
             has_tokens=bool(self._tokens),
+            has_states=bool(self._states),
         )
         for name in left:
             near = [other for other in namesakes(name, self._left_outputs()) if other != name]
@@ -229,10 +230,17 @@ class _Completion:
             verb = "is" if len(left) == 1 else "are"
             self.doubts.append(f"what {shown}{more} {verb}: token, state, constant or session_input")
         self._tokens += guesses.tokens
+        if len(self._tokens) == 1 and not (self._states or guesses.states):
+            self._ask_context(self._tokens[0])
         self._states += guesses.states
         self._session_inputs += guesses.session_inputs
         self._constants |= guesses.constants
         self._notes |= guesses.notes
+
+    def _ask_context(self, token: Entry) -> None:
+        for key, question in (("token", "new values per token"), ("context", "kept from before it")):
+            token[key] = "?"
+            self._notes["input", token["name"], key] = f"? how many {question}"
 
     def _complete_outputs(self) -> None:
         named = {entry.get("name") for entry in self._results}

@@ -84,6 +84,12 @@ def test_a_bad_file_is_refused_with_the_reason(data, reason):
     assert found.step_s == {}
 
 
+def test_a_graph_that_mixes_rows_is_proposed_one_at_a_time():
+    proposal = inspect_model(PATH, elman(mixes=True)).contract
+    assert proposal.startswith("rows_per_run = 1  # ?")
+    assert inspect_model(PATH, with_contract(elman(mixes=True), proposal)).refusal == ""
+
+
 def test_a_file_that_never_ends_does_not_keep_anybody():
     found = inspect_model(PATH, endless().SerializeToString(), CheckLimits(cpu_s=1, wall_s=20.0))
     assert "took too much CPU time" in found.refusal

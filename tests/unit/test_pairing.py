@@ -7,10 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.model.axis_roles import named_role
+from service.model.bundle import unpack
 from service.model.contract import ContractError, GraphTensor
 from service.model.document import from_toml
 from service.model.name_stems import pair_names
 from service.model.pairing import complete, to_toml
+from service.model.step_graph import BareGraph
+from tests.foreign_graphs import NETWORKS
 
 
 def tensors(**shapes):
@@ -381,6 +384,27 @@ def test_a_context_needs_no_state():
     assert "state" not in document
 
 
+FOLLOWS = """
+batch first; time fixed at 1; batch and time fixed at 1; batch in the middle; batch last; no batch;
+float16; float64; int64; int32; int8; uint8; ten caches; every token of a run; last token of a run;
+initial number; initial list; float64 features; probabilities
+"""
+"""Networks of other forms whose contract follows from the graph; of the rest it does not."""
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_of_other_forms(name):
+    bundle = unpack(NETWORKS[name].bundle())
+    graph = BareGraph(bundle.graph).declared
+    if name == "rank 4":
+        return  # an axis of 1 may be time, or not: either is right
+    if name not in map(str.strip, FOLLOWS.split(";")):
+        with pytest.raises(ContractError):
+            complete({}, *graph)
+        return
+    assert axes(complete({}, *graph)) == axes(from_toml(bundle.contract))
+
+
 # -- what is refused ------------------------------------------------------------------------------
 
 REFUSED = {
@@ -478,6 +502,18 @@ def test_a_proposal_marks_what_is_a_guess():
     assert [line.partition("  # ?")[1] for line in guessed] == ["  # ?", "  # ?"]
     document = completed(inputs, outputs, tomllib.loads(proposal))
     assert pairs(document) == {"h": "getitem_1", "c": "getitem_2"}
+
+
+def test_a_proposal_asks_for_a_context_where_there_is_no_state():
+    error = refused(tensors(x=["batch", 80]), tensors(y=["batch", 2]))
+    assert 'context = "?"  # ? how many kept from before it' in error.proposal
+
+
+def test_an_input_that_pairs_with_nothing_beside_states_that_do_is_not_guessed_to_be_one():
+    inputs, outputs, _ = REFUSED["an embedding of a speaker"]
+    proposal = tomllib.loads(refused(inputs, outputs).proposal)
+    assert proposal["session_input"] == [{"name": "speaker", "axes": ["batch", 32]}]
+    assert len(proposal["state"]) == 1
 
 
 @pytest.mark.parametrize(
