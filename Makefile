@@ -9,7 +9,7 @@ export ORT_DISABLE_TELEMETRY := 1
 SOURCES := holdfast service model_export tests proto benchmarks
 
 .PHONY: demo serve prometheus test check train proto bench bench-quick bench-scale fuzz faults soak alerts \
-        protections deploy-check release-check settings format clean
+        protections deploy-check public-check release-check settings format clean
 
 demo: $(VENV)/.server           ## a network's memory, served live, surviving kill -9
 	$(BIN)/holdfast demo
@@ -66,6 +66,9 @@ protections: $(VENV)/.dev       ## takes every protection out, one at a time, an
 
 deploy-check: $(VENV)/.dev      ## runs docker-compose.yml without an engine, every profile; as root
 	HOLDFAST_TEST_DEPLOY=long $(BIN)/python -m pytest -q tests/deploy
+
+public-check: $(VENV)/.dev      ## downloads streaming networks of other people and serves them as they are
+	$(BIN)/python -m tests.public
 
 proto: $(VENV)/.dev             ## regenerates the committed stubs
 	$(BIN)/python proto/generate.py

@@ -28,6 +28,8 @@ _TOKEN_WORDS = frozenset(
 )
 _SAMPLE_RATES = frozenset(("sr", "sample_rate", "samplerate", "sampling_rate", "fs"))
 _USUAL_SAMPLE_RATE = 16000
+_MOST_GUESSED = 64
+"""Inputs for which outputs are looked through."""
 
 
 @dataclass
@@ -75,8 +77,9 @@ def guess_rest(
             guesses.notes["input", token, "name"] = "? is this the token"
         del left[token]
     free = [] if has_states else list(outputs)
-    for name, tensor in left.items():
-        follower = next((other for other in free if tensor.shape and fits(name, other)), None)
+    for number, (name, tensor) in enumerate(left.items()):
+        may_follow = free if tensor.shape and number < _MOST_GUESSED else []
+        follower = next((other for other in may_follow if fits(name, other)), None)
         if follower is not None:
             free.remove(follower)
             guesses.states.append({"input": name, "output": follower})
@@ -104,7 +107,7 @@ def _likely_token(
         is_worded = bool(_TOKEN_WORDS.intersection(words_of(name)))
         return is_single, not is_worded, any(fits(name, other) for other in outputs)
 
-    return min(left, key=rank)
+    return min(list(left)[:_MOST_GUESSED], key=rank)
 
 
 def _has_rows(tensor: GraphTensor) -> bool:

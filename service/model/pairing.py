@@ -28,6 +28,9 @@ __all__ = ["complete", "to_toml"]
 Tensors = Mapping[str, GraphTensor]
 Entry = dict[str, Any]
 
+MAX_TENSORS = 2000
+"""On each side of a graph; every state is one."""
+
 _MAX_TOLD = 3
 _ID_DTYPES = ("int32", "int64")
 _GROWING = "if the state grows: keep the last values in a ring buffer, and their count in a counter"
@@ -64,6 +67,9 @@ class _Completion:
     def __init__(
         self, document: Mapping[str, Any], inputs: Tensors, outputs: Tensors, switches: Tensors
     ) -> None:
+        for side, tensors in (("inputs", inputs), ("outputs", outputs)):
+            if len(tensors) > MAX_TENSORS:
+                raise ContractError(f"it has {len(tensors)} {side}, expected are at most {MAX_TENSORS}")
         self.doubts: list[str] = []
         self._document = dict(document)
         self._inputs, self._outputs = inputs, outputs
@@ -212,8 +218,9 @@ class _Completion:
             has_tokens=bool(self._tokens),
             has_states=bool(self._states),
         )
-        for name in left:
-            near = [other for other in namesakes(name, self._left_outputs()) if other != name]
+        left_outputs = self._left_outputs()
+        for name in left[:_MAX_TOLD]:
+            near = [other for other in namesakes(name, left_outputs) if other != name]
             if near and not self._fits(name, near[0]):
                 shown = describe(self._outputs[near[0]])
                 mine = describe(self._inputs[name])

@@ -169,8 +169,8 @@ def _growth(name: str, found: tuple[int, ...], promised: tuple[int, ...]) -> str
     if not is_state or not any(extent > said for extent, said in zip(found, promised, strict=True)):
         return ""
     return (
-        "; a state that grows with its tokens cannot be kept: export it as a ring buffer of fixed length, with "
-        "a counter that says where it begins"
+        "; a state that grows with its tokens cannot be kept: export it as a ring buffer of fixed length, "
+        "with a counter that says where it begins"
     )
 
 

@@ -11,7 +11,7 @@ from service.model.bundle import unpack
 from service.model.contract import ContractError, GraphTensor
 from service.model.document import from_toml
 from service.model.name_stems import pair_names
-from service.model.pairing import complete, to_toml
+from service.model.pairing import MAX_TENSORS, complete, to_toml
 from service.model.step_graph import BareGraph
 from tests.foreign_graphs import NETWORKS
 
@@ -530,6 +530,18 @@ def test_an_input_that_pairs_with_nothing_beside_states_that_do_is_not_guessed_t
 )
 def test_a_contract_that_contradicts_the_graph_is_refused(document, reason):
     assert reason in str(refused(*SILERO, document))
+
+
+def test_more_tensors_than_any_network_has_are_refused_before_they_are_looked_through():
+    many = {f"h{number}": GraphTensor("float32", ("batch", 4)) for number in range(MAX_TENSORS + 1)}
+    assert "it has 2001 inputs, expected are at most 2000" in str(refused(many, {}))
+    assert "it has 2001 outputs" in str(refused({}, many))
+
+
+def test_a_stem_that_all_outputs_have_pairs_nothing():
+    inputs = tensors(x=["batch", 3], h__1=["batch", 4])
+    outputs = {f"h.{number}": GraphTensor("float32", ("batch", 4)) for number in range(2, 40)}
+    assert "'h.1'" in str(refused(inputs, outputs))
 
 
 # -- the text -------------------------------------------------------------------------------------
