@@ -144,5 +144,12 @@ def _value(value: Any) -> str:
 
 
 def _text(text: str) -> str:
-    """Returns a basic string: TOML's escapes are those of JSON, but for DEL."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+    """Returns a basic string: TOML's escapes are those of JSON; what cannot be seen is escaped as well."""
+    return "".join(
+        char if char.isprintable() else _escaped(char) for char in json.dumps(text, ensure_ascii=False)
+    )
+
+
+def _escaped(char: str) -> str:
+    is_surrogate = "\ud800" <= char <= "\udfff"  # which no TOML can have
+    return "?" if is_surrogate else f"\\U{ord(char):08x}"

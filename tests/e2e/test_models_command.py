@@ -62,6 +62,13 @@ def test_the_command_of_models_finds_its_subcommands(tmp_path):
     assert done.stderr == f"holdfast models: {tmp_path}: no .onnx file in this folder\n"
 
 
+def test_a_client_that_is_no_server_is_told_what_to_install(models, monkeypatch):
+    monkeypatch.setattr("service.models_command.find_spec", lambda name: None)
+    done = models("check", ".")
+    assert done.code == 2
+    assert done.err == "holdfast models needs onnxruntime: pip install 'holdfast[server]'\n"
+
+
 def test_inspect_of_what_is_no_model_fails_in_a_line(models, tmp_path):
     (tmp_path / "net.onnx").write_bytes(b"nothing")
     done = models("inspect", "net.onnx")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from service.model.adding import place_of, put
-from service.model.bundle import Bundle, pack
+from service.model.bundle import Bundle, pack, unpack
 from service.model.check import CheckLimits, check_model
 from service.model.files import ModelFileError, read_model
 from service.model.inspection import inspect_completed, inspect_model
@@ -161,6 +161,24 @@ def test_a_place_that_cannot_be_is_refused(name, version, reason, tmp_path):
     with pytest.raises(ModelFileError) as caught:
         place_of(tmp_path, name, version, PATH)
     assert reason in str(caught.value)
+
+
+def test_a_config_of_triton_counts_beside_the_file_and_beside_its_versions(tmp_path):
+    folder = tmp_path / "net" / "1"
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(elman())
+    (folder / "other.onnx").write_bytes(elman())
+    (tmp_path / "net" / "config.pbtxt").write_text("max_batch_size: 3")
+    assert unpack(read_model(folder / "model.onnx")).contract == b"rows_per_run = 3\n"
+    assert unpack(read_model(folder / "other.onnx")).contract is None
+    (folder / "config.pbtxt").write_text("max_batch_size: 4")
+    assert unpack(read_model(folder / "model.onnx")).contract == b"rows_per_run = 4\n"
+    (folder / "contract.toml").write_text("rows_per_run = 5")
+    assert unpack(read_model(folder / "model.onnx")).contract == b"rows_per_run = 5"
+    (folder / "contract.toml").unlink()
+    (folder / "config.pbtxt").write_text("max_batch_size {")
+    with pytest.raises(ModelFileError, match=r"config\.pbtxt: line 1"):
+        read_model(folder / "model.onnx")
 
 
 def test_initial_values_from_a_file_are_part_of_the_model(tmp_path):

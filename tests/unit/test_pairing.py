@@ -565,6 +565,13 @@ def test_what_is_written_is_what_was_meant():
     assert to_toml(document) == to_toml(dict(reversed(document.items())))
 
 
+def test_what_a_terminal_would_obey_is_written_as_an_escape():
+    name = "a\x9b31m\u202e\ud800\x00"
+    text = to_toml({"input": [{"name": name}], "constants": {name: 1}})
+    assert text.replace("\n", "").isprintable()
+    assert tomllib.loads(text)["input"]["name"] == name.replace("\ud800", "?")
+
+
 def test_remarks_cannot_leave_their_line():
     text = to_toml({"input": {"name": "x"}}, {("input", "x", ""): "a\nb = 1\r\x00"})
     assert tomllib.loads(text) == {"input": {"name": "x"}}
