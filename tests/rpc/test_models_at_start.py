@@ -8,7 +8,6 @@ from onnx import helper
 
 import holdfast
 from service.demo.processes import ServerProcess
-from tests.bare_graphs import elman
 from tests.hostile_models import external_tensor, lying, step_graph
 from tests.mixing_graphs import beside, less_mean
 from tests.models import CONTRACT, write_features_model
@@ -39,10 +38,6 @@ BROKEN = {
     ),
     "other shapes": (write(lying()), "a step gives output 'y'"),
     "truncated": (write_truncated, "not a loadable ONNX graph"),
-    "no state pair": (
-        lambda path: (path.parent.mkdir(parents=True), path.write_bytes(elman(after="getitem_1"))),
-        "what 'x' (float32 [batch, 3]), 'h' (float32 [batch, 4]) are",
-    ),
     "fixed batch": (lambda path: write_features_model(path, batch=4), "the batch axis 0 is fixed at 4"),
 }
 

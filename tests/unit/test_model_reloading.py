@@ -176,7 +176,7 @@ async def test_a_model_that_mixes_rows_is_loaded_once_a_setting_says_so(scene):
     path.parent.mkdir(parents=True)
     path.write_bytes(beside(less_mean))
     [refused] = await scene.reloading().reload()
-    assert "use --apart NAME=rows" in str(refused)
+    assert "--apart NAME=rows" in str(refused)
     assert await scene.reloading(apart={"mean": frozenset({"rows"})}).reload() == []
     assert scene.models.find("mean").contract.apart == {"rows"}
 
