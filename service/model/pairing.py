@@ -322,9 +322,9 @@ class _Completion:
         if topic == "state":
             doubt += f" ({_GROWING})"
         elif topic == "input" and draft.has(BATCH):
-            question = "how many values a token has, or time"
+            question = "how many values a token has, what is kept before it included; or time"
         elif topic == "input":
-            question = "batch, time, or how many values a token has"
+            question = "batch, time, or how many values a token has, what is kept before it included"
             if plural and not draft.has(TIME):
                 entry["axes"][draft.open[0]] = BATCH  # nearly always
         self.doubts.append(doubt)
