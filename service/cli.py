@@ -11,7 +11,7 @@ from service.standard_streams import obeying_pipes, open_missing
 USAGE = """usage: holdfast COMMAND [--help] [options], or holdfast --version
 
 serve     runs a server: gRPC, metrics, and by default an embedded store
-demo      streams text through a server that is killed half-way, and judges the outputs
+demo      streams tokens through a server that is killed half-way, and judges the outputs
 bench     loads a running server and prints what its clients see
 verify    proves from what clients recorded that nothing was lost and nothing applied twice
 session   shows a session, or releases one that is held

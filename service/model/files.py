@@ -135,7 +135,8 @@ def stamps_of(path: Path) -> Stamps | None:
     own = _stamp_of(path)
     if own is None:
         return None
-    beside = sorted([path.with_name(CONTRACT_FILE), *_configs(path), *path.parent.glob("*.npy")])
+    named = (*path.parent.glob("*.npy"), *path.parent.glob("*.json"))
+    beside = sorted([path.with_name(CONTRACT_FILE), *_configs(path), *named])
     return (own, *map(_stamp_of, beside))
 
 

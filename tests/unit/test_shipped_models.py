@@ -1,6 +1,9 @@
 """The models that ship: small, what their contract says, and ordered by what memory is worth."""
 
+import json
 import math
+import operator
+import tomllib
 
 import numpy as np
 import pytest
@@ -10,6 +13,10 @@ from service.config import Settings
 from service.model.repository import ModelRepository
 
 NAMES = ("python-source", "python-source-elman", "python-source-feedforward")
+"""Over text, best first."""
+
+OTHERS = ("code-language", "sensor-anomaly", "sound-events")
+"""Of other shapes; tests/rpc/test_shapes.py compares what they give."""
 
 
 @pytest.fixture(scope="module")
@@ -25,12 +32,40 @@ def log_probs(model, data):
 
 
 def test_the_shipped_models_are_served(repository):
-    assert tuple(model.name for model in repository) == NAMES
+    assert sorted(model.name for model in repository) == sorted((*NAMES, *OTHERS, "docstring-words"))
 
 
 def test_they_are_small():
     for name in NAMES:
         assert (Settings().models / name / "1" / "model.onnx").stat().st_size <= 3_000_000
+    for name in OTHERS:
+        assert (Settings().models / name / "1" / "model.onnx").stat().st_size <= 400_000
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_they_are_worth_is_on_record(name):
+    """Each is measured beside a network without memory, and better at what it is for."""
+    tasks = json.loads((Settings().models / "training.json").read_text())["tasks"]
+    rows = {row["network"]: row for row in tasks[name]["rows"]}
+    figure, better = {
+        "code-language": ("256 bytes", operator.gt),
+        "sensor-anomaly": ("average precision", operator.gt),
+        "sound-events": ("frame error", operator.lt),
+    }[name]
+    assert better(rows["gru"][figure], rows["memoryless"][figure])
+    size = (Settings().models / name / "1" / "model.onnx").stat().st_size
+    assert rows["gru"]["file, bytes"] == size, "the figures are of another file"
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_they_say_what_they_are(repository, name):
+    contract = repository.find(name).contract
+    labels = [output.labels for output in contract.outputs if output.labels]
+    assert labels
+    assert len(set(labels[0])) == len(labels[0])
+    page = tomllib.loads((Settings().models / name / "1" / "contract.toml").read_text())
+    assert page["description"].endswith(".")
+    assert {"data", "network", "parity", "seed"} <= page["facts"].keys()
 
 
 @pytest.mark.parametrize("name", NAMES)
