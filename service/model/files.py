@@ -188,9 +188,10 @@ def _with_config(path: Path, graph: bytes, max_bytes: int) -> bytes:
     return pack(Bundle(graph, to_toml(document).encode(), files))
 
 
-def _configs(path: Path) -> tuple[Path, Path]:
+def _configs(path: Path) -> list[Path]:
     """Returns where a config.pbtxt may lie: beside the file, or beside its versions, as Triton has it."""
-    return path.with_name(CONFIG_FILE), path.parent.parent / CONFIG_FILE
+    is_version = path.name == MODEL_FILE and path.parent.name.isdecimal()
+    return [path.with_name(CONFIG_FILE), *([path.parent.parent / CONFIG_FILE] if is_version else [])]
 
 
 def read_file(path: Path, max_bytes: int = MAX_MODEL_BYTES) -> bytes:

@@ -20,6 +20,7 @@ from service.model.measuring import measured_outputs, step_times
 from service.model.onnx_wire import check_file
 from service.model.step_graph import BareGraph
 from service.model.subwords import import_tokenizers
+from service.model.trial import NotIndependent
 
 
 def main() -> None:
@@ -53,7 +54,11 @@ def _report() -> dict[str, Any]:
 
     def serve(data: bytes) -> None:
         model = load_model(Path(), name="", version=1, data=data)
-        report["differences"] = try_in_time(model, data)
+        try:
+            report["differences"] = try_in_time(model, data)
+        except NotIndependent as error:
+            report["apart"] = list(error.apart)
+            raise
         report["step_s"] = step_times(model)
         report["state_bytes"] = model.contract.state_bytes
 

@@ -54,8 +54,8 @@ def measured_outputs(graph: BareGraph, bundle: Bundle) -> dict[str, list[int | N
     Returns:
         Output -> its extents; None where they follow the rows or tokens.
     """
-    document = _document(graph, bundle)
     try:
+        document = _document(graph, bundle)
         found = [graph.shapes(_feed(document, graph.declared, bundle, *sizes)) for sizes in _SIZES]
     except MemoryError:
         raise

@@ -206,9 +206,9 @@ class BareGraph:
     def __init__(self, data: bytes) -> None:
         try:
             self._session = _create_session(data)
-        except _NotAGraph as error:
+            self.declared = graph_of(self._session)
+        except (ContractError, _NotAGraph) as error:
             raise ModelFileError(Path(), str(error)) from None
-        self.declared = graph_of(self._session)
         self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
 
     def shapes(self, feed: Arrays) -> dict[str, tuple[int, ...]]:
