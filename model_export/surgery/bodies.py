@@ -24,6 +24,7 @@ from model_export.surgery.axes import (
     Size,
     is_fixed,
     is_same,
+    number_of,
 )
 from model_export.surgery.translation import (
     StatePair,
@@ -259,21 +260,23 @@ def _translated(
     graph = helper.make_graph(
         inner.nodes,
         body.name or "step",
-        [_bare(info) for info in body.input],
-        [_bare(info) for info in body.output],
+        [_declared(info, value) for info, value in zip(body.input, inputs, strict=True)],
+        [_declared(info, value) for info, value in zip(body.output, outputs, strict=True)],
         list(inner.weights.values()),
     )
     return _Body(graph, outputs)
 
 
-def _bare(info: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
-    """Returns a tensor's declaration without its shape, which may have a fixed batch in it."""
+def _declared(info: onnx.ValueInfoProto, value: Value) -> onnx.ValueInfoProto:
+    """Returns a tensor's declaration with free axes, where the original may have a fixed batch."""
     dtype = info.type.tensor_type.elem_type
-    return (
-        helper.make_tensor_value_info(info.name, dtype, None)
-        if dtype
-        else onnx.ValueInfoProto(name=info.name)
-    )
+    if not dtype:
+        return onnx.ValueInfoProto(name=info.name)
+    shape: list[int | str | None] = [
+        number_of(axis) if is_fixed(axis) else str(axis[0]) if len(axis) == 1 else None
+        for axis in value.axes
+    ]
+    return helper.make_tensor_value_info(info.name, dtype, shape)
 
 
 def _state_inputs(
