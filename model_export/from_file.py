@@ -53,16 +53,15 @@ def export_file(
     Raises:
         Refused: One line with the reason and the way out; nothing is written.
     """
-    model, document = to_step_graph(load(source), constants)
-    if int8 or float16_state:
-        smaller, document = quantise(model, document, int8=int8, float16_state=float16_state)
-        drift = check_drift((model, document), (smaller, document), max_drift=max_drift)
-        model = smaller
-        document = {**document, "facts": {**document.get("facts", {}), "drift": drift.in_words()}}
-        write_model(model, document, out, overwrite=overwrite)
-        drift.write(out)
-        return document
+    whole = to_step_graph(load(source), constants)
+    if not int8 and not float16_state:
+        write_model(*whole, out, overwrite=overwrite)
+        return whole[1]
+    model, document = quantise(*whole, int8=int8, float16_state=float16_state)
+    drift = check_drift(whole, (model, document), max_drift=max_drift)
+    document["facts"] = {**document["facts"], "drift": drift.in_words()}
     write_model(model, document, out, overwrite=overwrite)
+    drift.write(out)
     return document
 
 

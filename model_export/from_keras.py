@@ -1,4 +1,4 @@
-"""Builds the whole-sequence ONNX graph of a Keras 3 network from its layers' weights; keras is not imported.
+"""Builds the whole-sequence ONNX graph of a Keras 3 network from its layers' weights, without keras.
 
 Keras' own ONNX export writes a recurrent layer out token by token, and leaves the state of `stateful=True`
 out; the weights say all there is to say. `to_step_graph` then makes a step graph of it. A network is a
@@ -23,8 +23,10 @@ TOLERANCE = 1e-5
 COMPARED = 16
 """Tokens of the comparison with the network itself."""
 
-_OPS = {"relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh", "softplus": "Softplus", "softsign": "Softsign",
-        "gelu": "Gelu", "elu": "Elu", "selu": "Selu", "silu": "Swish", "mish": "Mish"}  # fmt: skip
+_OPS = {
+    "relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh", "softplus": "Softplus", "softsign": "Softsign",
+    "gelu": "Gelu", "elu": "Elu", "selu": "Selu", "mish": "Mish",
+}  # fmt: skip
 _CELL_ACTIVATIONS = {"tanh": "Tanh", "sigmoid": "Sigmoid", "relu": "Relu", "softplus": "Softplus",
                      "softsign": "Softsign", "hard_sigmoid": "HardSigmoid", "elu": "Elu"}  # fmt: skip
 _IDLE = frozenset(
@@ -85,7 +87,8 @@ def _compare(network: Any, model: onnx.ModelProto, takes_ids: bool, width: int |
     difference = float((np.abs(expected - given) / np.maximum(1.0, np.abs(expected))).max())
     if not difference <= TOLERANCE:
         raise Refused(
-            f"the graph differs from the Keras network by {difference:.2g}, at most {TOLERANCE:g} is let through"
+            f"the graph differs from the Keras network by {difference:.2g}, at most {TOLERANCE:g} is "
+            "let through"
         )
 
 
@@ -180,7 +183,8 @@ class _Builder:
         (size,), (dilation,), (stride,) = layer.kernel_size, layer.dilation_rate, layer.strides
         if layer.padding != "causal" and size > 1:
             raise Refused(
-                f"layer {layer.name!r} has padding {layer.padding!r}, which looks ahead; train it with 'causal'"
+                f"layer {layer.name!r} has padding {layer.padding!r}, which looks ahead; train it "
+                "with 'causal'"
             )
         if stride != 1 or not self._has_time:
             raise Refused(
@@ -222,7 +226,8 @@ class _Builder:
             )
         if not self._has_time:
             raise Refused(
-                f"layer {layer.name!r} reads one value for all tokens; return_sequences is missing before it"
+                f"layer {layer.name!r} reads one value for all tokens; return_sequences is missing "
+                "before it"
             )
         kernel, recurrent, *bias = layer.get_weights()
         units = len(recurrent)

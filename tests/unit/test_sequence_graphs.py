@@ -1,4 +1,4 @@
-"""Whole-sequence graphs become step graphs, or are refused with the reason: the cases of onnx, and our own."""
+"""Whole-sequence graphs become step graphs, or are refused with the reason: cases of onnx, and our own."""
 
 import importlib
 
@@ -73,8 +73,8 @@ CASES = {
     "test_sequence_map_add_1_sequence_1_tensor_expanded": NO_TENSOR,
     "test_sequence_map_extract_shapes_expanded": NO_TENSOR,
 }
-"""Case of onnx.backend.test.case.node with a recurrence -> why it is refused; None if it streams. A case that
-the installed onnx does not have is skipped, one that is not listed fails `test_every_case_is_listed`."""
+"""Case of onnx.backend.test.case.node with a recurrence -> why it is refused; None if it streams. A case
+that the installed onnx does not have is skipped, one that is not listed fails a test."""
 
 CONSTANTS = {
     "W",
@@ -317,7 +317,8 @@ def loop_model(turns=None, goes_on=True, start=None):
     condition = "on" if goes_on else body.add("Not", "on")
     graph = helper.make_graph(
         [*body.nodes, helper.make_node("Identity", [condition], ["on_next"]),
-         helper.make_node("Identity", [after], ["h_next"]), helper.make_node("Identity", [after], ["h_shown"])],
+         helper.make_node("Identity", [after], ["h_next"]),
+         helper.make_node("Identity", [after], ["h_shown"])],
         "body",
         [INFO("turn", INT64, []), INFO("on", TensorProto.BOOL, []), INFO("h", FLOAT, None)],
         [INFO("on_next", TensorProto.BOOL, []), INFO("h_next", FLOAT, None), INFO("h_shown", FLOAT, None)],
@@ -361,7 +362,7 @@ def behind(add, shape=("time", "batch", 6), **options):
 
 
 LOOKS = {
-    "mean over time": (lambda net, y, h: net.add("ReduceMean", y, axes=[0]), "ReduceMean .* reduces the time"),
+    "mean over time": (lambda net, y, h: net.add("ReduceMean", y, axes=[0]), "reduces the time"),
     "softmax over time": (lambda net, y, h: net.add("Softmax", y, axis=0), "normalises over the time"),
     "sum along time": (
         lambda net, y, h: net.add("CumSum", y, net.const(0, np.int64)), "adds up along the time"
@@ -373,7 +374,9 @@ LOOKS = {
         "every token against every other",
     ),
     "flip": (
-        lambda net, y, h: net.add("Slice", y, net.ints(-1), net.ints(-(1 << 40)), net.ints(0), net.ints(-1)),
+        lambda net, y, h: net.add(
+            "Slice", y, net.ints(-1), net.ints(-(1 << 40)), net.ints(0), net.ints(-1)
+        ),
         "turns the time axis round",
     ),
     "last beside all": (lambda net, y, h: net.add("Add", y, h), "earlier tokens see later ones"),
@@ -387,9 +390,11 @@ LOOKS = {
         "number of tokens or rows",
     ),
     "random": (lambda net, y, h: net.add("Add", y, net.add("RandomNormalLike", y)), "draws random numbers"),
-    "batch scale": (lambda net, y, h: net.add("DynamicQuantizeLinear", y, count=3)[0], "rows see one another"),
+    "batch scale": (
+        lambda net, y, h: net.add("DynamicQuantizeLinear", y, count=3)[0], "rows see one another"
+    ),
     "custom operator": (lambda net, y, h: net.add("Thing", y, domain="mine"), "custom operator of 'mine'"),
-    "unknown operator": (lambda net, y, h: net.add("Det", y), "nothing is known of what this operator does"),
+    "unknown operator": (lambda net, y, h: net.add("Det", y), "nothing is known of what this operator"),
 }  # fmt: skip
 
 
