@@ -14,7 +14,9 @@ from model_export.export import export
 from model_export.networks import StepNetwork
 from model_export.progress import Progress
 from model_export.recipes import MODEL_NAMES, RECIPES, SHIPPED
-from model_export.report import Row, compressor_rows, table, write
+from model_export.report import Row, compressor_rows, table, task_table, write
+from model_export.tasks.every import TASKS
+from model_export.tasks.task import Cell, Folders
 from model_export.train import Recipe, bits_per_byte, train
 from service.model.apart import PARTS
 
@@ -26,7 +28,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m model_export")
     parser.add_argument("command", choices=["train"])
     parser.add_argument("--out", type=Path, default=Path("models"), help="folder of the models")
-    parser.add_argument("--networks", nargs="+", choices=list(MODEL_NAMES), default=[])
+    parser.add_argument("--networks", nargs="+", choices=[*MODEL_NAMES, *TASKS], default=[])
+    parser.add_argument(
+        "--pictures", type=Path, default=Path("docs/pictures"), help="folder of the pictures"
+    )
     parser.add_argument("--scale", type=float, default=1.0, help="factor on the number of updates")
     parser.add_argument("--threads", type=int, default=2, help="threads for the matrix products")
     parser.add_argument(
@@ -39,11 +44,25 @@ def main() -> None:
         for recipe in RECIPES
         if not arguments.networks or recipe.network in arguments.networks
     ]
-    train_all(recipes, arguments.out, arguments.apart)
+    rows, facts = train_all(recipes, arguments.out, arguments.apart) if recipes else ([], {})
+    folders = Folders(arguments.out, arguments.pictures)
+    outcomes = [
+        train_task(folders, arguments.scale)
+        for name, train_task in TASKS.items()
+        if not arguments.networks or name in arguments.networks
+    ]
+    write(arguments.out, rows, facts, outcomes)
+    for text in (table(rows), *(task_table(outcome) for outcome in outcomes)):
+        print(text, end="\n\n")
 
 
-def train_all(recipes: list[Recipe], out: Path, apart: Collection[str] = ()) -> None:
-    """Trains and exports one network after the other, then writes and prints the table.
+def train_all(
+    recipes: list[Recipe], out: Path, apart: Collection[str] = ()
+) -> tuple[list[Row], dict[str, Cell]]:
+    """Trains and exports one byte network after the other.
+
+    Returns:
+        Rows of the table and facts on the corpus.
 
     Raises:
         ParityError: A step graph differs from its network.
@@ -54,15 +73,14 @@ def train_all(recipes: list[Recipe], out: Path, apart: Collection[str] = ()) -> 
     rows = compressor_rows(held_out)
     for recipe in recipes:
         rows.append(_train_one(recipe, corpus, held_out, out, apart))
-    facts: dict[str, str | int | float] = {
+    facts: dict[str, Cell] = {
         "corpus": f"standard library of Python {platform.python_version()}, without tests",
         "corpus_sha256": corpus.digest,
         "training_bytes": len(join(corpus.training)),
         "held_out_bytes": len(held_out),
         "minutes": round((time.monotonic() - started_s) / 60, 1),
     }
-    write(out, rows, facts)
-    print(table(rows))
+    return rows, facts
 
 
 def _train_one(recipe: Recipe, corpus: Corpus, held_out: bytes, out: Path, apart: Collection[str]) -> Row:
@@ -80,9 +98,7 @@ def _train_one(recipe: Recipe, corpus: Corpus, held_out: bytes, out: Path, apart
     return Row(recipe.network, _parameter_count(network), target.stat().st_size, bits)
 
 
-def _facts(
-    recipe: Recipe, network: StepNetwork, corpus: Corpus, bits: float
-) -> dict[str, str | int | float]:
+def _facts(recipe: Recipe, network: StepNetwork, corpus: Corpus, bits: float) -> dict[str, Cell]:
     return {
         "network": recipe.network,
         "hidden": recipe.hidden,

@@ -117,7 +117,7 @@ class Gru(StepNetwork):
         assert self.recurrent is not None
         (h,) = states
         split = [2 * self.hidden, self.hidden]
-        in_gates, in_new = gates.split(split, dim=1)
+        in_gates, in_new = gates.split(split, dim=1)  # type: ignore[no-untyped-call]
         hidden_gates, hidden_new = self.recurrent(h).split(split, dim=1)
         r, z = torch.sigmoid(in_gates + hidden_gates).chunk(2, dim=1)
         n = torch.tanh(in_new + r * hidden_new)

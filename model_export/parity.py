@@ -61,16 +61,16 @@ def check_parity(network: StepNetwork, graph: bytes, text: bytes) -> Parity:
     Raises:
         ParityError: Some difference is above 1e-5, or not a number.
     """
-    session = _session(graph)
+    session = open_session(graph)
     precise = copy.deepcopy(network).double()
     worst = noise = 0.0
     for batch in BATCHES:
         tokens = _tokens(text, batch)
         expected = _run_network(network, tokens)
-        noise = max(noise, _difference(expected, _run_network(precise, tokens)))
+        noise = max(noise, difference(expected, _run_network(precise, tokens)))
         for count in STEPS_PER_CALL:
             given = _run_graph(session, network.state_names, network.hidden, tokens, count)
-            worst = max(worst, _difference(expected, given))
+            worst = max(worst, difference(expected, given))
     if not worst <= TOLERANCE:
         raise ParityError(
             f"largest difference in {STEPS} steps is {worst:g}, at most {TOLERANCE:g} is let through; "
@@ -79,7 +79,8 @@ def check_parity(network: StepNetwork, graph: bytes, text: bytes) -> Parity:
     return Parity(STEPS, BATCHES, STEPS_PER_CALL, worst, noise)
 
 
-def _session(graph: bytes) -> ort.InferenceSession:
+def open_session(graph: bytes) -> ort.InferenceSession:
+    """Opens a graph to run on one thread."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3  # it warns of every input with a default
@@ -124,8 +125,11 @@ def _run_graph(
     return outputs + [np.stack(column) for column in zip(*(part[2:] for part in parts), strict=True)]
 
 
-def _difference(expected: Sequence[NDArray[Any]], given: Sequence[NDArray[Any]]) -> float:
-    """Returns the largest difference; states given after some steps only are compared there."""
+def difference(expected: Sequence[NDArray[Any]], given: Sequence[NDArray[Any]]) -> float:
+    """Returns the largest difference; states given after some steps only are compared there.
+
+    It is absolute up to magnitude 1 and relative above it; infinite if a value is not finite.
+    """
     worst = 0.0
     for left, right in zip(expected, given, strict=True):
         stride = len(left) // len(right)

@@ -1,4 +1,4 @@
-"""Shows training as it runs: bits per byte and time left, as a bar, or as lines without a terminal."""
+"""Shows training as it runs: the loss and the time left, as a bar, or as lines without a terminal."""
 
 import sys
 import time
@@ -13,28 +13,30 @@ _LINES = 20
 
 
 class Progress:
-    """Counts updates and shows the smoothed bits per byte of the training windows.
+    """Counts updates and shows the smoothed loss of the training windows.
 
     Args:
         title: What is trained.
         steps: Number of updates.
+        unit: Of the loss.
     """
 
-    def __init__(self, title: str, steps: int) -> None:
+    def __init__(self, title: str, steps: int, unit: str = "bits/byte") -> None:
         self._title = title
         self._steps = steps
         self._done = 0
-        self._bits = 0.0
+        self._unit = unit
+        self._loss = 0.0
         self._started_s = time.monotonic()
         self._bar = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn("{task.fields[bits]:.3f} bits/byte"),
+            TextColumn("{task.fields[loss]:.3f} " + unit),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             disable=not sys.stdout.isatty(),
         )
-        self._task = self._bar.add_task(title, total=steps, bits=float("nan"))
+        self._task = self._bar.add_task(title, total=steps, loss=float("nan"))
 
     def __enter__(self) -> Self:
         """Starts the bar."""
@@ -50,12 +52,12 @@ class Progress:
         """Stops the bar."""
         self._bar.stop()
 
-    def advance(self, bits: float) -> None:
-        """Counts one update with this many bits per byte."""
+    def advance(self, loss: float) -> None:
+        """Counts one update with this loss."""
         self._done += 1
         weight = min(_SMOOTHING, 1 - 1 / self._done)
-        self._bits = weight * self._bits + (1 - weight) * bits
-        self._bar.update(self._task, advance=1, bits=self._bits)
+        self._loss = weight * self._loss + (1 - weight) * loss
+        self._bar.update(self._task, advance=1, loss=self._loss)
         if self._bar.disable and self._done % max(1, self._steps // _LINES) == 0:
             self._print_line()
 
@@ -63,7 +65,7 @@ class Progress:
         elapsed_s = time.monotonic() - self._started_s
         left_s = elapsed_s / self._done * (self._steps - self._done)
         print(
-            f"{self._title}: {self._done}/{self._steps} updates, {self._bits:.3f} bits/byte, "
+            f"{self._title}: {self._done}/{self._steps} updates, {self._loss:.3f} {self._unit}, "
             f"{left_s:.0f} s left",
             flush=True,
         )

@@ -12,6 +12,7 @@ small errors, so that rounding does not grow along a stream of any length.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -75,7 +76,19 @@ def train(recipe: Recipe, data: bytes, progress: Progress) -> StepNetwork:
     return network.eval()
 
 
-def learning_rate(recipe: Recipe, step: int) -> float:
+class Rated(Protocol):
+    """What has a learning rate: see `Recipe` for the attributes."""
+
+    @property
+    def steps(self) -> int:
+        """Updates of the weights."""
+
+    @property
+    def peak_rate(self) -> float:
+        """Highest learning rate."""
+
+
+def learning_rate(recipe: Rated, step: int) -> float:
     """Returns the rate of an update: a short linear warm-up, then a cosine."""
     warm_up = min(100, recipe.steps // 10)
     if step < warm_up:

@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,19 @@ from service.model.bundle import Bundle, pack, unpack
 from service.model.contract import ContractError
 from service.model.contract_text import describe
 from service.model.document import files_named, from_toml
-from service.model.files import MODEL_FILE, ModelFileError, list_files, read_file, read_model
+from service.model.files import (
+    MODEL_FILE,
+    ModelFileError,
+    fingerprint_of,
+    list_files,
+    read_file,
+    read_model,
+)
 from service.model.inspection import Inspection, inspect_completed, inspect_model
 from service.names import without_controls
 
 EXIT_REFUSED = 1
+EXIT_CONFIGURATION = 2
 _MOST_OPERATORS, _MOST_TENSORS = 12, 40
 
 
@@ -24,9 +33,12 @@ def main(arguments: list[str]) -> int:
     """Runs one of the subcommands.
 
     Returns:
-        0, or 1 if a file is refused; argparse exits with 2 for wrong arguments.
+        0, 1 if a file is refused, or 2 without what a server needs; argparse exits with 2 as well.
     """
     options = _parser().parse_args(arguments)
+    if find_spec("onnxruntime") is None:  # the process that looks at a file would end without a word
+        print("holdfast models needs onnxruntime: pip install 'holdfast[server]'", file=sys.stderr)
+        return EXIT_CONFIGURATION
     try:
         code: int = options.run(options)
     except (ModelFileError, OSError) as error:
@@ -113,17 +125,26 @@ def _check(options: argparse.Namespace) -> int:
     for error in refused:
         _tell(options, error.path, error.reason, None)
     is_refused = bool(refused)
+    first: dict[bytes, Path] = {}
     for path in paths:
+        found = None
         try:
-            found = inspect_model(path, read_model(path))
-            reason = found.refusal
+            data = read_model(path)
+            found = inspect_model(path, data)
+            reason = found.refusal or _copied(path, first.setdefault(fingerprint_of(data), path))
         except ModelFileError as error:
-            found, reason = None, error.reason
+            reason = error.reason
         _tell(options, path, reason, found)
         is_refused |= bool(reason)
     if not paths and not refused:
         raise ModelFileError(options.path, "no .onnx file in this folder")
     return EXIT_REFUSED if is_refused else 0
+
+
+def _copied(path: Path, first: Path) -> str:
+    """Returns why a server refuses a file that it has already; sessions are kept by fingerprint."""
+    is_served = all(one.name == MODEL_FILE for one in (path, first))
+    return f"it is a copy of {first}" if is_served and path != first else ""
 
 
 def _models_of(path: Path) -> tuple[list[Path], list[ModelFileError]]:

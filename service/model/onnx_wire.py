@@ -9,6 +9,7 @@ wherever they may lie (in functions and in the attributes of nodes too), and ski
   node, whether anything calls it or not;
 - functions of the file that bear the name of what onnxruntime has itself, and those that call themselves;
 - settings of onnxruntime in the metadata, and training graphs;
+- weights that are not finite;
 - bytes that are not such a message: cut off, or with wire types that no ONNX tool writes.
 
 Where a parser takes the last of several values of a field, each of them is looked at, or the file refused;
@@ -28,6 +29,7 @@ from service.model.operators import (
     is_reserved,
     same_domain,
 )
+from service.model.weights import are_finite
 
 MAX_DEPTH = 100
 """Messages in messages; protobuf's own limit."""
@@ -70,12 +72,14 @@ _FIELDS: dict[str, dict[int, str]] = {
         23: "sparse tensor",
     },
     "sparse tensor": {1: "tensor", 2: "tensor"},
-    "tensor": {8: _TEXT, 13: "entry", 14: _NUMBER},
+    "tensor": {2: _NUMBER, 4: _TEXT, 8: _TEXT, 9: _TEXT, 10: _TEXT, 13: "entry", 14: _NUMBER},
     "opset": {1: _TEXT, 2: _NUMBER},
     "entry": {1: _TEXT},
     "training": {},
 }
 _TENSOR_NAME, _EXTERNAL_DATA, _DATA_LOCATION = 8, 13, 14
+_ELEMENT_TYPE, _TENSOR_DATA = 2, (4, 9, 10)
+"""Floats lie in one of three fields."""
 _NODE_IDENTITY, _FUNCTION_IDENTITY = (7, 4, 8), (10, 1, 13)
 """Fields of domain, name and overload."""
 _ATTRIBUTE_NAME, _ATTRIBUTE_NUMBER, _ATTRIBUTE_REFERENCE = 1, 3, 21
@@ -151,6 +155,16 @@ def _check_tensor(data: bytes, fields: Fields) -> None:
         if number == _EXTERNAL_DATA or (number == _DATA_LOCATION and value != 0):
             name = _shown(_text(data, fields, _TENSOR_NAME))
             raise UnsafeGraph(f"tensor {name} has its data outside (external data); save it as one file")
+    element_types = _values(fields, _ELEMENT_TYPE, int)
+    for number, value in fields:
+        if number in _TENSOR_DATA and isinstance(value, Span):
+            numbers = data[slice(*value)]
+            if not all(are_finite(element_type, numbers) for element_type in element_types):
+                name = _shown(_text(data, fields, _TENSOR_NAME))
+                raise UnsafeGraph(
+                    f"tensor {name} holds NaN or infinity, as a training that has diverged leaves them; "
+                    "export weights that are finite"
+                )
 
 
 def _check_entry(data: bytes, fields: Fields) -> None:

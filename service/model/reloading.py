@@ -32,9 +32,9 @@ from service.model.files import (
     read_model,
     stamps_of,
 )
+from service.model.loading import load_model
 from service.model.looks import Looks
 from service.model.repository import ModelRepository
-from service.model.step_graph import StepGraph
 
 _log = logging.getLogger(__name__)
 
@@ -193,7 +193,7 @@ class ModelReloading:
         apart = self._apart.get(file.name, frozenset())
         await _in_thread(lambda: check_model(file.path, data, apart=apart))
         model = await asyncio.to_thread(
-            StepGraph, file.path, name=file.name, version=file.version, data=data, apart=apart
+            load_model, file.path, name=file.name, version=file.version, data=data, apart=apart
         )
         if (why_not := self._why_not(model.contract)) is not None:
             raise ModelFileError(file.path, why_not)

@@ -1,5 +1,6 @@
 """Runs a step graph with onnxruntime. The only place that imports it."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -205,9 +206,9 @@ class BareGraph:
     def __init__(self, data: bytes) -> None:
         try:
             self._session = _create_session(data)
-        except _NotAGraph as error:
+            self.declared = graph_of(self._session)
+        except (ContractError, _NotAGraph) as error:
             raise ModelFileError(Path(), str(error)) from None
-        self.declared = _declared(self._session)
         self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
 
     def shapes(self, feed: Arrays) -> dict[str, tuple[int, ...]]:
@@ -241,16 +242,27 @@ def _create_session(data: bytes) -> ort.InferenceSession:
 
 
 def _read_contract(session: ort.InferenceSession, bundle: Bundle) -> Contract:
-    return read_contract(session.get_modelmeta().custom_metadata_map, _declared(session), bundle)
+    return read_contract(session.get_modelmeta().custom_metadata_map, graph_of(session), bundle)
 
 
-def _declared(session: ort.InferenceSession) -> Graph:
+def graph_of(session: ort.InferenceSession) -> Graph:
+    """Returns what a loaded graph declares.
+
+    Raises:
+        ContractError: Two of its inputs, or outputs, have one name.
+    """
     return Graph(
-        {node.name: _graph_tensor(node) for node in session.get_inputs()},
-        {node.name: _graph_tensor(node) for node in session.get_outputs()},
-        {node.name: _graph_tensor(node) for node in session.get_overridable_initializers()},
+        _by_name("inputs", session.get_inputs()),
+        _by_name("outputs", session.get_outputs()),
+        _by_name("inputs", session.get_overridable_initializers()),
     )
 
 
-def _graph_tensor(node: Any) -> GraphTensor:
-    return GraphTensor(_ORT_DTYPES.get(node.type, node.type), tuple(node.shape))
+def _by_name(what: str, nodes: Sequence[Any]) -> dict[str, GraphTensor]:
+    tensors: dict[str, GraphTensor] = {}
+    for node in nodes:
+        if node.name in tensors:
+            raise ContractError(f"the graph has two {what} named {node.name!r}; give each its own name")
+        dtype = _ORT_DTYPES.get(node.type) or node.type.removeprefix("tensor(").removesuffix(")")
+        tensors[node.name] = GraphTensor(dtype, tuple(node.shape))
+    return tensors

@@ -15,7 +15,7 @@ may depend on others for one token in a thousand, or in batches of 200: that no 
 thread and opens no file.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from service.model.protocol import Model
 from service.model.token_inputs import opening_rows
-from service.model.trial_inputs import Sample, draw, fits, has_sizes, nudged
+from service.model.trial_inputs import LEAST_ROWS, Sample, draw, fits, has_sizes, nudged
+from service.model.trial_roles import wrong_role
 from service.model.trial_runs import (
     Case,
     Kind,
@@ -33,6 +34,7 @@ from service.model.trial_runs import (
     TrialFailed,
     distances,
     middle,
+    output_in_words,
     run,
     short,
 )
@@ -71,7 +73,15 @@ _APART: tuple[Kind, ...] = ("rows", "tokens")
 
 
 class NotIndependent(TrialFailed):
-    """What the graph gives a session depends on more than its own tokens and state."""
+    """What the graph gives a session depends on more than its own tokens and state.
+
+    Attributes:
+        apart: What has to run apart so that it does not; empty if nothing helps.
+    """
+
+    def __init__(self, message: str, apart: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.apart = tuple(apart)
 
 
 class _Difference(NamedTuple):
@@ -133,12 +143,13 @@ class _Trial:
         """Raises what is wrong, if anything is; else returns the largest differences."""
         with np.errstate(all="ignore"):
             self._repeat()
+            self._hold_roles()
             self._leave_out()
             for case in self._cases():
                 if case.row_count * case.token_count <= SMALL or self._is_time_left():
                     self._compare(case)
         if self._found:
-            raise NotIndependent(self._words())
+            raise NotIndependent(self._words(), self._apart())
         return self._largest
 
     def _repeat(self) -> None:
@@ -152,6 +163,18 @@ class _Trial:
                         f"{name} differs in two runs on the same tokens and state, so that no retry and no "
                         f"replica repeats a reply; export it for inference; {cause}"
                     )
+
+    def _hold_roles(self) -> None:
+        """Holds logits, probabilities and their logarithms against what such values are."""
+        given = self._runs.at_once(LEAST_ROWS, 1)
+        for spec in self._contract.outputs:
+            rows = given[output_in_words(spec)].reshape(LEAST_ROWS, -1).astype(np.float64)
+            if not np.isfinite(rows).all():
+                if not np.isfinite(rows).any() or np.isnan(rows).all():
+                    raise TrialFailed(f"{output_in_words(spec)} is not finite, whatever the token")
+                continue
+            if (found := wrong_role(spec.role, rows)) is not None:
+                raise TrialFailed(f"{output_in_words(spec)} is declared as {spec.role}, {found}")
 
     def _leave_out(self) -> None:
         """Asks for no output, and for one at a time: what a batch asks for is up to others as well."""
@@ -244,8 +267,10 @@ class _Trial:
         kinds = kinds or ["mixed"]
         found = "; and on ".join(self._phrase(self._found[kind]) for kind in kinds)
         causes = dict.fromkeys(likely_cause(self._data, kind) for kind in kinds)
-        apart = kinds if kinds != ["mixed"] else _APART[:1]
-        return f"what a session gets depends on {found}; {remedy(apart)}; {', '.join(causes)}"
+        return f"what a session gets depends on {found}; {remedy(self._apart())}; {', '.join(causes)}"
+
+    def _apart(self) -> tuple[Kind, ...]:
+        return tuple(kind for kind in _APART if kind in self._found) or _APART[:1]
 
     def _phrase(self, found: _Difference) -> str:
         case, name, size = found

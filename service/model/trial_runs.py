@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from service.model.contract import Contract
+from service.model.contract import Contract, OutputSpec
 from service.model.protocol import Arrays, Model
 from service.model.trial_inputs import Sample, loud
 
@@ -65,7 +65,7 @@ class Runs:
         self.sample = sample
         self._model = model
         outputs = model.contract.outputs
-        self._last = frozenset(f"{_OUTPUT} {short(spec.name)}" for spec in outputs if spec.is_last)
+        self._last = frozenset(output_in_words(spec) for spec in outputs if spec.is_last)
         self._alone: dict[int, tuple[list[Result], Arrays]] = {}
 
     def expected(self, case: Case) -> Result:
@@ -156,11 +156,22 @@ def run(
         if (array.shape, array.dtype) != promised[name]:
             raise TrialFailed(
                 f"a step gives {name} as {array.dtype} {array.shape}, its contract says "
-                f"{promised[name][1]} {promised[name][0]}"
+                f"{promised[name][1]} {promised[name][0]}{_growth(name, array.shape, promised[name][0])}"
             )
     return {
         name: array.swapaxes(0, 1) if name.startswith(_OUTPUT) else array for name, array in found.items()
     }, after
+
+
+def _growth(name: str, found: tuple[int, ...], promised: tuple[int, ...]) -> str:
+    """Returns what is to be done about a state that becomes longer; "" for anything else."""
+    is_state = name.startswith(_STATE) and len(found) == len(promised)
+    if not is_state or not any(extent > said for extent, said in zip(found, promised, strict=True)):
+        return ""
+    return (
+        "; a state that grows with its tokens cannot be kept: export it as a ring buffer of fixed length, "
+        "with a counter that says where it begins"
+    )
 
 
 def distances(given: Result, expected: Result) -> dict[str, NDArray[np.float64]]:
@@ -176,6 +187,11 @@ def middle(values: NDArray[Any]) -> NDArray[Any]:
     """Returns the median along the first axis, as one entry; numpy's own opens files when it is called."""
     ordered: NDArray[Any] = np.sort(values, axis=0)
     return ordered[len(ordered) // 2 : len(ordered) // 2 + 1]
+
+
+def output_in_words(spec: OutputSpec) -> str:
+    """Returns what results and messages call an output."""
+    return f"{_OUTPUT} {short(spec.name)}"
 
 
 def short(name: str) -> str:
@@ -210,7 +226,7 @@ def _promised(
 ) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
     return {
         **{
-            f"{_OUTPUT} {short(spec.name)}": (
+            output_in_words(spec): (
                 (1 if spec.is_last else token_count, row_count, *spec.shape),
                 spec.dtype,
             )

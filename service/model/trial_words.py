@@ -86,9 +86,9 @@ def remedy(apart: Collection[str]) -> str:
         apart: `rows`, `tokens` or both.
     """
     names = [name for name in ("rows", "tokens") if name in apart]
-    topic = ", ".join(f'"{name}"' for name in names)
+    lines = ", ".join(f"{name}_per_run = 1" for name in names)
     each = " and ".join(name.removesuffix("s") for name in names)
-    return f"set holdfast.apart to [{topic}] or use --apart NAME={','.join(names)}, at one run per {each}"
+    return f"set {lines} in contract.toml or --apart NAME={','.join(names)}: one run per {each}"
 
 
 def _tagged(name: str) -> bytes:

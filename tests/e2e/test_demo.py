@@ -8,8 +8,10 @@ import pytest
 
 from holdfast.reply import StepReply
 from holdfast.v1 import holdfast_pb2 as pb
-from service.demo.main import judge
+from service.demo.judgement import judge
+from service.demo.main import main
 from service.demo.oracle import Uninterrupted
+from service.demo.text_stream import difference as text_difference
 
 pytestmark = pytest.mark.e2e
 
@@ -24,6 +26,23 @@ def test_the_demo_survives_the_kill_and_says_so(tmp_path):
     assert "killed with SIGKILL" in result.stdout
     assert "lost 0  applied twice 0  max difference" in result.stdout.splitlines()[-1]
     assert "SIGKILL" in (tmp_path / "demo.svg").read_text()
+
+
+def test_another_kind_of_network_is_shown_in_the_same_way():
+    command = [sys.executable, "-c", "from service.cli import main; main()", "demo"]
+    command += ["--model", "sound-events", "--tokens", "40"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=90)
+    assert result.returncode == 0, result.stderr
+    assert "killed with SIGKILL after token 20" in result.stdout
+    assert "40/40 frames" in result.stdout
+    assert "lost 0  applied twice 0  max difference" in result.stdout.splitlines()[-1]
+
+
+def test_what_a_network_cannot_take_is_refused(capsys):
+    for flags in (["--type", "--model", "code-language"], ["--file", "x", "--model", "sensor-anomaly"]):
+        with pytest.raises(SystemExit):
+            main(flags)
+        assert flags[-1] in capsys.readouterr().err
 
 
 def reply(position, log_prob):
@@ -44,6 +63,6 @@ def reply(position, log_prob):
 )
 def test_the_judge_counts_losses_doubles_and_differences(replies, lost, twice, difference):
     expected = Uninterrupted(np.zeros((2, 1), np.float32), np.array([-1.0, -2.0], np.float32))
-    judged = judge([reply(*entry) for entry in replies], expected)
+    judged = judge([reply(*entry) for entry in replies], 2, lambda given: text_difference(given, expected))
     assert judged == (lost, twice, difference)
     assert judged.is_good == (lost == twice == difference == 0)

@@ -38,10 +38,6 @@ BROKEN = {
     ),
     "other shapes": (write(lying()), "a step gives output 'y'"),
     "truncated": (write_truncated, "not a loadable ONNX graph"),
-    "no state pair": (
-        lambda path: write_features_model(path, metadata={**CONTRACT, "holdfast.states": "[]"}),
-        "has no state and no context",
-    ),
     "fixed batch": (lambda path: write_features_model(path, batch=4), "the batch axis 0 is fixed at 4"),
 }
 

@@ -1,15 +1,25 @@
 """The models that ship: small, what their contract says, and ordered by what memory is worth."""
 
+import json
 import math
+import operator
+import tomllib
 
 import numpy as np
 import pytest
 
 from model_export.corpus import join, load_corpus
 from service.config import Settings
+from service.model.check import check_model
+from service.model.files import fingerprint_of, read_model
 from service.model.repository import ModelRepository
+from service.model.shipped import FINGERPRINTS
 
 NAMES = ("python-source", "python-source-elman", "python-source-feedforward")
+"""Over text, best first."""
+
+OTHERS = ("code-language", "sensor-anomaly", "sound-events")
+"""Of other shapes; tests/rpc/test_shapes.py compares what they give."""
 
 
 @pytest.fixture(scope="module")
@@ -25,12 +35,40 @@ def log_probs(model, data):
 
 
 def test_the_shipped_models_are_served(repository):
-    assert tuple(model.name for model in repository) == NAMES
+    assert sorted(model.name for model in repository) == sorted((*NAMES, *OTHERS, "docstring-words"))
 
 
 def test_they_are_small():
     for name in NAMES:
         assert (Settings().models / name / "1" / "model.onnx").stat().st_size <= 3_000_000
+    for name in OTHERS:
+        assert (Settings().models / name / "1" / "model.onnx").stat().st_size <= 400_000
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_they_are_worth_is_on_record(name):
+    """Each is measured beside a network without memory, and better at what it is for."""
+    tasks = json.loads((Settings().models / "training.json").read_text())["tasks"]
+    rows = {row["network"]: row for row in tasks[name]["rows"]}
+    figure, better = {
+        "code-language": ("256 bytes", operator.gt),
+        "sensor-anomaly": ("average precision", operator.gt),
+        "sound-events": ("frame error", operator.lt),
+    }[name]
+    assert better(rows["gru"][figure], rows["memoryless"][figure])
+    size = (Settings().models / name / "1" / "model.onnx").stat().st_size
+    assert rows["gru"]["file, bytes"] == size, "the figures are of another file"
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_they_say_what_they_are(repository, name):
+    contract = repository.find(name).contract
+    labels = [output.labels for output in contract.outputs if output.labels]
+    assert labels
+    assert len(set(labels[0])) == len(labels[0])
+    page = tomllib.loads((Settings().models / name / "1" / "contract.toml").read_text())
+    assert page["description"].endswith(".")
+    assert {"data", "network", "parity", "seed"} <= page["facts"].keys()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -74,3 +112,11 @@ def test_many_steps_in_one_call_equal_single_steps(repository, name):
         for output, values in single.items():
             np.testing.assert_allclose(together[output][index], values[0], atol=1e-5, rtol=1e-5)
     np.testing.assert_allclose(last["h"], states["h"], atol=1e-5)
+
+
+def test_those_that_start_unchecked_are_these_and_pass_the_check():
+    files = sorted(Settings().models.glob("*/*/model.onnx"))
+    models = {path: read_model(path) for path in files}
+    assert {fingerprint_of(data) for data in models.values()} == FINGERPRINTS
+    for path, data in models.items():
+        check_model(path, data)

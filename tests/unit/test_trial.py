@@ -58,7 +58,7 @@ def test_a_network_that_mixes_rows_is_refused_and_passes_with_rows_apart(change,
     assert re.search(r"depends on the others of its batch: \w+ '\w' (differs by \d|is not finite)", said), (
         said
     )
-    assert 'set holdfast.apart to ["rows"] or use --apart NAME=rows' in said
+    assert "set rows_per_run = 1 in contract.toml or --apart NAME=rows:" in said
     assert cause in said
     data = beside(change, apart=["rows"])
     try_out(load(data), data)
@@ -81,7 +81,7 @@ def assert_rows_are_as_alone(graph, sizes):
 def test_a_network_that_mixes_tokens_is_refused_and_passes_with_tokens_apart(make, cause):
     said = refusal(make())
     assert re.search(r"depends on how its tokens are divided: \w+ '\w' differs by \d", said), said
-    assert 'set holdfast.apart to ["tokens"] or use --apart NAME=tokens' in said
+    assert "set tokens_per_run = 1 in contract.toml or --apart NAME=tokens" in said
     assert cause in said
     graph = load(make(apart=["tokens"]))
     try_out(graph)
@@ -98,7 +98,7 @@ def test_a_network_that_mixes_both_is_told_so_and_passes_with_both_apart():
     said = refusal(data)
     assert "the others of its batch" in said
     assert "how its tokens are divided" in said
-    assert 'set holdfast.apart to ["rows", "tokens"] or use --apart NAME=rows,tokens' in said
+    assert "set rows_per_run = 1, tokens_per_run = 1 in contract.toml or --apart NAME=rows,tokens" in said
     for part in BOTH:
         with pytest.raises(NotIndependent):
             try_out(load(data, {part}))
@@ -180,7 +180,8 @@ def test_a_trial_loads_nothing(tmp_path):
     code = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from service.model.check_process import StepGraph, TrialFailed, try_out\n"
+        "from service.model.check_process import TrialFailed, try_out\n"
+        "from service.model.step_graph import StepGraph\n"
         "graphs = [StepGraph(path, name='', version=1) for path in Path(sys.argv[1]).iterdir()]\n"
         "before = set(sys.modules)\n"
         "for graph in graphs:\n"
