@@ -1,4 +1,4 @@
-"""Smaller step graphs: int8 weights and float16 states, let through by the drift gate and the server's trial."""
+"""Smaller step graphs, int8 weights and float16 states, and the drift gate that lets them through."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from model_export.from_sequence import Refused, to_step_graph
 from model_export.quantise import per_channel, quantise
 from model_export.written import contract_files, write_model
 from service.model.document import from_metadata
-from tests.unit.test_sequence_graphs import Graph, loop_model, stream
+from tests.sequence_graphs import Graph, loop_model, stream
 
 MODELS = Path(__file__).parents[2] / "models"
 
@@ -33,6 +33,15 @@ def lstm(hidden=32):
     every, _ = net.recurrent(net.add("Gather", net.normal(60, 24), "x"), "LSTM", width=24, hidden=hidden)
     logits = net.add("MatMul", every, net.normal(hidden, 60))
     return net.model([logits], ("time", "batch"), TensorProto.INT64)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch, request):
+    """Fewer steps, but for the test that is about all of them; speed is no matter here."""
+    monkeypatch.setattr(drift_gate, "_ROUNDS", 1)
+    monkeypatch.setattr(drift_gate, "_RUNS", 2)
+    if request.function is not test_int8_of_the_shipped_network:
+        monkeypatch.setattr(drift_gate, "STEPS", 200)
 
 
 def test_each_channel_has_its_own_scale():
@@ -97,6 +106,14 @@ def test_a_whole_sequence_file_made_small(tmp_path):
     with pytest.raises(Refused, match=r"drift is .* at most 1e-06 is let through"):
         export_file(source, tmp_path / "mine" / "2", int8=True, max_drift=1e-6)
     assert not (tmp_path / "mine" / "2").exists()
+
+
+def test_a_model_of_the_server_made_small(tmp_path):
+    """It has its contract inside; a model with contract.toml beside it is taken as well."""
+    document = export_file(MODELS / "python-source" / "1", tmp_path / "1", float16_state=True)
+    assert document["state"][0]["input"] == "h_float16"
+    with pytest.raises(Refused, match="no state of float32"):
+        export_file(tmp_path / "1", tmp_path / "2", float16_state=True)
 
 
 def test_what_overflows_float16_is_refused():
