@@ -1,7 +1,7 @@
 """The drift gate: a smaller step graph beside the float32 one, 1,000 steps in a closed loop.
 
-Both run the same tokens, each from its own states, so what rounding does to a state may grow. The drift of a
-step is the root mean square of the outputs' differences over that of the outputs themselves. What is let
+Both run the same tokens, each from its own states, so what rounding does to a state may grow. The drift of
+a step is the root mean square of the outputs' differences over that of the outputs themselves. What is let
 through stays below a bound at every step. The report has the growth, bytes, speed, and bits per byte where
 the network predicts bytes.
 """
@@ -71,7 +71,8 @@ class Drift(NamedTuple):
     def in_words(self) -> str:
         """Returns the figures in one line."""
         words = [
-            f"peak {self.peak:.2g} of the outputs' size in {len(self.by_step)} steps, growth {self.growth:.2f}",
+            f"peak {self.peak:.2g} of the outputs' size in {len(self.by_step)} steps",
+            f"growth {self.growth:.2f}",
             f"file {self.file_bytes[0]} to {self.file_bytes[1]} bytes",
             f"state {self.state_bytes[0]} to {self.state_bytes[1]} bytes",
             *(f"{rows} rows {was:.0f} to {now:.0f} us" for rows, (was, now) in self.run_us.items()),

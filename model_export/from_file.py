@@ -1,4 +1,4 @@
-"""`holdfast export --from FILE --out FOLDER`: a model of a whole-sequence ONNX file. No torch.
+"""`holdfast export --from FILE --out FOLDER`: a model of a whole-sequence file, without torch.
 
 Also as `python -m model_export.from_file FILE --out FOLDER`.
 """
@@ -20,7 +20,11 @@ from model_export.quantise import quantise
 from model_export.surgery.preparing import one_line, parsed
 from model_export.surgery.value import Refused
 from model_export.written import write_model
+from service.model.bundle import CONTRACT_FILE
+from service.model.contract import ContractError, GraphTensor
+from service.model.document import from_metadata, from_toml
 from service.model.files import MODEL_FILE
+from service.model.pairing import complete
 
 MAX_BYTES = 2 << 30
 """Protocol buffers are no longer."""
@@ -36,10 +40,10 @@ def export_file(
     max_drift: float = MAX_DRIFT,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Makes a model of a whole-sequence ONNX file.
+    """Makes a model of a whole-sequence ONNX file, or a smaller one of a step graph.
 
     Args:
-        source: The file; weights in a second file beside it are read too.
+        source: The file; weights in a second file beside it are read too. A folder is that of a model.
         out: Folder of the version, as `models/mine/1`.
         constants: Graph input -> value, for weights that the file takes as inputs.
         int8: Keeps weights as int8 with a scale per output channel.
@@ -53,17 +57,56 @@ def export_file(
     Raises:
         Refused: One line with the reason and the way out; nothing is written.
     """
-    model, document = to_step_graph(load(source), constants)
-    if int8 or float16_state:
-        smaller, document = quantise(model, document, int8=int8, float16_state=float16_state)
-        drift = check_drift((model, document), (smaller, document), max_drift=max_drift)
-        model = smaller
-        document = {**document, "facts": {**document.get("facts", {}), "drift": drift.in_words()}}
-        write_model(model, document, out, overwrite=overwrite)
-        drift.write(out)
-        return document
+    whole = as_step_graph(source) or to_step_graph(load(source), constants)
+    if not int8 and not float16_state:
+        write_model(*whole, out, overwrite=overwrite)
+        return whole[1]
+    model, document = quantise(*whole, int8=int8, float16_state=float16_state)
+    drift = check_drift(whole, (model, document), max_drift=max_drift)
+    document["facts"] = {**document.get("facts", {}), "drift": drift.in_words()}
     write_model(model, document, out, overwrite=overwrite)
+    drift.write(out)
     return document
+
+
+def as_step_graph(source: Path) -> tuple[onnx.ModelProto, dict[str, Any]] | None:
+    """Reads a step graph with its contract; None if the file has none, neither inside nor beside it.
+
+    Raises:
+        Refused: The contract does not say all there is to say, and the graph does not either.
+    """
+    file = source / MODEL_FILE if source.is_dir() else source
+    beside = file.with_name(CONTRACT_FILE)
+    model = load(file)
+    try:
+        metadata = {entry.key: entry.value for entry in model.metadata_props}
+        said = from_toml(beside.read_bytes()) if beside.exists() else from_metadata(metadata)
+        if said is None:
+            return None
+        document = complete(said, *(_declared(infos) for infos in _sides(model)))
+    except (ContractError, OSError) as error:
+        raise Refused(f"its contract cannot be read: {one_line(error)}") from None
+    for entry in document["state"]:
+        if isinstance(entry.get("initial"), str):
+            entry["initial"] = np.load(file.with_name(entry["initial"]), allow_pickle=False).tolist()
+    return model, document
+
+
+def _sides(model: onnx.ModelProto) -> tuple[list[onnx.ValueInfoProto], ...]:
+    """Returns inputs, outputs, and inputs that have a default."""
+    held = {weight.name for weight in model.graph.initializer}
+    free = [info for info in model.graph.input if info.name not in held]
+    return free, list(model.graph.output), [info for info in model.graph.input if info.name in held]
+
+
+def _declared(infos: Sequence[onnx.ValueInfoProto]) -> dict[str, GraphTensor]:
+    tensors = {}
+    for info in infos:
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type).name
+        dims = info.type.tensor_type.shape.dim
+        shape = tuple(dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in dims)
+        tensors[info.name] = GraphTensor(dtype, shape)
+    return tensors
 
 
 def load(source: Path) -> onnx.ModelProto:

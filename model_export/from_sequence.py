@@ -1,7 +1,7 @@
 """Turns a whole-sequence ONNX graph into a step graph with its contract, or says why it cannot.
 
-A whole-sequence graph takes all tokens at once and starts from zeros; a step graph takes some tokens and the
-state, and gives the state behind them. numpy and onnx, and onnxruntime for the gate; never torch.
+A whole-sequence graph takes all tokens at once and starts from zeros; a step graph takes some tokens and
+the state, and gives the state behind them. numpy and onnx, and onnxruntime for the gate; never torch.
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,8 @@ def to_step_graph(
         constants: Graph input -> value, for weights (and first states) that the file takes as inputs.
 
     Returns:
-        The step graph, and its contract as `contract.toml` has it, with the parity gate's outcome in `facts`.
+        The step graph, and its contract as `contract.toml` has it, with the parity gate's outcome in
+        `facts`.
 
     Raises:
         Refused: It cannot be one; the message has the reason and the way out in one line.

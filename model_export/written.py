@@ -1,4 +1,4 @@
-"""Writes a model's folder: model.onnx, contract.toml and what that names, once the server's trial is passed."""
+"""Writes a model's folder, model.onnx with its contract, once the server's own trial is passed."""
 
 import json
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ MOST_LISTED = 64
 
 def write_model(
     model: onnx.ModelProto, document: Mapping[str, Any], out: Path, *, overwrite: bool = False
-) -> str:
+) -> bytes:
     """Writes a step graph with its contract.
 
     Args:

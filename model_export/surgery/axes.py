@@ -173,26 +173,26 @@ def _completed(whole: Axis, targets: Sequence[Extent | None], frozen: Frozen) ->
     if -1 not in known:
         yield known
         return
-    rest: Extent | None = extent_of(whole)
-    for target in known:
-        if target != -1:
-            rest = _without(rest, target, frozen)
-    if rest is not None:
+    others = [target for target in known if target != -1]
+    for rest in dict.fromkeys(_without(extent_of(whole), others, frozen)):
         yield [rest if target == -1 else target for target in known]
 
 
-def _without(total: Extent | None, extent: Extent, frozen: Frozen) -> Extent | None:
-    """Divides; a number that the symbols were exported with stands for them."""
-    left = divided(total, extent)
-    if left is not None and times(left, extent) == total:
-        return left
-    if not isinstance(total, Size) or not isinstance(extent, int):
-        return None
+def _without(total: Extent, extents: Sequence[Extent], frozen: Frozen) -> Iterator[Extent]:
+    """Yields what divisions leave; a number that symbols were exported with may stand for them."""
+    if not extents:
+        yield total
+        return
+    first, rest = extents[0], extents[1:]
+    left = divided(total, first)
+    if left is not None and times(left, first) == total:
+        yield from _without(left, rest, frozen)
+    if not isinstance(total, Size) or not isinstance(first, int):
+        return
     for symbol in dict.fromkeys(total.symbols):
-        size = frozen.get(symbol)
-        if size is not None and extent % size == 0:
-            return _without(divided(total, Size((symbol,))), extent // size, frozen)
-    return None
+        size, without = frozen.get(symbol), divided(total, Size((symbol,)))
+        if size is not None and size > 1 and first % size == 0 and without is not None:
+            yield from _without(without, [first // size, *rest], frozen)
 
 
 def _ways(factors: list[Factor], targets: list[Extent], frozen: Frozen) -> Iterator[tuple[Axis, ...]]:

@@ -1,8 +1,8 @@
 """Rules for loops over time: Scan, and Loop with a token picked in each turn. Their states come out.
 
-What runs in a loop is a translation of its own, with tensors of one token. It may read constants from around
-it, and the present token of a sequence, and nothing else; so a loop that goes forward is causal. Which axis of
-a state counts rows is found by trying: the loop has to give back what it takes.
+What runs in a loop is a translation of its own, with tensors of one token. It may read constants from
+around it, and the present token of a sequence, and nothing else; so a loop that goes forward is causal.
+Which axis of a state counts rows is found by trying: the loop has to give back what it takes.
 """
 
 import itertools
@@ -24,6 +24,7 @@ from model_export.surgery.axes import (
     Size,
     is_fixed,
     is_same,
+    number_of,
 )
 from model_export.surgery.translation import (
     StatePair,
@@ -100,7 +101,8 @@ def scan(translation: Translation, node: onnx.NodeProto, values: Values, run: Ru
 def _without_time(node: onnx.NodeProto, value: Value, place: int, is_old: bool) -> tuple[Axis, ...]:
     if value.axes[place] != TIME_AXIS or (is_old and value.axes[0] not in (BATCH_AXIS, ONE)):
         raise Misread(
-            f"{label(node)} runs over axis {place} of {in_words(value.axes)}, which is not that of the tokens"
+            f"{label(node)} runs over axis {place} of {in_words(value.axes)}, which is not that of "
+            "the tokens"
         )
     axes = tuple(axis for at, axis in enumerate(value.axes) if at != place)
     return axes[1:] if is_old else axes
@@ -110,7 +112,8 @@ def _check_directions(node: onnx.NodeProto, is_old: bool) -> None:
     named = ("directions",) if is_old else ("scan_input_directions", "scan_output_directions")
     if any(any(attribute(node, name, [])) for name in named):
         raise Refused(
-            f"{label(node)} is reverse: it starts with the last token, which a stream has not got yet; scan forward"
+            f"{label(node)} is reverse: it starts with the last token, which a stream has not got "
+            "yet; scan forward"
         )
 
 
@@ -129,7 +132,8 @@ def loop(translation: Translation, node: onnx.NodeProto, values: Values, run: Ru
     frozen = translation.frozen.get(TIME)
     if count is None or count[0] is None or count[0] not in (Size((TIME,)), frozen):
         raise Refused(
-            f"{label(node)} does not turn once for each token of a time axis, so it is no recurrence over a stream; "
+            f"{label(node)} does not turn once for each token of a time axis, so it is no recurrence "
+            "over a stream; "
             "loop over the extent of the input's time axis"
         )
     _check_condition(node, values[1])
@@ -185,7 +189,8 @@ def _settled(
     for start in starts:
         if start is not None and start.reach not in ("constant", "size"):
             raise Refused(
-                f"{label(node)} starts from a state that is computed from tokens; give it when a session is opened"
+                f"{label(node)} starts from a state that is computed from tokens; give it when a "
+                "session is opened"
             )
     ways = [list(_readings(translation, start)) for start in starts]
     refused: Refused | None = None
@@ -205,7 +210,8 @@ def _settled(
         at = differing[0]
         shown = f"{in_words(given[at].axes)} and gives {in_words(after[at].axes)}"
         refused = refused or Refused(
-            f"{label(node)}: state {names[at]!r} takes {shown}: a state that grows cannot stream; keep a ring "
+            f"{label(node)}: state {names[at]!r} takes {shown}: a state that grows cannot stream; "
+            "keep a ring "
             "buffer and a counter"
         )
     raise refused or Refused(f"{label(node)} has no state")
@@ -259,21 +265,23 @@ def _translated(
     graph = helper.make_graph(
         inner.nodes,
         body.name or "step",
-        [_bare(info) for info in body.input],
-        [_bare(info) for info in body.output],
+        [_declared(info, value) for info, value in zip(body.input, inputs, strict=True)],
+        [_declared(info, value) for info, value in zip(body.output, outputs, strict=True)],
         list(inner.weights.values()),
     )
     return _Body(graph, outputs)
 
 
-def _bare(info: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
-    """Returns a tensor's declaration without its shape, which may have a fixed batch in it."""
+def _declared(info: onnx.ValueInfoProto, value: Value) -> onnx.ValueInfoProto:
+    """Returns a tensor's declaration with free axes, where the original may have a fixed batch."""
     dtype = info.type.tensor_type.elem_type
-    return (
-        helper.make_tensor_value_info(info.name, dtype, None)
-        if dtype
-        else onnx.ValueInfoProto(name=info.name)
-    )
+    if not dtype:
+        return onnx.ValueInfoProto(name=info.name)
+    shape: list[int | str | None] = [
+        number_of(axis) if is_fixed(axis) else str(axis[0]) if len(axis) == 1 else None
+        for axis in value.axes
+    ]
+    return helper.make_tensor_value_info(info.name, dtype, shape)
 
 
 def _state_inputs(

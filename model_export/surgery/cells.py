@@ -53,7 +53,8 @@ def _check_forward(node: onnx.NodeProto) -> None:
     direction = attribute(node, "direction", "forward")
     if direction != "forward":
         raise Refused(
-            f"{label(node)} is {direction}: it starts with the last token, which a stream has not got yet; train it "
+            f"{label(node)} is {direction}: it starts with the last token, which a stream has not got "
+            "yet; train it "
             "with direction forward"
         )
 
@@ -66,7 +67,8 @@ def _check_lengths(translation: Translation, node: onnx.NodeProto, lengths: Valu
     whole = (Size((TIME,)), translation.frozen.get(TIME))
     if found is None or any(extent is None or extent not in whole for extent in found):
         raise Refused(
-            f"{label(node)}: sequence_lens cuts rows short, which a stream does by ending; leave the input out"
+            f"{label(node)}: sequence_lens cuts rows short, which a stream does by ending; leave the "
+            "input out"
         )
 
 
@@ -114,7 +116,8 @@ def _rewritten(
 def _check_start(node: onnx.NodeProto, start: Value | None) -> None:
     if start is not None and start.reach not in ("constant", "size"):
         raise Refused(
-            f"{label(node)} starts from a state that is computed from tokens (an encoder before a decoder); export "
+            f"{label(node)} starts from a state that is computed from tokens (an encoder before a "
+            "decoder); export "
             "the decoder by itself, and give it that state when a session is opened"
         )
 

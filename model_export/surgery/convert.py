@@ -31,7 +31,8 @@ from model_export.surgery.value import STATE_COPY, Misread, Refused, Value, as_s
 
 _MAX_STARTS = 32
 _NO_STATE = (
-    "it has no recurrent node over time (RNN, GRU, LSTM, Scan, Loop) and no causal convolution, so no token "
+    "it has no recurrent node over time (RNN, GRU, LSTM, Scan, Loop) and no causal convolution, so "
+    "no token "
     "depends on those before it; there is no state to keep"
 )
 
@@ -171,7 +172,8 @@ def _dtypes(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def _names(graph: onnx.GraphProto) -> set[str]:
-    names = {one.name for one in (*graph.input, *graph.output, *graph.initializer, *graph.value_info)}
+    names = {one.name for one in (*graph.input, *graph.output, *graph.value_info)}
+    names |= {weight.name for weight in graph.initializer}
     for node in graph.node:
         names |= set(node.input) | set(node.output)
         for entry in node.attribute:
@@ -199,7 +201,7 @@ def _finished(
 
 
 def _outputs(model: onnx.ModelProto, inputs: GraphInputs, translation: Translation) -> dict[str, Value]:
-    """Returns the outputs that are kept: not constants, nor states that the caller gave the first value of."""
+    """Returns the outputs that are kept: no constants, nor states whose first value the caller gave."""
     found: dict[str, Value] = {}
     for output in model.graph.output:
         value = translation.here(output.name)
@@ -277,7 +279,7 @@ def _computed(
         results = ReferenceEvaluator(alone).run(None, feed)
     except Exception as error:  # noqa: BLE001 -- the reference raises what numpy raises
         raise Refused(f"first state {name!r} cannot be computed: {one_line(error)}") from None
-    return np.asarray(results[0])
+    return np.asarray(next(iter(results)))
 
 
 def _all_weights(model: onnx.ModelProto, translation: Translation) -> list[onnx.TensorProto]:
@@ -322,9 +324,10 @@ def _document(
     outputs: dict[str, Value],
     states: tuple[tuple[StatePair, NDArray[Any]], ...],
 ) -> dict[str, Any]:
-    tokens, sessions = [], []
+    tokens: list[dict[str, Any]] = []
+    sessions: list[dict[str, Any]] = []
     for token in inputs.tokens:
-        entry = {"name": token.name, "axes": axis_words(translation.here(token.name).axes)}
+        entry: dict[str, Any] = {"name": token.name, "axes": axis_words(translation.here(token.name).axes)}
         (sessions if token.name in reading.per_session else tokens).append(entry)
     size = max(translation.vocabularies.values(), default=0)
     for entry in tokens:

@@ -15,6 +15,7 @@ from model_export.surgery.axes import (
     divided,
     is_fixed,
     is_same,
+    number_of,
     plus,
     times,
 )
@@ -123,7 +124,8 @@ def elementwise(
     for value in given:
         if depends_on_size(value):
             raise Refused(
-                f"{label(node)} computes with the number of tokens or rows, which depends on how a stream is "
+                f"{label(node)} computes with the number of tokens or rows, which depends on how a "
+                "stream is "
                 "cut into chunks; keep a counter as a state"
             )
     reach = join_reach(node, given)
@@ -184,11 +186,16 @@ def broadcast(
             wide = axes[rank - value.rank + at]
             if axis in (wide, ONE):
                 continue
-            shrunk = uniform(current, at) if is_same(axis[0], wide, translation.frozen) else None
+            shrunk = (
+                uniform(current, at)
+                if is_fixed(axis) and is_same(number_of(axis), wide, translation.frozen)
+                else None
+            )
             if shrunk is None or len(axis) != 1:
                 shown = " and ".join(in_words(one.axes) for one in values if one is not None)
                 raise Refused(
-                    f"{label(node)}: shapes {shown} do not go together once batch and time are free; export "
+                    f"{label(node)}: shapes {shown} do not go together once batch and time are free; "
+                    "export "
                     "with dynamic batch and time axes"
                 )
             replaced[place] = translation.weight(shrunk, f"{node.input[place]}_for_any")

@@ -1,9 +1,9 @@
 """The parity gate of a conversion: the step graph in a closed loop beside the whole-sequence graph.
 
-The whole-sequence graph runs random sequences at once, with the extents it was exported with left undeclared;
-where it cannot, because they are written into it, in windows of just those extents. The step graph runs the
-same tokens one at a time and in chunks, from its own states. onnxruntime runs both; what it refuses of the
-former (layout 1) the reference evaluator of onnx runs.
+The whole-sequence graph runs random sequences at once, with the extents it was exported with left
+undeclared; where it cannot, because they are written into it, in windows of just those extents. The step
+graph runs the same tokens one at a time and in chunks, from its own states. onnxruntime runs both; what it
+refuses of the former (layout 1) the reference evaluator of onnx runs.
 """
 
 from collections.abc import Iterator, Sequence
@@ -193,7 +193,8 @@ class _Gate(NamedTuple):
         tolerance = TOLERANCE_FLOAT16 if self._is_coarse() else TOLERANCE
         if not parity.max_difference <= tolerance:
             raise Refused(
-                f"the step graph differs from the whole-sequence graph by {parity.max_difference:.2g} within "
+                f"the step graph differs from the whole-sequence graph by {parity.max_difference:.2g} "
+                "within "
                 f"{parity.steps} steps, at most {tolerance:g} is let through; no file is written"
             )
         return parity

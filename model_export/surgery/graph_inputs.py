@@ -1,7 +1,7 @@
 """What the inputs of a whole-sequence graph are: tokens, first states, lengths, weights; and where time is.
 
-Where time and batch are follows from what reads them, so each reading is tried, the likeliest by the names of
-axes first.
+Where time and batch are follows from what reads them, so each reading is tried, the likeliest by the names
+of axes first.
 """
 
 from collections.abc import Collection, Iterator
@@ -192,7 +192,7 @@ def axes_in(info: onnx.ValueInfoProto, reading: Reading) -> tuple[Axis, ...]:
     Raises:
         Refused: A further axis has no extent.
     """
-    axes = []
+    axes: list[Axis] = []
     has_time = info.name not in reading.per_session
     for place, dim in enumerate(dims_of(info)):
         if has_time and place == reading.time:
@@ -205,7 +205,8 @@ def axes_in(info: onnx.ValueInfoProto, reading: Reading) -> tuple[Axis, ...]:
             axes.append(ONE)
         else:
             raise Refused(
-                f"input {info.name!r}: axis {place} is neither time nor batch and has no extent; export it with one"
+                f"input {info.name!r}: axis {place} is neither time nor batch and has no extent; "
+                "export it with one"
             )
     return tuple(axes)
 

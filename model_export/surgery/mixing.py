@@ -45,7 +45,8 @@ def _check_along(node: onnx.NodeProto, value: Value, places: Sequence[int], word
         axis = value.axes[place]
         if TIME in axis:
             raise Refused(
-                f"{label(node)} {words} the time axis, so a token sees those after it; only what is causal can "
+                f"{label(node)} {words} the time axis, so a token sees those after it; only what is "
+                "causal can "
                 "stream: a recurrent layer, or a causal convolution"
             )
         if BATCH in axis:
@@ -164,7 +165,8 @@ def _check_pairs(node: onnx.NodeProto, rows: tuple[Axis, ...], columns: tuple[Ax
     """A table with tokens at one side and tokens at the other is attention."""
     if any(TIME in axis for axis in rows) and any(TIME in axis for axis in columns):
         raise Refused(
-            f"{label(node)} holds every token against every other (attention over time); keep a ring of keys and "
+            f"{label(node)} holds every token against every other (attention over time); keep a ring "
+            "of keys and "
             "values and a counter as states"
         )
 

@@ -1,6 +1,7 @@
-"""Rules for operators that pick entries: Gather, Slice, Split. Along time only the last token may be picked."""
+"""Rules for operators that pick entries: Gather, Slice, Split. Of time only the last one may be."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -57,7 +58,8 @@ def gather(translation: Translation, node: onnx.NodeProto, values: Values) -> li
 def _check_token_number(node: onnx.NodeProto, index: Value, value: Value) -> None:
     if depends_on_size(index):
         raise Refused(
-            f"{label(node)} picks from {in_words(value.axes)} by the number of the token in its run, which depends "
+            f"{label(node)} picks from {in_words(value.axes)} by the number of the token in its run, "
+            "which depends "
             "on how a stream is cut into chunks; keep a counter as a state"
         )
 
@@ -71,7 +73,7 @@ def _of_sizes(
     content = np.take(value.extents, np.array(picked).reshape(_shape(index)), place)
     holder = np.empty(np.shape(content), object)
     holder[...] = content
-    return [Value(tuple(axis_of(extent) for extent in holder.shape), "size", sizes=holder)]
+    return [Value(tuple(axis_of(extent) for extent in np.shape(content)), "size", sizes=holder)]
 
 
 def _shape(value: Value) -> list[int]:
@@ -104,7 +106,8 @@ def check_last(translation: Translation, node: onnx.NodeProto, place: Extent | N
         return
     if isinstance(place, int):
         raise Refused(
-            f"{label(node)} picks token {place} by itself: the sequence was written out token by token, or an "
+            f"{label(node)} picks token {place} by itself: the sequence was written out token by "
+            "token, or an "
             "early token is kept; export one step with holdfast export, or keep that token as a state"
         )
     raise Refused(
@@ -113,7 +116,7 @@ def check_last(translation: Translation, node: onnx.NodeProto, place: Extent | N
 
 
 def slice_(translation: Translation, node: onnx.NodeProto, values: Values) -> list[Value]:
-    """Picks ranges of numbers; of time all, or the last token, or what a convolution has behind the last."""
+    """Picks ranges of numbers; of time all, the last token, or all but what a convolution has behind it."""
     value = first_of(node, values)
     if len(values) > 1:
         starts, ends = flat(values[1]), flat(values[2])
@@ -131,7 +134,8 @@ def slice_(translation: Translation, node: onnx.NodeProto, values: Values) -> li
         steps = steps * len(starts)
     if value.sizes is not None and value.extents is not None:
         return _slice_sizes(translation, node, value, [(starts, ends, steps)])
-    axes, reach, is_plain, shown = list(value.axes), value.reach, True, False
+    axes, is_plain, shown = list(value.axes), True, False
+    reach: Reach = value.reach
     for place, start, end, step in zip(places, starts, ends, steps, strict=True):
         if is_fixed(value.axes[place]):
             axes[place] = _range(node, value.axes[place], start, end, step)
@@ -163,7 +167,8 @@ def _sliced(
     kept: list[tuple[int, int, int, int]] = []
     for place, start, end, step in zip(places, *cuts, strict=True):
         if is_fixed(value.axes[place]):
-            assert isinstance(start, int) and isinstance(end, int), "bug: the ends of a range are not known"
+            assert isinstance(start, int), "bug: the start of a range is not known"
+            assert isinstance(end, int), "bug: the end of a range is not known"
             kept.append((place, start, end, step))
         elif axes[place] == ONE:
             kept.append((place, -1, FAR, 1))
@@ -191,7 +196,7 @@ def _of_symbol(
     value: Value,
     place: int,
     cut: tuple[Extent | None, Extent | None, int],
-) -> Reach | str:
+) -> Reach | Literal["all"]:
     """Says what a slice of time or batch takes: `all`, the `last` token, or the present one, `here`."""
     axis, (start, end, step) = value.axes[place], cut
     frozen = translation.frozen.get(axis[0]) if len(axis) == 1 and isinstance(axis[0], str) else None

@@ -1,4 +1,4 @@
-"""Looks a whole-sequence file over before anything is read into it: whole, sorted, of one file, with constants."""
+"""Looks a whole-sequence file over before anything is read into it: is it whole, sorted, one file?"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -60,7 +60,8 @@ def _check_in_one_file(graph: onnx.GraphProto) -> None:
     for weight in weights:
         if weight.data_location == TensorProto.EXTERNAL:
             raise Refused(
-                f"weight {weight.name!r} is in a second file (external data); put that file beside it, and load both "
+                f"weight {weight.name!r} is in a second file (external data); put that file beside "
+                "it, and load both "
                 "with onnx.load"
             )
 

@@ -15,14 +15,19 @@ _RANDOM = frozenset(
 )
 _LOOKS = {
     "ReverseSequence": "turns the tokens round, so it starts with those to come; train it forward",
-    "Range": "counts the tokens of a run from 0, which depends on how a stream is cut into chunks; keep a counter as "
+    "Range": "counts the tokens of a run from 0, which depends on how a stream is cut into chunks; "
+    "keep a counter as "
     "a state",
-    "Attention": "holds every token against every other; keep a ring of keys and values and a counter as states",
-    "MultiHeadAttention": "holds every token against every other; keep a ring of keys and values and a counter as "
+    "Attention": "holds every token against every other; keep a ring of keys and values and a "
+    "counter as states",
+    "MultiHeadAttention": "holds every token against every other; keep a ring of keys and values and "
+    "a counter as "
     "states",
-    "DynamicQuantizeLinear": "has one scale for all tokens and rows of a run, so rows see one another; quantise with "
+    "DynamicQuantizeLinear": "has one scale for all tokens and rows of a run, so rows see one "
+    "another; quantise with "
     "holdfast export --int8, whose scales are fixed",
-    "DynamicQuantizeLSTM": "has one scale for all tokens and rows of a run, so rows see one another; quantise with "
+    "DynamicQuantizeLSTM": "has one scale for all tokens and rows of a run, so rows see one another; "
+    "quantise with "
     "holdfast export --int8, whose scales are fixed",
     "NonZero": "gives as many entries as the values say, so a stream has no fixed shape; use Where",
     "Unique": "gives as many entries as the values say, so a stream has no fixed shape",
@@ -143,7 +148,8 @@ def _settled(value: Value) -> Value:
 def _rule(node: onnx.NodeProto) -> Rule:
     if node.domain not in ("", "ai.onnx"):
         raise Refused(
-            f"{label(node)} is a custom operator of {node.domain!r}, of which nothing is known; export with ONNX's own "
+            f"{label(node)} is a custom operator of {node.domain!r}, of which nothing is known; "
+            "export with ONNX's own "
             "operators"
         )
     if node.op_type in _LOOKS:
@@ -157,7 +163,8 @@ def _rule(node: onnx.NodeProto) -> Rule:
     rule = RULES.get(node.op_type)
     if rule is None:
         raise Refused(
-            f"{label(node)}: nothing is known of what this operator does along time, so nothing can be proved; write "
+            f"{label(node)}: nothing is known of what this operator does along time, so nothing can "
+            "be proved; write "
             "it in others, or export one step with holdfast export"
         )
     return rule

@@ -107,7 +107,8 @@ def squeeze(translation: Translation, node: onnx.NodeProto, values: Values) -> l
     for place in places:
         if value.axes[place] != ONE:
             raise Refused(
-                f"{label(node)} takes axis {place} of {in_words(value.axes)} away, which was 1 when the graph was "
+                f"{label(node)} takes axis {place} of {in_words(value.axes)} away, which was 1 when "
+                "the graph was "
                 "exported; export with dynamic batch and time axes"
             )
     result = value.shaped(tuple(axis for at, axis in enumerate(value.axes) if at not in places))
@@ -129,7 +130,8 @@ def reshape(translation: Translation, node: onnx.NodeProto, values: Values) -> l
     axes = regroup(value.axes, asked, translation.frozen)
     if axes is None:
         raise Refused(
-            f"{label(node)} makes {_shown(asked)} of {in_words(value.axes)}, which has no one reading once batch "
+            f"{label(node)} makes {_shown(asked)} of {in_words(value.axes)}, which has no one reading "
+            "once batch "
             "and time are free; export with dynamic batch and time axes",
             tuple(extent for extent in asked if isinstance(extent, int) and extent > 1),
         )
@@ -189,12 +191,11 @@ def expand(translation: Translation, node: onnx.NodeProto, values: Values) -> li
     value = _shrunk(translation, node, value, asked, replaced)
     axes = _spread(translation, node, value, [extent for extent in asked if extent is not None])
     reach = value.reach
-    if TIME in joined(*axes) and TIME not in joined(*value.axes):
-        if reach == "last":
-            raise Refused(
-                f"{label(node)} repeats what is known after the last token for every token, so earlier tokens see "
-                "later ones; use the state of the same token"
-            )
+    if reach == "last" and TIME in joined(*axes) and TIME not in joined(*value.axes):
+        raise Refused(
+            f"{label(node)} repeats what is known after the last token for every token, so earlier tokens "
+            "see later ones; use the state of the same token"
+        )
     shape_value = values[1]
     if (
         shape_value is not None
@@ -235,7 +236,7 @@ def _spread(
 ) -> tuple[Axis, ...]:
     rank = max(len(asked), value.rank)
     mine = (ONE,) * (rank - value.rank) + value.axes
-    theirs: list[Extent] = [1] * (rank - len(asked)) + asked
+    theirs: list[Extent] = [*([1] * (rank - len(asked))), *asked]
     axes = []
     for axis, extent in zip(mine, theirs, strict=True):
         if extent in (1, -1) or is_same(extent, axis, translation.frozen):

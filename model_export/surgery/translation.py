@@ -212,11 +212,10 @@ def join_reach(node: onnx.NodeProto, values: Sequence[Value | None]) -> Reach:
     if len(reaches) == 1:
         return reaches.pop()
     if "size" in reaches:
-        if any(value is not None and value.reach == "size" for value in values):
-            raise Refused(
-                f"{label(node)} computes with the number of tokens or rows, which depends on how a stream is "
-                "cut into chunks; keep a counter as a state"
-            )
+        raise Refused(
+            f"{label(node)} computes with the number of tokens or rows, which depends on how a stream is "
+            "cut into chunks; keep a counter as a state"
+        )
     if reaches == {"each", "last"}:
         raise Refused(
             f"{label(node)} puts what is known after the last token beside every token, so earlier tokens "

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from model_export.surgery.axes import Axis, Extent, Size
 
 Reach = Literal["constant", "size", "each", "last", "here"]
-"""Which tokens a tensor depends on: none; only how many there are; each entry of its time axis on those up to
-it; on all of them, having no time axis; or, within a loop, on those up to the present one."""
+"""Which tokens a tensor depends on: none; only how many there are; each entry of its time axis on those up
+to it; on all of them, having no time axis; or, within a loop, on those up to the present one."""
 
 
 class Refused(Exception):

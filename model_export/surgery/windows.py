@@ -1,8 +1,8 @@
-"""Rules for windows: Pad, convolutions and pools. A causal convolution over time keeps what it looks back on.
+"""Rules for windows: Pad, convolutions, pools. A causal convolution over time keeps what it looks back on.
 
-A convolution of kernel k and dilation d looks back (k - 1) d tokens. Before the first token it sees the zeros
-that it is padded with, which is what its state starts with. What it is padded with behind makes it look ahead,
-or makes outputs behind the last token, which a Slice has to cut off.
+A convolution of kernel k and dilation d looks back (k - 1) d tokens. Before the first token it sees the
+zeros that it is padded with, which is what its state starts with. What it is padded with behind makes it
+look ahead, or makes outputs behind the last token, which a Slice has to cut off.
 """
 
 import math
@@ -98,7 +98,8 @@ def convolution(translation: Translation, node: onnx.NodeProto, values: Values) 
     windows = _windows(node, [number_of(axis) for axis in kernel.axes[2:]])
     if not is_fixed(value.axes[1]) or any(value.axes[at] != TIME_AXIS for at in places):
         raise Misread(
-            f"{label(node)} reads {in_words(value.axes)}: channels must be axis 1, and time an axis by itself"
+            f"{label(node)} reads {in_words(value.axes)}: channels must be axis 1, and time an axis "
+            "by itself"
         )
     axes = [value.axes[0], kernel.axes[0]]
     for at, window in enumerate(windows, start=2):
@@ -140,7 +141,8 @@ def pool(translation: Translation, node: onnx.NodeProto, values: Values) -> list
         ]
     if not passes:
         raise Refused(
-            f"{label(node)} pools over the time axis; keep a running value as a state, or make a token of so many samples"
+            f"{label(node)} pools over the time axis; keep a running value as a state, or make a "
+            "token of so many samples"
         )
     translation.keep(node)
     return [Value(tuple(axes), value.reach)]
@@ -199,18 +201,21 @@ def _check_causal(node: onnx.NodeProto, value: Value, window: _Window) -> int:
     """Returns how many outputs are behind the last token."""
     if window.stride != 1:
         raise Refused(
-            f"{label(node)} gives one output for {window.stride} tokens; make a token of {window.stride} samples"
+            f"{label(node)} gives one output for {window.stride} tokens; make a token of "
+            f"{window.stride} samples"
         )
     before = value.before + window.before - window.back
     after = value.after + window.after
     if before < 0 and after:
         raise Refused(
             f"{label(node)} looks {-before} token{'s' if before < -1 else ''} ahead: it is padded with "
-            f"{after} behind the last one; pad {window.back} before the first one and none behind, and train it so"
+            f"{after} behind the last one; pad {window.back} before the first one and none behind, "
+            "and train it so"
         )
     if before:
         raise Refused(
-            f"{label(node)} gives {abs(before)} outputs {'less' if before < 0 else 'more'} than there are tokens; "
+            f"{label(node)} gives {abs(before)} outputs {'less' if before < 0 else 'more'} than there "
+            "are tokens; "
             f"pad {window.back} before the first token and none behind"
         )
     return after
@@ -229,8 +234,8 @@ def _with_context(
     translation.states.append(StatePair(name, after, axes, dtype))
     joined = translation.add("Concat", [name, source], "with_context", axis=place)
     if translation.opset < 10:
-        cut = {"starts": [-back], "ends": [FAR], "axes": [place]}
-        translation.nodes.append(onnx.helper.make_node("Slice", [joined], [after], **cut))
+        node = onnx.helper.make_node("Slice", [joined], [after], starts=[-back], ends=[FAR], axes=[place])
+        translation.nodes.append(node)
         return joined
     ends = [
         translation.integers([end], what) for end, what in ((-back, "kept"), (FAR, "end"), (place, "axis"))
