@@ -38,6 +38,10 @@ MOST_COUNT = 1_000_000_000
 """More than any machine has; metrics show them as floats, exactly."""
 
 
+MODEL = "python-source"
+"""The shipped one that tools take where none is named."""
+
+
 def _shipped_models() -> Path:
     """Returns the models that come with the package, or those of the source tree."""
     packaged = Path(__file__).parent / "shipped_models"
