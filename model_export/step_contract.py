@@ -243,5 +243,7 @@ def _written(row: Tensor) -> Any:
     if values.size == 0:
         return 0
     if (values == values.flat[0]).all():
-        return values.flat[0].item()
+        number = values.flat[0].item()
+        is_short = isinstance(number, float) and number.is_integer() and abs(number) < 1e6
+        return int(number) if is_short else number
     return values.tolist()
