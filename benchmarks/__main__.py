@@ -16,14 +16,14 @@ import onnxruntime as ort
 from rich.console import Console
 from rich.markdown import Markdown
 
-from benchmarks import growth, nets, nuisances, report, speed
+from benchmarks import forms, growth, nets, nuisances, report, speed
 from benchmarks.contestants import Contestant, Field
 from benchmarks.peers.triton.environment import TritonUnavailable, is_prepared, prepare
 from benchmarks.results import TRITON
 from benchmarks.section import Measure, Section
 from benchmarks.turns import all_turns, take_turns
 
-SECTIONS: tuple[Measure, ...] = (nets.measure, growth.measure, nuisances.measure)
+SECTIONS: tuple[Measure, ...] = (nets.measure, forms.measure, growth.measure, nuisances.measure)
 """What is measured after the turns, on servers and stores of its own."""
 
 _RESULTS = Path(__file__).parent / "results"

@@ -11,6 +11,7 @@ from holdfast.aio import AsyncClient
 from holdfast.client import Client
 from holdfast.columns import BatchPipeline, BatchReply
 from holdfast.errors import HoldfastError
+from holdfast.labels import labels_of
 from holdfast.opened_batch import OpenedBatch
 from holdfast.pending import PendingChunk
 from holdfast.reply import StepReply
@@ -35,4 +36,5 @@ __all__ = [
     "StepReply",
     "Tls",
     "__version__",
+    "labels_of",
 ]

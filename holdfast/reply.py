@@ -1,6 +1,7 @@
 """The reply to a chunk."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -43,6 +44,14 @@ class StepReply:
         width = outputs.top_k
         count = len(pairs) // width if pairs else self.token_count
         return [pairs[row * width : (row + 1) * width] for row in range(count)]
+
+    def candidates(self, labels: Sequence[str]) -> list[list[tuple[str, float]]]:
+        """Per entry of `top` the same by name: (label, probability), best first.
+
+        Args:
+            labels: Of the model, see `holdfast.labels_of`.
+        """
+        return [[(labels[number], math.exp(log_prob)) for number, log_prob in row] for row in self.top]
 
     @cached_property
     def token_log_probs(self) -> NDArray[np.float32] | None:

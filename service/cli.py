@@ -16,6 +16,7 @@ bench     loads a running server and prints what its clients see
 verify    proves from what clients recorded that nothing was lost and nothing applied twice
 session   shows a session, or releases one that is held
 models    shows what a server serves; inspects, checks and adds model files
+export    makes a model of a PyTorch network, or of a whole-sequence ONNX file
 token     makes a token for a client, and the entry of it for the server's tokens file
 store-acl prints the ACL rule of the store's user"""
 
@@ -29,7 +30,11 @@ SERVER_SIDE = {
 }
 MODEL_FILES = ("inspect", "check", "add")
 """Subcommands of `models` that call no server, but need what one has."""
-CLIENT_SIDE = {"session": "holdfast.session_command", "models": "holdfast.models_command"}
+OTHERS = {
+    "session": "holdfast.session_command",
+    "models": "holdfast.models_command",
+    "export": "model_export.export_command",
+}
 
 
 def main() -> None:
@@ -51,8 +56,8 @@ def _run() -> int:
         return _run_server_side(command, SERVER_SIDE[command], arguments)
     if command == "models" and arguments[:1] and arguments[0] in MODEL_FILES:
         return _run_server_side(command, "service.models_command", arguments)
-    if command in CLIENT_SIDE:
-        code: int = importlib.import_module(CLIENT_SIDE[command]).main(arguments)
+    if command in OTHERS:
+        code: int = importlib.import_module(OTHERS[command]).main(arguments)
         return code
     print(f"holdfast: no command {command!r}\n{USAGE}", file=sys.stderr)
     return 2

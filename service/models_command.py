@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from service.model.inspection import Inspection, inspect_completed, inspect_mode
 from service.names import without_controls
 
 EXIT_REFUSED = 1
+EXIT_CONFIGURATION = 2
 _MOST_OPERATORS, _MOST_TENSORS = 12, 40
 
 
@@ -31,9 +33,12 @@ def main(arguments: list[str]) -> int:
     """Runs one of the subcommands.
 
     Returns:
-        0, or 1 if a file is refused; argparse exits with 2 for wrong arguments.
+        0, 1 if a file is refused, or 2 without what a server needs; argparse exits with 2 as well.
     """
     options = _parser().parse_args(arguments)
+    if find_spec("onnxruntime") is None:  # the process that looks at a file would end without a word
+        print("holdfast models needs onnxruntime: pip install 'holdfast[server]'", file=sys.stderr)
+        return EXIT_CONFIGURATION
     try:
         code: int = options.run(options)
     except (ModelFileError, OSError) as error:

@@ -14,7 +14,7 @@ import redis.asyncio
 from benchmarks.serving import run
 from holdfast.v1 import holdfast_pb2 as pb
 from model_export.contract import SWITCH
-from service.engine.batch import top_candidates
+from service.engine.ranking import top_candidates
 from service.verify.oracle import open_graph
 
 _TOP_K = 5

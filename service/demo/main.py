@@ -14,9 +14,10 @@ from service.demo.sensor_screen import SensorScreen
 from service.demo.shown import Shown, stream_shown
 from service.demo.sound_screen import SoundScreen
 from service.demo.text_stream import stream_text
+from service.demo.words_screen import WordsScreen
 
 SCREENS: dict[str, type[Shown]] = {
-    screen.model: screen for screen in (SensorScreen, LanguageScreen, SoundScreen)
+    screen.model: screen for screen in (SensorScreen, LanguageScreen, SoundScreen, WordsScreen)
 }
 """Of the networks that are shown in another way than `python-source`."""
 
@@ -62,7 +63,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.type and options.model != MODEL:
         parser.error(f"--type shows {MODEL}; keystrokes are no tokens of {options.model}")
-    if options.file is not None and options.model not in (MODEL, LanguageScreen.model):
+    if options.file is not None and options.model not in (MODEL, LanguageScreen.model, WordsScreen.model):
         parser.error(f"--file is for networks over text; {options.model} is shown on data that is made")
     return options
 

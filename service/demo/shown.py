@@ -1,7 +1,7 @@
 """Streams what a screen brings along, shows the outputs on it, and judges them by an uninterrupted run."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -26,6 +26,7 @@ class Shown(LiveScreen):
         chunk: Tokens per reply.
         tokens: The stream: bytes, or float32 (count, width).
         facts: What the network's contract says for people; there once it has been read.
+        labels: Names of what it ranks; likewise.
     """
 
     model: ClassVar[str]
@@ -33,6 +34,7 @@ class Shown(LiveScreen):
     chunk: ClassVar[int] = 1
     tokens: bytes | NDArray[np.float32]
     facts: Mapping[str, str] = MappingProxyType({})
+    labels: Sequence[str] = ()
 
     @abstractmethod
     def __init__(self, limit: int | None, file: Path | None) -> None:
@@ -51,6 +53,7 @@ def stream_shown(screen: Shown, data_dir: Path, store: str) -> tuple[LiveScreen,
     """Streams the screen's tokens through two servers; returns the last screen and the verdict."""
     oracle = Oracle(Settings().models / screen.model / "1" / "model.onnx")
     screen.facts = oracle.contract.facts
+    screen.labels = oracle.contract.ranked.labels if oracle.contract.ranked is not None else ()
     expected = _uninterrupted(screen, oracle)
     replies: list[StepReply] = []
     options = {"outputs": list(screen.outputs), "chunk": screen.chunk}

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from service.engine.block import Block
 from service.engine.hot_state import Standing, join_rows, split_rows
+from service.engine.ranking import ranked_candidates
 from service.engine.results import check_results
 from service.engine.work import Selection
 from service.errors import ModelFailed
@@ -20,10 +21,15 @@ from service.model.contract import Contract
 from service.model.protocol import Arrays, Halt, Model
 
 MAX_STEPS_PER_CALL = 4096
-"""Tokens times rows in one call of the model; with 256 logits each they take 4 MiB."""
+"""Tokens times rows in one call of the model."""
 
-FEW = 8
-"""Up to so many candidates are picked one by one."""
+MAX_OUTPUT_BYTES = 16 << 20
+"""Of the outputs of one call: 4,096 steps with 1,024 logits, or fewer steps with more. A batch that gives
+more in all is ranked call by call and lets go of what it has ranked, so that neither the number of its
+tokens nor the size of the vocabulary is a matter of memory."""
+
+_TOP_IDS, _TOP_LOG_PROBS = "\0ids", "\0log_probs"
+"""Stand among the outputs in place of what has been ranked; no output has such a name."""
 
 
 class Steps(NamedTuple):
@@ -120,6 +126,44 @@ def run_batch(
     Raises:
         ModelFailed: The model raised, or gave what its contract does not say.
     """
+    return [
+        ran
+        for part in _parts(model.contract, group)
+        for ran in _run_together(
+            model, [group[place] for place in part], [states[place] for place in part], encode, halt
+        )
+    ]
+
+
+def _parts(contract: Contract, group: Sequence[Steps]) -> list[list[int]]:
+    """Divides a large batch by whether blocks want the whole of what others only want ranked."""
+    ranked, every = contract.ranked, list(range(len(group)))
+    if ranked is None or not _is_large(contract, group):
+        return [every]
+    whole = {place for place in every if ranked.name in group[place].selection.tensors}
+    return [part for part in ([place for place in every if place not in whole], sorted(whole)) if part]
+
+
+def _is_large(contract: Contract, group: Sequence[Steps]) -> bool:
+    """Whether the outputs of a batch take more memory than those of one call may."""
+    token_count = sum(len(steps.block) * steps.block.asked.token_count for steps in group)
+    return token_count > _most_steps(contract, _needed_outputs(contract, group))
+
+
+def _most_steps(contract: Contract, needed: Sequence[str]) -> int:
+    """Returns how many tokens times rows one call may have."""
+    step_bytes = sum(output.size_bytes for output in contract.outputs if output.name in needed)
+    return max(1, min(MAX_STEPS_PER_CALL, MAX_OUTPUT_BYTES // max(1, step_bytes)))
+
+
+def _run_together(
+    model: Model,
+    group: Sequence[Steps],
+    states: Sequence[NDArray[np.uint8]],
+    encode: EncodeOutputs,
+    halt: Halt,
+) -> list[Ran]:
+    """Runs blocks that share calls of the model; see `run_batch`."""
     order = sorted(range(len(group)), key=lambda index: -group[index].block.asked.token_count)
     ordered = [group[index] for index in order]
     before = _joined([states[index] for index in order])
@@ -168,13 +212,14 @@ def _run(
 
     Returns:
         Needed outputs by name, (N, ...) with the tokens of each row together, (B, ...) of those that are
-        given once a run; last states (B, ...).
+        given once a run; of a large batch the candidates in place of what is only ranked; last states
+        (B, ...).
     """
     needed = _needed_outputs(model.contract, ordered)
     counts = [steps.block.asked.token_count for steps in ordered]
     rows = [len(steps.block) for steps in ordered]
     dtype = model.contract.input.dtype
-    if counts[0] == counts[-1] and counts[0] * sum(rows) <= MAX_STEPS_PER_CALL:
+    if counts[0] == counts[-1] and not _is_large(model.contract, ordered):
         tokens = _joined([steps.block.tokens for steps in ordered])
         outputs, after = _call(model, tokens.swapaxes(0, 1).astype(dtype, "C"), states, needed, halt)
         return {name: _by_row(outputs[name]) for name in needed}, dict(after)
@@ -206,24 +251,39 @@ def _run_in_spans(
     tokens = flat.astype(model.contract.input.dtype)
     starts = np.concatenate([[0], np.cumsum(counts)])
     specs = {output.name: output for output in model.contract.outputs}
-    collected = {
-        name: np.empty(
-            (len(counts if specs[name].is_last else tokens), *specs[name].shape), specs[name].dtype
-        )
-        for name in needed
-    }
-    for begin, end, active in _spans(counts.tolist()):
+    top_k = _ranked_at_once(model.contract, ordered)
+    is_last = {name: specs[name].is_last for name in needed}
+    if model.contract.ranked is not None:
+        is_last |= dict.fromkeys((_TOP_IDS, _TOP_LOG_PROBS), model.contract.ranked.is_last)
+    collected: dict[str, NDArray[Any]] = {}
+    for begin, end, active in _spans(counts.tolist(), _most_steps(model.contract, needed)):
         places = starts[:active] + np.arange(begin, end)[:, np.newaxis]
         active_states = {name: array[:active] for name, array in states.items()}
         outputs, after = _call(model, tokens[places], active_states, needed, halt)
-        for name in needed:
-            if specs[name].is_last:
-                collected[name][:active] = outputs[name][0]
-            else:
-                collected[name][places] = outputs[name]
+        given = {name: outputs[name].reshape(-1, *specs[name].shape) for name in needed}
+        if top_k and (ranked := model.contract.ranked) is not None:
+            given |= _as_candidates(given.pop(ranked.name), top_k, ranked.role)
+        for name, array in given.items():
+            if name not in collected:
+                row_count = len(counts if is_last[name] else tokens)
+                collected[name] = np.empty((row_count, *array.shape[1:]), array.dtype)
+            collected[name][slice(active) if is_last[name] else places.ravel()] = array
         for name, array in states.items():
             array[:active] = after[name]
     return collected, states
+
+
+def _ranked_at_once(contract: Contract, group: Sequence[Steps]) -> int:
+    """Returns how many candidates to take of each call of a large batch; 0 if logits are kept whole."""
+    is_whole = any(contract.ranked.name in steps.selection.tensors for steps in group if contract.ranked)
+    return (
+        0 if is_whole or not _is_large(contract, group) else max(steps.selection.top_k for steps in group)
+    )
+
+
+def _as_candidates(values: NDArray[Any], top_k: int, role: str) -> dict[str, NDArray[Any]]:
+    ids, log_probs = ranked_candidates(values, top_k, role)
+    return {_TOP_IDS: ids, _TOP_LOG_PROBS: log_probs}
 
 
 def _by_row(output: NDArray[Any]) -> NDArray[Any]:
@@ -231,16 +291,17 @@ def _by_row(output: NDArray[Any]) -> NDArray[Any]:
     return output.swapaxes(0, 1).reshape(-1, *output.shape[2:])
 
 
-def _spans(counts: list[int]) -> Iterator[tuple[int, int, int]]:
+def _spans(counts: list[int], most_steps: int) -> Iterator[tuple[int, int, int]]:
     """Yields (begin, end, active): tokens begin..end of the first `active` chunks run in one call.
 
     Args:
         counts: Tokens per chunk, descending. A span ends where a chunk does, and before its outputs
             would take much memory.
+        most_steps: Tokens times rows of a call.
     """
     begin, active = 0, len(counts)
     while active:
-        end = min(counts[active - 1], begin + max(1, MAX_STEPS_PER_CALL // active))
+        end = min(counts[active - 1], begin + max(1, most_steps // active))
         yield begin, end, active
         begin = end
         while active and counts[active - 1] <= begin:
@@ -275,9 +336,13 @@ def _outputs_of(
 
     if selection.top_k:
         assert contract.ranked is not None, "bug: a selection ranks what the model does not have"
-        ids, log_probs = ranked_candidates(
-            picked(contract.ranked.name), selection.top_k, contract.ranked.role
-        )
+        if _TOP_IDS in outputs:
+            part = rows if contract.ranked.is_last else tokens
+            ids, log_probs = (outputs[name][part, : selection.top_k] for name in (_TOP_IDS, _TOP_LOG_PROBS))
+        else:
+            ids, log_probs = ranked_candidates(
+                picked(contract.ranked.name), selection.top_k, contract.ranked.role
+            )
     if selection.token_log_prob and contract.token_log_prob is not None:
         surprise = picked(contract.token_log_prob.name)
     return GroupOutputs(
@@ -289,86 +354,3 @@ def _outputs_of(
         tensors={name: picked(name) for name in selection.tensors},
         state={name: states[name][rows] for name in states} if selection.state else {},
     )
-
-
-def ranked_candidates(
-    values: NDArray[Any], top_k: int, role: str
-) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Ranks classes by an output of a role in `RANKED`, (N, ...); see `top_candidates`."""
-    flat = values.reshape(len(values), -1).astype(np.float32, copy=False)
-    if role == "logits":
-        return top_candidates(flat, top_k)
-    choose = _pick_largest if top_k <= FEW and np.isfinite(flat).all() else _sort_largest
-    ids, largest = choose(flat, top_k)
-    if role == "probs":
-        with np.errstate(divide="ignore", invalid="ignore"):  # a probability of 0, or none
-            largest = np.log(largest)
-    return ids, largest
-
-
-def top_candidates(
-    logits: NDArray[np.float32], top_k: int
-) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Ranks the next tokens.
-
-    Args:
-        logits: float32 (N, V).
-        top_k: 1..V.
-
-    Returns:
-        Ids, int32 (N, top_k), best first, and their log-probabilities, float32 (N, top_k): the
-        log-softmax of the logits.
-    """
-    choose = _pick_largest if top_k <= FEW else _sort_largest
-    ids, values = choose(logits, top_k)
-    if np.isfinite(values).all():
-        return ids, _log_softmax(logits, values)
-    odd = np.flatnonzero(~np.isfinite(values).all(axis=1))  # picking marks what it took by -inf
-    ids[odd], values[odd] = _sort_largest(logits[odd], top_k)
-    with np.errstate(invalid="ignore"):  # of infinite logits there is no softmax: it is NaN
-        return ids, _log_softmax(logits, values)
-
-
-def _log_softmax(logits: NDArray[np.float32], values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Returns the log-probabilities of the logits `values`, the largest of each row first."""
-    peak = values[:, :1]
-    scaled = logits - peak
-    np.exp(scaled, out=scaled)
-    ones = np.ones((logits.shape[1], 1), np.float32)
-    values -= peak + np.log(scaled @ ones)  # a product with ones is a sum, at a third of the time
-    return values
-
-
-def _pick_largest(logits: NDArray[np.float32], top_k: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Takes the largest, one after the other; of equal ones the smallest id."""
-    count = len(logits)
-    ids = np.empty((count, top_k), np.int32)
-    values = np.empty((count, top_k), np.float32)
-    left, rows = logits.copy(), np.arange(count)
-    if count == 1:  # the idle server: scalars are faster than arrays of one
-        row = left[0]
-        for place in range(top_k):
-            best = row.argmax()
-            ids[0, place], values[0, place], row[best] = best, row[best], -np.inf
-        return ids, values
-    for place in range(top_k):
-        best = left.argmax(axis=1)
-        ids[:, place] = best
-        values[:, place] = left[rows, best]
-        left[rows, best] = -np.inf
-    return ids, values
-
-
-def _sort_largest(logits: NDArray[np.float32], top_k: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Takes the largest and sorts them by value, then by id; NaN is the least."""
-    count, size = logits.shape
-    logits = np.where(np.isnan(logits), np.float32(-np.inf), logits)
-    if top_k < size:
-        candidates = logits.argpartition(size - top_k, axis=1)[:, size - top_k :]
-        candidates.sort(axis=1)
-    else:
-        candidates = np.broadcast_to(np.arange(size), logits.shape)
-    rows = np.arange(count)[:, np.newaxis]
-    values = logits[rows, candidates]
-    order = (-values).argsort(axis=1, kind="stable")
-    return candidates[rows, order].astype(np.int32), values[rows, order]

@@ -192,12 +192,33 @@ class OutputSpec:
         return self.dtype.itemsize * math.prod(self.shape)
 
 
+class TokenizerFile(NamedTuple):
+    """What a contract says of the tokenizer of a network over subwords.
+
+    Attributes:
+        name: Of the file beside contract.toml.
+        sha256: Of its content, hexadecimal.
+        start: Id that stands before every text; None without one.
+    """
+
+    name: str
+    sha256: str
+    start: int | None
+
+
 @dataclass(frozen=True)
 class Vocabulary:
-    """The ids a model knows: 0 .. size - 1; with kind `bytes` an id is a byte's value."""
+    """The ids a model knows: 0 .. size - 1.
 
-    kind: Literal["bytes", "ids"]
+    Attributes:
+        kind: With `bytes` an id is a byte's value; with `tokenizer` the server makes them of text.
+        size: How many there are.
+        tokenizer: Of the latter kind.
+    """
+
+    kind: Literal["bytes", "ids", "tokenizer"]
     size: int
+    tokenizer: TokenizerFile | None = None
 
 
 @dataclass(frozen=True, eq=False)

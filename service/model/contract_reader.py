@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypedDict, get_args
 
@@ -22,6 +23,7 @@ from service.model.contract import (
     OutputSpec,
     Role,
     StateSpec,
+    TokenizerFile,
     Vocabulary,
 )
 from service.model.document import Document, from_metadata, from_toml, name_of
@@ -287,12 +289,12 @@ class _Reader:
         entry = self._document.get("vocabulary")
         if not entry:
             return None
-        kind = _one_of("vocabulary: kind", entry.get("kind", "ids"), ("bytes", "ids"))
+        kind = _one_of("vocabulary: kind", entry.get("kind", "ids"), ("bytes", "ids", "tokenizer"))
         size = entry.get("size", 256 if kind == "bytes" else None)
         least = 256 if kind == "bytes" else 1  # any byte may come as text
         if type(size) is not int or not least <= size < 1 << 31:
             raise ContractError(f"vocabulary: size {size!r} of kind {kind!r}, expected >= {least}")
-        return Vocabulary(kind, size)
+        return Vocabulary(kind, size, _tokenizer(entry) if kind == "tokenizer" else None)
 
     # -- parts --------------------------------------------------------------------------------
 
@@ -452,6 +454,21 @@ def _without_context(
     axis = fitting[-1]
     shape = (*rest[:axis], new, *rest[axis + 1 :])
     return shape, Context(f"{name}.context", axis, kept) if kept else None
+
+
+def _tokenizer(entry: Document) -> TokenizerFile:
+    name, sha256, start = entry.get("file"), entry.get("sha256"), entry.get("start")
+    if name is None:
+        raise ContractError(
+            'vocabulary: a tokenizer needs file = "tokenizer.json", which lies beside contract.toml'
+        )
+    if not isinstance(sha256, str) or not re.fullmatch("[0-9a-f]{64}", sha256):
+        raise ContractError(
+            f"vocabulary: sha256 is {str(sha256)[:70]!r}, expected is what sha256sum says of {name}"
+        )
+    if start is not None and not (type(start) is int and start >= 0):
+        raise ContractError(f"vocabulary: start is {start!r}, expected is an id, or none")
+    return TokenizerFile(name, sha256, start)
 
 
 def _labels(where: str, entry: Document) -> tuple[str, ...]:

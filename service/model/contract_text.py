@@ -14,7 +14,10 @@ from service.model.contract import GraphTensor
 from service.model.patterns import collapse
 
 Place = tuple[str, str, str]
-"""Table, tensor (its graph input, or name), and key; key "" is the head of the table."""
+"""Table, tensor (its graph input, or name), and key; key "" is the head of the table.
+
+Of a key that stands in no table: that key and twice "".
+"""
 Notes = Mapping[Place, str]
 
 _FIRST = ("contract_version", "description", "rows_per_run", "tokens_per_run")
@@ -51,7 +54,7 @@ def to_toml(document: Mapping[str, Any], notes: Notes | None = None) -> str:
     tables = {*_TABLES, *_LAST}
     plain = [key for key in document if key not in tables]
     plain.sort(key=lambda key: _FIRST.index(key) if key in _FIRST else len(_FIRST))
-    lines = [_line(key, document[key]) for key in plain]
+    lines = [_line(key, document[key]) + _remark(remarks, (key, "", "")) for key in plain]
     for topic in _TABLES:
         entries = _entries(document.get(topic))
         if topic == "state":
@@ -141,5 +144,12 @@ def _value(value: Any) -> str:
 
 
 def _text(text: str) -> str:
-    """Returns a basic string: TOML's escapes are those of JSON, but for DEL."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+    """Returns a basic string: TOML's escapes are those of JSON; what cannot be seen is escaped as well."""
+    return "".join(
+        char if char.isprintable() else _escaped(char) for char in json.dumps(text, ensure_ascii=False)
+    )
+
+
+def _escaped(char: str) -> str:
+    is_surrogate = "\ud800" <= char <= "\udfff"  # which no TOML can have
+    return "?" if is_surrogate else f"\\U{ord(char):08x}"

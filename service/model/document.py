@@ -9,7 +9,7 @@
     [[output]]        name, axes, dtype, role, labels, switch, units, description
     [[session_input]] name, axes, dtype, initial, units, description
     [constants]       graph input = value
-    [vocabulary]      kind, size
+    [vocabulary]      kind, size; file, sha256, start of the kind "tokenizer"
     [facts]           for people, by topic
 
 In `metadata_props` each topic is a JSON text under `holdfast.`: `holdfast.input`, `holdfast.states`,
@@ -44,7 +44,7 @@ TABLES: dict[str, set[str]] = {
     "state": {"name", "input", "output", "axes", "dtype", "initial"} | _FOR_PEOPLE,
     "output": {"name", "axes", "dtype", "role", "labels", "switch"} | _FOR_PEOPLE,
     "session_input": {"name", "axes", "dtype", "initial"} | _FOR_PEOPLE,
-    "vocabulary": {"kind", "size"},
+    "vocabulary": {"kind", "size", "file", "sha256", "start"},
 }
 """Keys of each table."""
 LISTS = ("input", "state", "output", "session_input")
@@ -59,6 +59,7 @@ _TOP = {
     *TABLES,
 }
 _PLURALS = {"states": "state", "outputs": "output", "inputs": "input", "session_inputs": "session_input"}
+_PLAIN_NAME = r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,100}"
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -241,12 +242,24 @@ def files_named(document: Document) -> list[str]:
     ]
     names = dict.fromkeys(value for value in values if isinstance(value, str))
     for name in names:
-        if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,100}\.npy", name):
+        if not re.fullmatch(_PLAIN_NAME + r"\.npy", name):
             raise ContractError(
                 f"contract.toml: {_short(name)} is no name of an .npy file beside contract.toml: letters, "
                 "digits and . _ - are expected"
             )
-    return list(names)
+    return [*names, *_tokenizer_named(document.get("vocabulary", {}))]
+
+
+def _tokenizer_named(vocabulary: Document) -> list[str]:
+    name = vocabulary.get("file")
+    if name is None:
+        return []
+    if not isinstance(name, str) or not re.fullmatch(_PLAIN_NAME + r"\.json", name):
+        raise ContractError(
+            f"contract.toml: vocabulary: {_short(name)} is no name of a .json file beside contract.toml: "
+            "letters, digits and . _ - are expected"
+        )
+    return [name]
 
 
 def name_of(value: Any, where: str) -> str:

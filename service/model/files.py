@@ -135,7 +135,8 @@ def stamps_of(path: Path) -> Stamps | None:
     own = _stamp_of(path)
     if own is None:
         return None
-    beside = sorted([path.with_name(CONTRACT_FILE), *_configs(path), *path.parent.glob("*.npy")])
+    named = (*path.parent.glob("*.npy"), *path.parent.glob("*.json"))
+    beside = sorted([path.with_name(CONTRACT_FILE), *_configs(path), *named])
     return (own, *map(_stamp_of, beside))
 
 
@@ -187,9 +188,10 @@ def _with_config(path: Path, graph: bytes, max_bytes: int) -> bytes:
     return pack(Bundle(graph, to_toml(document).encode(), files))
 
 
-def _configs(path: Path) -> tuple[Path, Path]:
+def _configs(path: Path) -> list[Path]:
     """Returns where a config.pbtxt may lie: beside the file, or beside its versions, as Triton has it."""
-    return path.with_name(CONFIG_FILE), path.parent.parent / CONFIG_FILE
+    is_version = path.name == MODEL_FILE and path.parent.name.isdecimal()
+    return [path.with_name(CONFIG_FILE), *([path.parent.parent / CONFIG_FILE] if is_version else [])]
 
 
 def read_file(path: Path, max_bytes: int = MAX_MODEL_BYTES) -> bytes:

@@ -28,6 +28,8 @@ _TOKEN_WORDS = frozenset(
 )
 _SAMPLE_RATES = frozenset(("sr", "sample_rate", "samplerate", "sampling_rate", "fs"))
 _USUAL_SAMPLE_RATE = 16000
+_MOST_GUESSED = 64
+"""Inputs for which outputs are looked through."""
 
 
 @dataclass
@@ -55,6 +57,7 @@ def guess_rest(
     fits: Callable[[str, str], bool],
     *,
     has_tokens: bool,
+    has_states: bool,
 ) -> Guesses:
     """Guesses what the rest of a graph's tensors may be.
 
@@ -63,6 +66,7 @@ def guess_rest(
         outputs: Outputs of which nothing is known.
         fits: Says whether an output can follow an input, by its type and shape.
         has_tokens: The token is known.
+        has_states: Some states are known, by names that pair: a name that does not is none of them.
     """
     guesses = Guesses()
     left = dict(inputs)
@@ -72,9 +76,10 @@ def guess_rest(
         if len(left) > 1:
             guesses.notes["input", token, "name"] = "? is this the token"
         del left[token]
-    free = list(outputs)
-    for name, tensor in left.items():
-        follower = next((other for other in free if tensor.shape and fits(name, other)), None)
+    free = [] if has_states else list(outputs)
+    for number, (name, tensor) in enumerate(left.items()):
+        may_follow = free if tensor.shape and number < _MOST_GUESSED else []
+        follower = next((other for other in may_follow if fits(name, other)), None)
         if follower is not None:
             free.remove(follower)
             guesses.states.append({"input": name, "output": follower})
@@ -102,10 +107,12 @@ def _likely_token(
         is_worded = bool(_TOKEN_WORDS.intersection(words_of(name)))
         return is_single, not is_worded, any(fits(name, other) for other in outputs)
 
-    return min(left, key=rank)
+    return min(list(left)[:_MOST_GUESSED], key=rank)
 
 
 def _has_rows(tensor: GraphTensor) -> bool:
+    if tensor.shape == (1,):  # a single value
+        return False
     return any(extent == 1 or not isinstance(extent, int) for extent in tensor.shape[:1]) or any(
         isinstance(extent, str) and named_role(extent) == "batch" for extent in tensor.shape
     )
@@ -114,4 +121,4 @@ def _has_rows(tensor: GraphTensor) -> bool:
 def _likely_value(name: str, tensor: GraphTensor) -> Any:
     if name.lower() in _SAMPLE_RATES:
         return _USUAL_SAMPLE_RATE
-    return re.sub(r"[^A-Za-z0-9_-]", "_", name)[:64] + ".npy" if tensor.shape else "?"
+    return re.sub(r"[^A-Za-z0-9_-]", "_", name)[:64] + ".npy" if tensor.shape not in ((), (1,)) else "?"

@@ -15,14 +15,18 @@ from service.model.check_process import give_up, leave_with, read_all, refusal_b
 from service.model.confinement import confine
 from service.model.document import PREFIX
 from service.model.inspection import MAX_REPORT_BYTES
+from service.model.loading import load_model
 from service.model.measuring import measured_outputs, step_times
 from service.model.onnx_wire import check_file
-from service.model.step_graph import BareGraph, StepGraph
+from service.model.step_graph import BareGraph
+from service.model.subwords import import_tokenizers
+from service.model.trial import NotIndependent
 
 
 def main() -> None:
     """Reads, looks, says what it found and ends."""
     leave_with(int(sys.argv[3]))
+    import_tokenizers()  # no file can be opened later
     confine(lambda: give_up(cpu_s=int(sys.argv[1]), memory_bytes=int(sys.argv[2])))
     _say(json.dumps(_report()).encode()[:MAX_REPORT_BYTES])
     os._exit(0)  # without tearing down what may be damaged
@@ -49,10 +53,14 @@ def _report() -> dict[str, Any]:
             report["measured"] = measured_outputs(bare, bundle)
 
     def serve(data: bytes) -> None:
-        graph = StepGraph(Path(), name="", version=1, data=data)
-        report["differences"] = try_in_time(graph, data)
-        report["step_s"] = step_times(graph)
-        report["state_bytes"] = graph.contract.state_bytes
+        model = load_model(Path(), name="", version=1, data=data)
+        try:
+            report["differences"] = try_in_time(model, data)
+        except NotIndependent as error:
+            report["apart"] = list(error.apart)
+            raise
+        report["step_s"] = step_times(model)
+        report["state_bytes"] = model.contract.state_bytes
 
     refusal = refusal_by(declare).decode(errors="replace")
     return report | ({"refusal": refusal} if refusal else {})

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from service.model.apart import PARTS
 from service.model.bundle import Bundle, pack, unpack
 from service.model.check import LIMITS, CheckLimits, all_said, one_line, start_confined
 from service.model.contract import ContractError, GraphTensor
@@ -110,6 +111,9 @@ def _contract(bundle: Bundle, report: "_Report", graph: Graph) -> tuple[str, boo
     except ContractError as error:
         return error.proposal, False
     notes = notes_of(document, graph.inputs, graph.outputs)
+    for part in (part for part in PARTS if part in report.words("apart")):
+        document[f"{part}_per_run"] = 1
+        notes[f"{part}_per_run", "", ""] = f"? the graph mixes {part}: it would get one a run"
     for name in known:
         if known[name] != graph.outputs[name]:
             notes["output", name, "axes"] = "as measured"
@@ -167,6 +171,11 @@ class _Report:
     def lists(self, key: str) -> dict[str, list[Any]]:
         """Returns lists by name."""
         return {name: value for name, value in self._table(key).items() if isinstance(value, list)}
+
+    def words(self, key: str) -> list[str]:
+        """Returns texts."""
+        value = self._said.get(key)
+        return [word for word in value if isinstance(word, str)] if isinstance(value, list) else []
 
     def graph(self) -> Graph | None:
         """Returns what the graph declares; None if it was not said."""

@@ -14,7 +14,8 @@ from service.model.contract_reader import Graph
 from service.model.document import from_metadata, from_toml
 from service.model.inspection import BATCH_SIZES
 from service.model.pairing import complete
-from service.model.step_graph import BareGraph, StepGraph
+from service.model.protocol import Model
+from service.model.step_graph import BareGraph
 from service.model.token_inputs import opening_rows
 from service.model.trial_inputs import fits
 
@@ -25,7 +26,7 @@ _SIZES = ((2, 3), (3, 5))
 """Rows and tokens of two runs: an extent that is the same in both is the graph's own."""
 
 
-def step_times(graph: StepGraph) -> dict[int, float]:
+def step_times(graph: Model) -> dict[int, float]:
     """Returns the median time of a step of one token in seconds, by batch size; first runs do not count."""
     contract = graph.contract
     features = () if contract.input.kind == "token_id" else (contract.input.width,)
@@ -53,8 +54,8 @@ def measured_outputs(graph: BareGraph, bundle: Bundle) -> dict[str, list[int | N
     Returns:
         Output -> its extents; None where they follow the rows or tokens.
     """
-    document = _document(graph, bundle)
     try:
+        document = _document(graph, bundle)
         found = [graph.shapes(_feed(document, graph.declared, bundle, *sizes)) for sizes in _SIZES]
     except MemoryError:
         raise

@@ -55,6 +55,9 @@ _TRACED = re.compile(r"\.\d+$")
 """A number that torch appends to what it names a second time."""
 
 _MAX_WORDS, _MAX_MARKS = 32, 8
+_MOST_ALIKE = 16
+"""A stem that more outputs have tells none of them from the others."""
+_MOST_ROUNDS = 8
 _GLUE_COST = 2
 
 
@@ -74,7 +77,10 @@ def pair_names(
         if name != follower and fits(name, follower)
     ]
     pairs: dict[str, str] = {}
-    while found := _nearest(candidates):
+    for _ in range(_MOST_ROUNDS):
+        found = _nearest(candidates)
+        if not found:
+            break
         pairs |= found
         taken = set(pairs.values())
         candidates = [entry for entry in candidates if entry[1] not in pairs and entry[2] not in taken]
@@ -125,7 +131,8 @@ def _related(inputs: Collection[str], outputs: Collection[str]) -> dict[tuple[st
     costs: dict[tuple[str, str], int] = {}
     for name in inputs:
         for stem, (cost, tells) in _stems(name, _BEFORE | _IN, _GLUED_IN).items():
-            for follower, other_cost, other_tells in by_stem.get(stem, ()):
+            followers = by_stem.get(stem, ())
+            for follower, other_cost, other_tells in followers if len(followers) <= _MOST_ALIKE else ():
                 if tells or other_tells or not _SIGNALS.issuperset(_letters(stem)):
                     pair = (name, follower)
                     costs[pair] = min(cost + other_cost, costs.get(pair, cost + other_cost))

@@ -28,6 +28,9 @@ __all__ = ["complete", "to_toml"]
 Tensors = Mapping[str, GraphTensor]
 Entry = dict[str, Any]
 
+MAX_TENSORS = 2000
+"""On each side of a graph; every state is one."""
+
 _MAX_TOLD = 3
 _ID_DTYPES = ("int32", "int64")
 _GROWING = "if the state grows: keep the last values in a ring buffer, and their count in a counter"
@@ -64,6 +67,9 @@ class _Completion:
     def __init__(
         self, document: Mapping[str, Any], inputs: Tensors, outputs: Tensors, switches: Tensors
     ) -> None:
+        for side, tensors in (("inputs", inputs), ("outputs", outputs)):
+            if len(tensors) > MAX_TENSORS:
+                raise ContractError(f"it has {len(tensors)} {side}, expected are at most {MAX_TENSORS}")
         self.doubts: list[str] = []
         self._document = dict(document)
         self._inputs, self._outputs = inputs, outputs
@@ -210,9 +216,11 @@ class _Completion:
             {name: self._outputs[name] for name in self._left_outputs()},
             self._fits,
             has_tokens=bool(self._tokens),
+            has_states=bool(self._states),
         )
-        for name in left:
-            near = [other for other in namesakes(name, self._left_outputs()) if other != name]
+        left_outputs = self._left_outputs()
+        for name in left[:_MAX_TOLD]:
+            near = [other for other in namesakes(name, left_outputs) if other != name]
             if near and not self._fits(name, near[0]):
                 shown = describe(self._outputs[near[0]])
                 mine = describe(self._inputs[name])
@@ -229,10 +237,17 @@ class _Completion:
             verb = "is" if len(left) == 1 else "are"
             self.doubts.append(f"what {shown}{more} {verb}: token, state, constant or session_input")
         self._tokens += guesses.tokens
+        if len(self._tokens) == 1 and not (self._states or guesses.states):
+            self._ask_context(self._tokens[0])
         self._states += guesses.states
         self._session_inputs += guesses.session_inputs
         self._constants |= guesses.constants
         self._notes |= guesses.notes
+
+    def _ask_context(self, token: Entry) -> None:
+        for key, question in (("token", "new values per token"), ("context", "kept from before it")):
+            token[key] = "?"
+            self._notes["input", token["name"], key] = f"? how many {question}"
 
     def _complete_outputs(self) -> None:
         named = {entry.get("name") for entry in self._results}
@@ -307,9 +322,9 @@ class _Completion:
         if topic == "state":
             doubt += f" ({_GROWING})"
         elif topic == "input" and draft.has(BATCH):
-            question = "how many values a token has, or time"
+            question = "how many values a token has, what is kept before it included; or time"
         elif topic == "input":
-            question = "batch, time, or how many values a token has"
+            question = "batch, time, or how many values a token has, what is kept before it included"
             if plural and not draft.has(TIME):
                 entry["axes"][draft.open[0]] = BATCH  # nearly always
         self.doubts.append(doubt)

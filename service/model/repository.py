@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from service.errors import ModelNotFound
+from service.model import shipped
 from service.model.apart import Apart
 from service.model.check import check_model, each_file
 from service.model.files import (
@@ -18,7 +19,10 @@ from service.model.files import (
     list_files,
     read_model,
 )
-from service.model.step_graph import StepGraph
+from service.model.loading import load_model
+from service.model.protocol import Model
+from service.model.providers import Providers
+from service.model.step_graph import ON_CPU
 
 _log = logging.getLogger(__name__)
 
@@ -31,8 +35,8 @@ _OTHER_BYTES = 1024
 class _Served(NamedTuple):
     """What is served at one moment; never changed, but replaced as a whole."""
 
-    versions: dict[str, dict[int, StepGraph]]
-    by_fingerprint: dict[bytes, StepGraph]
+    versions: dict[str, dict[int, Model]]
+    by_fingerprint: dict[bytes, Model]
     newest: dict[str, int]
 
 
@@ -46,6 +50,7 @@ class ModelRepository:
         max_bytes: Largest file.
         checked: Fingerprints of files that have passed the check already.
         apart: What of a model's batches runs apart, beside what its files say.
+        providers: What runs the models.
         skips_refused: Serve the other files if some are refused, which is said in the log.
 
     Raises:
@@ -60,6 +65,7 @@ class ModelRepository:
         max_bytes: int = MAX_MODEL_BYTES,
         checked: frozenset[bytes] = frozenset(),
         apart: Apart = MappingProxyType({}),
+        providers: Providers = ON_CPU,
         skips_refused: bool = False,
     ) -> None:
         self._served = _Served({}, {}, {})
@@ -67,9 +73,9 @@ class ModelRepository:
         if not (skips_refused and files):
             files = find_files(folder)
 
-        def load(file: ModelFile) -> StepGraph | ModelFileError:
+        def load(file: ModelFile) -> Model | ModelFileError:
             try:
-                return _load(file, max_bytes, checked, apart.get(file.name, frozenset()))
+                return _load(file, max_bytes, checked, apart.get(file.name, frozenset()), providers)
             except ModelFileError as error:
                 return error
 
@@ -90,13 +96,13 @@ class ModelRepository:
         for name in sorted(apart.keys() - self._served.versions.keys()):
             _log.warning("--apart names %r; so far no model has this name", name)
 
-    def __iter__(self) -> Iterator[StepGraph]:
+    def __iter__(self) -> Iterator[Model]:
         """Yields every model, by name and version."""
         versions = self._served.versions
         for name in sorted(versions):
             yield from (versions[name][version] for version in sorted(versions[name]))
 
-    def add(self, model: StepGraph, path: Path) -> None:
+    def add(self, model: Model, path: Path) -> None:
         """Serves one more model to those who name its version, or to all if nothing else has its name.
 
         Args:
@@ -141,7 +147,7 @@ class ModelRepository:
         newest = self._served.newest
         self._served = self._served._replace(newest={**newest, name: max(version, newest[name])})
 
-    def find(self, name: str, version: int = 0) -> StepGraph:
+    def find(self, name: str, version: int = 0) -> Model:
         """Returns a model; see `Models.find`."""
         versions = self._served.versions.get(name)
         if versions is None:
@@ -156,7 +162,7 @@ class ModelRepository:
             )
         return model
 
-    def find_fingerprint(self, fingerprint: bytes) -> StepGraph | None:
+    def find_fingerprint(self, fingerprint: bytes) -> Model | None:
         """Returns the model with this fingerprint, if it is served."""
         return self._served.by_fingerprint.get(fingerprint)
 
@@ -170,8 +176,16 @@ class ModelRepository:
         return self._served.newest[name]
 
 
-def _load(file: ModelFile, max_bytes: int, checked: frozenset[bytes], apart: frozenset[str]) -> StepGraph:
+def _load(
+    file: ModelFile,
+    max_bytes: int,
+    checked: frozenset[bytes],
+    apart: frozenset[str],
+    providers: Providers,
+) -> Model:
     data = read_model(file.path, max_bytes)
-    if fingerprint_of(data) not in checked:
+    if fingerprint_of(data) not in checked | shipped.FINGERPRINTS:
         check_model(file.path, data, apart=apart)
-    return StepGraph(file.path, name=file.name, version=file.version, data=data, apart=apart)
+    return load_model(
+        file.path, name=file.name, version=file.version, data=data, apart=apart, providers=providers
+    )

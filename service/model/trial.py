@@ -15,7 +15,7 @@ may depend on others for one token in a thousand, or in batches of 200: that no 
 thread and opens no file.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -73,7 +73,15 @@ _APART: tuple[Kind, ...] = ("rows", "tokens")
 
 
 class NotIndependent(TrialFailed):
-    """What the graph gives a session depends on more than its own tokens and state."""
+    """What the graph gives a session depends on more than its own tokens and state.
+
+    Attributes:
+        apart: What has to run apart so that it does not; empty if nothing helps.
+    """
+
+    def __init__(self, message: str, apart: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.apart = tuple(apart)
 
 
 class _Difference(NamedTuple):
@@ -141,7 +149,7 @@ class _Trial:
                 if case.row_count * case.token_count <= SMALL or self._is_time_left():
                     self._compare(case)
         if self._found:
-            raise NotIndependent(self._words())
+            raise NotIndependent(self._words(), self._apart())
         return self._largest
 
     def _repeat(self) -> None:
@@ -259,8 +267,10 @@ class _Trial:
         kinds = kinds or ["mixed"]
         found = "; and on ".join(self._phrase(self._found[kind]) for kind in kinds)
         causes = dict.fromkeys(likely_cause(self._data, kind) for kind in kinds)
-        apart = kinds if kinds != ["mixed"] else _APART[:1]
-        return f"what a session gets depends on {found}; {remedy(apart)}; {', '.join(causes)}"
+        return f"what a session gets depends on {found}; {remedy(self._apart())}; {', '.join(causes)}"
+
+    def _apart(self) -> tuple[Kind, ...]:
+        return tuple(kind for kind in _APART if kind in self._found) or _APART[:1]
 
     def _phrase(self, found: _Difference) -> str:
         case, name, size = found

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from service.model.contract import Contract, OutputSpec
 from service.model.files import fingerprint_of, read_model
-from service.model.step_graph import StepGraph
+from service.model.loading import load_model
 from service.model.trial import NotIndependent, try_out
 from service.model.trial_runs import TrialFailed
 from service.verify.chain import Outputs
@@ -38,7 +38,7 @@ class Oracle:
         self.found_dependence: str | None = None
         data = read_model(path)
         self.fingerprint = fingerprint_of(data)
-        self._graph = StepGraph(path, name="", version=1, data=data, apart=apart)
+        self._graph = load_model(path, name="", version=1, data=data, apart=apart)
         self.contract: Contract = self._graph.contract
         # what is given once a run is then given after every token
         self._tokens_per_call = (

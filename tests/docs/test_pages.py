@@ -28,7 +28,7 @@ RUN = {
 
 FOREIGN = {
     "apt-get", "cd", "cp", "curl", "docker", "git", "helm", "kubectl", "mv", "openssl", "pip", "prometheus",
-    "promtool", "python3", "redis-cli", "redis-server", "sudo",
+    "promtool", "python3", "redis-cli", "redis-server", "sudo", "unzip",
 }  # fmt: skip
 """Programs of others that the pages call."""
 
@@ -141,7 +141,15 @@ def test_settings_that_the_pages_name_exist():
 
 
 def all_help():
-    commands = (["verify"], ["bench"], ["demo"], ["token"], ["store-acl"], ["session", "release"])
+    commands = (
+        ["verify"],
+        ["bench"],
+        ["demo"],
+        ["token"],
+        ["store-acl"],
+        ["session", "release"],
+        ["export"],
+    )
     return "".join(help_of(command) for command in commands)
 
 

@@ -31,8 +31,9 @@ def test_a_confined_process_reaches_no_file_no_network_and_no_other_process():
     assert reached == []
 
 
-def test_the_shipped_models_pass_under_it_and_the_log_says_once_what_holds(told):
-    assert len(check_folder(MODELS, 1 << 30)) == 3
+def test_the_shipped_models_pass_under_it_and_the_log_says_once_what_holds(told, monkeypatch):
+    monkeypatch.setattr(check.shipped, "FINGERPRINTS", frozenset())  # else they need none
+    assert len(check_folder(MODELS, 1 << 30)) == len(list(MODELS.glob("*/*/model.onnx")))
     (line,) = told()
     assert "limits on resources" in line
 

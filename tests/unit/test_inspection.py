@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from service.model.adding import place_of, put
-from service.model.bundle import Bundle, pack
+from service.model.bundle import Bundle, pack, unpack
 from service.model.check import CheckLimits, check_model
 from service.model.files import ModelFileError, read_model
 from service.model.inspection import inspect_completed, inspect_model
@@ -35,11 +35,6 @@ def test_a_bare_file_that_is_clear_is_served_as_it_is():
     assert found.differences["rows"] < 1e-5
     assert tomllib.loads(found.contract)["state"] == [{"input": "h", "output": "hn", "axes": ["batch", 4]}]
     check_model(PATH, elman())  # the server's check agrees
-
-
-def test_what_inspect_writes_is_served_beside_the_file():
-    found = inspect_model(PATH, elman())
-    assert inspect_model(PATH, with_contract(elman(), found.contract)).refusal == ""
 
 
 def test_a_file_with_its_contract_inside_keeps_it(tmp_path):
@@ -87,6 +82,12 @@ def test_a_bad_file_is_refused_with_the_reason(data, reason):
     found = inspect_model(PATH, data)
     assert reason in found.refusal
     assert found.step_s == {}
+
+
+def test_a_graph_that_mixes_rows_is_proposed_one_at_a_time():
+    proposal = inspect_model(PATH, elman(mixes=True)).contract
+    assert proposal.startswith("rows_per_run = 1  # ?")
+    assert inspect_model(PATH, with_contract(elman(mixes=True), proposal)).refusal == ""
 
 
 def test_a_file_that_never_ends_does_not_keep_anybody():
@@ -160,6 +161,24 @@ def test_a_place_that_cannot_be_is_refused(name, version, reason, tmp_path):
     with pytest.raises(ModelFileError) as caught:
         place_of(tmp_path, name, version, PATH)
     assert reason in str(caught.value)
+
+
+def test_a_config_of_triton_counts_beside_the_file_and_beside_its_versions(tmp_path):
+    folder = tmp_path / "net" / "1"
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(elman())
+    (folder / "other.onnx").write_bytes(elman())
+    (tmp_path / "net" / "config.pbtxt").write_text("max_batch_size: 3")
+    assert unpack(read_model(folder / "model.onnx")).contract == b"rows_per_run = 3\n"
+    assert unpack(read_model(folder / "other.onnx")).contract is None
+    (folder / "config.pbtxt").write_text("max_batch_size: 4")
+    assert unpack(read_model(folder / "model.onnx")).contract == b"rows_per_run = 4\n"
+    (folder / "contract.toml").write_text("rows_per_run = 5")
+    assert unpack(read_model(folder / "model.onnx")).contract == b"rows_per_run = 5"
+    (folder / "contract.toml").unlink()
+    (folder / "config.pbtxt").write_text("max_batch_size {")
+    with pytest.raises(ModelFileError, match=r"config\.pbtxt: line 1"):
+        read_model(folder / "model.onnx")
 
 
 def test_initial_values_from_a_file_are_part_of_the_model(tmp_path):

@@ -10,9 +10,9 @@ import pytest
 from service.errors import ModelNotFound
 from service.model import reloading, repository
 from service.model.files import ModelFileError, fingerprint_of
+from service.model.loading import load_model
 from service.model.reloading import MAX_TOLD, ModelReloading
 from service.model.repository import ModelRepository
-from service.model.step_graph import StepGraph
 from tests.hostile_models import external_tensor, step_graph
 from tests.mixing_graphs import beside, less_mean
 from tests.models import CONTRACT, write_features_model
@@ -146,7 +146,7 @@ async def test_loading_is_done_beside_the_event_loop(scene, monkeypatch):
 
         monkeypatch.setattr(reloading, name, call)
 
-    for name in ("list_files", "read_model", "check_model", "StepGraph"):
+    for name in ("list_files", "read_model", "check_model", "load_model"):
         noting(name, getattr(reloading, name))
     scene.put(2)
     await scene.reloading().reload()
@@ -303,10 +303,10 @@ async def test_whatever_breaks_in_loading_is_a_refusal_that_a_reload_tries_again
     def break_down(*_, **__):
         raise MemoryError
 
-    monkeypatch.setattr("service.model.reloading.StepGraph", break_down)
+    monkeypatch.setattr("service.model.reloading.load_model", break_down)
     [refusal] = await reloading.reload()
     assert refusal.reason.startswith("it cannot be loaded now: MemoryError")
-    monkeypatch.setattr("service.model.reloading.StepGraph", StepGraph)
+    monkeypatch.setattr("service.model.reloading.load_model", load_model)
     assert await reloading.reload() == []
     assert scene.models.find("sum").version == 2
 

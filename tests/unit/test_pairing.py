@@ -7,10 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.model.axis_roles import named_role
+from service.model.bundle import unpack
 from service.model.contract import ContractError, GraphTensor
 from service.model.document import from_toml
 from service.model.name_stems import pair_names
-from service.model.pairing import complete, to_toml
+from service.model.pairing import MAX_TENSORS, complete, to_toml
+from service.model.step_graph import BareGraph
+from tests.foreign_graphs import NETWORKS
 
 
 def tensors(**shapes):
@@ -381,6 +384,27 @@ def test_a_context_needs_no_state():
     assert "state" not in document
 
 
+FOLLOWS = """
+batch first; time fixed at 1; batch and time fixed at 1; batch in the middle; batch last; no batch;
+float16; float64; int64; int32; int8; uint8; ten caches; every token of a run; last token of a run;
+initial number; initial list; float64 features; probabilities
+"""
+"""Networks of other forms whose contract follows from the graph; of the rest it does not."""
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_of_other_forms(name):
+    bundle = unpack(NETWORKS[name].bundle())
+    graph = BareGraph(bundle.graph).declared
+    if name == "rank 4":
+        return  # an axis of 1 may be time, or not: either is right
+    if name not in map(str.strip, FOLLOWS.split(";")):
+        with pytest.raises(ContractError):
+            complete({}, *graph)
+        return
+    assert axes(complete({}, *graph)) == axes(from_toml(bundle.contract))
+
+
 # -- what is refused ------------------------------------------------------------------------------
 
 REFUSED = {
@@ -480,6 +504,18 @@ def test_a_proposal_marks_what_is_a_guess():
     assert pairs(document) == {"h": "getitem_1", "c": "getitem_2"}
 
 
+def test_a_proposal_asks_for_a_context_where_there_is_no_state():
+    error = refused(tensors(x=["batch", 80]), tensors(y=["batch", 2]))
+    assert 'context = "?"  # ? how many kept from before it' in error.proposal
+
+
+def test_an_input_that_pairs_with_nothing_beside_states_that_do_is_not_guessed_to_be_one():
+    inputs, outputs, _ = REFUSED["an embedding of a speaker"]
+    proposal = tomllib.loads(refused(inputs, outputs).proposal)
+    assert proposal["session_input"] == [{"name": "speaker", "axes": ["batch", 32]}]
+    assert len(proposal["state"]) == 1
+
+
 @pytest.mark.parametrize(
     ("document", "reason"),
     [
@@ -494,6 +530,18 @@ def test_a_proposal_marks_what_is_a_guess():
 )
 def test_a_contract_that_contradicts_the_graph_is_refused(document, reason):
     assert reason in str(refused(*SILERO, document))
+
+
+def test_more_tensors_than_any_network_has_are_refused_before_they_are_looked_through():
+    many = {f"h{number}": GraphTensor("float32", ("batch", 4)) for number in range(MAX_TENSORS + 1)}
+    assert "it has 2001 inputs, expected are at most 2000" in str(refused(many, {}))
+    assert "it has 2001 outputs" in str(refused({}, many))
+
+
+def test_a_stem_that_all_outputs_have_pairs_nothing():
+    inputs = tensors(x=["batch", 3], h__1=["batch", 4])
+    outputs = {f"h.{number}": GraphTensor("float32", ("batch", 4)) for number in range(2, 40)}
+    assert "'h.1'" in str(refused(inputs, outputs))
 
 
 # -- the text -------------------------------------------------------------------------------------
@@ -515,6 +563,13 @@ def test_what_is_written_is_what_was_meant():
     }
     assert tomllib.loads(to_toml(document)) == document
     assert to_toml(document) == to_toml(dict(reversed(document.items())))
+
+
+def test_what_a_terminal_would_obey_is_written_as_an_escape():
+    name = "a\x9b31m\u202e\ud800\x00"
+    text = to_toml({"input": [{"name": name}], "constants": {name: 1}})
+    assert text.replace("\n", "").isprintable()
+    assert tomllib.loads(text)["input"]["name"] == name.replace("\ud800", "?")
 
 
 def test_remarks_cannot_leave_their_line():

@@ -10,7 +10,10 @@ import pytest
 
 from model_export.corpus import join, load_corpus
 from service.config import Settings
+from service.model.check import check_model
+from service.model.files import fingerprint_of, read_model
 from service.model.repository import ModelRepository
+from service.model.shipped import FINGERPRINTS
 
 NAMES = ("python-source", "python-source-elman", "python-source-feedforward")
 """Over text, best first."""
@@ -32,7 +35,7 @@ def log_probs(model, data):
 
 
 def test_the_shipped_models_are_served(repository):
-    assert sorted(model.name for model in repository) == sorted((*NAMES, *OTHERS))
+    assert sorted(model.name for model in repository) == sorted((*NAMES, *OTHERS, "docstring-words"))
 
 
 def test_they_are_small():
@@ -109,3 +112,11 @@ def test_many_steps_in_one_call_equal_single_steps(repository, name):
         for output, values in single.items():
             np.testing.assert_allclose(together[output][index], values[0], atol=1e-5, rtol=1e-5)
     np.testing.assert_allclose(last["h"], states["h"], atol=1e-5)
+
+
+def test_those_that_start_unchecked_are_these_and_pass_the_check():
+    files = sorted(Settings().models.glob("*/*/model.onnx"))
+    models = {path: read_model(path) for path in files}
+    assert {fingerprint_of(data) for data in models.values()} == FINGERPRINTS
+    for path, data in models.items():
+        check_model(path, data)

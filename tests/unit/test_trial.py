@@ -180,7 +180,8 @@ def test_a_trial_loads_nothing(tmp_path):
     code = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from service.model.check_process import StepGraph, TrialFailed, try_out\n"
+        "from service.model.check_process import TrialFailed, try_out\n"
+        "from service.model.step_graph import StepGraph\n"
         "graphs = [StepGraph(path, name='', version=1) for path in Path(sys.argv[1]).iterdir()]\n"
         "before = set(sys.modules)\n"
         "for graph in graphs:\n"

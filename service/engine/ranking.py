@@ -1,0 +1,92 @@
+"""Ranks the classes of an output: which are likeliest, and how likely. Pure."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FEW = 8
+"""Up to so many candidates are picked one by one."""
+
+
+def ranked_candidates(
+    values: NDArray[Any], top_k: int, role: str
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Ranks classes by an output of a role in `RANKED`, (N, ...); see `top_candidates`."""
+    flat = values.reshape(len(values), -1).astype(np.float32, copy=False)
+    if role == "logits":
+        return top_candidates(flat, top_k)
+    choose = _pick_largest if top_k <= FEW and np.isfinite(flat).all() else _sort_largest
+    ids, largest = choose(flat, top_k)
+    if role == "probs":
+        with np.errstate(divide="ignore", invalid="ignore"):  # a probability of 0, or none
+            largest = np.log(largest)
+    return ids, largest
+
+
+def top_candidates(
+    logits: NDArray[np.float32], top_k: int
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Ranks the next tokens.
+
+    Args:
+        logits: float32 (N, V).
+        top_k: 1..V.
+
+    Returns:
+        Ids, int32 (N, top_k), best first, and their log-probabilities, float32 (N, top_k): the
+        log-softmax of the logits.
+    """
+    choose = _pick_largest if top_k <= FEW else _sort_largest
+    ids, values = choose(logits, top_k)
+    if np.isfinite(values).all():
+        return ids, _log_softmax(logits, values)
+    odd = np.flatnonzero(~np.isfinite(values).all(axis=1))  # picking marks what it took by -inf
+    ids[odd], values[odd] = _sort_largest(logits[odd], top_k)
+    with np.errstate(invalid="ignore"):  # of infinite logits there is no softmax: it is NaN
+        return ids, _log_softmax(logits, values)
+
+
+def _log_softmax(logits: NDArray[np.float32], values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Returns the log-probabilities of the logits `values`, the largest of each row first."""
+    peak = values[:, :1]
+    scaled = logits - peak
+    np.exp(scaled, out=scaled)
+    ones = np.ones((logits.shape[1], 1), np.float32)
+    values -= peak + np.log(scaled @ ones)  # a product with ones is a sum, at a third of the time
+    return values
+
+
+def _pick_largest(logits: NDArray[np.float32], top_k: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Takes the largest, one after the other; of equal ones the smallest id."""
+    count = len(logits)
+    ids = np.empty((count, top_k), np.int32)
+    values = np.empty((count, top_k), np.float32)
+    left, rows = logits.copy(), np.arange(count)
+    if count == 1:  # the idle server: scalars are faster than arrays of one
+        row = left[0]
+        for place in range(top_k):
+            best = row.argmax()
+            ids[0, place], values[0, place], row[best] = best, row[best], -np.inf
+        return ids, values
+    for place in range(top_k):
+        best = left.argmax(axis=1)
+        ids[:, place] = best
+        values[:, place] = left[rows, best]
+        left[rows, best] = -np.inf
+    return ids, values
+
+
+def _sort_largest(logits: NDArray[np.float32], top_k: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Takes the largest and sorts them by value, then by id; NaN is the least."""
+    count, size = logits.shape
+    logits = np.where(np.isnan(logits), np.float32(-np.inf), logits)
+    if top_k < size:
+        candidates = logits.argpartition(size - top_k, axis=1)[:, size - top_k :]
+        candidates.sort(axis=1)
+    else:
+        candidates = np.broadcast_to(np.arange(size), logits.shape)
+    rows = np.arange(count)[:, np.newaxis]
+    values = logits[rows, candidates]
+    order = (-values).argsort(axis=1, kind="stable")
+    return candidates[rows, order].astype(np.int32), values[rows, order]

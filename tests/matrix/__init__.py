@@ -1,0 +1,1 @@
+"""Networks from PyTorch, served over gRPC and compared with PyTorch offline."""
