@@ -109,7 +109,7 @@ def check_streams(model, shape, dtype=np.float32, **given):
     return document
 
 
-def loop_model(turns=None, goes_on=True, start=None):
+def loop_model(turns=None, goes_on=True, start=None, shape=("time", "batch", 6)):
     """h = tanh(x[t] W + h U), a Loop over tokens."""
     net = Graph()
     body = Graph(seed=4)
@@ -135,4 +135,4 @@ def loop_model(turns=None, goes_on=True, start=None):
     rows = net.add("Slice", extents, net.ints(1), net.ints(2))
     zeros = net.add("ConstantOfShape", net.add("Concat", rows, net.ints(8), axis=0))
     _, every = net.add("Loop", count, net.const(True, bool), start or zeros, count=2, body=graph)
-    return net.model([every])
+    return net.model([every], shape)

@@ -94,6 +94,14 @@ def test_a_loop_over_tokens():
     assert document["state"][0]["axes"] == ["batch", 8]
 
 
+def test_a_loop_with_its_number_of_turns_written_out():
+    step, document = to_step_graph(loop_model(turns=9, shape=(9, "batch", 6)))
+    x = np.random.default_rng(0).standard_normal((20, 2, 6)).astype(np.float32)
+    one, many = (next(iter(stream(step, document, {"x": x}, chunk).values())) for chunk in (1, 20))
+    assert one.shape == (20, 2, 8)
+    np.testing.assert_allclose(one, many, atol=1e-6)
+
+
 def refused(model, constants=None):
     with pytest.raises(Refused) as caught:
         to_step_graph(model, constants)
@@ -130,6 +138,10 @@ LOOKS = {
             "Slice", y, net.ints(-1), net.ints(-(1 << 40)), net.ints(0), net.ints(-1)
         ),
         "turns the time axis round",
+    ),
+    "last spread by zeros": (
+        lambda net, y, h: net.add("Add", h, net.add("ConstantOfShape", net.add("Shape", y))),
+        "spreads what is known after the last token",
     ),
     "last beside all": (lambda net, y, h: net.add("Add", y, h), "earlier tokens see later ones"),
     "first token": (
