@@ -160,7 +160,8 @@ class _Look:
             if tried.error and self._example.tokens[0].dtype in (torch.int32, torch.int64) and extent > 1:
                 raise ExportError(
                     f"the network takes {extent} tokens a call only: with {CHUNKS[0]} or 1 of them it "
-                    f"raises {tried.error}; take the number of tokens from x.shape, or export it with one token"
+                    f"raises {tried.error}; take the number of tokens from x.shape, or give one "
+                    "token"
                 )
         nothing = tuple(None for _ in self._example.tokens)
         outputs, _ = self.run(self._example.tokens, self._example.states, self._example.given)

@@ -1,4 +1,4 @@
-"""`holdfast export`: makes a model of a PyTorch network, or says in one line why it cannot be one."""
+"""`holdfast export`: makes a model of a network, or says in one line why it cannot be one."""
 
 import argparse
 import importlib
@@ -11,6 +11,9 @@ from typing import Any
 from holdfast.command_line import EXIT_CONFIGURATION, failed
 from model_export.export_error import ExportError
 
+_OF_BOTH = ("int8", "float16_state", "max_drift", "overwrite")
+_OF_NETWORKS = ("role", "labels", "vocabulary", "context", "initial", "description", "one_session")
+
 
 def main(arguments: Sequence[str]) -> int:
     """Exports one network.
@@ -19,34 +22,62 @@ def main(arguments: Sequence[str]) -> int:
         0, or 1 if the network is refused; argparse exits with 2 for wrong arguments.
     """
     options = _parser().parse_args(arguments)
+    if (options.network is None) == (options.source is None):
+        return failed("export", "give either MODULE:FUNCTION or --from FILE", EXIT_CONFIGURATION)
+    # what needs torch or onnx is imported here, so that --help needs neither
     try:
-        # here, so that --help needs no torch
-        from model_export.exporter import export_step
+        made = _network(options) if options.source is None else _file_of(options)
     except ModuleNotFoundError as error:
         return failed("export", f"needs {error.name}: pip install 'holdfast[train]'", EXIT_CONFIGURATION)
-    try:
-        module, example, given = _built(options.network)
-        done = export_step(module, example, out=options.out, **{**given, **_given(options)})
     except ExportError as error:
         return failed("export", error)
-    print(_shown(done.contract))
-    print(f"{done.route}; {done.measured}")
-    print(done.folder / "model.onnx")
+    print(_shown(made))
+    for topic, text in made.get("facts", {}).items():
+        print(f"{topic}: {text}")
+    print(Path(options.out) / "model.onnx")
     return 0
+
+
+def _network(options: argparse.Namespace) -> dict[str, Any]:
+    from model_export.exporter import export_step
+
+    module, example, given = _built(options.network)
+    done = export_step(module, example, out=options.out, **{**given, **_given(options)})
+    return done.contract
+
+
+def _file_of(options: argparse.Namespace) -> dict[str, Any]:
+    from model_export.from_file import export_file, read_constants
+    from model_export.surgery.value import Refused
+
+    unread = [name for name in _OF_NETWORKS if getattr(options, name) is not None]
+    if unread:
+        raise ExportError(
+            f"--{unread[0].replace('_', '-')} is for networks of PyTorch, not for --from FILE"
+        )
+    try:
+        constants = read_constants(options.constant)
+        given = {name: getattr(options, name) for name in _OF_BOTH if getattr(options, name) is not None}
+        return export_file(Path(options.source), Path(options.out), constants=constants, **given)
+    except Refused as error:
+        raise ExportError(f"{options.source}: {error}") from None
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "holdfast export",
-        description="Makes a model of a PyTorch network: one step as an ONNX graph, and contract.toml. The "
-        "graph is compared with the network in a closed loop of 500 steps before it is written.",
+        description="Makes a model of a PyTorch network, or of a whole-sequence ONNX file: one step as "
+        "an ONNX graph, and contract.toml. The graph is compared with what it was made of, in a closed "
+        "loop, before it is written.",
     )
     parser.add_argument(
         "network",
+        nargs="?",
         metavar="MODULE:FUNCTION",
         help="a function without arguments, in a module or a file (net.py:build): returns the network and "
         "its example (x, state), and if need be a dict of further arguments of model_export.export_step",
     )
+    parser.add_argument("--from", dest="source", metavar="FILE", help="a whole-sequence ONNX file, instead")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="of the version, as models/mine/1")
     parser.add_argument(
         "--role",
@@ -64,9 +95,27 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--description", metavar="TEXT", help="for people")
     parser.add_argument(
-        "--one-session", action="store_true", help="the network takes one session a call: no batch axis"
+        "--one-session",
+        action="store_const",
+        const=True,
+        help="the network takes one session a call: no batch axis",
     )
-    parser.add_argument("--overwrite", action="store_true", help="writes over a model that is there")
+    parser.add_argument(
+        "--constant",
+        action="append",
+        default=[],
+        metavar="INPUT=FILE.npy",
+        help="of --from: a weight that is an input",
+    )
+    for name, words in (
+        ("int8", "weights as int8, with a scale for each output channel"),
+        ("float16-state", "states as float16: half the record"),
+        ("overwrite", "writes over a model that is there"),
+    ):
+        parser.add_argument(f"--{name}", action="store_const", const=True, help=words)
+    parser.add_argument(
+        "--max-drift", type=float, metavar="N", help="how much --int8 and --float16-state may change"
+    )
     return parser
 
 
@@ -83,7 +132,7 @@ def _given(options: argparse.Namespace) -> dict[str, Any]:
         "initial": options.initial,
         "description": options.description,
         "batched": False if options.one_session else None,
-        "overwrite": True if options.overwrite else None,
+        **{name: getattr(options, name) for name in _OF_BOTH},
     }
     return {name: value for name, value in given.items() if value is not None}
 

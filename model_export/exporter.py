@@ -2,21 +2,22 @@
 
 import contextlib
 import copy
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
+import onnx
 import torch
 from torch import nn
 
 from model_export.closed_loop import Measured, check_closed_loop
 from model_export.draws import Draws, shape_of
+from model_export.drift import MAX_DRIFT, check_drift
 from model_export.examine import examine
 from model_export.export_error import ExportError
 from model_export.nested import rebuilt
 from model_export.plain_cells import with_plain_cells
+from model_export.quantise import quantise
 from model_export.routes import ROUTES, StepGraph, trace
 from model_export.soundness import check_parts, check_runs, check_states_matter, short
 from model_export.step import BATCH, Example, Layout, Step, arranged
@@ -26,13 +27,19 @@ from model_export.step_contract import (
     draws_for,
     initial_values,
     named_outputs,
-    to_toml,
     vocabulary_size,
 )
-from service.model.check import check_model
-from service.model.files import ModelFileError, read_model
+from model_export.surgery.value import Refused
+from model_export.written import write_model
+from service.model.files import MODEL_FILE
 
-GRAPH, CONTRACT = "model.onnx", "contract.toml"
+
+class Smaller(NamedTuple):
+    """How the graph is to be made smaller; see `quantise`."""
+
+    int8: bool
+    float16_state: bool
+    max_drift: float
 
 
 class Exported(NamedTuple):
@@ -64,6 +71,9 @@ def export_step(
     description: str = "",
     batched: bool = True,
     overwrite: bool = False,
+    int8: bool = False,
+    float16_state: bool = False,
+    max_drift: float = MAX_DRIFT,
 ) -> Exported:
     """Writes a network as a model.
 
@@ -82,15 +92,18 @@ def export_step(
         description: For people.
         batched: Whether the network takes several sessions at once.
         overwrite: Writes over a model that is there.
+        int8: Keeps weights as int8 with a scale per output channel.
+        float16_state: Keeps states as float16.
+        max_drift: How much either may change, see `check_drift`.
 
     Raises:
         ExportError: The network cannot be served, or no graph of it passes the gate; no file is left.
     """
     folder = Path(out)
-    if (folder / GRAPH).exists() and not overwrite:
+    if (folder / MODEL_FILE).exists() and not overwrite:
         raise ExportError(
-            f"{folder / GRAPH} exists, and a version that is served never changes: write the next number, "
-            "or say overwrite=True (--overwrite)"
+            f"{folder / MODEL_FILE} exists, and a version that is served never changes: write the next "
+            "number, or say overwrite=True (--overwrite)"
         )
     parts = _parts(example)
     meaning = Meaning(
@@ -103,19 +116,21 @@ def export_step(
     )
     check_parts(module)
     with _one_thread():
-        return _export(module, parts, meaning, folder, batched=batched)
+        graph, contract, measured = _made(module, parts, meaning, batched=batched)
+    contract = _write(folder, graph.model, contract, Smaller(int8, float16_state, max_drift))
+    return Exported(folder, contract, graph.route, measured)
 
 
-def _export(
-    module: nn.Module, parts: Example, meaning: Meaning, folder: Path, *, batched: bool
-) -> Exported:
+def _made(
+    module: nn.Module, parts: Example, meaning: Meaning, *, batched: bool
+) -> tuple[StepGraph, dict[str, Any], Measured]:
     step = Step(_copied(module), parts)
     step.eval()
     check_runs(step)
     size = vocabulary_size(meaning, module)
     draws = draws_for(parts, size)
     layout = named_outputs(examine(step, draws, batched=batched), meaning)
-    starts, said, files = initial_values(parts, layout.states, meaning)
+    starts, said = initial_values(parts, layout.states, meaning)
     step.example = Example(parts.x, rebuilt(parts.state, starts), parts.session)
     _check_states(step, layout, draws)
     graph, measured = _first_that_passes(step, layout, draws)
@@ -126,8 +141,7 @@ def _export(
         "torch": torch.__version__,
     }
     contract = document(graph.layout, (graph.inputs, graph.outputs), meaning, size, said, facts)
-    _write(folder, graph, to_toml(contract), files)
-    return Exported(folder, contract, graph.route, measured)
+    return graph, contract, measured
 
 
 @contextlib.contextmanager
@@ -213,28 +227,20 @@ def _first_that_passes(step: Step, layout: Layout, draws: Draws) -> tuple[StepGr
     raise ExportError(f"no graph computes what the network computes; {told}")
 
 
-def _write(folder: Path, graph: StepGraph, contract: str, files: Mapping[str, Any]) -> None:
-    """Writes all into a folder beside, has it tried there, and moves it in, the graph last.
-
-    A server looks for the graph, so what belongs to it is there before.
-
-    Raises:
-        ExportError: A server would refuse it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".draft-", dir=folder) as name:
-        draft = Path(name)
-        for file, array in files.items():
-            np.save(draft / file, array)
-        (draft / CONTRACT).write_text(contract, "utf-8")
-        (draft / GRAPH).write_bytes(graph.model.SerializeToString())
-        _try_as_a_server(draft / GRAPH)
-        for file in (*files, CONTRACT, GRAPH):
-            (draft / file).replace(folder / file)
-
-
-def _try_as_a_server(path: Path) -> None:
+def _write(
+    folder: Path, model: onnx.ModelProto, contract: dict[str, Any], smaller: Smaller
+) -> dict[str, Any]:
+    """Writes the folder, a smaller graph in it if asked for; returns the contract as written."""
     try:
-        check_model(path, read_model(path))
-    except ModelFileError as error:
-        raise ExportError(f"a server would refuse the graph: {error.reason}") from None
+        drift = None
+        if smaller.int8 or smaller.float16_state:
+            whole = model, contract
+            model, contract = quantise(*whole, int8=smaller.int8, float16_state=smaller.float16_state)
+            drift = check_drift(whole, (model, contract), max_drift=smaller.max_drift)
+            contract["facts"] = {**contract.get("facts", {}), "drift": drift.in_words()}
+        write_model(model, contract, folder, overwrite=True)
+        if drift is not None:
+            drift.write(folder)
+    except Refused as error:
+        raise ExportError(str(error)) from None
+    return contract

@@ -1,6 +1,6 @@
 """Whether a network can be a step at all.
 
-Its weights are finite, nothing in it looks ahead, one state goes in and comes out, and the same gives the same.
+Its weights are finite, nothing in it looks ahead, one state goes in and comes out, the same gives the same.
 """
 
 import math
@@ -117,8 +117,8 @@ def check_states_matter(
         else:
             raise ExportError(
                 f"the network ignores state {part.name!r} {list(state.shape)}: whatever it is given, "
-                "outputs and next states are the same; use the state that forward is given (a default of None, or "
-                "zeros made inside, may hide it), or leave it out"
+                "outputs and next states are the same; use the state that forward is given (a default of "
+                "None, or zeros made inside, may hide it), or leave it out"
             )
 
 

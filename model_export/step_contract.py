@@ -1,13 +1,9 @@
 """The contract.toml of an exported network: names and axes from its layout, meaning from the caller."""
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from model_export.draws import Draws
@@ -16,10 +12,6 @@ from model_export.step import BATCH, Example, Layout, Part, canonical
 
 ROLES = ("logits", "probs", "log_probs", "score", "token_log_prob", "raw")
 OVER_CLASSES = ROLES[:3]
-MOST_LISTED = 64
-"""Values of an initial state that the contract lists; more go into a file beside it."""
-
-_LEAD = ("contract_version", "description", "rows_per_run", "tokens_per_run")
 
 
 class Meaning(NamedTuple):
@@ -153,7 +145,7 @@ def named_outputs(layout: Layout, meaning: Meaning) -> Layout:
 
 def initial_values(
     example: Example, parts: Sequence[Part], meaning: Meaning
-) -> tuple[list[Tensor], dict[str, Any], dict[str, NDArray[Any]]]:
+) -> tuple[list[Tensor], dict[str, Any]]:
     """Returns what sessions start at.
 
     Args:
@@ -162,14 +154,13 @@ def initial_values(
         meaning: See there.
 
     Returns:
-        The example's states with it; what the contract says, by name; files beside it, by name.
+        The example's states with it; what the contract says, by name.
 
     Raises:
         ExportError: The rows of the example's state differ, so none of them is the one.
     """
     tensors: list[Tensor] = []
     said: dict[str, Any] = {}
-    files: dict[str, NDArray[Any]] = {}
     for tensor, part in zip(example.states, parts, strict=True):
         value = meaning.initial.get(part.name, meaning.initial.get(""))
         row = canonical(tensor, part)
@@ -182,21 +173,8 @@ def initial_values(
                 "them: give the state that a session starts at, or say initial=0 (--initial 0)"
             )
         tensors.append(_spread(row, tensor, part))
-        said[part.name] = _written(row, part.name, files)
-    return tensors, said, files
-
-
-def to_toml(contract: Mapping[str, Any]) -> str:
-    """Returns a contract as text."""
-    lines = [f"{key} = {_value(contract[key])}" for key in _LEAD if key in contract]
-    for key, value in contract.items():
-        if key in _LEAD:
-            continue
-        is_list = isinstance(value, list)
-        for entry in value if is_list else [value]:
-            lines += ["", f"[[{key}]]" if is_list else f"[{key}]"]
-            lines += [f"{name} = {_value(part)}" for name, part in entry.items()]
-    return "\n".join(lines) + "\n"
+        said[part.name] = _written(row)
+    return tensors, said
 
 
 def _token(part: Part, name: str, context: int, size: int | None) -> dict[str, Any]:
@@ -247,7 +225,7 @@ def _shaped(value: Any, row: Tensor, part: Part) -> Tensor:
         return given.expand(row.shape) if given.dim() == 0 else given.reshape(row.shape)
     except (RuntimeError, TypeError, ValueError):
         raise ExportError(
-            f"initial of state {part.name!r} does not fit {list(row.shape)}: expected is a number, or as many"
+            f"initial of state {part.name!r} does not fit {list(row.shape)}: give a number, or as many"
         ) from None
 
 
@@ -259,27 +237,13 @@ def _spread(row: Tensor, tensor: Tensor, part: Part) -> Tensor:
     return torch.stack([row] * tensor.shape[axis], axis)
 
 
-def _written(row: Tensor, name: str, files: dict[str, NDArray[Any]]) -> Any:
+def _written(row: Tensor) -> Any:
+    """Returns a state as a number if that is all it holds, else as nested lists."""
     values = row.detach().numpy()
     if values.size == 0:
         return 0
     if (values == values.flat[0]).all():
-        return values.flat[0].item()
-    if values.size <= MOST_LISTED:
-        return values.tolist()
-    files[f"{name}.npy"] = np.ascontiguousarray(values)
-    return f"{name}.npy"
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
-        return repr(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(_value(part) for part in value)}]"
-    return repr(value)
+        number = values.flat[0].item()
+        is_short = isinstance(number, float) and number.is_integer() and abs(number) < 1e6
+        return int(number) if is_short else number
+    return values.tolist()

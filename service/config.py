@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.listen_address import ListenAddress
 from service.model.apart import parse_apart
+from service.model.providers import CPU, parse_providers
 from service.redaction import mask_url
 from service.store.keys import DEFAULT_PREFIX, KeySpace
 
@@ -35,6 +36,10 @@ LEAST_MEMORY_BYTES = 256 << 20
 MOST_BYTES = 1 << 50
 MOST_COUNT = 1_000_000_000
 """More than any machine has; metrics show them as floats, exactly."""
+
+
+MODEL = "python-source"
+"""The shipped one that tools take where none is named."""
 
 
 def _shipped_models() -> Path:
@@ -79,6 +84,13 @@ class Settings(BaseSettings):
             "whatever their files say"
         ),
     ] = ""
+    providers: Annotated[
+        str,
+        Field(
+            description="execution providers of onnxruntime, by name: the first one that can runs a node; "
+            "NAME=ROWS bounds the sessions of a run"
+        ),
+    ] = CPU
     store: Annotated[
         str,
         Field(
@@ -338,6 +350,12 @@ class Settings(BaseSettings):
     @classmethod
     def _names_models(cls, value: str) -> str:
         parse_apart(value)
+        return value
+
+    @field_validator("providers")
+    @classmethod
+    def _names_providers(cls, value: str) -> str:
+        parse_providers(value)
         return value
 
     @field_validator("grpc_address", "http_address")

@@ -20,8 +20,10 @@ from service.memory_guard import MemoryGuard, limit_bytes
 from service.metrics import STALLED_AFTER_S, Metrics, ServedModel
 from service.model.apart import parse_apart
 from service.model.files import ModelFileError
+from service.model.providers import parse_providers
 from service.model.reloading import ModelReloading
 from service.model.repository import ModelRepository
+from service.model.step_graph import available_providers
 from service.ports import socket_mode
 from service.redaction import mask_url
 from service.rpc.access import Access
@@ -94,12 +96,14 @@ class Server:
         self._store_danger = self._store_refusal = self._store_suspicion = ""
         self.grpc_port = 0
         failpoints.arm(os.environ, is_allowed=settings.allow_failpoints)
+        _check_available(settings.providers)
         try:
             self._models = ModelRepository(
                 settings.models,
                 max_bytes=settings.max_model_bytes,
                 checked=checked,
                 apart=parse_apart(settings.apart),
+                providers=parse_providers(settings.providers),
                 # a worker may take the place of one that served
                 skips_refused=shares_port or not settings.strict_models,
             )
@@ -267,6 +271,7 @@ class Server:
             refresh_s=settings.model_refresh_s,
             is_alone=not self._shares_port,
             apart=parse_apart(settings.apart),
+            providers=parse_providers(settings.providers),
         )
 
     async def _listen(self) -> None:
@@ -398,3 +403,14 @@ def _refused_store(error: ServiceError | UnsafeStore, ack_level: str) -> StartEr
     if isinstance(error, StoreUnavailable):
         return StartError(f"--store: {error}; a server starts once its store answers")
     return StartError(f"--store: {error}")
+
+
+def _check_available(providers: str) -> None:
+    """Refuses providers that this onnxruntime does not have; it would only warn, and run on the CPU."""
+    available = available_providers()
+    for name in parse_providers(providers).names:
+        if name not in available:
+            raise StartError(
+                f"--providers {name}: this onnxruntime has {', '.join(available)}; install the build of "
+                "onnxruntime that has it"
+            )

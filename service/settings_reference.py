@@ -23,6 +23,7 @@ GROUPS = {
         "strict_models",
         "model_refresh_s",
         "apart",
+        "providers",
         "max_model_bytes",
         "max_batch",
         "run_timeout_s",

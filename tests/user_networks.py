@@ -140,12 +140,12 @@ class RingConvolution(nn.Module):
 class Tagger(nn.Module):
     """Ids to logits: embedding, LSTM, dropout, readout. Many to many, or many to one."""
 
-    def __init__(self, vocabulary=50, hidden=HIDDEN, layers=1, *, is_last_only=False):
+    def __init__(self, vocabulary=50, hidden=HIDDEN, layers=1, *, classes=None, is_last_only=False):
         super().__init__()
         self.table = nn.Embedding(vocabulary, 6)
         self.recurrent = nn.LSTM(6, hidden, layers, batch_first=True, dropout=0.3 if layers > 1 else 0.0)
         self.dropout = nn.Dropout(0.5)
-        self.readout = nn.Linear(hidden, vocabulary)
+        self.readout = nn.Linear(hidden, classes or vocabulary)
         self.is_last_only = is_last_only
 
     def forward(self, ids, state):

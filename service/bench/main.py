@@ -33,6 +33,7 @@ from service.bench.loads import (
 )
 from service.bench.payload import Payload
 from service.bench.scrape import mean, scrape
+from service.config import MODEL
 
 TIMEOUT_S = 5.0
 ROWS = 64
@@ -91,7 +92,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         "are closed afterwards.",
     )
     add_server_options(parser)
-    parser.add_argument("--model", default="", help="name of the model (default: the first one listed)")
+    parser.add_argument("--model", default="", help=f"name of the model (default: {MODEL}, or the first)")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each load (default: 3)")
     parser.add_argument(
         "--streams", type=int, nargs="+", default=[1, 8, 64], help="streams at once (default: 1 8 64)"
@@ -141,7 +142,7 @@ def _channel(target: str, tls: bool | Tls) -> grpc.aio.Channel:
 async def _find_model(client: AsyncClient, name: str) -> pb.Model:
     if not name:
         listed: pb.ListModelsResponse = await client.call("ListModels", pb.ListModelsRequest())
-        return listed.models[0]
+        return next((model for model in listed.models if model.name == MODEL), listed.models[0])
     request = pb.GetModelRequest(model=pb.ModelRef(name=name))
     found: pb.GetModelResponse = await client.call("GetModel", request)
     return found.model

@@ -6,14 +6,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-from service.config import EMBEDDED
+from service.config import EMBEDDED, MODEL
 from service.demo.judgement import Judgement
 from service.demo.language_screen import LanguageScreen
 from service.demo.live import LiveScreen, verdict
 from service.demo.sensor_screen import SensorScreen
 from service.demo.shown import Shown, stream_shown
 from service.demo.sound_screen import SoundScreen
-from service.demo.text_stream import MODEL, stream_text
+from service.demo.text_stream import stream_text
 from service.demo.words_screen import WordsScreen
 
 SCREENS: dict[str, type[Shown]] = {

@@ -9,12 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import holdfast
-from service.config import Settings
+from service.config import MODEL, Settings
 from service.demo.oracle import ByteNetwork
 from service.demo.processes import ServerProcess
 from service.demo.screen import Screen
 
-MODEL = "python-source"
 SESSION_ID = "typing"
 END = (3, 4)
 """Ctrl-C and Ctrl-D."""

@@ -5,7 +5,8 @@ from pathlib import Path
 from service.model.bundle import unpack
 from service.model.files import ModelFileError, read_model
 from service.model.protocol import Model
-from service.model.step_graph import StepGraph
+from service.model.providers import Providers
+from service.model.step_graph import ON_CPU, StepGraph
 from service.model.subwords import Subwords, TokenizerError
 from service.model.tokenised import TokenisedModel
 
@@ -17,6 +18,7 @@ def load_model(
     version: int,
     data: bytes | None = None,
     apart: frozenset[str] = frozenset(),
+    providers: Providers = ON_CPU,
 ) -> Model:
     """Loads a model.
 
@@ -26,13 +28,14 @@ def load_model(
         version: Version, >= 1.
         data: What was read from it and checked, see `bundle`; None reads it here, for trusted files.
         apart: What of a batch runs apart, beside what the contract says: `rows`, `tokens`.
+        providers: What runs it.
 
     Raises:
         ModelFileError: The file is unreadable, not an ONNX graph, or breaks the contract; or its tokenizer
             cannot be served.
     """
     data = read_model(path) if data is None else data
-    graph = StepGraph(path, name=name, version=version, data=data, apart=apart)
+    graph = StepGraph(path, name=name, version=version, data=data, apart=apart, providers=providers)
     vocabulary = graph.contract.vocabulary
     if vocabulary is None or vocabulary.tokenizer is None:
         return graph

@@ -34,7 +34,9 @@ from service.model.files import (
 )
 from service.model.loading import load_model
 from service.model.looks import Looks
+from service.model.providers import Providers
 from service.model.repository import ModelRepository
+from service.model.step_graph import ON_CPU
 
 _log = logging.getLogger(__name__)
 
@@ -76,6 +78,7 @@ class ModelReloading:
         refresh_s: Between two looks; 0: there are only those that are asked for.
         is_alone: No other process serves the same port.
         apart: What of a model's batches runs apart, see `ModelRepository`.
+        providers: What runs the models.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class ModelReloading:
         refresh_s: float,
         is_alone: bool,
         apart: Apart = MappingProxyType({}),
+        providers: Providers = ON_CPU,
     ) -> None:
         self._folder = folder
         self._models = models
@@ -98,6 +102,7 @@ class ModelReloading:
         self._refresh_s = refresh_s
         self._is_alone = is_alone
         self._apart = apart
+        self._providers = providers
         self._looks = Looks()
         self._misnamed: dict[Path, ModelFileError] = {}
         self._refused: dict[ModelFile, ModelFileError] = {}
@@ -193,7 +198,13 @@ class ModelReloading:
         apart = self._apart.get(file.name, frozenset())
         await _in_thread(lambda: check_model(file.path, data, apart=apart))
         model = await asyncio.to_thread(
-            load_model, file.path, name=file.name, version=file.version, data=data, apart=apart
+            load_model,
+            file.path,
+            name=file.name,
+            version=file.version,
+            data=data,
+            apart=apart,
+            providers=self._providers,
         )
         if (why_not := self._why_not(model.contract)) is not None:
             raise ModelFileError(file.path, why_not)

@@ -21,6 +21,8 @@ from service.model.files import (
 )
 from service.model.loading import load_model
 from service.model.protocol import Model
+from service.model.providers import Providers
+from service.model.step_graph import ON_CPU
 
 _log = logging.getLogger(__name__)
 
@@ -48,6 +50,7 @@ class ModelRepository:
         max_bytes: Largest file.
         checked: Fingerprints of files that have passed the check already.
         apart: What of a model's batches runs apart, beside what its files say.
+        providers: What runs the models.
         skips_refused: Serve the other files if some are refused, which is said in the log.
 
     Raises:
@@ -62,6 +65,7 @@ class ModelRepository:
         max_bytes: int = MAX_MODEL_BYTES,
         checked: frozenset[bytes] = frozenset(),
         apart: Apart = MappingProxyType({}),
+        providers: Providers = ON_CPU,
         skips_refused: bool = False,
     ) -> None:
         self._served = _Served({}, {}, {})
@@ -71,7 +75,7 @@ class ModelRepository:
 
         def load(file: ModelFile) -> Model | ModelFileError:
             try:
-                return _load(file, max_bytes, checked, apart.get(file.name, frozenset()))
+                return _load(file, max_bytes, checked, apart.get(file.name, frozenset()), providers)
             except ModelFileError as error:
                 return error
 
@@ -172,8 +176,16 @@ class ModelRepository:
         return self._served.newest[name]
 
 
-def _load(file: ModelFile, max_bytes: int, checked: frozenset[bytes], apart: frozenset[str]) -> Model:
+def _load(
+    file: ModelFile,
+    max_bytes: int,
+    checked: frozenset[bytes],
+    apart: frozenset[str],
+    providers: Providers,
+) -> Model:
     data = read_model(file.path, max_bytes)
     if fingerprint_of(data) not in checked | shipped.FINGERPRINTS:
         check_model(file.path, data, apart=apart)
-    return load_model(file.path, name=file.name, version=file.version, data=data, apart=apart)
+    return load_model(
+        file.path, name=file.name, version=file.version, data=data, apart=apart, providers=providers
+    )

@@ -15,6 +15,7 @@ from service.model.contract import Contract, ContractError, GraphTensor, Layout,
 from service.model.contract_reader import Graph, read_contract
 from service.model.files import ModelFileError, fingerprint_of, read_model
 from service.model.protocol import Arrays, Halt
+from service.model.providers import Providers
 from service.model.token_inputs import split_tokens
 
 _ORT_DTYPES = {
@@ -27,6 +28,8 @@ _ORT_DTYPES = {
     "tensor(uint8)": "uint8",
     "tensor(bool)": "bool",
 }
+
+ON_CPU = Providers()
 
 _OFF = np.array(False)
 """Value of a switch."""
@@ -41,6 +44,7 @@ class StepGraph:
         version: Version, >= 1.
         data: What was read and checked, see `bundle`; None reads it here, for files that are trusted.
         apart: What of a batch runs apart, beside what the contract says: `rows`, `tokens`.
+        providers: What runs it.
 
     Raises:
         ModelFileError: The file is unreadable, not an ONNX graph, or breaks the contract.
@@ -54,6 +58,7 @@ class StepGraph:
         version: int,
         data: bytes | None = None,
         apart: frozenset[str] = frozenset(),
+        providers: Providers = ON_CPU,
     ) -> None:
         self.name = name
         self.version = version
@@ -62,7 +67,7 @@ class StepGraph:
         self.fingerprint = fingerprint_of(data)
         try:
             bundle = unpack(data)
-            self._session = _create_session(bundle.graph)
+            self._session = _create_session(bundle.graph, providers.names)
             contract = _read_contract(self._session, bundle)
         except (BundleError, ContractError, _NotAGraph) as error:
             raise ModelFileError(path, str(error)) from None
@@ -70,6 +75,8 @@ class StepGraph:
             contract = replace(contract, rows_per_run=1)
         if "tokens" in apart:
             contract = replace(contract, tokens_per_run=1)
+        if providers.most_rows is not None:
+            contract = replace(contract, rows_per_run=providers.rows_per_run(contract.rows_per_run))
         self.contract = contract
         self._tokens_per_run = contract.tokens_per_run if contract.input.has_time_axis else 1
         self._every_output = tuple(output.name for output in contract.outputs)
@@ -222,7 +229,12 @@ class _NotAGraph(Exception):
     """onnxruntime cannot load the bytes."""
 
 
-def _create_session(data: bytes) -> ort.InferenceSession:
+def available_providers() -> list[str]:
+    """Returns the names of the execution providers that this onnxruntime has."""
+    return list(ort.get_available_providers())
+
+
+def _create_session(data: bytes, providers: tuple[str, ...] = ON_CPU.names) -> ort.InferenceSession:
     """Loads a graph from memory, so that it cannot refer to other files.
 
     As ONNX only: into onnxruntime's own format, which it would recognise too, nobody has looked.
@@ -236,7 +248,7 @@ def _create_session(data: bytes) -> ort.InferenceSession:
     options.add_session_config_entry("session.load_model_format", "ONNX")
     options.log_severity_level = 4
     try:
-        return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(data, options, providers=list(providers))
     except Exception as error:  # noqa: BLE001 -- onnxruntime raises a dozen unrelated classes
         raise _NotAGraph(f"not a loadable ONNX graph: {error}") from None
 

@@ -20,7 +20,7 @@ from holdfast.command_line import EXIT_CONFIGURATION, add_server_options, creden
 from holdfast.errors import HoldfastError
 from holdfast.history import Recorder
 from holdfast.v1 import holdfast_pb2 as pb
-from service.config import Settings
+from service.config import MODEL, Settings
 from service.model.apart import parse_apart
 from service.verify.chain import TOLERANCE, Findings
 from service.verify.judge import Verdict, judge
@@ -135,7 +135,11 @@ async def _record(options: argparse.Namespace) -> None:
     print(f"seed {options.seed}", file=sys.stderr)
     who = credentials(options)
     async with AsyncClient(options.target, **who, timeout_s=5) as client:
-        model = await client.model(options.model) if options.model else (await client.models())[0]
+        if options.model:
+            model = await client.model(options.model)
+        else:
+            listed = await client.models()
+            model = next((model for model in listed if model.name == MODEL), listed[0])
     recorder = Recorder(options.history)
     load = Load(
         lambda: options.target,
@@ -201,7 +205,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     target.add_argument("--seconds", type=float, default=30.0, help="of load (30)")
     target.add_argument("--sessions", type=int, default=50, help="at once (50)")
     target.add_argument("--think-ms", type=float, default=50.0, help="mean pause of a session (50)")
-    target.add_argument("--model", default="", help="name of the model (the first one listed)")
+    target.add_argument("--model", default="", help=f"name of the model (default: {MODEL}, or the first)")
     target.add_argument("--seed", type=int, default=secrets.randbits(32), help="of what is drawn")
     options = parser.parse_args(arguments)
     if bool(options.target) == bool(options.histories):

@@ -266,9 +266,10 @@ def _column_tokens(columns: pb.Columns) -> NDArray[Any]:
 def _outputs(outputs: pb.Outputs) -> Outputs:
     count = outputs.token_count
     shown = Outputs(count, tensors=to_arrays(outputs.tensors), state=to_arrays(outputs.state))
-    if outputs.top_ids:
-        shown.top_ids = np.array(outputs.top_ids, np.int64).reshape(count, -1)
-        shown.top_log_probs = np.array(outputs.top_log_probs, np.float32).reshape(count, -1)
+    if outputs.top_ids:  # one row, and not `count`, where the model ranks once a chunk
+        width = outputs.top_k
+        shown.top_ids = np.array(outputs.top_ids, np.int64).reshape(-1, width)
+        shown.top_log_probs = np.array(outputs.top_log_probs, np.float32).reshape(-1, width)
     if outputs.token_log_probs:
         shown.token_log_probs = np.array(outputs.token_log_probs, np.float32)
     return shown
@@ -277,14 +278,16 @@ def _outputs(outputs: pb.Outputs) -> Outputs:
 def _rows_of(result: pb.ColumnsResult, row_count: int) -> list[Outputs]:
     """Cuts the outputs of columns into those of each row."""
     whole = _outputs(result.outputs)
-    size = whole.token_count // row_count
 
     def part(array: NDArray[Any] | None, row: int) -> Any:
-        return None if array is None else array[row * size : (row + 1) * size]
+        if array is None:
+            return None
+        size = len(array) // row_count
+        return array[row * size : (row + 1) * size]
 
     rows = [
         Outputs(
-            size,
+            whole.token_count // row_count,
             part(whole.top_ids, row),
             part(whole.top_log_probs, row),
             part(whole.token_log_probs, row),

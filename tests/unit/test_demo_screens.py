@@ -15,6 +15,7 @@ from service.demo.live import sparkline
 from service.demo.sensor_screen import SensorScreen
 from service.demo.shown import difference
 from service.demo.sound_screen import SoundScreen
+from service.demo.words_screen import WordsScreen
 
 
 def rendered(screen):
@@ -59,6 +60,21 @@ def test_of_a_file_nobody_knows_the_language(tmp_path):
     assert screen.tokens == b"SELECT 1;"
     screen.show({"language": one_hot(LANGUAGES, "c++")}, 9)
     assert screen.figures() == "now c++"
+
+
+def test_words_are_coloured_once_they_have_ended_above_what_may_come_next(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"the list")
+    screen = WordsScreen(None, tmp_path / "a.txt")
+    screen.labels = (" of", " list", "\n")
+    logits = np.log(np.array([[0.2, 0.7, 0.1]] * 6, np.float32))
+    screen.show({"logits": logits, "token_log_prob": np.array([0, 0, 0, -2, 0, 0], np.float32)}, 6)
+    assert screen.figures() == "0.48 bits/byte"
+    text = rendered(screen)
+    assert "the li" in text
+    first, second, third = (line for line in text.splitlines() if line.startswith("'"))
+    assert first.startswith("' list'")
+    assert first.rstrip().endswith("70%")
+    assert (second[:5], third[:4]) == ("' of'", "'\\n'")
 
 
 def test_sound_is_its_envelope_with_the_probability_below():

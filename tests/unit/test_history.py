@@ -3,14 +3,16 @@
 import asyncio
 import os
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from holdfast.errors import PositionGap
 from holdfast.history import FAILURE, REPLY, START, Recorder, read_frames
+from holdfast.tokens import to_tensor
 from holdfast.v1 import holdfast_pb2 as pb
-from service.verify.reading import Histories
+from service.verify.reading import Histories, _rows_of
 
 
 def chunk(position, text=b"ab"):
@@ -141,3 +143,18 @@ def test_only_its_owner_may_read_it(tmp_path):
 def test_a_full_disk_is_not_passed_over():
     with pytest.raises(OSError, match="No space left"):
         Recorder("/dev/full")
+
+
+def test_answers_that_come_once_a_chunk_are_read_as_one_row_each():
+    """Two rows of three tokens; `kind` belongs to the last token, as the classes do, `score` to each."""
+    arrays = {"kind": np.array([[1, 2], [3, 4]], np.float32), "score": np.arange(6, dtype=np.float32)}
+    tensors = [pb.NamedTensor(name=name, tensor=to_tensor(array)) for name, array in arrays.items()]
+    outputs = pb.Outputs(
+        token_count=6, top_k=2, top_ids=[3, 1, 0, 2], top_log_probs=[-1, -2, -3, -4], tensors=tensors
+    )
+    first, second = _rows_of(pb.ColumnsResult(outputs=outputs), 2)
+    assert (first.token_count, second.token_count) == (3, 3)
+    assert (first.top_ids.tolist(), second.top_ids.tolist()) == ([[3, 1]], [[0, 2]])
+    assert second.top_log_probs.tolist() == [[-3, -4]]
+    assert second.tensors["kind"].tolist() == [[3, 4]]
+    assert second.tensors["score"].tolist() == [3, 4, 5]
