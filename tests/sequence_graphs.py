@@ -17,7 +17,7 @@ def stream(step, document, feed, chunk=1):
     session = ort.InferenceSession(step.SerializeToString(), options, providers=["CPUExecutionProvider"])
     dtypes = {"tensor(float16)": np.float16, "tensor(float)": np.float32, "tensor(double)": np.float64}
     kinds = {node.name: dtypes.get(node.type) for node in session.get_inputs()}
-    entries = document["input"] if isinstance(document["input"], list) else [document["input"]]
+    entries = document["input"]
     first = entries[0]
     place = first["axes"].index("time")
     count = feed[first["name"]].shape[place]
