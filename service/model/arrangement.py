@@ -39,7 +39,9 @@ class Arrangement:
             array = array[0]
         if self._lacks_batch:
             array = array[0] if self._lacks_time else array[:, 0]
-        return array if self._to is None else np.ascontiguousarray(array.transpose(self._to))
+        if self._to is not None:
+            return np.ascontiguousarray(array.transpose(self._to))
+        return np.asarray(array)  # one of no axes has become a number
 
     def from_graph(self, array: NDArray[Any]) -> NDArray[Any]:
         """Returns what has the graph's axes as (T, B, ...); an axis that it lacks has the extent 1.

@@ -49,6 +49,10 @@ class ModelFileError(Exception):
         self.is_passing = is_passing
 
 
+class PackageMissingError(ModelFileError):
+    """A model that comes with Holdfast needs a package that is not installed, which is no fault."""
+
+
 class ModelFile(NamedTuple):
     """A file of the repository.
 

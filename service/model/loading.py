@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+from service.model import shipped
 from service.model.bundle import unpack
-from service.model.files import ModelFileError, read_model
+from service.model.files import ModelFileError, PackageMissingError, read_model
 from service.model.protocol import Model
 from service.model.providers import Providers
 from service.model.step_graph import ON_CPU, StepGraph
-from service.model.subwords import Subwords, TokenizerError
+from service.model.subwords import Subwords, TokenizerError, TokenizersMissingError
 from service.model.tokenised import TokenisedModel
 
 
@@ -31,6 +32,7 @@ def load_model(
         providers: What runs it.
 
     Raises:
+        PackageMissingError: It comes with Holdfast and needs a package that is not installed.
         ModelFileError: The file is unreadable, not an ONNX graph, or breaks the contract; or its tokenizer
             cannot be served.
     """
@@ -46,5 +48,8 @@ def load_model(
             raise TokenizerError(f"{said.name} is not there; expected beside contract.toml")
         subwords = Subwords(file, name=said.name, size=vocabulary.size, sha256=said.sha256)
         return TokenisedModel(graph, subwords, start=said.start)
+    except TokenizersMissingError as error:
+        kind = PackageMissingError if graph.fingerprint in shipped.FINGERPRINTS else ModelFileError
+        raise kind(path, str(error)) from None
     except TokenizerError as error:
         raise ModelFileError(path, str(error)) from None

@@ -26,6 +26,7 @@ from service.model.contract import Contract
 from service.model.files import (
     ModelFile,
     ModelFileError,
+    PackageMissingError,
     Stamps,
     fingerprint_of,
     list_files,
@@ -172,6 +173,8 @@ class ModelReloading:
         before = self._refused.pop(file, None)
         try:
             await self._load(file)
+        except PackageMissingError:
+            return True  # it was said at start
         except ModelFileError as error:
             refusal = error
         except Exception as error:  # noqa: BLE001 -- whatever it is, others are served

@@ -14,6 +14,7 @@ from service.model.files import (
     MAX_MODEL_BYTES,
     ModelFile,
     ModelFileError,
+    PackageMissingError,
     find_files,
     fingerprint_of,
     list_files,
@@ -85,13 +86,16 @@ class ModelRepository:
                     raise loaded
                 self.add(loaded, file.path)
             except ModelFileError as error:
-                if not skips_refused:
+                if not (skips_refused or isinstance(error, PackageMissingError)):
                     raise
                 refused.append(error)
         if not self._served.versions:
             raise refused[0]
         for refusal in refused:
-            _log.error("%s; the other models are served", refusal)
+            is_fault = not isinstance(refusal, PackageMissingError)
+            _log.log(
+                logging.ERROR if is_fault else logging.INFO, "%s; the other models are served", refusal
+            )
         self.make_all_newest()
         for name in sorted(apart.keys() - self._served.versions.keys()):
             _log.warning("--apart names %r; so far no model has this name", name)

@@ -255,6 +255,10 @@ def _shown(part: dict[str, Any]) -> str:
     return str(part.get("type"))[:40]
 
 
+class TokenizersMissingError(TokenizerError):
+    """The package is not installed."""
+
+
 def import_tokenizers() -> Any:
     """Imports the package, for one process once; returns it, or None if it is not installed."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it would start threads, one per core
@@ -268,7 +272,9 @@ def import_tokenizers() -> Any:
 def _load(data: bytes, name: str) -> Any:
     package = import_tokenizers()
     if package is None:
-        raise TokenizerError(f"{name} needs the package tokenizers: pip install 'holdfast[tokenizer]'")
+        raise TokenizersMissingError(
+            f"{name} needs the package tokenizers: pip install 'holdfast[tokenizer]'"
+        )
     try:
         tokenizer = package.Tokenizer.from_str(data.decode())
     except Exception as error:  # noqa: BLE001 -- the package raises plain Exception

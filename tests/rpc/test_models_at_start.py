@@ -11,6 +11,8 @@ from service.demo.processes import ServerProcess
 from tests.hostile_models import external_tensor, lying, step_graph
 from tests.mixing_graphs import beside, less_mean
 from tests.models import CONTRACT, write_features_model
+from tests.server import get
+from tests.waiting import wait_for
 
 
 def write_truncated(path):
@@ -90,3 +92,19 @@ def test_wrong_settings_end_with_code_2(flags):
 def serve(*flags):
     command = [sys.executable, "-c", "from service.cli import main; main()", "serve", *flags]
     return subprocess.run(command, capture_output=True, text=True, timeout=30)
+
+
+def test_a_shipped_model_whose_package_is_not_installed_is_left_out_and_nothing_is_wrong(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "tokenizers.py").write_text("raise ImportError('not installed')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with (
+        ServerProcess(tmp_path / "data", "--strict-models", "--model-refresh-s", "0.2") as server,
+        holdfast.Client(server.address) as client,
+    ):
+        assert "docstring-words" not in [model.name for model in client.models()]
+        log = server.log_path.read_text()
+        assert "pip install 'holdfast[tokenizer]'" in log
+        assert '"level": "error"' not in log
+        wait_for(lambda: "holdfast_models_refused 0.0" in get(server, "/metrics")[1])
