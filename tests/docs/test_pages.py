@@ -141,7 +141,15 @@ def test_settings_that_the_pages_name_exist():
 
 
 def all_help():
-    commands = (["verify"], ["bench"], ["demo"], ["token"], ["store-acl"], ["session", "release"])
+    commands = (
+        ["verify"],
+        ["bench"],
+        ["demo"],
+        ["token"],
+        ["store-acl"],
+        ["session", "release"],
+        ["export"],
+    )
     return "".join(help_of(command) for command in commands)
 
 
