@@ -39,11 +39,6 @@ def axis_of(number: int) -> Axis:
     return ONE if number == 1 else (number,)
 
 
-def has_symbol(axis: Axis, symbol: str) -> bool:
-    """Says whether a symbol is among the factors."""
-    return symbol in axis
-
-
 def is_fixed(axis: Axis) -> bool:
     """Says whether an axis has neither time nor batch in it."""
     return all(isinstance(factor, int) for factor in axis)

@@ -40,6 +40,12 @@ def cell(translation: Translation, node: onnx.NodeProto, values: Values) -> list
     recurrent = padded[2]
     assert recurrent is not None, "bug: a recurrent layer without recurrent weights"
     hidden = axis_of(attribute(node, "hidden_size") or number_of(recurrent.axes[-1]))
+    if recurrent.axes[-1] != hidden:
+        raise Refused(
+            f"{label(node)} has {number_of(hidden)} units and recurrent weights for "
+            f"{number_of(recurrent.axes[-1])}: a projection, which ONNX's own layers do not have; export "
+            "one step with holdfast export"
+        )
     if translation.parent is not None:
         return _inside(translation, node, padded, batch, hidden)
     if x.axes[time_at] != TIME_AXIS or batch not in (BATCH_AXIS, ONE):

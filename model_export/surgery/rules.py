@@ -160,14 +160,14 @@ def _settled(value: Value) -> Value:
 
 
 def _rule(node: onnx.NodeProto) -> Rule:
+    if node.op_type in _LOOKS:
+        raise Refused(f"{label(node)} {_LOOKS[node.op_type]}")
     if node.domain not in ("", "ai.onnx"):
         raise Refused(
             f"{label(node)} is a custom operator of {node.domain!r}, of which nothing is known; "
             "export with ONNX's own "
             "operators"
         )
-    if node.op_type in _LOOKS:
-        raise Refused(f"{label(node)} {_LOOKS[node.op_type]}")
     if node.op_type in _RANDOM:
         raise Refused(
             f"{label(node)} draws random numbers, so a retry gives something else; export for inference"

@@ -233,6 +233,20 @@ def test_no_state():
     )
 
 
+def test_a_projection():
+    net = Graph()
+    weights = [net.normal(1, 32, 6), net.normal(1, 32, 4), net.normal(1, 64)]
+    every, _ = net.add("LSTM", "x", *weights, count=2, hidden_size=8)
+    assert "8 units and recurrent weights for 4: a projection" in refused(net.model([every]))
+
+
+def test_operators_of_onnxruntime_that_have_one_scale_for_a_batch():
+    every = "DynamicQuantizeLSTM"
+    assert "rows see one another" in refused(
+        behind(lambda net, y, h: net.add(every, y, domain="com.microsoft"))
+    )
+
+
 def test_a_shape_with_two_readings_is_none():
     batch, time = ("batch",), ("time",)
     frozen = {"time": 3, "batch": 3}
