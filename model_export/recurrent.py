@@ -106,8 +106,9 @@ class Plan:
         steps: Updates of the weights.
         peak_rate: Highest learning rate; it falls to a hundredth along a cosine.
         weight_decay: Of AdamW, decoupled from the gradient.
-        state_noise: Standard deviation of the noise on the state between two windows: what damps it
-            damps rounding as well.
+        state_noise: Standard deviation of the noise on the state between two parts of a window: what damps
+            it damps rounding as well.
+        part: Tokens of such a part; None is the whole window.
         clip: Largest norm of the gradient.
         seed: Of the initial weights and of what is drawn in training.
     """
@@ -116,6 +117,7 @@ class Plan:
     peak_rate: float = 4e-3
     weight_decay: float = 0.05
     state_noise: float = 0.03
+    part: int | None = None
     clip: float = 1.0
     seed: int = 20261123
 
@@ -138,7 +140,7 @@ def fit(network: Network, windows: Iterator[Window], plan: Plan, progress: Progr
         if h is None:
             h = network.initial(window.tokens.shape[1])
         h = (h + plan.state_noise * torch.randn_like(h)) * ~window.fresh[:, None]
-        logits, h = network(window.tokens, h)
+        logits, h = _noisy_run(network, window.tokens, h, plan)
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), window.targets.flatten())
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -147,6 +149,17 @@ def fit(network: Network, windows: Iterator[Window], plan: Plan, progress: Progr
         h = h.detach()
         progress.advance(float(loss.detach()))
     network.eval()
+
+
+def _noisy_run(network: Network, tokens: Tensor, h: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
+    """Returns logits of a window and the state after it, with noise on the state between its parts."""
+    collected: list[Tensor] = []
+    for part in tokens.split(plan.part or len(tokens)):  # type: ignore[no-untyped-call]
+        if collected:
+            h = h + plan.state_noise * torch.randn_like(h)
+        logits, h = network(part, h)
+        collected.append(logits)
+    return torch.cat(collected), h
 
 
 def passes(tokens: Tensor, targets: Tensor, length: int, restart_rate: float) -> Iterator[Window]:

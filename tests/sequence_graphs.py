@@ -17,7 +17,7 @@ def stream(step, document, feed, chunk=1):
     session = ort.InferenceSession(step.SerializeToString(), options, providers=["CPUExecutionProvider"])
     dtypes = {"tensor(float16)": np.float16, "tensor(float)": np.float32, "tensor(double)": np.float64}
     kinds = {node.name: dtypes.get(node.type) for node in session.get_inputs()}
-    entries = document["input"] if isinstance(document["input"], list) else [document["input"]]
+    entries = document["input"]
     first = entries[0]
     place = first["axes"].index("time")
     count = feed[first["name"]].shape[place]
@@ -109,7 +109,7 @@ def check_streams(model, shape, dtype=np.float32, **given):
     return document
 
 
-def loop_model(turns=None, goes_on=True, start=None):
+def loop_model(turns=None, goes_on=True, start=None, shape=("time", "batch", 6)):
     """h = tanh(x[t] W + h U), a Loop over tokens."""
     net = Graph()
     body = Graph(seed=4)
@@ -135,4 +135,4 @@ def loop_model(turns=None, goes_on=True, start=None):
     rows = net.add("Slice", extents, net.ints(1), net.ints(2))
     zeros = net.add("ConstantOfShape", net.add("Concat", rows, net.ints(8), axis=0))
     _, every = net.add("Loop", count, net.const(True, bool), start or zeros, count=2, body=graph)
-    return net.model([every])
+    return net.model([every], shape)

@@ -187,7 +187,7 @@ def _settled(
 ) -> tuple[tuple[tuple[Axis, ...], ...], _Body]:
     """Finds axes of the states with which the body gives back what it takes."""
     for start in starts:
-        if start is not None and start.reach not in ("constant", "size"):
+        if start is not None and start.reach != "constant":
             raise Refused(
                 f"{label(node)} starts from a state that is computed from tokens; give it when a "
                 "session is opened"

@@ -114,7 +114,7 @@ def _rewritten(
 
 
 def _check_start(node: onnx.NodeProto, start: Value | None) -> None:
-    if start is not None and start.reach not in ("constant", "size"):
+    if start is not None and start.reach != "constant":
         raise Refused(
             f"{label(node)} starts from a state that is computed from tokens (an encoder before a "
             "decoder); export "

@@ -334,7 +334,7 @@ def _document(
         own = translation.vocabularies.get(str(entry["name"]))
         if own and len(tokens) > 1:
             entry["size"] = own
-    document: dict[str, Any] = {"contract_version": 1, "input": tokens if len(tokens) > 1 else tokens[0]}
+    document: dict[str, Any] = {"contract_version": 1, "input": tokens}
     every = [*(value.axes for value in outputs.values()), *(pair.axes for pair, _ in states)]
     if reading.batch is None or not all(has_batch(axes) for axes in every):
         document["rows_per_run"] = 1

@@ -248,8 +248,8 @@ def drawn(
 
 
 def _entries(step: StepGraph) -> list[dict[str, Any]]:
-    given = step.document["input"]
-    return given if isinstance(given, list) else [given]
+    entries: list[dict[str, Any]] = step.document["input"]
+    return entries
 
 
 def cut(feed: Arrays, inputs: GraphInputs, reading: Reading, start: int, end: int) -> Arrays:

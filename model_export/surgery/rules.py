@@ -7,6 +7,7 @@ import onnx
 from onnx import numpy_helper
 
 from model_export.surgery import bodies, cells, elementwise, mixing, picking, shaping, windows
+from model_export.surgery.axes import BATCH, TIME
 from model_export.surgery.translation import Rule, Translation, attribute, constant, label
 from model_export.surgery.value import Refused, Value
 
@@ -133,8 +134,21 @@ def walk(translation: Translation, nodes: Sequence[onnx.NodeProto]) -> None:
         found = translation.folded(node) or _rule(node)(translation, node, values)
         for name, value in zip(node.output, found, strict=False):
             if name:
+                _check_crossing(node, value)
                 translation.values[name] = _settled(value)
         translation.done_count += 1
+
+
+def _check_crossing(node: onnx.NodeProto, value: Value) -> None:
+    """Refuses what puts tokens, or rows, side by side with one another."""
+    for symbol, what in ((TIME, "token"), (BATCH, "row")):
+        if sum(symbol in axis for axis in value.axes) > 1:
+            raise Refused(f"{label(node)} holds every {what} against every other, which no stream can")
+    if value.reach == "last" and any(TIME in axis for axis in value.axes):
+        raise Refused(
+            f"{label(node)} spreads what is known after the last token over all tokens, so earlier ones "
+            "see later ones; use the state of the same token"
+        )
 
 
 def _settled(value: Value) -> Value:

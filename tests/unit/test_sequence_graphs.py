@@ -28,7 +28,7 @@ def test_two_layers_batch_first_between_an_embedding_and_a_softmax(kind):
     document = check_streams(net.model([result], ("batch", "time"), INT64), (2, 9), np.int64)
     assert document["vocabulary"] == {"kind": "ids", "size": 30}
     assert document["output"][0]["role"] == "probs"
-    assert document["input"]["axes"] == ["batch", "time"]
+    assert document["input"][0]["axes"] == ["batch", "time"]
     assert "rows_per_run" not in document
 
 
@@ -39,7 +39,7 @@ def test_frozen_batch_and_time_are_freed():
     flat = net.add("Reshape", every, net.ints(21, 8))
     result = net.add("Reshape", net.add("MatMul", flat, net.normal(8, 5)), net.ints(7, 3, 5))
     step, document = to_step_graph(net.model([result], (7, 3, 6)))
-    assert document["input"]["axes"] == ["time", "batch", 6]
+    assert document["input"][0]["axes"] == ["time", "batch", 6]
     assert document["state"][0]["initial"] == [[0.25] * 8]
     x = np.random.default_rng(0).standard_normal((40, 5, 6)).astype(np.float32)
     one, many = (stream(step, document, {"x": x}, chunk)[result] for chunk in (1, 13))
@@ -94,6 +94,14 @@ def test_a_loop_over_tokens():
     assert document["state"][0]["axes"] == ["batch", 8]
 
 
+def test_a_loop_with_its_number_of_turns_written_out():
+    step, document = to_step_graph(loop_model(turns=9, shape=(9, "batch", 6)))
+    x = np.random.default_rng(0).standard_normal((20, 2, 6)).astype(np.float32)
+    one, many = (next(iter(stream(step, document, {"x": x}, chunk).values())) for chunk in (1, 20))
+    assert one.shape == (20, 2, 8)
+    np.testing.assert_allclose(one, many, atol=1e-6)
+
+
 def refused(model, constants=None):
     with pytest.raises(Refused) as caught:
         to_step_graph(model, constants)
@@ -131,6 +139,10 @@ LOOKS = {
         ),
         "turns the time axis round",
     ),
+    "last spread by zeros": (
+        lambda net, y, h: net.add("Add", h, net.add("ConstantOfShape", net.add("Shape", y))),
+        "spreads what is known after the last token",
+    ),
     "last beside all": (lambda net, y, h: net.add("Add", y, h), "earlier tokens see later ones"),
     "first token": (
         lambda net, y, h: net.add("Gather", y, net.const(0, np.int64), axis=0), "picks token 0 by itself"
@@ -160,7 +172,7 @@ def test_what_looks_across_time_or_rows_is_refused(what):
 def test_rows_that_see_one_another_run_one_by_one():
     _, document = to_step_graph(behind(lambda net, y, h: net.add("ReduceMean", y, axes=[1])))
     assert document["rows_per_run"] == 1
-    assert document["input"]["axes"] == ["time", 1, 6]
+    assert document["input"][0]["axes"] == ["time", 1, 6]
 
 
 @pytest.mark.parametrize(("pads", "reason"), [([1, 1], "looks 1 token ahead"), ([0, 0], "2 outputs less")])
