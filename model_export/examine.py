@@ -50,20 +50,21 @@ class _Choice(NamedTuple):
     session: tuple[int | None, ...]
 
 
-def examine(step: Step, draws: Draws, *, batched: bool = True) -> Layout:
+def examine(step: Step, draws: Draws, *, batched: bool = True, one_token: bool = False) -> Layout:
     """Returns the layout of a network.
 
     Args:
         step: In evaluation mode.
         draws: Tokens and session inputs to run it on, in this order.
         batched: Whether it takes several sessions at once.
+        one_token: Whether x is one token, so that none of its axes is time.
 
     Raises:
         ExportError: It mixes rows or tokens, or takes only one size of batch.
     """
     look = _Look(step, draws)
     batch, output_batch = look.batch() if batched else look.no_batch()
-    time, output_time = look.time(batch)
+    time, output_time = look.no_time() if one_token else look.time(batch)
     example = step.example
 
     def part(name: str, tensor: Tensor, batch_axis: int | None, time_axis: int | None) -> Part:
@@ -91,7 +92,9 @@ def state_names(step: Step) -> list[str]:
     if isinstance(state, Tensor):
         return ["h"]
     is_plain = isinstance(state, tuple) and not hasattr(state, "_fields")
-    has_lstm = any(isinstance(part, torch.nn.LSTM | torch.nn.LSTMCell) for part in step.modules())
+    is_plain = is_plain and all(isinstance(part, Tensor) for part in state)
+    alike = is_plain and len({(part.dtype, part.shape[:-1]) for part in state}) == 1
+    has_lstm = alike and any(isinstance(part, torch.nn.LSTM | torch.nn.LSTMCell) for part in step.modules())
     if is_plain and len(state) == 2 and has_lstm and all(isinstance(part, Tensor) for part in state):
         return ["h", "c"]
     return nested.names(state, "state", "state")
@@ -155,7 +158,8 @@ class _Look:
                 raise ExportError(
                     f"what the network gives depends on how tokens are divided (axis {first} of "
                     f"{self._names[0]}): {tried.seen}; a stream has no future tokens, so it may not look "
-                    "ahead or take means over time; keep what it needs of the past in the state"
+                    "ahead or take means over time; keep what it needs of the past in the state; if x is "
+                    "one token, and this axis not time, say one_token=True (--one-token)"
                 )
             if tried.error and self._example.tokens[0].dtype in (torch.int32, torch.int64) and extent > 1:
                 raise ExportError(
@@ -163,9 +167,12 @@ class _Look:
                     f"raises {tried.error}; take the number of tokens from x.shape, or give one "
                     "token"
                 )
-        nothing = tuple(None for _ in self._example.tokens)
+        return self.no_time()
+
+    def no_time(self) -> tuple[tuple[None, ...], tuple[None, ...]]:
+        """Returns no axis for every token tensor and output."""
         outputs, _ = self.run(self._example.tokens, self._example.states, self._example.given)
-        return nothing, tuple(None for _ in outputs)
+        return tuple(None for _ in self._example.tokens), tuple(None for _ in outputs)
 
     def _batch_choices(self) -> Iterator[_Choice]:
         """Yields axes of one extent, the first ones first; tensors of one shape get the same."""
@@ -319,7 +326,7 @@ def _along(
         )
 
     best = min(fitting, key=worst)
-    return best if same(worst(best)) else f"differs by {worst(best):.2g}"
+    return best if same(worst(best), given[0][number]) else f"differs by {worst(best):.2g}"
 
 
 def _time_axis(whole: Tensor, parts: Sequence[Tensor], may_have_time: bool) -> int | str | None:
@@ -330,7 +337,7 @@ def _time_axis(whole: Tensor, parts: Sequence[Tensor], may_have_time: bool) -> i
     last, count = parts[-1], len(parts)
     if whole.shape == last.shape:
         found = difference(whole, last)
-        return None if same(found) else f"differs by {found:.2g}"
+        return None if same(found, last) else f"differs by {found:.2g}"
     axes = [
         axis
         for axis in range(whole.dim())
@@ -342,5 +349,5 @@ def _time_axis(whole: Tensor, parts: Sequence[Tensor], may_have_time: bool) -> i
         joined = torch.cat(list(parts), axis)
         if joined.shape == whole.shape:
             found = difference(whole, joined)
-            return axis if same(found) else f"differs by {found:.2g}"
+            return axis if same(found, last) else f"differs by {found:.2g}"
     return f"is {list(whole.shape)}, and {list(last.shape)} token by token:"

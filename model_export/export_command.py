@@ -12,7 +12,16 @@ from holdfast.command_line import EXIT_CONFIGURATION, failed
 from model_export.export_error import ExportError
 
 _OF_BOTH = ("int8", "float16_state", "max_drift", "overwrite")
-_OF_NETWORKS = ("role", "labels", "vocabulary", "context", "initial", "description", "one_session")
+_OF_NETWORKS = (
+    "role",
+    "labels",
+    "vocabulary",
+    "context",
+    "initial",
+    "description",
+    "one_session",
+    "one_token",
+)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -101,6 +110,9 @@ def _parser() -> argparse.ArgumentParser:
         help="the network takes one session a call: no batch axis",
     )
     parser.add_argument(
+        "--one-token", action="store_const", const=True, help="x is one token: none of its axes is time"
+    )
+    parser.add_argument(
         "--constant",
         action="append",
         default=[],
@@ -132,6 +144,7 @@ def _given(options: argparse.Namespace) -> dict[str, Any]:
         "initial": options.initial,
         "description": options.description,
         "batched": False if options.one_session else None,
+        "one_token": options.one_token,
         **{name: getattr(options, name) for name in _OF_BOTH},
     }
     return {name: value for name, value in given.items() if value is not None}

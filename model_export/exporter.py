@@ -10,16 +10,23 @@ import onnx
 import torch
 from torch import nn
 
+from model_export import nested
 from model_export.closed_loop import Measured, check_closed_loop
 from model_export.draws import Draws, shape_of
 from model_export.drift import MAX_DRIFT, check_drift
 from model_export.examine import examine
 from model_export.export_error import ExportError
-from model_export.nested import rebuilt
 from model_export.plain_cells import with_plain_cells
 from model_export.quantise import quantise
 from model_export.routes import ROUTES, StepGraph, trace
-from model_export.soundness import check_parts, check_runs, check_states_matter, short
+from model_export.soundness import (
+    check_parts,
+    check_runs,
+    check_states_matter,
+    difference,
+    same,
+    short,
+)
 from model_export.step import BATCH, Example, Layout, Step, arranged
 from model_export.step_contract import (
     Meaning,
@@ -70,6 +77,7 @@ def export_step(
     initial: Any = None,
     description: str = "",
     batched: bool = True,
+    one_token: bool = False,
     overwrite: bool = False,
     int8: bool = False,
     float16_state: bool = False,
@@ -81,8 +89,9 @@ def export_step(
         module: Called as `module(x, state)`, returns `(y, state)`; x, y and state are tensors, or tuples,
             dicts, NamedTuples or dataclasses of tensors. One of torch's recurrent modules or cells is
             such a module. It is copied, and the copy is put into evaluation mode.
-        example: `(x, state)`, or a dict with `x`, `state` and, by name, the `session` inputs that are
-            given once a session (passed by keyword). The state is the one that a session starts at.
+        example: `(x, state)`, or `(x, None)` if the network then begins with zeros; or a dict with `x`,
+            `state` and, by name, the `session` inputs that are given once a session (passed by keyword).
+            The state is the one that a session starts at.
         out: Folder of the version, as `models/mine/1`.
         role: Of the output, or by output: `logits`, `probs`, `log_probs`, `score`, `token_log_prob`, `raw`.
         labels: Names of the classes, of the output or by output.
@@ -91,6 +100,7 @@ def export_step(
         initial: What every state starts at, a number, or by state a number or array.
         description: For people.
         batched: Whether the network takes several sessions at once.
+        one_token: Says that x is one token; otherwise an axis that behaves like time is time.
         overwrite: Writes over a model that is there.
         int8: Keeps weights as int8 with a scale per output channel.
         float16_state: Keeps states as float16.
@@ -105,6 +115,9 @@ def export_step(
             f"{folder / MODEL_FILE} exists, and a version that is served never changes: write the next "
             "number, or say overwrite=True (--overwrite)"
         )
+    if not isinstance(module, nn.Module):
+        raise ExportError(f"the network is {type(module).__name__}, expected is a torch.nn.Module")
+    module = getattr(module, "_orig_mod", module)  # of torch.compile
     parts = _parts(example)
     meaning = Meaning(
         _by_name(role, "" if role != "raw" else None),
@@ -116,22 +129,24 @@ def export_step(
     )
     check_parts(module)
     with _one_thread():
-        graph, contract, measured = _made(module, parts, meaning, batched=batched)
+        graph, contract, measured = _made(module, parts, meaning, batched=batched, one_token=one_token)
     contract = _write(folder, graph.model, contract, Smaller(int8, float16_state, max_drift))
     return Exported(folder, contract, graph.route, measured)
 
 
 def _made(
-    module: nn.Module, parts: Example, meaning: Meaning, *, batched: bool
+    module: nn.Module, parts: Example, meaning: Meaning, *, batched: bool, one_token: bool
 ) -> tuple[StepGraph, dict[str, Any], Measured]:
     step = Step(_copied(module), parts)
     step.eval()
+    if not parts.states:
+        parts = step.example = _with_own_state(step)
     check_runs(step)
     size = vocabulary_size(meaning, module)
     draws = draws_for(parts, size)
-    layout = named_outputs(examine(step, draws, batched=batched), meaning)
+    layout = named_outputs(examine(step, draws, batched=batched, one_token=one_token), meaning)
     starts, said = initial_values(parts, layout.states, meaning)
-    step.example = Example(parts.x, rebuilt(parts.state, starts), parts.session)
+    step.example = Example(parts.x, nested.rebuilt(parts.state, starts), parts.session)
     _check_states(step, layout, draws)
     graph, measured = _first_that_passes(step, layout, draws)
     facts = {
@@ -142,6 +157,32 @@ def _made(
     }
     contract = document(graph.layout, (graph.inputs, graph.outputs), meaning, size, said, facts)
     return graph, contract, measured
+
+
+@torch.inference_mode()
+def _with_own_state(step: Step) -> Example:
+    """Returns an example without a state, with that of zeros that the network itself would take.
+
+    Raises:
+        ExportError: It returns a state, and begins with another one than zeros.
+    """
+    example = step.example
+    try:
+        y, after = step.module(example.x, example.state, **example.session)
+        given = nested.tensors(after, "the next state")
+    except (TypeError, ValueError):
+        return example  # it has no state
+    if not given:
+        return example
+    zeros = [torch.zeros_like(tensor) for tensor in given]
+    other, _ = step.module(example.x, nested.rebuilt(after, zeros), **example.session)
+    pairs = zip(nested.tensors(y, "y"), nested.tensors(other, "y"), strict=True)
+    if not all(same(difference(ours, theirs), ours) for ours, theirs in pairs):
+        raise ExportError(
+            "the example has no state, and the network begins with another one than zeros: give the state "
+            "that a session starts at"
+        )
+    return Example(example.x, nested.rebuilt(after, zeros), example.session)
 
 
 @contextlib.contextmanager

@@ -117,7 +117,7 @@ class PlainLayers(nn.Module):
     def _run(
         self, key: str, layer: CellWeights, x: Tensor, before: tuple[Tensor, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        if self.is_one_token:
+        if self.is_one_token and int(x.shape[0]) == 1:  # else it runs over something within a token
             ends = plain_step(layer, x[0], before)
             return ends[0].unsqueeze(0), ends
         result = _Node.apply(x, key, layer, *before)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from model_export.export_error import ExportError
 from model_export.step import Part, Step
 
-CLOSE = 1e-4
+CLOSE, CLOSE_FLOAT16 = 1e-4, 1e-2
 """Rows beside others, and chunks, may differ by rounding: products are added up in another order."""
 
 
@@ -28,6 +28,11 @@ def check_parts(module: nn.Module) -> None:
             raise ExportError(
                 f"weight {name} has {count} values that are not finite (of {weight.numel()}): the training "
                 "diverged; export an earlier checkpoint"
+            )
+        if weight.dtype in (torch.float16, torch.bfloat16):
+            raise ExportError(
+                f"weight {name} is {_dtype(weight)}, in which onnxruntime does not compute on CPUs (it "
+                "may even crash): export network.float(); tokens may be float16, with x.float() in forward"
             )
     for name, buffer in module.named_buffers():
         if buffer.is_floating_point() and torch.isnan(buffer).any():
@@ -135,9 +140,9 @@ def difference(left: Tensor, right: Tensor) -> float:
     return worst if math.isfinite(worst) else math.inf
 
 
-def same(found: float) -> bool:
-    """Tells whether a difference is rounding."""
-    return found <= CLOSE
+def same(found: float, like: Tensor) -> bool:
+    """Tells whether a difference between tensors like this one is rounding."""
+    return found <= (CLOSE_FLOAT16 if like.dtype == torch.float16 else CLOSE)
 
 
 def short(error: BaseException) -> str:

@@ -120,7 +120,9 @@ class Step(nn.Module):
     ) -> tuple[Any, Any]:
         """Returns `(y, state)` as the network gives it; see `forward`."""
         example = self.example
-        x, state = nested.rebuilt(example.x, tokens), nested.rebuilt(example.state, states)
+        # a copy: a network may write into the state that it is given
+        state = nested.rebuilt(example.state, [tensor.clone() for tensor in states])
+        x = nested.rebuilt(example.x, tokens)
         keywords = dict(zip(example.session, session, strict=True))
         result = self.module(x, state, **keywords) if example.states else self._stateless(x, keywords)
         if self._is_cell:

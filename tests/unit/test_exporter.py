@@ -216,6 +216,64 @@ def test_features_of_other_types(dtype, out):
     assert onnx.helper.tensor_dtype_to_np_dtype(given) == str(dtype).removeprefix("torch.")
 
 
+def test_weights_of_half_length_are_refused(out):
+    with pytest.raises(ExportError, match=r"weight_ih is float16.*export network.float\(\)"):
+        export_step(
+            nn.GRUCell(WIDTH, HIDDEN).half(), (torch.randn(2, WIDTH).half(), zeros(2, HIDDEN)), out=out
+        )
+
+
+def test_an_example_without_a_state_takes_the_zeros_of_the_network(out):
+    made = export_step(nn.LSTM(WIDTH, HIDDEN), (torch.randn(5, 2, WIDTH), None), out=out).contract
+    assert [(state["name"], state["initial"]) for state in made["state"]] == [("h", 0), ("c", 0)]
+
+    class Ones(nn.GRU):
+        def forward(self, x, h):
+            return super().forward(x, torch.ones(1, x.shape[1], HIDDEN) if h is None else h)
+
+    with pytest.raises(ExportError, match="begins with another one than zeros"):
+        export_step(Ones(WIDTH, HIDDEN), (torch.randn(5, 2, WIDTH), None), out=out, overwrite=True)
+
+
+def test_a_recurrence_within_a_token_stays_one(out):
+    class Bands(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.across, self.along = nn.GRU(3, 6, batch_first=True), nn.GRUCell(6, HIDDEN)
+
+        def forward(self, x, h):
+            h = self.along(self.across(x)[0][:, -1], h)
+            return h, h
+
+    example = torch.randn(2, 4, 3), zeros(2, HIDDEN)
+    with pytest.raises(ExportError, match=r"axis 1 of x.*if x is one token.*--one-token"):
+        export_step(Bands(), example, out=out)
+    done = export_step(Bands(), example, out=out, one_token=True)
+    assert done.contract["input"][0]["axes"] == ["time", "batch", 4, 3]
+
+
+def test_a_state_that_is_written_over_and_one_that_counts(out):
+    class Counts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell = nn.GRUCell(WIDTH, HIDDEN)
+
+        def forward(self, x, state):
+            h, count, loud = state
+            h.copy_(self.cell(x, h))
+            y = h * (count % 3 == 0)[:, None] * loud[:, None]
+            return y, (h, count + 1, x[:, 0] > 0)
+
+    state = (zeros(2, HIDDEN), zeros(2).to(torch.int32), zeros(2).to(torch.bool))
+    made = export_step(Counts(), (torch.randn(2, WIDTH), state), out=out).contract
+    assert [entry["initial"] for entry in made["state"]] == [0, 0, False]
+
+
+def test_a_function_is_no_network(out):
+    with pytest.raises(ExportError, match=r"expected is a torch.nn.Module"):
+        export_step(lambda x, h: (x, h), (torch.randn(2, WIDTH), zeros(2, HIDDEN)), out=out)
+
+
 def test_a_network_of_one_session_a_call(out):
     example = torch.randn(5, WIDTH), zeros(1, HIDDEN)
     made = export_step(nn.GRU(WIDTH, HIDDEN), example, out=out, batched=False).contract
