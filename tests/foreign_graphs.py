@@ -272,9 +272,6 @@ NETWORKS = {
     "batch in the middle": _network([2, "batch", 3], [2, "n", 3], width=6, shape=(2, 3)),
     "batch last": _network([3, "batch"], [3, "n"], width=3, shape=(3,)),
     "no batch": _network([4], [4]),
-    "no axes": _network(
-        ["batch", 1], [1, 1], state_axes=[], state_graph_axes=[], width=1, shape=()
-    ),
     "float16": _with_dtype(F16, "<f2"),
     "float64": _with_dtype(F64, "<f8"),
     "int64": _with_dtype(I64, "<i8"),

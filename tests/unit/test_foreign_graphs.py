@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 
 from service.engine.hot_state import join_rows, split_rows
+from service.model.arrangement import Arrangement
 from service.model.check import check_model
+from service.model.contract import Layout
 from service.model.step_graph import StepGraph
 from tests.foreign_graphs import NETWORKS
 
@@ -43,3 +45,10 @@ def test_a_graph_of_another_form_gives_every_row_what_it_computes(network, chunk
 @pytest.mark.parametrize("name", ["rank 4", "window", "input of the session", "id and features", "int8"])
 def test_the_check_lets_it_pass(name, tmp_path):
     check_model(tmp_path, NETWORKS[name].bundle())
+
+
+def test_a_tensor_without_axes_is_an_array():
+    axes = Arrangement(Layout(None, None), 0)
+    given = axes.to_graph(np.ones((1, 1), np.float32))
+    assert (type(given), given.shape) == (np.ndarray, ())  # onnxruntime takes no numbers of numpy
+    assert axes.from_graph(np.float32(2)).tolist() == [[2]]
