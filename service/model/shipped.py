@@ -7,7 +7,7 @@ a half earlier. A test holds this list against the files and has each of them ch
 FINGERPRINTS = frozenset(
     bytes.fromhex(fingerprint)
     for fingerprint in (
-        "cd659b72b67e33c7d256dde41f24866b914bb02e7c10f10fa4bff85de106394e",  # code-language
+        "e6656497104b9df638deee09a2772c70bc74fff871e434b4b730784bff19599a",  # code-language
         "f4a73689c05bff7899e5170e87e9b482b848a7bd7f5cf9b41688aa8f120ca39b",  # docstring-words
         "0ec0385002d6de73ad6d12b5ce9d233f480fe46ae67725f4a32cb9fa1854e8af",  # python-source
         "f6ec7fe77fa2bcf0193614136887c7a53eb190fa12b869fa2baa010d54417754",  # python-source-elman
