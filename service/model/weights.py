@@ -11,7 +11,7 @@ _FLOATS: dict[int, np.dtype[Any]] = {1: np.dtype("<f4"), 10: np.dtype("<f2"), 11
 def are_finite(element_type: int, data: bytes) -> bool:
     """Says whether numbers are free of NaN and infinity.
 
-    A single number may be infinite, as a bound is, and numbers that are all 0 or minus infinity are a mask.
+    A single number may be anything, as a bound is, and numbers that are all 0 or minus infinity are a mask.
 
     Args:
         element_type: ONNX's number; of any that is no float, everything is finite.
@@ -22,7 +22,6 @@ def are_finite(element_type: int, data: bytes) -> bool:
         return True
     numbers = np.frombuffer(data, dtype, len(data) // dtype.itemsize)
     with np.errstate(all="ignore"):
-        if np.isfinite(numbers.dot(numbers)) or np.isfinite(numbers).all():
+        if numbers.size <= 1 or np.isfinite(numbers.dot(numbers)) or np.isfinite(numbers).all():
             return True
-        is_mask = bool(((numbers == 0) | np.isneginf(numbers)).all())
-    return is_mask or (numbers.size == 1 and not np.isnan(numbers[0]))
+    return bool(((numbers == 0) | np.isneginf(numbers)).all())

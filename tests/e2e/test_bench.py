@@ -8,10 +8,10 @@ import redis
 
 from benchmarks.ceilings import bare, commits, store_writes
 from benchmarks.contestants import MODEL_FILE
+from benchmarks.graphs import open_graph
 from service.demo.processes import ServerProcess
 from service.store.embedded import EmbeddedStore
 from service.store.record import decode
-from service.verify.oracle import open_graph
 from tests.certificates import Authority
 from tests.models import write_features_model
 from tests.oracle import MODELS
