@@ -63,6 +63,7 @@ def test_a_client_is_refused_where_grpc_would_hang(monkeypatch):
 
 
 def test_threads_of_grpcs_core_count_where_it_does_not_look_after_forks(monkeypatch):
+    monkeypatch.setattr(forks.threading, "enumerate", list)  # tests before may have left one of grpc.aio
     monkeypatch.setattr(forks, "_thread_names", lambda: ["python\n", "event_engine\n"])
     assert not forks.is_grpc_running()
     monkeypatch.setenv("GRPC_ENABLE_FORK_SUPPORT", "0")
