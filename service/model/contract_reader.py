@@ -2,9 +2,8 @@
 
 import io
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypedDict, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,34 +12,44 @@ from service.model.bundle import Bundle
 from service.model.contract import (
     DTYPES,
     RANKED,
-    Context,
     Contract,
     ContractError,
     GraphInput,
-    GraphTensor,
     InputSpec,
     Layout,
     OutputSpec,
     Role,
     StateSpec,
-    TokenizerFile,
     Vocabulary,
+)
+from service.model.contract_values import (
+    Tensor,
+    Tensors,
+    axes_of,
+    check_distinct,
+    check_role,
+    dtype_of,
+    find_tensor,
+    for_people,
+    id_count_of,
+    kind_of,
+    labels_of,
+    one_of,
+    shown,
+    text_of,
+    tokenizer_of,
+    without_context,
 )
 from service.model.document import Document, from_metadata, from_toml, name_of
 from service.model.pairing import complete
-
-MAX_EXACT_ID = 1 << 24
-"""Ids among features travel as float32, which has all integers below this."""
-
-_TENSORS = Mapping[str, GraphTensor]
 
 
 class Graph(NamedTuple):
     """What a graph declares: inputs, outputs, and inputs with a default, by name."""
 
-    inputs: _TENSORS
-    outputs: _TENSORS
-    switches: _TENSORS
+    inputs: Tensors
+    outputs: Tensors
+    switches: Tensors
 
 
 def read_contract(metadata: Mapping[str, str], graph: Graph, bundle: Bundle | None = None) -> Contract:
@@ -61,14 +70,6 @@ def read_contract(metadata: Mapping[str, str], graph: Graph, bundle: Bundle | No
         len(key) + len(value) for key, value in metadata.items() if key.startswith("holdfast.")
     )
     return _Reader(document, graph, files, text_bytes).read()
-
-
-class _Tensor(NamedTuple):
-    """A tensor of the graph as a contract has it: rest are its extents without time and batch."""
-
-    dtype: np.dtype[Any]
-    rest: tuple[int, ...]
-    layout: Layout
 
 
 class _Reader:
@@ -97,11 +98,11 @@ class _Reader:
         outputs = self._outputs(has_time_axis, vocabulary)
         token = self._token(inputs, vocabulary, has_time_axis)
         constants = self._constants()
-        _check_distinct("state", [state.name for state in states])
+        check_distinct("state", [state.name for state in states])
         fed = [part.name for part in inputs] + [state.input for state in states if state.kind != "context"]
-        _check_distinct("input", [*fed, *constants])
-        _check_distinct("next state", [state.output for state in states if state.output])
-        _check_distinct("output", [output.name for output in outputs])
+        check_distinct("input", [*fed, *constants])
+        check_distinct("next state", [state.output for state in states if state.output])
+        check_distinct("output", [output.name for output in outputs])
         self._check_all_fed({*fed, *constants})
         facts = self._document.get("facts", {})
         return Contract(
@@ -113,7 +114,7 @@ class _Reader:
             constants=constants,
             rows_per_run=self._rows,
             tokens_per_run=self._tokens,
-            description=_text(self._document, "description", "description"),
+            description=text_of(self._document, "description", "description"),
             facts={name_of(name, "a fact's name"): str(text) for name, text in facts.items()},
             text_bytes=self._text_bytes,
         )
@@ -144,14 +145,14 @@ class _Reader:
         name = name_of(entry.get("name"), "the name of an input")
         where = f"input {name!r}"
         tensor = self._tensor(where, self._graph.inputs, name, entry)
-        shape, context = _without_context(where, entry, name, tensor.rest)
+        shape, context = without_context(where, entry, name, tensor.rest)
         width = math.prod(shape)
         id_count = 0
-        if _kind(where, entry, tensor.dtype) == "token_id":
+        if kind_of(where, entry, tensor.dtype) == "token_id":
             if width != 1:
                 raise ContractError(f"{where}: a token_id is one number per token, its axes have {width}")
             if is_one_of_many:
-                id_count = _id_count(where, entry)
+                id_count = id_count_of(where, entry)
         columns = (start, start + width)
         return GraphInput(name, tensor.dtype, shape, tensor.layout, columns, id_count, context), width
 
@@ -185,7 +186,7 @@ class _Reader:
                 before.layout.batch,
                 initial,
                 "state",
-                **_people(entry),
+                **for_people(entry),
             )
 
     def _session_inputs(self) -> Iterable[StateSpec]:
@@ -205,7 +206,7 @@ class _Reader:
                 initial,
                 "session_input",
                 is_required,
-                **_people(entry),
+                **for_people(entry),
             )
 
     def _outputs(self, has_time_axis: bool, vocabulary: Vocabulary | None) -> tuple[OutputSpec, ...]:
@@ -214,9 +215,9 @@ class _Reader:
             name = name_of(entry.get("name"), "the name of an output")
             where = f"output {name!r}"
             tensor = self._tensor(where, self._graph.outputs, name, entry)
-            role = _one_of(f"{where}: role", entry.get("role", "raw"), get_args(Role))
-            labels = _labels(where, entry)
-            _check_role(where, role, tensor, labels, vocabulary)
+            role = one_of(f"{where}: role", entry.get("role", "raw"), get_args(Role))
+            labels = labels_of(where, entry)
+            check_role(where, role, tensor, labels, vocabulary)
             is_last = has_time_axis and tensor.layout.time is None
             switch = entry.get("switch")
             if switch is not None:
@@ -231,7 +232,7 @@ class _Reader:
                     tensor.layout,
                     is_last,
                     labels,
-                    **_people(entry),
+                    **for_people(entry),
                 )
             )
         if sum(output.role in RANKED for output in outputs) > 1:
@@ -244,7 +245,7 @@ class _Reader:
         self, inputs: Sequence[GraphInput], vocabulary: Vocabulary | None, has_time_axis: bool
     ) -> InputSpec:
         entries = self._document["input"]
-        is_id = len(inputs) == 1 and _kind("input", entries[0], inputs[0].dtype) == "token_id"
+        is_id = len(inputs) == 1 and kind_of("input", entries[0], inputs[0].dtype) == "token_id"
         if is_id and vocabulary is None:
             raise ContractError(
                 f"vocabulary is missing, though the input {inputs[0].name!r} is a token id: write "
@@ -262,15 +263,15 @@ class _Reader:
             width=1 if is_id else sum(math.prod(part.shape) for part in inputs),
             has_time_axis=has_time_axis,
             units=", ".join(map(str, filter(None, units))),
-            description=_text(entries[0], "description", "description of the input"),
+            description=text_of(entries[0], "description", "description of the input"),
         )
 
     def _constants(self) -> dict[str, NDArray[Any]]:
         constants = {}
         for name, value in self._document.get("constants", {}).items():
             where = f"constant {name!r}"
-            tensor = _find(where, {**self._graph.switches, **self._graph.inputs}, name)
-            dtype = _dtype(where, tensor, {})
+            tensor = find_tensor(where, {**self._graph.switches, **self._graph.inputs}, name)
+            dtype = dtype_of(where, tensor, {})
             array = self._array(where, value, dtype)
             extents = tensor.shape
             fits = len(extents) == array.ndim and all(
@@ -281,7 +282,7 @@ class _Reader:
                 array = array.reshape([1] * len(extents))
                 fits = all(not isinstance(extent, int) or extent == 1 for extent in extents)
             if not fits:
-                raise ContractError(f"{where} has shape {array.shape}, the graph has {_shown(extents)}")
+                raise ContractError(f"{where} has shape {array.shape}, the graph has {shown(extents)}")
             constants[name] = array
         return constants
 
@@ -289,23 +290,23 @@ class _Reader:
         entry = self._document.get("vocabulary")
         if not entry:
             return None
-        kind = _one_of("vocabulary: kind", entry.get("kind", "ids"), ("bytes", "ids", "tokenizer"))
+        kind = one_of("vocabulary: kind", entry.get("kind", "ids"), ("bytes", "ids", "tokenizer"))
         size = entry.get("size", 256 if kind == "bytes" else None)
         least = 256 if kind == "bytes" else 1  # any byte may come as text
         if type(size) is not int or not least <= size < 1 << 31:
             raise ContractError(f"vocabulary: size {size!r} of kind {kind!r}, expected >= {least}")
-        return Vocabulary(kind, size, _tokenizer(entry) if kind == "tokenizer" else None)
+        return Vocabulary(kind, size, tokenizer_of(entry) if kind == "tokenizer" else None)
 
     # -- parts --------------------------------------------------------------------------------
 
-    def _tensor(self, where: str, tensors: _TENSORS, name: str, entry: Document) -> _Tensor:
+    def _tensor(self, where: str, tensors: Tensors, name: str, entry: Document) -> Tensor:
         """Finds a tensor whose axes the contract says; a fixed axis allows one row, or one token, a run."""
-        tensor = _find(where, tensors, name)
-        axes = _axes(where, entry)
-        dtype = _dtype(where, tensor, entry)
+        tensor = find_tensor(where, tensors, name)
+        axes = axes_of(where, entry)
+        dtype = dtype_of(where, tensor, entry)
         if tensor.shape and len(tensor.shape) != len(axes):
             raise ContractError(
-                f"{where} has {len(tensor.shape)} axes, {_shown(tensor.shape)}; the contract says {axes}"
+                f"{where} has {len(tensor.shape)} axes, {shown(tensor.shape)}; the contract says {axes}"
             )
         for place, (extent, axis) in enumerate(zip(tensor.shape, axes, strict=False)):
             if not isinstance(extent, int):
@@ -319,7 +320,7 @@ class _Reader:
         if "time" in axes and not where.startswith(("input", "output")):
             raise ContractError(f'{where}: only tokens and outputs have an axis "time"; write its number')
         time, batch = (axes.index(axis) if axis in axes else None for axis in ("time", "batch"))
-        return _Tensor(dtype, tuple(axis for axis in axes if isinstance(axis, int)), Layout(time, batch))
+        return Tensor(dtype, tuple(axis for axis in axes if isinstance(axis, int)), Layout(time, batch))
 
     def _fix(self, where: str, axis: str, place: int, extent: int) -> None:
         if extent != 1:
@@ -332,7 +333,7 @@ class _Reader:
         else:
             self._tokens = 1
 
-    def _initial(self, where: str, entry: Document, tensor: _Tensor) -> bytes:
+    def _initial(self, where: str, entry: Document, tensor: Tensor) -> bytes:
         value = entry.get("initial", 0)
         array = self._array(f"{where}: initial", value, tensor.dtype)
         try:
@@ -366,7 +367,7 @@ class _Reader:
         return np.asarray(np.lib.format.read_array(io.BytesIO(data), allow_pickle=False))
 
     def _check_switch(self, name: str) -> None:
-        tensor = _find(f"switch {name!r}", self._graph.switches, name)
+        tensor = find_tensor(f"switch {name!r}", self._graph.switches, name)
         if tensor.dtype != "bool":
             raise ContractError(f"switch {name!r} is {tensor.dtype}, the contract says bool")
         if tensor.shape:
@@ -376,158 +377,6 @@ class _Reader:
         for name, tensor in self._graph.inputs.items():
             if name not in fed:
                 raise ContractError(
-                    f"input {name!r}, {tensor.dtype} {_shown(tensor.shape)}, is not in the contract: it is "
+                    f"input {name!r}, {tensor.dtype} {shown(tensor.shape)}, is not in the contract: it is "
                     "another [[input]], a [[state]], a [[session_input]], or one of [constants]"
                 )
-
-
-def _find(where: str, tensors: _TENSORS, name: str) -> GraphTensor:
-    tensor = tensors.get(name)
-    if tensor is None:
-        raise ContractError(
-            f"{where} is not in the graph, which has {', '.join(sorted(tensors)) or 'none'}"
-        )
-    return tensor
-
-
-def _dtype(where: str, tensor: GraphTensor, entry: Mapping[str, Any]) -> np.dtype[Any]:
-    dtype = DTYPES.get(tensor.dtype)
-    if dtype is None:
-        raise ContractError(f"{where} is {tensor.dtype}, expected is one of {', '.join(DTYPES)}")
-    said = entry.get("dtype", tensor.dtype)
-    if said != tensor.dtype:
-        raise ContractError(f"{where} is {tensor.dtype}, the contract says {said}")
-    return dtype
-
-
-def _axes(where: str, entry: Document) -> list[int | str]:
-    axes = entry.get("axes")
-    if not isinstance(axes, list):
-        raise ContractError(f'{where}: axes are {axes!r}, expected is a list such as ["batch", 128]')
-    for axis in axes:
-        if axis not in ("batch", "time") and not (type(axis) is int and axis >= 1):
-            low = "is below 1" if type(axis) is int else 'is none: a number, "batch" or "time"'
-            raise ContractError(f"{where}: the axis {str(axis)[:40]!r} {low}")
-    for axis in ("batch", "time"):
-        if axes.count(axis) > 1:
-            raise ContractError(f"{where}: its axes name {axis} twice")
-    return axes
-
-
-def _kind(where: str, entry: Document, dtype: np.dtype[Any]) -> str:
-    usual = "token_id" if dtype.kind == "i" and dtype.itemsize >= 4 else "features"
-    kind: str = _one_of(f"{where}: kind", entry.get("kind", usual), ("token_id", "features"))
-    if kind == "token_id" and dtype.kind != "i":
-        raise ContractError(f"{where}: a token_id is int32 or int64, the graph has {dtype.name}")
-    return kind
-
-
-def _id_count(where: str, entry: Document) -> int:
-    size = entry.get("size")
-    if type(size) is not int or not 1 <= size <= MAX_EXACT_ID:
-        raise ContractError(
-            f"{where}: size is {size!r}, expected is the number of ids, 1..{MAX_EXACT_ID}, as it is one of "
-            "several inputs"
-        )
-    return size
-
-
-def _without_context(
-    where: str, entry: Document, name: str, rest: tuple[int, ...]
-) -> tuple[tuple[int, ...], Context | None]:
-    """Returns the extents of a token's own values, and what is put before them."""
-    kept = entry.get("context", 0)
-    if type(kept) is not int or kept < 0:
-        raise ContractError(f"{where}: context is {kept!r}, expected is a number >= 0")
-    new = entry.get("token")
-    if new is None:
-        if kept:
-            raise ContractError(f"{where}: it has context but no token, the number of new values per token")
-        return rest, None
-    if type(new) is not int or new < 1:
-        raise ContractError(f"{where}: token is {new!r}, expected is a number >= 1")
-    fitting = [axis for axis, extent in enumerate(rest) if extent == new + kept]
-    if not fitting:
-        raise ContractError(
-            f"{where}: token {new} and context {kept} make {new + kept}, no axis of {list(rest)} has that"
-        )
-    axis = fitting[-1]
-    shape = (*rest[:axis], new, *rest[axis + 1 :])
-    return shape, Context(f"{name}.context", axis, kept) if kept else None
-
-
-def _tokenizer(entry: Document) -> TokenizerFile:
-    name, sha256, start = entry.get("file"), entry.get("sha256"), entry.get("start")
-    if name is None:
-        raise ContractError(
-            'vocabulary: a tokenizer needs file = "tokenizer.json", which lies beside contract.toml'
-        )
-    if not isinstance(sha256, str) or not re.fullmatch("[0-9a-f]{64}", sha256):
-        raise ContractError(
-            f"vocabulary: sha256 is {str(sha256)[:70]!r}, expected is what sha256sum says of {name}"
-        )
-    if start is not None and not (type(start) is int and start >= 0):
-        raise ContractError(f"vocabulary: start is {start!r}, expected is an id, or none")
-    return TokenizerFile(name, sha256, start)
-
-
-def _labels(where: str, entry: Document) -> tuple[str, ...]:
-    labels = entry.get("labels", [])
-    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-        raise ContractError(f"{where}: labels are {str(labels)[:40]!r}, expected is a list of names")
-    return tuple(labels)
-
-
-def _check_role(
-    where: str, role: str, tensor: _Tensor, labels: tuple[str, ...], vocabulary: Vocabulary | None
-) -> None:
-    count = math.prod(tensor.rest)
-    if labels and len(labels) != count:
-        raise ContractError(f"{where} has {count} values per token and {len(labels)} labels")
-    if role in RANKED:
-        wanted = len(labels) or (vocabulary.size if vocabulary is not None else 0)
-        if not wanted:
-            raise ContractError(f"{where}: {role} needs labels, or a vocabulary, to be over")
-        if count != wanted:
-            raise ContractError(f"{where}: {role} need one value per token id, {wanted}; it has {count}")
-        if tensor.dtype.kind != "f":
-            raise ContractError(
-                f"{where}: {role} is {tensor.dtype.name}, expected is float32, float16 or float64"
-            )
-    if role == "token_log_prob" and tensor.rest != ():
-        raise ContractError(f"{where}: token_log_prob must be a scalar per token, it is {tensor.rest}")
-
-
-class _ForPeople(TypedDict):
-    units: str
-    description: str
-
-
-def _people(entry: Document) -> _ForPeople:
-    return {
-        "units": _text(entry, "units", "units"),
-        "description": _text(entry, "description", "description"),
-    }
-
-
-def _text(entry: Document, key: str, where: str) -> str:
-    text = entry.get(key, "")
-    if not isinstance(text, str):
-        raise ContractError(f"{where} is {str(text)[:40]!r}, expected is text")
-    return text
-
-
-def _one_of(where: str, value: Any, choices: Sequence[str]) -> Any:
-    if value not in choices:
-        raise ContractError(f"{where} is {str(value)[:40]!r}, expected is one of {', '.join(choices)}")
-    return value
-
-
-def _check_distinct(what: str, names: list[str]) -> None:
-    for name in names:
-        if names.count(name) > 1:
-            raise ContractError(f"{what} {name!r} is named twice")
-
-
-def _shown(shape: Sequence[int | str | None]) -> str:
-    return "[" + ", ".join("?" if extent in (None, "") else str(extent) for extent in shape) + "]"
