@@ -346,7 +346,7 @@ async def test_a_slot_on_its_way(cluster, opened):
 
 
 def has_forgotten(node, slot):
-    """Whether a node knows no owner of a slot; one that has learnt it again from a late message forgets it."""
+    """Whether a node knows no owner of a slot; one that a late message has told again forgets it."""
     if all(not first <= slot <= last for first, last, *_ in node.call("CLUSTER", "SLOTS")):
         return True
     node.call("CLUSTER", "DELSLOTS", slot)
