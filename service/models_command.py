@@ -133,7 +133,7 @@ def _check(options: argparse.Namespace) -> int:
             found = inspect_model(path, data)
             reason = found.refusal or _copied(path, first.setdefault(fingerprint_of(data), path))
         except ModelFileError as error:
-            reason = error.reason
+            reason = error.reason if error.path == path else f"{error.path.name}: {error.reason}"
         _tell(options, path, reason, found)
         is_refused |= bool(reason)
     if not paths and not refused:

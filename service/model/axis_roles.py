@@ -22,7 +22,7 @@ _BATCH_NAME = re.compile(
     r"(?:num|n|dyn|dynamic)?(?:batch|batches|batchsize|batchdim|bs|bsz|b|n|nb)(?:size|dim)?"
 )
 _TIME_NAME = re.compile(
-    r"(?:num|n|max|dyn|dynamic|chunk|input|seq|sequence|time|total|frame|token)*"
+    r"(?:num|n|max|dyn|dynamic|chunk|input|seq|sequence|time|total|frame|token|feats?|features?|speech)*"
     r"(?:time|times|timestep|timesteps|t|seq|seqs|sequence|sequences|seqlen|frame|frames|step|steps|length|"
     r"len|chunk|tokens)(?:len|length|size|dim|steps)?"
 )
@@ -242,10 +242,15 @@ class AxisFinder:
         has_time = any(token.has(TIME) and token.is_dynamic for token in self._tokens)
         if output.has(TIME) and not any(token.has(TIME) for token in self._tokens):
             output.axes[output.axes.index(TIME)] = None
+        if output.has(BATCH) and len(output.open) == 1 and has_time and not output.has(TIME):
+            output.axes[output.open[0]] = TIME
         if output.has(BATCH) or not output.open:
             return
         if len(output.open) == 1:
-            has_batch = any(token.has(BATCH) for token in self._tokens)
+            has_batch = any(
+                token.has(BATCH) and not isinstance(token.sides[0][token.axes.index(BATCH)], int)
+                for token in self._tokens
+            )
             output.axes[output.open[0]] = BATCH if has_batch or output.has(TIME) or not has_time else TIME
         elif len(output.open) == 2 and has_time and not output.has(TIME):
             order = [axis for axis in self._tokens[0].axes if axis in (BATCH, TIME)]

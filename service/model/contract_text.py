@@ -4,6 +4,7 @@
 has are written here.
 """
 
+import datetime
 import json
 import math
 import re
@@ -140,6 +141,8 @@ def _value(value: Any) -> str:
         return f"[{', '.join(_value(item) for item in value)}]"
     if isinstance(value, Mapping):
         return f"{{ {', '.join(_line(key, item) for key, item in value.items())} }}"
+    if isinstance(value, datetime.date | datetime.time):  # datetime is a date
+        return value.isoformat()
     raise TypeError(f"bug: TOML has no {type(value).__name__}")
 
 

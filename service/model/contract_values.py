@@ -134,6 +134,11 @@ def without_context(
         raise ContractError(
             f"{where}: token {new} and context {kept} make {new + kept}, no axis of {list(rest)} has that"
         )
+    if kept and len(fitting) > 1:
+        raise ContractError(
+            f"{where}: axes {fitting} of a token {list(rest)} have {new + kept} values each: along which "
+            "its windows go on is not told; take token and context out, and send whole windows"
+        )
     axis = fitting[-1]
     shape = (*rest[:axis], new, *rest[axis + 1 :])
     return shape, Context(f"{name}.context", axis, kept) if kept else None

@@ -72,7 +72,7 @@ def from_toml(data: bytes) -> Document:
     if len(data) > MAX_TEXT_BYTES:
         raise ContractError(f"contract.toml has {len(data)} bytes, expected are at most {MAX_TEXT_BYTES}")
     try:
-        document = tomllib.loads(data.decode())
+        document = tomllib.loads(data.decode().removeprefix("\ufeff"))  # as some editors begin a file
     except (RecursionError, ValueError) as error:  # decoding raises a ValueError too
         raise ContractError(f"contract.toml cannot be read: {error}") from None
     return checked(document, "contract.toml")

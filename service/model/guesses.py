@@ -79,7 +79,8 @@ def guess_rest(
     free = [] if has_states else list(outputs)
     for number, (name, tensor) in enumerate(left.items()):
         may_follow = free if tensor.shape and number < _MOST_GUESSED else []
-        follower = next((other for other in may_follow if fits(name, other)), None)
+        fitting = [other for other in may_follow if fits(name, other)]
+        follower = min(fitting, key=lambda other: outputs[other].shape != tensor.shape, default=None)
         if follower is not None:
             free.remove(follower)
             guesses.states.append({"input": name, "output": follower})

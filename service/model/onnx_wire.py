@@ -114,6 +114,8 @@ def check_file(data: bytes) -> Mapping[Operator, int]:
     Raises:
         UnsafeGraph: It is not an ONNX file, or holds what is refused.
     """
+    if not data:
+        raise _not_onnx("the file is empty")
     found = _Found()
     waiting: list[tuple[str, Span, int, Operator | None]] = [("model", Span(0, len(data)), 1, None)]
     while waiting:

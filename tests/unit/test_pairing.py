@@ -654,3 +654,17 @@ def test_any_graph_is_completed_for_good_or_refused_with_a_contract_to_look_over
         assert sorted(set(roles)) == sorted(roles)
         assert set(roles) <= {"batch", "time"}
     assert complete(document, inputs, outputs, {}) == document
+
+
+def test_a_batch_fixed_at_1_is_not_the_open_axis_of_an_output():
+    inputs = {
+        "speech": GraphTensor("float32", (1, "feats_length", 8)),
+        "cache": GraphTensor("float32", (1, 4)),
+    }
+    outputs = {
+        "logits": GraphTensor("float32", (1, "logits_length", 5)),
+        "cache_next": GraphTensor("float32", (1, 4)),
+    }
+    found = complete({}, inputs, outputs, {})
+    assert found["input"][0]["axes"] == ["batch", "time", 8]
+    assert found["output"][0]["axes"] == ["batch", "time", 5]

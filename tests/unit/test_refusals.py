@@ -8,6 +8,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from service.model.bundle import Bundle, pack
 from service.model.check import check_model
+from service.model.contract_text import to_toml
+from service.model.document import from_toml
 from service.model.files import ModelFileError
 from tests.mixing_graphs import beside, less_mean
 from tests.step_graphs import recurrent
@@ -63,7 +65,7 @@ PASSED_ON = [("Identity", ["h"], ["hn"]), ("Identity", ["x"], ["y"])]
 GOOD = graph()
 BAD = {
     "truncated": (GOOD[:100], CONTRACT, "not a loadable ONNX graph: cut off at byte 100"),
-    "empty": (b"", CONTRACT, "not a loadable ONNX graph"),
+    "empty": (b"", CONTRACT, "not a loadable ONNX graph: the file is empty"),
     "text": (b"no model at all", CONTRACT, "not a loadable ONNX graph"),
     "cyclic": (
         graph(("Add", ["hn", "x"], ["y"]), ("Add", ["y", "h"], ["hn"])),
@@ -195,6 +197,18 @@ BAD = {
         changed("4]\n[[state]]", "4]\ncontext = 2\n[[state]]"),
         "it has context but no token",
     ),
+    "a window that may go on along two axes": (
+        graph(
+            ("ReduceMean", ["x", "axis"], ["m"], {"keepdims": 0}),
+            KEPT,
+            ("Add", ["k", "m"], ["hn"]),
+            Y,
+            x=("b", 4, 4),
+            weights={"axis": np.array([1])},
+        ),
+        changed('["batch", 4]\n[[state]]', '["batch", 4, 4]\ntoken = 3\ncontext = 1\n[[state]]'),
+        r"axes \[0, 1\] of a token \[4, 4\] have 4 values each",
+    ),
     "an initial value of another shape": (
         GOOD,
         changed('"hn"\naxes', '"hn"\ninitial = [1, 2]\naxes'),
@@ -237,6 +251,12 @@ def test_a_bad_model_is_refused_in_one_line(data, contract, reason):
         check_model(Path("net/1/model.onnx"), pack(Bundle(data, contract or None, {})))
     assert "\n" not in str(caught.value)
     assert "Traceback" not in str(caught.value)
+
+
+def test_a_contract_may_begin_with_a_mark_and_have_dates():
+    text = "\ufeff" + CONTRACT + "[facts]\ntrained = 2026-11-26\n"
+    check_model(Path("net/1/model.onnx"), pack(Bundle(GOOD, text.encode(), {})))
+    assert "2026-11-26" in to_toml(from_toml(text.encode()))
 
 
 def test_the_good_one_passes():
