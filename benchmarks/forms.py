@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
-from rich.progress import Progress
 
 from benchmarks.contestants import Contestant
 from benchmarks.loads import load
+from benchmarks.nets import Results, take
 from benchmarks.results import HOLDFAST, Round
 from benchmarks.section import Ratio, Section
 from holdfast.v1 import holdfast_pb2 as pb
@@ -27,7 +27,6 @@ from service.demo.processes import ServerProcess
 from service.store.embedded import EmbeddedStore
 
 TITLE = "Forms of networks"
-ROUNDS = 3
 HIDDEN, WIDTH, CONTEXT = 128, 64, 16
 """Units, values in a window, and how many of these are kept from the token before."""
 PLAIN = "together"
@@ -61,9 +60,6 @@ LOADS: dict[str, tuple[int, int]] = {
     "1 row x 16": (1, 16),
 }
 
-Results = dict[str, dict[str, list[Round]]]
-"""Rounds by form, then by load."""
-
 
 def measure(folder: Path, quick: bool) -> Section:
     """Loads every form; see `benchmarks.section.Measure`."""
@@ -92,7 +88,7 @@ def compare(folder: Path, seconds: float) -> Section:
         with ServerProcess(folder / "server", *flags) as server:
             contestant = Contestant(HOLDFAST, server.address, server.pid, store.pid)
             turns = {form: _turns(contestant, number) for number, form in enumerate(FORMS)}
-            return _section(_take(turns, seconds))
+            return _section(take(turns, seconds))
     finally:
         store.release()
 
@@ -139,21 +135,6 @@ def _turns(contestant: Contestant, number: int) -> dict[str, Callable[[float], R
     one_each = ClosedLoop(f"{name} streams", STREAMS, streams(payload), opening=opening(payload))
     turns[f"{STREAMS} streams"] = partial(load, contestant, one_each)
     return turns
-
-
-def _take(turns: dict[str, dict[str, Callable[[float], Round]]], seconds: float) -> Results:
-    """Takes all turns once to warm up, then ROUNDS times."""
-    results: Results = {form: {load_name: [] for load_name in loads} for form, loads in turns.items()}
-    with Progress() as progress:
-        bar = progress.add_task("", total=(ROUNDS + 1) * sum(map(len, turns.values())))
-        for number in range(ROUNDS + 1):
-            for form, loads in turns.items():
-                for load_name, take in loads.items():
-                    progress.update(bar, description=f"{form}, {load_name}")
-                    turn = take(seconds if number else seconds / 4)
-                    results[form][load_name] += [turn] if number else []
-                    progress.advance(bar)
-    return results
 
 
 def server_us(results: Results, form: str, load_name: str) -> float:

@@ -98,7 +98,7 @@ def compare(folder: Path, nets: tuple[Net, ...], seconds: float) -> Section:
         with ServerProcess(folder / "server", *flags) as server:
             contestant = Contestant(HOLDFAST, server.address, server.pid, store.pid)
             turns = {net.name: _turns(folder, contestant, net) for net in nets}
-            return _section(_take(turns, seconds))
+            return _section(take(turns, seconds))
     finally:
         store.release()
 
@@ -163,8 +163,8 @@ def _short(turn: Callable[[float], Round]) -> Callable[[float], Round]:
     return lambda seconds: turn(seconds * SHARE_OF_ALONE)
 
 
-def _take(turns: dict[str, dict[str, Callable[[float], Round]]], seconds: float) -> Results:
-    """Takes all turns once to warm up, then ROUNDS times."""
+def take(turns: dict[str, dict[str, Callable[[float], Round]]], seconds: float) -> Results:
+    """Takes all turns, by net and load, once to warm up, then ROUNDS times."""
     results: Results = {net: {load_name: [] for load_name in loads} for net, loads in turns.items()}
     with Progress() as progress:
         bar = progress.add_task("", total=(ROUNDS + 1) * sum(map(len, turns.values())))

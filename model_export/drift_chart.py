@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from xml.sax.saxutils import escape
+
+from model_export.picture import svg_text
 
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 760, 320, 70, 24, 58, 44
+_SIZE = 11
 _FONT = "system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif"
 _INK, _FAINT, _LINE, _BOUND = "#1e293b", "#64748b", "#0f766e", "#b91c1c"
 _POINTS = 250
@@ -33,33 +35,21 @@ def draw(by_step: Sequence[float], bound: float, title: str) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" font-family="{_FONT}">',
         f'<rect width="{_WIDTH}" height="{_HEIGHT}" rx="8" fill="#ffffff"/>',
-        _text(_LEFT, 24, f"Drift: {head}", size=14, weight=600),
-        _text(_LEFT, 44, rest, colour=_FAINT),
+        svg_text(_LEFT, 24, f"Drift: {head}", size=14, weight=600),
+        svg_text(_LEFT, 44, rest, colour=_FAINT, size=_SIZE),
     ]
     for power in range(low, high + 1):
         y = place(10.0**power)
         parts.append(f'<path d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}" stroke="#e2e8f0"/>')
-        parts.append(_text(_LEFT - 8, y + 4, f"1e{power}", colour=_FAINT, anchor="end"))
+        parts.append(svg_text(_LEFT - 8, y + 4, f"1e{power}", colour=_FAINT, anchor="end", size=_SIZE))
     y = place(bound)
     parts += [
         f'<path d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}" stroke="{_BOUND}" stroke-dasharray="5 4"/>',
-        _text(_WIDTH - _RIGHT, y - 6, f"bound {bound:g}", colour=_BOUND, anchor="end"),
+        svg_text(_WIDTH - _RIGHT, y - 6, f"bound {bound:g}", colour=_BOUND, anchor="end", size=_SIZE),
         f'<polyline points="{points}" fill="none" stroke="{_LINE}" stroke-width="1.5"/>',
-        _text(_LEFT, _HEIGHT - 16, "step 1", colour=_FAINT),
-        _text(_WIDTH - _RIGHT, _HEIGHT - 16, f"step {len(by_step)}", colour=_FAINT, anchor="end"),
+        svg_text(_LEFT, _HEIGHT - 16, "step 1", colour=_FAINT, size=_SIZE),
+        svg_text(
+            _WIDTH - _RIGHT, _HEIGHT - 16, f"step {len(by_step)}", colour=_FAINT, anchor="end", size=_SIZE
+        ),
     ]
     return "\n".join([*parts, "</svg>", ""])
-
-
-def _text(
-    x: float,
-    y: float,
-    text: str,
-    *,
-    size: int = 11,
-    weight: int = 400,
-    colour: str = _INK,
-    anchor: str = "start",
-) -> str:
-    style = f'font-size="{size}" font-weight="{weight}" fill="{colour}" text-anchor="{anchor}"'
-    return f'<text x="{x:.1f}" y="{y:.1f}" {style}>{escape(text)}</text>'

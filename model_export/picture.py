@@ -73,7 +73,7 @@ def draw(title: str, lanes: Sequence[Lane], spans: Sequence[Span], *, end: float
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" font-family="{_FONT}">',
         f'<rect width="{_WIDTH}" height="{height}" rx="8" fill="#ffffff"/>',
-        _text(20, 28, title, size=16, weight=600),
+        svg_text(20, 28, title, size=16, weight=600),
     ]
     for span in spans:
         left, width = _LEFT + span.start * scale, (span.stop - span.start) * scale
@@ -87,10 +87,10 @@ def draw(title: str, lanes: Sequence[Lane], spans: Sequence[Span], *, end: float
         parts += _lane(lane, top)
         top += lane.height + _GAP
     parts += [
-        _text(_LEFT + tick * scale, bottom + 16, f"{tick:g}", size=11, colour=_FAINT, anchor="middle")
+        svg_text(_LEFT + tick * scale, bottom + 16, f"{tick:g}", size=11, colour=_FAINT, anchor="middle")
         for tick in _ticks(end)
     ]
-    parts.append(_text(20, bottom + 16, unit, size=11, colour=_FAINT))
+    parts.append(svg_text(20, bottom + 16, unit, size=11, colour=_FAINT))
     return "\n".join([*parts, "</svg>", ""])
 
 
@@ -100,7 +100,7 @@ def _names(names: Sequence[tuple[float, str]]) -> list[str]:
     for left, name in names:
         height = _TOP - 26 if left < end and height == _TOP - 13 else _TOP - 13
         end = left + _NAME_CHAR * len(name)
-        parts.append(_text(left, height, name, size=11, colour=_FAINT))
+        parts.append(svg_text(left, height, name, size=11, colour=_FAINT))
     return parts
 
 
@@ -116,8 +116,8 @@ def _lane(lane: Lane, top: int) -> list[str]:
     bottom = top + lane.height
     parts = [
         f'<path d="M{_LEFT} {bottom}H{_WIDTH - _RIGHT}" stroke="{_GRID}"/>',
-        _text(20, top + 18, lane.name, weight=600),
-        _text(20, top + 34, lane.note, size=11, colour=_FAINT),
+        svg_text(20, top + 18, lane.name, weight=600),
+        svg_text(20, top + 34, lane.note, size=11, colour=_FAINT),
     ]
 
     def height(value: float) -> float:
@@ -140,7 +140,7 @@ def _lane(lane: Lane, top: int) -> list[str]:
     return parts
 
 
-def _text(
+def svg_text(
     x: float,
     y: float,
     text: str,
@@ -150,6 +150,7 @@ def _text(
     colour: str = _INK,
     anchor: str = "start",
 ) -> str:
+    """Returns a line of text as an element of SVG."""
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" font-weight="{weight}" fill="{colour}" '
         f'text-anchor="{anchor}">{escape(text)}</text>'

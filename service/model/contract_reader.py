@@ -40,7 +40,7 @@ from service.model.contract_values import (
     tokenizer_of,
     without_context,
 )
-from service.model.document import Document, from_metadata, from_toml, name_of
+from service.model.document import Document, from_metadata, from_toml, metadata_bytes, name_of
 from service.model.pairing import complete
 
 
@@ -66,9 +66,7 @@ def read_contract(metadata: Mapping[str, str], graph: Graph, bundle: Bundle | No
     text = b"" if bundle is None or bundle.contract is None else bundle.contract
     document = complete((from_toml(text) if text else from_metadata(metadata)) or {}, *graph)
     files = {} if bundle is None else bundle.files
-    text_bytes = len(text) or sum(
-        len(key) + len(value) for key, value in metadata.items() if key.startswith("holdfast.")
-    )
+    text_bytes = len(text) or metadata_bytes(metadata)
     return _Reader(document, graph, files, text_bytes).read()
 
 

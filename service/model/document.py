@@ -87,7 +87,7 @@ def from_metadata(metadata: Mapping[str, str]) -> Document | None:
     topics = {key.removeprefix(PREFIX): text for key, text in metadata.items() if key.startswith(PREFIX)}
     if not topics:
         return None
-    text_bytes = sum(len((PREFIX + key + text).encode(errors="replace")) for key, text in topics.items())
+    text_bytes = metadata_bytes(metadata)
     if text_bytes > MAX_TEXT_BYTES:
         raise ContractError(
             f"its metadata under {PREFIX} has {text_bytes} bytes, expected are at most {MAX_TEXT_BYTES}; "
@@ -98,6 +98,12 @@ def from_metadata(metadata: Mapping[str, str]) -> Document | None:
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise ContractError(f"metadata cannot be read: {type(error).__name__}: {error}") from None
     return checked(document, "metadata")
+
+
+def metadata_bytes(metadata: Mapping[str, str]) -> int:
+    """Returns the size of the topics of a file's `metadata_props`, keys included."""
+    texts = (key + text for key, text in metadata.items() if key.startswith(PREFIX))
+    return sum(len(text.encode(errors="replace")) for text in texts)
 
 
 def _of_topics(topics: Mapping[str, str]) -> Document:

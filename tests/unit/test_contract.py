@@ -124,3 +124,9 @@ def test_a_time_axis_is_dynamic_or_1():
 def test_a_switch_is_an_optional_bool_of_the_graph(switches, message):
     with pytest.raises(ContractError, match=message):
         read_contract(METADATA, INPUTS, OUTPUTS, switches)
+
+
+def test_what_clients_are_told_counts_by_its_bytes():
+    plain = read_contract(METADATA, INPUTS, OUTPUTS, SWITCHES).text_bytes
+    noted = read_contract({**METADATA, "holdfast.note": "\u2713" * 100}, INPUTS, OUTPUTS, SWITCHES)
+    assert noted.text_bytes == plain + len("holdfast.note") + 300
