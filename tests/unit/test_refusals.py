@@ -11,22 +11,13 @@ from service.model.check import check_model
 from service.model.contract_text import to_toml
 from service.model.document import from_toml
 from service.model.files import ModelFileError
+from tests.foreign_graphs import PLAIN_CONTRACT
 from tests.mixing_graphs import beside, less_mean
 from tests.step_graphs import recurrent
 
 F32 = TensorProto.FLOAT
 info = helper.make_tensor_value_info
-CONTRACT = """[input]
-name = "x"
-axes = ["batch", 4]
-[[state]]
-input = "h"
-output = "hn"
-axes = ["batch", 4]
-[[output]]
-name = "y"
-axes = ["batch", 4]
-"""
+CONTRACT = PLAIN_CONTRACT
 KEPT = ("Mul", ["h", "half"], ["k"])
 SUM = ("Add", ["k", "x"], ["hn"])
 Y = ("Identity", ["hn"], ["y"])
