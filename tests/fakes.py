@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from service.engine.batch import GroupOutputs
+from service.engine.run import GroupOutputs
 from service.errors import AckLevelNotReached, AckLevelUnsupported, ModelNotFound, StoreUnavailable
 from service.model.contract import Contract, InputSpec, OutputSpec, StateSpec, Vocabulary
 from service.store.keys import set_aside_key

@@ -38,7 +38,7 @@ HOMES = {
 }
 PURE = {
     "service.engine.rules",
-    "service.engine.step_queue",
+    "service.engine.queue",
     "service.engine.suspects",
     "service.engine.results",
     "service.store.record",

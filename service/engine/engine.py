@@ -4,8 +4,8 @@ Owns the step queue, the hot sessions and the one task that drives them. Wheneve
 takes what waits: the busier it is, the larger its batches; `pace` says when more are worth a moment's
 wait. The commit of a batch overlaps the run of the next one; a session whose commit is under way is held.
 
-Chunks go through it as blocks, in arrays: those of a message in columns from the start, single ones from
-the moment a batch is taken. A row leaves its block, to be looked at alone, when it does not just run.
+Chunks go through it as rows, in arrays: those of a message in columns from the start, single ones from
+the moment a batch is taken. A row leaves the others, to be looked at alone, when it does not just run.
 
 Invariants:
 - Every chunk that is submitted is answered exactly once, whatever the model or the store does.
@@ -28,19 +28,19 @@ from numpy.typing import NDArray
 from service import failpoints
 from service.background import RETRY_PAUSE_S, Trouble
 from service.engine import pace, rules
-from service.engine.batch import EncodeOutputs, Ran, Steps
 from service.engine.bell import Bell
-from service.engine.block import Applied, Block, gather
 from service.engine.busy_clock import BusyClock
-from service.engine.hot_state import HotSessions, Standing
+from service.engine.cache import Cache
 from service.engine.isolation import Apart, Failed, Isolation, Outcome
-from service.engine.offer import Offer, make_offers
 from service.engine.pace import Pace
 from service.engine.quarantine import quarantine
+from service.engine.queue import Queue
+from service.engine.records import make_records
+from service.engine.rows import Applied, Rows, gather
+from service.engine.run import EncodeOutputs
 from service.engine.runner import Runner
 from service.engine.served import check_named, served_model
 from service.engine.session_event import SessionEvent
-from service.engine.step_queue import StepQueue
 from service.engine.suspects import Suspects
 from service.engine.work import Answer, Asked, Work, check_tokens, validate
 from service.errors import (
@@ -70,8 +70,8 @@ LINGER_S = 0.02
 PAST_EPOCH = -1
 """An epoch of the store that is over: what belongs to it is not confirmed."""
 
-Items = Sequence[Work | Block]
-"""What a batch is made of: single chunks, and blocks of them."""
+Items = Sequence[Work | Rows]
+"""What a batch is made of: single chunks, and rows of them."""
 
 
 @dataclass(frozen=True)
@@ -161,10 +161,12 @@ class Engine:
         self._runner = Runner(encode_outputs, limits.run_timeout_s)
         self._observer = observer
         self._limits = limits
-        self._queue: StepQueue[bytes, Work | Block] = StepQueue(limits.max_waiting)
-        self._hot = HotSessions(limits.hot_state_bytes, self._queue.__contains__)
+        self._queue: Queue[bytes, Work | Rows] = Queue(limits.max_waiting)
+        self._cache = Cache(limits.hot_state_bytes, self._queue.__contains__)
         self._suspects = Suspects(limits.quarantine_after)
-        self._isolation = Isolation(self._runner, self._suspects, self._hot.gather, self._why_not, observer)
+        self._isolation = Isolation(
+            self._runner, self._suspects, self._cache.gather, self._why_not, observer
+        )
         self._bell = Bell()
         self._commit_turn = asyncio.Semaphore(1)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -186,7 +188,7 @@ class Engine:
 
     def hot_usage(self) -> tuple[int, int]:
         """Returns the number of sessions in memory, and the bytes of their states and kept replies."""
-        return len(self._hot), self._hot.held_bytes
+        return len(self._cache), self._cache.held_bytes
 
     async def drain(self) -> None:
         """Refuses new chunks and waits until those taken are answered."""
@@ -230,17 +232,17 @@ class Engine:
         else:
             self._bell.ring()
 
-    def submit_block(self, block: Block) -> None:
+    def submit_rows(self, rows: Rows) -> None:
         """Takes chunks of distinct sessions; their owner gets the outcomes, maybe before this returns."""
-        block.arrived_s = [time.monotonic()]
-        self._take_over(len(block))
+        rows.arrived_s = [time.monotonic()]
+        self._take_over(len(rows))
         try:
             self._check_open()
-            if block.asked.ack_level:
-                self._store.check_level(block.asked.ack_level)
-            self._queue.push_group(block.keys, block)
+            if rows.asked.ack_level:
+                self._store.check_level(rows.asked.ack_level)
+            self._queue.push_group(rows.keys, rows)
         except ServiceError as error:
-            for work in block.works():
+            for work in rows.works():
                 self._settle(work, error)
         else:
             self._bell.ring()
@@ -250,7 +252,7 @@ class Engine:
         if key in self._queue:
             self._forgotten.add(key)  # once what is under way is answered
         else:
-            self._hot.discard(key)
+            self._cache.discard(key)
 
     def _take_over(self, count: int) -> None:
         self._unanswered_count += count
@@ -298,7 +300,7 @@ class Engine:
             self._spawn(self._guard(cold, self._load(cold)))
         if ready and (ran := await self._run(ready)):
             await self._commit_turn.acquire()
-            self._spawn(self._guard([result.steps.block for result in ran], self._commit(ran)))
+            self._spawn(self._guard(ran, self._commit(ran)))
 
     async def _guard(self, items: Items, coroutine: Coroutine[Any, Any, None]) -> None:
         """Answers the chunks of a stage that failed in a way nobody foresaw; the loop goes on."""
@@ -308,94 +310,91 @@ class Engine:
             _log.exception("bug: a stage of the engine failed")
             for work in _works(items):
                 if not work.is_answered:
-                    self._hot.discard(work.key)
+                    self._cache.discard(work.key)
                     self._refuse(work, InternalFailure("the server failed on this chunk"))
 
     # -- plan ---------------------------------------------------------------------------------
 
-    def _plan(self, items: Items) -> tuple[list[Steps], list[Work | Block]]:
+    def _plan(self, items: Items) -> tuple[list[Rows], list[Work | Rows]]:
         """Sorts chunks into steps to run and sessions to load; answers the rest."""
-        blocks, cold = self._to_blocks(items)
-        ready: list[Steps] = []
-        for block in blocks:
-            slots = self._hot.find(block.keys)
+        joined, cold = self._to_rows(items)
+        ready: list[Rows] = []
+        for rows in joined:
+            slots = self._cache.find(rows.keys)
             if None in slots:
-                cold.append(block)
+                cold.append(rows)
             else:
-                ready += self._decide(block, np.array(slots), cold)
+                ready += self._decide(rows, np.array(slots), cold)
         return ready, cold
 
-    def _to_blocks(self, items: Items) -> tuple[list[Block], list[Work | Block]]:
+    def _to_rows(self, items: Items) -> tuple[list[Rows], list[Work | Rows]]:
         """Drops what nobody waits for, and joins single chunks of hot sessions that ask for the same."""
         now_s = time.monotonic()
-        blocks: list[Block] = []
-        cold: list[Work | Block] = []
+        joined: list[Rows] = []
+        cold: list[Work | Rows] = []
         alike: dict[Asked, list[Work]] = {}
         for item in items:
-            if isinstance(item, Block):
+            if isinstance(item, Rows):
                 if item.owner.is_cancelled or item.deadline_s < now_s:
                     self._refuse_all(item, _late())
                 else:
-                    blocks.append(item)
+                    joined.append(item)
             elif item.is_cancelled or item.deadline_s < now_s:
                 self._refuse(item, _late())
-            elif item.key in self._hot:
+            elif item.key in self._cache:
                 alike.setdefault(item.asked, []).append(item)
             else:
                 cold.append(item)
-        blocks += map(gather, alike.values())
-        return blocks, cold
+        joined += map(gather, alike.values())
+        return joined, cold
 
-    def _decide(self, block: Block, slots: NDArray[np.int64], cold: list[Work | Block]) -> list[Steps]:
+    def _decide(self, rows: Rows, slots: NDArray[np.int64], cold: list[Work | Rows]) -> list[Rows]:
         """Returns what runs, split by model; looks at the other rows one by one."""
-        standing = self._hot.standing(slots)
+        self._cache.look_up(rows, slots)
         runs = rules.continues(
-            standing.stamps, block.positions, block.incarnations, block.digests, block.asked.token_count
+            rows.stamps, rows.positions, rows.incarnations, rows.digests, rows.asked.token_count
         )
-        if block.acknowledged is not None:
-            is_ahead = rules.sends_ahead(standing.stamps, block.acknowledged)
-            runs &= ~is_ahead | self._hot.has_tails(slots, self._epoch_began_s())
-        if np.count_nonzero(runs) < len(block):
+        if rows.acknowledged is not None:
+            is_ahead = rules.sends_ahead(rows.stamps, rows.acknowledged)
+            runs &= ~is_ahead | self._cache.has_tails(slots, self._epoch_began_s())
+        if np.count_nonzero(runs) < len(rows):
             for place in np.flatnonzero(~runs).tolist():
-                self._decide_alone(block.work(place), int(slots[place]), cold)
-            chosen = np.flatnonzero(runs)
-            block, slots, standing = block.part(chosen), slots[chosen], standing.part(chosen)
-        numbers = standing.models
-        if len(block) and np.count_nonzero(numbers == numbers[0]) == len(block):
-            return self._check(block, slots, standing)
-        ready: list[Steps] = []
+                self._decide_alone(rows.work(place), int(slots[place]), cold)
+            rows = rows.take(np.flatnonzero(runs))
+        numbers = rows.models
+        if len(rows) and np.count_nonzero(numbers == numbers[0]) == len(rows):
+            return self._check(rows)
+        ready: list[Rows] = []
         for number in np.unique(numbers):
-            chosen = np.flatnonzero(numbers == number)
-            ready += self._check(block.part(chosen), slots[chosen], standing.part(chosen))
+            ready += self._check(rows.take(np.flatnonzero(numbers == number)))
         return ready
 
-    def _check(self, block: Block, slots: NDArray[np.int64], standing: Standing) -> list[Steps]:
-        """Returns the rows that suit their model, none or one block; refuses the others."""
-        model = self._hot.model(standing.models[0])
+    def _check(self, rows: Rows) -> list[Rows]:
+        """Returns the rows that suit their model, one part or none; refuses the others."""
+        rows.model = self._cache.model(rows.models[0])
         try:
-            selection = validate(block.asked, model)
+            rows.selection = validate(rows.asked, rows.model)
         except ServiceError as error:
-            self._refuse_all(block, error)
+            self._refuse_all(rows, error)
             return []
-        steps = Steps(block, slots, standing, model, selection)
-        wrong = check_tokens(block.asked, block.tokens, model.contract)
+        wrong = check_tokens(rows.asked, rows.tokens, rows.model.contract)
         if not wrong:
-            return [steps]
+            return [rows]
         for place, reason in wrong.items():
-            self._refuse(block.work(place), reason)
-        chosen = np.setdiff1d(np.arange(len(block)), list(wrong))
-        return [steps.part(chosen)] if len(chosen) else []
+            self._refuse(rows.work(place), reason)
+        chosen = np.setdiff1d(np.arange(len(rows)), list(wrong))
+        return [rows.take(chosen)] if len(chosen) else []
 
-    def _decide_alone(self, work: Work, slot: int, cold: list[Work | Block]) -> None:
+    def _decide_alone(self, work: Work, slot: int, cold: list[Work | Rows]) -> None:
         """Answers a chunk that does not just run, or has it loaded if the answer could be out of date.
 
         What was known before the store's connection broke may be what another server never had.
         """
-        if not self._hot.knows_all(slot, max(work.arrived_s, self._epoch_began_s())):
-            self._hot.discard(work.key)
+        if not self._cache.knows_all(slot, max(work.arrived_s, self._epoch_began_s())):
+            self._cache.discard(work.key)
             cold.append(work)
             return
-        record, model = self._hot.record(slot), self._hot.model_at(slot)
+        record, model = self._cache.record(slot), self._cache.model_at(slot)
         try:
             reply = rules.decide(record, work.claim)
             assert reply is not None, "bug: a chunk that runs was held to be out of place"
@@ -403,7 +402,7 @@ class Engine:
         except ServiceError as error:
             self._refuse(work, error)
             return
-        self._replay(work, record, model, reply, self._hot.verified_s(slot))
+        self._replay(work, record, model, reply, self._cache.verified_s(slot))
 
     def _replay(
         self, work: Work, record: Record, model: Model, reply: KeptReply, verified_s: float
@@ -455,7 +454,7 @@ class Engine:
             if isinstance(item, Work):
                 self._take_in(item, loaded[item.key], started_s)
             else:
-                self._take_in_block(item, loaded, started_s)
+                self._take_in_rows(item, loaded, started_s)
 
     async def _read(self, keys: Sequence[bytes]) -> tuple[float, Sequence[Loaded]]:
         """Reads records, and returns since when they are known; again if the server changed meanwhile.
@@ -470,10 +469,10 @@ class Engine:
                 return started_s, records
         raise StoreUnavailable("the store's servers keep changing", retry_after_s=0.1)
 
-    def _cold_keys(self, item: Work | Block) -> list[bytes]:
+    def _cold_keys(self, item: Work | Rows) -> list[bytes]:
         if isinstance(item, Work):
             return [item.key]
-        slots = self._hot.find(item.keys)
+        slots = self._cache.find(item.keys)
         return [key for key, slot in zip(item.keys, slots, strict=True) if slot is None]
 
     def _take_in(self, work: Work, data: Loaded, verified_s: float) -> None:
@@ -481,19 +480,19 @@ class Engine:
         if self._heat(work, data, verified_s):
             self._put_back(work, 1)
 
-    def _take_in_block(self, block: Block, loaded: dict[bytes, Loaded], verified_s: float) -> None:
-        """Makes the cold sessions of a block hot; rows that have none leave it."""
-        stays = np.ones(len(block), np.bool_)
-        for place, key in enumerate(block.keys):
+    def _take_in_rows(self, rows: Rows, loaded: dict[bytes, Loaded], verified_s: float) -> None:
+        """Makes the cold sessions of rows hot; rows that have none leave the others."""
+        stays = np.ones(len(rows), np.bool_)
+        for place, key in enumerate(rows.keys):
             if key not in loaded:
                 continue
-            stays[place] = self._heat(block.work(place), loaded[key], verified_s)
+            stays[place] = self._heat(rows.work(place), loaded[key], verified_s)
         if stays.all():
-            self._put_back(block, len(block))
+            self._put_back(rows, len(rows))
         elif stays.any():
-            self._put_back(block.part(np.flatnonzero(stays)), int(stays.sum()))
+            self._put_back(rows.take(np.flatnonzero(stays)), int(stays.sum()))
 
-    def _put_back(self, item: Work | Block, count: int) -> None:
+    def _put_back(self, item: Work | Rows, count: int) -> None:
         self._queue.put_back(item, count)
         self._bell.ring()
 
@@ -509,32 +508,32 @@ class Engine:
                 assert reply is not None, "bug: a session that is held runs"
                 model = served_model(self._models, record)
                 check_named(model, work.asked.model_name, work.asked.model_version)
-                self._hot.discard(work.key)
+                self._cache.discard(work.key)
                 self._replay(work, record, model, reply, verified_s)
                 return False
             model = served_model(self._models, record)
         except ServiceError as error:
-            self._hot.discard(work.key)
+            self._cache.discard(work.key)
             self._refuse(work, error)
             return False
-        self._hot.put(work.key, model, record, verified_s=verified_s)
+        self._cache.put(work.key, model, record, verified_s=verified_s)
         return True
 
     # -- run ----------------------------------------------------------------------------------
 
-    async def _run(self, ready: Sequence[Steps]) -> list[Ran]:
+    async def _run(self, ready: Sequence[Rows]) -> list[Rows]:
         """Runs a batch, model by model; what makes a model fail is refused, or goes on by itself."""
         if failpoints.is_armed:
             await failpoints.hit("before_run")
         started_s = time.monotonic()
-        groups: dict[bytes, list[Steps]] = {}
+        groups: dict[bytes, list[Rows]] = {}
         chunk_count = step_count = 0
-        for steps in ready:
-            groups.setdefault(steps.model.fingerprint, []).append(steps)
-            chunk_count += len(steps.block)
-            step_count += len(steps.block) * steps.block.asked.token_count
-            self._observer.waited(*steps.block.ages_s(started_s))
-        ran: list[Ran] = []
+        for rows in ready:
+            groups.setdefault(rows.model.fingerprint, []).append(rows)
+            chunk_count += len(rows)
+            step_count += len(rows) * rows.asked.token_count
+            self._observer.waited(*rows.ages_s(started_s))
+        ran: list[Rows] = []
         for group in groups.values():
             if self._isolation.is_wary:
                 ran += await self._run_warily(group)
@@ -545,7 +544,7 @@ class Engine:
         self._observer.ran(chunk_count, step_count, time.monotonic() - started_s)
         return ran
 
-    async def _run_warily(self, group: list[Steps]) -> list[Ran]:
+    async def _run_warily(self, group: list[Rows]) -> list[Rows]:
         """Runs a batch while somebody is under suspicion.
 
         Where a run may not end it goes on by itself after LINGER_S, and others run meanwhile.
@@ -556,28 +555,24 @@ class Engine:
             for batch in batches:
                 ran += self._sort_out(await self._isolation.run(batch))
             return ran
-        tasks = [
-            self._spawn(self._guard([steps.block for steps in batch], self._run_aside(batch)))
-            for batch in batches
-        ]
+        tasks = [self._spawn(self._guard(batch, self._run_aside(batch))) for batch in batches]
         if tasks:
             await asyncio.wait(tasks, timeout=LINGER_S)
         return ran
 
-    def _sort_out(self, outcome: Outcome) -> list[Ran]:
+    def _sort_out(self, outcome: Outcome) -> list[Rows]:
         """Refuses what failed, lets go on by itself what needs longer, and returns what ran.
 
         The sessions of what goes on by itself are held until it is answered.
         """
         self._fail(outcome.failed)
         for search in outcome.searches:
-            blocks = [steps.block for steps in search.group]
-            self._spawn(self._guard(blocks, self._isolation.search(search, self._take_aside)))
+            self._spawn(self._guard(search.group, self._isolation.search(search, self._take_aside)))
         for apart in outcome.apart:
-            self._spawn(self._guard([apart.steps.block], self._run_apart(apart)))
+            self._spawn(self._guard([apart.rows], self._run_apart(apart)))
         return outcome.ran
 
-    async def _run_aside(self, batch: list[Steps]) -> None:
+    async def _run_aside(self, batch: list[Rows]) -> None:
         await self._take_aside(await self._isolation.run(batch))
 
     async def _run_apart(self, apart: Apart) -> None:
@@ -591,10 +586,10 @@ class Engine:
         if ran := self._sort_out(outcome):
             await self._commit_aside(ran)
 
-    async def _commit_aside(self, ran: list[Ran]) -> None:
+    async def _commit_aside(self, ran: list[Rows]) -> None:
         """Commits and answers what ran beside batches."""
         await self._commit_turn.acquire()
-        self._spawn(self._guard([result.steps.block for result in ran], self._commit(ran)))
+        self._spawn(self._guard(ran, self._commit(ran)))
 
     def _why_not(self, work: Work) -> ServiceError | None:
         if self._is_stopping:
@@ -603,79 +598,78 @@ class Engine:
 
     def _fail(self, failed: Sequence[Failed]) -> None:
         """Refuses chunks that made their model fail; has sessions quarantined that do so for ever."""
-        for steps, error, is_incorrigible in failed:
+        for rows, error, is_incorrigible in failed:
             if is_incorrigible:
-                self._spawn(self._guard([steps.block], self._quarantine(steps, error)))
+                self._spawn(self._guard([rows], self._quarantine(rows, error)))
             else:
-                self._refuse_all(steps.block, error)
+                self._refuse_all(rows, error)
 
-    async def _quarantine(self, steps: Steps, error: ServiceError) -> None:
+    async def _quarantine(self, rows: Rows, error: ServiceError) -> None:
         """Puts the session of one chunk into quarantine, and refuses the chunk."""
-        work = steps.block.work(0)
+        work = rows.work(0)
         refusal = None
         try:
-            refusal = await quarantine(self._store, steps, error.message, self._limits.session_ttl_s)
+            refusal = await quarantine(self._store, rows, error.message, self._limits.session_ttl_s)
         except ServiceError as why:
             _log.warning("a session that fails again and again is not in quarantine: %s", why.message)
         if refusal is not None:
             self._observer.session_event(SessionEvent.QUARANTINED)
             self._suspects.quarantined(work.key)
-        self._hot.discard(work.key)
+        self._cache.discard(work.key)
         self._refuse(work, refusal or error)
 
     # -- commit and answer --------------------------------------------------------------------
 
-    async def _commit(self, ran: Sequence[Ran]) -> None:
+    async def _commit(self, ran: Sequence[Rows]) -> None:
         """Offers the records of a batch to the store and answers each chunk by its outcome."""
-        offers: list[Offer] = []
+        parts: list[Rows] = []
         try:
-            for result in ran:
-                offers += self._make_offers(result)
+            for rows in ran:
+                parts += self._make_records(rows)
             if failpoints.is_armed:
                 await failpoints.hit("before_commit")
             started_s = time.monotonic()
-            refusals, epoch = await self._offer(offers) if offers else ({}, 0)
+            refusals, epoch = await self._offer(parts) if parts else ({}, 0)
             if failpoints.is_armed:
                 await failpoints.hit("after_commit")
         finally:
             self._commit_turn.release()
         self._observer.committed(
-            sum(offer.writes.size_bytes for offer in offers), time.monotonic() - started_s
+            sum(rows.writes.size_bytes for rows in parts), time.monotonic() - started_s
         )
         if failpoints.is_armed:
             await failpoints.hit("before_reply")
         first = 0
-        for offer in offers:
-            self._conclude(offer, refusals, first, started_s, epoch)
-            first += len(offer.stamps)
+        for rows in parts:
+            self._conclude(rows, refusals, first, started_s, epoch)
+            first += len(rows)
         if failpoints.is_armed:
             await failpoints.hit("after_reply")
 
-    def _make_offers(self, ran: Ran) -> list[Offer]:
-        offers, refused = make_offers(ran, self._hot.tail)
-        block = ran.steps.block
+    def _make_records(self, rows: Rows) -> list[Rows]:
+        parts, refused = make_records(rows, self._cache.tail)
         for place, error in refused:
-            self._refuse(block.work(place), error)
-        return offers
+            self._refuse(rows.work(place), error)
+        return parts
 
-    async def _offer(self, offers: Sequence[Offer]) -> tuple[Refusals, int]:
+    async def _offer(self, parts: Sequence[Rows]) -> tuple[Refusals, int]:
         """Returns what was refused, and the epoch in which the rest is known to be stored."""
         epoch = self._store.epoch
-        writes = [offer.writes for offer in offers]
+        writes = [rows.writes for rows in parts]
         try:
             return await self._store.commit(writes, self._limits.session_ttl_s), epoch
         except StoreUnavailable as error:
             epoch = self._store.epoch
-            return await self._find_out(offers, error), epoch
+            return await self._find_out(parts, error), epoch
 
-    async def _find_out(self, offers: Sequence[Offer], error: StoreUnavailable) -> Refusals:
+    async def _find_out(self, parts: Sequence[Rows], error: StoreUnavailable) -> Refusals:
         """Reads back what became of records whose fate is unknown.
 
         A record that is found is a fact. One that is not may still arrive, from the buffer of the
         broken connection, so its caller is told to try again and the compare decides.
         """
-        keys = [key for offer in offers for key in offer.writes.keys]
-        sent = [bytes(record) for offer in offers for record in offer.writes.records]
+        keys = [key for rows in parts for key in rows.keys]
+        sent = [bytes(record) for rows in parts for record in rows.writes.records]
         try:
             found = await self._store.load(keys)
         except StoreUnavailable:
@@ -686,64 +680,58 @@ class Engine:
             if data != record
         }
 
-    def _conclude(self, offer: Offer, refusals: Refusals, first: int, started_s: float, epoch: int) -> None:
-        """Answers the rows of an offer, whose records count from `first`."""
-        steps = offer.steps
-        refused = (
-            [place for place in range(len(steps.block)) if first + place in refusals] if refusals else []
-        )
+    def _conclude(self, rows: Rows, refusals: Refusals, first: int, started_s: float, epoch: int) -> None:
+        """Answers rows whose records count from `first`."""
+        refused = [place for place in range(len(rows)) if first + place in refusals] if refusals else []
         if refused:
-            applied = np.setdiff1d(np.arange(len(steps.block)), refused)
+            applied = np.setdiff1d(np.arange(len(rows)), refused)
             if len(applied):
-                self._apply(_part(offer, applied), started_s, epoch)
+                self._apply(rows.take(applied), started_s, epoch)
         else:
-            self._apply(offer, started_s, epoch)
+            self._apply(rows, started_s, epoch)
         for place in refused:
-            work = steps.block.work(place)
+            work = rows.work(place)
             refusal = refusals[first + place]
             if isinstance(refusal, Found):
                 self._conflict(work, refusal, started_s)
             else:
-                self._hot.discard(work.key)
+                self._cache.discard(work.key)
                 self._refuse(work, refusal)
 
-    def _apply(self, offer: Offer, started_s: float, epoch: int) -> None:
+    def _apply(self, rows: Rows, started_s: float, epoch: int) -> None:
         """Takes committed records into memory and answers their chunks, or has them confirmed first."""
-        steps, block = offer.steps, offer.steps.block
-        self._hot.keep(steps.slots, steps.standing, offer.stamps, offer.states, offer.tails, started_s)
-        level = self._level(block.asked)
+        self._cache.keep(rows, started_s)
+        level = self._level(rows.asked)
         if level:
-            self._spawn(self._guard([block], self._confirm(offer, level, epoch)))
+            self._spawn(self._guard([rows], self._confirm(rows, level, epoch)))
         else:
-            self._answer(offer, level)
+            self._answer(rows, level)
 
-    def _answer(self, offer: Offer, level: AckLevel) -> None:
-        steps, block = offer.steps, offer.steps.block
+    def _answer(self, rows: Rows, level: AckLevel) -> None:
         now_s = time.monotonic()
-        self._observer.applied(len(block) * block.asked.token_count, *block.ages_s(now_s))
-        self._observer.acknowledged(level, len(block))
-        if block.is_gathered:
-            self._pace.answered(block.keys, now_s)
-        block.owner.applied(Applied(block.rows, offer.stamps, steps.model.version, offer.outputs, level))
-        self._answered(len(block))
-        self._release(block.keys)
+        self._observer.applied(len(rows) * rows.asked.token_count, *rows.ages_s(now_s))
+        self._observer.acknowledged(level, len(rows))
+        if rows.is_gathered:
+            self._pace.answered(rows.keys, now_s)
+        rows.owner.applied(Applied(rows.numbers, rows.next_stamps, rows.model.version, rows.outputs, level))
+        self._answered(len(rows))
+        self._release(rows.keys)
 
-    async def _confirm(self, offer: Offer, level: AckLevel, epoch: int) -> None:
+    async def _confirm(self, rows: Rows, level: AckLevel, epoch: int) -> None:
         """Answers chunks that are committed once they are as durable as asked; meanwhile others commit."""
-        block = offer.steps.block
-        refusals = await self._store.confirm(block.keys, level, epoch)
+        refusals = await self._store.confirm(rows.keys, level, epoch)
         if not refusals:
-            self._answer(offer, level)
+            self._answer(rows, level)
             return
         late = np.array(sorted(refusals))
-        confirmed = np.setdiff1d(np.arange(len(block)), late)
+        confirmed = np.setdiff1d(np.arange(len(rows)), late)
         if len(confirmed):
-            self._answer(_part(offer, confirmed), level)
-        unconfirmed = block.part(late)
-        self._observer.applied(len(late) * block.asked.token_count, *unconfirmed.ages_s(time.monotonic()))
+            self._answer(rows.take(confirmed), level)
+        unconfirmed = rows.take(late)
+        self._observer.applied(len(late) * rows.asked.token_count, *unconfirmed.ages_s(time.monotonic()))
         for place, refusal in refusals.items():
             assert isinstance(refusal, ServiceError), "bug: a confirmation found another record"
-            self._refuse(block.work(place), refusal)
+            self._refuse(rows.work(place), refusal)
 
     async def _confirm_replay(self, work: Work, answer: Answer, epoch: int) -> None:
         refusals = await self._store.confirm((work.key,), answer.ack_level, epoch)
@@ -758,20 +746,20 @@ class Engine:
         self._observer.conflicted()
         work.conflict_count += 1
         if work.conflict_count > MAX_CONFLICTS:
-            self._hot.discard(work.key)
+            self._cache.discard(work.key)
             self._refuse(work, PositionConflict("other writers keep coming first"))
         elif found.record is None and self._has_expired(work.key, verified_s):
-            self._hot.discard(work.key)
+            self._cache.discard(work.key)
             self._refuse(work, self._expired())
         else:
             self._take_in(work, found.record, verified_s)
 
     def _has_expired(self, key: bytes, now_s: float) -> bool:
         """Whether a record that is gone is one that this server saw, longer ago than it could live."""
-        [slot], ttl_s = self._hot.find((key,)), self._limits.session_ttl_s
+        [slot], ttl_s = self._cache.find((key,)), self._limits.session_ttl_s
         if slot is None or not ttl_s:
             return False
-        return now_s - self._hot.verified_s(slot) >= ttl_s
+        return now_s - self._cache.verified_s(slot) >= ttl_s
 
     def _expired(self) -> SessionExpired:
         return SessionExpired(
@@ -781,8 +769,8 @@ class Engine:
 
     # -- ends ---------------------------------------------------------------------------------
 
-    def _refuse_all(self, block: Block, error: ServiceError) -> None:
-        for work in block.works():
+    def _refuse_all(self, rows: Rows, error: ServiceError) -> None:
+        for work in rows.works():
             self._refuse(work, error)
 
     def _refuse(self, work: Work, error: ServiceError) -> None:
@@ -813,7 +801,7 @@ class Engine:
         for key in keys:
             if key not in self._queue:
                 self._forgotten.remove(key)
-                self._hot.discard(key)
+                self._cache.discard(key)
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(coroutine, name="engine stage")
@@ -829,16 +817,6 @@ def _works(items: Items) -> Iterable[Work]:
             yield item
         else:
             yield from item.works()
-
-
-def _part(offer: Offer, chosen: NDArray[np.int64]) -> Offer:
-    return offer._replace(
-        steps=offer.steps.part(chosen),
-        stamps=offer.stamps[chosen],
-        states=offer.states[chosen],
-        outputs=offer.outputs[chosen],
-        tails=None if offer.tails is None else [offer.tails[place] for place in chosen.tolist()],
-    )
 
 
 def _late() -> DeadlinePassed:

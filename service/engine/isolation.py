@@ -20,11 +20,9 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from service.engine.allowance import Allowance
-from service.engine.batch import Ran, Steps
-from service.engine.hot_state import Standing
+from service.engine.rows import Rows
 from service.engine.runner import BRIEF_COUNT, LONG_COUNT, THREAD_COUNT, Failure, Runner
 from service.engine.suspects import BARS, Suspects
 from service.engine.turns import Turns
@@ -41,27 +39,27 @@ class Failed(NamedTuple):
     """Chunks that did not run.
 
     Attributes:
-        steps: The chunks.
+        rows: See there.
         error: Why.
         is_incorrigible: It is one chunk, and its session has failed by itself once too often.
     """
 
-    steps: Steps
+    rows: Rows
     error: ServiceError
     is_incorrigible: bool = False
 
 
 class Search(NamedTuple):
-    """Blocks of one tenant among whose rows may be one at fault.
+    """Rows of one tenant among which may be one at fault.
 
     Attributes:
-        group: The blocks.
+        group: The rows.
         tenant: Whose sessions they are.
         is_again: They have run before, with others.
         has_failed: They were alone with each other then, and that raised.
     """
 
-    group: list[Steps]
+    group: list[Rows]
     tenant: bytes
     is_again: bool = False
     has_failed: bool = False
@@ -71,11 +69,11 @@ class Apart(NamedTuple):
     """A row that is to run by itself.
 
     Attributes:
-        steps: The row.
+        rows: The row.
         is_slow: A moment is known to be not enough for it.
     """
 
-    steps: Steps
+    rows: Rows
     is_slow: bool = False
 
 
@@ -89,7 +87,7 @@ class Outcome(NamedTuple):
         apart: What is to run apart, see `Isolation.run_apart`.
     """
 
-    ran: list[Ran]
+    ran: list[Rows]
     failed: list[Failed]
     searches: list[Search]
     apart: list[Apart]
@@ -111,7 +109,7 @@ class Isolation:
     Args:
         runner: Runs them.
         suspects: Who is under suspicion.
-        gather: Copies the raw states of sessions.
+        gather: Fills in the raw states of sessions.
         why_not: Tells why a chunk that has waited for its turn is not to run any more; None if it is.
         observer: Counts.
     """
@@ -120,7 +118,7 @@ class Isolation:
         self,
         runner: Runner,
         suspects: Suspects,
-        gather: Callable[[Standing], NDArray[np.uint8]],
+        gather: Callable[[Rows], None],
         why_not: Callable[[Work], ServiceError | None],
         observer: Observer,
     ) -> None:
@@ -144,32 +142,32 @@ class Isolation:
         """Whether runs of a model may not end soon, and are not to be waited for."""
         return self._runner.distrusts(model)
 
-    def split(self, group: list[Steps]) -> tuple[list[list[Steps]], Outcome]:
+    def split(self, group: list[Rows]) -> tuple[list[list[Rows]], Outcome]:
         """Returns what may run together, one batch after the other, and what may not."""
         outcome = Outcome([], [], [], [])
         is_alarmed = self._suspects.is_alarmed(time.monotonic())
         model = group[0].model.fingerprint
-        batches: dict[bytes, list[Steps]] = {}  # by the tenant that an alarm is about; b"" for all others
-        searches: dict[bytes, list[Steps]] = {}
-        for steps in group:
-            places = self._suspects.places(steps.block.keys)
-            outcome.apart.extend(Apart(row) for row in _rows(steps, places))
+        batches: dict[bytes, list[Rows]] = {}  # by the tenant that an alarm is about; b"" for all others
+        searches: dict[bytes, list[Rows]] = {}
+        for rows in group:
+            places = self._suspects.places(rows.keys)
+            outcome.apart.extend(Apart(row) for row in _rows(rows, places))
             if places:
-                rest = np.setdiff1d(np.arange(len(steps.block)), places)
+                rest = np.setdiff1d(np.arange(len(rows)), places)
                 if not len(rest):
                     continue
-                steps = steps.part(rest)
+                rows = rows.take(rest)
             if not is_alarmed:
-                batches.setdefault(b"", []).append(steps)
+                batches.setdefault(b"", []).append(rows)
                 continue
-            for tenant, rows in _by_tenant(steps):
+            for tenant, part in _by_tenant(rows):
                 bar = self._suspects.bar(model, tenant)
                 if bar is None:
-                    batches.setdefault(b"", []).append(rows)
+                    batches.setdefault(b"", []).append(part)
                     continue
-                short, long = _by_history(rows, bar)
+                short, long = _by_history(part, bar)
                 if short and self._suspects.fears_stalls(model, tenant):
-                    outcome.apart.extend(Apart(row) for row in _rows(short, range(len(short.block))))
+                    outcome.apart.extend(Apart(row) for row in _rows(short, range(len(short))))
                 elif short:
                     searches.setdefault(tenant, []).append(short)
                 if long:
@@ -177,12 +175,12 @@ class Isolation:
         outcome.searches.extend(Search(rows, tenant) for tenant, rows in searches.items())
         return list(batches.values()), outcome
 
-    async def run(self, group: list[Steps]) -> Outcome:
+    async def run(self, group: list[Rows]) -> Outcome:
         """Runs a batch; what fails of it is left to be searched, or to run apart."""
         outcome = Outcome([], [], [], [])
         result = await self._run(group)
-        if not isinstance(result, Failure):
-            outcome.ran.extend(result)
+        if result is None:
+            outcome.ran.extend(group)
         elif result.was_halted:
             self._leave_apart(group, outcome)
         elif _is_alone(group):
@@ -192,7 +190,7 @@ class Isolation:
         return outcome
 
     async def search(self, search: Search, take: Callable[[Outcome], Awaitable[None]]) -> None:
-        """Runs blocks, halving what raises, until every row has run, has failed alone, or is left apart.
+        """Runs rows, halving what raises, until every row has run, has failed alone, or is left apart.
 
         Args:
             search: See there.
@@ -213,8 +211,8 @@ class Isolation:
                     is_again = True
                     result = await self._run(part)
                     await asyncio.sleep(0)  # requests, batches and replies move between runs
-                    if not isinstance(result, Failure):
-                        outcome.ran.extend(result)
+                    if result is None:
+                        outcome.ran.extend(part)
                     elif result.was_halted:
                         self._leave_apart(part, outcome)
                     elif _is_alone(part):
@@ -223,20 +221,22 @@ class Isolation:
                         parts.extend(reversed(_halves(part)))
             await take(outcome)
 
-    async def run_apart(self, apart: Apart) -> Ran | Failed:
+    async def run_apart(self, apart: Apart) -> Rows | Failed:
         """Runs one row beside batches, when it is its turn."""
-        steps = apart.steps
-        [key] = steps.block.keys
+        rows = apart.rows
+        [key] = rows.keys
         if not apart.is_slow and not self._suspects.has_stalled(key):
-            result = await self._run_apart(steps, self._brief_turns, is_brief=True)
+            result = await self._run_apart(rows, self._brief_turns, is_brief=True)
             if not (isinstance(result, Failure) and result.was_halted):
-                return self._concluded(steps, result)
-        return self._concluded(steps, await self._run_apart(steps, self._long_turns, is_brief=False))
+                return self._concluded(rows, result)
+        return self._concluded(rows, await self._run_apart(rows, self._long_turns, is_brief=False))
 
-    async def _run(self, group: list[Steps]) -> list[Ran] | Failure:
-        """Runs blocks; a failure is counted, a success is no news but to the model."""
+    async def _run(self, group: list[Rows]) -> Failure | None:
+        """Runs rows; a failure is counted, a success is no news but to the model."""
         model = group[0].model
-        result = await self._runner.run(model, group, [self._gather(steps.standing) for steps in group])
+        for rows in group:
+            self._gather(rows)
+        result = await self._runner.run(model, group)
         if isinstance(result, Failure):
             self._count(result)
         else:
@@ -244,30 +244,29 @@ class Isolation:
         return result
 
     async def _run_apart(
-        self, steps: Steps, turns: Turns, *, is_brief: bool
-    ) -> list[Ran] | Failure | ServiceError:
+        self, rows: Rows, turns: Turns, *, is_brief: bool
+    ) -> Failure | ServiceError | None:
         """Returns a ServiceError where the row is not to run any more."""
-        [key] = steps.block.keys
+        [key] = rows.keys
         async with turns.turn(tenant_of(key)):
             await self._pause()
-            refusal = self._why_not(steps.block.work(0))
+            refusal = self._why_not(rows.work(0))
             if refusal is not None:
                 return refusal
-            states = [self._gather(steps.standing)]
-            result = await self._runner.run_apart(steps.model, [steps], states, is_brief=is_brief)
+            self._gather(rows)
+            result = await self._runner.run_apart(rows.model, [rows], is_brief=is_brief)
             if isinstance(result, Failure):
                 self._count(result)
             return result
 
-    def _concluded(self, steps: Steps, result: list[Ran] | Failure | ServiceError) -> Ran | Failed:
+    def _concluded(self, rows: Rows, result: Failure | ServiceError | None) -> Rows | Failed:
         if isinstance(result, ServiceError):
-            return Failed(steps, result)
+            return Failed(rows, result)
         if isinstance(result, Failure):
-            return self._failed_alone(steps, result)
-        [key] = steps.block.keys
-        self._suspects.ran_alone(steps.model.fingerprint, key)
-        [ran] = result
-        return ran
+            return self._failed_alone(rows, result)
+        [key] = rows.keys
+        self._suspects.ran_alone(rows.model.fingerprint, key)
+        return rows
 
     def _count(self, failure: Failure) -> None:
         if failure.was_halted:
@@ -280,32 +279,32 @@ class Isolation:
         if pause_s:
             await asyncio.sleep(pause_s)
 
-    def _failed_alone(self, steps: Steps, failure: Failure) -> Failed:
-        [key] = steps.block.keys
+    def _failed_alone(self, rows: Rows, failure: Failure) -> Failed:
+        [key] = rows.keys
         is_incorrigible = self._suspects.failed_alone(
-            steps.model.fingerprint,
+            rows.model.fingerprint,
             tenant_of(key),
             key,
             time.monotonic(),
-            position=int(steps.standing.stamps[0, _POSITION]),
+            position=int(rows.stamps[0, _POSITION]),
             has_stalled=failure.was_halted,
         )
-        return Failed(steps, failure.error, is_incorrigible)
+        return Failed(rows, failure.error, is_incorrigible)
 
-    def _leave_apart(self, group: list[Steps], outcome: Outcome) -> None:
+    def _leave_apart(self, group: list[Rows], outcome: Outcome) -> None:
         """Leaves all rows of what did not end, those with a history first; one alone is slow."""
         is_slow = _is_alone(group)
-        rows = [row for steps in group for row in _rows(steps, range(len(steps.block)))]
-        rows.sort(key=lambda row: -int(row.standing.stamps[0, _POSITION]))
+        rows = [row for rows in group for row in _rows(rows, range(len(rows)))]
+        rows.sort(key=lambda row: -int(row.stamps[0, _POSITION]))
         outcome.apart.extend(Apart(row, is_slow) for row in rows)
 
-    def _sorted(self, group: list[Steps]) -> list[Search]:
+    def _sorted(self, group: list[Rows]) -> list[Search]:
         """Returns the rows of a batch that raised by tenant, those with a history apart from the others."""
-        found: dict[tuple[bytes, bool], list[Steps]] = {}
-        for steps in group:
-            for tenant, rows in _by_tenant(steps):
-                bar = self._suspects.bar(steps.model.fingerprint, tenant) or BARS[0]
-                short, long = _by_history(rows, bar)
+        found: dict[tuple[bytes, bool], list[Rows]] = {}
+        for rows in group:
+            for tenant, part in _by_tenant(rows):
+                bar = self._suspects.bar(rows.model.fingerprint, tenant) or BARS[0]
+                short, long = _by_history(part, bar)
                 if long:
                     found.setdefault((tenant, True), []).append(long)
                 if short:
@@ -315,61 +314,61 @@ class Isolation:
             Search(rows, tenant, is_again=True, has_failed=is_one) for (tenant, _), rows in found.items()
         ]
 
-    def _wanted(self, group: list[Steps], outcome: Outcome) -> list[Steps]:
+    def _wanted(self, group: list[Rows], outcome: Outcome) -> list[Rows]:
         """Returns the rows that somebody still waits for; the others have failed."""
         wanted = []
-        for steps in group:
-            refusals = [self._why_not(steps.block.work(place)) for place in range(len(steps.block))]
+        for rows in group:
+            refusals = [self._why_not(rows.work(place)) for place in range(len(rows))]
             for place, refusal in enumerate(refusals):
                 if refusal is not None:
-                    outcome.failed.append(Failed(steps.part(np.array([place])), refusal))
+                    outcome.failed.append(Failed(rows.take(np.array([place])), refusal))
             places = [place for place, refusal in enumerate(refusals) if refusal is None]
             if places:
-                wanted.append(steps if len(places) == len(refusals) else steps.part(np.array(places)))
+                wanted.append(rows if len(places) == len(refusals) else rows.take(np.array(places)))
         return wanted
 
 
-def _is_alone(group: Sequence[Steps]) -> bool:
-    return len(group) == 1 and len(group[0].block) == 1
+def _is_alone(group: Sequence[Rows]) -> bool:
+    return len(group) == 1 and len(group[0]) == 1
 
 
-def _rows(steps: Steps, places: Iterable[int]) -> list[Steps]:
-    return [steps.part(np.array([place])) for place in places]
+def _rows(rows: Rows, places: Iterable[int]) -> list[Rows]:
+    return [rows.take(np.array([place])) for place in places]
 
 
-def _by_tenant(steps: Steps) -> list[tuple[bytes, Steps]]:
-    """Cuts a block by the tenants of its sessions."""
+def _by_tenant(rows: Rows) -> list[tuple[bytes, Rows]]:
+    """Cuts rows by the tenants of its sessions."""
     places: dict[bytes, list[int]] = {}
-    for place, key in enumerate(steps.block.keys):
+    for place, key in enumerate(rows.keys):
         places.setdefault(tenant_of(key), []).append(place)
     if len(places) == 1:
-        return [(next(iter(places)), steps)]
-    return [(tenant, steps.part(np.array(chosen))) for tenant, chosen in places.items()]
+        return [(next(iter(places)), rows)]
+    return [(tenant, rows.take(np.array(chosen))) for tenant, chosen in places.items()]
 
 
-def _by_history(steps: Steps, bar: int) -> tuple[Steps | None, Steps | None]:
-    """Cuts a block into the sessions with fewer tokens behind them and the others; None is no row."""
-    is_long = steps.standing.stamps[:, _POSITION] >= bar
+def _by_history(rows: Rows, bar: int) -> tuple[Rows | None, Rows | None]:
+    """Cuts rows into the sessions with fewer tokens behind them and the others; None is no row."""
+    is_long = rows.stamps[:, _POSITION] >= bar
     if is_long.all():
-        return None, steps
+        return None, rows
     if not is_long.any():
-        return steps, None
-    return steps.part(np.flatnonzero(~is_long)), steps.part(np.flatnonzero(is_long))
+        return rows, None
+    return rows.take(np.flatnonzero(~is_long)), rows.take(np.flatnonzero(is_long))
 
 
-def _halves(group: Sequence[Steps]) -> tuple[list[Steps], list[Steps]]:
-    """Cuts blocks of two rows or more in the middle."""
-    first: list[Steps] = []
-    second: list[Steps] = []
-    room = sum(len(steps.block) for steps in group) // 2
-    for steps in group:
-        size = len(steps.block)
+def _halves(group: Sequence[Rows]) -> tuple[list[Rows], list[Rows]]:
+    """Cuts two rows or more in the middle."""
+    first: list[Rows] = []
+    second: list[Rows] = []
+    room = sum(len(rows) for rows in group) // 2
+    for rows in group:
+        size = len(rows)
         if size <= room:
-            first.append(steps)
+            first.append(rows)
         elif room == 0:
-            second.append(steps)
+            second.append(rows)
         else:
-            first.append(steps.part(np.arange(room)))
-            second.append(steps.part(np.arange(room, size)))
+            first.append(rows.take(np.arange(room)))
+            second.append(rows.take(np.arange(room, size)))
         room = max(0, room - size)
     return first, second

@@ -8,21 +8,19 @@ before the quarantine and arrives after the release was computed from this very 
 as if it had been slow. One that arrives in between is refused, and decided again on what is stored.
 """
 
-from service.engine.batch import Steps
+from service.engine.rows import Rows
 from service.engine.rules import quarantined
 from service.errors import SessionQuarantined
 from service.store.protocol import StateStore, commit_one, load_one
 from service.store.record import decode, encode
 
 
-async def quarantine(
-    store: StateStore, steps: Steps, reason: str, ttl_s: float
-) -> SessionQuarantined | None:
+async def quarantine(store: StateStore, rows: Rows, reason: str, ttl_s: float) -> SessionQuarantined | None:
     """Marks the record of a session, unless it has moved on.
 
     Args:
         store: Where it is.
-        steps: Its chunk that failed, one row.
+        rows: Its chunk that failed, one row.
         reason: What people should know.
         ttl_s: Time to live from now; 0 is for ever.
 
@@ -32,7 +30,7 @@ async def quarantine(
     Raises:
         RecordCorrupt, StoreFull, StoreUnavailable: As named.
     """
-    [key], expected = steps.block.keys, steps.standing.stamps.tobytes()
+    [key], expected = rows.keys, rows.stamps.tobytes()
     data = await load_one(store, key)
     stored = decode(data) if data is not None else None
     if stored is None or stored.stamp != expected:

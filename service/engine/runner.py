@@ -16,10 +16,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from service.engine.batch import EncodeOutputs, Ran, Steps, run_batch
+from service.engine.rows import Rows
+from service.engine.run import EncodeOutputs, run_batch
 from service.engine.watchdog import Watchdog
 from service.errors import ModelFailed
 from service.model.protocol import Model
@@ -50,8 +48,6 @@ _NICENESS = 10
 
 _NEW_SHARE = 0.2
 """Weight of the latest batch in what is known of a model's speed."""
-
-States = Sequence[NDArray[np.uint8]]
 
 
 class Failure(NamedTuple):
@@ -87,29 +83,27 @@ class Runner:
         self._step_s: dict[bytes, float] = {}
         self._distrusted_until_s: dict[bytes, float] = {}
 
-    async def run(self, model: Model, group: Sequence[Steps], states: States) -> list[Ran] | Failure:
-        """Runs blocks of one model; see `run_batch`.
+    async def run(self, model: Model, group: Sequence[Rows]) -> Failure | None:
+        """Runs rows of one model; see `run_batch`.
 
         Returns:
-            What each of them gave, or why the model failed.
+            Why the model failed; None if it did not, and what each of them gave is filled in.
         """
         step_count = _step_count(group)
         known_s = self._step_s.get(model.fingerprint, 0.0)
         expected_s, limit_s = step_count * known_s, self.patience_s(model, step_count)
         if expected_s >= THREAD_PAYS_S or (self._distrusted_until_s and self.distrusts(model)):
-            return await self._run_in(self._threads, model, group, states, step_count, limit_s)
-        result = self._run(model, group, states, step_count, limit_s)
+            return await self._run_in(self._threads, model, group, step_count, limit_s)
+        result = self._run(model, group, step_count, limit_s)
         if isinstance(result, Failure) and result.was_halted:
             self._distrusted_until_s[model.fingerprint] = time.monotonic() + DISTRUST_S
         return result
 
-    async def run_apart(
-        self, model: Model, group: Sequence[Steps], states: States, *, is_brief: bool
-    ) -> list[Ran] | Failure:
-        """Runs blocks like `run`, but in a thread of its own, beside other runs; brief or to its end."""
+    async def run_apart(self, model: Model, group: Sequence[Rows], *, is_brief: bool) -> Failure | None:
+        """Runs rows like `run`, but in a thread of its own, beside other runs; brief or to its end."""
         step_count = _step_count(group)
         limit_s = self.patience_s(model, step_count) if is_brief else self._timeout_s
-        return await self._run_in(self._apart, model, group, states, step_count, limit_s)
+        return await self._run_in(self._apart, model, group, step_count, limit_s)
 
     def patience_s(self, model: Model, step_count: int) -> float:
         """Returns how long others wait for a run."""
@@ -134,17 +128,15 @@ class Runner:
         self._threads.shutdown(cancel_futures=True)
         self._apart.shutdown(cancel_futures=True)
 
-    async def _run_in(self, threads: ThreadPoolExecutor, *arguments: Any) -> list[Ran] | Failure:
+    async def _run_in(self, threads: ThreadPoolExecutor, *arguments: Any) -> Failure | None:
         return await asyncio.get_running_loop().run_in_executor(threads, self._run, *arguments)
 
-    def _run(
-        self, model: Model, group: Sequence[Steps], states: States, step_count: int, limit_s: float
-    ) -> list[Ran] | Failure:
+    def _run(self, model: Model, group: Sequence[Rows], step_count: int, limit_s: float) -> Failure | None:
         halt = model.new_halt()
         watched = self._watchdog.begin(halt, limit_s)
         started_s, started_cpu_s = time.perf_counter(), time.thread_time()
         try:
-            ran = run_batch(model, group, states, self._encode_outputs, halt)
+            run_batch(model, group, self._encode_outputs, halt)
         except ModelFailed as error:
             if not watched.was_halted:
                 return Failure(error, was_halted=False, cpu_s=time.thread_time() - started_cpu_s)
@@ -163,7 +155,7 @@ class Runner:
         step_s = (time.perf_counter() - started_s) / step_count
         known_s = self._step_s.get(model.fingerprint, step_s)
         self._step_s[model.fingerprint] = known_s + _NEW_SHARE * (step_s - known_s)
-        return ran
+        return None
 
 
 def _be_nice() -> None:
@@ -173,5 +165,5 @@ def _be_nice() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
-def _step_count(group: Sequence[Steps]) -> int:
-    return sum(len(steps.block) * steps.block.asked.token_count for steps in group)
+def _step_count(group: Sequence[Rows]) -> int:
+    return sum(len(rows) * rows.asked.token_count for rows in group)

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from holdfast.v1 import holdfast_pb2 as pb
-from service.engine.batch import GroupOutputs
-from service.engine.block import TOKEN_DTYPES
+from service.engine.rows import TOKEN_DTYPES
 from service.engine.rules import Claim
+from service.engine.run import GroupOutputs
 from service.engine.work import Answer, Asked, Selection, Work
 from service.errors import InvalidRequest, ServiceError
 from service.model.contract import DTYPES, Contract

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from holdfast.history_digest import MAX_NUMBER, sums_of, to_elements
 from holdfast.v1 import holdfast_pb2 as pb
 from service.engine import rules
-from service.engine.block import NOT_GIVEN, TOKEN_DTYPES, Applied, Block, to_tokens
 from service.engine.engine import Engine
+from service.engine.rows import NOT_GIVEN, TOKEN_DTYPES, Applied, Rows, to_tokens
 from service.engine.rules import Claim
 from service.engine.work import Answer, Asked, Work, largest_reply_bytes
 from service.errors import InvalidRequest, ReplyTooLarge, ServiceError
@@ -144,8 +144,8 @@ class ColumnsCall:
 
     def submit(self, engine: Engine) -> None:
         """Gives the rows to the engine."""
-        for block in self._blocks():
-            engine.submit_block(block)
+        for rows in self._blocks():
+            engine.submit_rows(rows)
 
     def cancel(self) -> None:
         """The caller has gone: rows that have not run yet are skipped."""
@@ -205,7 +205,7 @@ class ColumnsCall:
             header += codec.delimited(number, column.tobytes())
         return codec.splice_outputs(header, stack.outputs)
 
-    def _blocks(self) -> Iterator[Block]:
+    def _blocks(self) -> Iterator[Rows]:
         """Yields the rows that are well-formed; answers the others."""
         positions, acknowledged, incarnations, digests = self._claimed
         keys, places = self._keys(
@@ -215,9 +215,9 @@ class ColumnsCall:
         step = max(1, min(MAX_BLOCK_ROWS, MAX_BLOCK_STEPS // self._asked.token_count))
         for start in range(0, len(keys), step):
             rows = places[start : start + step]
-            yield Block(
+            yield Rows(
                 owner=self,
-                rows=rows,
+                numbers=rows,
                 asked=self._asked,
                 keys=keys[start : start + step],
                 tokens=self._tokens[rows],

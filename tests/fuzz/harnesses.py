@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from holdfast.v1 import holdfast_pb2 as pb
 from service.engine import rules
-from service.engine.block import to_tokens
+from service.engine.rows import to_tokens
 from service.engine.work import check_tokens, validate
 from service.errors import InvalidRequest, RecordCorrupt, ServiceError, StoreUnavailable
 from service.model.config_pbtxt import read_config
@@ -193,7 +193,7 @@ class BlockTaker:
     def __init__(self):
         self.blocks = []
 
-    def submit_block(self, block):
+    def submit_rows(self, block):
         self.blocks.append(block)
 
 

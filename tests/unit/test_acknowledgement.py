@@ -125,7 +125,7 @@ async def test_a_level_that_the_store_cannot_give_is_refused_before_it_runs(star
     assert await send(engine, "s", [1], 0, AckLevel.FSYNCED) == "ACK_LEVEL_UNSUPPORTED"
     rows = Rows("ab", [1, 2], [0, 0])
     rows.asked = rows.asked._replace(ack_level=AckLevel.FSYNCED)
-    engine.submit_block(rows.block())
+    engine.submit_rows(rows.block())
     assert await asyncio.wait_for(rows.done, 5) == ["ACK_LEVEL_UNSUPPORTED"] * 2
     assert model.batch_sizes == []
 
@@ -134,7 +134,7 @@ async def test_rows_of_a_block_are_confirmed_one_by_one(start, store):
     engine = start("abc", ack_level=REPLICATED)
     store.unconfirmed.add(b"b")
     rows = Rows("abc", [1, 2, 3], [0] * 3)
-    engine.submit_block(rows.block())
+    engine.submit_rows(rows.block())
     assert await asyncio.wait_for(rows.done, 5) == [
         (1, [1], False),
         "ACK_LEVEL_NOT_REACHED",
@@ -142,7 +142,7 @@ async def test_rows_of_a_block_are_confirmed_one_by_one(start, store):
     ]
     store.unconfirmed.clear()
     again = Rows("abc", [1, 2, 3], [0] * 3)
-    engine.submit_block(again.block())
+    engine.submit_rows(again.block())
     assert await asyncio.wait_for(again.done, 5) == [(1, [1], True), (1, [2], True), (1, [3], True)]
 
 

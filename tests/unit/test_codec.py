@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.v1 import holdfast_pb2 as pb
-from service.engine.batch import GroupOutputs
 from service.engine.ranking import top_candidates
+from service.engine.run import GroupOutputs
 from service.engine.work import Answer, Selection, reply_bytes
 from service.rpc.codec import encode_outputs, encode_reply
 from service.rpc.credentials import ANYBODY

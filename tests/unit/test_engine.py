@@ -3,7 +3,7 @@ import random
 
 import numpy as np
 
-from service.engine.hot_state import ENTRY_BYTES
+from service.engine.cache import ENTRY_BYTES
 from service.engine.rules import Claim
 from service.engine.sessions import Sessions
 from service.engine.work import Answer, Asked, Work
@@ -200,8 +200,8 @@ async def test_a_session_changed_while_a_chunk_is_under_way_is_forgotten_after_i
     await send(engine, "s", [1], 0)
     under_way = submit(engine, "s", [2], 1)
     engine.forget(b"s")
-    assert b"s" in engine._hot
+    assert b"s" in engine._cache
     await under_way
     await send(engine, "another", [1], 0)
-    assert b"s" not in engine._hot
+    assert b"s" not in engine._cache
     assert not engine._forgotten

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from holdfast.history_digest import sums_of
-from service.engine.block import NOT_GIVEN, Block
+from service.engine.rows import NOT_GIVEN
+from service.engine.rows import Rows as EngineRows
 from service.engine.rules import Claim
 from service.engine.work import Answer, Asked, Work
 from tests.unit.test_engine import send, submit
@@ -29,9 +30,9 @@ class Rows:
 
     def block(self):
         count = len(self.keys)
-        return Block(
+        return EngineRows(
             owner=self,
-            rows=np.arange(count),
+            numbers=np.arange(count),
             asked=self.asked,
             keys=self.keys,
             tokens=self.tokens,
@@ -74,7 +75,7 @@ class Rows:
 
 async def send_block(engine, *arguments, **options):
     rows = Rows(*arguments, **options)
-    engine.submit_block(rows.block())
+    engine.submit_rows(rows.block())
     return await asyncio.wait_for(rows.done, 5)
 
 
@@ -194,7 +195,7 @@ async def test_a_caller_that_has_gone_is_not_served(start, model):
     engine = start("ab")
     rows = Rows("ab", [1, 2], [0, 0])
     rows.is_cancelled = True
-    engine.submit_block(rows.block())
+    engine.submit_rows(rows.block())
     assert await asyncio.wait_for(rows.done, 5) == ["DEADLINE_PASSED"] * 2
     assert model.batch_sizes == []
 
@@ -202,8 +203,8 @@ async def test_a_caller_that_has_gone_is_not_served(start, model):
 async def test_a_full_queue_refuses_the_whole_block(start):
     engine = start("abcd", max_waiting=3)
     first, second = Rows("ab", [1, 2], [0, 0]), Rows("cd", [3, 4], [0, 0])
-    engine.submit_block(first.block())
-    engine.submit_block(second.block())
+    engine.submit_rows(first.block())
+    engine.submit_rows(second.block())
     assert await asyncio.wait_for(second.done, 5) == ["OVERLOADED"] * 2
     assert await asyncio.wait_for(first.done, 5) == [(1, [1], False), (1, [2], False)]
 
@@ -211,7 +212,7 @@ async def test_a_full_queue_refuses_the_whole_block(start):
 async def test_drain_answers_blocks_taken_and_refuses_others(start):
     engine = start("ab")
     rows = Rows("ab", [1, 2], [0, 0])
-    engine.submit_block(rows.block())
+    engine.submit_rows(rows.block())
     await asyncio.wait_for(engine.drain(), 5)
     assert rows.done.done()
     assert await send_block(engine, "ab", [1, 1], [1, 1]) == ["DRAINING"] * 2
@@ -232,7 +233,7 @@ async def test_blocks_and_single_chunks_keep_the_order_of_each_session(start):
             future = submit(engine, sessions[0], tokens, positions[sessions[0]])
         else:
             rows = Rows(sessions, tokens, [positions[session] for session in sessions])
-            engine.submit_block(rows.block())
+            engine.submit_rows(rows.block())
             future = rows.done
         pending.append((sessions, [positions[session] for session in sessions], future))
         for session in sessions:

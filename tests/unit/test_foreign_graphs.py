@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from service.engine.hot_state import join_rows, split_rows
+from service.engine.cache import join_rows, split_rows
 from service.model.arrangement import Arrangement
 from service.model.check import check_model
 from service.model.contract import Layout

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.engine.batch import _finite_rows
+from service.engine.run import _finite_rows
 from service.model.check import check_model
 from service.model.step_graph import StepGraph
 from service.verify.oracle import difference

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.engine.cache import ENTRY_BYTES
 from service.engine.engine import Engine, EngineLimits
-from service.engine.hot_state import ENTRY_BYTES
 from service.engine.runner import LONG_COUNT, NEW_PATIENCE_S, PATIENCE_S
 from service.engine.session_event import SessionEvent
 from service.engine.sessions import Opening, Sessions

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from service.engine import batch
-from service.engine.batch import Steps, run_batch
-from service.engine.block import Block
+from service.engine import run as batch
+from service.engine.rows import Rows
+from service.engine.run import run_batch
 from service.engine.work import Asked, Selection
 from service.model.loading import load_model
 from tests.subword_models import TEXT, put_words_model
@@ -18,11 +18,11 @@ def model(tmp_path_factory):
     return load_model(put_words_model(tmp_path_factory.mktemp("words")), name="words", version=1)
 
 
-def steps_of(model, length, selection, row_count=2):
+def rows_of(model, length, selection, row_count=2):
     data = TEXT.encode()
     tokens = np.array([list(data[row : row + length]) for row in range(row_count)], np.uint8)
     nothing = np.zeros(row_count, np.int64)
-    block = Block(
+    rows = Rows(
         None,
         nothing,
         Asked("text", length),
@@ -35,23 +35,22 @@ def steps_of(model, length, selection, row_count=2):
         None,
         [],
     )
-    return Steps(block, nothing, None, model, selection)
+    rows.model, rows.selection = model, selection
+    rows.states = np.zeros((row_count, model.contract.state_bytes), np.uint8)
+    return rows
 
 
 def outcome(model, selections):
-    """Runs blocks of several lengths; returns the outputs and states of each, in their order."""
-    group = [steps_of(model, *asked) for asked in zip(LENGTHS, selections, strict=True)]
+    """Runs rows of several lengths; returns the outputs and states of each, in their order."""
+    group = [rows_of(model, *asked) for asked in zip(LENGTHS, selections, strict=True)]
     given = {}
 
     def encode(outputs):
         given[len(given)] = outputs
-        return np.zeros((outputs.row_count, 1), np.uint8)
+        return np.full((outputs.row_count, 1), len(given) - 1, np.uint8)
 
-    states = [np.zeros((2, model.contract.state_bytes), np.uint8) for _ in group]
-    ran = run_batch(model, group, states, encode, model.new_halt())
-    places = {id(steps): place for place, steps in enumerate(group)}
-    ordered = sorted(zip(ran, given.values(), strict=True), key=lambda pair: places[id(pair[0].steps)])
-    return [(outputs, one.states) for one, outputs in ordered]
+    run_batch(model, group, encode, model.new_halt())
+    return [(given[int(rows.outputs[0, 0])], rows.next_states) for rows in group]
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ async def test_a_replica_goes_on_from_what_is_stored(replaced, store, position):
 
 async def test_rows_of_a_block_go_on_from_what_is_stored(replaced, store):
     rows = Rows(["s"], ZZZ, [6])
-    replaced[0].submit_block(rows.block())
+    replaced[0].submit_rows(rows.block())
     assert await asyncio.wait_for(rows.done, 5) == [(9, [73, 80, 87], False)]
 
 

@@ -29,7 +29,7 @@ class _Group(Generic[Item]):
     missing: int = 0
 
 
-class StepQueue(Generic[Key, Item]):
+class Queue(Generic[Key, Item]):
     """First in, first out per session; every session at most once per batch.
 
     Args:

@@ -9,11 +9,12 @@ client sends ahead, and an answer from it rests on a record just read; so otherw
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from service.engine.rows import Rows
 from service.model.contract import Contract
 from service.model.protocol import Model
 from service.store.record import Record, decode_replies, encode_replies
@@ -30,27 +31,7 @@ _STAMP = slice(0, 3)
 _NONCE, _MODEL, _ROW, _COLUMN_COUNT = range(3, 7)
 
 
-class Standing(NamedTuple):
-    """Where B sessions stand, as far as this process knows.
-
-    Attributes:
-        stamps: Stamps that a commit must find, int64 (B, 3): incarnation, position and history digest.
-        nonces: Of their openings, int64 (B,).
-        models: Numbers of their models, int64 (B,).
-        rows: Where their states lie, int64 (B,).
-    """
-
-    stamps: NDArray[np.int64]
-    nonces: NDArray[np.int64]
-    models: NDArray[np.int64]
-    rows: NDArray[np.int64]
-
-    def part(self, chosen: NDArray[Any]) -> "Standing":
-        """Returns some of the sessions, by index or mask."""
-        return Standing(*(column[chosen] for column in self))
-
-
-class HotSessions:
+class Cache:
     """Hot sessions by key.
 
     Args:
@@ -88,12 +69,13 @@ class HotSessions:
         """Returns the slot of each session; None if it is not hot."""
         return list(map(self._slots.get, keys))
 
-    def standing(self, slots: NDArray[np.int64]) -> Standing:
-        """Returns where sessions stand, and marks them as used."""
+    def look_up(self, rows: Rows, slots: NDArray[np.int64]) -> None:
+        """Fills in where sessions stand, as far as this process knows, and marks them as used."""
         self._turn += 1
         self._used[slots] = self._turn
         columns = self._columns[slots]
-        return Standing(columns[:, _STAMP], columns[:, _NONCE], columns[:, _MODEL], columns[:, _ROW])
+        rows.slots, rows.stamps, rows.nonces = slots, columns[:, _STAMP], columns[:, _NONCE]
+        rows.models, rows.places = columns[:, _MODEL], columns[:, _ROW]
 
     def model(self, number: np.int64) -> Model:
         """Returns the model of that number."""
@@ -164,37 +146,25 @@ class HotSessions:
         self._keys[slot] = None
         self._free.append(slot)
 
-    def gather(self, standing: Standing) -> NDArray[np.uint8]:
-        """Copies the raw states of sessions of one model, (B, state_bytes)."""
-        states: NDArray[np.uint8] = self._models[standing.models[0]][1].rows[standing.rows]
-        return states
+    def gather(self, rows: Rows) -> None:
+        """Fills in the raw states of rows of one model: copies, which a run may change."""
+        rows.states = self._models[rows.models[0]][1].rows[rows.places]
 
-    def keep(
-        self,
-        slots: NDArray[np.int64],
-        standing: Standing,
-        stamps: NDArray[np.int64],
-        states: NDArray[np.uint8],
-        tails: Sequence[bytes] | None,
-        verified_s: float,
-    ) -> None:
-        """Takes in records of one model that are committed.
+    def keep(self, rows: Rows, verified_s: float) -> None:
+        """Takes in the records of rows of one model, which are committed.
 
         Args:
-            slots: Of the sessions.
-            standing: Where they stood before.
-            stamps: Of the records, (B, 3).
-            states: Raw, (B, state_bytes).
-            tails: Kept replies; None where no client sends ahead.
+            rows: With next stamps, next states and tails.
             verified_s: Monotonic time at which the store is known to have held the records.
         """
-        self._columns[slots, _STAMP] = stamps
-        self._models[standing.models[0]][1].rows[standing.rows] = states
+        slots = rows.slots
+        self._columns[slots, _STAMP] = rows.next_stamps
+        self._models[rows.models[0]][1].rows[rows.places] = rows.next_states
         self._verified_s[slots] = verified_s
         for slot in slots[self._has_tail[slots]].tolist():
             self._drop_tail(slot)
-        if tails is not None:
-            for slot, tail in zip(slots.tolist(), tails, strict=True):
+        if rows.tails is not None:
+            for slot, tail in zip(slots.tolist(), rows.tails, strict=True):
                 self._keep_tail(slot, tail)
             self._shrink()
 

@@ -2,12 +2,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.engine.step_queue import StepQueue
+from service.engine.queue import Queue
 from service.errors import Overloaded
 
 
 def test_a_batch_holds_a_session_once_and_holds_it_until_release():
-    queue = StepQueue(10)
+    queue = Queue(10)
     for key, item in [("a", 1), ("a", 2), ("b", 3)]:
         queue.push(key, item)
     assert queue.take(8) == [1, 3]
@@ -17,7 +17,7 @@ def test_a_batch_holds_a_session_once_and_holds_it_until_release():
 
 
 def test_put_back_goes_before_what_waits_for_its_session():
-    queue = StepQueue(10)
+    queue = Queue(10)
     queue.push("a", 1)
     queue.push("a", 2)
     [item] = queue.take(1)
@@ -28,7 +28,7 @@ def test_put_back_goes_before_what_waits_for_its_session():
 
 
 def test_a_group_waits_for_all_its_sessions_and_holds_those_it_has():
-    queue = StepQueue(10)
+    queue = Queue(10)
     queue.push("a", 1)
     queue.push_group(["a", "b", "c"], "group")
     queue.push("c", 3)
@@ -44,7 +44,7 @@ def test_a_group_waits_for_all_its_sessions_and_holds_those_it_has():
 
 
 def test_groups_count_their_chunks():
-    queue = StepQueue(5)
+    queue = Queue(5)
     queue.push_group("abc", "three")
     queue.push("d", "one")
     assert len(queue) == 4
@@ -56,7 +56,7 @@ def test_groups_count_their_chunks():
 
 
 def test_a_full_queue_refuses_and_keeps_what_it_has():
-    queue = StepQueue(1)
+    queue = Queue(1)
     queue.push("a", 1)
     with pytest.raises(Overloaded):
         queue.push("b", 2)
@@ -69,7 +69,7 @@ EVENTS = st.lists(st.sets(st.sampled_from("abcd"), max_size=3), max_size=60)
 @given(EVENTS, st.integers(1, 4))
 def test_every_session_leaves_in_order_and_nothing_is_lost(events, max_count):
     """A set of one session is a single chunk, a larger one a group; the empty one takes and releases."""
-    queue, pushed, taken, held = StepQueue(1000), {}, {}, []
+    queue, pushed, taken, held = Queue(1000), {}, {}, []
     for number, keys in enumerate(events):
         item = (number, frozenset(keys))
         if len(keys) == 1:

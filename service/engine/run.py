@@ -1,21 +1,19 @@
 """Runs the chunks of a batch through a model. No I/O.
 
-Blocks are ordered by length, longest first, so that the chunks that have tokens left are always the first
+Rows are ordered by length, longest first, so that the chunks that have tokens left are always the first
 rows of the arrays; they run together, as many tokens in one call as all of them have.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.engine.block import Block
-from service.engine.hot_state import Standing, join_rows, split_rows
+from service.engine.cache import join_rows, split_rows
 from service.engine.ranking import ranked_candidates
 from service.engine.results import check_results
-from service.engine.work import Selection
+from service.engine.rows import Rows
 from service.errors import ModelFailed
 from service.model.contract import Contract
 from service.model.protocol import Arrays, Halt, Model
@@ -30,30 +28,6 @@ tokens nor the size of the vocabulary is a matter of memory."""
 
 _TOP_IDS, _TOP_LOG_PROBS = "\0ids", "\0log_probs"
 """Stand among the outputs in place of what has been ranked; no output has such a name."""
-
-
-class Steps(NamedTuple):
-    """A block about to run.
-
-    Attributes:
-        block: Its chunks.
-        slots: Of its sessions among the hot ones, int64 (B,).
-        standing: Where they stand: where the chunks belong.
-        model: The model of all of them.
-        selection: What to return, completed.
-    """
-
-    block: Block
-    slots: NDArray[np.int64]
-    standing: Standing
-    model: Model
-    selection: Selection
-
-    def part(self, chosen: NDArray[np.int64]) -> "Steps":
-        """Returns some of the rows, by index."""
-        return self._replace(
-            block=self.block.part(chosen), slots=self.slots[chosen], standing=self.standing.part(chosen)
-        )
 
 
 class GroupOutputs(NamedTuple):
@@ -87,66 +61,35 @@ class EncodeOutputs(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class Ran:
-    """What came of running a block.
-
-    Attributes:
-        steps: The block.
-        states: Raw next states, (B, state_bytes).
-        is_finite: Which of them have neither NaN nor infinity, (B,); None if all.
-        outputs: Encoded, (B, n).
-    """
-
-    steps: Steps
-    states: NDArray[np.uint8]
-    is_finite: NDArray[np.bool_] | None
-    outputs: NDArray[np.uint8]
-
-
-def run_batch(
-    model: Model,
-    group: Sequence[Steps],
-    states: Sequence[NDArray[np.uint8]],
-    encode: EncodeOutputs,
-    halt: Halt,
-) -> list[Ran]:
-    """Runs blocks of distinct sessions of one model.
+def run_batch(model: Model, group: Sequence[Rows], encode: EncodeOutputs, halt: Halt) -> None:
+    """Runs rows of distinct sessions of one model, and fills in what they gave.
 
     Args:
         model: The model.
-        group: The blocks.
-        states: Raw states of the sessions of each block, (B, state_bytes).
+        group: The rows, with their states.
         encode: Encodes what they gave.
         halt: Ends the run from another thread.
-
-    Returns:
-        One result per block, in an order of its own.
 
     Raises:
         ModelFailed: The model raised, or gave what its contract does not say.
     """
-    return [
-        ran
-        for part in _parts(model.contract, group)
-        for ran in _run_together(
-            model, [group[place] for place in part], [states[place] for place in part], encode, halt
-        )
-    ]
+    for part in _parts(model.contract, group):
+        _run_together(model, part, encode, halt)
 
 
-def _parts(contract: Contract, group: Sequence[Steps]) -> list[list[int]]:
-    """Divides a large batch by whether blocks want the whole of what others only want ranked."""
-    ranked, every = contract.ranked, list(range(len(group)))
+def _parts(contract: Contract, group: Sequence[Rows]) -> list[Sequence[Rows]]:
+    """Divides a large batch by whether rows want the whole of what others only want ranked."""
+    ranked = contract.ranked
     if ranked is None or not _is_large(contract, group):
-        return [every]
-    whole = {place for place in every if ranked.name in group[place].selection.tensors}
-    return [part for part in ([place for place in every if place not in whole], sorted(whole)) if part]
+        return [group]
+    whole = [rows for rows in group if ranked.name in rows.selection.tensors]
+    others = [rows for rows in group if ranked.name not in rows.selection.tensors]
+    return [part for part in (others, whole) if part]
 
 
-def _is_large(contract: Contract, group: Sequence[Steps]) -> bool:
+def _is_large(contract: Contract, group: Sequence[Rows]) -> bool:
     """Whether the outputs of a batch take more memory than those of one call may."""
-    token_count = sum(len(steps.block) * steps.block.asked.token_count for steps in group)
+    token_count = sum(len(rows) * rows.asked.token_count for rows in group)
     return token_count > _most_steps(contract, _needed_outputs(contract, group))
 
 
@@ -156,34 +99,26 @@ def _most_steps(contract: Contract, needed: Sequence[str]) -> int:
     return max(1, min(MAX_STEPS_PER_CALL, MAX_OUTPUT_BYTES // max(1, step_bytes)))
 
 
-def _run_together(
-    model: Model,
-    group: Sequence[Steps],
-    states: Sequence[NDArray[np.uint8]],
-    encode: EncodeOutputs,
-    halt: Halt,
-) -> list[Ran]:
-    """Runs blocks that share calls of the model; see `run_batch`."""
-    order = sorted(range(len(group)), key=lambda index: -group[index].block.asked.token_count)
-    ordered = [group[index] for index in order]
-    before = _joined([states[index] for index in order])
+def _run_together(model: Model, group: Sequence[Rows], encode: EncodeOutputs, halt: Halt) -> None:
+    """Runs rows that share calls of the model; see `run_batch`."""
+    ordered = sorted(group, key=lambda rows: -rows.asked.token_count)
+    before = _joined([rows.states for rows in ordered])
     try:
         outputs, after = _run(model, ordered, split_rows(model.contract, before), halt)
-        rows = join_rows(model.contract, after)
+        next_states = join_rows(model.contract, after)
     except Exception as error:  # a model may raise anything; its batch fails, no more
         reason = f"model {model.name} version {model.version} failed: {type(error).__name__}: {error}"
         raise ModelFailed(reason) from error
     finite = _finite_rows(after)
-    ran: list[Ran] = []
     row = token = 0
-    for steps in ordered:
-        rows_end = row + len(steps.block)
-        tokens_end = token + len(steps.block) * steps.block.asked.token_count
+    for rows in ordered:
+        rows_end = row + len(rows)
+        tokens_end = token + len(rows) * rows.asked.token_count
         part = slice(row, rows_end)
-        encoded = encode(_outputs_of(steps, outputs, after, slice(token, tokens_end), part))
-        ran.append(Ran(steps, rows[part], None if finite is None else finite[part], encoded))
+        rows.outputs = encode(_outputs_of(rows, outputs, after, slice(token, tokens_end), part))
+        rows.next_states = next_states[part]
+        rows.is_finite = None if finite is None else finite[part]
         row, token = rows_end, tokens_end
-    return ran
 
 
 def _joined(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
@@ -206,7 +141,7 @@ def _is_finite(array: NDArray[Any]) -> bool:
 
 
 def _run(
-    model: Model, ordered: Sequence[Steps], states: dict[str, NDArray[Any]], halt: Halt
+    model: Model, ordered: Sequence[Rows], states: dict[str, NDArray[Any]], halt: Halt
 ) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
     """Runs all tokens of all chunks.
 
@@ -216,14 +151,14 @@ def _run(
         (B, ...).
     """
     needed = _needed_outputs(model.contract, ordered)
-    counts = [steps.block.asked.token_count for steps in ordered]
-    rows = [len(steps.block) for steps in ordered]
+    counts = [rows.asked.token_count for rows in ordered]
+    sizes = [len(rows) for rows in ordered]
     dtype = model.contract.input.dtype
     if counts[0] == counts[-1] and not _is_large(model.contract, ordered):
-        tokens = _joined([steps.block.tokens for steps in ordered])
+        tokens = _joined([rows.tokens for rows in ordered])
         outputs, after = _call(model, tokens.swapaxes(0, 1).astype(dtype, "C"), states, needed, halt)
         return {name: _by_row(outputs[name]) for name in needed}, dict(after)
-    return _run_in_spans(model, ordered, np.repeat(counts, rows), states, needed, halt)
+    return _run_in_spans(model, ordered, np.repeat(counts, sizes), states, needed, halt)
 
 
 def _call(
@@ -240,14 +175,14 @@ def _call(
 
 def _run_in_spans(
     model: Model,
-    ordered: Sequence[Steps],
+    ordered: Sequence[Rows],
     counts: NDArray[np.int64],
     states: dict[str, NDArray[Any]],
     needed: tuple[str, ...],
     halt: Halt,
 ) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
     shape = () if model.contract.input.kind == "token_id" else (model.contract.input.width,)
-    flat = _joined([steps.block.tokens.reshape(-1, *shape) for steps in ordered])
+    flat = _joined([rows.tokens.reshape(-1, *shape) for rows in ordered])
     tokens = flat.astype(model.contract.input.dtype)
     starts = np.concatenate([[0], np.cumsum(counts)])
     specs = {output.name: output for output in model.contract.outputs}
@@ -273,12 +208,10 @@ def _run_in_spans(
     return collected, states
 
 
-def _ranked_at_once(contract: Contract, group: Sequence[Steps]) -> int:
+def _ranked_at_once(contract: Contract, group: Sequence[Rows]) -> int:
     """Returns how many candidates to take of each call of a large batch; 0 if logits are kept whole."""
-    is_whole = any(contract.ranked.name in steps.selection.tensors for steps in group if contract.ranked)
-    return (
-        0 if is_whole or not _is_large(contract, group) else max(steps.selection.top_k for steps in group)
-    )
+    is_whole = any(contract.ranked.name in rows.selection.tensors for rows in group if contract.ranked)
+    return 0 if is_whole or not _is_large(contract, group) else max(rows.selection.top_k for rows in group)
 
 
 def _as_candidates(values: NDArray[Any], top_k: int, role: str) -> dict[str, NDArray[Any]]:
@@ -308,36 +241,36 @@ def _spans(counts: list[int], most_steps: int) -> Iterator[tuple[int, int, int]]
             active -= 1
 
 
-def _needed_outputs(contract: Contract, group: Sequence[Steps]) -> tuple[str, ...]:
+def _needed_outputs(contract: Contract, group: Sequence[Rows]) -> tuple[str, ...]:
     needed: set[str] = set()
-    for steps in group:
-        needed.update(steps.selection.tensors)
-        if steps.selection.top_k and contract.ranked is not None:
+    for rows in group:
+        needed.update(rows.selection.tensors)
+        if rows.selection.top_k and contract.ranked is not None:
             needed.add(contract.ranked.name)
-        if steps.selection.token_log_prob and contract.token_log_prob is not None:
+        if rows.selection.token_log_prob and contract.token_log_prob is not None:
             needed.add(contract.token_log_prob.name)
     return tuple(output.name for output in contract.outputs if output.name in needed)
 
 
 def _outputs_of(
-    steps: Steps,
+    rows: Rows,
     outputs: dict[str, NDArray[Any]],
     states: dict[str, NDArray[Any]],
-    tokens: slice,
-    rows: slice,
+    of_tokens: slice,
+    of_rows: slice,
 ) -> GroupOutputs:
-    """Picks what one block asked for."""
-    selection, contract = steps.selection, steps.model.contract
+    """Picks what some rows asked for."""
+    selection, contract = rows.selection, rows.model.contract
     ids = log_probs = surprise = None
     specs = {output.name: output for output in contract.outputs}
 
     def picked(name: str) -> NDArray[Any]:
-        return outputs[name][rows if specs[name].is_last else tokens]
+        return outputs[name][of_rows if specs[name].is_last else of_tokens]
 
     if selection.top_k:
         assert contract.ranked is not None, "bug: a selection ranks what the model does not have"
         if _TOP_IDS in outputs:
-            part = rows if contract.ranked.is_last else tokens
+            part = of_rows if contract.ranked.is_last else of_tokens
             ids, log_probs = (outputs[name][part, : selection.top_k] for name in (_TOP_IDS, _TOP_LOG_PROBS))
         else:
             ids, log_probs = ranked_candidates(
@@ -346,11 +279,11 @@ def _outputs_of(
     if selection.token_log_prob and contract.token_log_prob is not None:
         surprise = picked(contract.token_log_prob.name)
     return GroupOutputs(
-        row_count=len(steps.block),
-        token_count=steps.block.asked.token_count,
+        row_count=len(rows),
+        token_count=rows.asked.token_count,
         top_ids=ids,
         top_log_probs=log_probs,
         token_log_probs=surprise,
         tensors={name: picked(name) for name in selection.tensors},
-        state={name: states[name][rows] for name in states} if selection.state else {},
+        state={name: states[name][of_rows] for name in states} if selection.state else {},
     )

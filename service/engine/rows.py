@@ -1,21 +1,22 @@
 """Chunks that move through the engine together: rows of a message, or single chunks that wait together.
 
-All chunks of a block are of distinct sessions, equally long, and ask for the same, so that what is said of
+All of them are of distinct sessions, equally long, and ask for the same, so that what is said of
 them lies in arrays and a batch is a few operations on these, however many rows it has. A row becomes an
 object of its own, a `Work`, only when it is cold, a retry, refused, or came first as one.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from holdfast import history_digest
-from service.engine.work import Answer, Asked, Work
-from service.store.protocol import AckLevel
+from service.engine.work import Answer, Asked, Selection, Work
+from service.model.protocol import Model
+from service.store.protocol import AckLevel, Writes
 
 NOT_GIVEN = -1
 """Where a chunk names no position, or acknowledges none."""
@@ -26,9 +27,15 @@ TOKEN_DTYPES: dict[Literal["text", "ids", "features"], np.dtype[Any]] = {
     "features": np.dtype("<f4"),
 }
 
+_ONE_FOR_ALL = ("model", "selection")
+_FILLED = (
+    "slots", "stamps", "nonces", "models", "places", "states", "outputs", "next_states", "is_finite",
+    "next_stamps",
+)  # fmt: skip
+
 
 class Applied(NamedTuple):
-    """Rows of a block that are committed.
+    """Rows that are committed.
 
     Attributes:
         rows: Their numbers, as their owner counts, int64 (R,).
@@ -46,7 +53,7 @@ class Applied(NamedTuple):
 
 
 class Owner(Protocol):
-    """Who gets the outcomes of a block; every row gets one."""
+    """Who gets the outcomes of rows; every row gets one."""
 
     def applied(self, applied: Applied) -> None:
         """Takes rows that are committed; must not raise."""
@@ -60,12 +67,14 @@ class Owner(Protocol):
 
 
 @dataclass(slots=True, eq=False)
-class Block:
-    """B chunks of k tokens each.
+class Rows:
+    """B chunks of k tokens each, and, as they travel, what becomes of them.
+
+    A column that is not filled yet has no value, and reading it is a bug.
 
     Attributes:
         owner: Gets the outcomes.
-        rows: Number of each row, as the owner counts, int64 (B,).
+        numbers: Of each row, as the owner counts, int64 (B,).
         asked: What all of them ask.
         keys: Store keys of the sessions.
         tokens: (B, k) bytes or ids, (B, k, width) features; dtype by kind, see `TOKEN_DTYPES`.
@@ -77,11 +86,25 @@ class Block:
         digests: History digests meant at the positions, int64 (B,); 0 is any; None where all mean any.
         arrived_s: Monotonic time of arrival: of each row, or one for all.
         deadline_s: Monotonic time after which the caller no longer waits.
-        is_gathered: It is made of single chunks.
+        is_gathered: They came as single chunks.
+        slots: Of the sessions in the cache, int64 (B,). These five are filled from there.
+        stamps: Stamps that a commit must find, int64 (B, 3): incarnation, position and history digest.
+        nonces: Of the sessions' openings, int64 (B,).
+        models: Numbers of their models, int64 (B,).
+        places: Where their states lie, int64 (B,).
+        model: The model of all of them. These two are filled when the rows are to run.
+        selection: What to return, completed.
+        states: Raw, uint8 (B, state_bytes), from the cache; the run may change them.
+        outputs: What each gave, encoded by the edge, uint8 (B, n). These three are filled by the run.
+        next_states: Raw, uint8 (B, state_bytes).
+        is_finite: Which of these have neither NaN nor infinity, (B,); None if all.
+        next_stamps: Of the new records, int64 (B, 3). These three are filled for the commit.
+        tails: The replies that each new record keeps, encoded; None if the next record needs none.
+        writes: The new records.
     """
 
     owner: Owner
-    rows: NDArray[np.int64]
+    numbers: NDArray[np.int64]
     asked: Asked
     keys: list[bytes]
     tokens: NDArray[Any]
@@ -94,15 +117,30 @@ class Block:
     deadline_s: float = math.inf
     is_gathered: bool = False
 
+    slots: NDArray[np.int64] = field(init=False)
+    stamps: NDArray[np.int64] = field(init=False)
+    nonces: NDArray[np.int64] = field(init=False)
+    models: NDArray[np.int64] = field(init=False)
+    places: NDArray[np.int64] = field(init=False)
+    model: Model = field(init=False)
+    selection: Selection = field(init=False)
+    states: NDArray[np.uint8] = field(init=False)
+    outputs: NDArray[np.uint8] = field(init=False)
+    next_states: NDArray[np.uint8] = field(init=False)
+    is_finite: NDArray[np.bool_] | None = field(init=False)
+    next_stamps: NDArray[np.int64] = field(init=False)
+    tails: list[bytes] | None = field(init=False)
+    writes: Writes = field(init=False)
+
     def __len__(self) -> int:
         return len(self.keys)
 
-    def part(self, chosen: NDArray[np.int64]) -> "Block":
-        """Returns some of the rows, by index."""
+    def take(self, chosen: NDArray[np.int64]) -> "Rows":
+        """Returns some of the rows, by index, with all that is filled but `writes`."""
         places = chosen.tolist()
-        return replace(
+        part = replace(
             self,
-            rows=self.rows[chosen],
+            numbers=self.numbers[chosen],
             keys=[self.keys[place] for place in places],
             tokens=self.tokens[chosen],
             sums=self.sums[chosen],
@@ -112,14 +150,26 @@ class Block:
             digests=None if self.digests is None else self.digests[chosen],
             arrived_s=[self.arrived_s[place] for place in places] if self.is_gathered else self.arrived_s,
         )
+        for name in _ONE_FOR_ALL:
+            if hasattr(self, name):
+                setattr(part, name, getattr(self, name))
+        for name in _FILLED:
+            column = getattr(self, name, None)
+            if column is not None:
+                setattr(part, name, column[chosen])
+            elif hasattr(self, name):
+                setattr(part, name, None)
+        if hasattr(self, "tails"):
+            part.tails = None if self.tails is None else [self.tails[place] for place in places]
+        return part
 
     def works(self) -> list[Work]:
         """Returns every row as a chunk of its own."""
         return [self.work(place) for place in range(len(self))]
 
     def work(self, place: int) -> Work:
-        """Returns the row with this index as a chunk of its own, which came when the block did."""
-        work = self.owner.work(int(self.rows[place]))
+        """Returns the row with this index as a chunk of its own, which came when the rows did."""
+        work = self.owner.work(int(self.numbers[place]))
         if not self.is_gathered:
             [work.arrived_s] = self.arrived_s
         return work
@@ -138,7 +188,7 @@ def to_tokens(asked: Asked, raw: bytes, row_count: int) -> NDArray[Any]:
     return tokens.reshape(row_count, asked.token_count)
 
 
-def gather(works: Sequence[Work]) -> Block:
+def gather(works: Sequence[Work]) -> Rows:
     """Joins single chunks that ask for the same."""
     claims = [work.claim for work in works]
     asked = works[0].asked
@@ -146,9 +196,9 @@ def gather(works: Sequence[Work]) -> Block:
     incarnations = [claim.incarnation for claim in claims]
     digests = [claim.digest for claim in claims]
     tokens = to_tokens(asked, b"".join([work.raw for work in works]), len(works))
-    return Block(
+    return Rows(
         owner=_Singles(works),
-        rows=np.arange(len(works)),
+        numbers=np.arange(len(works)),
         asked=asked,
         keys=[work.key for work in works],
         tokens=tokens,
@@ -169,7 +219,7 @@ def _column(values: list[int]) -> NDArray[np.int64]:
 
 
 class _Singles:
-    """Owns a block of single chunks."""
+    """Owns rows that came as single chunks."""
 
     def __init__(self, works: Sequence[Work]) -> None:
         self._works = works
