@@ -40,7 +40,7 @@ PURE = {
     "service.engine.rules",
     "service.engine.queue",
     "service.engine.suspects",
-    "service.engine.results",
+    "service.engine.checks",
     "service.store.record",
     "service.store.slots",
     "service.store.safety",

@@ -5,7 +5,7 @@ takes what waits: the busier it is, the larger its batches; `pace` says when mor
 wait. The commit of a batch overlaps the run of the next one; a session whose commit is under way is held.
 
 Chunks go through it as rows, in arrays: those of a message in columns from the start, single ones from
-the moment a batch is taken. A row leaves the others, to be looked at alone, when it does not just run.
+the moment a batch is taken.
 
 Invariants:
 - Every chunk that is submitted is answered exactly once, whatever the model or the store does.
@@ -18,7 +18,7 @@ Invariants:
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -31,18 +31,18 @@ from service.engine import pace, rules
 from service.engine.bell import Bell
 from service.engine.busy_clock import BusyClock
 from service.engine.cache import Cache
+from service.engine.checks import check_named, check_tokens, served_model, validate
+from service.engine.chunk import Asked, Chunk
 from service.engine.isolation import Apart, Failed, Isolation, Outcome
 from service.engine.pace import Pace
 from service.engine.quarantine import quarantine
 from service.engine.queue import Queue
 from service.engine.records import make_records
-from service.engine.rows import Applied, Rows, gather
+from service.engine.rows import Rows, join
 from service.engine.run import EncodeOutputs
 from service.engine.runner import Runner
-from service.engine.served import check_named, served_model
 from service.engine.session_event import SessionEvent
 from service.engine.suspects import Suspects
-from service.engine.work import Answer, Asked, Work, check_tokens, validate
 from service.errors import (
     DeadlinePassed,
     Draining,
@@ -52,7 +52,7 @@ from service.errors import (
     SessionExpired,
     StoreUnavailable,
 )
-from service.model.protocol import Model, Models
+from service.model.protocol import Models
 from service.store.protocol import AckLevel, Found, Loaded, Refusals, StateStore
 from service.store.record import KeptReply, Record, decode
 
@@ -70,8 +70,8 @@ LINGER_S = 0.02
 PAST_EPOCH = -1
 """An epoch of the store that is over: what belongs to it is not confirmed."""
 
-Items = Sequence[Work | Rows]
-"""What a batch is made of: single chunks, and rows of them."""
+Items = Sequence[Chunk | Rows]
+"""What is taken from the queue."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class Engine:
         self._runner = Runner(encode_outputs, limits.run_timeout_s)
         self._observer = observer
         self._limits = limits
-        self._queue: Queue[bytes, Work | Rows] = Queue(limits.max_waiting)
+        self._queue: Queue[bytes, Chunk | Rows] = Queue(limits.max_waiting)
         self._cache = Cache(limits.hot_state_bytes, self._queue.__contains__)
         self._suspects = Suspects(limits.quarantine_after)
         self._isolation = Isolation(
@@ -213,39 +213,35 @@ class Engine:
             self._runner.close()
             self._busy_clock.close()
         while items := self._queue.take(self._limits.max_batch):
-            for work in _works(items):
-                self._refuse(work, _draining())
+            for rows in map(_as_rows, items):
+                self._refuse(rows, _draining())
 
-    def submit(self, work: Work) -> None:
-        """Takes a chunk; it is settled with its outcome, possibly before this returns."""
-        self._pace.came(work.key)
-        work.arrived_s = time.monotonic()
-        self._take_over(1)
+    def submit(self, chunk: Chunk) -> None:
+        """Takes a chunk; it is settled with what it gets, possibly before this returns."""
+        self._pace.came(chunk.key)
+        chunk.arrived_s = time.monotonic()
         try:
-            self._check_open()
-            if work.asked.ack_level:
-                self._store.check_level(work.asked.ack_level)
-            rules.check(work.claim)
-            self._queue.push(work.key, work)
+            self._check_open(chunk.asked)
+            chunk.check()
+            self._queue.push(chunk.key, chunk)
         except ServiceError as error:
-            self._settle(work, error)
+            if not chunk.is_cancelled:
+                self._observer.refused(error.reason)
+            chunk.settle(error.without_trace())
         else:
-            self._bell.ring()
+            self._take_over(1)
 
     def submit_rows(self, rows: Rows) -> None:
-        """Takes chunks of distinct sessions; their owner gets the outcomes, maybe before this returns."""
-        rows.arrived_s = [time.monotonic()]
-        self._take_over(len(rows))
+        """Takes rows of a message; it gets what became of them, maybe before this returns."""
+        assert rows.message is not None, "bug: rows of nobody"
+        rows.message.arrived_s = time.monotonic()
         try:
-            self._check_open()
-            if rows.asked.ack_level:
-                self._store.check_level(rows.asked.ack_level)
+            self._check_open(rows.asked)
             self._queue.push_group(rows.keys, rows)
         except ServiceError as error:
-            for work in rows.works():
-                self._settle(work, error)
+            self._settle(rows, error)
         else:
-            self._bell.ring()
+            self._take_over(len(rows))
 
     def forget(self, key: bytes) -> None:
         """Drops a session from memory, because its record was changed by other means than a chunk."""
@@ -257,10 +253,13 @@ class Engine:
     def _take_over(self, count: int) -> None:
         self._unanswered_count += count
         self._idle.clear()
+        self._bell.ring()
 
-    def _check_open(self) -> None:
+    def _check_open(self, asked: Asked) -> None:
         if self._is_draining:
             raise _draining()
+        if asked.ack_level:
+            self._store.check_level(asked.ack_level)
 
     async def _drive(self) -> None:
         trouble = Trouble("engine")
@@ -308,18 +307,21 @@ class Engine:
             await coroutine
         except Exception:  # noqa: BLE001 -- whatever it is, these callers get an answer
             _log.exception("bug: a stage of the engine failed")
-            for work in _works(items):
-                if not work.is_answered:
-                    self._cache.discard(work.key)
-                    self._refuse(work, InternalFailure("the server failed on this chunk"))
+            for rows in map(_as_rows, items):
+                left = rows.unanswered()
+                if len(left):
+                    rows = rows.anew(left)
+                    for key in rows.keys:
+                        self._cache.discard(key)
+                    self._refuse(rows, InternalFailure("the server failed on this chunk"))
 
     # -- plan ---------------------------------------------------------------------------------
 
-    def _plan(self, items: Items) -> tuple[list[Rows], list[Work | Rows]]:
-        """Sorts chunks into steps to run and sessions to load; answers the rest."""
-        joined, cold = self._to_rows(items)
+    def _plan(self, items: Items) -> tuple[list[Rows], list[Rows]]:
+        """Sorts chunks into rows to run and rows of sessions to load; answers the rest."""
         ready: list[Rows] = []
-        for rows in joined:
+        cold: list[Rows] = []
+        for rows in self._joined(items):
             slots = self._cache.find(rows.keys)
             if None in slots:
                 cold.append(rows)
@@ -327,28 +329,29 @@ class Engine:
                 ready += self._decide(rows, np.array(slots), cold)
         return ready, cold
 
-    def _to_rows(self, items: Items) -> tuple[list[Rows], list[Work | Rows]]:
-        """Drops what nobody waits for, and joins single chunks of hot sessions that ask for the same."""
+    def _joined(self, items: Items) -> list[Rows]:
+        """Joins single chunks that ask for the same, hot and cold ones apart; drops what nobody wants."""
         now_s = time.monotonic()
         joined: list[Rows] = []
-        cold: list[Work | Rows] = []
-        alike: dict[Asked, list[Work]] = {}
+        alike: dict[tuple[Asked, bool], list[Chunk]] = {}
         for item in items:
             if isinstance(item, Rows):
-                if item.owner.is_cancelled or item.deadline_s < now_s:
-                    self._refuse_all(item, _late())
-                else:
-                    joined.append(item)
-            elif item.is_cancelled or item.deadline_s < now_s:
-                self._refuse(item, _late())
-            elif item.key in self._cache:
-                alike.setdefault(item.asked, []).append(item)
+                joined.append(item)
             else:
-                cold.append(item)
-        joined += map(gather, alike.values())
-        return joined, cold
+                alike.setdefault((item.asked, item.key in self._cache), []).append(item)
+        joined += map(join, alike.values())
+        return [wanted for rows in joined if (wanted := self._wanted(rows, now_s)) is not None]
 
-    def _decide(self, rows: Rows, slots: NDArray[np.int64], cold: list[Work | Rows]) -> list[Rows]:
+    def _wanted(self, rows: Rows, now_s: float) -> Rows | None:
+        """Returns the rows that somebody waits for; refuses the others."""
+        unwanted = rows.unwanted(now_s)
+        if not unwanted:
+            return rows
+        self._refuse(rows.anew(np.array(unwanted)), _late())
+        wanted = np.setdiff1d(np.arange(len(rows)), unwanted)
+        return rows.anew(wanted) if len(wanted) else None
+
+    def _decide(self, rows: Rows, slots: NDArray[np.int64], cold: list[Rows]) -> list[Rows]:
         """Returns what runs, split by model; looks at the other rows one by one."""
         self._cache.look_up(rows, slots)
         runs = rules.continues(
@@ -359,7 +362,7 @@ class Engine:
             runs &= ~is_ahead | self._cache.has_tails(slots, self._epoch_began_s())
         if np.count_nonzero(runs) < len(rows):
             for place in np.flatnonzero(~runs).tolist():
-                self._decide_alone(rows.work(place), int(slots[place]), cold)
+                self._decide_alone(rows.one(place), cold)
             rows = rows.take(np.flatnonzero(runs))
         numbers = rows.models
         if len(rows) and np.count_nonzero(numbers == numbers[0]) == len(rows):
@@ -375,54 +378,48 @@ class Engine:
         try:
             rows.selection = validate(rows.asked, rows.model)
         except ServiceError as error:
-            self._refuse_all(rows, error)
+            self._refuse(rows, error)
             return []
         wrong = check_tokens(rows.asked, rows.tokens, rows.model.contract)
         if not wrong:
             return [rows]
         for place, reason in wrong.items():
-            self._refuse(rows.work(place), reason)
+            self._refuse(rows.one(place), reason)
         chosen = np.setdiff1d(np.arange(len(rows)), list(wrong))
         return [rows.take(chosen)] if len(chosen) else []
 
-    def _decide_alone(self, work: Work, slot: int, cold: list[Work | Rows]) -> None:
-        """Answers a chunk that does not just run, or has it loaded if the answer could be out of date.
+    def _decide_alone(self, row: Rows, cold: list[Rows]) -> None:
+        """Answers a row that does not just run, or has it loaded if the answer could be out of date.
 
         What was known before the store's connection broke may be what another server never had.
         """
-        if not self._cache.knows_all(slot, max(work.arrived_s, self._epoch_began_s())):
-            self._cache.discard(work.key)
-            cold.append(work)
+        slot = int(row.slots[0])
+        if not self._cache.knows_all(slot, max(row.arrived_s(0), self._epoch_began_s())):
+            self._cache.discard(row.keys[0])
+            cold.append(row)
             return
-        record, model = self._cache.record(slot), self._cache.model_at(slot)
+        record, row.model = self._cache.record(slot), self._cache.model_at(slot)
         try:
-            reply = rules.decide(record, work.claim)
+            reply = rules.decide(record, row.claim(0))
             assert reply is not None, "bug: a chunk that runs was held to be out of place"
-            check_named(model, work.asked.model_name, work.asked.model_version)
+            check_named(row.model, row.asked.model_name, row.asked.model_version)
         except ServiceError as error:
-            self._refuse(work, error)
+            self._refuse(row, error)
             return
-        self._replay(work, record, model, reply, self._cache.verified_s(slot))
+        self._replay(row, record, reply, self._cache.verified_s(slot))
 
-    def _replay(
-        self, work: Work, record: Record, model: Model, reply: KeptReply, verified_s: float
-    ) -> None:
-        """Answers a chunk by a reply kept in a record that was read at `verified_s`."""
+    def _replay(self, row: Rows, record: Record, reply: KeptReply, verified_s: float) -> None:
+        """Answers a row by a reply kept in a record that was read at `verified_s`."""
         self._observer.replayed()
-        level = self._level(work.asked)
-        answer = Answer(
-            record.incarnation, reply.position, reply.digest, model.version, True, reply.outputs, level
-        )
-        if level:
+        row.next_stamps = np.array([[record.incarnation, reply.position, reply.digest]])
+        row.outputs = np.frombuffer(reply.outputs, np.uint8)[np.newaxis]
+        row.is_replayed = True
+        row.ack_level = self._level(row.asked)
+        if row.ack_level:
             epoch = self._epoch if verified_s >= self._epoch_began_s() else PAST_EPOCH
-            self._spawn(self._guard([work], self._confirm_replay(work, answer, epoch)))
+            self._spawn(self._guard([row], self._confirm(row, epoch)))
         else:
-            self._give(work, answer)
-
-    def _give(self, work: Work, answer: Answer) -> None:
-        self._observer.acknowledged(answer.ack_level, 1)
-        self._settle(work, answer)
-        self._release((work.key,))
+            self._answer(row)
 
     def _level(self, asked: Asked) -> AckLevel:
         return self._limits.ack_level if asked.ack_level is None else asked.ack_level
@@ -435,26 +432,23 @@ class Engine:
 
     # -- load ---------------------------------------------------------------------------------
 
-    async def _load(self, items: Items) -> None:
+    async def _load(self, cold: Sequence[Rows]) -> None:
         """Reads cold sessions in one round trip; then what waited for them is decided."""
         if failpoints.is_armed:
             await failpoints.hit("before_load")
-        keys = [key for item in items for key in self._cold_keys(item)]
+        keys = [key for rows in cold for key in rows.keys if key not in self._cache]
         try:
             started_s, records = await self._read(keys)
         except ServiceError as error:
-            for work in _works(items):
-                self._refuse(work, error)
+            for rows in cold:
+                self._refuse(rows, error)
             return
         if failpoints.is_armed:
             await failpoints.hit("after_load")
         self._observer.loaded(len(keys), time.monotonic() - started_s)
         loaded = dict(zip(keys, records, strict=True))
-        for item in items:
-            if isinstance(item, Work):
-                self._take_in(item, loaded[item.key], started_s)
-            else:
-                self._take_in_rows(item, loaded, started_s)
+        for rows in cold:
+            self._take_in(rows, loaded, started_s)
 
     async def _read(self, keys: Sequence[bytes]) -> tuple[float, Sequence[Loaded]]:
         """Reads records, and returns since when they are known; again if the server changed meanwhile.
@@ -469,54 +463,44 @@ class Engine:
                 return started_s, records
         raise StoreUnavailable("the store's servers keep changing", retry_after_s=0.1)
 
-    def _cold_keys(self, item: Work | Rows) -> list[bytes]:
-        if isinstance(item, Work):
-            return [item.key]
-        slots = self._cache.find(item.keys)
-        return [key for key, slot in zip(item.keys, slots, strict=True) if slot is None]
+    def _take_in(self, rows: Rows, loaded: Mapping[bytes, Loaded], verified_s: float) -> None:
+        """Makes sessions hot from what the store holds, and lets their chunks be decided again."""
+        stays = [
+            key not in loaded or self._heat(rows, place, loaded[key], verified_s)
+            for place, key in enumerate(rows.keys)
+        ]
+        if all(stays):
+            self._put_back(rows)
+        elif any(stays):
+            self._put_back(rows.anew(np.flatnonzero(stays)))
 
-    def _take_in(self, work: Work, data: Loaded, verified_s: float) -> None:
-        """Makes a session hot from what the store holds, and lets its chunk be decided again."""
-        if self._heat(work, data, verified_s):
-            self._put_back(work, 1)
-
-    def _take_in_rows(self, rows: Rows, loaded: dict[bytes, Loaded], verified_s: float) -> None:
-        """Makes the cold sessions of rows hot; rows that have none leave the others."""
-        stays = np.ones(len(rows), np.bool_)
-        for place, key in enumerate(rows.keys):
-            if key not in loaded:
-                continue
-            stays[place] = self._heat(rows.work(place), loaded[key], verified_s)
-        if stays.all():
-            self._put_back(rows, len(rows))
-        elif stays.any():
-            self._put_back(rows.take(np.flatnonzero(stays)), int(stays.sum()))
-
-    def _put_back(self, item: Work | Rows, count: int) -> None:
-        self._queue.put_back(item, count)
+    def _put_back(self, rows: Rows) -> None:
+        self._queue.put_back(rows, len(rows))
         self._bell.ring()
 
-    def _heat(self, work: Work, data: Loaded, verified_s: float) -> bool:
-        """Makes the session of a chunk hot; returns whether it is, else the chunk is answered."""
+    def _heat(self, rows: Rows, place: int, data: Loaded, verified_s: float) -> bool:
+        """Makes the session of a row hot; returns whether it is, else the row is answered."""
+        key = rows.keys[place]
         try:
             if isinstance(data, ServiceError):
                 raise data
             record = decode(data) if data is not None else None
             if record is None or record.closed or record.quarantine_reason:
-                reply = rules.decide(record, work.claim)
+                reply = rules.decide(record, rows.claim(place))
                 assert record is not None, "bug: a session that is not stored runs"
                 assert reply is not None, "bug: a session that is held runs"
-                model = served_model(self._models, record)
-                check_named(model, work.asked.model_name, work.asked.model_version)
-                self._cache.discard(work.key)
-                self._replay(work, record, model, reply, verified_s)
+                row = rows.one(place)
+                row.model = served_model(self._models, record)
+                check_named(row.model, row.asked.model_name, row.asked.model_version)
+                self._cache.discard(key)
+                self._replay(row, record, reply, verified_s)
                 return False
             model = served_model(self._models, record)
         except ServiceError as error:
-            self._cache.discard(work.key)
-            self._refuse(work, error)
+            self._cache.discard(key)
+            self._refuse(rows.one(place), error)
             return False
-        self._cache.put(work.key, model, record, verified_s=verified_s)
+        self._cache.put(key, model, record, verified_s=verified_s)
         return True
 
     # -- run ----------------------------------------------------------------------------------
@@ -591,10 +575,11 @@ class Engine:
         await self._commit_turn.acquire()
         self._spawn(self._guard(ran, self._commit(ran)))
 
-    def _why_not(self, work: Work) -> ServiceError | None:
+    def _why_not(self, rows: Rows) -> list[tuple[int, ServiceError]]:
+        """Returns which rows are not to run any more, by index, and why."""
         if self._is_stopping:
-            return _draining()
-        return _late() if work.is_cancelled or work.deadline_s < time.monotonic() else None
+            return [(place, _draining()) for place in range(len(rows))]
+        return [(place, _late()) for place in rows.unwanted(time.monotonic())]
 
     def _fail(self, failed: Sequence[Failed]) -> None:
         """Refuses chunks that made their model fail; has sessions quarantined that do so for ever."""
@@ -602,11 +587,11 @@ class Engine:
             if is_incorrigible:
                 self._spawn(self._guard([rows], self._quarantine(rows, error)))
             else:
-                self._refuse_all(rows, error)
+                self._refuse(rows, error)
 
     async def _quarantine(self, rows: Rows, error: ServiceError) -> None:
         """Puts the session of one chunk into quarantine, and refuses the chunk."""
-        work = rows.work(0)
+        [key] = rows.keys
         refusal = None
         try:
             refusal = await quarantine(self._store, rows, error.message, self._limits.session_ttl_s)
@@ -614,9 +599,9 @@ class Engine:
             _log.warning("a session that fails again and again is not in quarantine: %s", why.message)
         if refusal is not None:
             self._observer.session_event(SessionEvent.QUARANTINED)
-            self._suspects.quarantined(work.key)
-        self._cache.discard(work.key)
-        self._refuse(work, refusal or error)
+            self._suspects.quarantined(key)
+        self._cache.discard(key)
+        self._refuse(rows, refusal or error)
 
     # -- commit and answer --------------------------------------------------------------------
 
@@ -649,7 +634,7 @@ class Engine:
     def _make_records(self, rows: Rows) -> list[Rows]:
         parts, refused = make_records(rows, self._cache.tail)
         for place, error in refused:
-            self._refuse(rows.work(place), error)
+            self._refuse(rows.one(place), error)
         return parts
 
     async def _offer(self, parts: Sequence[Rows]) -> tuple[Refusals, int]:
@@ -690,69 +675,53 @@ class Engine:
         else:
             self._apply(rows, started_s, epoch)
         for place in refused:
-            work = rows.work(place)
-            refusal = refusals[first + place]
+            row, refusal = rows.one(place), refusals[first + place]
             if isinstance(refusal, Found):
-                self._conflict(work, refusal, started_s)
+                self._conflict(row, refusal, started_s)
             else:
-                self._cache.discard(work.key)
-                self._refuse(work, refusal)
+                self._cache.discard(row.keys[0])
+                self._refuse(row, refusal)
 
     def _apply(self, rows: Rows, started_s: float, epoch: int) -> None:
         """Takes committed records into memory and answers their chunks, or has them confirmed first."""
         self._cache.keep(rows, started_s)
-        level = self._level(rows.asked)
-        if level:
-            self._spawn(self._guard([rows], self._confirm(rows, level, epoch)))
+        rows.is_replayed = False
+        rows.ack_level = self._level(rows.asked)
+        if rows.ack_level:
+            self._spawn(self._guard([rows], self._confirm(rows, epoch)))
         else:
-            self._answer(rows, level)
+            self._answer(rows)
 
-    def _answer(self, rows: Rows, level: AckLevel) -> None:
-        now_s = time.monotonic()
-        self._observer.applied(len(rows) * rows.asked.token_count, *rows.ages_s(now_s))
-        self._observer.acknowledged(level, len(rows))
-        if rows.is_gathered:
-            self._pace.answered(rows.keys, now_s)
-        rows.owner.applied(Applied(rows.numbers, rows.next_stamps, rows.model.version, rows.outputs, level))
-        self._answered(len(rows))
-        self._release(rows.keys)
-
-    async def _confirm(self, rows: Rows, level: AckLevel, epoch: int) -> None:
+    async def _confirm(self, rows: Rows, epoch: int) -> None:
         """Answers chunks that are committed once they are as durable as asked; meanwhile others commit."""
-        refusals = await self._store.confirm(rows.keys, level, epoch)
+        refusals = await self._store.confirm(rows.keys, rows.ack_level, epoch)
         if not refusals:
-            self._answer(rows, level)
+            self._answer(rows)
             return
-        late = np.array(sorted(refusals))
-        confirmed = np.setdiff1d(np.arange(len(rows)), late)
+        confirmed = np.setdiff1d(np.arange(len(rows)), list(refusals))
         if len(confirmed):
-            self._answer(rows.take(confirmed), level)
-        unconfirmed = rows.take(late)
-        self._observer.applied(len(late) * rows.asked.token_count, *unconfirmed.ages_s(time.monotonic()))
+            self._answer(rows.take(confirmed))
         for place, refusal in refusals.items():
             assert isinstance(refusal, ServiceError), "bug: a confirmation found another record"
-            self._refuse(rows.work(place), refusal)
+            row = rows.one(place)
+            if not row.is_replayed:
+                self._observer.applied(row.asked.token_count, *row.ages_s(time.monotonic()))
+            self._refuse(row, refusal)
 
-    async def _confirm_replay(self, work: Work, answer: Answer, epoch: int) -> None:
-        refusals = await self._store.confirm((work.key,), answer.ack_level, epoch)
-        refusal = refusals.get(0)
-        if isinstance(refusal, ServiceError):
-            self._refuse(work, refusal)
-        else:
-            self._give(work, answer)
-
-    def _conflict(self, work: Work, found: Found, verified_s: float) -> None:
+    def _conflict(self, row: Rows, found: Found, verified_s: float) -> None:
         """Another writer came first: decide again on what is stored now."""
         self._observer.conflicted()
-        work.conflict_count += 1
-        if work.conflict_count > MAX_CONFLICTS:
-            self._cache.discard(work.key)
-            self._refuse(work, PositionConflict("other writers keep coming first"))
-        elif found.record is None and self._has_expired(work.key, verified_s):
-            self._cache.discard(work.key)
-            self._refuse(work, self._expired())
+        [key] = row.keys
+        row = row.anew(np.array([0]))
+        row.conflict_count += 1
+        if row.conflict_count > MAX_CONFLICTS:
+            self._cache.discard(key)
+            self._refuse(row, PositionConflict("other writers keep coming first"))
+        elif found.record is None and self._has_expired(key, verified_s):
+            self._cache.discard(key)
+            self._refuse(row, self._expired())
         else:
-            self._take_in(work, found.record, verified_s)
+            self._take_in(row, {key: found.record}, verified_s)
 
     def _has_expired(self, key: bytes, now_s: float) -> bool:
         """Whether a record that is gone is one that this server saw, longer ago than it could live."""
@@ -769,27 +738,33 @@ class Engine:
 
     # -- ends ---------------------------------------------------------------------------------
 
-    def _refuse_all(self, rows: Rows, error: ServiceError) -> None:
-        for work in rows.works():
-            self._refuse(work, error)
+    def _answer(self, rows: Rows) -> None:
+        """Answers rows that are committed or replayed, and as durable as was asked for."""
+        if not rows.is_replayed:
+            now_s = time.monotonic()
+            self._observer.applied(len(rows) * rows.asked.token_count, *rows.ages_s(now_s))
+            if rows.chunks is not None:
+                self._pace.answered(rows.keys, now_s)
+        self._observer.acknowledged(rows.ack_level, len(rows))
+        rows.settle()
+        self._answered(rows)
 
-    def _refuse(self, work: Work, error: ServiceError) -> None:
-        """Answers a chunk that was taken from the queue with an error."""
-        self._settle(work, error)
-        self._release((work.key,))
+    def _refuse(self, rows: Rows, error: ServiceError) -> None:
+        """Answers rows that were taken from the queue with an error."""
+        self._settle(rows, error)
+        self._answered(rows)
 
-    def _settle(self, work: Work, outcome: Answer | ServiceError) -> None:
-        if isinstance(outcome, ServiceError):
-            outcome.without_trace()
-            if not work.is_cancelled:
-                self._observer.refused(outcome.reason)
-        work.settle(outcome)
-        self._answered(1)
+    def _settle(self, rows: Rows, error: ServiceError) -> None:
+        error.without_trace()
+        for _ in range(rows.waiting_count()):
+            self._observer.refused(error.reason)
+        rows.settle(error)
 
-    def _answered(self, count: int) -> None:
-        self._unanswered_count -= count
+    def _answered(self, rows: Rows) -> None:
+        self._unanswered_count -= len(rows)
         if self._unanswered_count == 0:
             self._idle.set()
+        self._release(rows.keys)
 
     def _release(self, keys: Iterable[bytes]) -> None:
         self._queue.release(keys)
@@ -810,13 +785,8 @@ class Engine:
         return task
 
 
-def _works(items: Items) -> Iterable[Work]:
-    """Yields every chunk as one of its own."""
-    for item in items:
-        if isinstance(item, Work):
-            yield item
-        else:
-            yield from item.works()
+def _as_rows(item: Chunk | Rows) -> Rows:
+    return item if isinstance(item, Rows) else join([item])
 
 
 def _late() -> DeadlinePassed:

@@ -26,7 +26,6 @@ from service.engine.rows import Rows
 from service.engine.runner import BRIEF_COUNT, LONG_COUNT, THREAD_COUNT, Failure, Runner
 from service.engine.suspects import BARS, Suspects
 from service.engine.turns import Turns
-from service.engine.work import Work
 from service.errors import ServiceError
 from service.model.protocol import Model
 from service.store.keys import tenant_of
@@ -110,7 +109,7 @@ class Isolation:
         runner: Runs them.
         suspects: Who is under suspicion.
         gather: Fills in the raw states of sessions.
-        why_not: Tells why a chunk that has waited for its turn is not to run any more; None if it is.
+        why_not: Tells which rows that have waited for their turn are not to run any more, and why.
         observer: Counts.
     """
 
@@ -119,7 +118,7 @@ class Isolation:
         runner: Runner,
         suspects: Suspects,
         gather: Callable[[Rows], None],
-        why_not: Callable[[Work], ServiceError | None],
+        why_not: Callable[[Rows], list[tuple[int, ServiceError]]],
         observer: Observer,
     ) -> None:
         self._runner = runner
@@ -250,8 +249,7 @@ class Isolation:
         [key] = rows.keys
         async with turns.turn(tenant_of(key)):
             await self._pause()
-            refusal = self._why_not(rows.work(0))
-            if refusal is not None:
+            for _, refusal in self._why_not(rows):
                 return refusal
             self._gather(rows)
             result = await self._runner.run_apart(rows.model, [rows], is_brief=is_brief)
@@ -318,13 +316,11 @@ class Isolation:
         """Returns the rows that somebody still waits for; the others have failed."""
         wanted = []
         for rows in group:
-            refusals = [self._why_not(rows.work(place)) for place in range(len(rows))]
-            for place, refusal in enumerate(refusals):
-                if refusal is not None:
-                    outcome.failed.append(Failed(rows.take(np.array([place])), refusal))
-            places = [place for place, refusal in enumerate(refusals) if refusal is None]
-            if places:
-                wanted.append(rows if len(places) == len(refusals) else rows.take(np.array(places)))
+            refusals = self._why_not(rows)
+            outcome.failed.extend(Failed(rows.one(place), refusal) for place, refusal in refusals)
+            places = np.setdiff1d(np.arange(len(rows)), [place for place, _ in refusals])
+            if len(places):
+                wanted.append(rows if not refusals else rows.take(places))
         return wanted
 
 

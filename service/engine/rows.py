@@ -1,25 +1,32 @@
-"""Chunks that move through the engine together: rows of a message, or single chunks that wait together.
+"""Rows of chunks that move through the engine together.
 
-All of them are of distinct sessions, equally long, and ask for the same, so that what is said of
-them lies in arrays and a batch is a few operations on these, however many rows it has. A row becomes an
-object of its own, a `Work`, only when it is cold, a retry, refused, or came first as one.
+They are of distinct sessions, equally long, and ask for the same, so that what is said of them lies in
+columns and a batch is a few operations on arrays, however many rows it has. Columns are filled as the rows
+travel: when they are looked up in the cache, by the run, for the commit. The rows of a message are together
+from the start; single chunks are joined when a batch is taken. A row that fares otherwise than the others
+leaves them by `take`, or goes back as it came by `anew`.
 """
 
+import logging
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from holdfast import history_digest
-from service.engine.work import Answer, Asked, Selection, Work
+from service.engine.chunk import Asked, Chunk, Reply, Selection
+from service.engine.rules import Claim
+from service.errors import ServiceError
 from service.model.protocol import Model
 from service.store.protocol import AckLevel, Writes
 
+_log = logging.getLogger(__name__)
+
 NOT_GIVEN = -1
-"""Where a chunk names no position, or acknowledges none."""
+"""Where a row names no position, or acknowledges none."""
 
 TOKEN_DTYPES: dict[Literal["text", "ids", "features"], np.dtype[Any]] = {
     "text": np.dtype("u1"),
@@ -27,43 +34,38 @@ TOKEN_DTYPES: dict[Literal["text", "ids", "features"], np.dtype[Any]] = {
     "features": np.dtype("<f4"),
 }
 
-_ONE_FOR_ALL = ("model", "selection")
-_FILLED = (
-    "slots", "stamps", "nonces", "models", "places", "states", "outputs", "next_states", "is_finite",
-    "next_stamps",
-)  # fmt: skip
 
-
-class Applied(NamedTuple):
-    """Rows that are committed.
+@dataclass(slots=True, eq=False)
+class Message:
+    """What the rows of one message have in common.
 
     Attributes:
-        rows: Their numbers, as their owner counts, int64 (R,).
-        stamps: Incarnation, position and history digest of each, int64 (R, 3).
-        model_version: Version that ran.
-        outputs: What each gave, encoded by the edge, uint8 (R, n).
-        ack_level: How durable they are.
+        reply: Called on the event loop with some of the rows: committed or replayed, or refused with an
+            error. Every row is among them once.
+        row_count: Rows of the message.
+        deadline_s: Monotonic time after which the caller no longer waits.
+        arrived_s: Monotonic time of arrival.
+        is_cancelled: The caller has gone; skip what has not run yet.
+        is_answered: For which rows `reply` was called, by their number.
     """
 
-    rows: NDArray[np.int64]
-    stamps: NDArray[np.int64]
-    model_version: int
-    outputs: NDArray[np.uint8]
-    ack_level: AckLevel = AckLevel.MEMORY
+    reply: "Callable[[Rows, ServiceError | None], None]"
+    row_count: int
+    deadline_s: float = math.inf
+    arrived_s: float = 0.0
+    is_cancelled: bool = False
+    is_answered: NDArray[np.bool_] = field(init=False)
 
+    def __post_init__(self) -> None:
+        self.is_answered = np.zeros(self.row_count, np.bool_)
 
-class Owner(Protocol):
-    """Who gets the outcomes of rows; every row gets one."""
-
-    def applied(self, applied: Applied) -> None:
-        """Takes rows that are committed; must not raise."""
-
-    def work(self, row: int) -> Work:
-        """Returns a row as a chunk of its own, which is answered alone."""
-
-    @property
-    def is_cancelled(self) -> bool:
-        """Whether the caller has gone."""
+    def settle(self, rows: "Rows", error: ServiceError | None) -> None:
+        """Gives the caller what some rows get; see `Chunk.settle`."""
+        self.is_answered[rows.numbers] = True
+        try:
+            self.reply(rows, error)
+        except Exception:  # noqa: BLE001 -- logged, whatever it is
+            _log.exception("bug: a caller could not take its answer")
 
 
 @dataclass(slots=True, eq=False)
@@ -73,8 +75,6 @@ class Rows:
     A column that is not filled yet has no value, and reading it is a bug.
 
     Attributes:
-        owner: Gets the outcomes.
-        numbers: Of each row, as the owner counts, int64 (B,).
         asked: What all of them ask.
         keys: Store keys of the sessions.
         tokens: (B, k) bytes or ids, (B, k, width) features; dtype by kind, see `TOKEN_DTYPES`.
@@ -84,9 +84,11 @@ class Rows:
             None where no row says.
         incarnations: Meant by the client, int64 (B,); 0 is any; None where every row means any.
         digests: History digests meant at the positions, int64 (B,); 0 is any; None where all mean any.
-        arrived_s: Monotonic time of arrival: of each row, or one for all.
-        deadline_s: Monotonic time after which the caller no longer waits.
-        is_gathered: They came as single chunks.
+        chunks: Whom to answer: the chunks that were joined, or else
+        message: the message of all of them,
+        numbers: and which of its rows they are, int64 (B,).
+        conflict_count: How often another writer came first.
+
         slots: Of the sessions in the cache, int64 (B,). These five are filled from there.
         stamps: Stamps that a commit must find, int64 (B, 3): incarnation, position and history digest.
         nonces: Of the sessions' openings, int64 (B,).
@@ -101,21 +103,22 @@ class Rows:
         next_stamps: Of the new records, int64 (B, 3). These three are filled for the commit.
         tails: The replies that each new record keeps, encoded; None if the next record needs none.
         writes: The new records.
+        ack_level: How durable they are. These two are filled when the rows are answered.
+        is_replayed: They had been applied before; stamps and outputs are those of the kept replies.
     """
 
-    owner: Owner
-    numbers: NDArray[np.int64]
     asked: Asked
     keys: list[bytes]
     tokens: NDArray[Any]
     sums: NDArray[np.int64]
     positions: NDArray[np.int64]
-    acknowledged: NDArray[np.int64] | None
-    incarnations: NDArray[np.int64] | None
-    digests: NDArray[np.int64] | None
-    arrived_s: list[float]
-    deadline_s: float = math.inf
-    is_gathered: bool = False
+    acknowledged: NDArray[np.int64] | None = None
+    incarnations: NDArray[np.int64] | None = None
+    digests: NDArray[np.int64] | None = None
+    chunks: list[Chunk] | None = None
+    message: Message | None = None
+    numbers: NDArray[np.int64] | None = None
+    conflict_count: int = 0
 
     slots: NDArray[np.int64] = field(init=False)
     stamps: NDArray[np.int64] = field(init=False)
@@ -131,117 +134,175 @@ class Rows:
     next_stamps: NDArray[np.int64] = field(init=False)
     tails: list[bytes] | None = field(init=False)
     writes: Writes = field(init=False)
+    ack_level: AckLevel = field(init=False)
+    is_replayed: bool = field(init=False)
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def take(self, chosen: NDArray[np.int64]) -> "Rows":
         """Returns some of the rows, by index, with all that is filled but `writes`."""
-        places = chosen.tolist()
-        part = replace(
-            self,
-            numbers=self.numbers[chosen],
-            keys=[self.keys[place] for place in places],
-            tokens=self.tokens[chosen],
-            sums=self.sums[chosen],
-            positions=self.positions[chosen],
-            acknowledged=None if self.acknowledged is None else self.acknowledged[chosen],
-            incarnations=None if self.incarnations is None else self.incarnations[chosen],
-            digests=None if self.digests is None else self.digests[chosen],
-            arrived_s=[self.arrived_s[place] for place in places] if self.is_gathered else self.arrived_s,
-        )
+        part = self.anew(chosen)
         for name in _ONE_FOR_ALL:
             if hasattr(self, name):
                 setattr(part, name, getattr(self, name))
-        for name in _FILLED:
-            column = getattr(self, name, None)
-            if column is not None:
-                setattr(part, name, column[chosen])
-            elif hasattr(self, name):
-                setattr(part, name, None)
+        for name in _OF_EACH:
+            if hasattr(self, name):
+                setattr(part, name, _at(getattr(self, name), chosen))
         if hasattr(self, "tails"):
-            part.tails = None if self.tails is None else [self.tails[place] for place in places]
+            part.tails = _some(self.tails, chosen)
         return part
 
-    def works(self) -> list[Work]:
-        """Returns every row as a chunk of its own."""
-        return [self.work(place) for place in range(len(self))]
+    def anew(self, chosen: NDArray[np.int64]) -> "Rows":
+        """Returns some of the rows, by index, as they came: nothing is filled."""
+        return Rows(
+            self.asked,
+            [self.keys[place] for place in chosen.tolist()],
+            self.tokens[chosen],
+            self.sums[chosen],
+            self.positions[chosen],
+            _at(self.acknowledged, chosen),
+            _at(self.incarnations, chosen),
+            _at(self.digests, chosen),
+            _some(self.chunks, chosen),
+            self.message,
+            _at(self.numbers, chosen),
+            self.conflict_count,
+        )
 
-    def work(self, place: int) -> Work:
-        """Returns the row with this index as a chunk of its own, which came when the rows did."""
-        work = self.owner.work(int(self.numbers[place]))
-        if not self.is_gathered:
-            [work.arrived_s] = self.arrived_s
-        return work
+    def one(self, place: int) -> "Rows":
+        """Returns the row with this index, with all that is filled but `writes`."""
+        return self.take(np.array([place]))
+
+    def claim(self, place: int) -> Claim:
+        """Returns what a row says of itself, for the rules."""
+        position = int(self.positions[place])
+        acknowledged = NOT_GIVEN if self.acknowledged is None else int(self.acknowledged[place])
+        return Claim(
+            token_count=self.asked.token_count,
+            tokens=self.tokens[place],
+            position=None if position == NOT_GIVEN else position,
+            acknowledged=None if acknowledged == NOT_GIVEN else acknowledged,
+            incarnation=0 if self.incarnations is None else int(self.incarnations[place]),
+            digest=0 if self.digests is None else int(self.digests[place]),
+        )
+
+    def arrived_s(self, place: int) -> float:
+        """Returns the monotonic time at which a row came."""
+        return self.chunks[place].arrived_s if self.chunks is not None else self._message.arrived_s
 
     def ages_s(self, now_s: float) -> tuple[list[float], int]:
         """Returns how long rows have been here, and for how many rows each figure stands."""
-        each = 1 if self.is_gathered else len(self)
-        return [now_s - arrived_s for arrived_s in self.arrived_s], each
+        if self.chunks is not None:
+            return [now_s - chunk.arrived_s for chunk in self.chunks], 1
+        return [now_s - self._message.arrived_s], len(self)
+
+    def unwanted(self, now_s: float) -> list[int]:
+        """Returns the rows whose caller has gone or waits no longer, by index."""
+        if self.chunks is not None:
+            return [
+                place
+                for place, chunk in enumerate(self.chunks)
+                if chunk.is_cancelled or chunk.deadline_s < now_s
+            ]
+        message = self._message
+        return list(range(len(self))) if message.is_cancelled or message.deadline_s < now_s else []
+
+    def waiting_count(self) -> int:
+        """Returns how many rows have a caller who has not gone."""
+        if self.chunks is not None:
+            return sum(not chunk.is_cancelled for chunk in self.chunks)
+        return 0 if self._message.is_cancelled else len(self)
+
+    def unanswered(self) -> NDArray[np.int64]:
+        """Returns the rows that were not settled, by index."""
+        if self.chunks is not None:
+            return np.flatnonzero([not chunk.is_answered for chunk in self.chunks])
+        return np.flatnonzero(~self._message.is_answered[self.numbers])
+
+    def settle(self, error: ServiceError | None = None) -> None:
+        """Gives callers what their rows get; one that cannot take it must not hurt its neighbours."""
+        if self.chunks is None:
+            self._message.settle(self, error)
+        elif error is not None:
+            for chunk in self.chunks:
+                chunk.settle(error)
+        else:
+            self._reply_each(self.chunks)
+
+    def _reply_each(self, chunks: list[Chunk]) -> None:
+        version, is_replayed, ack_level = self.model.version, self.is_replayed, self.ack_level
+        size, outputs = self.outputs.shape[1], self.outputs.tobytes()
+        start = 0
+        for chunk, (incarnation, position, digest) in zip(chunks, self.next_stamps.tolist(), strict=True):
+            end = start + size
+            own = outputs[start:end]
+            chunk.settle(Reply(incarnation, position, digest, version, is_replayed, own, ack_level))
+            start = end
+
+    @property
+    def _message(self) -> Message:
+        assert self.message is not None, "bug: rows of nobody"
+        return self.message
+
+
+_ONE_FOR_ALL = ("model", "selection", "ack_level", "is_replayed")
+_OF_EACH = (
+    "slots",
+    "stamps",
+    "nonces",
+    "models",
+    "places",
+    "states",
+    "outputs",
+    "next_states",
+    "is_finite",
+    "next_stamps",
+)
+
+
+def _at(column: NDArray[Any] | None, chosen: NDArray[np.int64]) -> NDArray[Any] | None:
+    return None if column is None else column[chosen]
+
+
+def _some(values: list[Any] | None, chosen: NDArray[np.int64]) -> list[Any] | None:
+    return None if values is None else [values[place] for place in chosen.tolist()]
 
 
 def to_tokens(asked: Asked, raw: bytes, row_count: int) -> NDArray[Any]:
-    """Views raw tokens of rows as an array; see `Block.tokens`."""
+    """Views raw tokens of rows as an array; see `Rows.tokens`."""
     tokens = np.frombuffer(raw, TOKEN_DTYPES[asked.kind])
     if asked.kind == "features":
         return tokens.reshape(row_count, asked.token_count, asked.width)
     return tokens.reshape(row_count, asked.token_count)
 
 
-def gather(works: Sequence[Work]) -> Rows:
-    """Joins single chunks that ask for the same."""
-    claims = [work.claim for work in works]
-    asked = works[0].asked
-    acknowledged = [claim.acknowledged for claim in claims]
-    incarnations = [claim.incarnation for claim in claims]
-    digests = [claim.digest for claim in claims]
-    tokens = to_tokens(asked, b"".join([work.raw for work in works]), len(works))
+def sums_of(tokens: NDArray[Any]) -> NDArray[np.int64]:
+    """Returns what tokens do to history digests; see `Rows.sums`."""
+    return history_digest.sums_of(history_digest.to_elements(tokens).reshape(len(tokens), -1))
+
+
+def join(chunks: list[Chunk]) -> Rows:
+    """Makes rows of chunks that ask for the same, of distinct sessions."""
+    asked = chunks[0].asked
+    acknowledged = [chunk.acknowledged for chunk in chunks]
+    incarnations = [chunk.incarnation for chunk in chunks]
+    digests = [chunk.digest for chunk in chunks]
+    tokens = to_tokens(asked, b"".join([chunk.tokens for chunk in chunks]), len(chunks))
     return Rows(
-        owner=_Singles(works),
-        numbers=np.arange(len(works)),
-        asked=asked,
-        keys=[work.key for work in works],
-        tokens=tokens,
-        sums=history_digest.sums_of(history_digest.to_elements(tokens).reshape(len(works), -1)),
-        positions=_column([NOT_GIVEN if claim.position is None else claim.position for claim in claims]),
-        acknowledged=_column([NOT_GIVEN if position is None else position for position in acknowledged])
+        asked,
+        [chunk.key for chunk in chunks],
+        tokens,
+        sums_of(tokens),
+        _column([NOT_GIVEN if chunk.position is None else chunk.position for chunk in chunks]),
+        _column([NOT_GIVEN if position is None else position for position in acknowledged])
         if any(position is not None for position in acknowledged)
         else None,
-        incarnations=_column(incarnations) if any(incarnations) else None,
-        digests=_column(digests) if any(digests) else None,
-        arrived_s=[work.arrived_s for work in works],
-        is_gathered=True,
+        _column(incarnations) if any(incarnations) else None,
+        _column(digests) if any(digests) else None,
+        chunks,
     )
 
 
-def _column(values: list[int]) -> NDArray[np.int64]:
+def _column(values: Sequence[int]) -> NDArray[np.int64]:
     return np.array(values, np.int64)
-
-
-class _Singles:
-    """Owns rows that came as single chunks."""
-
-    def __init__(self, works: Sequence[Work]) -> None:
-        self._works = works
-
-    @property
-    def is_cancelled(self) -> bool:
-        """Each of them is looked at before they are joined."""
-        return False
-
-    def work(self, row: int) -> Work:
-        """Returns the chunk."""
-        return self._works[row]
-
-    def applied(self, applied: Applied) -> None:
-        """Answers each chunk."""
-        size = applied.outputs.shape[1]
-        joined = applied.outputs.tobytes()
-        for index, (row, (incarnation, position, digest)) in enumerate(
-            zip(applied.rows.tolist(), applied.stamps.tolist(), strict=True)
-        ):
-            outputs = joined[index * size : (index + 1) * size]
-            answer = Answer(
-                incarnation, position, digest, applied.model_version, False, outputs, applied.ack_level
-            )
-            self._works[row].settle(answer)

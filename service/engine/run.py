@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.engine.cache import join_rows, split_rows
+from service.engine.checks import check_results
 from service.engine.ranking import ranked_candidates
-from service.engine.results import check_results
 from service.engine.rows import Rows
 from service.errors import ModelFailed
 from service.model.contract import Contract

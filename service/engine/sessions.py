@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from holdfast.history_digest import MAX_NUMBER, initial_digest
+from service.engine.checks import check_named, served_model
 from service.engine.engine import Engine
 from service.engine.rules import check_incarnation, quarantined
-from service.engine.served import check_named, served_model
 from service.engine.session_event import SessionEvent
 from service.errors import (
     InvalidRequest,

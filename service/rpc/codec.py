@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from holdfast.v1 import holdfast_pb2 as pb
+from service.engine.chunk import Asked, Chunk, Reply, Selection
 from service.engine.rows import TOKEN_DTYPES
-from service.engine.rules import Claim
 from service.engine.run import GroupOutputs
-from service.engine.work import Answer, Asked, Selection, Work
 from service.errors import InvalidRequest, ServiceError
 from service.model.contract import DTYPES, Contract
 from service.names import control_character
@@ -78,19 +77,19 @@ def keys_of(tenant: str, session_ids: list[str]) -> list[bytes]:
     return [key_of(tenant, session_id) for session_id in session_ids]
 
 
-def to_work(
-    chunk: pb.Chunk,
-    answer: Callable[[Work, Answer | ServiceError], None],
+def to_chunk(
+    message: pb.Chunk,
+    reply: Callable[[Chunk, Reply | ServiceError], None],
     caller: Caller,
     *,
     max_tokens: int,
     deadline_s: float = math.inf,
-) -> Work:
-    """Turns a chunk into work for the engine.
+) -> Chunk:
+    """Turns a chunk into what the engine takes.
 
     Args:
-        chunk: As received.
-        answer: Gets the outcome, and the work.
+        message: As received.
+        reply: Gets what becomes of it.
         caller: Who sends it.
         max_tokens: Most tokens a chunk may have.
         deadline_s: Monotonic time after which the caller no longer waits.
@@ -99,33 +98,33 @@ def to_work(
         InvalidRequest: The chunk is wrong whatever its session is.
         PermissionDenied: It asks for the state, and the caller may not see states.
     """
-    key = key_of(caller.tenant, chunk.session_id, "chunk.session_id")
-    level = check_model_and_level(chunk, "chunk")
-    kind, tokens, count, width = _tokens(chunk.tokens)
+    key = key_of(caller.tenant, message.session_id, "chunk.session_id")
+    level = check_model_and_level(message, "chunk")
+    kind, tokens, count, width = _tokens(message.tokens)
     if not 1 <= count <= max_tokens:
         raise InvalidRequest(
             f"the chunk has {count} tokens, expected 1..{max_tokens}", field="chunk.tokens"
         )
-    model = chunk.model
-    selection = to_selection(chunk)
+    model = message.model
+    selection = to_selection(message)
     if selection is not None and selection.state:
         caller.need("read-state", field="chunk.outputs.state")
-    asked = Asked(kind, count, width, model.name, model.version, selection, level)
-    claim = Claim(
-        token_count=count,
-        tokens=tokens,
-        position=chunk.position if chunk.HasField("position") else None,
-        acknowledged=chunk.acknowledged_position if chunk.HasField("acknowledged_position") else None,
-        incarnation=chunk.incarnation,
-        digest=chunk.history_digest,
+    return Chunk(
+        key,
+        Asked(kind, count, width, model.name, model.version, selection, level),
+        tokens if isinstance(tokens, bytes) else tokens.tobytes(),
+        reply,
+        position=message.position if message.HasField("position") else None,
+        acknowledged=message.acknowledged_position if message.HasField("acknowledged_position") else None,
+        incarnation=message.incarnation,
+        digest=message.history_digest,
+        deadline_s=deadline_s,
     )
-    raw = tokens if isinstance(tokens, bytes) else tokens.tobytes()
-    return Work(key, asked, claim, raw, answer, None, deadline_s)
 
 
-def size_of(work: Work) -> int:
+def size_of(chunk: Chunk) -> int:
     """Returns about how much memory a chunk takes until it is answered."""
-    return CHUNK_BYTES + len(work.raw)
+    return CHUNK_BYTES + len(chunk.tokens)
 
 
 def check_model_and_level(asked: pb.Chunk | pb.Columns, field: str) -> AckLevel | None:
@@ -361,7 +360,7 @@ class Named(NamedTuple):
     session_id: str
 
 
-def encode_reply(chunk: Named, answer: Answer, caller: Caller) -> bytes:
+def encode_reply(chunk: Named, reply: Reply, caller: Caller) -> bytes:
     """Returns the serialised StepResponse, which is also the serialised StreamStepsResponse.
 
     The outputs are stored bytes and are spliced in as they are. But a kept reply may hold the state, and
@@ -370,15 +369,15 @@ def encode_reply(chunk: Named, answer: Answer, caller: Caller) -> bytes:
     header = pb.ChunkResult(
         tag=chunk.tag,
         session_id=chunk.session_id,
-        incarnation=answer.incarnation,
-        position=answer.position,
-        history_digest=answer.digest,
-        replayed=answer.replayed,
-        ack_level=_ACK_NUMBERS[answer.ack_level],
-        model_version=answer.model_version,
+        incarnation=reply.incarnation,
+        position=reply.position,
+        history_digest=reply.digest,
+        replayed=reply.replayed,
+        ack_level=_ACK_NUMBERS[reply.ack_level],
+        model_version=reply.model_version,
     ).SerializeToString()
-    outputs = answer.outputs
-    if answer.replayed and not caller.sees_state:
+    outputs = reply.outputs
+    if reply.replayed and not caller.sees_state:
         outputs = _without_state(outputs)
     return splice_outputs(header, outputs)
 

@@ -1,26 +1,26 @@
 """Columns: one message with the next tokens of many sessions, and one reply to it.
 
 Rows are chunks like any other: they share the queue with everything else that waits, and each of them
-succeeds or fails alone. They go to the engine as blocks, and what these gave comes back as a matrix of
-bytes with the same layout in all rows; the columns of the reply are cut out of it.
+succeeds or fails alone. What they gave comes back as a matrix of bytes with the same layout in all rows,
+out of which the columns of the reply are cut.
 """
 
 import functools
 import math
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from holdfast.history_digest import MAX_NUMBER, sums_of, to_elements
+from holdfast.history_digest import MAX_NUMBER
 from holdfast.v1 import holdfast_pb2 as pb
 from service.engine import rules
+from service.engine.checks import largest_reply_bytes
+from service.engine.chunk import Asked
 from service.engine.engine import Engine
-from service.engine.rows import NOT_GIVEN, TOKEN_DTYPES, Applied, Rows, to_tokens
-from service.engine.rules import Claim
-from service.engine.work import Answer, Asked, Work, largest_reply_bytes
+from service.engine.rows import NOT_GIVEN, TOKEN_DTYPES, Message, Rows, sums_of, to_tokens
 from service.errors import InvalidRequest, ReplyTooLarge, ServiceError
 from service.model.protocol import Model
 from service.rpc import codec
@@ -33,8 +33,8 @@ MAX_MESSAGE_TOKENS = 16_384
 MAX_REPLY_BYTES = 16 << 20
 """Of a message in columns: what our client receives."""
 
-MAX_BLOCK_ROWS = 256
-MAX_BLOCK_STEPS = 4096
+MAX_ROWS_AT_ONCE = 256
+MAX_STEPS_AT_ONCE = 4096
 """Bounds on what goes through the engine at once, so that a large message leaves room for others."""
 
 _FRAME_BYTES, _ROW_FRAME_BYTES = 1024, 16
@@ -64,7 +64,7 @@ class ColumnsLimits(NamedTuple):
 
 
 class ColumnsCall:
-    """One message on its way; owns its rows.
+    """One message on its way.
 
     Args:
         columns: As received.
@@ -105,12 +105,10 @@ class ColumnsCall:
         self._tokens = to_tokens(self._asked, self._raw, self.row_count)
         self._on_done = on_done
         self._tenant = tenant
-        self._deadline_s = deadline_s
-        self._is_cancelled = False
+        self._message = Message(self._reply, self.row_count, deadline_s)
         self._left_count = self.row_count
-        self._works: dict[int, Work] = {}
-        self._outcomes: dict[int, Answer | ServiceError] = {}
-        self._applied: list[Applied] = []
+        self._errors: dict[int, ServiceError] = {}
+        self._pieces: list[Piece] = []
 
     @property
     def row_count(self) -> int:
@@ -133,71 +131,38 @@ class ColumnsCall:
         return self._left_count == 0
 
     @property
-    def is_cancelled(self) -> bool:
-        """Whether the caller has gone; see `Owner`."""
-        return self._is_cancelled
-
-    @property
     def errors(self) -> list[ServiceError]:
         """What rows were refused with, so far."""
-        return [outcome for outcome in self._outcomes.values() if isinstance(outcome, ServiceError)]
+        return list(self._errors.values())
 
     def submit(self, engine: Engine) -> None:
         """Gives the rows to the engine."""
-        for rows in self._blocks():
+        for rows in self._rows():
             engine.submit_rows(rows)
 
     def cancel(self) -> None:
         """The caller has gone: rows that have not run yet are skipped."""
-        self._is_cancelled = True
-        for work in self._works.values():
-            work.is_cancelled = True
-
-    def applied(self, applied: Applied) -> None:
-        """Takes rows that are committed; see `Owner`."""
-        self._applied.append(applied)
-        self._answered(len(applied.rows))
-
-    def work(self, row: int) -> Work:
-        """Returns a row as a chunk of its own, the same one each time; see `Owner`."""
-        work = self._works.get(row)
-        if work is None:
-            work = self._works[row] = Work(
-                key=codec.key_of(self._tenant, self._session_ids[row]),
-                asked=self._asked,
-                claim=self._claim(row),
-                raw=self._raw_of(row),
-                answer=self._settled,
-                request=row,
-                deadline_s=self._deadline_s,
-                is_cancelled=self._is_cancelled,
-                is_answered=row in self._outcomes or any(row in applied.rows for applied in self._applied),
-            )
-        return work
+        self._message.is_cancelled = True
 
     def reply(self) -> bytes:
         """Returns the serialised StepBatchResponse, which is also the serialised StreamBatchesResponse."""
         stamps = np.zeros((self.row_count, 3), np.int64)
-        for applied in self._applied:
-            stamps[applied.rows] = applied.stamps
-        replayed, errors = [], []
-        reached = {applied.ack_level for applied in self._applied}
-        for row, outcome in sorted(self._outcomes.items()):
-            if isinstance(outcome, ServiceError):
-                errors.append(pb.RowError(row=row, status=to_status(outcome)))
-                continue
-            stamps[row] = outcome.incarnation, outcome.position, outcome.digest
-            reached.add(outcome.ack_level)
-            if outcome.replayed:
-                replayed.append(row)
+        replayed: list[int] = []
+        for piece in self._pieces:
+            stamps[piece.numbers] = piece.stamps
+            if piece.is_replayed:
+                replayed += piece.numbers.tolist()
         result = pb.ColumnsResult(
             tag=self._tag,
-            replayed_rows=replayed,
-            errors=errors,
-            ack_level=codec.ack_number(_common(reached)),
+            replayed_rows=sorted(replayed),
+            errors=[
+                pb.RowError(row=row, status=to_status(error)) for row, error in sorted(self._errors.items())
+            ],
+            ack_level=codec.ack_number(_common({piece.ack_level for piece in self._pieces})),
         )
         taken_bytes = result.ByteSize() + stamps.nbytes + _FRAME_BYTES + _ROW_FRAME_BYTES * self.row_count
-        stack = self._stack(MAX_REPLY_BYTES - taken_bytes)
+        token_count = self.row_count * self._asked.token_count
+        stack = stack_outputs(self.row_count, token_count, self._pieces, MAX_REPLY_BYTES - taken_bytes)
         result.model_version = stack.model_version
         result.separate_rows.extend(stack.separate)
         header = result.SerializeToString()
@@ -205,86 +170,74 @@ class ColumnsCall:
             header += codec.delimited(number, column.tobytes())
         return codec.splice_outputs(header, stack.outputs)
 
-    def _blocks(self) -> Iterator[Rows]:
+    def _rows(self) -> Iterator[Rows]:
         """Yields the rows that are well-formed; answers the others."""
         positions, acknowledged, incarnations, digests = self._claimed
-        keys, places = self._keys(
-            _are_right(self._names_positions, self._asked.token_count, *self._claimed)
+        every = Rows(
+            self._asked,
+            [b""] * self.row_count,
+            self._tokens,
+            sums_of(self._tokens),
+            positions,
+            acknowledged,
+            incarnations,
+            digests,
+            message=self._message,
+            numbers=np.arange(self.row_count),
         )
-        sums = sums_of(to_elements(self._tokens).reshape(self.row_count, -1))
-        step = max(1, min(MAX_BLOCK_ROWS, MAX_BLOCK_STEPS // self._asked.token_count))
-        for start in range(0, len(keys), step):
-            rows = places[start : start + step]
-            yield Rows(
-                owner=self,
-                numbers=rows,
-                asked=self._asked,
-                keys=keys[start : start + step],
-                tokens=self._tokens[rows],
-                sums=sums[rows],
-                positions=positions[rows],
-                acknowledged=None if acknowledged is None else acknowledged[rows],
-                incarnations=None if incarnations is None else incarnations[rows],
-                digests=None if digests is None else digests[rows],
-                arrived_s=[],
-                deadline_s=self._deadline_s,
-            )
+        every.keys, places = self._keys(every)
+        step = max(1, min(MAX_ROWS_AT_ONCE, MAX_STEPS_AT_ONCE // self._asked.token_count))
+        if len(places) == self.row_count <= step:
+            yield every
+        else:
+            for start in range(0, len(places), step):
+                yield every.anew(places[start : start + step])
 
-    def _keys(self, are_right: bool) -> tuple[list[bytes], NDArray[np.int64]]:
-        """Returns the store keys of well-formed rows and their numbers; answers the others.
-
-        Args:
-            are_right: The numbers of all rows are in their range.
-        """
-        every = np.arange(self.row_count)
-        if are_right:
+    def _keys(self, every: Rows) -> tuple[list[bytes], NDArray[np.int64]]:
+        """Returns the store keys of rows, and which are well-formed; answers the others."""
+        if _are_right(self._names_positions, self._asked.token_count, *self._claimed):
             try:
-                return codec.keys_of(self._tenant, self._session_ids), every
+                return codec.keys_of(self._tenant, self._session_ids), np.arange(self.row_count)
             except InvalidRequest:  # found again below, with its row
                 pass
-        keys, bad = [], []
+        keys, places = list(every.keys), []
         for row, session_id in enumerate(self._session_ids):
             try:
-                key = codec.key_of(self._tenant, session_id, f"columns.session_ids[{row}]")
-                rules.check(self._claim(row))
-                keys.append(key)
+                keys[row] = codec.key_of(self._tenant, session_id, f"columns.session_ids[{row}]")
+                rules.check(self._claim(every, row))
+                places.append(row)
             except InvalidRequest as error:
-                bad.append(row)
-                self._answer(row, error.without_trace())
-        return keys, np.setdiff1d(every, bad)
+                every.one(row).settle(error.without_trace())
+        return keys, np.array(places, np.int64)
 
-    def _raw_of(self, row: int) -> bytes:
-        size = len(self._raw) // self.row_count
-        return self._raw[row * size : (row + 1) * size]
-
-    def _claim(self, row: int) -> Claim:
-        positions, acknowledged, incarnations, digests = self._claimed
-        return Claim(
-            token_count=self._asked.token_count,
-            tokens=self._tokens[row],
+    def _claim(self, every: Rows, row: int) -> rules.Claim:
+        """Returns what a row says of itself; the values of `NOT_GIVEN` are as wrong as others below 0."""
+        positions, acknowledged, _, _ = self._claimed
+        return every.claim(row)._replace(
             position=int(positions[row]) if self._names_positions else None,
             acknowledged=None if acknowledged is None else int(acknowledged[row]),
-            incarnation=0 if incarnations is None else int(incarnations[row]),
-            digest=0 if digests is None else int(digests[row]),
         )
 
-    def _settled(self, work: Work, outcome: Answer | ServiceError) -> None:
-        self._answer(work.request, outcome)
-
-    def _answer(self, row: int, outcome: Answer | ServiceError) -> None:
-        self._outcomes[row] = outcome
-        self._answered(1)
-
-    def _answered(self, count: int) -> None:
-        self._left_count -= count
+    def _reply(self, rows: Rows, error: ServiceError | None) -> None:
+        """Takes what became of some rows; see `Message`."""
+        numbers = rows.numbers
+        assert numbers is not None, "bug: rows of another message"
+        if error is not None:
+            self._errors |= dict.fromkeys(numbers.tolist(), error)
+        else:
+            self._pieces.append(
+                Piece(
+                    numbers,
+                    rows.next_stamps,
+                    rows.model.version,
+                    rows.outputs,
+                    rows.ack_level,
+                    rows.is_replayed,
+                )
+            )
+        self._left_count -= len(numbers)
         if self._left_count == 0:
-            self._works.clear()  # each of them holds this
             self._on_done()
-
-    def _stack(self, room_bytes: int) -> "Stack":
-        answers = {row: outcome for row, outcome in self._outcomes.items() if isinstance(outcome, Answer)}
-        count = self.row_count * self._asked.token_count
-        return stack_outputs(self.row_count, count, self._applied, answers, room_bytes)
 
 
 def _tokens(columns: pb.Columns, limits: ColumnsLimits) -> tuple[Asked, bytes]:
@@ -417,6 +370,26 @@ _NUMERIC = {
 }
 
 
+class Piece(NamedTuple):
+    """Rows that are applied.
+
+    Attributes:
+        numbers: Which rows of the message, int64 (R,).
+        stamps: Incarnation, position and history digest of each, int64 (R, 3).
+        model_version: Version that ran.
+        outputs: What each gave, serialised, uint8 (R, n).
+        ack_level: How durable they are.
+        is_replayed: They had been applied before.
+    """
+
+    numbers: NDArray[np.int64]
+    stamps: NDArray[np.int64]
+    model_version: int
+    outputs: NDArray[np.uint8]
+    ack_level: AckLevel = AckLevel.MEMORY
+    is_replayed: bool = False
+
+
 class Stack(NamedTuple):
     """Outputs of all rows in one message.
 
@@ -434,8 +407,7 @@ class Stack(NamedTuple):
 def stack_outputs(
     row_count: int,
     token_count: int,
-    applied: Sequence[Applied],
-    answers: Mapping[int, Answer],
+    pieces: Sequence[Piece],
     room_bytes: int = MAX_REPLY_BYTES,
 ) -> Stack:
     """Joins the serialised Outputs of rows into one.
@@ -443,25 +415,23 @@ def stack_outputs(
     Args:
         row_count: B; entries of rows that are not given are zero.
         token_count: Of all rows together.
-        applied: Rows that came in blocks.
-        answers: Rows that were answered alone. The layout is that of rows which ran now, if there are any.
+        pieces: Rows that are applied. The layout is that of rows which ran now, if there are any.
         room_bytes: What the outputs may take. Where columns would take more, every row is separate: kept
             replies may be to requests for more than was asked now, and refusals take room of their own.
     """
-    first = _first(applied, answers)
-    if first is None:
+    if not pieces:
         return Stack(pb.Outputs(token_count=token_count).SerializeToString(), 0, [])
-    template, version = first
-    pieces: list[Applied | _Piece] = [*applied, *_pieces(answers)]
+    first = min(pieces, key=lambda piece: piece.is_replayed)
+    template, version = first.outputs[0].tobytes(), first.model_version
     if row_count * len(template) > room_bytes:
-        rows = sorted(row for piece in pieces for row in piece.rows.tolist())
+        rows = sorted(row for piece in pieces for row in piece.numbers.tolist())
         separate = _separate_rows(rows, pieces, room_bytes)
         return Stack(pb.Outputs(token_count=token_count).SerializeToString(), 0, separate)
     head = pb.Outputs.FromString(template)
     columns = _columns_of(template, head)
     separate = []
-    if len(applied) == 1 and len(applied[0].rows) == row_count:
-        matrix = applied[0].outputs
+    if len(pieces) == 1 and len(first.numbers) == row_count:
+        matrix = first.outputs
     else:
         matrix, strangers = _align(row_count, template, version, columns, pieces)
         separate = _separate_rows(strangers, pieces, room_bytes - matrix.size)
@@ -479,31 +449,7 @@ def stack_outputs(
     return Stack(b"".join((stacked.SerializeToString(), *parts)), version, separate)
 
 
-def _first(applied: Sequence[Applied], answers: Mapping[int, Answer]) -> tuple[bytes, int] | None:
-    """Returns the outputs of a row that ran now, if there is one, and its model's version."""
-    if applied:
-        return applied[0].outputs[0].tobytes(), applied[0].model_version
-    ran_first = sorted(answers.values(), key=lambda answer: answer.replayed)
-    return (ran_first[0].outputs, ran_first[0].model_version) if ran_first else None
-
-
-class _Piece(NamedTuple):
-    """A row that was answered alone, as `Applied` has rows."""
-
-    rows: NDArray[np.int64]
-    model_version: int
-    outputs: NDArray[np.uint8]
-
-
-def _pieces(answers: Mapping[int, Answer]) -> Iterator[_Piece]:
-    for row, answer in answers.items():
-        outputs = np.frombuffer(answer.outputs, np.uint8)[np.newaxis]
-        yield _Piece(np.array([row]), answer.model_version, outputs)
-
-
-def _separate_rows(
-    rows: Sequence[int], pieces: Sequence[Applied | _Piece], room_bytes: int
-) -> list[pb.SeparateRow]:
+def _separate_rows(rows: Sequence[int], pieces: Sequence[Piece], room_bytes: int) -> list[pb.SeparateRow]:
     """Returns rows with their outputs, as far as there is room for these."""
     separate = []
     for row in rows:
@@ -515,9 +461,9 @@ def _separate_rows(
     return separate
 
 
-def _separate(row: int, pieces: Sequence[Applied | _Piece]) -> pb.SeparateRow:
+def _separate(row: int, pieces: Sequence[Piece]) -> pb.SeparateRow:
     for piece in pieces:
-        if len(places := np.flatnonzero(piece.rows == row)):
+        if len(places := np.flatnonzero(piece.numbers == row)):
             outputs = pb.Outputs.FromString(piece.outputs[places[0]].tobytes())
             outputs.ClearField("state")  # kept from a Step; columns give none
             return pb.SeparateRow(row=row, model_version=piece.model_version, outputs=outputs)
@@ -540,16 +486,16 @@ def _align(
     template: bytes,
     version: int,
     columns: Sequence[_Field],
-    pieces: Sequence[Applied | _Piece],
+    pieces: Sequence[Piece],
 ) -> tuple[NDArray[np.uint8], list[int]]:
     """Returns rows as bytes (B, n), zero where missing or unlike the template; and the latter."""
     size = len(template)
     matrix = np.zeros((row_count, size), np.uint8)
     is_given = np.zeros(row_count, np.bool_)
     for piece in pieces:
-        is_given[piece.rows] = True
+        is_given[piece.numbers] = True
         if piece.outputs.shape[1] == size and piece.model_version == version:
-            matrix[piece.rows] = piece.outputs
+            matrix[piece.numbers] = piece.outputs
     is_frame = np.ones(size, np.bool_)
     for field in columns:
         is_frame[field.payload : field.end] = False

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from holdfast.v1 import holdfast_pb2 as pb
 from service.engine.admission import Share
+from service.engine.chunk import Chunk, Reply
 from service.engine.engine import Engine
 from service.engine.sessions import Opening, OpenSession, Sessions, new_session_id
-from service.engine.work import Answer, Work
 from service.errors import DeadlinePassed, InternalFailure, InvalidRequest, NotImplementedYet, ServiceError
 from service.model.contract import Contract
 from service.model.protocol import Model
@@ -209,27 +209,27 @@ class Servicer:
         """Applies one chunk; the reply is encoded already."""
         if not request.HasField("chunk"):
             raise InvalidRequest("the request has no chunk", field="chunk")
-        outcome: asyncio.Future[Answer | ServiceError] = asyncio.get_running_loop().create_future()
+        outcome: asyncio.Future[Reply | ServiceError] = asyncio.get_running_loop().create_future()
 
-        def answer(_: Work, value: Answer | ServiceError) -> None:
+        def reply(_: Chunk, value: Reply | ServiceError) -> None:
             if not outcome.done():
                 outcome.set_result(value)
 
-        work = codec.to_work(
+        chunk = codec.to_chunk(
             request.chunk,
-            answer,
+            reply,
             caller,
             max_tokens=self._max_chunk_tokens,
             deadline_s=self._deadline_s(call),
         )
         named = Named(request.chunk.tag, request.chunk.session_id)
         del request  # with whatever it has beside the chunk
-        share.take(0, codec.size_of(work))
+        share.take(0, codec.size_of(chunk))
         try:
-            self._engine.submit(work)
+            self._engine.submit(chunk)
             result = await outcome
         finally:
-            work.is_cancelled = True  # if the caller left before the chunk ran
+            chunk.is_cancelled = True  # if the caller left before the chunk ran
         if isinstance(result, ServiceError):
             raise result
         return codec.encode_reply(named, result, caller)

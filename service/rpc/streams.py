@@ -16,11 +16,11 @@ import grpc.aio
 from holdfast.v1 import holdfast_pb2 as pb
 from service.engine.admission import Share
 from service.engine.bell import Bell
+from service.engine.chunk import Chunk, Reply
 from service.engine.engine import Engine
-from service.engine.work import Answer, Work
 from service.errors import Draining, InternalFailure, ServiceError
 from service.rpc.call import Call
-from service.rpc.codec import Named, encode_reply, size_of, to_work
+from service.rpc.codec import Named, encode_reply, size_of, to_chunk
 from service.rpc.columns import ColumnsCall, ColumnsLimits
 from service.rpc.credentials import Caller
 from service.rpc.gate import abort
@@ -222,39 +222,39 @@ class StepStream(_ReplyStream):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._unanswered: set[Work] = set()
+        self._unanswered: set[Chunk] = set()
         self._lines: dict[str, deque[_Turn]] = {}
 
     def _submit(self, raw: bytes) -> None:
-        chunk = parse(pb.StreamStepsRequest, raw).chunk
+        message = parse(pb.StreamStepsRequest, raw).chunk
         self._pending_count += 1
-        turn = _Turn(Named(chunk.tag, chunk.session_id))
+        turn = _Turn(Named(message.tag, message.session_id))
         self._lines.setdefault(turn.chunk.session_id, deque()).append(turn)
         try:
-            work = to_work(
-                chunk,
-                self._answer,
+            chunk = to_chunk(
+                message,
+                self._reply,
                 self._caller,
                 max_tokens=self._max_tokens,
                 deadline_s=time.monotonic() + self._calls.max_call_s,
             )
-            size_bytes = len(raw) + size_of(work)
+            size_bytes = len(raw) + size_of(chunk)
             self._share.take(1, size_bytes)
         except ServiceError as error:
             self._settle(turn, error)
         else:
             turn.taken_count, turn.taken_bytes = 1, size_bytes
-            work.request = turn
-            self._unanswered.add(work)
-            self._engine.submit(work)
+            chunk.request = turn
+            self._unanswered.add(chunk)
+            self._engine.submit(chunk)
 
-    def _answer(self, work: Work, outcome: Answer | ServiceError) -> None:
-        self._unanswered.discard(work)
+    def _reply(self, chunk: Chunk, outcome: Reply | ServiceError) -> None:
+        self._unanswered.discard(chunk)
         if isinstance(outcome, ServiceError):
-            self._call.failed(outcome, self._caller.tenant, work.request.chunk.session_id)
-        self._settle(work.request, outcome)
+            self._call.failed(outcome, self._caller.tenant, chunk.request.chunk.session_id)
+        self._settle(chunk.request, outcome)
 
-    def _settle(self, turn: _Turn, outcome: Answer | ServiceError) -> None:
+    def _settle(self, turn: _Turn, outcome: Reply | ServiceError) -> None:
         """Lets the reply to a chunk go, once those to all chunks of its session before it have gone."""
         turn.reply = _encode(turn.chunk, outcome, self._caller)
         session_id = turn.chunk.session_id
@@ -266,8 +266,8 @@ class StepStream(_ReplyStream):
             del self._lines[session_id]
 
     def _cancel(self) -> None:
-        for work in self._unanswered:
-            work.is_cancelled = True
+        for chunk in self._unanswered:
+            chunk.is_cancelled = True
         self._unanswered.clear()
 
 
@@ -334,8 +334,8 @@ def _encode_columns(call: ColumnsCall) -> bytes:
     return pb.StreamBatchesResponse(error=refusal).SerializeToString()
 
 
-def _encode(chunk: Named, outcome: Answer | ServiceError, caller: Caller) -> bytes:
-    if isinstance(outcome, Answer):
+def _encode(chunk: Named, outcome: Reply | ServiceError, caller: Caller) -> bytes:
+    if isinstance(outcome, Reply):
         return encode_reply(chunk, outcome, caller)
     error = pb.ChunkError(tag=chunk.tag, session_id=chunk.session_id, status=to_status(outcome))
     return pb.StreamStepsResponse(error=error).SerializeToString()

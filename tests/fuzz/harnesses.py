@@ -19,9 +19,8 @@ from google.rpc import status_pb2
 from hypothesis import strategies as st
 
 from holdfast.v1 import holdfast_pb2 as pb
-from service.engine import rules
+from service.engine.checks import check_tokens, validate
 from service.engine.rows import to_tokens
-from service.engine.work import check_tokens, validate
 from service.errors import InvalidRequest, RecordCorrupt, ServiceError, StoreUnavailable
 from service.model.config_pbtxt import read_config
 from service.model.contract import ContractError, GraphTensor
@@ -115,21 +114,21 @@ def run_chunk(data):
     if request is None:
         return
     try:
-        work = codec.to_work(request.chunk, lambda *_: None, ANYBODY, max_tokens=MAX_TOKENS)
-        assert len(work.raw) <= max(8 * len(data), 8)
-        rules.check(work.claim)
+        chunk = codec.to_chunk(request.chunk, lambda *_: None, ANYBODY, max_tokens=MAX_TOKENS)
+        assert len(chunk.tokens) <= max(8 * len(data), 8)
+        chunk.check()
         for model in MODELS:
-            judge(model, work.asked, work.raw, 1)
+            judge(model, chunk.asked, chunk.tokens, 1)
     except ServiceError as error:
         check_error(error)
 
 
 def run_columns(data):
-    """A message in columns becomes blocks for the engine, rows with errors, or a ServiceError."""
+    """A message in columns becomes rows for the engine, rows with errors, or a ServiceError."""
     request = parsed(pb.StepBatchRequest, data)
     if request is None:
         return
-    engine = BlockTaker()
+    engine = RowsTaker()
     try:
         call = ColumnsCall(
             request.columns, lambda: None, "tenant", ColumnsLimits(MODELS, MAX_TOKENS, MAX_ROWS)
@@ -138,18 +137,18 @@ def run_columns(data):
     except ServiceError as error:
         check_error(error)
         return
-    rows = [row for block in engine.blocks for row in block.rows]
-    assert len(rows) == len(set(rows))
-    for row in rows:
-        call.work(row).settle(InvalidRequest("refused"))
+    numbers = [number for rows in engine.taken for number in rows.numbers.tolist()]
+    assert len(numbers) == len(set(numbers))
+    for rows in engine.taken:
+        rows.settle(InvalidRequest("refused"))
     assert call.is_done
     reply = pb.StepBatchResponse.FromString(call.reply())
     assert len(reply.result.errors) == call.row_count
-    for block in engine.blocks:
+    for rows in engine.taken:
         for model in MODELS:
             try:
-                validate(block.asked, model)
-                check_tokens(block.asked, block.tokens, model.contract)
+                validate(rows.asked, model)
+                check_tokens(rows.asked, rows.tokens, model.contract)
             except ServiceError as error:
                 check_error(error)
 
@@ -187,14 +186,14 @@ def run_open_batch(data):
             check_error(key)
 
 
-class BlockTaker:
+class RowsTaker:
     """Stands in for the engine."""
 
     def __init__(self):
-        self.blocks = []
+        self.taken = []
 
-    def submit_rows(self, block):
-        self.blocks.append(block)
+    def submit_rows(self, rows):
+        self.taken.append(rows)
 
 
 def parsed(message, data):

@@ -10,8 +10,7 @@ from holdfast.errors import from_status
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.demo.processes import ServerProcess
-from service.engine.work import Answer
-from service.rpc.columns import stack_outputs
+from service.rpc.columns import Piece, stack_outputs
 from service.store.keys import session_key
 from service.store.record import decode, encode
 from tests.models import put_shipped
@@ -26,6 +25,11 @@ def open_session(rpc, session_id, model=MODEL, version=0):
         pb.OpenSessionRequest(session_id=session_id, model=pb.ModelRef(name=model, version=version)),
     )
     return opened.session
+
+
+def piece(row, outputs, *, is_replayed):
+    matrix = np.frombuffer(outputs, np.uint8)[np.newaxis]
+    return Piece(np.array([row]), np.ones((1, 3), np.int64), 1, matrix, is_replayed=is_replayed)
 
 
 def send(rpc, ids, text, positions, model=MODEL, **outputs):
@@ -76,8 +80,8 @@ def test_kept_outputs_beyond_what_a_client_receives_are_left_out():
     tensor = pb.NamedTensor(name="y", tensor=pb.Tensor(shape=[1, 15360], data=bytes(61440)))
     kept = pb.Outputs(token_count=1, tensors=[tensor]).SerializeToString()
     small = pb.Outputs(token_count=1, top_k=1, top_ids=[7], top_log_probs=[0]).SerializeToString()
-    answers = {row: Answer(1, 1, 1, 1, True, kept) for row in range(600)}
-    stack = stack_outputs(601, 601, [], answers | {600: Answer(1, 1, 1, 1, False, small)})
+    pieces = [piece(row, kept, is_replayed=True) for row in range(600)]
+    stack = stack_outputs(601, 601, [*pieces, piece(600, small, is_replayed=False)])
     assert [separate.row for separate in stack.separate] == list(range(600))
     assert 15 << 20 < sum(separate.ByteSize() for separate in stack.separate) < 16 << 20
     assert pb.Outputs.FromString(stack.outputs).top_ids == [0] * 600 + [7]
@@ -129,12 +133,12 @@ def test_replays_of_requests_for_more_do_not_grow_the_columns():
     """Kept replies of 60 KiB would make columns of 35 MiB of zeros beside one row, or of all rows."""
     tensor = pb.NamedTensor(name="y", tensor=pb.Tensor(shape=[1, 15360], data=bytes(61440)))
     kept = pb.Outputs(token_count=1, tensors=[tensor]).SerializeToString()
-    one = stack_outputs(600, 600, [], {7: Answer(1, 1, 1, 1, True, kept)})
+    one = stack_outputs(600, 600, [piece(7, kept, is_replayed=True)])
     assert len(one.outputs) < 100
     assert [(separate.row, separate.outputs.SerializeToString()) for separate in one.separate] == [
         (7, kept)
     ]
-    every = stack_outputs(600, 600, [], {row: Answer(1, 1, 1, 1, True, kept) for row in range(600)})
+    every = stack_outputs(600, 600, [piece(row, kept, is_replayed=True) for row in range(600)])
     assert [separate.row for separate in every.separate] == list(range(600))
     assert sum(separate.ByteSize() for separate in every.separate) <= 16 << 20
 

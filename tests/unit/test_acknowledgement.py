@@ -7,10 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.engine.chunk import Asked, Chunk, Reply
 from service.engine.engine import Engine, EngineLimits
-from service.engine.rules import Claim
 from service.engine.sessions import Opening, Sessions
-from service.engine.work import Answer, Asked, Work
 from service.errors import AckLevelNotReached, SessionClosed
 from service.store.protocol import AckLevel
 from service.store.record import decode
@@ -22,7 +21,7 @@ from tests.fakes import (
     encode_totals,
     open_session,
 )
-from tests.unit.test_engine_blocks import Rows
+from tests.unit.test_engine_rows import Sent
 
 REPLICATED = AckLevel.REPLICATED
 
@@ -31,16 +30,16 @@ def submit(engine, session, tokens, position, level=REPLICATED, **claim):
     future = asyncio.get_running_loop().create_future()
     raw = np.array(tokens, np.int64).tobytes()
     asked = Asked("ids", len(tokens), model_name="sum", ack_level=level)
-    claimed = Claim(len(tokens), np.array(tokens), position, **claim)
-    work = Work(session.encode(), asked, claimed, raw, lambda _, outcome: future.set_result(outcome))
-    engine.submit(work)
+    engine.submit(
+        Chunk(session.encode(), asked, raw, lambda _, got: future.set_result(got), position, **claim)
+    )
     return future
 
 
 async def send(engine, *arguments, **options):
     """Returns position, totals, whether it is a replay and the level; or the reason of a refusal."""
     outcome = await asyncio.wait_for(submit(engine, *arguments, **options), 5)
-    if isinstance(outcome, Answer):
+    if isinstance(outcome, Reply):
         totals = np.frombuffer(outcome.outputs, np.float32).tolist()
         return outcome.position, totals, outcome.replayed, outcome.ack_level
     return outcome.reason
@@ -123,26 +122,26 @@ async def test_an_unknown_outcome_is_confirmed_in_the_epoch_it_was_found_out_in(
 async def test_a_level_that_the_store_cannot_give_is_refused_before_it_runs(start, model):
     engine = start("sab")
     assert await send(engine, "s", [1], 0, AckLevel.FSYNCED) == "ACK_LEVEL_UNSUPPORTED"
-    rows = Rows("ab", [1, 2], [0, 0])
-    rows.asked = rows.asked._replace(ack_level=AckLevel.FSYNCED)
-    engine.submit_rows(rows.block())
-    assert await asyncio.wait_for(rows.done, 5) == ["ACK_LEVEL_UNSUPPORTED"] * 2
+    sent = Sent("ab", [1, 2], [0, 0])
+    sent.rows.asked = sent.rows.asked._replace(ack_level=AckLevel.FSYNCED)
+    engine.submit_rows(sent.rows)
+    assert await asyncio.wait_for(sent.done, 5) == ["ACK_LEVEL_UNSUPPORTED"] * 2
     assert model.batch_sizes == []
 
 
 async def test_rows_of_a_block_are_confirmed_one_by_one(start, store):
     engine = start("abc", ack_level=REPLICATED)
     store.unconfirmed.add(b"b")
-    rows = Rows("abc", [1, 2, 3], [0] * 3)
-    engine.submit_rows(rows.block())
-    assert await asyncio.wait_for(rows.done, 5) == [
+    sent = Sent("abc", [1, 2, 3], [0] * 3)
+    engine.submit_rows(sent.rows)
+    assert await asyncio.wait_for(sent.done, 5) == [
         (1, [1], False),
         "ACK_LEVEL_NOT_REACHED",
         (1, [3], False),
     ]
     store.unconfirmed.clear()
-    again = Rows("abc", [1, 2, 3], [0] * 3)
-    engine.submit_rows(again.block())
+    again = Sent("abc", [1, 2, 3], [0] * 3)
+    engine.submit_rows(again.rows)
     assert await asyncio.wait_for(again.done, 5) == [(1, [1], True), (1, [2], True), (1, [3], True)]
 
 

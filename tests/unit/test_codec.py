@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.v1 import holdfast_pb2 as pb
+from service.engine.checks import reply_bytes
+from service.engine.chunk import Reply, Selection
 from service.engine.ranking import top_candidates
 from service.engine.run import GroupOutputs
-from service.engine.work import Answer, Selection, reply_bytes
 from service.rpc.codec import encode_outputs, encode_reply
 from service.rpc.credentials import ANYBODY
 from tests.fakes import SUM_CONTRACT
@@ -44,9 +45,9 @@ def test_outputs_read_back_as_they_were(rows, count, top_k, with_log_probs, with
 def test_a_reply_reads_back_as_it_was(junk, position, tag):
     outputs = pb.Outputs(token_count=1, tensors=[pb.NamedTensor(tensor=pb.Tensor(data=junk))])
     chunk = pb.Chunk(session_id="s", tag=tag)
-    answer = Answer(7, position, 9, 3, True, outputs.SerializeToString())
+    reply = Reply(7, position, 9, 3, True, outputs.SerializeToString())
     for kind, field in ((pb.StepResponse, "result"), (pb.StreamStepsResponse, "result")):
-        result = getattr(kind.FromString(encode_reply(chunk, answer, ANYBODY)), field)
+        result = getattr(kind.FromString(encode_reply(chunk, reply, ANYBODY)), field)
         assert (result.tag, result.session_id, result.replayed) == (tag, "s", True)
         assert (result.incarnation, result.position, result.history_digest) == (7, position, 9)
         assert result.outputs == outputs

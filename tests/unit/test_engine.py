@@ -4,9 +4,8 @@ import random
 import numpy as np
 
 from service.engine.cache import ENTRY_BYTES
-from service.engine.rules import Claim
+from service.engine.chunk import Asked, Chunk, Reply
 from service.engine.sessions import Sessions
-from service.engine.work import Answer, Asked, Work
 from service.store.record import decode
 from tests.fakes import FakeModels
 
@@ -14,7 +13,7 @@ from tests.fakes import FakeModels
 async def send(engine, session, tokens, position=None, **claim):
     """Returns the answer: position and the running totals, or the reason of the refusal."""
     outcome = await asyncio.wait_for(submit(engine, session, tokens, position, **claim), 5)
-    if isinstance(outcome, Answer):
+    if isinstance(outcome, Reply):
         return outcome.position, np.frombuffer(outcome.outputs, np.float32).tolist(), outcome.replayed
     return outcome.reason
 
@@ -23,9 +22,9 @@ def submit(engine, session, tokens, position=None, **claim):
     future = asyncio.get_running_loop().create_future()
     raw = np.array(tokens, np.int64).tobytes()
     asked = Asked("ids", len(tokens), model_name="sum")
-    claimed = Claim(len(tokens), np.array(tokens), position, **claim)
-    work = Work(session.encode(), asked, claimed, raw, lambda _, outcome: future.set_result(outcome))
-    engine.submit(work)
+    engine.submit(
+        Chunk(session.encode(), asked, raw, lambda _, got: future.set_result(got), position, **claim)
+    )
     return future
 
 

@@ -27,7 +27,7 @@ from tests.fakes import (
     open_session,
 )
 from tests.unit.test_engine import send, submit
-from tests.unit.test_engine_blocks import send_block
+from tests.unit.test_engine_rows import send_rows
 
 RAISE, STALL, NO_STATE = 254, 253, 252
 
@@ -63,7 +63,7 @@ async def test_what_raises_fails_alone_wherever_it_stands(start, store, observer
 async def test_a_row_of_a_message_fails_alone(start, poison):
     names, tokens = [f"s{n}" for n in range(200)], [1] * 200
     tokens[77] = poison
-    outcomes = await send_block(start(names), names, tokens, [0] * 200)
+    outcomes = await send_rows(start(names), names, tokens, [0] * 200)
     assert outcomes.pop(77) == ("STATE_NOT_FINITE" if poison == 255 else "MODEL_FAILED")
     assert outcomes == [(1, [1], False)] * 199
 
@@ -247,7 +247,7 @@ async def test_rows_of_a_message_are_held_one_by_one(start):
     await fail(engine, "held", 3, position=1)
     for replica in (engine, start()):
         position = 1 if replica is engine else 2
-        outcomes = await send_block(replica, ["a", "held", "b"], [2, 2, 2], [position] * 3)
+        outcomes = await send_rows(replica, ["a", "held", "b"], [2, 2, 2], [position] * 3)
         assert [outcome[0] for outcome in outcomes[::2]] == [position + 1] * 2
         assert outcomes[1] == "SESSION_QUARANTINED"
 
@@ -426,7 +426,7 @@ async def test_a_tenant_that_poisons_shares_no_batch_with_others(start, model):
 async def test_rows_of_a_message_beside_many_that_fail_get_their_results(start):
     names = [f"s{n}" for n in range(256)]
     tokens = [RAISE if n % 3 == 0 else STALL if n == 100 else 1 for n in range(256)]
-    outcomes = await send_block(start(names, run_timeout_s=0.1), names, tokens, [0] * 256)
+    outcomes = await send_rows(start(names, run_timeout_s=0.1), names, tokens, [0] * 256)
     wrong = [place for place, outcome in enumerate(outcomes) if outcome == "MODEL_FAILED"]
     assert wrong == [place for place, token in enumerate(tokens) if token != 1]
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from service.engine import run as batch
-from service.engine.rows import Rows
+from service.engine.chunk import Asked, Selection
+from service.engine.rows import Rows, sums_of
 from service.engine.run import run_batch
-from service.engine.work import Asked, Selection
 from service.model.loading import load_model
 from tests.subword_models import TEXT, put_words_model
 
@@ -21,19 +21,8 @@ def model(tmp_path_factory):
 def rows_of(model, length, selection, row_count=2):
     data = TEXT.encode()
     tokens = np.array([list(data[row : row + length]) for row in range(row_count)], np.uint8)
-    nothing = np.zeros(row_count, np.int64)
     rows = Rows(
-        None,
-        nothing,
-        Asked("text", length),
-        [b""] * row_count,
-        tokens,
-        nothing,
-        nothing,
-        None,
-        None,
-        None,
-        [],
+        Asked("text", length), [b""] * row_count, tokens, sums_of(tokens), np.zeros(row_count, np.int64)
     )
     rows.model, rows.selection = model, selection
     rows.states = np.zeros((row_count, model.contract.state_bytes), np.uint8)

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 
 from holdfast.history_digest import INITIAL, run_of
-from service.engine.rules import Claim
+from service.engine.chunk import Asked, Chunk, Reply
 from service.engine.sessions import Opening, Sessions
-from service.engine.work import Answer, Asked, Work
 from service.store.record import decode, draw_incarnation, encode
 from tests.fakes import AccumulatorModel, FakeModels
-from tests.unit.test_engine_blocks import Rows
+from tests.unit.test_engine_rows import Sent
 
 ABC, XXX, YYY, ZZZ = [1, 2, 3], [10, 10, 10], [20, 20, 20], [7, 7, 7]
 
@@ -25,17 +24,16 @@ def digest_of(*parts):
 
 def submit(engine, tokens, position=None, model_name="sum", **claim):
     future = asyncio.get_running_loop().create_future()
-    array = np.array(tokens, np.int64)
-    claimed = Claim(len(tokens), array, position, **claim)
+    raw = np.array(tokens, np.int64).tobytes()
     asked = Asked("ids", len(tokens), model_name=model_name)
-    engine.submit(Work(b"s", asked, claimed, array.tobytes(), lambda _, got: future.set_result(got)))
+    engine.submit(Chunk(b"s", asked, raw, lambda _, got: future.set_result(got), position, **claim))
     return future
 
 
 async def send(engine, tokens, position=None, **claim):
     """Returns position, history digest and the last running total; or the reason of the refusal."""
     outcome = await asyncio.wait_for(submit(engine, tokens, position, **claim), 5)
-    if isinstance(outcome, Answer):
+    if isinstance(outcome, Reply):
         total = float(np.frombuffer(outcome.outputs, np.float32)[-1])
         return outcome.position, outcome.digest, total
     return outcome.reason
@@ -65,8 +63,8 @@ async def test_a_replica_goes_on_from_what_is_stored(replaced, store, position):
 
 
 async def test_rows_of_a_block_go_on_from_what_is_stored(replaced, store):
-    rows = Rows(["s"], ZZZ, [6])
-    replaced[0].submit_rows(rows.block())
+    rows = Sent(["s"], ZZZ, [6])
+    replaced[0].submit_rows(rows.rows)
     assert await asyncio.wait_for(rows.done, 5) == [(9, [73, 80, 87], False)]
 
 

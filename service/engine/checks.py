@@ -1,26 +1,23 @@
-"""What goes into the engine and what comes out: plain values, no behaviour but validation.
+"""Holds what comes in against the contract of its model: requests, tokens, records, results. Pure.
 
-The edge makes a `Work` from a request; the engine answers it with an `Answer` or a ServiceError.
+A contract was held against what the graph declares when it was loaded; what a graph computes may have
+other extents, and would then be cut up wrongly between neighbours. So results are checked where they enter.
 """
 
 import functools
-import logging
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.engine.rules import MAX_KEPT_REPLY_BYTES, Claim
-from service.engine.served import check_named
-from service.errors import InvalidRequest, ReplyTooLarge, ServiceError
+from service.engine.chunk import Asked, Selection
+from service.engine.rules import MAX_KEPT_REPLY_BYTES
+from service.errors import InvalidRequest, ModelMismatch, RecordCorrupt, ReplyTooLarge
 from service.model.contract import Contract
-from service.model.protocol import Model
-from service.store.protocol import AckLevel
-
-_log = logging.getLogger(__name__)
+from service.model.protocol import Arrays, Model, Models
+from service.store.record import Record
 
 ALL_TENSORS = "*"
 DEFAULT_TOP_K = 5
@@ -30,110 +27,6 @@ MAX_REMEMBERED = 1024
 
 _ENCODING_BYTES = 64
 """Upper bound on what the edge adds around the numbers of a reply, and around each of its tensors."""
-
-
-class Selection(NamedTuple):
-    """What a reply should hold.
-
-    Attributes:
-        top_k: So many likeliest next tokens after each token.
-        token_log_prob: Log-probability of each token given all before it.
-        tensors: Names of output tensors.
-        state: The state after the chunk.
-    """
-
-    top_k: int = 0
-    token_log_prob: bool = False
-    tensors: tuple[str, ...] = ()
-    state: bool = False
-
-
-class Answer(NamedTuple):
-    """The outcome of a chunk that is applied.
-
-    Attributes:
-        incarnation: Of the session.
-        position: Tokens consumed, the chunk included.
-        digest: History digest there.
-        model_version: Version that ran.
-        replayed: It had been applied before.
-        outputs: What it gave, encoded by the edge.
-        ack_level: How durable it is.
-    """
-
-    incarnation: int
-    position: int
-    digest: int
-    model_version: int
-    replayed: bool
-    outputs: bytes
-    ack_level: AckLevel = AckLevel.MEMORY
-
-
-class Asked(NamedTuple):
-    """What chunks that share a block have in common.
-
-    Attributes:
-        kind: What the tokens are: bytes of text, ids, or features.
-        token_count: k >= 1.
-        width: Features per token; 1 for text and ids.
-        model_name: Model named by the request; "" if none.
-        model_version: Its version; 0 is any, or the newest where the session is opened.
-        selection: What to return; None is the default of the model.
-        ack_level: How durable the commit must be before the answer; None is the default of the server.
-    """
-
-    kind: Literal["text", "ids", "features"]
-    token_count: int
-    width: int = 1
-    model_name: str = ""
-    model_version: int = 0
-    selection: Selection | None = None
-    ack_level: AckLevel | None = None
-
-    @property
-    def element_count(self) -> int:
-        """Elements of a chunk's tokens, as a history digest counts them."""
-        return self.token_count * self.width
-
-
-@dataclass(slots=True, eq=False)
-class Work:
-    """One chunk on its way through the engine.
-
-    Attributes:
-        key: Store key of its session.
-        asked: What it asks.
-        claim: Position and identity, for the rules.
-        raw: The tokens, (k,) or (k, width), row-major; dtype by kind, see `block.TOKEN_DTYPES`.
-        answer: Called once, on the event loop, with this work and its outcome.
-        request: What the caller wants to find here again.
-        deadline_s: Monotonic time after which the caller no longer waits.
-        arrived_s: Monotonic time of arrival.
-        is_cancelled: The caller has gone; skip it if it has not run yet.
-        conflict_count: How often another writer came first.
-        is_answered: `answer` was called.
-    """
-
-    key: bytes
-    asked: Asked
-    claim: Claim
-    raw: bytes
-    answer: "Callable[[Work, Answer | ServiceError], None]"
-    request: Any = None
-    deadline_s: float = math.inf
-    arrived_s: float = 0.0
-    is_cancelled: bool = False
-    conflict_count: int = 0
-    is_answered: bool = False
-
-    def settle(self, outcome: Answer | ServiceError) -> None:
-        """Gives the outcome to the caller; a caller that cannot take it must not hurt its neighbours."""
-        self.is_answered = True
-        try:
-            self.answer(self, outcome)
-        except Exception:  # noqa: BLE001 -- logged, whatever it is
-            _log.exception("bug: a caller could not take its answer")
 
 
 def validate(asked: Asked, model: Model) -> Selection:
@@ -240,7 +133,7 @@ def check_tokens(asked: Asked, tokens: NDArray[Any], contract: Contract) -> dict
 
     Args:
         asked: Checked by `validate`.
-        tokens: Of B rows, see `block.Block.tokens`.
+        tokens: Of B rows, see `Rows.tokens`.
         contract: Of the model.
 
     Returns:
@@ -299,3 +192,88 @@ def _check_top_k(top_k: int, contract: Contract) -> None:
     size = math.prod(contract.ranked.shape)
     if not 0 <= top_k <= size:
         raise InvalidRequest(f"top_k is {top_k}, expected 0..{size}", field="outputs.top_k")
+
+
+def served_model(models: Models, record: Record) -> Model:
+    """Returns the model that a live record belongs to.
+
+    Raises:
+        ModelMismatch: It is not served here.
+        RecordCorrupt: The state has not the size that the model's has.
+    """
+    model = models.find_fingerprint(record.fingerprint)
+    if model is None:
+        raise ModelMismatch(
+            f"the session runs on the model with fingerprint {record.fingerprint.hex()}, which this "
+            "server does not have"
+        )
+    if len(record.state) != model.contract.state_bytes:
+        raise RecordCorrupt(
+            f"the record holds {len(record.state)} bytes of state, {model.name} version "
+            f"{model.version} has {model.contract.state_bytes}"
+        )
+    return model
+
+
+def check_named(model: Model, name: str, version: int) -> None:
+    """Holds the model of a session against what a request names.
+
+    Args:
+        model: The session's.
+        name: As in the request; "" is any.
+        version: As in the request; 0 is any.
+
+    Raises:
+        ModelMismatch: The request names another one.
+    """
+    if name in ("", model.name) and version in (0, model.version):
+        return
+    asked = f"{name or model.name} version {version or 'any'}"
+    raise ModelMismatch(
+        f"the session runs on {model.name} version {model.version}, the request names {asked}",
+        field="model",
+    )
+
+
+class WrongResult(Exception):
+    """A tensor is missing or not what the contract says; the message names it."""
+
+
+def check_results(
+    contract: Contract,
+    needed: Collection[str],
+    results: tuple[Arrays, Arrays],
+    token_count: int,
+    row_count: int,
+) -> None:
+    """Checks what a call of a model gave.
+
+    Args:
+        contract: Of the model.
+        needed: Names of the outputs asked for.
+        results: Outputs (T, B, ...), or (1, B, ...) of those that are given once a run, and next states
+            (B, ...), by name.
+        token_count: T.
+        row_count: B.
+
+    Raises:
+        WrongResult: See there.
+    """
+    outputs, states = results
+    for output in contract.outputs:
+        if output.name in needed:
+            shape = (1 if output.is_last else token_count, row_count, *output.shape)
+            _check("output", output.name, outputs.get(output.name), output.dtype, shape)
+    for state in contract.states:
+        _check("state", state.name, states.get(state.name), state.dtype, (row_count, *state.shape))
+
+
+def _check(
+    what: str, name: str, array: NDArray[Any] | None, dtype: np.dtype[Any], shape: tuple[int, ...]
+) -> None:
+    if array is None:
+        raise WrongResult(f"{what} {name!r} is missing")
+    if array.shape != shape or array.dtype != dtype:
+        raise WrongResult(
+            f"{what} {name!r} is {array.dtype.name} {array.shape}, the contract says {dtype.name} {shape}"
+        )
