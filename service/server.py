@@ -13,7 +13,8 @@ from service.collector import relieve_collector
 from service.config import Settings
 from service.descriptors import most_connections
 from service.engine.admission import Admission, Bounds
-from service.engine.engine import Engine, EngineLimits
+from service.engine.driver import Driver
+from service.engine.limits import EngineLimits
 from service.engine.sessions import Sessions
 from service.errors import AckLevelUnsupported, ServiceError, StartError, StoreUnavailable
 from service.memory_guard import MemoryGuard, limit_bytes
@@ -131,7 +132,7 @@ class Server:
             run_timeout_s=settings.run_timeout_s,
             quarantine_after=settings.quarantine_after,
         )
-        self._engine = Engine(self._models, self._store, encode_outputs, self._metrics, limits)
+        self._engine = Driver(self._models, self._store, encode_outputs, self._metrics, limits)
         self._engine.start()
         bounds = Bounds(
             streams=settings.max_streams,

@@ -1,6 +1,7 @@
 """Who may import what: imports point downwards, and each library has one home."""
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,9 +39,9 @@ HOMES = {
 }
 PURE = {
     "service.engine.rules",
-    "service.engine.queue",
-    "service.engine.suspects",
-    "service.engine.checks",
+    "service.engine.admission",
+    "service.engine.ranking",
+    "service.engine.run",
     "service.store.record",
     "service.store.slots",
     "service.store.safety",
@@ -80,6 +81,9 @@ PURE = {
     "holdfast.ack_levels",
 }
 IMPURE = {"asyncio", "time", "socket", "grpc", "os", "threading", "redis"}
+CORE = "service.engine.core"
+BESIDE_CORE = {"numpy", "xxhash"}
+"""Third parties that the core may compute with."""
 
 
 def module_name(path):
@@ -116,6 +120,33 @@ def test_imports_point_downwards_and_libraries_stay_home(path):
             assert mine >= theirs, f"{module} imports {imported} above it"
         if within(module, "holdfast"):
             assert not within(imported, "service"), f"{module} imports the server"
+
+
+def reached(module):
+    """Returns the modules of ours that a module imports, by whatever way, and itself."""
+    paths = {module_name(path): path for path in FILES}
+    found, left = set(), [module]
+    while left:
+        name = left.pop()
+        if name in paths and name not in found:
+            found.add(name)
+            left += imports(paths[name])
+    return {name: paths[name] for name in found}
+
+
+def test_the_core_and_all_that_it_imports_are_pure():
+    """No clock, no wait, no store, no run: times and outcomes are given to it."""
+    modules = reached(CORE)
+    assert len(modules) > 15
+    for module, path in modules.items():
+        for imported in imports(path):
+            name = imported.partition(".")[0]
+            assert name not in IMPURE, f"{module} imports {imported}"
+            is_known = name in sys.stdlib_module_names | BESIDE_CORE | {"service", "holdfast"}
+            assert is_known, f"{module} imports {imported}"
+        if within(module, "service.engine"):
+            nodes = list(ast.walk(ast.parse(path.read_text())))
+            assert not any(isinstance(node, ast.Await | ast.AsyncFunctionDef) for node in nodes), module
 
 
 WALL_CLOCKS = {
@@ -155,8 +186,8 @@ ENDS_BY_ITSELF = {
     ("service.http_server", "HttpServer.__init__"): "uvicorn's; what fails in its loop is noted by `_note`",
     ("service.worker", "main"): "its end, however it comes, ends the process",
     ("service.engine.watchdog", "Watchdog.__init__"): "its turns have a Trouble",
-    ("service.engine.engine", "Engine.start"): "its turns have a Trouble",
-    ("service.engine.engine", "Engine._spawn"): "a stage of one batch, by `_guard`",
+    ("service.engine.driver", "Driver.start"): "its turns have a Trouble",
+    ("service.engine.driver", "Driver._spawn"): "one effect, whose failure is answered by `_do`",
     ("service.engine.runner", "Runner.__init__"): "runs of one batch, whose failure is its outcome",
     ("service.model.check", "each_file"): "one check per file; the caller gets the error",
     ("service.model.reloading", "ModelReloading._look"): "one look, with a Trouble",

@@ -95,7 +95,7 @@ class Chunk:
         deadline_s: Monotonic time after which the caller no longer waits.
         arrived_s: Monotonic time of arrival.
         is_cancelled: The caller has gone; skip it if it has not run yet.
-        is_answered: `reply` was called.
+        is_answered: It is settled.
     """
 
     key: bytes
@@ -123,7 +123,6 @@ class Chunk:
 
     def settle(self, outcome: Reply | ServiceError) -> None:
         """Gives the caller what the chunk gets; one that cannot take it must not hurt its neighbours."""
-        self.is_answered = True
         try:
             self.reply(self, outcome)
         except Exception:  # noqa: BLE001 -- logged, whatever it is

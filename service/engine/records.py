@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from holdfast import history_digest
+from holdfast.history_digest import after
 from service.engine.rows import Rows
 from service.engine.rules import keep_replies, sends_ahead
 from service.errors import ServiceError, StateNotFinite
@@ -70,7 +70,7 @@ def _is_ahead(rows: Rows) -> NDArray[np.bool_] | None:
 def _next_stamps(rows: Rows) -> NDArray[np.int64]:
     stamps = rows.stamps.copy()
     stamps[:, 1] += rows.asked.token_count
-    stamps[:, 2] = history_digest.after(stamps[:, 2], rows.sums, rows.asked.element_count)
+    stamps[:, 2] = after(stamps[:, 2], rows.sums, rows.asked.element_count)
     return stamps
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from holdfast import history_digest
+from holdfast.history_digest import sums_of, to_elements
 from service.engine.chunk import Asked, Chunk, Reply, Selection
 from service.engine.rules import Claim
 from service.errors import ServiceError
@@ -46,7 +46,7 @@ class Message:
         deadline_s: Monotonic time after which the caller no longer waits.
         arrived_s: Monotonic time of arrival.
         is_cancelled: The caller has gone; skip what has not run yet.
-        is_answered: For which rows `reply` was called, by their number.
+        is_answered: Which rows are settled, by their number.
     """
 
     reply: "Callable[[Rows, ServiceError | None], None]"
@@ -61,7 +61,6 @@ class Message:
 
     def settle(self, rows: "Rows", error: ServiceError | None) -> None:
         """Gives the caller what some rows get; see `Chunk.settle`."""
-        self.is_answered[rows.numbers] = True
         try:
             self.reply(rows, error)
         except Exception:  # noqa: BLE001 -- logged, whatever it is
@@ -214,6 +213,14 @@ class Rows:
             return sum(not chunk.is_cancelled for chunk in self.chunks)
         return 0 if self._message.is_cancelled else len(self)
 
+    def mark_answered(self) -> None:
+        """Notes that the rows are settled."""
+        if self.chunks is None:
+            self._message.is_answered[self.numbers] = True
+        else:
+            for chunk in self.chunks:
+                chunk.is_answered = True
+
     def unanswered(self) -> NDArray[np.int64]:
         """Returns the rows that were not settled, by index."""
         if self.chunks is not None:
@@ -277,9 +284,9 @@ def to_tokens(asked: Asked, raw: bytes, row_count: int) -> NDArray[Any]:
     return tokens.reshape(row_count, asked.token_count)
 
 
-def sums_of(tokens: NDArray[Any]) -> NDArray[np.int64]:
-    """Returns what tokens do to history digests; see `Rows.sums`."""
-    return history_digest.sums_of(history_digest.to_elements(tokens).reshape(len(tokens), -1))
+def token_sums(tokens: NDArray[Any]) -> NDArray[np.int64]:
+    """Returns what the tokens of rows do to history digests; see `Rows.sums`."""
+    return sums_of(to_elements(tokens).reshape(len(tokens), -1))
 
 
 def join(chunks: list[Chunk]) -> Rows:
@@ -293,7 +300,7 @@ def join(chunks: list[Chunk]) -> Rows:
         asked,
         [chunk.key for chunk in chunks],
         tokens,
-        sums_of(tokens),
+        token_sums(tokens),
         _column([NOT_GIVEN if chunk.position is None else chunk.position for chunk in chunks]),
         _column([NOT_GIVEN if position is None else position for position in acknowledged])
         if any(position is not None for position in acknowledged)

@@ -35,12 +35,15 @@ from numpy.typing import NDArray
 
 from holdfast.history_digest import MAX_NUMBER, run_of
 from service.errors import (
+    DeadlinePassed,
+    Draining,
     HistoryConflict,
     InvalidRequest,
     Overloaded,
     PositionConflict,
     PositionGap,
     SessionClosed,
+    SessionExpired,
     SessionLost,
     SessionNotFound,
     SessionQuarantined,
@@ -147,6 +150,23 @@ def quarantined(stored: Record) -> SessionQuarantined:
         f"{stored.quarantine_reason}",
         expected_position=stored.position,
     )
+
+
+def expired(ttl_s: float) -> SessionExpired:
+    """Returns the refusal of a chunk whose session was idle for too long."""
+    return SessionExpired(
+        f"the session was idle for more than {ttl_s:g} s; open it again to start from position 0"
+    )
+
+
+def late() -> DeadlinePassed:
+    """Returns the refusal of chunks that nobody waits for."""
+    return DeadlinePassed("the caller no longer waits; nothing was run")
+
+
+def draining() -> Draining:
+    """Returns the refusal of chunks that come, or wait, while the server leaves."""
+    return Draining("this server is leaving; another one takes the request", retry_after_s=0.05)
 
 
 def check_incarnation(stored: Record, meant: int) -> None:

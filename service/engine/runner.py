@@ -14,8 +14,10 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
+from service.engine.effects import Failure, Kind
+from service.engine.failures import BRIEF_COUNT, LONG_COUNT, THREAD_COUNT
 from service.engine.rows import Rows
 from service.engine.run import EncodeOutputs, run_batch
 from service.engine.watchdog import Watchdog
@@ -33,35 +35,11 @@ NEW_PATIENCE_S = 0.5
 """Others wait for a run so many times as long as it should take, and at least this: the longer of the two
 where nobody knows yet how long that is."""
 
-DISTRUST_S = 60.0
-"""For so long runs of a model that has held up the event loop are in a thread, however short they seem."""
-
-THREAD_COUNT = 4
-"""Runs of batches at once, where one that does not end is left behind; otherwise there is one."""
-
-BRIEF_COUNT = 4
-LONG_COUNT = 2
-"""Runs apart at once: of those that are given little time, and of those that have all of it."""
-
 _NICENESS = 10
 """Of the threads for runs apart: where there are too few cores, those that serve others come first."""
 
 _NEW_SHARE = 0.2
 """Weight of the latest batch in what is known of a model's speed."""
-
-
-class Failure(NamedTuple):
-    """Why a run gave nothing.
-
-    Attributes:
-        error: See there.
-        was_halted: It took too long; else it raised.
-        cpu_s: What it took of a core.
-    """
-
-    error: ModelFailed
-    was_halted: bool
-    cpu_s: float
 
 
 class Runner:
@@ -81,29 +59,28 @@ class Runner:
         )
         self._watchdog = Watchdog()
         self._step_s: dict[bytes, float] = {}
-        self._distrusted_until_s: dict[bytes, float] = {}
 
-    async def run(self, model: Model, group: Sequence[Rows]) -> Failure | None:
+    async def run(self, group: Sequence[Rows], kind: Kind, *, in_thread: bool) -> Failure | None:
         """Runs rows of one model; see `run_batch`.
+
+        Args:
+            group: The rows.
+            kind: Those apart have a thread of their own, beside other runs.
+            in_thread: Not on the event loop, however short it seems.
 
         Returns:
             Why the model failed; None if it did not, and what each of them gave is filled in.
         """
-        step_count = _step_count(group)
-        known_s = self._step_s.get(model.fingerprint, 0.0)
-        expected_s, limit_s = step_count * known_s, self.patience_s(model, step_count)
-        if expected_s >= THREAD_PAYS_S or (self._distrusted_until_s and self.distrusts(model)):
+        model, step_count = group[0].model, sum(len(rows) * rows.asked.token_count for rows in group)
+        if kind is Kind.LONG:
+            return await self._run_in(self._apart, model, group, step_count, self._timeout_s)
+        limit_s = self.patience_s(model, step_count)
+        if kind is Kind.BRIEF:
+            return await self._run_in(self._apart, model, group, step_count, limit_s)
+        if in_thread or step_count * self._step_s.get(model.fingerprint, 0.0) >= THREAD_PAYS_S:
             return await self._run_in(self._threads, model, group, step_count, limit_s)
-        result = self._run(model, group, step_count, limit_s)
-        if isinstance(result, Failure) and result.was_halted:
-            self._distrusted_until_s[model.fingerprint] = time.monotonic() + DISTRUST_S
-        return result
-
-    async def run_apart(self, model: Model, group: Sequence[Rows], *, is_brief: bool) -> Failure | None:
-        """Runs rows like `run`, but in a thread of its own, beside other runs; brief or to its end."""
-        step_count = _step_count(group)
-        limit_s = self.patience_s(model, step_count) if is_brief else self._timeout_s
-        return await self._run_in(self._apart, model, group, step_count, limit_s)
+        failure = self._run(model, group, step_count, limit_s)
+        return None if failure is None else failure._replace(on_loop=True)
 
     def patience_s(self, model: Model, step_count: int) -> float:
         """Returns how long others wait for a run."""
@@ -111,16 +88,6 @@ class Runner:
         if known_s is None:
             return min(self._timeout_s, NEW_PATIENCE_S)
         return min(self._timeout_s, max(PATIENCE_S, PATIENCE * step_count * known_s))
-
-    def distrusts(self, model: Model) -> bool:
-        """Whether runs of a model may not end soon: one has held up the event loop not long ago."""
-        until_s = self._distrusted_until_s.get(model.fingerprint)
-        if until_s is None:
-            return False
-        if time.monotonic() < until_s:
-            return True
-        del self._distrusted_until_s[model.fingerprint]
-        return False
 
     def close(self) -> None:
         """Ends runs under way, then the threads."""
@@ -163,7 +130,3 @@ def _be_nice() -> None:
         OSError
     ):  # a thread of its own on Linux, elsewhere refused or the whole process
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
-
-
-def _step_count(group: Sequence[Rows]) -> int:
-    return sum(len(rows) * rows.asked.token_count for rows in group)

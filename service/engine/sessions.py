@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from holdfast.history_digest import MAX_NUMBER, initial_digest
 from service.engine.checks import check_named, served_model
-from service.engine.engine import Engine
+from service.engine.driver import Driver
 from service.engine.rules import check_incarnation, quarantined
 from service.engine.session_event import SessionEvent
 from service.errors import (
@@ -97,7 +97,7 @@ class Sessions:
         self,
         models: Models,
         store: StateStore,
-        engine: Engine,
+        engine: Driver,
         *,
         on_event: Callable[[SessionEvent], None] = lambda _: None,
         ttl_s: float,

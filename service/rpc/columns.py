@@ -19,8 +19,8 @@ from holdfast.v1 import holdfast_pb2 as pb
 from service.engine import rules
 from service.engine.checks import largest_reply_bytes
 from service.engine.chunk import Asked
-from service.engine.engine import Engine
-from service.engine.rows import NOT_GIVEN, TOKEN_DTYPES, Message, Rows, sums_of, to_tokens
+from service.engine.driver import Driver
+from service.engine.rows import NOT_GIVEN, TOKEN_DTYPES, Message, Rows, to_tokens, token_sums
 from service.errors import InvalidRequest, ReplyTooLarge, ServiceError
 from service.model.protocol import Model
 from service.rpc import codec
@@ -135,7 +135,7 @@ class ColumnsCall:
         """What rows were refused with, so far."""
         return list(self._errors.values())
 
-    def submit(self, engine: Engine) -> None:
+    def submit(self, engine: Driver) -> None:
         """Gives the rows to the engine."""
         for rows in self._rows():
             engine.submit_rows(rows)
@@ -177,7 +177,7 @@ class ColumnsCall:
             self._asked,
             [b""] * self.row_count,
             self._tokens,
-            sums_of(self._tokens),
+            token_sums(self._tokens),
             positions,
             acknowledged,
             incarnations,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from holdfast.v1 import holdfast_pb2 as pb
 from service.engine.admission import Share
 from service.engine.chunk import Chunk, Reply
-from service.engine.engine import Engine
+from service.engine.driver import Driver
 from service.engine.sessions import Opening, OpenSession, Sessions, new_session_id
 from service.errors import DeadlinePassed, InternalFailure, InvalidRequest, NotImplementedYet, ServiceError
 from service.model.contract import Contract
@@ -87,7 +87,7 @@ class Servicer:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Driver,
         sessions: Sessions,
         models: ModelRepository,
         access: Access,

@@ -15,9 +15,9 @@ import grpc.aio
 
 from holdfast.v1 import holdfast_pb2 as pb
 from service.engine.admission import Share
-from service.engine.bell import Bell
 from service.engine.chunk import Chunk, Reply
-from service.engine.engine import Engine
+from service.engine.driver import Driver
+from service.engine.wake import Wake
 from service.errors import Draining, InternalFailure, ServiceError
 from service.rpc.call import Call
 from service.rpc.codec import Named, encode_reply, size_of, to_chunk
@@ -60,7 +60,7 @@ class _ReplyStream(ABC):
     _share: Share
 
     def __init__(
-        self, engine: Engine, call: Call, calls: OpenCalls, caller: Caller, *, max_tokens: int
+        self, engine: Driver, call: Call, calls: OpenCalls, caller: Caller, *, max_tokens: int
     ) -> None:
         self.is_writing = False
         self.written_count = 0
@@ -81,8 +81,8 @@ class _ReplyStream(ABC):
         self._largest_bytes = 0
         self._writing_bytes = 0
         self._is_over = False
-        self._wakes_writer = Bell()
-        self._wakes_reader = Bell()
+        self._wakes_writer = Wake()
+        self._wakes_reader = Wake()
         self._is_read = False
 
     async def serve(self) -> None:

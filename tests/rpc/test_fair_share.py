@@ -11,7 +11,8 @@ from holdfast.errors import DeadlinePassed, from_rpc, from_status
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.engine.admission import Admission, Bounds
-from service.engine.engine import Engine, EngineLimits
+from service.engine.driver import Driver
+from service.engine.limits import EngineLimits
 from service.metrics import Metrics
 from service.rpc.access import Access
 from service.rpc.call import Call
@@ -52,7 +53,7 @@ class Server:
         self.admission = Admission(Bounds(streams=10, chunks=BOUND), self.observer.refused)
         self._calls = OpenCalls(self.admission, max_call_s=max_call_s, max_stall_s=60, max_age_s=0)
         models = FakeModels(AccumulatorModel())
-        self._engine = Engine(models, self.store, encode_outputs, self.observer, EngineLimits())
+        self._engine = Driver(models, self.store, encode_outputs, self.observer, EngineLimits())
 
     def open(self, tenant, session_id):
         """Stores a session as OpenSession leaves it."""

@@ -2,7 +2,8 @@
 
 import pytest
 
-from service.engine.engine import Engine, EngineLimits
+from service.engine.driver import Driver
+from service.engine.limits import EngineLimits
 from tests.fakes import (
     AccumulatorModel,
     CountingObserver,
@@ -37,7 +38,7 @@ async def start(model, store, observer):
         for name in sessions:
             open_session(store, name, model)
         limits = EngineLimits(**limits)
-        engine = Engine(FakeModels(model), store, encode_totals, observer, limits)
+        engine = Driver(FakeModels(model), store, encode_totals, observer, limits)
         engine.start()
         engines.append(engine)
         return engine

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.engine.chunk import Asked, Chunk, Reply
-from service.engine.engine import Engine, EngineLimits
+from service.engine.driver import Driver
+from service.engine.limits import EngineLimits
 from service.engine.sessions import Opening, Sessions
 from service.errors import AckLevelNotReached, SessionClosed
 from service.store.protocol import AckLevel
@@ -296,7 +297,7 @@ def test_whatever_is_not_confirmed_a_retry_gives_the_same_and_nothing_twice(stre
 async def run_streams(streams, store):
     for session in streams:
         open_session(store, session)
-    engine = Engine(
+    engine = Driver(
         FakeModels(AccumulatorModel()), store, encode_totals, CountingObserver(), EngineLimits()
     )
     engine.start()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from service.engine.chunk import Asked
-from service.engine.rows import NOT_GIVEN, Message, Rows, sums_of
+from service.engine.rows import NOT_GIVEN, Message, Rows, token_sums
 from tests.unit.test_engine import send, submit
 
 
@@ -22,7 +22,7 @@ class Sent:
             Asked("ids", tokens.shape[1], model_name="sum"),
             [session.encode() for session in sessions],
             tokens,
-            sums_of(tokens),
+            token_sums(tokens),
             np.array(positions or [NOT_GIVEN] * count, np.int64),
             None if acknowledged is None else np.array(acknowledged, np.int64),
             message=self.message,

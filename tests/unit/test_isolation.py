@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.engine.cache import ENTRY_BYTES
-from service.engine.engine import Engine, EngineLimits
-from service.engine.runner import LONG_COUNT, NEW_PATIENCE_S, PATIENCE_S
+from service.engine.driver import Driver
+from service.engine.failures import LONG_COUNT
+from service.engine.limits import EngineLimits
+from service.engine.runner import NEW_PATIENCE_S, PATIENCE_S
 from service.engine.session_event import SessionEvent
 from service.engine.sessions import Opening, Sessions
 from service.engine.suspects import ALARM_S, BARS, CLEAN_RUNS, CULPRIT_AFTER, MAX_SUSPECTS, RISE_S, Suspects
@@ -107,8 +109,8 @@ async def test_a_result_that_the_contract_does_not_say_is_named(start, model, te
     seen = []
     unseen_run = engine._runner.run
 
-    async def run_and_see(*arguments):
-        result = await unseen_run(*arguments)
+    async def run_and_see(*arguments, **options):
+        result = await unseen_run(*arguments, **options)
         seen.append(result)
         return result
 
@@ -441,7 +443,7 @@ async def test_what_cannot_be_encoded_fails_alone_and_is_said(model, store, obse
             raise ZeroDivisionError
         return encode_totals(outputs)
 
-    engine = Engine(FakeModels(model), store, encode, observer, EngineLimits())
+    engine = Driver(FakeModels(model), store, encode, observer, EngineLimits())
     engine.start()
     for n in range(64):
         open_session(store, f"s{n}")
@@ -512,7 +514,7 @@ def test_any_poison_leaves_its_neighbours_as_they_would_be_without(goods, poison
         store = MemoryStore()
         for name in streams:
             open_session(store, name)
-        engine = Engine(FakeModels(PoisonModel()), store, encode_totals, CountingObserver(), EngineLimits())
+        engine = Driver(FakeModels(PoisonModel()), store, encode_totals, CountingObserver(), EngineLimits())
         engine.start()
         replies = {name: [] for name in streams}
         position = dict.fromkeys(streams, 0)
@@ -550,7 +552,7 @@ def test_quarantine_and_release_on_any_replica_lose_and_double_nothing(random):
             open_session(store, name)
         limits = EngineLimits(quarantine_after=1, hot_state_bytes=4 * (ENTRY_BYTES + 40))
         engines = [
-            Engine(FakeModels(model), store, encode_totals, CountingObserver(), limits) for _ in range(3)
+            Driver(FakeModels(model), store, encode_totals, CountingObserver(), limits) for _ in range(3)
         ]
         for engine in engines:
             engine.start()

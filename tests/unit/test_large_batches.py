@@ -5,7 +5,7 @@ import pytest
 
 from service.engine import run as batch
 from service.engine.chunk import Asked, Selection
-from service.engine.rows import Rows, sums_of
+from service.engine.rows import Rows, token_sums
 from service.engine.run import run_batch
 from service.model.loading import load_model
 from tests.subword_models import TEXT, put_words_model
@@ -22,7 +22,7 @@ def rows_of(model, length, selection, row_count=2):
     data = TEXT.encode()
     tokens = np.array([list(data[row : row + length]) for row in range(row_count)], np.uint8)
     rows = Rows(
-        Asked("text", length), [b""] * row_count, tokens, sums_of(tokens), np.zeros(row_count, np.int64)
+        Asked("text", length), [b""] * row_count, tokens, token_sums(tokens), np.zeros(row_count, np.int64)
     )
     rows.model, rows.selection = model, selection
     rows.states = np.zeros((row_count, model.contract.state_bytes), np.uint8)

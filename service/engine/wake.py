@@ -3,7 +3,7 @@
 import asyncio
 
 
-class Bell:
+class Wake:
     """Wakes one task; a third of the price of an `asyncio.Event`, several times per chunk.
 
     It has no memory: the task looks whether there is something to do, and waits if there is not.

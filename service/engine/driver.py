@@ -1,0 +1,383 @@
+"""The driver: performs what the core decides, with the store, the models, the clock, and reports back.
+
+One task takes batches whenever the engine is free, so that the busier it is, the larger they are; `window`
+says when more chunks are worth a moment's wait. Everything else is a task of its own: loads while others
+run, one commit, which overlaps the run of the next batch, confirmations, and what runs beside batches.
+
+No exception of a model or the store ends the task that takes batches.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+from service import failpoints
+from service.background import RETRY_PAUSE_S, Trouble
+from service.engine import window
+from service.engine.chunk import Chunk
+from service.engine.core import Core
+from service.engine.effects import Commit, Confirm, Effect, Kind, Load, Quarantine, Run, Settle
+from service.engine.limits import EngineLimits
+from service.engine.quarantine import quarantine
+from service.engine.rows import Rows
+from service.engine.run import EncodeOutputs
+from service.engine.runner import Runner
+from service.engine.session_event import SessionEvent
+from service.engine.wake import Wake
+from service.engine.window import Window
+from service.errors import ServiceError, StoreUnavailable
+from service.model.protocol import Models
+from service.store.protocol import AckLevel, Found, Refusals, StateStore
+
+_log = logging.getLogger(__name__)
+
+LINGER_S = 0.02
+"""Others wait for so long for a batch of a model that may stall."""
+
+
+class Observer(Protocol):
+    """Is told what the engine does; counts it. Times are seconds."""
+
+    def loaded(self, session_count: int, load_s: float) -> None:
+        """Sessions that were not in memory were read from the store in one round trip."""
+
+    def ran(self, chunk_count: int, step_count: int, run_s: float) -> None:
+        """A batch ran."""
+
+    def committed(self, size_bytes: int, commit_s: float) -> None:
+        """The records of a batch were offered to the store and answered by it."""
+
+    def waited(self, queue_s: Sequence[float], each: int = 1) -> None:
+        """Chunks left the queue to run; the wait of each, or of `each` chunks that came together."""
+
+    def applied(self, step_count: int, total_s: Sequence[float], each: int = 1) -> None:
+        """Chunks are answered after their commit: all their steps, and the time of each or of `each`."""
+
+    def acknowledged(self, ack_level: AckLevel, chunk_count: int) -> None:
+        """Chunks were answered, replays included, being as durable as this."""
+
+    def replayed(self) -> None:
+        """A chunk was answered from the record."""
+
+    def conflicted(self) -> None:
+        """A commit found another record than expected."""
+
+    def refused(self, reason: str) -> None:
+        """A chunk was answered with an error, and its caller still waits for it."""
+
+    def reran(self) -> None:
+        """A part of a batch that failed ran again."""
+
+    def halted(self) -> None:
+        """A run was ended because it took too long."""
+
+    def session_event(self, event: SessionEvent, count: int = 1) -> None:
+        """Something happened to sessions."""
+
+
+class Driver:
+    """Takes chunks, and answers each one after its commit.
+
+    Args:
+        models: The models served.
+        store: Where sessions live.
+        encode_outputs: Turns what chunks gave into the bytes that are stored and sent.
+        observer: Counts.
+        limits: Bounds.
+    """
+
+    def __init__(
+        self,
+        models: Models,
+        store: StateStore,
+        encode_outputs: EncodeOutputs,
+        observer: Observer,
+        limits: EngineLimits,
+    ) -> None:
+        self._store = store
+        self._runner = Runner(encode_outputs, limits.run_timeout_s)
+        self._observer = observer
+        self._session_ttl_s = limits.session_ttl_s
+        self._core = Core(models, limits, store.epoch, time.monotonic())
+        self._window = Window()
+        self._wake = Wake()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._driving: asyncio.Task[None] | None = None
+        self._is_stopping = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def start(self) -> None:
+        """Starts the task that takes batches."""
+        self._driving = asyncio.create_task(self._drive(), name="engine")
+
+    def hot_usage(self) -> tuple[int, int]:
+        """Returns the number of sessions in memory, and the bytes of their states and kept replies."""
+        return len(self._core.cache), self._core.cache.held_bytes
+
+    async def drain(self) -> None:
+        """Refuses new chunks and waits until those taken are answered."""
+        self._core.drain()
+        await self._idle.wait()
+
+    async def stop(self) -> None:
+        """Finishes the batch under way; chunks still waiting are refused as Draining.
+
+        Cancelled, it gives up what is under way: nobody is told what became of it.
+        """
+        self._is_stopping = True
+        self._wake.ring()
+        try:
+            self._perform(self._core.stop(time.monotonic()))
+            if self._driving is not None:
+                await self._driving
+            while self._tasks:  # a commit that ends may leave a confirmation behind
+                await asyncio.gather(*self._tasks, return_exceptions=True)
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            self._runner.close()
+            self._window.close()
+        self._perform(self._core.refuse_waiting(time.monotonic()))
+
+    def submit(self, chunk: Chunk) -> None:
+        """Takes a chunk; it is settled with what it gets, possibly before this returns."""
+        self._window.came(chunk.key)
+        try:
+            if chunk.asked.ack_level:
+                self._store.check_level(chunk.asked.ack_level)
+            self._core.submit(chunk, time.monotonic())
+        except ServiceError as error:
+            if not chunk.is_cancelled:
+                self._observer.refused(error.reason)
+            chunk.settle(error.without_trace())
+        else:
+            self._idle.clear()
+            self._wake.ring()
+
+    def submit_rows(self, rows: Rows) -> None:
+        """Takes rows of a message; it gets what became of them, maybe before this returns."""
+        try:
+            if rows.asked.ack_level:
+                self._store.check_level(rows.asked.ack_level)
+            self._core.submit_rows(rows, time.monotonic())
+        except ServiceError as error:
+            self._settle(Settle(rows, error))
+        else:
+            self._idle.clear()
+            self._wake.ring()
+
+    def forget(self, key: bytes) -> None:
+        """Drops a session from memory, because its record was changed by other means than a chunk."""
+        self._core.forget(key)
+
+    # -- batches ------------------------------------------------------------------------------
+
+    async def _drive(self) -> None:
+        trouble = Trouble("engine")
+        while not self._is_stopping:
+            if not self._core.is_ready:
+                await self._wake.wait()
+                continue
+            with trouble:
+                await self._gather()
+                await self._take()
+                await asyncio.sleep(0)  # requests and replies move between batches
+                continue
+            await asyncio.sleep(RETRY_PAUSE_S)
+
+    async def _gather(self) -> None:
+        """Waits for more chunks where the window says that it pays."""
+        now_s = time.monotonic()
+        self._window.sample(now_s, self._window.busy_s())
+        until_s = now_s + window.MAX_WAIT_S
+        while not self._core.is_full and self._window.expects_more(now_s):
+            count = self._window.arrival_count
+            await asyncio.sleep(window.QUIET_S)
+            now_s = time.monotonic()
+            if self._window.arrival_count == count or now_s >= until_s:
+                return
+
+    async def _take(self) -> None:
+        """Takes a batch and runs it; loads are waited for where nobody else waits."""
+        try:
+            effects = self._core.next(time.monotonic(), self._store.epoch)
+        except Exception:  # noqa: BLE001 -- whatever it is, these callers get an answer
+            self._break(None)
+            return
+        batch = [effect for effect in effects if isinstance(effect, Run) and effect.kind is Kind.BATCH]
+        if len(batch) < len(effects):
+            others = [effect for effect in effects if effect not in batch]
+            if len(others) == len(effects) == 1 and isinstance(others[0], Load) and not self._core.is_ready:
+                await self._do(others[0])
+                return
+            self._perform(others)
+        for run in batch:
+            if run.is_aside:
+                await asyncio.wait([self._spawn(run)], timeout=LINGER_S)
+            else:
+                await self._do(run)
+
+    # -- effects ------------------------------------------------------------------------------
+
+    def _perform(self, effects: Sequence[Effect]) -> None:
+        """Settles at once, in order, and begins the rest."""
+        for effect in effects:
+            if isinstance(effect, Settle):
+                self._settle(effect)
+            else:
+                self._spawn(effect)
+        if self._core.is_idle:
+            self._idle.set()
+        due_s = self._core.due_s
+        if due_s is not None or self._timer is not None:
+            self._set_timer(due_s)
+        self._wake.ring()
+
+    def _set_timer(self, due_s: float | None) -> None:
+        """Comes back when something may go on that had to wait."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if due_s is not None:
+            wait_s = max(0.0, due_s - time.monotonic())
+            self._timer = asyncio.get_running_loop().call_later(wait_s, self._due)
+
+    def _due(self) -> None:
+        self._timer = None
+        self._perform(self._core.due(time.monotonic()))
+
+    def _spawn(self, effect: Effect) -> asyncio.Task[None]:
+        task = asyncio.create_task(self._do(effect), name="engine stage")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _do(self, effect: Effect) -> None:
+        """Performs an effect; one that fails in a way that nobody foresaw is answered, too."""
+        try:
+            match effect:
+                case Run():
+                    await self._run(effect)
+                case Commit():
+                    await self._commit(effect)
+                case Load():
+                    await self._load(effect)
+                case Confirm():
+                    await self._confirm(effect)
+                case Quarantine():
+                    await self._quarantine(effect)
+                case _:
+                    raise AssertionError("bug: an effect that nobody performs")
+        except Exception:  # noqa: BLE001 -- whatever it is, these callers get an answer
+            self._break(effect)
+
+    def _break(self, effect: Effect | None) -> None:
+        _log.exception("bug: a stage of the engine failed")
+        self._perform(self._core.broke(effect, time.monotonic()))
+
+    async def _load(self, load: Load) -> None:
+        is_cold = load.commit is None
+        if is_cold and failpoints.is_armed:
+            await failpoints.hit("before_load")
+        load.began_s, load.epoch = time.monotonic(), self._store.epoch
+        try:
+            records = await self._store.load(load.keys)
+        except ServiceError as error:
+            self._count_commit(load.commit)
+            self._perform(self._core.unread(load, error, time.monotonic()))
+            return
+        if is_cold:
+            if failpoints.is_armed:
+                await failpoints.hit("after_load")
+            self._observer.loaded(len(load.keys), time.monotonic() - load.began_s)
+        self._count_commit(load.commit)
+        self._perform(self._core.loaded(load, records, self._store.epoch, time.monotonic()))
+
+    async def _run(self, run: Run) -> None:
+        if failpoints.is_armed and run.kind is Kind.BATCH:
+            await failpoints.hit("before_run")
+        started_s = time.monotonic()
+        chunk_count = step_count = 0
+        failures = []
+        if run.kind is Kind.SEARCH and run.is_again:
+            self._observer.reran()
+        for group in run.groups:
+            for rows in group:
+                chunk_count += len(rows)
+                step_count += len(rows) * rows.asked.token_count
+                if not run.is_again:
+                    self._observer.waited(*rows.ages_s(started_s))
+            failure = await self._runner.run(group, run.kind, in_thread=run.in_thread)
+            failures.append(failure)
+            if failure is not None and failure.was_halted:
+                self._observer.halted()
+        if failpoints.is_armed and run.kind is Kind.BATCH:
+            await failpoints.hit("after_run")
+        now_s = time.monotonic()
+        if not run.is_again:
+            self._observer.ran(chunk_count, step_count, now_s - started_s)
+        self._perform(self._core.ran(run, failures, now_s))
+
+    async def _commit(self, commit: Commit) -> None:
+        if failpoints.is_armed:
+            await failpoints.hit("before_commit")
+        commit.began_s, commit.epoch = time.monotonic(), self._store.epoch
+        try:
+            refusals = await self._store.commit([rows.writes for rows in commit.rows], self._session_ttl_s)
+        except StoreUnavailable as error:
+            self._perform(self._core.lost(commit, error, time.monotonic()))
+            return
+        if failpoints.is_armed:
+            await failpoints.hit("after_commit")
+            await failpoints.hit("before_reply")
+        self._count_commit(commit)
+        for refusal in refusals.values():
+            if isinstance(refusal, Found):
+                self._observer.conflicted()
+        self._perform(self._core.committed(commit, refusals, self._store.epoch, time.monotonic()))
+        if failpoints.is_armed:
+            await failpoints.hit("after_reply")
+
+    def _count_commit(self, commit: Commit | None) -> None:
+        """Counts a commit whose outcome is known."""
+        if commit is not None:
+            size_bytes = sum(rows.writes.size_bytes for rows in commit.rows)
+            self._observer.committed(size_bytes, time.monotonic() - commit.began_s)
+
+    async def _confirm(self, confirm: Confirm) -> None:
+        rows = confirm.rows
+        refusals: Refusals = await self._store.confirm(rows.keys, rows.ack_level, confirm.epoch)
+        self._perform(self._core.confirmed(confirm, refusals, time.monotonic()))
+
+    async def _quarantine(self, effect: Quarantine) -> None:
+        refusal: ServiceError | None = None
+        try:
+            refusal = await quarantine(self._store, effect.rows, effect.error.message, self._session_ttl_s)
+        except ServiceError as why:
+            _log.warning("a session that fails again and again is not in quarantine: %s", why.message)
+        if refusal is not None:
+            self._observer.session_event(SessionEvent.QUARANTINED)
+        self._perform(self._core.quarantined(effect, refusal, time.monotonic()))
+
+    def _settle(self, settle: Settle) -> None:
+        """Counts, and tells the callers."""
+        rows, error, is_applied = settle
+        if error is None or is_applied:
+            if rows.is_replayed:
+                self._observer.replayed()
+            else:
+                now_s = time.monotonic()
+                self._observer.applied(len(rows) * rows.asked.token_count, *rows.ages_s(now_s))
+                if rows.chunks is not None:
+                    self._window.answered(rows.keys, now_s)
+        if error is None:
+            self._observer.acknowledged(rows.ack_level, len(rows))
+        else:
+            error.without_trace()
+            for _ in range(rows.waiting_count()):
+                self._observer.refused(error.reason)
+        rows.settle(error)

@@ -1,0 +1,164 @@
+"""Sorts chunks by what is known of their sessions: to run, to load, refused, replayed. Pure.
+
+What runs is decided for a whole batch at once, by the vector form of the rules. The other rows are looked
+at one by one, and answered only from a record that is known to have been in the store after they came.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.engine import rules
+from service.engine.cache import Cache
+from service.engine.checks import check_named, check_tokens, served_model, validate
+from service.engine.chunk import Asked, Chunk
+from service.engine.rows import Rows, join
+from service.errors import ServiceError
+from service.model.protocol import Model, Models
+from service.store.protocol import Loaded
+from service.store.record import KeptReply, Record, decode
+
+
+@dataclass(slots=True)
+class Plan:
+    """What becomes of chunks that are taken.
+
+    Attributes:
+        cache: What is known of their sessions.
+        now_s: Monotonic time.
+        epoch_seen_s: What was known before may be what another server of the store never had.
+        ready: Rows to run, each of one model.
+        cold: Rows that wait for sessions to be loaded.
+        refused: Rows, and why.
+        replays: Rows with a reply that is kept, and when its record was known to be in the store.
+    """
+
+    cache: Cache
+    now_s: float
+    epoch_seen_s: float
+    ready: list[Rows] = field(default_factory=list)
+    cold: list[Rows] = field(default_factory=list)
+    refused: list[tuple[Rows, ServiceError]] = field(default_factory=list)
+    replays: list[tuple[Rows, float]] = field(default_factory=list)
+
+    def add(self, items: Iterable[Chunk | Rows]) -> None:
+        """Sorts chunks."""
+        for rows in self._joined(items):
+            slots = self.cache.find(rows.keys)
+            if None in slots:
+                self.cold.append(rows)
+            else:
+                self._decide(rows, np.array(slots))
+
+    def _joined(self, items: Iterable[Chunk | Rows]) -> list[Rows]:
+        """Joins single chunks that ask for the same, hot and cold ones apart; drops what nobody wants."""
+        joined: list[Rows] = []
+        alike: dict[tuple[Asked, bool], list[Chunk]] = {}
+        for item in items:
+            if isinstance(item, Rows):
+                joined.append(item)
+            else:
+                alike.setdefault((item.asked, item.key in self.cache), []).append(item)
+        joined += map(join, alike.values())
+        return [wanted for rows in joined if (wanted := self._wanted(rows)) is not None]
+
+    def _wanted(self, rows: Rows) -> Rows | None:
+        """Returns the rows that somebody waits for; refuses the others."""
+        unwanted = rows.unwanted(self.now_s)
+        if not unwanted:
+            return rows
+        self.refused.append((rows.anew(np.array(unwanted)), rules.late()))
+        wanted = np.setdiff1d(np.arange(len(rows)), unwanted)
+        return rows.anew(wanted) if len(wanted) else None
+
+    def _decide(self, rows: Rows, slots: NDArray[np.int64]) -> None:
+        self.cache.look_up(rows, slots)
+        runs = rules.continues(
+            rows.stamps, rows.positions, rows.incarnations, rows.digests, rows.asked.token_count
+        )
+        if rows.acknowledged is not None:
+            is_ahead = rules.sends_ahead(rows.stamps, rows.acknowledged)
+            runs &= ~is_ahead | self.cache.has_tails(slots, self.epoch_seen_s)
+        if np.count_nonzero(runs) < len(rows):
+            for place in np.flatnonzero(~runs).tolist():
+                self._decide_alone(rows.one(place))
+            rows = rows.take(np.flatnonzero(runs))
+        numbers = rows.models
+        if len(rows) and np.count_nonzero(numbers == numbers[0]) == len(rows):
+            self._check(rows)
+            return
+        for number in np.unique(numbers):
+            self._check(rows.take(np.flatnonzero(numbers == number)))
+
+    def _check(self, rows: Rows) -> None:
+        """Lets the rows run that suit their model."""
+        rows.model = self.cache.model(rows.models[0])
+        try:
+            rows.selection = validate(rows.asked, rows.model)
+        except ServiceError as error:
+            self.refused.append((rows, error))
+            return
+        wrong = check_tokens(rows.asked, rows.tokens, rows.model.contract)
+        if wrong:
+            self.refused += [(rows.one(place), reason) for place, reason in wrong.items()]
+            rows = rows.take(np.setdiff1d(np.arange(len(rows)), list(wrong)))
+        if len(rows):
+            self.ready.append(rows)
+
+    def _decide_alone(self, row: Rows) -> None:
+        """Answers a row that does not just run, or has it loaded if the answer could be out of date."""
+        slot = int(row.slots[0])
+        if not self.cache.knows_all(slot, max(row.arrived_s(0), self.epoch_seen_s)):
+            self.cache.discard(row.keys[0])
+            self.cold.append(row)
+            return
+        record, row.model = self.cache.record(slot), self.cache.model_at(slot)
+        try:
+            reply = rules.decide(record, row.claim(0))
+            assert reply is not None, "bug: a chunk that runs was held to be out of place"
+            check_named(row.model, row.asked.model_name, row.asked.model_version)
+        except ServiceError as error:
+            self.refused.append((row, error))
+            return
+        _fill(row, record, reply)
+        self.replays.append((row, self.cache.verified_s(slot)))
+
+
+def read(models: Models, rows: Rows, place: int, data: Loaded) -> tuple[Model, Record] | Rows:
+    """Says what a record that was read means for the row that waits for it.
+
+    Args:
+        models: The models served.
+        rows: See there.
+        place: Index of the row.
+        data: The record.
+
+    Returns:
+        Model and record of a live session, where it is to be decided further; or the row, with a reply that
+        is kept, where the session is held.
+
+    Raises:
+        ServiceError: The row is refused.
+    """
+    if isinstance(data, ServiceError):
+        raise data
+    record = decode(data) if data is not None else None
+    if record is not None and not record.closed and not record.quarantine_reason:
+        return served_model(models, record), record
+    reply = rules.decide(record, rows.claim(place))
+    assert record is not None, "bug: a session that is not stored runs"
+    assert reply is not None, "bug: a session that is held runs"
+    row = rows.one(place)
+    row.model = served_model(models, record)
+    check_named(row.model, row.asked.model_name, row.asked.model_version)
+    _fill(row, record, reply)
+    return row
+
+
+def _fill(row: Rows, record: Record, reply: KeptReply) -> None:
+    """Fills in a reply that is kept."""
+    row.next_stamps = np.array([[record.incarnation, reply.position, reply.digest]])
+    row.outputs = np.frombuffer(reply.outputs, np.uint8)[np.newaxis]
+    row.is_replayed = True

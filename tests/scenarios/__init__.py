@@ -1,0 +1,1 @@
+"""Transcripts of the core: what goes in, and what it asks for."""

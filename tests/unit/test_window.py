@@ -1,0 +1,84 @@
+"""When a batch waits for more."""
+
+import time
+
+from service.engine import window
+from service.engine.window import RETURN_S, SAMPLE_S, Window
+
+
+def busy(share=1.0):
+    waits = Window()
+    waits.sample(100.0, 50.0)
+    waits.sample(100.0 + 2 * SAMPLE_S, 50.0 + 2 * share * SAMPLE_S)
+    return waits
+
+
+def test_a_busy_loop_waits_for_a_session_answered_a_moment_ago():
+    waits = busy()
+    assert not waits.expects_more(101.0)
+    waits.answered((b"a",), 101.0)
+    assert waits.expects_more(101.0 + RETURN_S / 2)
+    assert not waits.expects_more(101.0 + 2 * RETURN_S)
+
+
+def test_a_loop_with_time_to_spare_never_waits():
+    waits = busy(share=0.5)
+    waits.answered((b"a",), 101.0)
+    assert not waits.expects_more(101.0)
+
+
+def test_a_session_that_came_back_is_not_waited_for():
+    waits = busy()
+    waits.answered((b"a",), 101.0)
+    waits.came(b"a")
+    assert not waits.expects_more(101.0)
+
+
+def test_only_the_last_answer_of_a_session_counts():
+    waits = busy()
+    waits.answered((b"a",), 101.0)
+    waits.answered((b"b",), 101.0 + RETURN_S / 2)
+    waits.answered((b"a",), 101.0 + RETURN_S)
+    assert waits.expects_more(101.0 + 1.2 * RETURN_S)
+    waits.came(b"a")
+    assert waits.expects_more(101.0 + 1.2 * RETURN_S)
+    assert not waits.expects_more(101.0 + 1.6 * RETURN_S)
+
+
+def test_the_share_is_taken_over_a_stretch():
+    waits = busy()
+    waits.sample(100.0 + 2.5 * SAMPLE_S, 50.0 + 2 * SAMPLE_S)  # too short to say anything
+    waits.answered((b"a",), 101.0)
+    assert waits.expects_more(101.0)
+    waits.sample(101.0, 50.0 + 2 * SAMPLE_S)
+    assert not waits.expects_more(101.0)
+
+
+def test_what_is_old_is_forgotten_while_nobody_asks():
+    waits = Window()
+    for number in range(1000):
+        waits.answered((b"%d" % number,), number * 2 * RETURN_S)
+    assert len(waits._answered_s) == 1
+
+
+def spin(cpu_s):
+    until_s = time.thread_time() + cpu_s
+    while time.thread_time() < until_s:
+        pass
+
+
+def test_time_on_a_core_is_busy():
+    waits = Window()
+    before_s = waits.busy_s()
+    spin(0.05)
+    assert waits.busy_s() - before_s > 0.04  # the kernel counts in ticks of a few milliseconds
+    waits.close()
+
+
+def test_without_the_kernels_count_it_is_cpu_time(monkeypatch):
+    monkeypatch.setattr(window, "_SCHEDSTAT", "/nowhere")
+    waits = Window()
+    before_s, cpu_s = waits.busy_s(), time.thread_time()
+    spin(0.01)
+    assert waits.busy_s() - before_s <= time.thread_time() - cpu_s + 0.001
+    waits.close()
