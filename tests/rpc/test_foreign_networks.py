@@ -124,6 +124,40 @@ def test_an_input_of_the_session_is_asked_for_kept_and_goes_on(client):
     assert session.state()["speaker"].tolist() == [1, 1, 1, 1]
 
 
+@pytest.mark.parametrize(
+    "speaker", [[0.5, 1, 2, 3], np.array([0.5, 1, 2, 3], np.float32), np.array([0.5, 1, 2, 3])]
+)
+@pytest.mark.parametrize("room", [[7], np.array([7], np.int32), np.array([7], np.uint8)])
+def test_an_input_of_the_session_is_cast_as_tokens_are(client, speaker, room):
+    given = {"speaker": speaker, "room": room}
+    session = client.session(model=slug("input of the session in other types"), initial_state=given)
+    state = session.state()
+    assert (state["speaker"].dtype, state["room"].dtype) == (np.float64, np.int32)
+    assert (state["speaker"].tolist(), state["room"].tolist()) == ([0.5, 1, 2, 3], [7])
+    [y] = session.step(np.zeros((1, 4), np.float32), outputs=True).outputs["y"]
+    assert y.tolist() == [7.5, 8, 9, 10]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"room": np.array([1 << 40])}, "'room' is int64"),
+        ({"room": [7.0]}, "'room' is float32"),
+        ({"speaker": [1, 2, 3, 4]}, "'speaker' is int64"),
+        ({"speaker": np.full(4, np.inf)}, "'speaker' holds NaN or infinity"),
+    ],
+)
+def test_an_input_of_the_session_of_another_kind_is_refused(client, given, said):
+    given = {"speaker": np.ones(4), "room": [7], **given}
+    with pytest.raises(holdfast.errors.InvalidRequest, match=said):
+        client.session(model=slug("input of the session in other types"), initial_state=given)
+
+
+def test_what_is_too_large_for_an_input_of_the_session_is_refused(client):
+    with pytest.raises(holdfast.errors.InvalidRequest, match="'speaker' holds NaN or infinity"):
+        client.session(model=slug("input of the session"), initial_state={"speaker": np.full(4, 1e300)})
+
+
 @pytest.mark.parametrize("wrong", [5, -1, 1.5])
 def test_a_number_that_is_no_id_is_refused_with_its_column(client, wrong):
     session = client.session(model=slug("id and features"))
