@@ -111,9 +111,12 @@ def test_a_session_that_was_opened_with_inputs_of_other_types_is_recomputed(serv
         given = {"speaker": [0.1, 1.0, 2.0, 3.0], "room": [7]}
         session = client.session(model="inputs", initial_state=given)
         session.step(np.random.default_rng(1).standard_normal((5, 4)), outputs=True)
+        rows = {"speaker": [[0.1, 1.0, 2.0, 3.0], [5.0, 6.0, 7.0, 8.0]], "room": [[7], [8]]}
+        opened = client.open_batch("inputs", ["inputs-0", "inputs-1"], initial_state=rows)
+        client.step_batch("inputs", ["inputs-0", "inputs-1"], np.ones((2, 3, 4)), opened, outputs=True)
     found = json.loads(verify(tmp_path / "history", "--models", models, "--json").stdout)
     assert found["is_good"], found
-    assert (found["total"]["tokens"], found["total"]["unchecked"]) == (5, 0)
+    assert (found["total"]["tokens"], found["total"]["unchecked"]) == (5 + 2 * 3, 0)
 
 
 def test_a_changed_float_is_found_and_ends_with_1(server, models, tmp_path):
