@@ -29,6 +29,7 @@ from service.model.operators import (
     is_reserved,
     same_domain,
 )
+from service.model.other_formats import other_format
 from service.model.weights import are_finite
 
 MAX_DEPTH = 100
@@ -116,6 +117,8 @@ def check_file(data: bytes) -> Mapping[Operator, int]:
     """
     if not data:
         raise _not_onnx("the file is empty")
+    if (format_in_words := other_format(data)) is not None:
+        raise _not_onnx(f"it is {format_in_words}")
     found = _Found()
     waiting: list[tuple[str, Span, int, Operator | None]] = [("model", Span(0, len(data)), 1, None)]
     while waiting:

@@ -5,6 +5,7 @@ run of the tests. `inputs` is where hypothesis gets bytes from: valid ones, dama
 """
 
 import asyncio
+import itertools
 import json
 import re
 import tomllib
@@ -37,7 +38,7 @@ from service.model.operators import (
 from service.rpc import codec
 from service.rpc.columns import ColumnsCall, ColumnsLimits
 from service.rpc.credentials import ANYBODY
-from service.rpc.openings import opening_keys, opening_reply
+from service.rpc.openings import given_states, opening_keys, opening_reply, state_of
 from service.rpc.servicer import contract_message
 from service.rpc.status import MAX_MESSAGE_BYTES, to_status
 from service.store import record
@@ -185,6 +186,12 @@ def run_open_batch(data):
     for key in keys:
         if isinstance(key, ServiceError):
             check_error(key)
+    try:
+        states = given_states(request)
+        for row, model in itertools.product(range(len(keys)), MODELS):
+            assert len(state_of(states, row)(model)) in (0, model.contract.state_bytes)
+    except ServiceError as error:
+        check_error(error)
 
 
 class BlockTaker:
@@ -502,7 +509,11 @@ OPENINGS = st.builds(
     initial_state=st.lists(NAMED_TENSORS, max_size=3),
 )
 BATCH_OPENINGS = st.builds(
-    pb.OpenBatchRequest, session_ids=st.lists(IDS, max_size=4), model=MODEL_REFS, nonce=INT64
+    pb.OpenBatchRequest,
+    session_ids=st.lists(IDS, max_size=4),
+    model=MODEL_REFS,
+    nonce=INT64,
+    initial_state=st.lists(NAMED_TENSORS, max_size=3),
 )
 
 
