@@ -4,7 +4,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from service.model.onnx_wire import UnsafeGraph, check_file
+from service.model.onnx_wire import check_file
+from service.model.wire_format import UnsafeGraph
 from tests.hostile_models import (
     MEMORY_ADDRESS,
     endless,
