@@ -129,8 +129,8 @@ def describe(info: Mapping[str, str], config: Mapping[str, str]) -> str:
     else:
         kept = {
             "always": "append-only file, synced before each reply: loss of power loses no reply",
-            "everysec": "append-only file, synced every second: loss of power loses the last replies, and so "
-            "does a killed process while a sync is slow",
+            "everysec": "append-only file, synced every second: loss of power loses the last replies, and "
+            "so does a killed process while a sync is slow",
             "no": "append-only file, synced as the system likes: a killed process loses no reply, loss of "
             "power all that the system has not written",
         }.get(config.get("appendfsync", ""), "append-only file, how often it is synced may not be read")

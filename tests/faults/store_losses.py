@@ -251,7 +251,7 @@ class Losses:
                 stub = StreamingInferenceServiceStub(channel)
                 load = Load(stub, names, LEVELS[case.level], random.Random(self._rng.random()))
                 await load.start()
-                await asyncio.sleep(self._rng.uniform(0.1, 1.0))
+                await asyncio.sleep(self._rng.uniform(0.1, 0.6))
                 load.may_end = True
                 snapshot_s, ended_s = await self._break(case, load, store, link)
                 await load.end()

@@ -29,7 +29,6 @@ SHORT = (
     Case("memory", "everysec", BEHIND),
     Case("fsynced", "always", KILLED),
     Case("replicated", "everysec", BEHIND),
-    Case("fsynced+replicated", "always", BEHIND),
 )
 NOT_HERE = {("fsynced", "everysec"), ("fsynced+replicated", "everysec")}
 """These need a Redis of 7.4.3 or later."""
