@@ -55,6 +55,7 @@ FAULTS ?= --minutes 20
 faults: $(VENV)/.dev            ## kills, pauses, cuts and fills up a deployment under load; build/faults.md
 	HOLDFAST_FAULTS=long $(BIN)/python -m pytest -q tests/faults/test_machine.py
 	$(BIN)/python -m tests.faults.gone_back
+	$(BIN)/python -m tests.faults.store_losses
 	$(BIN)/python -m tests.faults.callers --cases 10000
 	$(BIN)/python -m tests.faults.long $(FAULTS)
 

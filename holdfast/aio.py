@@ -156,7 +156,13 @@ class AsyncClient:
         return AsyncSession(self, stub, reply, state, self._replay_tokens)
 
     async def open_batch(
-        self, model: str, session_ids: Iterable[SessionId], *, version: int = 0, must_be_new: bool = False
+        self,
+        model: str,
+        session_ids: Iterable[SessionId],
+        *,
+        version: int = 0,
+        must_be_new: bool = False,
+        initial_state: Mapping[str, Any] | None = None,
     ) -> OpenedBatch:
         """Opens many sessions, or resumes those that exist.
 
@@ -165,6 +171,8 @@ class AsyncClient:
             session_ids: B distinct ids.
             version: Of the model; 0 is the newest, or any to resume.
             must_be_new: Refuse to resume.
+            initial_state: State by name to start from, (B, ...): a row for each session, else as for
+                `session`. Not looked at where a session is resumed.
 
         Returns:
             Where they stand; rows fail one by one, see `OpenedBatch.errors`.
@@ -179,6 +187,7 @@ class AsyncClient:
             session_ids=ids,
             must_be_new=flag("must_be_new", must_be_new),
             nonce=draw_nonce(),
+            initial_state=state_message(initial_state, row_count=len(ids)),
         )
         return OpenedBatch(ids, await self.call("OpenBatch", request))
 

@@ -72,10 +72,18 @@ class Client:
         return Session(self._runner, self._runner.run(opened))
 
     def open_batch(
-        self, model: str, session_ids: Iterable[SessionId], *, version: int = 0, must_be_new: bool = False
+        self,
+        model: str,
+        session_ids: Iterable[SessionId],
+        *,
+        version: int = 0,
+        must_be_new: bool = False,
+        initial_state: Mapping[str, Any] | None = None,
     ) -> OpenedBatch:
         """Opens many sessions, or resumes those that exist; see `AsyncClient.open_batch`."""
-        opened = self._client.open_batch(model, session_ids, version=version, must_be_new=must_be_new)
+        opened = self._client.open_batch(
+            model, session_ids, version=version, must_be_new=must_be_new, initial_state=initial_state
+        )
         return self._runner.run(opened)
 
     def step_batch(

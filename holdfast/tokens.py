@@ -132,18 +132,30 @@ def to_message(tokens: bytes | NDArray[Any]) -> pb.Tokens:
     return pb.Tokens(features=to_tensor(tokens))
 
 
-def state_message(state: Mapping[str, Any] | None) -> list[pb.NamedTensor]:
+def state_message(state: Mapping[str, Any] | None, *, row_count: int | None = None) -> list[pb.NamedTensor]:
     """Writes a state. Arrays keep their dtype, which must be the model's; floats of Python become float32.
+
+    Args:
+        state: By name.
+        row_count: Sessions whose rows each value has; None for one session, without a row.
 
     Raises:
         TypeError: It is no mapping from names, or a value has no dtype that states can have.
-        ValueError: A value is masked or out of range.
+        ValueError: A value is masked or out of range, or has another number of rows.
     """
     if state is None:
         return []
     if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
         raise TypeError(f"initial_state is a {type(state).__name__}, expected arrays by name of the state")
-    return [pb.NamedTensor(name=name, tensor=_state_tensor(name, value)) for name, value in state.items()]
+    named = [pb.NamedTensor(name=name, tensor=_state_tensor(name, value)) for name, value in state.items()]
+    for each in named if row_count is not None else ():
+        shape = list(each.tensor.shape)
+        if shape[:1] != [row_count]:
+            raise ValueError(
+                f"values of the state {each.name!r} have the shape {shape}, expected is a row for each of "
+                f"{row_count} sessions"
+            )
+    return named
 
 
 def _state_tensor(name: str, value: Any) -> pb.Tensor:

@@ -59,10 +59,10 @@ class Nodes:
         """Declares a float32 tensor an output of the graph."""
         self._outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, axes))
 
-    def weight(self, name: str, values: Any) -> str:
-        """Adds a constant, float32 or int64 as it comes; returns its name."""
+    def weight(self, name: str, values: Any, *, is_double: bool = False) -> str:
+        """Adds a constant, int64 or float32 as it comes, or float64; returns its name."""
         array = np.asarray(values)
-        kind = np.int64 if array.dtype.kind == "i" else np.float32
+        kind = np.int64 if array.dtype.kind == "i" else np.float64 if is_double else np.float32
         self._weights.append(numpy_helper.from_array(np.array(array, kind, order="C"), name))
         return name
 

@@ -328,6 +328,19 @@ NETWORKS = {
         {"h": np.zeros(4, np.float32)}, HALF,
         opening={"speaker": np.array([1, -1, 2, -2], np.float32)},
     ),
+    "input of the session in other types": Foreign(
+        [("Cast", ["speaker"], ["narrow"], {"to": F32}), ("Cast", ["room"], ["size"], {"to": F32}),
+         ("Add", ["x", "narrow"], ["spoken"]), ("Add", ["spoken", "size"], ["both"]), *KEPT,
+         ("Add", ["kept", "both"], ["hn"]), ("Identity", ["hn"], ["y"])],
+        [("x", F32, ["batch", 4]), ("h", F32, ["batch", 4]), ("speaker", F64, ["batch", 4]),
+         ("room", I32, ["batch", 1])],
+        [("y", F32, ["batch", 4]), ("hn", F32, ["batch", 4])],
+        PLAIN_CONTRACT + '[[session_input]]\nname = "speaker"\naxes = ["batch", 4]\n'
+        '[[session_input]]\nname = "room"\naxes = ["batch", 1]\n',
+        lambda x, state: plain(x + state["speaker"].astype(np.float32) + state["room"], state),
+        {"h": np.zeros(4, np.float32)}, HALF,
+        opening={"speaker": np.array([1, -1, 2, -2], np.float64), "room": np.array([3], np.int32)},
+    ),
     "id and features": Foreign(
         [("Gather", ["table", "word"], ["row"]), ("Add", ["row", "x"], ["both"]), *KEPT,
          ("Add", ["kept", "both"], ["hn"]), ("Identity", ["hn"], ["y"])],

@@ -118,6 +118,39 @@ def when_tokens(limit):
     return change
 
 
+def within_a_token(net, x):
+    """Reads the values of each token in both directions, which is not ahead, and counts its tokens."""
+    values = net.add(
+        "Unsqueeze", net.add("Reshape", x, net.const([-1, WIDTH], np.int64)), net.const([2], np.int64)
+    )
+    weights = [net.normal(2, 3, size) for size in (1, 1)]
+    turned = net.add("Transpose", values, perm=[1, 0, 2])
+    both = net.add("GRU", turned, *weights, count=2, hidden_size=1, direction="bidirectional")[0]
+    read = net.add(
+        "Transpose", net.add("ReduceSum", both, net.const([1, 3], np.int64), keepdims=0), perm=[1, 0]
+    )
+    return when_tokens(3)(net, net.add("Reshape", read, net.add("Shape", x)))
+
+
+def of_the_last_token(direction):
+    """A GRU with one output for all tokens of a run."""
+
+    def make(**extra):
+        net = Builder(time=True)
+        h = net.state("h", HIDDEN)
+        weights = [net.normal(1, 3 * HIDDEN, size) for size in (WIDTH, HIDDEN)]
+        before = net.add("Unsqueeze", h, net.const([0], np.int64))
+        after = net.add(
+            "GRU", "x", *weights, "", "", before, count=2, hidden_size=HIDDEN, direction=direction
+        )[1]
+        after = net.add("Squeeze", after, net.const([0], np.int64))
+        net.follows("h", after)
+        net.output(after, HIDDEN, is_last=True)
+        return net.bytes(**extra)
+
+    return make
+
+
 def in_time(change, **extra):
     """A scanned Elman cell whose tokens go through `change(net, x)` first."""
     return over_time(lambda net, x, h: scan(net, change(net, x), h), **extra)
@@ -127,16 +160,22 @@ def changed_in_time(change):
     return lambda **extra: in_time(change, **extra)
 
 
-TOKENS = {
+AHEAD = {
     "bidirectional lstm": (lambda **extra: recurrent(direction="bidirectional", **extra), "bidirectional"),
     "reverse lstm": (lambda **extra: recurrent(direction="reverse", **extra), "reverse"),
+    "one output a run": (of_the_last_token("reverse"), "reverse"),
     "reverse gru": (lambda **extra: recurrent("GRU", direction="reverse", **extra), "reverse"),
     "padded convolution": (looking_ahead, "Conv"),
     "mean of the chunk": (changed_in_time(less_mean), "ReduceMean"),
+}
+"""Name -> graph with a time axis that looks ahead, and what is named as the likely cause."""
+
+TOKENS = {
     "from 3 tokens on": (changed_in_time(when_tokens(3)), "no operator"),
     "from 20 tokens on": (changed_in_time(when_tokens(20)), "no operator"),
+    "two directions within a token": (changed_in_time(within_a_token), "bidirectional"),
 }
-"""Name -> graph with a time axis, and what is named as the likely cause."""
+"""Name -> graph with a time axis that mixes tokens otherwise, and what is named as the likely cause."""
 
 
 def mixed(**extra):

@@ -45,9 +45,10 @@ class Builder:
         self.states.append((name, list(shape), dtype, axis))
         return name
 
-    def output(self, value, *shape, name="y", dtype="float32", role="raw", switch=None):
+    def output(self, value, *shape, name="y", dtype="float32", role="raw", switch=None, is_last=False):
+        """Declares an output, of each token or of the last one of a run."""
         self.add("Identity", value, name=name)
-        self.outputs.append((name, list(shape), dtype, role, switch))
+        self.outputs.append((name, list(shape), dtype, role, switch, is_last))
 
     def follows(self, state, value):
         self.add("Identity", value, name=f"{state}_next")
@@ -65,8 +66,8 @@ class Builder:
             axes = [*shape[:axis], "batch", *shape[axis:]]
             inputs.append(INFO(name, ONNX_DTYPES[dtype], axes))
             outputs.append(INFO(f"{name}_next", ONNX_DTYPES[dtype], axes))
-        for name, shape, dtype, *_ in self.outputs:
-            outputs.append(INFO(name, ONNX_DTYPES[dtype], leading + shape))
+        for name, shape, dtype, *_, is_last in self.outputs:
+            outputs.append(INFO(name, ONNX_DTYPES[dtype], (["batch"] if is_last else leading) + shape))
         for name in self.switches:
             inputs.append(INFO(name, TensorProto.BOOL, []))
             self.weights.append(numpy_helper.from_array(np.array(True), name))
@@ -84,7 +85,8 @@ class Builder:
             "outputs": [
                 {"name": name, "dtype": dtype, "shape": shape, "role": role}
                 | ({} if switch is None else {"switch": switch})
-                for name, shape, dtype, role, switch in self.outputs
+                | ({"axes": ["batch", *shape]} if is_last else {})
+                for name, shape, dtype, role, switch, is_last in self.outputs
             ],
         } | extra  # fmt: skip
         if self.vocabulary:

@@ -28,6 +28,9 @@ class StoreProcess:
         folder: Of its files.
         options: As in its configuration file, with "_" for "-".
         binary: The server to run.
+
+    Attributes:
+        pid: Its process.
     """
 
     def __init__(self, folder, *, binary=None, port=None, **options):
@@ -53,7 +56,12 @@ class StoreProcess:
 
     def start(self):
         """Starts it and waits until it has read its file."""
-        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
+        self._process = subprocess.Popen(
+            self._command,
+            stdout=subprocess.DEVNULL,
+            restore_signals=False,  # Python ignores SIGXFSZ, and so shall it: see `limit_file_size`
+        )
+        self.pid = self._process.pid
         wait_for(self._answers, 20)
 
     def kill(self):

@@ -397,16 +397,18 @@ class OpenSessionResponse(_message.Message):
     def __init__(self, session: _Optional[_Union[Session, _Mapping]] = ..., resumed: bool = ...) -> None: ...
 
 class OpenBatchRequest(_message.Message):
-    __slots__ = ("model", "session_ids", "must_be_new", "nonce")
+    __slots__ = ("model", "session_ids", "must_be_new", "nonce", "initial_state")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     SESSION_IDS_FIELD_NUMBER: _ClassVar[int]
     MUST_BE_NEW_FIELD_NUMBER: _ClassVar[int]
     NONCE_FIELD_NUMBER: _ClassVar[int]
+    INITIAL_STATE_FIELD_NUMBER: _ClassVar[int]
     model: ModelRef
     session_ids: _containers.RepeatedScalarFieldContainer[str]
     must_be_new: bool
     nonce: int
-    def __init__(self, model: _Optional[_Union[ModelRef, _Mapping]] = ..., session_ids: _Optional[_Iterable[str]] = ..., must_be_new: bool = ..., nonce: _Optional[int] = ...) -> None: ...
+    initial_state: _containers.RepeatedCompositeFieldContainer[NamedTensor]
+    def __init__(self, model: _Optional[_Union[ModelRef, _Mapping]] = ..., session_ids: _Optional[_Iterable[str]] = ..., must_be_new: bool = ..., nonce: _Optional[int] = ..., initial_state: _Optional[_Iterable[_Union[NamedTensor, _Mapping]]] = ...) -> None: ...
 
 class OpenBatchResponse(_message.Message):
     __slots__ = ("positions", "incarnations", "history_digests", "model_versions", "resumed_rows", "errors")

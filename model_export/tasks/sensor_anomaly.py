@@ -64,6 +64,9 @@ class Normalise(nn.Module):
     M gives every channel in its deviations, and then what the channels are apart from one another: their
     principal components, each in its own deviations. So a reading that fits the others badly is far from
     zero, however little it moved.
+
+    It is computed in float64, here and in the graph: what is left where readings cancel out is small, and
+    the order of a sum in float32 would show in the scores.
     """
 
     mean: Tensor
@@ -75,14 +78,13 @@ class Normalise(nn.Module):
         deviations = flat.std(axis=0)
         sizes, directions = np.linalg.eigh(np.corrcoef(flat.T))
         matrix = np.concatenate([np.eye(len(sizes)), directions / np.sqrt(sizes)], axis=1)
-        self.register_buffer("mean", torch.from_numpy(flat.mean(axis=0).astype(np.float32)))
-        self.register_buffer(
-            "matrix", torch.from_numpy((matrix / deviations[:, np.newaxis]).astype(np.float32))
-        )
+        self.register_buffer("mean", torch.from_numpy(flat.mean(axis=0)))
+        self.register_buffer("matrix", torch.from_numpy(matrix / deviations[:, np.newaxis]))
 
     def forward(self, values: Tensor) -> Tensor:
         """Returns (T, B, 2 * channels) for readings (T, B, channels)."""
-        return ((values - self.mean) @ self.matrix).clamp(-LIMIT, LIMIT)
+        scaled = (values.double() - self.mean) @ self.matrix
+        return scaled.clamp(-LIMIT, LIMIT).to(values.dtype)
 
 
 def train(folders: Folders, scale: float) -> Outcome:
@@ -135,10 +137,20 @@ def build(network: Recurrent) -> onnx.ModelProto:
     front = network.front
     assert isinstance(front, Normalise)
     readings = nodes.input("readings", ["time", "batch", len(CHANNELS)])
-    centred = nodes.add("Sub", [readings, nodes.weight("mean", front.mean.numpy())], "centred")
-    scaled = nodes.add("MatMul", [centred, nodes.weight("matrix", front.matrix.numpy())], "scaled")
-    limits = [nodes.weight("lowest", np.float32(-LIMIT)), nodes.weight("highest", np.float32(LIMIT))]
-    features = nodes.add("Clip", [scaled, *limits], "features")
+    precise = nodes.add("Cast", [readings], "precise", to=onnx.TensorProto.DOUBLE)
+    mean, matrix, lowest, highest = (
+        nodes.weight(name, values, is_double=True)
+        for name, values in (
+            ("mean", front.mean.numpy()),
+            ("matrix", front.matrix.numpy()),
+            ("lowest", -LIMIT),
+            ("highest", LIMIT),
+        )
+    )
+    centred = nodes.add("Sub", [precise, mean], "centred")
+    scaled = nodes.add("MatMul", [centred, matrix], "scaled")
+    clipped = nodes.add("Clip", [scaled, lowest, highest], "clipped")
+    features = nodes.add("Cast", [clipped], "features", to=onnx.TensorProto.FLOAT)
     kind = nodes.dense(nodes.gru(features, recurrent), head, "kind")
     probabilities = nodes.add("Softmax", [kind], "probabilities", axis=2)
     normal = nodes.add("Gather", [probabilities, nodes.weight("normal_index", 0)], "normal", axis=2)

@@ -6,7 +6,7 @@ answered here is a promise like the answer to a chunk, so it waits for the serve
 """
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from holdfast.history_digest import MAX_NUMBER, initial_digest
@@ -129,12 +129,15 @@ class Sessions:
             raise outcome
         return outcome
 
-    async def open_batch(self, keys: Sequence[bytes], opening: Opening) -> list[OpenSession | ServiceError]:
+    async def open_batch(
+        self, keys: Sequence[bytes], opening: Opening, states: Sequence[Callable[[Model], bytes]] = ()
+    ) -> list[OpenSession | ServiceError]:
         """Opens or resumes many sessions, each by itself, in two round trips to the store.
 
         Args:
             keys: Of their records, distinct.
             opening: What is asked of each.
+            states: `Opening.state` of each; none if that of the opening is for all.
 
         Returns:
             What came of each; errors as `open` raises them.
@@ -147,10 +150,13 @@ class Sessions:
                 f"nonce is {opening.nonce}, expected 1..2^53 - 1, or 0 for none", field="nonce"
             )
         epoch = self._store.epoch
+        openings = dict.fromkeys(keys, opening)
+        if states:
+            openings = {key: opening._replace(state=state) for key, state in zip(keys, states, strict=True)}
         outcomes: dict[bytes, OpenSession | ServiceError] = {}
         found = dict(zip(keys, await self._store.load(keys), strict=True))
         for _ in range(MAX_ATTEMPTS):
-            found = await self._try_open(found, opening, outcomes)
+            found = await self._try_open(found, openings, outcomes)
             if not found:
                 break
         for key in found:
@@ -164,7 +170,7 @@ class Sessions:
     async def _try_open(
         self,
         found: dict[bytes, Loaded],
-        opening: Opening,
+        openings: Mapping[bytes, Opening],
         outcomes: dict[bytes, OpenSession | ServiceError],
     ) -> dict[bytes, Loaded]:
         """Decides on what was found under each key and commits; returns what is found instead."""
@@ -172,7 +178,7 @@ class Sessions:
         for key, data in found.items():
             try:
                 stored = _stored(data)
-                outcomes[key] = session = self._opened(stored, opening)
+                outcomes[key] = session = self._opened(stored, openings[key])
             except ServiceError as error:
                 outcomes[key] = error.without_trace()
                 continue

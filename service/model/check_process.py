@@ -21,12 +21,13 @@ from service.model.check import MAX_VERDICT_BYTES, PASSED
 from service.model.confinement import confine
 from service.model.files import ModelFileError
 from service.model.loading import load_model
-from service.model.onnx_wire import UnsafeGraph, check_file
+from service.model.onnx_wire import check_file
 from service.model.protocol import Model
 from service.model.subwords import import_tokenizers
 from service.model.tokenised import TokenisedModel
 from service.model.trial import try_out
 from service.model.trial_runs import Kind, TrialFailed
+from service.model.wire_format import UnsafeGraph
 
 _PR_SET_PDEATHSIG = 1
 _PIECE_BYTES = 16 << 20

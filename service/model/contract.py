@@ -156,6 +156,19 @@ class StateSpec:
         data = self.initial or bytes(self.size_bytes)
         return np.frombuffer(data, self.dtype).reshape(self.shape)
 
+    def taken(self, given: NDArray[Any]) -> NDArray[Any]:
+        """Returns what it begins with where an opening gives it this.
+
+        An input of the session is cast within its kind as tokens are, floats to floats and integers to
+        integers that are the same; what a network has made itself has to come back as it was.
+        """
+        kinds = "f" if given.dtype.kind == "f" else "iu" if given.dtype.kind in "iu" else ""
+        if self.kind != "session_input" or self.dtype.kind not in kinds:
+            return given
+        with np.errstate(all="ignore"):
+            cast = given.astype(self.dtype)
+        return cast if self.dtype.kind == "f" or np.array_equal(cast, given) else given
+
 
 @dataclass(frozen=True)
 class OutputSpec:

@@ -41,6 +41,9 @@ _TITLES = {
     "facts": "For people.",
 }
 
+_BEGINS = "; begins at zeros, unless initial = says otherwise"
+"""What a session begins with is nowhere in a graph."""
+
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -76,7 +79,7 @@ def to_toml(document: Mapping[str, Any], notes: Notes | None = None) -> str:
 def notes_of(
     document: Mapping[str, Any], inputs: Mapping[str, GraphTensor], outputs: Mapping[str, GraphTensor]
 ) -> dict[Place, str]:
-    """Returns for each tensor of a document what the graph declares of it."""
+    """Returns for each tensor of a document what the graph declares of it, and how a state begins."""
     notes: dict[Place, str] = {}
     for topic in _TABLES:
         tensors = outputs if topic == "output" else inputs
@@ -84,6 +87,8 @@ def notes_of(
             name = str(entry.get("input") if topic == "state" else entry.get("name"))
             if name in tensors:
                 notes[topic, name, ""] = describe(tensors[name])
+                if topic == "state" and "initial" not in entry:
+                    notes[topic, name, ""] += _BEGINS
     for name in document.get("constants", {}):
         if name in inputs:
             notes["constants", name, ""] = describe(inputs[name])

@@ -17,7 +17,7 @@ from service.model.contract import (
     TokenizerFile,
     Vocabulary,
 )
-from service.model.document import Document
+from service.model.document import Document, check_known
 
 MAX_EXACT_ID = 1 << 24
 """Ids among features travel as float32, which has all integers below this."""
@@ -63,6 +63,7 @@ def dtype_of(where: str, tensor: GraphTensor, entry: Mapping[str, Any]) -> np.dt
     if dtype is None:
         raise ContractError(f"{where} is {tensor.dtype}, expected is one of {', '.join(DTYPES)}")
     said = entry.get("dtype", tensor.dtype)
+    check_known(str(said), DTYPES, f"{where} is {tensor.dtype}; its dtype in the contract")
     if said != tensor.dtype:
         raise ContractError(f"{where} is {tensor.dtype}, the contract says {said}")
     return dtype

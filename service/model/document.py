@@ -22,7 +22,7 @@ import difflib
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from service.model.apart import PARTS
@@ -206,10 +206,19 @@ def checked(document: Document, source: str) -> Document:
 
 def _check_keys(table: Mapping[str, Any], known: set[str], where: str) -> None:
     for key in table:
-        if key not in known:
-            nearest = difflib.get_close_matches(key, sorted(known), 1)
-            advice = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(sorted(known))}"
-            raise ContractError(f"{where}: {_short(key)} is not known; {advice}")
+        check_known(key, known, where)
+
+
+def check_known(name: str, known: Collection[str], where: str) -> None:
+    """Checks that a name is a known one.
+
+    Raises:
+        ContractError: It is not; the message has the nearest that is.
+    """
+    if name not in known:
+        nearest = difflib.get_close_matches(name, sorted(known), 1)
+        advice = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(sorted(known))}"
+        raise ContractError(f"{where}: {_short(name)} is not known; {advice}")
 
 
 def _expanded(entry: Document, where: str) -> list[Document]:

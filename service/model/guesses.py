@@ -77,13 +77,17 @@ def guess_rest(
             guesses.notes["input", token, "name"] = "? is this the token"
         del left[token]
     free = [] if has_states else list(outputs)
-    for number, (name, tensor) in enumerate(left.items()):
+    followers: dict[str, str] = {}
+    for number, (name, tensor) in reversed(list(enumerate(left.items()))):
         may_follow = free if tensor.shape and number < _MOST_GUESSED else []
-        fitting = [other for other in may_follow if fits(name, other)]
+        fitting = [other for other in reversed(may_follow) if fits(name, other)]
         follower = min(fitting, key=lambda other: outputs[other].shape != tensor.shape, default=None)
-        if follower is not None:
+        if follower is not None:  # counted from the end: what a reply has mostly comes before the states
             free.remove(follower)
-            guesses.states.append({"input": name, "output": follower})
+            followers[name] = follower
+    for name, tensor in left.items():
+        if name in followers:
+            guesses.states.append({"input": name, "output": followers[name]})
             guesses.notes["state", name, "output"] = (
                 "? its name does not say so; swapped states are not seen"
             )
@@ -95,6 +99,9 @@ def guess_rest(
         else:
             guesses.constants[name] = _likely_value(name, tensor)
             guesses.notes["constants", name, ""] = f"? {tensor.dtype}: its value"
+    for other in free:
+        if any(fits(name, other) for name in list(followers)[:_MOST_GUESSED]):
+            guesses.notes["output", other, "name"] = "? what a reply has; or what follows a state"
     return guesses
 
 

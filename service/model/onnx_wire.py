@@ -10,6 +10,7 @@ wherever they may lie (in functions and in the attributes of nodes too), and ski
 - functions of the file that bear the name of what onnxruntime has itself, and those that call themselves;
 - settings of onnxruntime in the metadata, and training graphs;
 - weights that are not finite;
+- sequences of tensors that are not told by constants (`service.model.sequences`);
 - bytes that are not such a message: cut off, or with wire types that no ONNX tool writes.
 
 Where a parser takes the last of several values of a field, each of them is looked at, or the file refused;
@@ -17,8 +18,9 @@ where one skips a field for its wire type, the file is refused. So both agree on
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple, TypeVar
+from collections.abc import Mapping
+from math import prod
+from typing import TypeVar
 
 from service.model.operators import (
     ATTRIBUTE_RANGES,
@@ -29,52 +31,48 @@ from service.model.operators import (
     is_reserved,
     same_domain,
 )
+from service.model.other_formats import other_format
+from service.model.sequences import Node, Numbers, Wiring
 from service.model.weights import are_finite
+from service.model.wire_format import NUMBER, TEXT, Fields, Span, UnsafeGraph, fields_of, not_onnx, varint
 
 MAX_DEPTH = 100
 """Messages in messages; protobuf's own limit."""
 
+_MAIN_DEPTH = 3
+"""Of what the main graph has: it lies in a graph in a model."""
 
-class UnsafeGraph(Exception):
-    """A file must not be loaded; the message says what is in it."""
-
-
-class Span(NamedTuple):
-    """Where the payload of a field lies."""
-
-    start: int
-    end: int
-
-
-Fields = list[tuple[int, int | Span]]
-"""Number and value of the fields of a message that are known here: a varint, or a span."""
 
 _Value = TypeVar("_Value", int, Span)
 
-_NUMBER, _TEXT = "number", "text"
-"""Kinds of fields that are no messages."""
+_TENSOR = {2: NUMBER, 4: TEXT, 8: TEXT, 9: TEXT, 10: TEXT, 13: "entry", 14: NUMBER}
 
 # Kind of message, number of a field -> what is in it; other fields are skipped.
 _FIELDS: dict[str, dict[int, str]] = {
     "model": {7: "graph", 8: "opset", 14: "entry", 20: "training", 25: "function"},
-    "graph": {1: "node", 5: "tensor", 15: "sparse tensor"},
-    "function": {1: _TEXT, 7: "node", 9: "opset", 10: _TEXT, 11: "attribute", 13: _TEXT},
-    "node": {4: _TEXT, 5: "attribute", 7: _TEXT, 8: _TEXT},
+    "graph": {1: "node", 5: "initializer", 11: "input", 12: "output", 15: "sparse tensor"},
+    "function": {1: TEXT, 7: "node", 9: "opset", 10: TEXT, 11: "attribute", 13: TEXT},
+    "node": {1: TEXT, 2: TEXT, 4: TEXT, 5: "attribute", 7: TEXT, 8: TEXT},
     "attribute": {
-        1: _TEXT,
-        3: _NUMBER,
+        1: TEXT,
+        3: NUMBER,
         5: "tensor",
         6: "graph",
         10: "tensor",
         11: "graph",
-        21: _TEXT,
+        20: NUMBER,
+        21: TEXT,
         22: "sparse tensor",
         23: "sparse tensor",
     },
-    "sparse tensor": {1: "tensor", 2: "tensor"},
-    "tensor": {2: _NUMBER, 4: _TEXT, 8: _TEXT, 9: _TEXT, 10: _TEXT, 13: "entry", 14: _NUMBER},
-    "opset": {1: _TEXT, 2: _NUMBER},
-    "entry": {1: _TEXT},
+    "sparse tensor": {1: "initializer", 2: "tensor"},
+    "initializer": _TENSOR,
+    "tensor": _TENSOR,
+    "constant": {1: NUMBER, 2: NUMBER, 3: TEXT, 7: TEXT, 9: TEXT},  # a tensor again, for its numbers
+    "input": {1: TEXT},
+    "output": {1: TEXT},
+    "opset": {1: TEXT, 2: NUMBER},
+    "entry": {1: TEXT},
     "training": {},
 }
 _TENSOR_NAME, _EXTERNAL_DATA, _DATA_LOCATION = 8, 13, 14
@@ -82,7 +80,20 @@ _ELEMENT_TYPE, _TENSOR_DATA = 2, (4, 9, 10)
 """Floats lie in one of three fields."""
 _NODE_IDENTITY, _FUNCTION_IDENTITY = (7, 4, 8), (10, 1, 13)
 """Fields of domain, name and overload."""
-_ATTRIBUTE_NAME, _ATTRIBUTE_NUMBER, _ATTRIBUTE_REFERENCE = 1, 3, 21
+_NODE_INPUT, _NODE_OUTPUT, _NODE_ATTRIBUTE = 1, 2, 5
+_ATTRIBUTE_NAME, _ATTRIBUTE_NUMBER, _ATTRIBUTE_TENSOR, _ATTRIBUTE_TYPE, _ATTRIBUTE_REFERENCE = (
+    1,
+    3,
+    5,
+    20,
+    21,
+)
+_IS_TENSOR = 4
+"""Type of an attribute."""
+_EXTENT, _SEGMENT, _NUMBERS, _RAW = 1, 3, 7, 9
+"""Fields of a tensor that is read for its numbers."""
+_INT64 = 7
+_VALUE_NAME = 1
 _OPSET_DOMAIN, _OPSET_VERSION = 1, 2
 _ENTRY_KEY = 1
 
@@ -94,12 +105,16 @@ class _Found:
         used: Operators that nodes name, and how often.
         calls: Function of the file -> operators in its nodes and their graphs.
         has_version: It says which version of ONNX's operators it uses; onnxruntime takes the first without.
+        wiring: Names of its values.
+        constants: Initializers and Constant nodes of the main graph -> where their tensor lies.
     """
 
     def __init__(self) -> None:
         self.used: Counter[Operator] = Counter()
         self.calls: dict[Operator, set[Operator]] = {}
         self.has_version = False
+        self.wiring = Wiring()
+        self.constants: dict[bytes, Span] = {}
 
 
 def check_file(data: bytes) -> Mapping[Operator, int]:
@@ -115,18 +130,26 @@ def check_file(data: bytes) -> Mapping[Operator, int]:
         UnsafeGraph: It is not an ONNX file, or holds what is refused.
     """
     if not data:
-        raise _not_onnx("the file is empty")
+        raise not_onnx("the file is empty")
+    if (format_in_words := other_format(data)) is not None:
+        raise not_onnx(f"it is {format_in_words}")
     found = _Found()
     waiting: list[tuple[str, Span, int, Operator | None]] = [("model", Span(0, len(data)), 1, None)]
     while waiting:
         kind, span, depth, function = waiting.pop()
         if depth > MAX_DEPTH:
             raise UnsafeGraph(f"messages lie in messages more than {MAX_DEPTH} deep")
-        fields = list(_fields(data, span, kind))
+        fields = list(fields_of(data, span, kind, _FIELDS[kind]))
         if kind == "training":
             raise UnsafeGraph("it has a training graph; export the network for inference")
-        if kind == "tensor":
+        is_in_main_graph = depth == _MAIN_DEPTH and function is None
+        if kind in ("tensor", "initializer"):
             _check_tensor(data, fields)
+            if kind == "initializer":
+                name = _text(data, fields, _TENSOR_NAME)
+                found.wiring.defined[name] += 1
+                if is_in_main_graph:
+                    found.constants[name] = span
         elif kind == "entry":
             _check_entry(data, fields)
         elif kind == "opset":
@@ -136,19 +159,25 @@ def check_file(data: bytes) -> Mapping[Operator, int]:
             _check_attribute(data, fields)
         elif kind == "function":
             function = _add_function(found, _operator(data, fields, _FUNCTION_IDENTITY))
+        elif kind == "input":
+            found.wiring.defined[_text(data, fields, _VALUE_NAME)] += 1
+        elif kind == "output":
+            found.wiring.results.add(_text(data, fields, _VALUE_NAME))
         elif kind == "node":
             operator = _operator(data, fields, _NODE_IDENTITY)
             found.used[operator] += 1
+            _add_node(data, fields, operator, found, is_in_main_graph)
             if function is not None:
                 found.calls[function].add(operator)
         for number, value in fields:
-            if isinstance(value, Span) and (inner := _FIELDS[kind][number]) != _TEXT:
+            if isinstance(value, Span) and (inner := _FIELDS[kind][number]) != TEXT:
                 waiting.append((inner, value, depth + 1, function))
     if not found.has_version:
-        raise _not_onnx("it does not say which version of ONNX's operators it uses")
+        raise not_onnx("it does not say which version of ONNX's operators it uses")
     for operator in sorted(found.used.keys() - found.calls.keys()):
         _check_operator(operator)
     _check_calls(found.calls)
+    _check_sequences(data, found)
     return found.used
 
 
@@ -244,6 +273,54 @@ def _check_calls(calls: dict[Operator, set[Operator]]) -> None:
         raise UnsafeGraph(f"its function {_shown(name)} calls itself, or another one that does")
 
 
+def _add_node(
+    data: bytes, fields: Fields, operator: Operator, found: _Found, is_in_main_graph: bool
+) -> None:
+    inputs, outputs = (
+        tuple(data[slice(*name)] for name in _values(fields, number, Span))
+        for number in (_NODE_INPUT, _NODE_OUTPUT)
+    )
+    found.wiring.nodes.append(Node(operator, inputs, outputs, is_in_main_graph))
+    found.wiring.defined.update(outputs)
+    attributes = _values(fields, _NODE_ATTRIBUTE, Span)
+    is_constant = is_in_main_graph and operator == Operator(ONNX_DOMAIN, b"Constant")
+    if is_constant and len(attributes) == len(outputs) == 1:
+        value = list(fields_of(data, attributes[0], "attribute", _FIELDS["attribute"]))
+        tensors = _values(value, _ATTRIBUTE_TENSOR, Span)
+        is_tensor = _values(value, _ATTRIBUTE_TYPE, int) == [_IS_TENSOR]
+        is_value = is_tensor and _text(data, value, _ATTRIBUTE_NAME) == b"value"
+        if is_value and len(tensors) == 1 and not _values(value, _ATTRIBUTE_REFERENCE, Span):
+            found.constants[outputs[0]] = tensors[0]
+
+
+def _check_sequences(data: bytes, found: _Found) -> None:
+    found.wiring.has_functions = bool(found.calls)
+    told = found.wiring.told() & found.constants.keys()
+    numbers = {name: _numbers(data, found.constants[name]) for name in told}
+    refusal = found.wiring.refusal({name: given for name, given in numbers.items() if given is not None})
+    if refusal is not None:
+        raise UnsafeGraph(refusal)
+
+
+def _numbers(data: bytes, tensor: Span) -> Numbers | None:
+    """Returns the numbers of a tensor, or None where its type is another, or its data not of one kind."""
+    fields = list(fields_of(data, tensor, "constant", _FIELDS["constant"]))
+    extents = _values(fields, _EXTENT, int)
+    lists = [(number, value) for number, value in fields if number in (_SEGMENT, _NUMBERS, _RAW)]
+    if _values(fields, _ELEMENT_TYPE, int) != [_INT64] or len(lists) != 1:
+        return None
+    [(kind, (offset, end))] = lists  # type: ignore[misc]
+    values: list[int] = []
+    while offset < end:
+        if kind == _RAW:
+            value, offset = int.from_bytes(data[offset : min(offset + 8, end)], "little"), offset + 8
+        else:
+            value, offset = varint(data, offset, end)
+        values.append((value + (1 << 63)) % (1 << 64) - (1 << 63))
+    is_whole = offset == end and len(values) == prod(extents)
+    return Numbers(len(extents), tuple(values)) if is_whole and kind != _SEGMENT else None
+
+
 def _operator(data: bytes, fields: Fields, identity: tuple[int, int, int]) -> Operator:
     domain, name, overload = (_text(data, fields, number) for number in identity)
     for text in (domain, name, overload):
@@ -272,52 +349,3 @@ def _twice(what: str) -> UnsafeGraph:
 def _shown(raw: bytes) -> str:
     text = raw[:64].decode(errors="replace")
     return ascii(text) + ("..." if len(raw) > 64 else "")
-
-
-# -- the wire format ------------------------------------------------------------------------------
-
-
-def _fields(data: bytes, span: Span, kind: str) -> Iterator[tuple[int, int | Span]]:
-    """Yields number and value of each known field of a message."""
-    known = _FIELDS[kind]
-    offset, end = span
-    while offset < end:
-        tag, offset = _varint(data, offset, end)
-        number, wire_type = tag >> 3, tag & 7
-        if not 0 < number < 1 << 29:
-            raise _not_onnx(f"field {number} at byte {offset}")
-        content = known.get(number)
-        if content is not None and wire_type != (0 if content == _NUMBER else 2):
-            raise _not_onnx(f"field {number} of a {kind} at byte {offset} is of wire type {wire_type}")
-        if wire_type == 0:
-            value, offset = _varint(data, offset, end)
-            if content is not None:
-                yield number, value
-            continue
-        if wire_type == 2:
-            size, offset = _varint(data, offset, end)
-        elif wire_type in (1, 5):
-            size = 8 if wire_type == 1 else 4
-        else:
-            raise _not_onnx(f"wire type {wire_type} at byte {offset}")
-        if size > end - offset:
-            raise _not_onnx(f"cut off at byte {end}, or damaged")
-        if content is not None:
-            yield number, Span(offset, offset + size)
-        offset += size
-
-
-def _varint(data: bytes, offset: int, end: int) -> tuple[int, int]:
-    value = shift = 0
-    while offset < end and shift < 70:
-        byte = data[offset]
-        offset += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, offset
-        shift += 7
-    raise _not_onnx(f"no number at byte {offset}")
-
-
-def _not_onnx(why: str) -> UnsafeGraph:
-    return UnsafeGraph(f"not a loadable ONNX graph: {why}")

@@ -7,9 +7,10 @@ wherever it is named. What is on it has stood `make fuzz` with values and shapes
 are, beside what nobody needs in a step,
 
 - what did not stand it: Attention, BatchNormalization in training, DFT, Dropout, GridSample, MaxRoiPool,
-  ReverseSequence, RoiAlign, STFT, Unique, Upsample, sequences of tensors, and of onnxruntime's own
-  DynamicQuantizeMatMul, MatMulIntegerToFloat and QLinearSigmoid (its optimiser writes them; files from
-  before it have what they are made of);
+  ReverseSequence, RoiAlign, STFT, Unique, Upsample, sequences of tensors but for what
+  `service.model.sequences` lets through, and of onnxruntime's own DynamicQuantizeMatMul,
+  MatMulIntegerToFloat and QLinearSigmoid (its optimiser writes them; files from before it have what they
+  are made of);
 - what draws random numbers: a step that is run again has to give what it gave;
 - text, images and losses;
 - what onnxruntime keeps in ONNX's domain though ONNX does not have it: Affine, Crop, GivenTensorFill,
@@ -65,7 +66,7 @@ ONNX_OPS = frozenset(
 
     Compress Concat Constant ConstantOfShape DepthToSpace Expand EyeLike Flatten Gather GatherElements
     GatherND NonZero OneHot Pad Range Reshape Scatter ScatterElements ScatterND Shape Size Slice
-    SpaceToDepth Split Squeeze Tile Transpose Trilu Unsqueeze
+    SequenceAt SpaceToDepth Split SplitToSequence Squeeze Tile Transpose Trilu Unsqueeze
 
     DequantizeLinear DynamicQuantizeLinear QLinearConv QLinearMatMul QuantizeLinear
 
@@ -75,7 +76,7 @@ ONNX_OPS = frozenset(
 
 MICROSOFT_OPS = frozenset(
     b"""
-    BiasGelu DequantizeLinear DynamicQuantizeLSTM FastGelu FusedGemm FusedMatMul Gelu MatMulNBits
+    BiasGelu DequantizeLinear DynamicQuantizeLSTM FastGelu FusedConv FusedGemm FusedMatMul Gelu MatMulNBits
     QGemm QLinearAdd QLinearConcat QLinearMul QuantizeLinear QuickGelu SkipLayerNormalization
     """.split()
 )

@@ -12,7 +12,7 @@ FINGERPRINTS = frozenset(
         "0ec0385002d6de73ad6d12b5ce9d233f480fe46ae67725f4a32cb9fa1854e8af",  # python-source
         "f6ec7fe77fa2bcf0193614136887c7a53eb190fa12b869fa2baa010d54417754",  # python-source-elman
         "207509211cd09e548b0b4a73a168c2e876fddebf3b0436ba0ae7da752f49fea1",  # python-source-feedforward
-        "c3acdcda153215e77c4d117fe138d1d47b4fee55e665b097cb06c01b2125f40f",  # sensor-anomaly
+        "8e6263d4c025a82eb3376d2df2c30231eb321a953876ed0ed3d2e19227de0390",  # sensor-anomaly
         "fb288743112d85563098a816148d97bd7c2665b50d0b95f4e082e40d35d0a58e",  # sound-events
     )
 )

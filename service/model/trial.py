@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from service.model.protocol import Model
 from service.model.token_inputs import opening_rows
+from service.model.trial_ahead import looks_ahead
 from service.model.trial_inputs import LEAST_ROWS, Sample, draw, fits, has_sizes, nudged
 from service.model.trial_roles import wrong_role
 from service.model.trial_runs import (
@@ -38,7 +39,7 @@ from service.model.trial_runs import (
     run,
     short,
 )
-from service.model.trial_words import likely_cause, remedy
+from service.model.trial_words import LOOKS_AHEAD, likely_cause, remedy
 
 FIRST = ((1, 1), (2, 3))
 """Tokens and rows of the steps that are tried first, on zeros."""
@@ -149,7 +150,10 @@ class _Trial:
                 if case.row_count * case.token_count <= SMALL or self._is_time_left():
                     self._compare(case)
         if self._found:
-            raise NotIndependent(self._words(), self._apart())
+            if "tokens" in self._found and self._looks_ahead(self._found["tokens"].case):
+                raise NotIndependent(self._words(["tokens"], LOOKS_AHEAD))
+            kinds = [kind for kind in _APART if kind in self._found] or ["mixed"]
+            raise NotIndependent(self._words(kinds, remedy(self._apart())), self._apart())
         return self._largest
 
     def _repeat(self) -> None:
@@ -261,13 +265,15 @@ class _Trial:
         is_coarse = any(dtype == np.float16 for dtype in dtypes)
         return TOLERANCE_FLOAT16 if is_coarse else TOLERANCE
 
-    def _words(self) -> str:
+    def _looks_ahead(self, case: Case) -> bool:
+        sample = self._runs.sample
+        return looks_ahead(self._model, sample, self._data, case.token_count, self._tolerance)
+
+    def _words(self, kinds: Sequence[Kind], advice: str) -> str:
         """Returns what was found, what can be done, and the likely cause."""
-        kinds: list[Kind] = [kind for kind in _APART if kind in self._found]
-        kinds = kinds or ["mixed"]
         found = "; and on ".join(self._phrase(self._found[kind]) for kind in kinds)
         causes = dict.fromkeys(likely_cause(self._data, kind) for kind in kinds)
-        return f"what a session gets depends on {found}; {remedy(self._apart())}; {', '.join(causes)}"
+        return f"what a session gets depends on {found}; {advice}; {', '.join(causes)}"
 
     def _apart(self) -> tuple[Kind, ...]:
         return tuple(kind for kind in _APART if kind in self._found) or _APART[:1]

@@ -10,6 +10,7 @@ from collections.abc import Collection
 _MAX_NAMED = 3
 
 _DYNAMIC = ("DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM")
+_REVERSE = ("bidirectional", "reverse")
 _ACROSS = (
     "CumSum",
     "TopK",
@@ -40,9 +41,9 @@ _CAUSES: dict[str, tuple[tuple[tuple[str, ...], str], ...]] = {
         (_ACROSS, "across rows"),
     ),
     "tokens": (
-        (("bidirectional", "reverse"), "recurrence, which reads ahead"),
+        (_REVERSE, "recurrence, which reads ahead"),
         (_DYNAMIC, "with one scale for all it gets"),
-        (("Conv",), "padded so that it looks ahead"),
+        (("Conv",), "padded so that it looks ahead: pad it on the left only"),
         (_ACROSS, "across tokens"),
     ),
     "mixed": ((_ACROSS, "across rows or tokens"),),
@@ -63,6 +64,23 @@ _CAUSES: dict[str, tuple[tuple[tuple[str, ...], str], ...]] = {
     ),
 }
 """By what is wrong: operators, the most likely first, and what is the matter with them."""
+
+
+LOOKS_AHEAD = (
+    "earlier tokens change with later ones: a network that looks ahead cannot be streamed; train and "
+    "export one that reads forward only"
+)
+"""What is to be done about such a network; no setting helps."""
+
+
+def has_reverse(data: bytes) -> bool:
+    """Tells whether a file seems to have a recurrence that reads backwards."""
+    return any(_tagged(name) in data for name in _REVERSE)
+
+
+def has_one_scale(data: bytes) -> bool:
+    """Tells whether a file seems to compute one scale for all that a run gets."""
+    return any(_tagged(name) in data for name in _DYNAMIC)
 
 
 def likely_cause(data: bytes, kind: str) -> str:

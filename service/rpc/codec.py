@@ -261,8 +261,12 @@ def to_raw_state(given: Mapping[str, NDArray[Any]], contract: Contract, field: s
         raise InvalidRequest(
             f"state has tensors {sorted(given)}, the model has {sorted(known)}", field=field
         )
+    arrays = {
+        spec.name: spec.taken(given[spec.name]) if spec.name in given else spec.initial_array
+        for spec in contract.states
+    }
     for spec in contract.states:
-        array = given.get(spec.name, spec.initial_array)
+        array = arrays[spec.name]
         if array.shape != spec.shape or array.dtype != spec.dtype:
             raise InvalidRequest(
                 f"state {spec.name!r} is {array.dtype.name} {array.shape}, the model has "
@@ -271,7 +275,7 @@ def to_raw_state(given: Mapping[str, NDArray[Any]], contract: Contract, field: s
             )
         if not np.isfinite(array).all():
             raise InvalidRequest(f"state {spec.name!r} holds NaN or infinity", field=field)
-    return b"".join(given.get(spec.name, spec.initial_array).tobytes() for spec in contract.states)
+    return b"".join(array.tobytes() for array in arrays.values())
 
 
 def from_raw_state(state: bytes, contract: Contract) -> list[pb.NamedTensor]:

@@ -1,10 +1,15 @@
 """OpenBatch between messages and the engine's values. Pure."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from numpy.typing import NDArray
 
 from holdfast.v1 import holdfast_pb2 as pb
 from service.engine.sessions import OpenSession
 from service.errors import InvalidRequest, ServiceError
+from service.model.protocol import Model
 from service.rpc import codec
 from service.rpc.status import to_status
 
@@ -41,6 +46,39 @@ def _key(tenant: str, row: int, session_id: str) -> bytes | InvalidRequest:
         return codec.key_of(tenant, session_id)
     except InvalidRequest as error:
         return InvalidRequest(error.message, field=f"session_ids[{row}]")
+
+
+def given_states(request: pb.OpenBatchRequest) -> dict[str, NDArray[Any]]:
+    """Returns the state that the rows are to begin at, (B, ...) by name; empty for the model's own.
+
+    Raises:
+        InvalidRequest: One is no tensor, or has another number of rows.
+    """
+    count = len(request.session_ids)
+    arrays = codec.to_arrays(request.initial_state, "initial_state")
+    for name, array in arrays.items():
+        if array.shape[:1] != (count,):
+            raise InvalidRequest(
+                f"state {name!r} has shape {list(array.shape)}, expected is a row for each of "
+                f"{count} sessions",
+                field="initial_state",
+            )
+    return arrays
+
+
+def state_of(arrays: Mapping[str, NDArray[Any]], row: int | None = None) -> Callable[[Model], bytes]:
+    """Returns what gives the raw state of an opening, see `Opening`.
+
+    Args:
+        arrays: What a caller gives, by name.
+        row: Which of them, where axis 0 is the row.
+    """
+    return functools.partial(_raw_state, arrays, row)
+
+
+def _raw_state(arrays: Mapping[str, NDArray[Any]], row: int | None, model: Model) -> bytes:
+    given = arrays if row is None else {name: array[row, ...] for name, array in arrays.items()}
+    return codec.to_raw_state(given, model.contract, "initial_state")
 
 
 def opening_reply(outcomes: Sequence[OpenSession | ServiceError]) -> pb.OpenBatchResponse:

@@ -3,12 +3,11 @@
 import asyncio
 import functools
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
 import grpc.aio
-from numpy.typing import NDArray
 
 from holdfast.v1 import holdfast_pb2 as pb
 from service.engine.admission import Share
@@ -29,7 +28,7 @@ from service.rpc.credentials import Caller, Scope
 from service.rpc.gate import Identify, Rpc, abort
 from service.rpc.messages import parse
 from service.rpc.open_calls import OpenCalls
-from service.rpc.openings import opening_keys, opening_reply
+from service.rpc.openings import given_states, opening_keys, opening_reply, state_of
 from service.rpc.streams import BatchStream, StepStream
 from service.rpc_metrics import RpcMetrics, code_of
 from service.store.record import Record
@@ -147,7 +146,7 @@ class Servicer:
             must_be_new=request.must_be_new,
             take_over=request.take_over,
             nonce=request.nonce,
-            state=functools.partial(_raw_state, codec.to_arrays(request.initial_state, "initial_state")),
+            state=state_of(codec.to_arrays(request.initial_state, "initial_state")),
         )
         del request  # its tensors are many times as large as what was sent
         session = await self._sessions.open(key, opening)
@@ -167,10 +166,13 @@ class Servicer:
             must_be_new=request.must_be_new,
             nonce=request.nonce,
         )
-        share.take(len(keys) - 1, ROW_BYTES * len(keys))
+        states = given_states(request)
+        state_bytes = sum(array.nbytes for array in states.values())
+        share.take(len(keys) - 1, ROW_BYTES * len(keys) + state_bytes)
         del request
-        good = [key for key in keys if isinstance(key, bytes)]
-        opened = iter(await self._sessions.open_batch(good, opening))
+        good = {row: key for row, key in enumerate(keys) if isinstance(key, bytes)}
+        begins = [state_of(states, row) for row in good] if states else []
+        opened = iter(await self._sessions.open_batch(list(good.values()), opening, begins))
         outcomes = [next(opened) if isinstance(key, bytes) else key for key in keys]
         call.rows_failed([outcome for outcome in outcomes if isinstance(outcome, ServiceError)])
         return opening_reply(outcomes)
@@ -473,10 +475,6 @@ def _not_built(name: str) -> Serve:
         raise NotImplementedYet(f"{name} is part of the contract, this version does not have it")
 
     return refuse
-
-
-def _raw_state(arrays: Mapping[str, NDArray[Any]], model: Model) -> bytes:
-    return codec.to_raw_state(arrays, model.contract, "initial_state")
 
 
 def _serialize(reply: Any) -> bytes:

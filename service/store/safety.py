@@ -129,10 +129,10 @@ def describe(info: Mapping[str, str], config: Mapping[str, str]) -> str:
     else:
         kept = {
             "always": "append-only file, synced before each reply: loss of power loses no reply",
-            "everysec": "append-only file, synced every second: a killed process loses no reply, loss of "
-            "power up to 2 s of them",
+            "everysec": "append-only file, synced every second: loss of power loses the last replies, and "
+            "so does a killed process while a sync is slow",
             "no": "append-only file, synced as the system likes: a killed process loses no reply, loss of "
-            "power up to about 30 s of them",
+            "power all that the system has not written",
         }.get(config.get("appendfsync", ""), "append-only file, how often it is synced may not be read")
     replicas = int(info.get("connected_slaves", "0"))
     if replicas:

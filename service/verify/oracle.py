@@ -66,8 +66,12 @@ class Oracle:
         return {name: np.concatenate(parts) for name, parts in collected.items()}, dict(state)
 
     def run(self, tokens: NDArray[Any], initial: Mapping[str, NDArray[Any]] | None) -> "OracleRun":
-        """See `chain.Network`."""
-        return OracleRun(self, tokens, self.start() if initial is None else initial)
+        """See `chain.Network`; of an opening that gives some tensors the others are the model's own."""
+        given = {} if initial is None else initial
+        taken = {
+            spec.name: spec.taken(given[spec.name]) for spec in self.contract.states if spec.name in given
+        }
+        return OracleRun(self, tokens, self.start() | taken)
 
     def dependence(self, tokens: NDArray[Any]) -> str | None:
         """See `chain.Network`; tried on the first tokens asked for, then on drawn ones."""

@@ -124,6 +124,7 @@ class Histories:
         reply = None
         if answer is not None and answer.kind == REPLY:
             reply = pb.OpenBatchResponse.FromString(answer.body)
+        initial = to_arrays(asked.initial_state)
         failed = set() if reply is None else {error.row for error in reply.errors}
         resumed = set() if reply is None else set(reply.resumed_rows)
         for row, session_id in enumerate(asked.session_ids):
@@ -135,6 +136,8 @@ class Histories:
             session.history.sights.append(Sight(
                 request.time_s, reply.incarnations[row], reply.positions[row],
                 digest=reply.history_digests[row], is_opening=row not in resumed,
+                initial={name: array[row] for name, array in initial.items()}
+                if initial and row not in resumed else None,
             ))  # fmt: skip
             _learn(session, asked.model, reply.model_versions[row])
 

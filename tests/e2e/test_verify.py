@@ -13,6 +13,7 @@ import holdfast
 from holdfast.history import read_frames
 from holdfast.v1 import holdfast_pb2 as pb
 from service.demo.processes import ServerProcess
+from tests.foreign_graphs import NETWORKS
 from tests.mixing_graphs import RARE, beside, less_mean, when_rare
 from tests.models import write_features_model
 from tests.oracle import MODELS
@@ -38,6 +39,7 @@ def models(tmp_path_factory):
     for name, data in made.items():
         (models / name / "1").mkdir(parents=True)
         (models / name / "1" / "model.onnx").write_bytes(data)
+    NETWORKS["input of the session in other types"].write(models / "inputs" / "1")
     return models
 
 
@@ -104,6 +106,19 @@ def test_every_call_of_a_client_is_recorded_and_recomputed(server, models, tmp_p
     assert found["total"]["unchecked"] == 0
 
 
+def test_a_session_that_was_opened_with_inputs_of_other_types_is_recomputed(server, models, tmp_path):
+    with holdfast.Client(server.address, history=tmp_path / "history") as client:
+        given = {"speaker": [0.1, 1.0, 2.0, 3.0], "room": [7]}
+        session = client.session(model="inputs", initial_state=given)
+        session.step(np.random.default_rng(1).standard_normal((5, 4)), outputs=True)
+        rows = {"speaker": [[0.1, 1.0, 2.0, 3.0], [5.0, 6.0, 7.0, 8.0]], "room": [[7], [8]]}
+        opened = client.open_batch("inputs", ["inputs-0", "inputs-1"], initial_state=rows)
+        client.step_batch("inputs", ["inputs-0", "inputs-1"], np.ones((2, 3, 4)), opened, outputs=True)
+    found = json.loads(verify(tmp_path / "history", "--models", models, "--json").stdout)
+    assert found["is_good"], found
+    assert (found["total"]["tokens"], found["total"]["unchecked"]) == (5 + 2 * 3, 0)
+
+
 def test_a_changed_float_is_found_and_ends_with_1(server, models, tmp_path):
     record(server, tmp_path / "history")
     frame = [frame for frame in read_frames(tmp_path / "history") if frame.rpc == "StreamSteps"][-1]
@@ -150,7 +165,14 @@ def test_a_model_that_mixes_is_served_apart_as_if_it_did_not(server, models, mod
 def test_what_runs_apart_is_shown(server):
     with holdfast.Client(server.address) as client:
         shown = {model.name: list(model.apart) for model in client.models()}
-    assert shown == {MODEL: [], "features": [], "rare": [], "mean": ["rows"], "backward": ["tokens"]}
+    assert shown == {
+        MODEL: [],
+        "features": [],
+        "inputs": [],
+        "rare": [],
+        "mean": ["rows"],
+        "backward": ["tokens"],
+    }
 
 
 def test_without_the_model_nothing_is_proven(server, models, tmp_path):

@@ -25,7 +25,7 @@ FLOATS = [0.0, 1.0, -1.0, 0.5, 2.0, 1e30, -1e30, np.nan, np.inf, -np.inf]
 WORDS = [
     "", "forward", "reverse", "bidirectional", "SAME_UPPER", "SAME_LOWER", "VALID", "NOTSET", "constant",
     "edge", "reflect", "wrap", "max", "min", "add", "mul", "none", "DCR", "CRD", "ij,jk->ik", "ii->i",
-    "i,j->ij", "...i->i", "tanh", "Tanh", "Sigmoid", "Relu",
+    "i,j->ij", "...i->i", "tanh", "Tanh", "Sigmoid", "Relu", "LeakyRelu", "Clip", "HardSigmoid",
 ]  # fmt: skip
 SCHEMAS = [
     schema
@@ -58,7 +58,8 @@ class _Drawing:
             schema = chance.choice(LISTED if chance.random() < 0.97 else SCHEMAS)
             if not schema.domain and schema.since_version > version:
                 continue
-            ends += self._wrapped(schema)
+            is_sequence = schema.name in ("SplitToSequence", "SequenceAt")
+            ends += self._sequence() if is_sequence else self._wrapped(schema)
         for end in ends:
             size = self._add("Size", [end], self._name())
             zero = self._add("Mul", [size, self._constant(np.int64(0))], self._name())
@@ -69,6 +70,48 @@ class _Drawing:
             if opset.domain == "":
                 opset.version = version
         return model
+
+    def _sequence(self):
+        """Splits a tensor and takes some of its pieces, and now and then in a way that is refused."""
+        chance, shape = self._chance, _shape(self._chance)
+        kinds = ["tensor(float)", "tensor(double)", "tensor(int64)", "tensor(int32)", "tensor(bool)"]
+        axis = chance.randrange(len(shape)) if shape else 0
+        length, extents = shape[axis] if shape else 1, []
+        while sum(extents) < length:
+            extents.append(chance.randint(0, length - sum(extents)))
+        if chance.random() < 0.2:
+            extents.append(chance.choice([*EXTREMES, 0, 0, 0]))
+        sequence, pieces = self._name(), []
+        split = helper.make_node("SplitToSequence", [self._value(chance.choice(kinds), shape)], [sequence])
+        if chance.random() < 0.95:
+            split.input.append(self._told(extents, chance.choice(["list"] * 19 + ["number"])))
+        split.attribute.append(helper.make_attribute("axis", axis))
+        if chance.random() < 0.1:
+            split.attribute[0].i = chance.choice(EXTREMES)
+        if chance.random() < 0.5:
+            self._attribute(split, "keepdims", "INT")
+        self._nodes.append(split)
+        for _ in range(chance.choice([1, 2, 3])):
+            place = chance.randrange(-len(extents), len(extents)) if extents else 0
+            place = chance.choice(EXTREMES) if chance.random() < 0.1 else place
+            position = self._told([place], chance.choice(["number"] * 9 + ["list"]))
+            at = helper.make_node("SequenceAt", [sequence, position], [self._name()])
+            self._nodes.append(at)
+            pieces.append(at.output[0])
+        if chance.random() < 0.05:
+            self._nodes.append(self._branch(helper.make_node("Identity", [sequence], ["same"]), ["same"]))
+        return pieces
+
+    def _told(self, numbers, form):
+        """Returns the name of constant numbers, or, now and then, of some that are none or not int64."""
+        chance = self._chance
+        numbers = [] if chance.random() < 0.02 else numbers
+        dtype = np.int64 if chance.random() < 0.95 else np.int32
+        value = np.array([_within(number, dtype) for number in numbers], dtype)
+        value = value[0] if form == "number" and numbers else value
+        if chance.random() < 0.5:
+            return self._constant(value)
+        return self._add("Constant", [], self._name(), value=numpy_helper.from_array(np.asarray(value)))
 
     def _wrapped(self, schema):
         """Adds a node of an operator, as it is or inside of something; returns its outputs."""
@@ -212,6 +255,11 @@ def _shape(chance):
     return [chance.choice([0, 1, 1, 2, 2, 3, 4, 5, 8, 16]) for _ in range(rank)]
 
 
+def _within(value, dtype):
+    ends = np.iinfo(dtype)
+    return min(max(value, int(ends.min)), int(ends.max))
+
+
 def _array(chance, dtype, shape):
     count = int(np.prod(shape, dtype=np.int64))
     if np.issubdtype(dtype, np.floating):
@@ -219,9 +267,8 @@ def _array(chance, dtype, shape):
     elif dtype is np.bool_:
         pool = [False, True]
     else:
-        ends = np.iinfo(dtype)
         pool = EXTREMES if chance.random() < 0.3 else [0, 1, 1, 2, 3, -1]
-        pool = [min(max(value, int(ends.min)), int(ends.max)) for value in pool]
+        pool = [_within(value, dtype) for value in pool]
     with np.errstate(over="ignore", invalid="ignore"):
         return (
             np.array([chance.choice(pool) for _ in range(count)], dtype=object).astype(dtype).reshape(shape)

@@ -5,6 +5,7 @@ run of the tests. `inputs` is where hypothesis gets bytes from: valid ones, dama
 """
 
 import asyncio
+import itertools
 import json
 import re
 import tomllib
@@ -26,17 +27,18 @@ from service.model.config_pbtxt import read_config
 from service.model.contract import ContractError, GraphTensor
 from service.model.contract_reader import Graph, read_contract
 from service.model.contract_text import to_toml
-from service.model.onnx_wire import UnsafeGraph, check_file
+from service.model.onnx_wire import check_file
 from service.model.operators import (
     ATTRIBUTE_RANGES,
     MICROSOFT_OPS,
     ONNX_OPS,
     RESERVED_DOMAINS,
 )
+from service.model.wire_format import UnsafeGraph
 from service.rpc import codec
 from service.rpc.columns import ColumnsCall, ColumnsLimits
 from service.rpc.credentials import ANYBODY
-from service.rpc.openings import opening_keys, opening_reply
+from service.rpc.openings import given_states, opening_keys, opening_reply, state_of
 from service.rpc.servicer import contract_message
 from service.rpc.status import MAX_MESSAGE_BYTES, to_status
 from service.store import record
@@ -184,6 +186,12 @@ def run_open_batch(data):
     for key in keys:
         if isinstance(key, ServiceError):
             check_error(key)
+    try:
+        states = given_states(request)
+        for row, model in itertools.product(range(len(keys)), MODELS):
+            assert len(state_of(states, row)(model)) in (0, model.contract.state_bytes)
+    except ServiceError as error:
+        check_error(error)
 
 
 class RowsTaker:
@@ -317,6 +325,7 @@ def run_onnx_wire(data):
     for domain, _, _ in defined:
         assert domain, "a function in ONNX's domain"
         assert not any(f"{domain}.".startswith(f"{known.decode()}.") for known in RESERVED_DOMAINS)
+    check_sequences(model)
     for message in messages(model):
         if isinstance(message, onnx.TensorProto):
             assert not message.external_data
@@ -331,6 +340,28 @@ def run_onnx_wire(data):
             least, most = ATTRIBUTE_RANGES[message.name.encode()]
             assert least <= message.i <= most
             assert not message.ref_attr_name
+
+
+def check_sequences(model):
+    """What SplitToSequence and SequenceAt are told is in the file, and nothing else reads the sequence."""
+    nodes = [message for message in messages(model) if isinstance(message, onnx.NodeProto)]
+    of_sequences = [node for node in nodes if node.op_type in ("SplitToSequence", "SequenceAt")]
+    told = [
+        *model.graph.initializer,
+        *(onnx.TensorProto(name=node.output[0]) for node in nodes if node.output),
+    ]
+    for node in of_sequences:
+        if node.domain not in ("", "ai.onnx"):
+            continue
+        assert node in list(model.graph.node)
+        [tensor] = [tensor for tensor in told if tensor.name == node.input[1]]
+        if tensor.data_type == onnx.TensorProto.INT64:  # a Constant node otherwise
+            assert onnx.numpy_helper.to_array(tensor).size
+        assert node.input[1] not in [value.name for value in model.graph.input]
+        if node.op_type == "SplitToSequence":
+            readers = [other for other in nodes if node.output[0] in other.input]
+            assert {reader.op_type for reader in readers} <= {"SequenceAt"}
+            assert node.output[0] not in [value.name for value in model.graph.output]
 
 
 def run_model_file(data):
@@ -501,7 +532,11 @@ OPENINGS = st.builds(
     initial_state=st.lists(NAMED_TENSORS, max_size=3),
 )
 BATCH_OPENINGS = st.builds(
-    pb.OpenBatchRequest, session_ids=st.lists(IDS, max_size=4), model=MODEL_REFS, nonce=INT64
+    pb.OpenBatchRequest,
+    session_ids=st.lists(IDS, max_size=4),
+    model=MODEL_REFS,
+    nonce=INT64,
+    initial_state=st.lists(NAMED_TENSORS, max_size=3),
 )
 
 
@@ -588,6 +623,11 @@ ANY_METADATA = st.dictionaries(
 
 CALL = onnx.helper.make_node("weights", [], ["w"], domain="mine")
 OUTSIDE = external_tensor("w.bin")
+PIECES = ("SplitToSequence", ["x", "extents"], ["pieces"]), ("SequenceAt", ["pieces", "place"], ["piece"])
+TOLD = [
+    onnx.numpy_helper.from_array(np.array(value), name)
+    for name, value in (("extents", [1, 1]), ("place", 1))
+]
 GRAPHS = st.sampled_from(
     [
         model.SerializeToString()
@@ -601,6 +641,12 @@ GRAPHS = st.sampled_from(
                 CALL, functions=[function_named("mine", "weights", onnx.helper.make_node("DFT", [], []))]
             ),
             step_graph(onnx.helper.make_node("Conv", ["x", "x"], ["w"], group=0)),
+            step_graph(*PIECES, initializers=[*TOLD]),
+            step_graph(
+                *PIECES,
+                onnx.helper.make_node("Constant", [], ["place"], value=TOLD[1]),
+                initializers=TOLD[:1],
+            ),
             shadowing(),
         )
     ]

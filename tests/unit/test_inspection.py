@@ -37,6 +37,17 @@ def test_a_bare_file_that_is_clear_is_served_as_it_is():
     check_model(PATH, elman())  # the server's check agrees
 
 
+def test_what_a_state_begins_with_is_said_where_nothing_else_does():
+    head = "[[state]]  # float32 [batch, 4]"
+    zeros = f"{head}; begins at zeros, unless initial = says otherwise\n"
+    assert zeros in inspect_model(PATH, elman()).contract
+    assert zeros in inspect_model(PATH, elman(mixes=True)).contract
+    data, _ = inspect_completed(PATH, elman(hides_width=True))
+    assert zeros.encode() in unpack(data).contract
+    given = with_contract(elman(), '[[state]]\ninput = "h"\ninitial = -1e38')
+    assert f"{head}\n" in inspect_model(PATH, given).contract
+
+
 def test_a_file_with_its_contract_inside_keeps_it(tmp_path):
     write_features_model(tmp_path / "model.onnx")
     found = inspect_model(PATH, read_model(tmp_path / "model.onnx"))

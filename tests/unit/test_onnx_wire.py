@@ -4,7 +4,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from service.model.onnx_wire import UnsafeGraph, check_file
+from service.model.onnx_wire import check_file
+from service.model.wire_format import UnsafeGraph
 from tests.hostile_models import (
     MEMORY_ADDRESS,
     endless,
@@ -166,6 +167,10 @@ REFUSED = {
         step_graph(helper.make_node("Conv", ["x", "x"], ["w"], group=0)),
         "'group' is not in 1..2147483647",
     ),
+    "no groups of a convolution with its activation": (
+        step_graph(helper.make_node("FusedConv", ["x", "x"], ["w"], domain="com.microsoft", group=0)),
+        "'group' is not in 1..2147483647",
+    ),
     "means that are learnt while it runs": (
         step_graph(helper.make_node("BatchNormalization", ["x"] * 5, ["w"], training_mode=1)),
         "'training_mode' is not in 0..0",
@@ -189,6 +194,9 @@ ALLOWED = {
     "plain": step_graph(),
     "quantised": step_graph(
         helper.make_node("DynamicQuantizeLSTM", ["x"], ["w"], domain="com.microsoft"),
+    ),
+    "a convolution with its activation": step_graph(
+        helper.make_node("FusedConv", ["x", "x"], ["w"], domain="com.microsoft", activation="Relu"),
     ),
     "means that were learnt": step_graph(helper.make_node("BatchNormalization", ["x"] * 5, ["w"])),
     "a function of the file": step_graph(

@@ -15,7 +15,7 @@ from service.errors import (
     SessionNotFound,
     StoreUnavailable,
 )
-from service.rpc.openings import opening_keys, opening_reply
+from service.rpc.openings import given_states, opening_keys, opening_reply
 from service.store.protocol import AckLevel
 from service.store.record import decode, encode
 from tests.fakes import FakeModels, open_session
@@ -192,6 +192,24 @@ def test_a_wrong_id_is_an_error_of_its_row():
     assert bad.field == "session_ids[1]"
     reply = opening_reply([bad])
     assert (list(reply.positions), list(reply.incarnations), reply.errors[0].row) == ([0], [0], 0)
+
+
+@pytest.mark.parametrize(("shape", "count"), [([], 1), ([2], 2), ([3, 2], 6)])
+def test_a_state_without_a_row_for_each_session_touches_none(shape, count):
+    tensor = pb.Tensor(dtype=pb.DATA_TYPE_FLOAT32, shape=shape, data=bytes(4 * count))
+    wrong = request("abcd", initial_state=[pb.NamedTensor(name="sum", tensor=tensor)])
+    with pytest.raises(InvalidRequest, match="a row for each of 4 sessions") as caught:
+        given_states(wrong)
+    assert caught.value.field == "initial_state"
+
+
+async def test_each_row_of_a_batch_begins_at_its_own_state(sessions):
+    await sessions.open(b"old", NEW)
+    raw = [np.array([row, 0], np.float32).tobytes() for row in range(3)]
+    keys = [b"a", b"old", b"b"]
+    opened = await sessions.open_batch(keys, NEW, [lambda _, state=state: state for state in raw])
+    assert [one.record.state for one in opened][::2] == raw[::2]
+    assert opened[1].record.digest == INITIAL
 
 
 def test_records_of_tombstones_keep_the_nonce(store):

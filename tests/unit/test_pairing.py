@@ -504,6 +504,17 @@ def test_a_proposal_marks_what_is_a_guess():
     assert pairs(document) == {"h": "getitem_1", "c": "getitem_2"}
 
 
+def test_states_that_only_shapes_tell_are_guessed_behind_the_output_and_all_of_it_is_marked():
+    alike = ["batch", 4]
+    inputs, outputs = tensors(foo=alike, bar=alike, baz=alike), tensors(q0=alike, q1=alike, q2=alike)
+    proposal = refused(inputs, outputs).proposal
+    assert pairs(tomllib.loads(proposal)) == {"bar": "q1", "baz": "q2"}
+    assert 'name = "foo"  # ?' in proposal
+    assert 'output = "q1"  # ?' in proposal
+    assert 'output = "q2"  # ?' in proposal
+    assert 'name = "q0"  # ? what a reply has; or what follows a state' in proposal
+
+
 def test_a_proposal_asks_for_a_context_where_there_is_no_state():
     error = refused(tensors(x=["batch", 80]), tensors(y=["batch", 2]))
     assert 'context = "?"  # ? how many kept from before it' in error.proposal

@@ -122,7 +122,7 @@ BAD = {
     "two directions": (
         recurrent("LSTM", direction="bidirectional"),
         "",
-        "how its tokens are divided: .* recurrence, which reads ahead",
+        "how its tokens are divided: .* cannot be streamed; .* recurrence, which reads ahead",
     ),
     "random numbers": (
         graph(KEPT, ("RandomNormalLike", ["x"], ["r"]), ("Add", ["k", "r"], ["hn"]), Y),

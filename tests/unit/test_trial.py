@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -18,12 +19,14 @@ from service.model.trial_inputs import MAX_BYTES, draw, fits
 from service.model.trial_runs import TrialFailed
 from tests import models
 from tests.mixing_graphs import (
+    AHEAD,
     RARE,
     ROWS,
     TOKENS,
     UNREPEATABLE,
     beside,
     in_time,
+    less_mean,
     mixed,
     noisy,
     quantised,
@@ -83,13 +86,53 @@ def test_a_network_that_mixes_tokens_is_refused_and_passes_with_tokens_apart(mak
     assert re.search(r"depends on how its tokens are divided: \w+ '\w' differs by \d", said), said
     assert "set tokens_per_run = 1 in contract.toml or --apart NAME=tokens" in said
     assert cause in said
-    graph = load(make(apart=["tokens"]))
+    assert_tokens_are_as_alone(make(apart=["tokens"]))
+
+
+@pytest.mark.parametrize(("make", "cause"), AHEAD.values(), ids=AHEAD.keys())
+def test_a_network_that_looks_ahead_is_refused_without_a_setting_that_would_serve_it(make, cause):
+    said = refusal(make())
+    assert re.search(r"depends on how its tokens are divided: \w+ '\w' differs by \d", said), said
+    assert "a network that looks ahead cannot be streamed; train and export one that reads forward" in said
+    assert "tokens_per_run" not in said
+    assert "--apart" not in said
+    assert cause in said
+    assert_tokens_are_as_alone(make(apart=["tokens"]))
+
+
+def test_a_network_that_looks_ahead_and_mixes_rows_is_told_the_former_alone():
+    data = in_time(lambda net, x: less_mean(net, net.add("CumSum", x, net.const(1, np.int64))))
+    said = refusal(data)
+    assert "cannot be streamed" in said
+    assert "rows_per_run" not in said
+    with pytest.raises(NotIndependent) as found:
+        try_out(load(data), data)
+    assert found.value.apart == ()
+
+
+def test_what_is_said_of_names_of_any_length_fits_a_line():
+    long = "y" * 100
+    model = onnx.ModelProto.FromString(in_time(less_mean))
+    node = next(node for node in model.graph.node if node.output[0] == "y")
+    model.graph.output[-1].name = node.output[0] = long
+    for entry in model.metadata_props:
+        entry.value = entry.value.replace('"name": "y"', f'"name": "{long}"')
+    said = refusal(model.SerializeToString())
+    assert "yyy..." in said
+    assert said.endswith("the likely cause is ReduceMean across tokens")
+
+
+def assert_tokens_are_as_alone(data):
+    graph = load(data)
     try_out(graph)
     tokens, states, *_ = draw(graph)
     whole, after = graph.run(tokens, states)
+    is_last = graph.contract.outputs[0].is_last
     for step in range(len(tokens)):
         single, states = graph.run(tokens[step : step + 1], states)
-        np.testing.assert_array_equal(whole["y"][step], single["y"][0])
+        if not is_last:
+            np.testing.assert_array_equal(whole["y"][step], single["y"][0])
+    np.testing.assert_array_equal(whole["y"][-1], single["y"][0])
     assert all(np.array_equal(after[name], states[name]) for name in after)
 
 
