@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from service.common.errors import InvalidRequest, ModelMismatch, RecordCorrupt, ReplyTooLarge
 from service.engine.chunk import Asked, Selection
 from service.engine.rules import MAX_KEPT_REPLY_BYTES
-from service.errors import InvalidRequest, ModelMismatch, RecordCorrupt, ReplyTooLarge
 from service.model.contract import Contract
 from service.model.protocol import Arrays, Model, Models
 from service.store.record import Record

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from service.common.errors import ServiceError
 from service.engine.rules import Claim, check
-from service.errors import ServiceError
 from service.store.protocol import AckLevel
 
 _log = logging.getLogger(__name__)

@@ -17,6 +17,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from service.common.errors import (
+    InternalFailure,
+    PositionConflict,
+    ServiceError,
+    StoreUnavailable,
+)
 from service.engine.cache import Cache
 from service.engine.chunk import Chunk
 from service.engine.commits import Commits, outcomes, unproven
@@ -38,12 +44,6 @@ from service.engine.queue import Queue
 from service.engine.records import make_records
 from service.engine.rows import Rows, join
 from service.engine.rules import draining, expired
-from service.errors import (
-    InternalFailure,
-    PositionConflict,
-    ServiceError,
-    StoreUnavailable,
-)
 from service.model.protocol import Models
 from service.store.protocol import Found, Loaded, Refusals
 

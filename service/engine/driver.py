@@ -13,8 +13,9 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
-from service import failpoints
-from service.background import RETRY_PAUSE_S, Trouble
+from service.common import failpoints
+from service.common.background import RETRY_PAUSE_S, Trouble
+from service.common.errors import ServiceError, StoreUnavailable
 from service.engine import window
 from service.engine.chunk import Chunk
 from service.engine.core import Core
@@ -27,7 +28,6 @@ from service.engine.runner import Runner
 from service.engine.session_event import SessionEvent
 from service.engine.wake import Wake
 from service.engine.window import Window
-from service.errors import ServiceError, StoreUnavailable
 from service.model.protocol import Models
 from service.store.protocol import AckLevel, Found, Refusals, StateStore
 

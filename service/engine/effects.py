@@ -7,8 +7,8 @@ import enum
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from service.common.errors import ModelFailed, ServiceError
 from service.engine.rows import Rows
-from service.errors import ModelFailed, ServiceError
 
 
 @dataclass(slots=True, eq=False)

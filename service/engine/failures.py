@@ -22,12 +22,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from service.common.errors import ServiceError
 from service.engine.allowance import Allowance
 from service.engine.effects import Failure, Kind, Run
 from service.engine.rows import Rows
 from service.engine.rules import draining, late
 from service.engine.suspects import BARS, Suspects
-from service.errors import ServiceError
 from service.model.protocol import Model
 from service.store.keys import tenant_of
 

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from holdfast.history_digest import after
+from service.common.errors import ServiceError, StateNotFinite
 from service.engine.rows import Rows
 from service.engine.rules import keep_replies, sends_ahead
-from service.errors import ServiceError, StateNotFinite
 from service.store.protocol import Writes
 from service.store.record import (
     REPLY_BYTES,

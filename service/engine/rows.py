@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from holdfast.history_digest import sums_of, to_elements
+from service.common.errors import ServiceError
 from service.engine.chunk import Asked, Chunk, Reply, Selection
 from service.engine.rules import Claim
-from service.errors import ServiceError
 from service.model.protocol import Model
 from service.store.protocol import AckLevel, Writes
 

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from service.common.errors import ModelFailed
 from service.engine.cache import join_rows, split_rows
 from service.engine.checks import check_results
 from service.engine.ranking import ranked_candidates
 from service.engine.rows import Rows
-from service.errors import ModelFailed
 from service.model.contract import Contract
 from service.model.protocol import Arrays, Halt, Model
 

@@ -16,12 +16,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from service.common.errors import ModelFailed
 from service.engine.effects import Failure, Kind
 from service.engine.failures import BRIEF_COUNT, LONG_COUNT, THREAD_COUNT
 from service.engine.rows import Rows
 from service.engine.run import EncodeOutputs, run_batch
 from service.engine.watchdog import Watchdog
-from service.errors import ModelFailed
 from service.model.protocol import Model
 
 _log = logging.getLogger(__name__)

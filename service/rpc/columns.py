@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from holdfast.history_digest import MAX_NUMBER
 from holdfast.v1 import holdfast_pb2 as pb
+from service.common.errors import InvalidRequest, ReplyTooLarge, ServiceError
 from service.engine import rules
 from service.engine.checks import largest_reply_bytes
 from service.engine.chunk import Asked
 from service.engine.driver import Driver
 from service.engine.rows import NOT_GIVEN, TOKEN_DTYPES, Message, Rows, to_tokens, token_sums
-from service.errors import InvalidRequest, ReplyTooLarge, ServiceError
 from service.model.protocol import Model
 from service.rpc import codec
 from service.rpc.status import to_status

@@ -20,9 +20,9 @@ from google.rpc import status_pb2
 from hypothesis import strategies as st
 
 from holdfast.v1 import holdfast_pb2 as pb
+from service.common.errors import InvalidRequest, RecordCorrupt, ServiceError, StoreUnavailable
 from service.engine.checks import check_tokens, validate
 from service.engine.rows import to_tokens
-from service.errors import InvalidRequest, RecordCorrupt, ServiceError, StoreUnavailable
 from service.model.config_pbtxt import read_config
 from service.model.contract import ContractError, GraphTensor
 from service.model.contract_reader import Graph, read_contract

@@ -23,13 +23,13 @@ import re
 
 import numpy as np
 
+from service.common.errors import AckLevelNotReached, ModelFailed, ServiceError, StoreUnavailable
 from service.engine.chunk import Asked, Chunk
 from service.engine.core import Core
 from service.engine.effects import Commit, Confirm, Failure, Kind, Load, Quarantine, Run, Settle
 from service.engine.limits import EngineLimits
 from service.engine.rules import quarantined
 from service.engine.run import run_batch
-from service.errors import AckLevelNotReached, ModelFailed, ServiceError, StoreUnavailable
 from service.store.protocol import AckLevel, Found
 from service.store.record import NO_STAMP, STAMP_END, STAMP_START, decode, encode, new_record
 from tests.fakes import AccumulatorModel, FakeModels, encode_totals

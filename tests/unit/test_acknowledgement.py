@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.common.errors import AckLevelNotReached, SessionClosed
 from service.engine.chunk import Asked, Chunk, Reply
 from service.engine.driver import Driver
 from service.engine.limits import EngineLimits
 from service.engine.sessions import Opening, Sessions
-from service.errors import AckLevelNotReached, SessionClosed
 from service.store.protocol import AckLevel
 from service.store.record import decode
 from tests.fakes import (
