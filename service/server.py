@@ -18,7 +18,6 @@ from service.engine.driver import Driver
 from service.engine.limits import EngineLimits
 from service.engine.sessions import Sessions
 from service.memory_guard import MemoryGuard, limit_bytes
-from service.metrics import STALLED_AFTER_S, Metrics, ServedModel
 from service.model.apart import parse_apart
 from service.model.files import ModelFileError
 from service.model.providers import parse_providers
@@ -45,6 +44,7 @@ from service.store.confirmation import AckSettings
 from service.store.opening import create_store
 from service.store.protocol import AckLevel, Store, UnsafeStore
 from service.store.safety import Allowances, StoreUsage
+from service.telemetry.metrics import STALLED_AFTER_S, Metrics, ServedModel
 
 _log = logging.getLogger(__name__)
 
