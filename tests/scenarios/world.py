@@ -8,8 +8,9 @@ Commands, where A is a replica and s a session:
     A next                     takes a batch
     A load | run | commit | confirm | quarantine
                                performs the oldest effect of that kind and reports it. A load or a confirm
-                               `fails`; a load `reconnects` meanwhile; the reply to a commit is `lost`, and
-                               the records may be `lost unwritten`
+                               `fails`; the connection to the store is made anew while a load or a commit is
+                               under way, which `reconnects`; the reply to a commit is `lost`, and the
+                               records may be `lost unwritten`
     A reconnect                the store's connection of this replica is made anew
     A forget s | A drain | A stop
     A due                      lets go on what had to wait
@@ -132,6 +133,7 @@ class World:
 
     def load(self, replica, load, rest):
         load.began_s, load.epoch = self.now_s, replica.epoch
+        self.now_s += 0.001
         if rest == ["fails"]:
             return replica.core.unread(load, StoreUnavailable("down", retry_after_s=0.1), self.now_s)
         records = [self.records.get(key) for key in load.keys]
@@ -154,9 +156,12 @@ class World:
 
     def commit(self, replica, commit, rest):
         commit.began_s, commit.epoch = self.now_s, replica.epoch
+        self.now_s += 0.001
         refusals = {} if "unwritten" in rest else self.write(commit)
         if "lost" in rest:
             return replica.core.lost(commit, StoreUnavailable("lost", retry_after_s=0.1), self.now_s)
+        if "reconnects" in rest:
+            replica.epoch += 1
         return replica.core.committed(commit, refusals, replica.epoch, self.now_s)
 
     def write(self, commit):
