@@ -95,6 +95,11 @@ class Cache:
         """Returns the monotonic time at which the store was known to hold the record."""
         return float(self._verified_s[slot])
 
+    def age_s(self, key: bytes, now_s: float) -> float:
+        """Returns how long ago the store was known to hold the record of a session; 0 if it is not hot."""
+        slot = self._slots.get(key)
+        return 0.0 if slot is None else now_s - self.verified_s(slot)
+
     def knows_all(self, slot: int, since_s: float) -> bool:
         """Whether the record, with its kept replies, was known to be in the store at that time or later."""
         return bool(self._verified_s[slot] >= since_s and self._has_tail[slot])

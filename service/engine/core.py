@@ -82,7 +82,8 @@ class Core:
         self._is_draining = False
         self._epoch = epoch
         self._epoch_seen_s = now_s
-        self._taken: Sequence[Chunk | Rows] = ()
+        self._taken: Sequence[Chunk | Rows] = ()  # of the event that is handled, as are these two
+        self._again: list[Rows] = []
         self._effects: list[Effect] = []
 
     @property
@@ -219,7 +220,7 @@ class Core:
         if not all(stays):
             rows = rows.anew(np.flatnonzero(stays))
         if len(rows):
-            self._queue.put_back(rows, len(rows))
+            self._again.append(rows)
 
     def _heat(self, rows: Rows, place: int, data: Loaded, verified_s: float) -> bool:
         """Makes the session of a row hot; returns whether it is, else the row is answered."""
@@ -313,24 +314,19 @@ class Core:
 
     def _conflict(self, row: Rows, refusal: Found | ServiceError, verified_s: float) -> None:
         """Decides again where another writer came first, on what is stored now; else refuses the row."""
-        [key] = row.keys
+        [key], ttl_s = row.keys, self._limits.session_ttl_s
         row = row.anew(np.array([0]))
         row.conflict_count += 1
         if isinstance(refusal, Found):
             if row.conflict_count > MAX_CONFLICTS:
                 refusal = PositionConflict("other writers keep coming first")
-            elif refusal.record is None and self._has_expired(key, verified_s):
-                refusal = expired(self._limits.session_ttl_s)
+            elif refusal.record is None and 0 < ttl_s <= self.cache.age_s(key, verified_s):
+                refusal = expired(ttl_s)
             else:
                 self._take_in(row, {key: refusal.record}, verified_s)
                 return
         self.cache.discard(key)
         self._settle(row, refusal)
-
-    def _has_expired(self, key: bytes, now_s: float) -> bool:
-        """Whether a record that is gone is one that this server saw, longer ago than it could live."""
-        [slot], ttl_s = self.cache.find((key,)), self._limits.session_ttl_s
-        return slot is not None and 0 < ttl_s <= now_s - self.cache.verified_s(slot)
 
     def _confirm(self, rows: Rows, epoch: int) -> None:
         """Answers rows that are committed or replayed, above level memory once that is confirmed."""
@@ -357,25 +353,25 @@ class Core:
 
     def broke(self, effect: Effect | None, now_s: float) -> list[Effect]:
         """A stage, or `next` itself, failed in a way nobody foresaw: what it was about is answered."""
-        about = [] if effect is None else rows_of(effect)
-        if isinstance(effect, Run):
-            about += self._failures.broke(effect)
-        if isinstance(effect, Commit):
-            self._commits.end(effect)
-        if isinstance(effect, Load) and effect.commit is not None:
-            self._commits.end(effect.commit)
-        for rows in (*about, *map(_as_rows, self._taken)):
-            self._break(rows)
-        self._taken = ()
-        return self._flush(now_s)
-
-    def _break(self, rows: Rows) -> None:
-        left = rows.unanswered()
-        if len(left):
-            rows = rows.anew(left)
-            for key in rows.keys:
+        broken = [] if effect is None else [effect]
+        broken += [asked for asked in self._effects if not isinstance(asked, Settle)]
+        self._effects = [asked for asked in self._effects if isinstance(asked, Settle)]
+        about = [*map(_as_rows, self._taken), *self._again]
+        self._taken, self._again = (), []
+        for one in broken:
+            about += rows_of(one)
+            if isinstance(one, Run):
+                about += self._failures.broke(one)
+            commit = one.commit if isinstance(one, Load) else one
+            if isinstance(commit, Commit):
+                self._commits.end(commit)
+        for rows in about:
+            left = rows.anew(rows.unanswered())
+            for key in left.keys:
                 self.cache.discard(key)
-            self._settle(rows, InternalFailure("the server failed on this chunk"))
+            if len(left):
+                self._settle(left, InternalFailure("the server failed on this chunk"))
+        return self._flush(now_s)
 
     def _settle(self, rows: Rows, error: ServiceError | None = None, *, is_applied: bool = False) -> None:
         """Answers rows that were taken from the queue, and lets the next chunks of their sessions go."""
@@ -391,6 +387,9 @@ class Core:
 
     def _flush(self, now_s: float) -> list[Effect]:
         """Returns what is to be done: what came up, and what may begin by now."""
+        for rows in self._again:
+            self._queue.put_back(rows, len(rows))
+        self._again.clear()
         if self._failures.job_count:
             runs, refused = self._failures.begin(now_s)
             for one in refused:

@@ -305,9 +305,11 @@ class Failures:
             return []
         wanted = []
         for rows in group:
+            left = rows.unanswered()  # they may have been answered when a stage broke
+            rows = rows if len(left) == len(rows) else rows.take(left)
             unwanted = rows.unwanted(now_s)
             if not unwanted:
-                wanted.append(rows)
+                wanted += [rows] if len(rows) else []
                 continue
             self._refused.append(Refused(rows.take(np.array(unwanted)), late()))
             rest = np.setdiff1d(np.arange(len(rows)), unwanted)

@@ -42,8 +42,8 @@ EFFECTS = {"load": Load, "run": Run, "commit": Commit, "confirm": Confirm, "quar
 class Replica:
     """A core, and its effects that are not performed yet."""
 
-    def __init__(self, model, limits):
-        self.core = Core(FakeModels(model), limits, epoch=1)
+    def __init__(self, model):
+        self.core = Core(FakeModels(model), EngineLimits(), epoch=1)
         self.pending = []
         self.epoch = 1
 
@@ -85,7 +85,7 @@ class World:
                 self.records = dict(self.kept)
                 return []
         name, verb, *rest = words
-        replica = self.replicas.setdefault(name, Replica(self.model, EngineLimits()))
+        replica = self.replicas.setdefault(name, Replica(self.model))
         return self.act(replica, verb, rest)
 
     def act(self, replica, verb, rest):

@@ -1,0 +1,100 @@
+"""What the core does where something in it breaks, as no transcript can have it."""
+
+import numpy as np
+import pytest
+
+from service.engine.chunk import Asked, Chunk, Reply
+from service.engine.effects import Commit, Load, Run, Settle
+from service.store.protocol import AckLevel
+from tests.scenarios.world import Replica, World
+
+
+class Breaks(Exception):
+    """Raised where nobody foresaw it."""
+
+
+def breaks_at(function, count):
+    """Returns the function as it is until it is called for the n-th time, which raises."""
+    calls = []
+
+    def broken(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == count:
+            raise Breaks
+        return function(*arguments, **options)
+
+    return broken
+
+
+@pytest.fixture
+def world():
+    world = World()
+    world.now_s = 1000.0
+    return world
+
+
+def submit(core, session, answers, level=None, tokens=(1,)):
+    asked = Asked("ids", len(tokens), model_name="sum", ack_level=level)
+    raw = np.array(tokens, np.int64).tobytes()
+
+    def reply(chunk, outcome):
+        said = outcome.position if isinstance(outcome, Reply) else outcome.reason
+        answers.append((chunk.key.decode(), said))
+
+    core.submit(Chunk(session.encode(), asked, raw, reply), 1000.0)
+
+
+def play(world, replica, effects):
+    """Performs effects, and all that come of them, as the driver does; what raises is broken."""
+    core = replica.core
+    names = {Load: world.load, Run: world.run, Commit: world.commit}
+    left = list(effects)
+    while left or core.is_ready or core.due_s is not None:
+        if not left:
+            left += next_of(world, replica)
+            continue
+        effect = left.pop(0)
+        if isinstance(effect, Settle):
+            effect.rows.settle(effect.error)
+            continue
+        perform = names.get(type(effect), world.confirm)
+        try:
+            left += perform(replica, effect, [])
+        except Breaks:
+            left += core.broke(effect, world.now_s)
+
+
+def next_of(world, replica):
+    core = replica.core
+    try:
+        if core.is_ready:
+            return core.next(world.now_s, replica.epoch)
+        world.now_s = max(world.now_s, core.due_s)
+        return core.due(world.now_s)
+    except Breaks:
+        return core.broke(None, world.now_s)
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 4])
+@pytest.mark.parametrize("name", ["put", "keep", "gather", "look_up", "discard", "tail"])
+@pytest.mark.parametrize("poison", [1, 254])
+def test_whatever_breaks_each_chunk_is_answered_once_and_the_next_ones_run(world, name, at, poison):
+    """Chunks of different lengths and levels, so that a batch has several parts; one of them may poison."""
+    replica = Replica(world.model)
+    core, answers, names = replica.core, [], "abcdef"
+    world.command(["open", *names])
+    kept = getattr(core.cache, name)
+    setattr(core.cache, name, breaks_at(kept, at))
+    for turn in range(3):
+        for place, session in enumerate(names):
+            tokens = [poison if place == 3 and turn == 1 else 1] * (1 + place % 2)
+            submit(core, session, answers, AckLevel.REPLICATED if place % 3 else None, tokens)
+    play(world, replica, [])
+    assert sorted(session for session, _ in answers) == sorted(names * 3)
+    setattr(core.cache, name, kept)
+    answers.clear()
+    for session in names:
+        submit(core, session, answers)
+    play(world, replica, [])
+    assert all(isinstance(said, int) for _, said in answers)
+    assert core.is_idle
