@@ -11,7 +11,7 @@ import grpc.aio
 import uvloop
 
 from holdfast.v1 import holdfast_pb2 as pb
-from service.collector import relieve_collector
+from service.common.collector import relieve_collector
 
 _SERVICE: str = pb.DESCRIPTOR.services_by_name["StreamingInferenceService"].full_name
 

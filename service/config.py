@@ -10,10 +10,10 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from service.listen_address import ListenAddress
+from service.common.listen_address import ListenAddress
+from service.common.redaction import mask_url
 from service.model.apart import parse_apart
 from service.model.providers import CPU, parse_providers
-from service.redaction import mask_url
 from service.store.keys import DEFAULT_PREFIX, KeySpace
 
 EMBEDDED = "embedded"

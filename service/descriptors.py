@@ -7,8 +7,8 @@ programs that use `select`, which nothing here does; so it is raised as far as i
 import logging
 import resource
 
+from service.common.errors import StartError
 from service.config import Settings
-from service.errors import StartError
 
 _log = logging.getLogger(__name__)
 

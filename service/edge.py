@@ -2,10 +2,10 @@
 
 import logging
 
+from service.common.errors import ConfigurationError
+from service.common.listen_address import ListenAddress
+from service.common.redaction import mask_url
 from service.config import EMBEDDED, Settings
-from service.errors import ConfigurationError
-from service.listen_address import ListenAddress
-from service.redaction import mask_url
 from service.store.address import parse_url
 
 _log = logging.getLogger(__name__)

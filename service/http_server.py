@@ -13,7 +13,7 @@ from typing import Any
 
 import uvicorn
 
-from service.background import Trouble
+from service.common.background import Trouble
 from service.http_connection import HEADER_BYTES, KEEP_ALIVE_S, REPLY_BYTES, BoundedConnection, Crowd
 from service.http_pages import Page, Pages
 

@@ -12,7 +12,7 @@ import sys
 import uvloop
 
 from service import logs
-from service.errors import ConfigurationError, StartError
+from service.common.errors import ConfigurationError, StartError
 from service.host import serve
 from service.log_lines import printable
 from service.settings_sources import SettingsSources

@@ -16,10 +16,11 @@ from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, generate_latest
 
-from service import background, own_process
+from service import own_process
+from service.common import background
+from service.common.errors import ServiceError
 from service.engine.admission import Held
 from service.engine.session_event import SessionEvent
-from service.errors import ServiceError
 from service.metric_families import (
     SECONDS,
     CounterFamily,

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from service.common.names import without_controls
 from service.model.adding import place_of, put
 from service.model.bundle import Bundle, pack, unpack
 from service.model.contract import ContractError
@@ -22,7 +23,6 @@ from service.model.files import (
     read_model,
 )
 from service.model.inspection import Inspection, inspect_completed, inspect_model
-from service.names import without_controls
 
 EXIT_REFUSED = 1
 EXIT_CONFIGURATION = 2

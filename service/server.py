@@ -7,15 +7,17 @@ import os
 import time
 from collections.abc import Mapping
 
-from service import failpoints
-from service.background import keep_going
-from service.collector import relieve_collector
+from service.common import failpoints
+from service.common.background import keep_going
+from service.common.collector import relieve_collector
+from service.common.errors import AckLevelUnsupported, ServiceError, StartError, StoreUnavailable
+from service.common.ports import socket_mode
+from service.common.redaction import mask_url
 from service.config import Settings
 from service.descriptors import most_connections
 from service.engine.admission import Admission, Bounds
 from service.engine.engine import Engine, EngineLimits
 from service.engine.sessions import Sessions
-from service.errors import AckLevelUnsupported, ServiceError, StartError, StoreUnavailable
 from service.memory_guard import MemoryGuard, limit_bytes
 from service.metrics import STALLED_AFTER_S, Metrics, ServedModel
 from service.model.apart import parse_apart
@@ -24,8 +26,6 @@ from service.model.providers import parse_providers
 from service.model.reloading import ModelReloading
 from service.model.repository import ModelRepository
 from service.model.step_graph import available_providers
-from service.ports import socket_mode
-from service.redaction import mask_url
 from service.rpc.access import Access
 from service.rpc.codec import encode_outputs
 from service.rpc.connections import connection_options, reading_places, request_bound

@@ -16,10 +16,10 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import CliSettingsSource, EnvSettingsSource, SettingsError
 
+from service.common.errors import ConfigurationError
+from service.common.failpoints import VARIABLE as FAILPOINTS
+from service.common.text_files import decoded
 from service.config import Settings
-from service.errors import ConfigurationError
-from service.failpoints import VARIABLE as FAILPOINTS
-from service.text_files import decoded
 
 PREFIX = "HOLDFAST_"
 

@@ -10,8 +10,8 @@ from typing import TextIO
 import uvloop
 
 from service import logs
+from service.common.errors import StartError
 from service.config import Settings
-from service.errors import StartError
 from service.metrics import SIZE_BYTES, Metrics
 from service.server import Server
 from service.signals import stop_requested

@@ -14,10 +14,10 @@ import sys
 from typing import Self
 
 from service import logs
+from service.common.errors import StartError
+from service.common.process_ending import ending_of
 from service.config import Settings
-from service.errors import StartError
 from service.metrics import SIZE_BYTES, Metrics
-from service.process_ending import ending_of
 
 _log = logging.getLogger(__name__)
 

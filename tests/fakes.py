@@ -13,8 +13,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from service.common.errors import AckLevelNotReached, AckLevelUnsupported, ModelNotFound, StoreUnavailable
 from service.engine.batch import GroupOutputs
-from service.errors import AckLevelNotReached, AckLevelUnsupported, ModelNotFound, StoreUnavailable
 from service.model.contract import Contract, InputSpec, OutputSpec, StateSpec, Vocabulary
 from service.store.keys import set_aside_key
 from service.store.protocol import AckLevel, Found, Refusals, Writes

@@ -15,7 +15,7 @@ import grpc.aio
 from holdfast.history_digest import INITIAL, digest_after
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1 import holdfast_pb2_grpc as stubs
-from service import errors
+from service.common import errors
 from service.rpc.status import CODES, to_status, to_trailers
 
 LOST = "applied, and the reply is lost"

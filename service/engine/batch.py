@@ -11,12 +11,12 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from service.common.errors import ModelFailed
 from service.engine.block import Block
 from service.engine.hot_state import Standing, join_rows, split_rows
 from service.engine.ranking import ranked_candidates
 from service.engine.results import check_results
 from service.engine.work import Selection
-from service.errors import ModelFailed
 from service.model.contract import Contract
 from service.model.protocol import Arrays, Halt, Model
 

@@ -25,8 +25,17 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from service import failpoints
-from service.background import RETRY_PAUSE_S, Trouble
+from service.common import failpoints
+from service.common.background import RETRY_PAUSE_S, Trouble
+from service.common.errors import (
+    DeadlinePassed,
+    Draining,
+    InternalFailure,
+    PositionConflict,
+    ServiceError,
+    SessionExpired,
+    StoreUnavailable,
+)
 from service.engine import pace, rules
 from service.engine.batch import EncodeOutputs, Ran, Steps
 from service.engine.bell import Bell
@@ -43,15 +52,6 @@ from service.engine.session_event import SessionEvent
 from service.engine.step_queue import StepQueue
 from service.engine.suspects import Suspects
 from service.engine.work import Answer, Asked, Work, check_tokens, validate
-from service.errors import (
-    DeadlinePassed,
-    Draining,
-    InternalFailure,
-    PositionConflict,
-    ServiceError,
-    SessionExpired,
-    StoreUnavailable,
-)
 from service.model.protocol import Model, Models
 from service.store.protocol import AckLevel, Found, Loaded, Refusals, StateStore
 from service.store.record import KeptReply, Record, decode

@@ -22,6 +22,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from service.common.errors import ServiceError
 from service.engine.allowance import Allowance
 from service.engine.batch import Ran, Steps
 from service.engine.hot_state import Standing
@@ -29,7 +30,6 @@ from service.engine.runner import BRIEF_COUNT, LONG_COUNT, THREAD_COUNT, Failure
 from service.engine.suspects import BARS, Suspects
 from service.engine.turns import Turns
 from service.engine.work import Work
-from service.errors import ServiceError
 from service.model.protocol import Model
 from service.store.keys import tenant_of
 

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from holdfast import history_digest
+from service.common.errors import ServiceError, StateNotFinite
 from service.engine.batch import Ran, Steps
 from service.engine.rules import keep_replies, sends_ahead
-from service.errors import ServiceError, StateNotFinite
 from service.store.protocol import Writes
 from service.store.record import (
     REPLY_BYTES,

@@ -34,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from holdfast.history_digest import MAX_NUMBER, run_of
-from service.errors import (
+from service.common.errors import (
     HistoryConflict,
     InvalidRequest,
     Overloaded,

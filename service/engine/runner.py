@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from service.common.errors import ModelFailed
 from service.engine.batch import EncodeOutputs, Ran, Steps, run_batch
 from service.engine.watchdog import Watchdog
-from service.errors import ModelFailed
 from service.model.protocol import Model
 
 _log = logging.getLogger(__name__)

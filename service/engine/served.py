@@ -1,6 +1,6 @@
 """The model that a stored session runs on: found by its record, held against what a request names."""
 
-from service.errors import ModelMismatch, RecordCorrupt
+from service.common.errors import ModelMismatch, RecordCorrupt
 from service.model.protocol import Model, Models
 from service.store.record import Record
 

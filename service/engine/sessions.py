@@ -10,11 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from holdfast.history_digest import MAX_NUMBER, initial_digest
-from service.engine.engine import Engine
-from service.engine.rules import check_incarnation, quarantined
-from service.engine.served import check_named, served_model
-from service.engine.session_event import SessionEvent
-from service.errors import (
+from service.common.errors import (
     InvalidRequest,
     PositionConflict,
     RecordCorrupt,
@@ -23,6 +19,10 @@ from service.errors import (
     SessionExists,
     SessionNotFound,
 )
+from service.engine.engine import Engine
+from service.engine.rules import check_incarnation, quarantined
+from service.engine.served import check_named, served_model
+from service.engine.session_event import SessionEvent
 from service.model.protocol import Model, Models
 from service.store.protocol import AckLevel, Found, Loaded, StateStore, Writes, commit_one, load_one
 from service.store.record import NO_STAMP, Record, decode, draw_incarnation, encode, new_record

@@ -7,7 +7,7 @@ set.
 
 import threading
 
-from service.background import Trouble
+from service.common.background import Trouble
 from service.model.protocol import Halt
 
 TICK_S = 0.1

@@ -13,9 +13,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from service.common.errors import InvalidRequest, ReplyTooLarge, ServiceError
 from service.engine.rules import MAX_KEPT_REPLY_BYTES, Claim
 from service.engine.served import check_named
-from service.errors import InvalidRequest, ReplyTooLarge, ServiceError
 from service.model.contract import Contract
 from service.model.protocol import Model
 from service.store.protocol import AckLevel

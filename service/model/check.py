@@ -21,7 +21,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
-from service.background import is_passing
+from service.common.background import is_passing
+from service.common.process_ending import ending_of
 from service.model import shipped
 from service.model.apart import Apart
 from service.model.confinement import ALL
@@ -33,7 +34,6 @@ from service.model.files import (
     list_files,
     read_model,
 )
-from service.process_ending import ending_of
 
 PROCESS = "service.model.check_process"
 PASSED = b"ok: "

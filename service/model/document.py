@@ -25,9 +25,9 @@ import tomllib
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from service.common.names import control_character
 from service.model.apart import PARTS
 from service.model.contract import ContractError
-from service.names import control_character
 
 PREFIX = "holdfast."
 VERSION = "1"

@@ -13,14 +13,14 @@ import stat
 from pathlib import Path
 from typing import NamedTuple
 
-from service.background import is_passing
+from service.common.background import is_passing
+from service.common.names import control_character, unseen_character, without_controls
+from service.common.text_files import decoded
 from service.model.bundle import CONTRACT_FILE, MAGIC, Bundle, pack
 from service.model.config_pbtxt import CONFIG_FILE, read_config
 from service.model.contract import ContractError
 from service.model.contract_text import to_toml
 from service.model.document import files_named, from_toml
-from service.names import control_character, unseen_character, without_controls
-from service.text_files import decoded
 
 MODEL_FILE = "model.onnx"
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol, TypeVar
 
-from service.background import Trouble, is_passing
+from service.common.background import Trouble, is_passing
 from service.model.apart import Apart
 from service.model.check import check_model
 from service.model.contract import Contract

@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from service.errors import Unauthenticated
-from service.operator_files import FileContent
+from service.common.errors import Unauthenticated
+from service.common.operator_files import FileContent
+from service.common.text_files import decoded
+from service.common.watched_files import WatchedFiles
 from service.rpc.credentials import ANYBODY, Caller, Credentials, CredentialsError
-from service.text_files import decoded
-from service.watched_files import WatchedFiles
 
 _log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from service.errors import (
+from service.common.errors import (
     AckLevelNotReached,
     InternalFailure,
     ModelFailed,

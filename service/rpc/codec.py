@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from holdfast.v1 import holdfast_pb2 as pb
+from service.common.errors import InvalidRequest, ServiceError
+from service.common.names import control_character
 from service.engine.batch import GroupOutputs
 from service.engine.block import TOKEN_DTYPES
 from service.engine.rules import Claim
 from service.engine.work import Answer, Asked, Selection, Work
-from service.errors import InvalidRequest, ServiceError
 from service.model.contract import DTYPES, Contract
-from service.names import control_character
 from service.rpc.credentials import Caller
 from service.store.keys import session_key, session_keys
 from service.store.protocol import AckLevel

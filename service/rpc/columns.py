@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from holdfast.history_digest import MAX_NUMBER, sums_of, to_elements
 from holdfast.v1 import holdfast_pb2 as pb
+from service.common.errors import InvalidRequest, ReplyTooLarge, ServiceError
 from service.engine import rules
 from service.engine.block import NOT_GIVEN, TOKEN_DTYPES, Applied, Block, to_tokens
 from service.engine.engine import Engine
 from service.engine.rules import Claim
 from service.engine.work import Answer, Asked, Work, largest_reply_bytes
-from service.errors import InvalidRequest, ReplyTooLarge, ServiceError
 from service.model.protocol import Model
 from service.rpc import codec
 from service.rpc.status import to_status

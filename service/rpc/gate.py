@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import grpc
 
-from service.errors import ServiceError
+from service.common.errors import ServiceError
 from service.rpc.access import Access
 from service.rpc.call import REQUEST_ID
 from service.rpc.credentials import ANYBODY, Caller, Scope

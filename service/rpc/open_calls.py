@@ -13,8 +13,8 @@ import time
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+from service.common.errors import DeadlinePassed, Draining, Overloaded, ServiceError
 from service.engine.admission import Admission, Share
-from service.errors import DeadlinePassed, Draining, Overloaded, ServiceError
 from service.rpc.arrivals import Arrivals
 from service.rpc.unary import CALL_BYTES, UnaryCall
 

@@ -7,8 +7,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from holdfast.v1 import holdfast_pb2 as pb
+from service.common.errors import InvalidRequest, ServiceError
 from service.engine.sessions import OpenSession
-from service.errors import InvalidRequest, ServiceError
 from service.model.protocol import Model
 from service.rpc import codec
 from service.rpc.status import to_status

@@ -8,8 +8,8 @@ from typing import Any
 import grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+from service.common.errors import ServiceError
 from service.engine.admission import Admission
-from service.errors import ServiceError
 from service.rpc.access import Access
 from service.rpc.gate import Identify, Rpc, abort
 from service.rpc.messages import parse

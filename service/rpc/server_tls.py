@@ -9,8 +9,8 @@ from typing import Any
 
 import grpc
 
-from service.text_files import without_mark
-from service.watched_files import WatchedFiles
+from service.common.text_files import without_mark
+from service.common.watched_files import WatchedFiles
 
 _log = logging.getLogger(__name__)
 

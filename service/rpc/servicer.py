@@ -10,11 +10,17 @@ import grpc
 import grpc.aio
 
 from holdfast.v1 import holdfast_pb2 as pb
+from service.common.errors import (
+    DeadlinePassed,
+    InternalFailure,
+    InvalidRequest,
+    NotImplementedYet,
+    ServiceError,
+)
 from service.engine.admission import Share
 from service.engine.engine import Engine
 from service.engine.sessions import Opening, OpenSession, Sessions, new_session_id
 from service.engine.work import Answer, Work
-from service.errors import DeadlinePassed, InternalFailure, InvalidRequest, NotImplementedYet, ServiceError
 from service.model.contract import Contract
 from service.model.protocol import Model
 from service.model.reloading import ModelReloading

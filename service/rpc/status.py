@@ -6,8 +6,8 @@ import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
-from service import errors
-from service.errors import ServiceError
+from service.common import errors
+from service.common.errors import ServiceError
 
 DOMAIN = "holdfast"
 

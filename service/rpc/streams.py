@@ -14,11 +14,11 @@ from typing import Any
 import grpc.aio
 
 from holdfast.v1 import holdfast_pb2 as pb
+from service.common.errors import Draining, InternalFailure, ServiceError
 from service.engine.admission import Share
 from service.engine.bell import Bell
 from service.engine.engine import Engine
 from service.engine.work import Answer, Work
-from service.errors import Draining, InternalFailure, ServiceError
 from service.rpc.call import Call
 from service.rpc.codec import Named, encode_reply, size_of, to_work
 from service.rpc.columns import ColumnsCall, ColumnsLimits

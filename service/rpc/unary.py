@@ -10,8 +10,8 @@ from typing import Any
 
 import grpc.aio
 
+from service.common.errors import InvalidRequest, Overloaded, ServiceError
 from service.engine.admission import Share
-from service.errors import InvalidRequest, Overloaded, ServiceError
 from service.rpc.arrivals import Arrivals
 from service.rpc.tasks import end_within
 

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
-from service.operator_files import read_file
-from service.text_files import decoded
+from service.common.operator_files import read_file
+from service.common.text_files import decoded
 
 DEFAULT_PORT = 6379
 SENTINEL_PORT = 26379

@@ -15,7 +15,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from service.process_ending import ending_of
+from service.common.process_ending import ending_of
 
 ANSWER_TIMEOUT_S = 5.0
 

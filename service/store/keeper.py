@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 
-from service.background import RETRY_PAUSE_S, Trouble
+from service.common.background import RETRY_PAUSE_S, Trouble
 from service.store.data_folder import EmbeddedStoreError
 from service.store.embedded import EmbeddedStore
 

@@ -37,7 +37,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from holdfast.history_digest import INITIAL, MAX_NUMBER
-from service.errors import RecordCorrupt
+from service.common.errors import RecordCorrupt
 
 MAGIC = b"HFR2"
 STAMP_START = 16

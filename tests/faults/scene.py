@@ -9,8 +9,8 @@ import grpc
 
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
+from service.common.failpoints import VARIABLE
 from service.demo.processes import ServerProcess
-from service.failpoints import VARIABLE
 from tests.nemesis.processes import pause, resume, state_of
 from tests.nemesis.proxy import FaultProxy
 from tests.nemesis.store import StoreProcess

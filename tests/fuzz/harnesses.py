@@ -20,10 +20,10 @@ from google.rpc import status_pb2
 from hypothesis import strategies as st
 
 from holdfast.v1 import holdfast_pb2 as pb
+from service.common.errors import InvalidRequest, RecordCorrupt, ServiceError, StoreUnavailable
 from service.engine import rules
 from service.engine.block import to_tokens
 from service.engine.work import check_tokens, validate
-from service.errors import InvalidRequest, RecordCorrupt, ServiceError, StoreUnavailable
 from service.model.config_pbtxt import read_config
 from service.model.contract import ContractError, GraphTensor
 from service.model.contract_reader import Graph, read_contract

@@ -2,7 +2,7 @@
 
 import time
 
-from service.failpoints import POINTS
+from service.common.failpoints import POINTS
 from tests.nemesis.processes import paused
 
 SHORT_S = (0.2, 1.0)

@@ -27,7 +27,7 @@ from holdfast.errors import (
     StoreRegressed,
 )
 from holdfast.thread_source import ThreadSource
-from service import errors as refusals
+from service.common import errors as refusals
 from tests.scripted_server import DOWN, LOST, SILENT, STUCK, ScriptedServer
 from tests.waiting import wait_for
 

@@ -12,7 +12,7 @@ import pytest
 
 import holdfast
 from holdfast.errors import ChunkPending, HoldfastError, InvalidRequest, ServerUnavailable
-from service import errors as refusals
+from service.common import errors as refusals
 from tests.scripted_server import DOWN, LOST, SILENT, STUCK, ScriptedServer
 from tests.waiting import wait_for
 

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.common.errors import AckLevelNotReached, SessionClosed
 from service.engine.engine import Engine, EngineLimits
 from service.engine.rules import Claim
 from service.engine.sessions import Opening, Sessions
 from service.engine.work import Answer, Asked, Work
-from service.errors import AckLevelNotReached, SessionClosed
 from service.store.protocol import AckLevel
 from service.store.record import decode
 from tests.fakes import (

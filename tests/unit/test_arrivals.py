@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
+from service.common.errors import DeadlinePassed, Overloaded
 from service.engine.admission import Admission, Bounds
-from service.errors import DeadlinePassed, Overloaded
 from service.memory_guard import MemoryGuard
 from service.rpc.arrivals import GRACE_S
 from service.rpc.open_calls import OpenCalls

@@ -6,8 +6,8 @@ import logging
 
 import pytest
 
-from service import background
-from service.background import TASKS, Trouble, error_counts, is_passing, keep_going
+from service.common import background
+from service.common.background import TASKS, Trouble, error_counts, is_passing, keep_going
 from service.metrics import Metrics
 
 EMFILE = OSError(errno.EMFILE, "Too many open files")

@@ -12,7 +12,7 @@ from holdfast.columns import BatchPipeline
 from holdfast.errors import ServerUnavailable
 from holdfast.lifetime import Lifetime
 from holdfast.v1 import holdfast_pb2 as pb
-from service.errors import Draining
+from service.common.errors import Draining
 from service.rpc.status import to_trailers
 
 GOODBYE = (

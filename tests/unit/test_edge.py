@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.common.errors import StartError
+from service.common.listen_address import ListenAddress
+from service.common.redaction import mask_url
 from service.config import Settings
 from service.edge import check_edge
-from service.errors import StartError
-from service.listen_address import ListenAddress
-from service.redaction import mask_url
 
 SECRETS = st.text(
     st.characters(codec="ascii", exclude_categories=["Cc"], exclude_characters="*"), min_size=8

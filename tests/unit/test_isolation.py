@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.common.errors import RecordCorrupt, SessionQuarantined
 from service.engine.engine import Engine, EngineLimits
 from service.engine.hot_state import ENTRY_BYTES
 from service.engine.runner import LONG_COUNT, NEW_PATIENCE_S, PATIENCE_S
@@ -16,7 +17,6 @@ from service.engine.session_event import SessionEvent
 from service.engine.sessions import Opening, Sessions
 from service.engine.suspects import ALARM_S, BARS, CLEAN_RUNS, CULPRIT_AFTER, MAX_SUSPECTS, RISE_S, Suspects
 from service.engine.watchdog import TICK_S, WatchedRun
-from service.errors import RecordCorrupt, SessionQuarantined
 from service.store.record import decode, encode
 from tests.fakes import (
     CountingObserver,

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service import store_acl
+from service.common.errors import ConfigurationError
 from service.config import Settings
-from service.errors import ConfigurationError
 from service.settings_sources import SettingsSources
 from service.store.acl import store_rule
 from service.store.keys import KeySpace, session_key, set_aside_key

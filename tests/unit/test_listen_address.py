@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.listen_address import MAX_SOCKET_PATH_BYTES, ListenAddress
+from service.common.listen_address import MAX_SOCKET_PATH_BYTES, ListenAddress
 
 LONG = "/" + "x" * MAX_SOCKET_PATH_BYTES
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from service.errors import ServiceError
+from service.common.errors import ServiceError
 from service.metrics import SIZE_BYTES, Metrics, ServedModel, scrape_together
 from service.metrics_reference import to_markdown
 

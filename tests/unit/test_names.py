@@ -2,9 +2,9 @@
 
 import pytest
 
-from service.errors import InvalidRequest
+from service.common.errors import InvalidRequest
+from service.common.names import control_character
 from service.model.files import ModelFileError, find_files, list_files
-from service.names import control_character
 from service.rpc.codec import key_of
 
 CONTROLS = [*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029]

@@ -5,8 +5,7 @@ import pytest
 
 from holdfast.history_digest import INITIAL, initial_digest
 from holdfast.v1 import holdfast_pb2 as pb
-from service.engine.sessions import Opening, Sessions
-from service.errors import (
+from service.common.errors import (
     InvalidRequest,
     RecordCorrupt,
     ServiceError,
@@ -15,6 +14,7 @@ from service.errors import (
     SessionNotFound,
     StoreUnavailable,
 )
+from service.engine.sessions import Opening, Sessions
 from service.rpc.openings import given_states, opening_keys, opening_reply
 from service.store.protocol import AckLevel
 from service.store.record import decode, encode

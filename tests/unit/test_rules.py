@@ -4,16 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.history_digest import INITIAL, run_of
-from service.engine.rules import (
-    MAX_KEPT_REPLIES,
-    MAX_KEPT_REPLY_BYTES,
-    Claim,
-    check,
-    continues,
-    decide,
-    keep_replies,
-)
-from service.errors import (
+from service.common.errors import (
     HistoryConflict,
     InvalidRequest,
     Overloaded,
@@ -25,6 +16,15 @@ from service.errors import (
     SessionNotFound,
     SessionQuarantined,
     StoreRegressed,
+)
+from service.engine.rules import (
+    MAX_KEPT_REPLIES,
+    MAX_KEPT_REPLY_BYTES,
+    Claim,
+    check,
+    continues,
+    decide,
+    keep_replies,
 )
 from service.store.record import MAX_POSITION, KeptReply, Record
 

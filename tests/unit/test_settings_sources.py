@@ -6,8 +6,8 @@ from typing import get_args
 
 import pytest
 
+from service.common.errors import ConfigurationError
 from service.config import Settings
-from service.errors import ConfigurationError
 from service.model.apart import parse_apart
 from service.settings_sources import SettingsSources, flag_of
 

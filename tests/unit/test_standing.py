@@ -7,7 +7,7 @@ from holdfast.columns import BatchReply, columns_message
 from holdfast.opened_batch import OpenedBatch
 from holdfast.standing import Standing, standing_of
 from holdfast.v1 import holdfast_pb2 as pb
-from service.errors import SessionClosed
+from service.common.errors import SessionClosed
 from service.rpc.status import to_status
 
 IDS = ["a", "b"]

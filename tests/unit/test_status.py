@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from holdfast import errors as client_errors
-from service.errors import ServiceError
+from service.common.errors import ServiceError
 from service.rpc.status import CODES, to_status
 
 CONTRACT = (Path(__file__).parents[2] / "proto/holdfast/v1/holdfast.proto").read_text()

@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.common.errors import Overloaded
 from service.engine.step_queue import StepQueue
-from service.errors import Overloaded
 
 
 def test_a_batch_holds_a_session_once_and_holds_it_until_release():

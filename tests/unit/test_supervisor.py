@@ -5,10 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from service.common.listen_address import ListenAddress
+from service.common.ports import hold_port
 from service.config import Settings
-from service.listen_address import ListenAddress
 from service.metrics import STALLED_AFTER_S, Metrics
-from service.ports import hold_port
 from service.supervisor import Supervisor
 
 

@@ -4,9 +4,9 @@ import codecs
 
 import pytest
 
+from service.common.text_files import decoded, without_mark
 from service.model.files import ModelFileError, read_file
 from service.store.address import password_in
-from service.text_files import decoded, without_mark
 
 MARKED = {
     "plain": b"a = 1\r\n",

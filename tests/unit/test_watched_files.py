@@ -6,11 +6,11 @@ import ssl
 
 import pytest
 
+from service.common.watched_files import WatchedFiles
 from service.rpc import access, server_tls
 from service.rpc.access import Access
 from service.rpc.credentials import Credentials, CredentialsError, new_token, token_entry
 from service.rpc.server_tls import ServerTls, TlsFilesError
-from service.watched_files import WatchedFiles
 from tests.certificates import Authority, replace
 from tests.tokens import TokensFile
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from service.operator_files import FileContent, read_file
+from service.common.operator_files import FileContent, read_file
 
 
 class WatchedFiles:

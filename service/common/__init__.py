@@ -1,0 +1,1 @@
+"""What every part of the service may import; nothing here imports a part."""
