@@ -78,7 +78,7 @@ proto: $(VENV)/.dev             ## regenerates the committed stubs
 	$(BIN)/python proto/generate.py
 
 settings: $(VENV)/.dev          ## writes docs/settings.md from the settings
-	$(BIN)/python -m service.settings_reference > docs/settings.md.new
+	$(BIN)/python -m service.settings.reference > docs/settings.md.new
 	mv docs/settings.md.new docs/settings.md
 
 release-check: $(VENV)/.dev     ## builds wheel and sdist, installs and runs them on every Python there is

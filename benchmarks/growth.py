@@ -31,8 +31,8 @@ from benchmarks.section import Ratio, Section
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.bench.loads import LoadFailed
-from service.config import Settings
 from service.demo.processes import ServerProcess
+from service.settings.schema import Settings
 from service.store.embedded import EmbeddedStore
 from service.store.opening import create_store
 

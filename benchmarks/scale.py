@@ -33,8 +33,8 @@ from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.bench.loads import CHANNEL_OPTIONS, ClosedLoop, LoadFailed, columns, opening, streams
 from service.bench.payload import Payload
-from service.config import Settings
 from service.demo.processes import ServerProcess
+from service.settings.schema import Settings
 from service.verify.judge import Verdict, judge
 from service.verify.load import Load, LoadSettings
 from service.verify.main import summary, to_json

@@ -14,14 +14,14 @@ from typing import Protocol
 from service.common.errors import ConfigurationError, StartError
 from service.common.listen_address import ListenAddress
 from service.common.ports import bind_error, open_port, try_address
-from service.config import EMBEDDED, Settings
-from service.descriptors import provide_descriptors
-from service.edge import check_edge
 from service.http_pages import Answer, Paced, Page
 from service.http_server import HttpServer
 from service.logs import obey_level_signals
 from service.metrics import CONTENT_TYPE, Metrics
 from service.own_process import memory_bytes
+from service.settings.descriptors import provide_descriptors
+from service.settings.exposure import check_edge
+from service.settings.schema import EMBEDDED, Settings
 from service.signals import stop_requested
 from service.standard_streams import say
 from service.store.address import password_in

@@ -11,7 +11,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from service.descriptors import HTTP_COUNT
+from service.settings.descriptors import HTTP_COUNT
 
 EXCHANGE_S = 5.0
 """For a whole request to come, from the connection or its first byte on, and for the reply to be taken."""

@@ -15,7 +15,7 @@ from service import logs
 from service.common.errors import ConfigurationError, StartError
 from service.host import serve
 from service.log_lines import printable
-from service.settings_sources import SettingsSources
+from service.settings.sources import SettingsSources
 
 EXIT_CONFIGURATION = 2
 EXIT_FAILURE = 1

@@ -13,8 +13,6 @@ from service.common.collector import relieve_collector
 from service.common.errors import AckLevelUnsupported, ServiceError, StartError, StoreUnavailable
 from service.common.ports import socket_mode
 from service.common.redaction import mask_url
-from service.config import Settings
-from service.descriptors import most_connections
 from service.engine.admission import Admission, Bounds
 from service.engine.engine import Engine, EngineLimits
 from service.engine.sessions import Sessions
@@ -40,6 +38,8 @@ from service.rpc.reflection import V1_NAME, V1ALPHA_NAME, reflection_rpcs
 from service.rpc.server_tls import ServerTls, TlsFilesError
 from service.rpc.servicer import SERVICE_NAME, Servicer
 from service.rpc.tasks import give_up_unread, remember_parents
+from service.settings.descriptors import most_connections
+from service.settings.schema import Settings
 from service.store.confirmation import AckSettings
 from service.store.opening import create_store
 from service.store.protocol import AckLevel, Store, UnsafeStore

@@ -11,9 +11,9 @@ import uvloop
 
 from service import logs
 from service.common.errors import StartError
-from service.config import Settings
 from service.metrics import SIZE_BYTES, Metrics
 from service.server import Server
+from service.settings.schema import Settings
 from service.signals import stop_requested
 from service.worker_process import SERVES
 

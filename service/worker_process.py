@@ -16,8 +16,8 @@ from typing import Self
 from service import logs
 from service.common.errors import StartError
 from service.common.process_ending import ending_of
-from service.config import Settings
 from service.metrics import SIZE_BYTES, Metrics
+from service.settings.schema import Settings
 
 _log = logging.getLogger(__name__)
 

@@ -34,7 +34,7 @@ HOMES = {
     "onnx": ("model_export",),
     "uvicorn": ("service.http_server", "service.http_connection"),
     "h11": ("service.http_connection",),
-    "pydantic": ("service.config", "service.settings_sources", "service.settings_reference"),
+    "pydantic": ("service.settings.schema", "service.settings.sources", "service.settings.reference"),
 }
 PURE = {
     "service.engine.rules",

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from service.config import Settings
-from service.settings_reference import reference
+from service.settings.reference import reference
+from service.settings.schema import Settings
 
 PAGE = Path(__file__).parent.parent / "docs" / "settings.md"
 

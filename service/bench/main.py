@@ -33,7 +33,7 @@ from service.bench.loads import (
 )
 from service.bench.payload import Payload
 from service.bench.scrape import mean, scrape
-from service.config import MODEL
+from service.settings.schema import MODEL
 
 TIMEOUT_S = 5.0
 ROWS = 64

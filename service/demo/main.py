@@ -6,7 +6,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-from service.config import EMBEDDED, MODEL
 from service.demo.judgement import Judgement
 from service.demo.language_screen import LanguageScreen
 from service.demo.live import LiveScreen, verdict
@@ -15,6 +14,7 @@ from service.demo.shown import Shown, stream_shown
 from service.demo.sound_screen import SoundScreen
 from service.demo.text_stream import stream_text
 from service.demo.words_screen import WordsScreen
+from service.settings.schema import EMBEDDED, MODEL
 
 SCREENS: dict[str, type[Shown]] = {
     screen.model: screen for screen in (SensorScreen, LanguageScreen, SoundScreen, WordsScreen)

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from holdfast.reply import StepReply
-from service.config import Settings
 from service.demo.judgement import Judgement, judge
 from service.demo.live import LiveScreen
 from service.demo.served import served
+from service.settings.schema import Settings
 from service.verify.oracle import Oracle
 
 

@@ -6,11 +6,11 @@ import numpy as np
 
 from holdfast.reply import StepReply
 from model_export.corpus import load_corpus
-from service.config import MODEL, Settings
 from service.demo.judgement import Judgement, judge
 from service.demo.oracle import Uninterrupted, run_uninterrupted
 from service.demo.screen import Screen
 from service.demo.served import served
+from service.settings.schema import MODEL, Settings
 
 MODEL_WITHOUT_MEMORY = "python-source-feedforward"
 TOP_K = 5

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import holdfast
-from service.config import MODEL, Settings
 from service.demo.oracle import ByteNetwork
 from service.demo.processes import ServerProcess
 from service.demo.screen import Screen
+from service.settings.schema import MODEL, Settings
 
 SESSION_ID = "typing"
 END = (3, 4)

@@ -5,10 +5,10 @@ The figures that are no settings say here why they are what they are.
 
 from collections.abc import Callable, Iterable
 
-from service.config import MOST_MESSAGE_BYTES, Settings
 from service.model.contract import Contract
 from service.rpc.open_calls import AGE_JITTER
 from service.rpc.request_size import largest_request_bytes
+from service.settings.schema import MOST_MESSAGE_BYTES, Settings
 
 HANDSHAKE_S = 5.0
 """For a connection to say that it speaks HTTP/2, TLS included; with gRPC's 120 s silent ones pile up."""

@@ -20,8 +20,8 @@ from holdfast.command_line import EXIT_CONFIGURATION, add_server_options, creden
 from holdfast.errors import HoldfastError
 from holdfast.history import Recorder
 from holdfast.v1 import holdfast_pb2 as pb
-from service.config import MODEL, Settings
 from service.model.apart import parse_apart
+from service.settings.schema import MODEL, Settings
 from service.verify.chain import TOLERANCE, Findings
 from service.verify.judge import Verdict, judge
 from service.verify.load import Load, LoadSettings

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from service.config import Settings
-from service.edge import check_edge
 from service.rpc.credentials import Credentials
+from service.settings.exposure import check_edge
+from service.settings.schema import Settings
 from service.store.acl import sentinel_rule, store_rule
 from service.store.address import parse_url
 from service.store.safety import FLOORS

@@ -14,9 +14,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import holdfast
 from holdfast import Tls
-from service.config import Settings
 from service.demo.processes import ServerProcess
-from service.edge import check_edge
+from service.settings.exposure import check_edge
+from service.settings.schema import Settings
 from service.store.address import parse_url
 from tests.certificates import Authority
 from tests.deploy.manifests import FOLDER, OVERLAYS, POD_OWNERS, ports_of, render

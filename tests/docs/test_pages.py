@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from holdfast.v1 import holdfast_pb2 as pb
-from service.config import Settings
 from service.demo.processes import ServerProcess
+from service.settings.schema import Settings
 from tests.docs.grpcurl import grpcurl
 from tests.docs.pages import PAGES, ROOT, anchors, blocks, kinds, links
 

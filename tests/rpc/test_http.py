@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from service.descriptors import HTTP_COUNT
 from service.http_connection import KEEP_ALIVE_S
+from service.settings.descriptors import HTTP_COUNT
 from tests.server import get
 from tests.waiting import wait_for
 

@@ -10,10 +10,10 @@ import pytest
 from grpc._cython import cygrpc
 
 from holdfast.transport import OPTIONS as CLIENT_OPTIONS
-from service.config import Settings
 from service.model.contract import Contract
 from service.rpc import connections
 from service.rpc.connections import connection_options, receive_limit_bytes, request_bound
+from service.settings.schema import Settings
 from tests.fakes import SUM_CONTRACT, InputSpec, np
 
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from service.common.errors import StartError
 from service.common.listen_address import ListenAddress
 from service.common.redaction import mask_url
-from service.config import Settings
-from service.edge import check_edge
+from service.settings.exposure import check_edge
+from service.settings.schema import Settings
 
 SECRETS = st.text(
     st.characters(codec="ascii", exclude_categories=["Cc"], exclude_characters="*"), min_size=8

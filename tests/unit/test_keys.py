@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from service import store_acl
 from service.common.errors import ConfigurationError
-from service.config import Settings
-from service.settings_sources import SettingsSources
+from service.settings.schema import Settings
+from service.settings.sources import SettingsSources
 from service.store.acl import store_rule
 from service.store.keys import KeySpace, session_key, set_aside_key
 from service.store.slots import slot_of

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from service.config import Settings
+from service.settings.schema import Settings
 from service.store.safety import FLOORS, KEPT_LINES, Allowances, dangers, describe, suspicion
 
 SAFE = {

@@ -7,9 +7,9 @@ from typing import get_args
 import pytest
 
 from service.common.errors import ConfigurationError
-from service.config import Settings
 from service.model.apart import parse_apart
-from service.settings_sources import SettingsSources, flag_of
+from service.settings.schema import Settings
+from service.settings.sources import SettingsSources, flag_of
 
 
 def kinds_of(field):

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from model_export.corpus import join, load_corpus
-from service.config import Settings
 from service.model.check import check_model
 from service.model.files import fingerprint_of, read_model
 from service.model.repository import ModelRepository
 from service.model.shipped import FINGERPRINTS
+from service.settings.schema import Settings
 
 NAMES = ("python-source", "python-source-elman", "python-source-feedforward")
 """Over text, best first."""

@@ -44,8 +44,8 @@ MODEL = "python-source"
 
 def _shipped_models() -> Path:
     """Returns the models that come with the package, or those of the source tree."""
-    packaged = Path(__file__).parent / "shipped_models"
-    return packaged if packaged.is_dir() else Path(__file__).parent.parent / "models"
+    packaged = Path(__file__).parents[1] / "shipped_models"
+    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "models"
 
 
 class Settings(BaseSettings):

@@ -1,4 +1,4 @@
-"""Writes docs/settings.md from the settings: `python -m service.settings_reference > docs/settings.md`."""
+"""Writes docs/settings.md from the settings: `python -m service.settings.reference > docs/settings.md`."""
 
 import sys
 from collections.abc import Iterator
@@ -6,8 +6,8 @@ from typing import Any
 
 from pydantic_core import PydanticUndefined
 
-from service.config import Settings
-from service.settings_sources import allowed, flag_of, variable_of
+from service.settings.schema import Settings
+from service.settings.sources import allowed, flag_of, variable_of
 
 GROUPS = {
     "Where it serves": (
@@ -73,7 +73,7 @@ DEFAULTS = {
 HEAD = """\
 # Settings of `holdfast serve`
 
-Written by `make settings` from `service/config.py`; `holdfast serve --help` says the same.
+Written by `make settings` from `service/settings/schema.py`; `holdfast serve --help` says the same.
 
 A setting is, in this order: what its flag says, else its variable, else the settings file, else its
 default. The settings file is TOML, flat, with the names below as keys; `--config FILE` or

@@ -5,7 +5,7 @@ import logging
 from service.common.errors import ConfigurationError
 from service.common.listen_address import ListenAddress
 from service.common.redaction import mask_url
-from service.config import EMBEDDED, Settings
+from service.settings.schema import EMBEDDED, Settings
 from service.store.address import parse_url
 
 _log = logging.getLogger(__name__)

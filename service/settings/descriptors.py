@@ -8,7 +8,7 @@ import logging
 import resource
 
 from service.common.errors import StartError
-from service.config import Settings
+from service.settings.schema import Settings
 
 _log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from pydantic_settings import CliSettingsSource, EnvSettingsSource, SettingsErro
 from service.common.errors import ConfigurationError
 from service.common.failpoints import VARIABLE as FAILPOINTS
 from service.common.text_files import decoded
-from service.config import Settings
+from service.settings.schema import Settings
 
 PREFIX = "HOLDFAST_"
 
