@@ -16,9 +16,6 @@ from service.common.listen_address import ListenAddress
 from service.common.ports import bind_error, open_port, try_address
 from service.http_pages import Answer, Paced, Page
 from service.http_server import HttpServer
-from service.logs import obey_level_signals
-from service.metrics import CONTENT_TYPE, Metrics
-from service.own_process import memory_bytes
 from service.settings.descriptors import provide_descriptors
 from service.settings.exposure import check_edge
 from service.settings.schema import EMBEDDED, Settings
@@ -28,6 +25,9 @@ from service.store.address import password_in
 from service.store.data_folder import EmbeddedStoreError
 from service.store.embedded import Abandoned, EmbeddedStore
 from service.store.keeper import kept
+from service.telemetry.logs import obey_level_signals
+from service.telemetry.metrics import CONTENT_TYPE, Metrics
+from service.telemetry.process_stats import memory_bytes
 
 _log = logging.getLogger(__name__)
 

@@ -11,11 +11,11 @@ import sys
 
 import uvloop
 
-from service import logs
 from service.common.errors import ConfigurationError, StartError
 from service.host import serve
-from service.log_lines import printable
 from service.settings.sources import SettingsSources
+from service.telemetry import logs
+from service.telemetry.log_lines import printable
 
 EXIT_CONFIGURATION = 2
 EXIT_FAILURE = 1

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import Protocol
 
-from service.own_process import memory_bytes, resident_bytes
+from service.telemetry.process_stats import memory_bytes, resident_bytes
 
 LIMIT_SHARE = 0.8
 """Of the memory that a container or a machine has: the store and the kernel take from it too."""

@@ -17,7 +17,6 @@ from service.engine.admission import Admission, Bounds
 from service.engine.engine import Engine, EngineLimits
 from service.engine.sessions import Sessions
 from service.memory_guard import MemoryGuard, limit_bytes
-from service.metrics import STALLED_AFTER_S, Metrics, ServedModel
 from service.model.apart import parse_apart
 from service.model.files import ModelFileError
 from service.model.providers import parse_providers
@@ -44,6 +43,7 @@ from service.store.confirmation import AckSettings
 from service.store.opening import create_store
 from service.store.protocol import AckLevel, Store, UnsafeStore
 from service.store.safety import Allowances, StoreUsage
+from service.telemetry.metrics import STALLED_AFTER_S, Metrics, ServedModel
 
 _log = logging.getLogger(__name__)
 

@@ -11,16 +11,16 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from service import logs
 from service.common.background import Trouble, keep_going
 from service.common.errors import StartError
 from service.common.listen_address import ListenAddress
 from service.common.ports import bind_error, hold_port
-from service.metrics import STALLED_AFTER_S, Metrics, scrape_together
 from service.model.apart import parse_apart
 from service.model.check import check_folder
 from service.model.files import ModelFileError
 from service.settings.schema import Settings
+from service.telemetry import logs
+from service.telemetry.metrics import STALLED_AFTER_S, Metrics, scrape_together
 from service.worker_process import WorkerProcess
 
 _log = logging.getLogger(__name__)

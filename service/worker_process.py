@@ -13,11 +13,11 @@ import os
 import sys
 from typing import Self
 
-from service import logs
 from service.common.errors import StartError
 from service.common.process_ending import ending_of
-from service.metrics import SIZE_BYTES, Metrics
 from service.settings.schema import Settings
+from service.telemetry import logs
+from service.telemetry.metrics import SIZE_BYTES, Metrics
 
 _log = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 A moment without descriptors, memory or threads must not end for good what keeps a server alive. So all work
 of that kind goes through `keep_going` or has a `Trouble` of its own; `tests/test_architecture.py` looks at
-every task and thread. The counts are the process's, as its log is; `service.metrics` shows them.
+every task and thread. The counts are the process's, as its log is; `service.telemetry.metrics` shows them.
 """
 
 import asyncio

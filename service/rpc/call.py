@@ -23,9 +23,9 @@ from service.common.errors import (
     StoreRegressed,
     StoreUnavailable,
 )
-from service.log_lines import fields
-from service.logs import session_mark
-from service.rpc_metrics import RpcMetrics
+from service.telemetry.log_lines import fields
+from service.telemetry.logs import session_mark
+from service.telemetry.rpc_metrics import RpcMetrics
 
 REQUEST_ID = "x-request-id"
 """Metadata of a request, and trailing metadata of a call that failed."""

@@ -15,7 +15,7 @@ from service.rpc.call import REQUEST_ID
 from service.rpc.credentials import ANYBODY, Caller, Scope
 from service.rpc.status import CODES, message_of, to_trailers
 from service.rpc.tasks import end_within
-from service.rpc_metrics import RpcMetrics
+from service.telemetry.rpc_metrics import RpcMetrics
 
 MAX_STATUS_WAIT_S = 30.0
 """So long a status waits for a client that reads nothing."""

@@ -36,8 +36,8 @@ from service.rpc.messages import parse
 from service.rpc.open_calls import OpenCalls
 from service.rpc.openings import given_states, opening_keys, opening_reply, state_of
 from service.rpc.streams import BatchStream, StepStream
-from service.rpc_metrics import RpcMetrics, code_of
 from service.store.record import Record
+from service.telemetry.rpc_metrics import RpcMetrics, code_of
 
 SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["StreamingInferenceService"].full_name
 

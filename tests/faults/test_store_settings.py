@@ -8,9 +8,9 @@ import sys
 import pytest
 
 from service.demo.processes import ServerProcess
-from service.metrics import Metrics
 from service.server import Server
 from service.settings.schema import Settings
+from service.telemetry.metrics import Metrics
 from tests.faults.test_store import health, step
 from tests.opening import open_at
 from tests.server import get, value

@@ -12,7 +12,6 @@ from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.engine.admission import Admission, Bounds
 from service.engine.engine import Engine, EngineLimits
-from service.metrics import Metrics
 from service.rpc.access import Access
 from service.rpc.call import Call
 from service.rpc.codec import encode_outputs, key_of
@@ -21,6 +20,7 @@ from service.rpc.gate import Gate
 from service.rpc.open_calls import OpenCalls
 from service.rpc.servicer import SERVICE_NAME, Servicer
 from service.rpc.streams import StepStream
+from service.telemetry.metrics import Metrics
 from tests.fakes import AccumulatorModel, CountingObserver, FakeModels, MemoryStore, open_session
 from tests.waiting import wait_for
 

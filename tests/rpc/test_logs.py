@@ -10,7 +10,7 @@ import pytest
 import holdfast
 from holdfast.v1 import holdfast_pb2 as pb
 from service.demo.processes import ServerProcess
-from service.log_lines import LINES
+from service.telemetry.log_lines import LINES
 from tests.faults.test_workers import workers_of
 from tests.models import write_features_model
 from tests.nemesis.store import StoreProcess
@@ -38,7 +38,10 @@ def test_every_line_of_every_process_is_an_object_and_signals_change_the_level(t
             os.kill(server.pid, signal.SIGUSR1)
             os.kill(server.pid, signal.SIGUSR1)
             wait_for(
-                lambda: {line["pid"] for line in lines_with(server, logger="service.logs")} >= {*processes}
+                lambda: (
+                    {line["pid"] for line in lines_with(server, logger="service.telemetry.logs")}
+                    >= {*processes}
+                )
             )
             session.step("secret text")
             [call] = wait_for(lambda: lines_with(server, message="a call ended", method="Step"))

@@ -8,7 +8,7 @@ import pytest
 
 from service.common import background
 from service.common.background import TASKS, Trouble, error_counts, is_passing, keep_going
-from service.metrics import Metrics
+from service.telemetry.metrics import Metrics
 
 EMFILE = OSError(errno.EMFILE, "Too many open files")
 

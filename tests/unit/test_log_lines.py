@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from service import log_lines, logs
-from service.log_lines import LINES, JsonFormatter, LineLimit, TextFormatter, fields
+from service.telemetry import log_lines, logs
+from service.telemetry.log_lines import LINES, JsonFormatter, LineLimit, TextFormatter, fields
 from tests.waiting import wait_for
 
 
@@ -141,7 +141,7 @@ def test_the_mark_of_a_session_hides_it_and_is_the_same_with_the_same_key():
 
 UNCAUGHT = """
 import asyncio, gc, threading, warnings
-from service import logs
+from service.telemetry import logs
 logs.configure("server", "json")
 warnings.warn("a warning")
 class Bad:

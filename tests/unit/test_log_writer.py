@@ -6,9 +6,9 @@ import threading
 
 import pytest
 
-from service import log_writer
-from service.log_lines import TextFormatter
-from service.log_writer import WriterHandler
+from service.telemetry import log_writer
+from service.telemetry.log_lines import TextFormatter
+from service.telemetry.log_writer import WriterHandler
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import pytest
 
 from service.common.listen_address import ListenAddress
 from service.common.ports import hold_port
-from service.metrics import STALLED_AFTER_S, Metrics
 from service.settings.schema import Settings
 from service.supervisor import Supervisor
+from service.telemetry.metrics import STALLED_AFTER_S, Metrics
 
 
 def worker(pid, *, silent_s=0.0, store_up=1, store_safe=1):

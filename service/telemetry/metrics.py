@@ -16,12 +16,14 @@ from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, generate_latest
 
-from service import own_process
 from service.common import background
 from service.common.errors import ServiceError
 from service.engine.admission import Held
 from service.engine.session_event import SessionEvent
-from service.metric_families import (
+from service.store.protocol import ACK_LEVELS, AckLevel
+from service.store.safety import StoreUsage
+from service.telemetry import process_stats
+from service.telemetry.families import (
     SECONDS,
     CounterFamily,
     GaugeFamily,
@@ -29,9 +31,7 @@ from service.metric_families import (
     InfoFamily,
     LabelledFamily,
 )
-from service.rpc_metrics import NUMBER_COUNT, RpcFamilies, RpcMetrics, rpc_labels
-from service.store.protocol import ACK_LEVELS, AckLevel
-from service.store.safety import StoreUsage
+from service.telemetry.rpc_metrics import NUMBER_COUNT, RpcFamilies, RpcMetrics, rpc_labels
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -241,7 +241,7 @@ class Metrics:
     def beat(self) -> None:
         """Notes that the event loop turns, the time that the process has taken, and what failed in it."""
         self._beat_s[0] = time.monotonic()
-        cpu_s = own_process.cpu_s()
+        cpu_s = process_stats.cpu_s()
         self._cpu_s.inc(cpu_s - self._cpu_seen_s)
         self._cpu_seen_s = cpu_s
         counts = background.error_counts()
@@ -251,7 +251,7 @@ class Metrics:
 
     def look_at_process(self) -> None:
         """Shows what the process uses; takes a microsecond for each open descriptor."""
-        usage = own_process.usage()
+        usage = process_stats.usage()
         self._resident_bytes.set(usage.resident_bytes)
         self._open_fds.set(usage.open_fds)
         self._max_fds.set(usage.max_fds)

@@ -19,8 +19,8 @@ import sys
 import threading
 from types import TracebackType
 
-from service.log_lines import JsonFormatter, LineLimit, TextFormatter
-from service.log_writer import WriterHandler
+from service.telemetry.log_lines import JsonFormatter, LineLimit, TextFormatter
+from service.telemetry.log_writer import WriterHandler
 
 VERBOSE = signal.SIGUSR1
 USUAL = signal.SIGUSR2

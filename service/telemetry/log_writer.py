@@ -13,7 +13,7 @@ import select
 import threading
 import time
 
-from service.log_lines import fields
+from service.telemetry.log_lines import fields
 
 MOST_BYTES = 1 << 20
 """Of lines that wait to be written."""

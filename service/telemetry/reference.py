@@ -1,11 +1,11 @@
-"""Writes docs/metrics.md, from the metrics themselves: `python -m service.metrics_reference`."""
+"""Writes docs/metrics.md, from the metrics themselves: `python -m service.telemetry.reference`."""
 
-from service.metrics import Metrics, ServedModel
+from service.telemetry.metrics import Metrics, ServedModel
 
 HEAD = """# Metrics
 
 What `/metrics` on the HTTP address shows, in Prometheus' text format; one scrape covers all workers, and
-counts outlive a worker that is killed. Made by `python -m service.metrics_reference`.
+counts outlive a worker that is killed. Made by `python -m service.telemetry.reference`.
 
 Labels take values from closed sets: neither sessions nor tenants nor requests add a series. The rpcs of
 `holdfast.v1` are counted by the names of go-grpc's middleware, so dashboards for those work; health and

@@ -11,7 +11,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from holdfast.v1 import holdfast_pb2 as pb
-from service.metric_families import SECONDS, Buckets, Numbers
+from service.telemetry.families import SECONDS, Buckets, Numbers
 
 CODES = (
     "OK", "Canceled", "Unknown", "InvalidArgument", "DeadlineExceeded", "NotFound", "AlreadyExists",
