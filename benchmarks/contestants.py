@@ -12,7 +12,7 @@ from benchmarks.peers.triton.server import TritonServer
 from benchmarks.results import ECHO, HOLDFAST, PLAIN, TWO_WORKERS
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.demo.processes import ServerProcess
-from service.library_environment import set_library_environment
+from service.process.library_environment import set_library_environment
 from service.store.embedded import EmbeddedStore
 
 MODEL_FILE = Path(__file__).parent.parent / "models" / "python-source" / "1" / "model.onnx"

@@ -5,8 +5,8 @@ import sys
 from importlib.metadata import version
 from types import TracebackType
 
-from service.library_environment import set_library_environment
-from service.standard_streams import obeying_pipes, open_missing
+from service.process.library_environment import set_library_environment
+from service.process.standard_streams import obeying_pipes, open_missing
 
 USAGE = """usage: holdfast COMMAND [--help] [options], or holdfast --version
 

@@ -12,7 +12,7 @@ import sys
 import uvloop
 
 from service.common.errors import ConfigurationError, StartError
-from service.host import serve
+from service.process.host import serve
 from service.settings.sources import SettingsSources
 from service.telemetry import logs
 from service.telemetry.log_lines import printable

@@ -18,9 +18,9 @@ LAYERS = {
     "service.store": 0,
     "service.rpc": 2,
     "service.server": 3,
-    "service.worker": 4,
-    "service.supervisor": 4,
-    "service.host": 5,
+    "service.process.worker": 4,
+    "service.process.supervisor": 4,
+    "service.process.host": 5,
 }
 HOMES = {
     "grpc": ("holdfast", "service.rpc", "service.server", "service.bench"),
@@ -36,8 +36,8 @@ HOMES = {
     ),
     "torch": ("model_export",),
     "onnx": ("model_export",),
-    "uvicorn": ("service.http_server", "service.http_connection"),
-    "h11": ("service.http_connection",),
+    "uvicorn": ("service.process.http_server", "service.process.http_connection"),
+    "h11": ("service.process.http_connection",),
     "pydantic": ("service.settings.schema", "service.settings.sources", "service.settings.reference"),
 }
 PURE = {
@@ -158,8 +158,11 @@ def test_every_public_name_has_a_docstring(path):
 
 STARTS = {"create_task", "ensure_future", "Thread", "ThreadPoolExecutor", "run_coroutine_threadsafe"}
 ENDS_BY_ITSELF = {
-    ("service.http_server", "HttpServer.__init__"): "uvicorn's; what fails in its loop is noted by `_note`",
-    ("service.worker", "main"): "its end, however it comes, ends the process",
+    (
+        "service.process.http_server",
+        "HttpServer.__init__",
+    ): "uvicorn's; what fails in its loop is noted by `_note`",
+    ("service.process.worker", "main"): "its end, however it comes, ends the process",
     ("service.engine.watchdog", "Watchdog.__init__"): "its turns have a Trouble",
     ("service.engine.engine", "Engine.start"): "its turns have a Trouble",
     ("service.engine.engine", "Engine._spawn"): "a stage of one batch, by `_guard`",
@@ -177,7 +180,7 @@ ENDS_BY_ITSELF = {
     ("service.store.connection", "StoreConnection.begin"): "connects until it has, with a Trouble",
     ("service.store.sentinel", "Sentinels._hear"): "one question; the caller gets the error",
     (
-        "service.supervisor",
+        "service.process.supervisor",
         "Supervisor.start",
     ): "starting one worker, whose caller gets the error; replacing has a Trouble",
     ("service.store.keeper", "kept"): "its turns have a Trouble",
@@ -185,11 +188,11 @@ ENDS_BY_ITSELF = {
         "service.telemetry.log_writer",
         "WriterHandler.__init__",
     ): "a line that cannot be written is counted as lost",
-    ("service.standard_streams", "say"): "writes one line",
-    ("service.host", "serve"): "the service itself; its end is that of the process",
-    ("service.host", "_open"): "one start; the caller gets the error",
+    ("service.process.standard_streams", "say"): "writes one line",
+    ("service.process.host", "serve"): "the service itself; its end is that of the process",
+    ("service.process.host", "_open"): "one start; the caller gets the error",
     ("service.rpc.grpc_server", "_Server._begin"): "one call",
-    ("service.http_pages", "Paced.__call__"): "makes one page; those who wait get the error",
+    ("service.process.http_pages", "Paced.__call__"): "makes one page; those who wait get the error",
 }
 """Where a task or thread is started that is not kept going by `keep_going`, and why that is right."""
 

@@ -7,7 +7,7 @@ import threading
 
 from holdfast import AsyncClient, Client
 from service.demo.processes import ServerProcess
-from service.library_environment import set_library_environment
+from service.process.library_environment import set_library_environment
 from service.verify.load import Load, LoadSettings
 from tests.faults.test_workers import workers_of
 from tests.models import write_poison_model

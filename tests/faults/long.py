@@ -23,7 +23,7 @@ from rich.table import Table
 
 import holdfast
 from holdfast.history import Recorder
-from service.library_environment import set_library_environment
+from service.process.library_environment import set_library_environment
 from service.verify.chain import FAULTS
 from service.verify.judge import judge
 from service.verify.load import Load, LoadSettings

@@ -22,7 +22,7 @@ import numpy as np
 import holdfast
 from holdfast.errors import HoldfastError
 from service.demo.processes import ServerProcess
-from service.library_environment import set_library_environment
+from service.process.library_environment import set_library_environment
 from service.verify.load import Load, LoadSettings
 from tests.faults.verdict import MODEL, chunk
 from tests.server import get

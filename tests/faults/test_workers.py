@@ -40,7 +40,7 @@ def server(tmp_path_factory):
 
 def workers_of(server):
     """Returns the process ids of the workers."""
-    return children_of(server.pid, b"service.worker")
+    return children_of(server.pid, b"service.process.worker")
 
 
 def connection_count(pid, server):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from service.http_connection import KEEP_ALIVE_S
+from service.process.http_connection import KEEP_ALIVE_S
 from service.settings.descriptors import HTTP_COUNT
 from tests.server import get
 from tests.waiting import wait_for

@@ -30,7 +30,7 @@ def test_metrics_count_what_happened(rpc):
 
 
 SERVES = """
-from service.library_environment import set_library_environment
+from service.process.library_environment import set_library_environment
 set_library_environment()
 import grpc, os
 grpc.server(None).add_insecure_port("127.0.0.1:0")

@@ -7,8 +7,8 @@ import pytest
 
 from service.common.listen_address import ListenAddress
 from service.common.ports import hold_port
+from service.process.supervisor import Supervisor
 from service.settings.schema import Settings
-from service.supervisor import Supervisor
 from service.telemetry.metrics import STALLED_AFTER_S, Metrics
 
 

@@ -1,9 +1,9 @@
 """A worker as its supervisor holds it: a process, and the memory in which it counts.
 
-The worker is a fresh interpreter (`service.worker`), since neither gRPC nor onnxruntime survives a fork.
-It gets its settings, the key of marks in logs and the fingerprints of checked models on standard input,
-whose end later tells it that the supervisor is gone, and says one line on standard output: that it serves,
-or why it cannot.
+The worker is a fresh interpreter (`service.process.worker`), since neither gRPC nor onnxruntime survives a
+fork. It gets its settings, the key of marks in logs and the fingerprints of checked models on standard
+input, whose end later tells it that the supervisor is gone, and says one line on standard output: that it
+serves, or why it cannot.
 """
 
 import asyncio
@@ -108,7 +108,7 @@ async def _launch() -> tuple[asyncio.subprocess.Process, Metrics]:
         os.ftruncate(numbers, SIZE_BYTES)
         metrics = Metrics(mmap.mmap(numbers, SIZE_BYTES))
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "service.worker", str(numbers)),
+            *(sys.executable, "-P", "-m", "service.process.worker", str(numbers)),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             pass_fds=[numbers],

@@ -14,8 +14,14 @@ from typing import Any
 import uvicorn
 
 from service.common.background import Trouble
-from service.http_connection import HEADER_BYTES, KEEP_ALIVE_S, REPLY_BYTES, BoundedConnection, Crowd
-from service.http_pages import Page, Pages
+from service.process.http_connection import (
+    HEADER_BYTES,
+    KEEP_ALIVE_S,
+    REPLY_BYTES,
+    BoundedConnection,
+    Crowd,
+)
+from service.process.http_pages import Page, Pages
 
 BACKLOG = 128
 """Connections that the kernel keeps until they are accepted."""

@@ -14,13 +14,13 @@ from typing import Protocol
 from service.common.errors import ConfigurationError, StartError
 from service.common.listen_address import ListenAddress
 from service.common.ports import bind_error, open_port, try_address
-from service.http_pages import Answer, Paced, Page
-from service.http_server import HttpServer
+from service.process.http_pages import Answer, Paced, Page
+from service.process.http_server import HttpServer
+from service.process.signals import stop_requested
+from service.process.standard_streams import say
 from service.settings.descriptors import provide_descriptors
 from service.settings.exposure import check_edge
 from service.settings.schema import EMBEDDED, Settings
-from service.signals import stop_requested
-from service.standard_streams import say
 from service.store.address import password_in
 from service.store.data_folder import EmbeddedStoreError
 from service.store.embedded import Abandoned, EmbeddedStore
@@ -129,7 +129,7 @@ def _create(settings: Settings) -> Serving:
         from service.server import Server
 
         return Server(settings, Metrics())
-    from service.supervisor import Supervisor
+    from service.process.supervisor import Supervisor
 
     return Supervisor(settings)
 

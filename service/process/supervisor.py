@@ -18,10 +18,10 @@ from service.common.ports import bind_error, hold_port
 from service.model.apart import parse_apart
 from service.model.check import check_folder
 from service.model.files import ModelFileError
+from service.process.worker_process import WorkerProcess
 from service.settings.schema import Settings
 from service.telemetry import logs
 from service.telemetry.metrics import STALLED_AFTER_S, Metrics, scrape_together
-from service.worker_process import WorkerProcess
 
 _log = logging.getLogger(__name__)
 

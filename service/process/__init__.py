@@ -1,0 +1,1 @@
+"""The processes of `holdfast serve`: the host, its workers, HTTP, signals."""
