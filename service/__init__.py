@@ -1,1 +1,1 @@
-"""The Holdfast server: `server` wires `rpc`, `engine`, `model` and `store` together."""
+"""The Holdfast server: `app` wires `rpc`, `engine`, `model` and `store` together."""

@@ -17,13 +17,13 @@ LAYERS = {
     "service.model": 0,
     "service.store": 0,
     "service.rpc": 2,
-    "service.server": 3,
+    "service.app": 3,
     "service.process.worker": 4,
     "service.process.supervisor": 4,
     "service.process.host": 5,
 }
 HOMES = {
-    "grpc": ("holdfast", "service.rpc", "service.server", "service.bench"),
+    "grpc": ("holdfast", "service.rpc", "service.app", "service.bench"),
     "grpc_health": ("service.rpc",),
     "grpc_reflection": ("service.rpc",),
     "onnxruntime": ("service.model", "model_export", "service.verify"),

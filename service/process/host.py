@@ -126,7 +126,7 @@ def _check_memory(hot_state_bytes: int) -> None:
 
 def _create(settings: Settings) -> Serving:
     if settings.workers == 1:
-        from service.server import Server
+        from service.app import Server
 
         return Server(settings, Metrics())
     from service.process.supervisor import Supervisor

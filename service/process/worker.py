@@ -9,10 +9,10 @@ from typing import TextIO
 
 import uvloop
 
+from service.app import Server
 from service.common.errors import StartError
 from service.process.signals import stop_requested
 from service.process.worker_process import SERVES
-from service.server import Server
 from service.settings.schema import Settings
 from service.telemetry import logs
 from service.telemetry.metrics import SIZE_BYTES, Metrics

@@ -6,8 +6,8 @@ import pytest
 
 from service.common.errors import DeadlinePassed, Overloaded
 from service.engine.admission import Admission, Bounds
-from service.memory_guard import MemoryGuard
 from service.rpc.arrivals import GRACE_S
+from service.rpc.memory_guard import MemoryGuard
 from service.rpc.open_calls import OpenCalls
 
 MESSAGE = b"message"

@@ -16,7 +16,6 @@ from service.common.redaction import mask_url
 from service.engine.admission import Admission, Bounds
 from service.engine.engine import Engine, EngineLimits
 from service.engine.sessions import Sessions
-from service.memory_guard import MemoryGuard, limit_bytes
 from service.model.apart import parse_apart
 from service.model.files import ModelFileError
 from service.model.providers import parse_providers
@@ -32,6 +31,7 @@ from service.rpc.grpc_log import lower_lines_about_clients
 from service.rpc.grpc_server import GrpcServer
 from service.rpc.health import NAME as HEALTH_NAME
 from service.rpc.health import Health, Status
+from service.rpc.memory_guard import MemoryGuard, limit_bytes
 from service.rpc.open_calls import OpenCalls
 from service.rpc.reflection import V1_NAME, V1ALPHA_NAME, reflection_rpcs
 from service.rpc.server_tls import ServerTls, TlsFilesError
