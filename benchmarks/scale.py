@@ -28,7 +28,7 @@ from rich.markdown import Markdown
 from benchmarks.contestants import cpu_s, family
 from benchmarks.population import Population, SpreadColumns
 from holdfast import AsyncClient
-from holdfast.history import Recorder
+from holdfast.client.history import Recorder
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.bench.loads import CHANNEL_OPTIONS, ClosedLoop, LoadFailed, columns, opening, streams

@@ -7,18 +7,18 @@ with holdfast.Client("localhost:50051") as client:
 
 from importlib.metadata import version
 
-from holdfast.aio import AsyncClient
-from holdfast.client import Client
-from holdfast.columns import BatchPipeline, BatchReply
+from holdfast.client.aio import AsyncClient
+from holdfast.client.batching import BatchPipeline, BatchReply
+from holdfast.client.labels import labels_of
+from holdfast.client.opened_batch import OpenedBatch
+from holdfast.client.reply import StepReply
+from holdfast.client.retry import RetryPolicy
+from holdfast.client.session import AsyncSession
+from holdfast.client.sync import Client
+from holdfast.client.sync_session import Session
+from holdfast.client.tls import Tls
 from holdfast.errors import HoldfastError
-from holdfast.labels import labels_of
-from holdfast.opened_batch import OpenedBatch
 from holdfast.pending import PendingChunk
-from holdfast.reply import StepReply
-from holdfast.retry import RetryPolicy
-from holdfast.session import AsyncSession
-from holdfast.sync_session import Session
-from holdfast.tls import Tls
 
 __version__ = version("holdfast")
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from holdfast.client import Client
+from holdfast.client.sync import Client
+from holdfast.client.tls import Tls, channel_credentials
 from holdfast.errors import HoldfastError
-from holdfast.tls import Tls, channel_credentials
 
 EXIT_FAILURE = 1
 EXIT_CONFIGURATION = 2

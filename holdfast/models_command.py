@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from holdfast.client import Client
+from holdfast.client.sync import Client
 from holdfast.command_line import EXIT_FAILURE, add_server_options, ask_server
 
 

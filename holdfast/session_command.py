@@ -2,7 +2,7 @@
 
 import argparse
 
-from holdfast.client import Client
+from holdfast.client.sync import Client
 from holdfast.command_line import add_server_options, ask_server
 
 

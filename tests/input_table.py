@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from holdfast.aio import AsyncClient
-from holdfast.columns import columns_message
-from holdfast.options import (
+from holdfast.client.aio import AsyncClient
+from holdfast.client.batching import columns_message
+from holdfast.client.options import (
     flag,
     positions_list,
     seconds,
@@ -22,8 +22,8 @@ from holdfast.options import (
     session_ids_text,
     whole_number,
 )
-from holdfast.rows import normalise_rows
-from holdfast.tokens import normalise, state_message, to_arrays
+from holdfast.client.rows import normalise_rows
+from holdfast.client.tokens import normalise, state_message, to_arrays
 from tests.foreign_arrays import FakeColumn, FakeTable, FakeTensor, OnlyElsewhere
 from tests.pieces import pieces
 

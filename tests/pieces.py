@@ -2,9 +2,9 @@
 
 import asyncio
 
-from holdfast.sources import check_options, open_source
-from holdfast.thread_source import END
-from holdfast.tokens import split
+from holdfast.client.sources import check_options, open_source
+from holdfast.client.thread_source import END
+from holdfast.client.tokens import split
 
 
 async def pieces(tokens, size):

@@ -76,14 +76,14 @@ PURE = {
     "service.model.trial_words",
     "service.model.wire_format",
     "service.verify.chain",
-    "holdfast.arrays",
-    "holdfast.options",
-    "holdfast.rows",
-    "holdfast.tokens",
+    "holdfast.client.arrays",
+    "holdfast.client.options",
+    "holdfast.client.rows",
+    "holdfast.client.tokens",
     "holdfast.history_digest",
-    "holdfast.replay_buffer",
-    "holdfast.unanswered",
-    "holdfast.ack_levels",
+    "holdfast.client.replay_buffer",
+    "holdfast.client.unanswered",
+    "holdfast.client.ack_levels",
 }
 IMPURE = {"asyncio", "time", "socket", "grpc", "os", "threading", "redis"}
 

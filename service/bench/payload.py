@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from holdfast.tokens import to_tensor
+from holdfast.client.tokens import to_tensor
 from holdfast.v1 import holdfast_pb2 as pb
 
 

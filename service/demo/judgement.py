@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from holdfast.reply import StepReply
+from holdfast.client.reply import StepReply
 
 TOLERANCE = 1e-5
 

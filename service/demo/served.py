@@ -7,7 +7,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 import holdfast
-from holdfast.reply import StepReply
+from holdfast.client.reply import StepReply
 from service.demo.live import LiveScreen
 from service.demo.processes import ServerProcess
 

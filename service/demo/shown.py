@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from holdfast.reply import StepReply
+from holdfast.client.reply import StepReply
 from service.demo.judgement import Judgement, judge
 from service.demo.live import LiveScreen
 from service.demo.served import served

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from holdfast.reply import StepReply
+from holdfast.client.reply import StepReply
 from model_export.corpus import load_corpus
 from service.demo.judgement import Judgement, judge
 from service.demo.oracle import Uninterrupted, run_uninterrupted

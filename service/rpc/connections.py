@@ -33,7 +33,7 @@ IDLE_S = 900.0
 PING_INTERVAL_S = 5.0
 """Clients may ping so often, with calls and without; gRPC's own limits, 300 s and two hours, would close
 the connections of clients that look after theirs through a NAT or a proxy. Our client pings half as often,
-and only while calls are under way (`holdfast.transport.PING_AFTER_S`)."""
+and only while calls are under way (`holdfast.client.transport.PING_AFTER_S`)."""
 
 KEEPALIVE_TIMEOUT_SHARE = 1 / 3
 """Of the time after which a silent connection is pinged: so long it may leave the ping unanswered."""

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from holdfast import AsyncClient, AsyncSession, HoldfastError, Tls
-from holdfast.history import Recorder
+from holdfast.client.history import Recorder
 from holdfast.v1 import holdfast_pb2 as pb
 
 ROWS = 8

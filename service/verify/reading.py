@@ -10,8 +10,8 @@ import numpy as np
 from google.rpc import error_details_pb2, status_pb2
 from numpy.typing import NDArray
 
-from holdfast.history import FAILURE, REPLY, START, Frame, read_frames
-from holdfast.tokens import to_arrays
+from holdfast.client.history import FAILURE, REPLY, START, Frame, read_frames
+from holdfast.client.tokens import to_arrays
 from holdfast.v1 import holdfast_pb2 as pb
 from service.verify.chain import Attempt, Closing, Outputs, Reply, SessionHistory, Sight
 

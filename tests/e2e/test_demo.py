@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from holdfast.reply import StepReply
+from holdfast.client.reply import StepReply
 from holdfast.v1 import holdfast_pb2 as pb
 from service.demo.judgement import judge
 from service.demo.main import main

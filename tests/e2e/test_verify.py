@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import holdfast
-from holdfast.history import read_frames
+from holdfast.client.history import read_frames
 from holdfast.v1 import holdfast_pb2 as pb
 from service.demo.processes import ServerProcess
 from tests.foreign_graphs import NETWORKS

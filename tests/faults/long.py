@@ -22,7 +22,7 @@ from rich.live import Live
 from rich.table import Table
 
 import holdfast
-from holdfast.history import Recorder
+from holdfast.client.history import Recorder
 from service.process.library_environment import set_library_environment
 from service.verify.chain import FAULTS
 from service.verify.judge import judge

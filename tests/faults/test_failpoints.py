@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import holdfast
-import holdfast.history
+import holdfast.client.history
 from holdfast.errors import DeadlinePassed, InternalFailure
 from service.common.failpoints import POINTS, VARIABLE
 from service.demo.processes import ServerProcess
@@ -103,7 +103,7 @@ def test_a_stage_that_fails_leaves_the_session_usable(victim, tmp_path):
 )
 async def test_a_server_stopped_past_every_timeout_cannot_commit_late(victim, survivor, tmp_path, is_late):
     name = f"paused-{tmp_path.name}"
-    history = holdfast.history.Recorder(tmp_path / "history")
+    history = holdfast.client.history.Recorder(tmp_path / "history")
     async with (
         holdfast.AsyncClient(victim.address, history=history) as slow,
         holdfast.AsyncClient(survivor.address, history=history) as quick,

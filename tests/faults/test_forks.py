@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import holdfast
-from holdfast import forks
+from holdfast.client import forks
 from holdfast.errors import ClientForked
 from service.demo.processes import ServerProcess
 

@@ -6,7 +6,7 @@ import time
 import pytest
 
 import holdfast
-from holdfast import transport
+from holdfast.client import transport
 from holdfast.errors import ServerUnavailable
 from service.demo.processes import ServerProcess
 from tests.faults.verdict import MODEL

@@ -6,8 +6,8 @@ import itertools
 import pytest
 
 import holdfast
+from holdfast.client.history import Recorder
 from holdfast.errors import HoldfastError, PositionConflict, PositionGap
-from holdfast.history import Recorder
 from service.demo.processes import ServerProcess
 from tests.faults.verdict import MODEL, assert_held, chunk, seeded
 from tests.nemesis.proxy import FaultProxy

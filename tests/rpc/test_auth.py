@@ -494,7 +494,7 @@ def test_a_certificate_is_a_credential_where_clients_have_one(tmp_path):
 
 
 def reflection_over(server, tls):
-    with grpc.secure_channel(server.address, holdfast.tls.channel_credentials(tls)) as channel:
+    with grpc.secure_channel(server.address, holdfast.client.tls.channel_credentials(tls)) as channel:
         return isinstance(reflect(channel, "v1", []), set)
 
 

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from holdfast import AsyncClient, BatchReply, Client
-from holdfast.columns import columns_message
+from holdfast.client.batching import columns_message
 from holdfast.errors import InvalidRequest, PositionConflict, ServerUnavailable
 from holdfast.v1 import holdfast_pb2 as pb
 from tests.oracle import run

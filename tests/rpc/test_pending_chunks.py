@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import holdfast
+from holdfast.client.thread_source import ThreadSource
 from holdfast.errors import (
     ChunkPending,
     ClientClosed,
@@ -26,7 +27,6 @@ from holdfast.errors import (
     SessionLost,
     StoreRegressed,
 )
-from holdfast.thread_source import ThreadSource
 from service.common import errors as refusals
 from tests.scripted_server import DOWN, LOST, SILENT, STUCK, ScriptedServer
 from tests.waiting import wait_for

@@ -8,8 +8,8 @@ import pytest
 from grpc_reflection.v1alpha import reflection_pb2
 
 import holdfast
+from holdfast.client.tls import channel_credentials
 from holdfast.errors import Unauthenticated, from_rpc
-from holdfast.tls import channel_credentials
 from holdfast.v1 import holdfast_pb2 as pb
 from service.demo.processes import ServerProcess
 from service.rpc.servicer import SERVICE_NAME

@@ -8,9 +8,9 @@ import grpc
 import grpc.aio
 import pytest
 
-from holdfast.columns import BatchPipeline
+from holdfast.client.batching import BatchPipeline
+from holdfast.client.lifetime import Lifetime
 from holdfast.errors import ServerUnavailable
-from holdfast.lifetime import Lifetime
 from holdfast.v1 import holdfast_pb2 as pb
 from service.common.errors import Draining
 from service.rpc.status import to_trailers

@@ -4,11 +4,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import holdfast
+from holdfast.client.replay_buffer import ReplayBuffer
+from holdfast.client.retry import RetryPolicy
+from holdfast.client.tokens import split
+from holdfast.client.unanswered import Unanswered
 from holdfast.history_digest import INITIAL, digest_after
-from holdfast.replay_buffer import ReplayBuffer
-from holdfast.retry import RetryPolicy
-from holdfast.tokens import split
-from holdfast.unanswered import Unanswered
 
 
 @given(

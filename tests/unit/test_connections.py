@@ -9,7 +9,7 @@ import grpc.aio
 import pytest
 from grpc._cython import cygrpc
 
-from holdfast.transport import OPTIONS as CLIENT_OPTIONS
+from holdfast.client.transport import OPTIONS as CLIENT_OPTIONS
 from service.model.contract import Contract
 from service.rpc import connections
 from service.rpc.connections import connection_options, receive_limit_bytes, request_bound

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from rich.console import Console, Group
 
-from holdfast.reply import StepReply
+from holdfast.client.reply import StepReply
 from holdfast.v1 import holdfast_pb2 as pb
 from model_export.data.machine import KINDS
 from model_export.data.sources import LANGUAGES

@@ -3,8 +3,8 @@
 import pytest
 
 from holdfast import errors
+from holdfast.client.fate import leaves_unsure, tell_fate, tell_rows
 from holdfast.errors import HoldfastError
-from holdfast.fate import leaves_unsure, tell_fate, tell_rows
 from tests.unit.test_ledger import ASKED, open_ledger, reply_to
 
 KINDS = HoldfastError.__subclasses__()

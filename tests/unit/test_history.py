@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from holdfast.client.history import FAILURE, REPLY, START, Recorder, read_frames
+from holdfast.client.tokens import to_tensor
 from holdfast.errors import PositionGap
-from holdfast.history import FAILURE, REPLY, START, Recorder, read_frames
-from holdfast.tokens import to_tensor
 from holdfast.v1 import holdfast_pb2 as pb
 from service.verify.reading import Histories, _rows_of
 

@@ -6,8 +6,8 @@ import re
 import numpy as np
 import pytest
 
-from holdfast.columns import columns_message
-from holdfast.tokens import is_whole, normalise, to_message
+from holdfast.client.batching import columns_message
+from holdfast.client.tokens import is_whole, normalise, to_message
 from tests.docs.pages import ROOT
 from tests.foreign_arrays import FakeTable
 from tests.input_table import ROWS_OF_TWO, TABLE, TURNED, Refused, agenerator, generator, ids

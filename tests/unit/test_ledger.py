@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from holdfast.client.ledger import Asked, Ledger
 from holdfast.errors import ChunkPending, HistoryConflict, HoldfastError, PositionConflict, PositionGap
 from holdfast.history_digest import INITIAL, digest_after
-from holdfast.ledger import Asked, Ledger
 from holdfast.v1 import holdfast_pb2 as pb
 
 ASKED = Asked(None, pb.ACK_LEVEL_UNSPECIFIED)

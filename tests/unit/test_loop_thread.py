@@ -8,8 +8,8 @@ import time
 
 import pytest
 
+from holdfast.client.loop_thread import LoopThread
 from holdfast.errors import ClientClosed, WrongEventLoop
-from holdfast.loop_thread import LoopThread
 from tests.waiting import wait_for
 
 
@@ -147,7 +147,7 @@ def test_callers_are_let_go_though_their_call_does_not_end():
 
 
 def test_callers_are_let_go_though_the_loop_is_held_up(monkeypatch):
-    monkeypatch.setattr("holdfast.loop_thread.CLOSE_S", 0.2)
+    monkeypatch.setattr("holdfast.client.loop_thread.CLOSE_S", 0.2)
 
     async def hold_up():
         time.sleep(1.5)  # noqa: ASYNC251 -- as an iterator of a user may

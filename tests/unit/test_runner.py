@@ -5,9 +5,9 @@ import threading
 
 import pytest
 
+from holdfast.client.lifetime import Lifetime
+from holdfast.client.runner import Runner
 from holdfast.errors import ClientClosed, WrongEventLoop
-from holdfast.lifetime import Lifetime
-from holdfast.runner import Runner
 
 
 class Thread:

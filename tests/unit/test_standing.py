@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from holdfast.columns import BatchReply, columns_message
-from holdfast.opened_batch import OpenedBatch
-from holdfast.standing import Standing, standing_of
+from holdfast.client.batching import BatchReply, columns_message
+from holdfast.client.opened_batch import OpenedBatch
+from holdfast.client.standing import Standing, standing_of
 from holdfast.v1 import holdfast_pb2 as pb
 from service.common.errors import SessionClosed
 from service.rpc.status import to_status

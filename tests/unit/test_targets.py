@@ -2,7 +2,7 @@
 
 import pytest
 
-from holdfast.targets import to_target
+from holdfast.client.targets import to_target
 
 
 @pytest.mark.parametrize("address", ["localhost:50051", "dns:///name:1", "ipv4:127.0.0.1:1,127.0.0.1:2"])

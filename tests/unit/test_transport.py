@@ -10,11 +10,11 @@ import grpc.aio
 import pytest
 
 import holdfast
-from holdfast import transport
-from holdfast.connection import SUSPECT_AFTER_S, Stream
+from holdfast.client import transport
+from holdfast.client.connection import SUSPECT_AFTER_S, Stream
+from holdfast.client.targets import is_local
+from holdfast.client.transport import Transport
 from holdfast.errors import ClientClosed, HoldfastError, ServerUnavailable, WrongEventLoop
-from holdfast.targets import is_local
-from holdfast.transport import Transport
 from holdfast.v1 import holdfast_pb2 as pb
 
 

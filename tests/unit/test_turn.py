@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
+from holdfast.client.lifetime import Lifetime
+from holdfast.client.turn import Turn
 from holdfast.errors import ClientClosed, SessionBusy
-from holdfast.lifetime import Lifetime
-from holdfast.turn import Turn
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from holdfast.client.ledger import Ledger
 from holdfast.errors import (
     Draining,
     HoldfastError,
@@ -22,11 +23,10 @@ from holdfast.errors import (
     StoreRegressed,
 )
 from holdfast.history_digest import MAX_NUMBER
-from holdfast.ledger import Ledger
 from holdfast.v1 import holdfast_pb2 as pb
 
 if TYPE_CHECKING:
-    from holdfast.aio import AsyncClient
+    from holdfast.client.aio import AsyncClient
 
 HEAL_CHUNK_TOKENS = 64
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from holdfast.arrays import to_array, to_float32, to_ids
-from holdfast.tokens import SupportsArray, as_text
+from holdfast.client.arrays import to_array, to_float32, to_ids
+from holdfast.client.tokens import SupportsArray, as_text
 
 Rows = bytes | bytearray | memoryview | Sequence[Any] | NDArray[Any] | SupportsArray
 """B * T bytes, B texts of T bytes, ids (B,) or (B, T), or features (B, width) or (B, T, width)."""
@@ -23,7 +23,7 @@ def normalise_rows(tokens: Any, row_count: int) -> bytes | NDArray[Any]:
         row_count: B >= 1.
 
     Raises:
-        TypeError: They are no tokens; see `holdfast.tokens.normalise`.
+        TypeError: They are no tokens; see `holdfast.client.tokens.normalise`.
         ValueError: They are not as many for each row, not finite, or ids out of range.
     """
     if isinstance(tokens, str):

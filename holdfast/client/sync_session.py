@@ -8,14 +8,14 @@ from typing import Any, Self, TypeVar
 
 from numpy.typing import NDArray
 
+from holdfast.client.pump import Pump
+from holdfast.client.reply import StepReply
+from holdfast.client.runner import Runner
+from holdfast.client.session import AsyncSession
+from holdfast.client.sources import parts_of
+from holdfast.client.tokens import Pieces, TokenSource
 from holdfast.errors import HoldfastError
 from holdfast.pending import PendingChunk
-from holdfast.pump import Pump
-from holdfast.reply import StepReply
-from holdfast.runner import Runner
-from holdfast.session import AsyncSession
-from holdfast.sources import parts_of
-from holdfast.tokens import Pieces, TokenSource
 
 Result = TypeVar("Result")
 

@@ -6,8 +6,8 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, Protocol, TypeVar
 
+from holdfast.client.lifetime import Lifetime
 from holdfast.errors import ClientClosed, WrongEventLoop
-from holdfast.lifetime import Lifetime
 
 Result = TypeVar("Result")
 

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from holdfast.arrays import to_array, to_float32, to_ids
-from holdfast.options import selection, session_id_text, whole_number
+from holdfast.client.arrays import to_array, to_float32, to_ids
+from holdfast.client.options import selection, session_id_text, whole_number
 from holdfast.v1 import holdfast_pb2 as pb
 
 __all__ = [

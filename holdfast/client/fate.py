@@ -8,6 +8,7 @@ without a word, and the refusal does not come from the stored session: then nobo
 import contextlib
 from collections.abc import Iterator, Sequence
 
+from holdfast.client.ledger import Ledger
 from holdfast.errors import (
     ClientClosed,
     HoldfastError,
@@ -24,7 +25,6 @@ from holdfast.errors import (
     StoreFull,
     StoreRegressed,
 )
-from holdfast.ledger import Ledger
 from holdfast.pending import PendingChunk, describe
 
 NOT_NOW = (Overloaded, StoreFull)

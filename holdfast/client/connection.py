@@ -17,8 +17,8 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from holdfast import forks
-from holdfast.descriptors import check_descriptors
+from holdfast.client import forks
+from holdfast.client.descriptors import check_descriptors
 from holdfast.errors import ClientClosed, ServerUnavailable, WrongEventLoop
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1 import holdfast_pb2_grpc as stubs

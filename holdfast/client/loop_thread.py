@@ -19,8 +19,8 @@ import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, Generic, TypeVar
 
-from holdfast import forks
-from holdfast.descriptors import check_descriptors
+from holdfast.client import forks
+from holdfast.client.descriptors import check_descriptors
 from holdfast.errors import ClientClosed, WrongEventLoop
 
 Result = TypeVar("Result")

@@ -10,10 +10,10 @@ from concurrent.futures import Future
 import grpc
 import grpc.aio
 
-from holdfast import forks
-from holdfast.connection import FORK_POLL_S, Connection, Home, Stream
-from holdfast.targets import Options, is_local, to_target
-from holdfast.tls import Files, Tls, channel_credentials, read_files
+from holdfast.client import forks
+from holdfast.client.connection import FORK_POLL_S, Connection, Home, Stream
+from holdfast.client.targets import Options, is_local, to_target
+from holdfast.client.tls import Files, Tls, channel_credentials, read_files
 
 GRACE_S = 30.0
 """For calls that still go well over a connection that was given up for others."""

@@ -1,8 +1,8 @@
 """A session as its writer sees it: tokens in, replies out; positions, retries and resending inside.
 
 Every chunk carries its position and the digest of the history before it, so sending it again is always
-safe. What has no reply stays pending, and nothing new is taken until it is settled: see `holdfast.ledger`.
-What is done about failures: see `holdfast.recovery`.
+safe. What has no reply stays pending, and nothing new is taken until it is settled: see
+`holdfast.client.ledger`. What is done about failures: see `holdfast.client.recovery`.
 """
 
 import asyncio
@@ -12,23 +12,29 @@ from typing import TYPE_CHECKING, Any, Self
 
 from numpy.typing import NDArray
 
-from holdfast.ack_levels import to_number
+from holdfast.client.ack_levels import to_number
+from holdfast.client.fate import (
+    leaves_unsure,
+    tell_fate,
+    tell_nothing_applied,
+    tell_pending,
+    telling_pending,
+)
+from holdfast.client.ledger import Asked, Entry, Ledger
+from holdfast.client.options import MAX_POSITION, Outputs, whole_number
+from holdfast.client.pump import Pump
+from holdfast.client.recovery import Recovery
+from holdfast.client.reply import StepReply
+from holdfast.client.sources import MAX_IN_FLIGHT, Source, check_options, is_sequence, open_source
+from holdfast.client.thread_source import END
+from holdfast.client.tokens import Pieces, TokenSource, normalise, selection, to_arrays
+from holdfast.client.turn import Turn
 from holdfast.errors import ClientClosed, HoldfastError
-from holdfast.fate import leaves_unsure, tell_fate, tell_nothing_applied, tell_pending, telling_pending
-from holdfast.ledger import Asked, Entry, Ledger
-from holdfast.options import MAX_POSITION, Outputs, whole_number
 from holdfast.pending import PendingChunk, Tokens
-from holdfast.pump import Pump
-from holdfast.recovery import Recovery
-from holdfast.reply import StepReply
-from holdfast.sources import MAX_IN_FLIGHT, Source, check_options, is_sequence, open_source
-from holdfast.thread_source import END
-from holdfast.tokens import Pieces, TokenSource, normalise, selection, to_arrays
-from holdfast.turn import Turn
 from holdfast.v1 import holdfast_pb2 as pb
 
 if TYPE_CHECKING:
-    from holdfast.aio import AsyncClient
+    from holdfast.client.aio import AsyncClient
 
 
 class AsyncSession:
@@ -294,7 +300,7 @@ class AsyncSession:
     async def _step(
         self, tokens: Tokens, position: int | None, asked: Asked, deadline_s: float
     ) -> StepReply:
-        """Does what the table of `holdfast.ledger` says."""
+        """Does what the table of `holdfast.client.ledger` says."""
         entry = None
         if position is None:
             self._ledger.check_nothing_pending()

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from holdfast.client.options import positions_list
 from holdfast.errors import HoldfastError
-from holdfast.options import positions_list
 
 
 @runtime_checkable

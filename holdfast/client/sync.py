@@ -6,15 +6,15 @@ So there is one implementation of positions, retries and resending, whichever wa
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
-from holdfast.aio import AsyncClient
-from holdfast.columns import BatchReply
-from holdfast.loop_thread import LoopThread
-from holdfast.opened_batch import OpenedBatch
-from holdfast.options import SessionId
-from holdfast.rows import Rows
-from holdfast.runner import Runner
-from holdfast.standing import Positions
-from holdfast.sync_session import Session
+from holdfast.client.aio import AsyncClient
+from holdfast.client.batching import BatchReply
+from holdfast.client.loop_thread import LoopThread
+from holdfast.client.opened_batch import OpenedBatch
+from holdfast.client.options import SessionId
+from holdfast.client.rows import Rows
+from holdfast.client.runner import Runner
+from holdfast.client.standing import Positions
+from holdfast.client.sync_session import Session
 from holdfast.v1 import holdfast_pb2 as pb
 
 

@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import grpc.aio
 
+from holdfast.client.farewell import say_farewell
+from holdfast.client.fate import leaves_unsure, tell_fate, telling_pending
+from holdfast.client.ledger import Asked, Entry, Ledger
+from holdfast.client.recovery import Recovery
+from holdfast.client.reply import StepReply
+from holdfast.client.tokens import TokenSource, split
+from holdfast.client.turn import Turn
 from holdfast.errors import ClientClosed, HoldfastError, ServerUnavailable, from_call, from_rpc, from_status
-from holdfast.farewell import say_farewell
-from holdfast.fate import leaves_unsure, tell_fate, telling_pending
-from holdfast.ledger import Asked, Entry, Ledger
-from holdfast.recovery import Recovery
-from holdfast.reply import StepReply
-from holdfast.tokens import TokenSource, split
-from holdfast.turn import Turn
 from holdfast.v1 import holdfast_pb2 as pb
 
 if TYPE_CHECKING:
-    from holdfast.aio import AsyncClient
+    from holdfast.client.aio import AsyncClient
 
 MAX_IN_FLIGHT_REPLY_BYTES = 32 * 1024
 """Half of what the server keeps of unacknowledged replies."""

@@ -20,7 +20,7 @@ END: Final = object()
 
 
 class ThreadSource:
-    """Asks an iterator in a thread for its next part; see `holdfast.sources.Source`."""
+    """Asks an iterator in a thread for its next part; see `holdfast.client.sources.Source`."""
 
     def __init__(self, parts: Iterator[Any]) -> None:
         self._parts = parts
@@ -34,7 +34,7 @@ class ThreadSource:
 
     @property
     def uncollected(self) -> "asyncio.Future[Any] | None":
-        """See `holdfast.sources.Source`."""
+        """See `holdfast.client.sources.Source`."""
         return self._fetch
 
     def fetch(self) -> "asyncio.Future[Any]":

@@ -13,7 +13,16 @@ import grpc.aio
 import numpy as np
 from numpy.typing import NDArray
 
-from holdfast.ack_levels import to_name, to_number
+from holdfast.client.ack_levels import to_name, to_number
+from holdfast.client.farewell import say_farewell
+from holdfast.client.fate import tell_rows
+from holdfast.client.history import Recorder
+from holdfast.client.options import Outputs, SessionId, selection, session_ids_text, whole_number
+from holdfast.client.reply import StepReply
+from holdfast.client.rows import Rows, normalise_rows
+from holdfast.client.standing import Positions, standing_of
+from holdfast.client.tokens import to_arrays
+from holdfast.client.unanswered import Unanswered
 from holdfast.errors import (
     ClientClosed,
     Draining,
@@ -24,19 +33,10 @@ from holdfast.errors import (
     from_rpc,
     from_status,
 )
-from holdfast.farewell import say_farewell
-from holdfast.fate import tell_rows
-from holdfast.history import Recorder
-from holdfast.options import Outputs, SessionId, selection, session_ids_text, whole_number
-from holdfast.reply import StepReply
-from holdfast.rows import Rows, normalise_rows
-from holdfast.standing import Positions, standing_of
-from holdfast.tokens import to_arrays
-from holdfast.unanswered import Unanswered
 from holdfast.v1 import holdfast_pb2 as pb
 
 if TYPE_CHECKING:
-    from holdfast.aio import AsyncClient
+    from holdfast.client.aio import AsyncClient
 
 
 POLL_S = 1.0

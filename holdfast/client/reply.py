@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from holdfast.ack_levels import to_name
-from holdfast.tokens import to_arrays
+from holdfast.client.ack_levels import to_name
+from holdfast.client.tokens import to_arrays
 from holdfast.v1 import holdfast_pb2 as pb
 
 

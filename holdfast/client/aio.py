@@ -8,22 +8,29 @@ from typing import Any, Self
 
 import grpc.aio
 
-from holdfast.ack_levels import to_number
-from holdfast.columns import BatchPipeline, BatchReply, columns_message
+from holdfast.client.ack_levels import to_number
+from holdfast.client.batching import BatchPipeline, BatchReply, columns_message
+from holdfast.client.fate import tell_rows
+from holdfast.client.history import Recorder
+from holdfast.client.lifetime import Lifetime
+from holdfast.client.opened_batch import OpenedBatch
+from holdfast.client.options import (
+    SessionId,
+    flag,
+    seconds,
+    session_id_text,
+    session_ids_text,
+    whole_number,
+)
+from holdfast.client.recovery import draw_nonce
+from holdfast.client.retry import RetryPolicy
+from holdfast.client.rows import Rows
+from holdfast.client.session import AsyncSession
+from holdfast.client.standing import Positions
+from holdfast.client.tls import Tls
+from holdfast.client.tokens import state_message
+from holdfast.client.transport import Transport
 from holdfast.errors import DeadlinePassed, HoldfastError, from_rpc
-from holdfast.fate import tell_rows
-from holdfast.history import Recorder
-from holdfast.lifetime import Lifetime
-from holdfast.opened_batch import OpenedBatch
-from holdfast.options import SessionId, flag, seconds, session_id_text, session_ids_text, whole_number
-from holdfast.recovery import draw_nonce
-from holdfast.retry import RetryPolicy
-from holdfast.rows import Rows
-from holdfast.session import AsyncSession
-from holdfast.standing import Positions
-from holdfast.tls import Tls
-from holdfast.tokens import state_message
-from holdfast.transport import Transport
 from holdfast.v1 import holdfast_pb2 as pb
 
 DEFAULT_TIMEOUT_S = 30.0
@@ -50,7 +57,7 @@ class AsyncClient:
         http_proxy: Use the proxy that the environment names (`grpc_proxy`, `https_proxy`, `http_proxy`), as
             gRPC does. Never for addresses of this machine.
         history: File to which every request, reply and error is appended, for `holdfast verify`; or a
-            `holdfast.history.Recorder` shared with other clients, which its owner closes.
+            `holdfast.client.history.Recorder` shared with other clients, which its owner closes.
 
     It belongs to the event loop that uses it first.
 

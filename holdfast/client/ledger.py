@@ -19,12 +19,12 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from holdfast.client.replay_buffer import Applied, ReplayBuffer
+from holdfast.client.reply import StepReply
+from holdfast.client.tokens import to_message
 from holdfast.errors import ChunkPending, HistoryConflict, HoldfastError, PositionConflict, PositionGap
 from holdfast.history_digest import digest_after
 from holdfast.pending import PendingChunk, Tokens, are_same, describe
-from holdfast.replay_buffer import Applied, ReplayBuffer
-from holdfast.reply import StepReply
-from holdfast.tokens import to_message
 from holdfast.v1 import holdfast_pb2 as pb
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from holdfast.arrays import to_array
+from holdfast.client.arrays import to_array
 from holdfast.v1 import holdfast_pb2 as pb
 
 SessionId = str | int | uuid.UUID

@@ -3,8 +3,8 @@
 import asyncio
 from collections import deque
 
+from holdfast.client.lifetime import Lifetime
 from holdfast.errors import ClientClosed, SessionBusy
-from holdfast.lifetime import Lifetime
 
 
 class Turn:

@@ -8,10 +8,10 @@ import asyncio
 from collections.abc import AsyncIterable, Iterator
 from typing import Any, Final, Protocol
 
-from holdfast.options import whole_number
+from holdfast.client.options import whole_number
+from holdfast.client.thread_source import END, ThreadSource
+from holdfast.client.tokens import Pieces, is_whole, split
 from holdfast.pending import Tokens
-from holdfast.thread_source import END, ThreadSource
-from holdfast.tokens import Pieces, is_whole, split
 
 MAX_IN_FLIGHT = 32
 

@@ -1,0 +1,1 @@
+"""The client: what `holdfast` itself gives, and what that is made of."""
