@@ -136,5 +136,5 @@ class Field:
 
 
 def _offers(flag: str) -> bool:
-    command = [sys.executable, "-c", "from service.cli import main; main()", "serve", "--help"]
+    command = [sys.executable, "-c", "from service.command import main; main()", "serve", "--help"]
     return flag in subprocess.run(command, capture_output=True, text=True, check=True).stdout

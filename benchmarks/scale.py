@@ -28,6 +28,7 @@ from rich.markdown import Markdown
 from benchmarks.contestants import cpu_s, family
 from benchmarks.population import Population, SpreadColumns
 from holdfast import AsyncClient
+from holdfast.cli.verify import summary, to_json
 from holdfast.client.history import Recorder
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
@@ -37,7 +38,6 @@ from service.demo.processes import ServerProcess
 from service.settings.schema import Settings
 from service.verify.judge import Verdict, judge
 from service.verify.load import Load, LoadSettings
-from service.verify.main import summary, to_json
 from tests.server import get
 from tests.stores import Deployment, deploy_cluster
 from tests.waiting import wait_for

@@ -42,7 +42,7 @@ print(f"{{took:.2f}} s of CPU")
 SERVER = """
 import sys, time
 before = time.process_time()
-import service.main, service.app
+import holdfast.cli.serve, service.app
 took = time.process_time() - before
 assert not {"torch", "onnx"} & set(sys.modules), "the server loads what only training needs"
 print(f"{took:.2f} s of CPU")

@@ -120,7 +120,7 @@ def test_imports_point_downwards_and_libraries_stay_home(path):
         mine, theirs = layer(module), layer(imported)
         if mine is not None and theirs is not None:
             assert mine >= theirs, f"{module} imports {imported} above it"
-        if within(module, "holdfast"):
+        if within(module, "holdfast") and not within(module, "holdfast.cli"):
             assert not within(imported, "service"), f"{module} imports the server"
 
 

@@ -31,7 +31,7 @@ class ServerProcess:
     def __init__(self, data_dir: Path, *flags: str, grpc_address: str = "127.0.0.1:0") -> None:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.log_path = log_path = data_dir / "server.log"
-        command = [sys.executable, "-c", "from service.cli import main; main()", "serve"]
+        command = [sys.executable, "-c", "from service.command import main; main()", "serve"]
         command += ["--data-dir", str(data_dir), "--grpc-address", grpc_address]
         command += ["--http-address", "127.0.0.1:0", *flags]
         with log_path.open("ab") as log:

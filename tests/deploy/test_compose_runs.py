@@ -77,7 +77,7 @@ def test_the_image_has_what_serves_and_nothing_else(image):
     pinned = {plain(line) for line in (ROOT / "constraints.txt").read_text().split()}
     assert {plain(path.stem.replace("-", "==")) for path in found if "holdfast" not in path.name} <= pinned
     assert list(packages.glob("*/site-packages/service/shipped_models/*/*/model.onnx"))
-    compiled = packages.glob("*/site-packages/service/__pycache__/cli.*.pyc")
+    compiled = packages.glob("*/site-packages/service/__pycache__/command.*.pyc")
     flags = [int.from_bytes(path.read_bytes()[4:8], "little") for path in compiled]
     assert flags == [1], "bytecode by hash, unchecked"
     size_bytes = sum(path.lstat().st_size for path in image.layer.rglob("*"))

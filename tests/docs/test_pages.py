@@ -117,7 +117,13 @@ def help_of(arguments):
             break
         command.append(word)
     for length in (len(command), 1):
-        line = [sys.executable, "-c", "from service.cli import main; main()", *command[:length], "--help"]
+        line = [
+            sys.executable,
+            "-c",
+            "from service.command import main; main()",
+            *command[:length],
+            "--help",
+        ]
         result = subprocess.run(line, capture_output=True, text=True, timeout=60)
         if result.returncode == 0:
             return result.stdout

@@ -62,7 +62,7 @@ def test_the_way_from_a_file_to_a_stream(tmp_path):
     network, client = PYTHON[0], PYTHON[1]
     (tmp_path / "net.py").write_text(network)
     (command,) = [line for text in COMMANDS for line in text.splitlines() if " export " in line]
-    words = [sys.executable, "-c", "from service.cli import main; main()", *shlex.split(command)[1:]]
+    words = [sys.executable, "-c", "from service.command import main; main()", *shlex.split(command)[1:]]
     exported = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert exported.returncode == 0, exported.stderr
     axes = [line.rpartition("(")[2] for line in exported.stdout.splitlines() if line.endswith(")")]

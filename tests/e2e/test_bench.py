@@ -36,7 +36,7 @@ def server(folder):
 
 
 def bench(*options):
-    command = [sys.executable, "-c", "from service.cli import main; main()", "bench", *options]
+    command = [sys.executable, "-c", "from service.command import main; main()", "bench", *options]
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 

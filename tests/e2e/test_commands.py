@@ -23,7 +23,7 @@ COMMANDS = {
 
 def run(words, tmp_path, *options):
     words = [str(tmp_path / "history") if word == "HISTORY" else word for word in words]
-    line = [sys.executable, "-c", "from service.cli import main; main()", *words, *map(str, options)]
+    line = [sys.executable, "-c", "from service.command import main; main()", *words, *map(str, options)]
     return subprocess.run(line, capture_output=True, text=True, timeout=120)
 
 

@@ -6,10 +6,10 @@ import sys
 import numpy as np
 import pytest
 
+from holdfast.cli.demo import main
 from holdfast.client.reply import StepReply
 from holdfast.v1 import holdfast_pb2 as pb
 from service.demo.judgement import judge
-from service.demo.main import main
 from service.demo.oracle import Uninterrupted
 from service.demo.text_stream import difference as text_difference
 
@@ -19,7 +19,14 @@ pytestmark = pytest.mark.e2e
 def test_the_demo_survives_the_kill_and_says_so(tmp_path):
     text = tmp_path / "text.py"
     text.write_text("def memory(tokens):\n    return sum(tokens)\n" * 8)
-    command = [sys.executable, "-c", "from service.cli import main; main()", "demo", "--file", str(text)]
+    command = [
+        sys.executable,
+        "-c",
+        "from service.command import main; main()",
+        "demo",
+        "--file",
+        str(text),
+    ]
     command += ["--picture", str(tmp_path / "demo.svg")]
     result = subprocess.run(command, capture_output=True, text=True, timeout=90)
     assert result.returncode == 0, result.stderr
@@ -29,7 +36,7 @@ def test_the_demo_survives_the_kill_and_says_so(tmp_path):
 
 
 def test_another_kind_of_network_is_shown_in_the_same_way():
-    command = [sys.executable, "-c", "from service.cli import main; main()", "demo"]
+    command = [sys.executable, "-c", "from service.command import main; main()", "demo"]
     command += ["--model", "sound-events", "--tokens", "40"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=90)
     assert result.returncode == 0, result.stderr

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import holdfast
+from holdfast.cli.model_files import main
 from service.demo.processes import ServerProcess
-from service.models_command import main
 from tests.bare_graphs import elman, scaled
 
 pytestmark = pytest.mark.e2e
@@ -56,14 +56,14 @@ def test_inspect_prints_what_a_file_is_and_a_contract_for_it(models, tmp_path):
 
 
 def test_the_command_of_models_finds_its_subcommands(tmp_path):
-    line = [sys.executable, "-c", "from service.cli import main; main()", "models"]
+    line = [sys.executable, "-c", "from service.command import main; main()", "models"]
     done = subprocess.run([*line, "check", str(tmp_path)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert done.stderr == f"holdfast models: {tmp_path}: no .onnx file in this folder\n"
 
 
 def test_a_client_that_is_no_server_is_told_what_to_install(models, monkeypatch):
-    monkeypatch.setattr("service.models_command.find_spec", lambda name: None)
+    monkeypatch.setattr("holdfast.cli.model_files.find_spec", lambda name: None)
     done = models("check", ".")
     assert done.code == 2
     assert done.err == "holdfast models needs onnxruntime: pip install 'holdfast[server]'\n"

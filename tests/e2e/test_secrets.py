@@ -75,7 +75,7 @@ def test_no_secret_is_said(tmp_path, monkeypatch, store_url, workers):
     "url", [f"redis://:{PASSWORD}@127.0.0.1:1", f"redis://h:{PASSWORD}", f":{PASSWORD}@h"]
 )
 def test_a_store_that_cannot_be_reached_is_named_without_its_password(tmp_path, url):
-    command = [sys.executable, "-c", "from service.cli import main; main()", "serve"]
+    command = [sys.executable, "-c", "from service.command import main; main()", "serve"]
     command += [
         "--data-dir",
         str(tmp_path),

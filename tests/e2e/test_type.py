@@ -12,7 +12,7 @@ import pytest
 
 pytestmark = pytest.mark.e2e
 
-PROGRAM = "from service.cli import main; main()"
+PROGRAM = "from service.command import main; main()"
 
 
 def visit(data_dir, keys):

@@ -50,7 +50,13 @@ def server(models):
 
 
 def verify(*options):
-    command = [sys.executable, "-c", "from service.cli import main; main()", "verify", *map(str, options)]
+    command = [
+        sys.executable,
+        "-c",
+        "from service.command import main; main()",
+        "verify",
+        *map(str, options),
+    ]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 

@@ -22,12 +22,12 @@ from rich.live import Live
 from rich.table import Table
 
 import holdfast
+from holdfast.cli.verify import summary, to_json
 from holdfast.client.history import Recorder
 from service.process.library_environment import set_library_environment
 from service.verify.chain import FAULTS
 from service.verify.judge import judge
 from service.verify.load import Load, LoadSettings
-from service.verify.main import summary, to_json
 from tests.faults.scene import Scene
 from tests.faults.verdict import MODEL
 from tests.nemesis.turns import Turns

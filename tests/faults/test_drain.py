@@ -160,7 +160,7 @@ def test_a_pause_longer_than_the_drain_is_refused():
     command = [
         sys.executable,
         "-c",
-        "from service.cli import main; main()",
+        "from service.command import main; main()",
         "serve",
         "--drain-pause-s",
         "11",

@@ -185,7 +185,9 @@ def test_a_full_disk_is_survived_and_no_acknowledged_token_lost(tmp_path, level)
 def test_a_start_on_a_full_disk_names_it(tmp_path):
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode != 0:
         pytest.skip("needs the right to mount")
-    serve = f"{sys.executable} -c 'from service.cli import main; main()' serve --data-dir {tmp_path}/disk"
+    serve = (
+        f"{sys.executable} -c 'from service.command import main; main()' serve --data-dir {tmp_path}/disk"
+    )
     serve += " --grpc-address 127.0.0.1:0 --http-address 127.0.0.1:0"
     script = f"mkdir {tmp_path}/disk && mount -t tmpfs -o size=1M t {tmp_path}/disk && "
     script += f"head -c 2M /dev/zero > {tmp_path}/disk/filler; {serve}"

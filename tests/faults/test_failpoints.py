@@ -139,7 +139,7 @@ def test_a_server_does_not_obey_by_accident(tmp_path, monkeypatch):
 
 
 def refused(data_dir, *flags):
-    command = [sys.executable, "-c", "from service.cli import main; main()", "serve", *flags]
+    command = [sys.executable, "-c", "from service.command import main; main()", "serve", *flags]
     command += [
         "--data-dir",
         str(data_dir),

@@ -90,7 +90,7 @@ def count(server, name):
 
 
 def command(server, *arguments):
-    line = [sys.executable, "-c", "from service.cli import main; main()", "session", *arguments]
+    line = [sys.executable, "-c", "from service.command import main; main()", "session", *arguments]
     line += ["--target", server.address]
     result = subprocess.run(line, capture_output=True, text=True, timeout=60)
     return result.returncode, result.stdout + result.stderr

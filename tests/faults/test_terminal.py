@@ -22,7 +22,7 @@ from tests.waiting import wait_for
 
 pytestmark = pytest.mark.faults
 
-HOLDFAST = [sys.executable, "-c", "from service.cli import main; main()"]
+HOLDFAST = [sys.executable, "-c", "from service.command import main; main()"]
 OTHER_USER = [
     *("setpriv", "--reuid=12345", "--regid=1000", "--clear-groups"),
     *("--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search"),  # to read Python itself

@@ -232,7 +232,7 @@ def test_a_worker_that_cannot_start_ends_the_start_with_one_line():
 
 def refused(*flags):
     """Starts a server that cannot start; returns the line that it says after its settings."""
-    command = [sys.executable, "-c", "from service.cli import main; main()", "serve", "--workers", "2"]
+    command = [sys.executable, "-c", "from service.command import main; main()", "serve", "--workers", "2"]
     command += ["--http-address", "127.0.0.1:0", "--grpc-address", "127.0.0.1:0", *flags]
     result = subprocess.run(command, capture_output=True, text=True, timeout=30)
     assert (result.returncode, result.stdout) == (1, "")

@@ -3,9 +3,9 @@
 import random
 import secrets
 
+from holdfast.cli.verify import summary
 from holdfast.v1 import holdfast_pb2 as pb
 from service.verify.judge import judge
-from service.verify.main import summary
 from tests.oracle import MODELS
 
 MODEL = "python-source"

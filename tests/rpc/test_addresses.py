@@ -12,7 +12,7 @@ from tests.rpc.conftest import MODEL
 from tests.server import get
 from tests.waiting import wait_for
 
-SERVE = (sys.executable, "-c", "from service.cli import main; main()", "serve")
+SERVE = (sys.executable, "-c", "from service.command import main; main()", "serve")
 
 
 def step(address):

@@ -90,7 +90,7 @@ def test_wrong_settings_end_with_code_2(flags):
 
 
 def serve(*flags):
-    command = [sys.executable, "-c", "from service.cli import main; main()", "serve", *flags]
+    command = [sys.executable, "-c", "from service.command import main; main()", "serve", *flags]
     return subprocess.run(command, capture_output=True, text=True, timeout=30)
 
 

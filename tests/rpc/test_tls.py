@@ -167,7 +167,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("flags", "said", "code"), REFUSED.values(), ids=REFUSED.keys())
 def test_a_server_that_would_be_open_or_cannot_be_closed_does_not_start(tmp_path, flags, said, code):
-    command = [sys.executable, "-c", "from service.cli import main; main()", "serve", *flags]
+    command = [sys.executable, "-c", "from service.command import main; main()", "serve", *flags]
     command += ["--data-dir", str(tmp_path), "--http-address", "127.0.0.1:0"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert result.returncode == code

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service import new_token as command
+from holdfast.cli import token as command
 from service.common.errors import PermissionDenied, Unauthenticated
 from service.rpc.access import Access
 from service.rpc.codec import key_of

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service import store_acl
+from holdfast.cli import acl as store_acl
 from service.common.errors import ConfigurationError
 from service.settings.schema import Settings
 from service.settings.sources import SettingsSources

@@ -6,10 +6,10 @@ import sys
 
 PRINTS = """
 import os, sys
-from service import cli
+from service import command
 sys.argv = ["holdfast", "token", "--help"]
 try:
-    cli.main()
+    command.main()
 except SystemExit:
     print(os.environ.get("ORT_DISABLE_TELEMETRY"), os.environ.get("GRPC_VERBOSITY"))
 """

@@ -3,8 +3,8 @@
 import argparse
 import sys
 
+from holdfast.cli.calling import EXIT_FAILURE, add_server_options, ask_server
 from holdfast.client.sync import Client
-from holdfast.command_line import EXIT_FAILURE, add_server_options, ask_server
 
 
 def main(arguments: list[str]) -> int:

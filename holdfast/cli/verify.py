@@ -16,8 +16,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from holdfast import AsyncClient
+from holdfast.cli.calling import EXIT_CONFIGURATION, add_server_options, credentials, failed
 from holdfast.client.history import Recorder
-from holdfast.command_line import EXIT_CONFIGURATION, add_server_options, credentials, failed
 from holdfast.errors import HoldfastError
 from holdfast.v1 import holdfast_pb2 as pb
 from service.model.apart import parse_apart

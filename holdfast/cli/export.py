@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from holdfast.command_line import EXIT_CONFIGURATION, failed
+from holdfast.cli.calling import EXIT_CONFIGURATION, failed
 from model_export.export_error import ExportError
 
 _OF_BOTH = ("int8", "float16_state", "max_drift", "overwrite")

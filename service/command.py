@@ -1,4 +1,8 @@
-"""The command `holdfast`. A subcommand is imported when it is called: a client need not have a server."""
+"""The command `holdfast`. A subcommand is imported when it is called: a client need not have a server.
+
+It lies outside `holdfast`, which loads gRPC as soon as it is imported: what gRPC reads from the environment
+must stand there before.
+"""
 
 import importlib
 import sys
@@ -21,19 +25,19 @@ token     makes a token for a client, and the entry of it for the server's token
 store-acl prints the ACL rule of the store's user"""
 
 SERVER_SIDE = {
-    "serve": "service.main",
-    "demo": "service.demo.main",
-    "bench": "service.bench.main",
-    "verify": "service.verify.main",
-    "token": "service.new_token",
-    "store-acl": "service.store_acl",
+    "serve": "holdfast.cli.serve",
+    "demo": "holdfast.cli.demo",
+    "bench": "holdfast.cli.bench",
+    "verify": "holdfast.cli.verify",
+    "token": "holdfast.cli.token",
+    "store-acl": "holdfast.cli.acl",
 }
 MODEL_FILES = ("inspect", "check", "add")
 """Subcommands of `models` that call no server, but need what one has."""
 OTHERS = {
-    "session": "holdfast.session_command",
-    "models": "holdfast.models_command",
-    "export": "model_export.export_command",
+    "session": "holdfast.cli.session",
+    "models": "holdfast.cli.models",
+    "export": "holdfast.cli.export",
 }
 
 
@@ -55,7 +59,7 @@ def _run() -> int:
     if command in SERVER_SIDE:
         return _run_server_side(command, SERVER_SIDE[command], arguments)
     if command == "models" and arguments[:1] and arguments[0] in MODEL_FILES:
-        return _run_server_side(command, "service.models_command", arguments)
+        return _run_server_side(command, "holdfast.cli.model_files", arguments)
     if command in OTHERS:
         code: int = importlib.import_module(OTHERS[command]).main(arguments)
         return code

@@ -2,8 +2,8 @@
 
 import argparse
 
+from holdfast.cli.calling import add_server_options, ask_server
 from holdfast.client.sync import Client
-from holdfast.command_line import add_server_options, ask_server
 
 
 def main(arguments: list[str]) -> int:

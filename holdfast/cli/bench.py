@@ -16,8 +16,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from holdfast import AsyncClient, Tls
+from holdfast.cli.calling import EXIT_CONFIGURATION, add_server_options, credentials, failed
 from holdfast.client.tls import channel_credentials
-from holdfast.command_line import EXIT_CONFIGURATION, add_server_options, credentials, failed
 from holdfast.errors import HoldfastError, ModelNotFound, from_rpc
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
