@@ -13,8 +13,8 @@ import uvloop
 
 from benchmarks.contestants import cpu_s
 from benchmarks.results import Round
+from holdfast.bench.loads import Took
 from holdfast.v1 import holdfast_pb2 as pb
-from service.bench.loads import Took
 from service.store.embedded import EmbeddedStore
 from service.store.opening import create_store
 from service.store.protocol import Writes

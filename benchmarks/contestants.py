@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, Self
 
 from benchmarks.peers.triton.server import TritonServer
 from benchmarks.results import ECHO, HOLDFAST, PLAIN, TWO_WORKERS
+from holdfast.demo.processes import ServerProcess
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
-from service.demo.processes import ServerProcess
 from service.process.library_environment import set_library_environment
 from service.store.embedded import EmbeddedStore
 

@@ -20,10 +20,10 @@ from benchmarks.loads import load
 from benchmarks.nets import Results, take
 from benchmarks.results import HOLDFAST, Round
 from benchmarks.section import Ratio, Section
+from holdfast.bench.loads import ClosedLoop, columns, opening, streams
+from holdfast.bench.payload import Payload
+from holdfast.demo.processes import ServerProcess
 from holdfast.v1 import holdfast_pb2 as pb
-from service.bench.loads import ClosedLoop, columns, opening, streams
-from service.bench.payload import Payload
-from service.demo.processes import ServerProcess
 from service.store.embedded import EmbeddedStore
 
 TITLE = "Forms of networks"

@@ -28,10 +28,10 @@ from benchmarks.loads import load
 from benchmarks.population import Population, SpreadColumns, SpreadLoad, SpreadStreams
 from benchmarks.results import HOLDFAST, Round
 from benchmarks.section import Ratio, Section
+from holdfast.bench.loads import LoadFailed
+from holdfast.demo.processes import ServerProcess
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
-from service.bench.loads import LoadFailed
-from service.demo.processes import ServerProcess
 from service.settings.schema import Settings
 from service.store.embedded import EmbeddedStore
 from service.store.opening import create_store

@@ -9,7 +9,7 @@ import grpc.aio
 
 from benchmarks.contestants import Contestant
 from benchmarks.results import Round
-from service.bench.loads import CHANNEL_OPTIONS, Took
+from holdfast.bench.loads import CHANNEL_OPTIONS, Took
 
 _runner = asyncio.Runner()
 """One loop for all turns: what is left of a call that broke is delivered to the loop it began on."""

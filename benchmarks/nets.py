@@ -26,12 +26,12 @@ from benchmarks.graphs import open_graph
 from benchmarks.loads import load
 from benchmarks.results import HOLDFAST, Round
 from benchmarks.section import Ratio, Section
+from holdfast.bench.loads import ClosedLoop, columns, opening, streams
+from holdfast.bench.payload import Payload
+from holdfast.demo.processes import ServerProcess
 from holdfast.v1 import holdfast_pb2 as pb
 from model_export.contract import byte_network_contract
 from model_export.graph import GATES, Layer, Weights, build_graph
-from service.bench.loads import ClosedLoop, columns, opening, streams
-from service.bench.payload import Payload
-from service.demo.processes import ServerProcess
 from service.store.embedded import EmbeddedStore
 
 TITLE = "Large nets and small"

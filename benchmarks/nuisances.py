@@ -27,9 +27,9 @@ from rich.progress import Progress
 from benchmarks.contestants import cpu_s
 from benchmarks.footprint import descriptor_count, resident_bytes
 from benchmarks.section import Ratio, Section
+from holdfast.demo.processes import ServerProcess
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
-from service.demo.processes import ServerProcess
 
 TITLE = "What must not matter"
 MODEL = pb.ModelRef(name="python-source")

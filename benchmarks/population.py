@@ -1,6 +1,6 @@
 """Many sessions of one model, addressed by number, and loads that spread over some of them.
 
-The loads are closed loops as in `service.bench.loads`, but each message goes to other sessions.
+The loads are closed loops as in `holdfast.bench.loads`, but each message goes to other sessions.
 """
 
 import asyncio
@@ -14,8 +14,8 @@ import grpc.aio
 import numpy as np
 from numpy.typing import NDArray
 
+from holdfast.bench.loads import ROWS_OPENED, LoadFailed, Took
 from holdfast.v1 import holdfast_pb2 as pb
-from service.bench.loads import ROWS_OPENED, LoadFailed, Took
 
 Numbers = NDArray[np.int64]
 

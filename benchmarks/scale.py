@@ -28,16 +28,16 @@ from rich.markdown import Markdown
 from benchmarks.contestants import cpu_s, family
 from benchmarks.population import Population, SpreadColumns
 from holdfast import AsyncClient
+from holdfast.bench.loads import CHANNEL_OPTIONS, ClosedLoop, LoadFailed, columns, opening, streams
+from holdfast.bench.payload import Payload
 from holdfast.cli.verify import summary, to_json
 from holdfast.client.history import Recorder
+from holdfast.demo.processes import ServerProcess
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
-from service.bench.loads import CHANNEL_OPTIONS, ClosedLoop, LoadFailed, columns, opening, streams
-from service.bench.payload import Payload
-from service.demo.processes import ServerProcess
+from holdfast.verify.judge import Verdict, judge
+from holdfast.verify.load import Load, LoadSettings
 from service.settings.schema import Settings
-from service.verify.judge import Verdict, judge
-from service.verify.load import Load, LoadSettings
 from tests.server import get
 from tests.stores import Deployment, deploy_cluster
 from tests.waiting import wait_for

@@ -24,9 +24,9 @@ from benchmarks.results import (
     Results,
     Round,
 )
+from holdfast.bench.loads import ClosedLoop, LoadFailed, OpenCall, columns, opening, streams, unary
+from holdfast.bench.payload import Payload
 from holdfast.v1 import holdfast_pb2 as pb
-from service.bench.loads import ClosedLoop, LoadFailed, OpenCall, columns, opening, streams, unary
-from service.bench.payload import Payload
 
 MESSAGES_OF_COLUMNS = 2
 """Messages of columns under way at once, each with sessions of its own."""

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from service.demo.oracle import run_uninterrupted
+from holdfast.demo.oracle import run_uninterrupted
 
 MODELS = Path(__file__).parent.parent / "models"
 

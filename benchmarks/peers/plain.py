@@ -13,9 +13,9 @@ import redis.asyncio
 
 from benchmarks.serving import run
 from holdfast.v1 import holdfast_pb2 as pb
+from holdfast.verify.oracle import open_graph
 from model_export.contract import SWITCH
 from service.engine.ranking import top_candidates
-from service.verify.oracle import open_graph
 
 _TOP_K = 5
 _MOST_CONNECTIONS = 1024

@@ -16,12 +16,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from holdfast import AsyncClient, Tls
-from holdfast.cli.calling import EXIT_CONFIGURATION, add_server_options, credentials, failed
-from holdfast.client.tls import channel_credentials
-from holdfast.errors import HoldfastError, ModelNotFound, from_rpc
-from holdfast.v1 import holdfast_pb2 as pb
-from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
-from service.bench.loads import (
+from holdfast.bench.loads import (
     CHANNEL_OPTIONS,
     ClosedLoop,
     LoadFailed,
@@ -31,8 +26,13 @@ from service.bench.loads import (
     streams,
     unary,
 )
-from service.bench.payload import Payload
-from service.bench.scrape import mean, scrape
+from holdfast.bench.payload import Payload
+from holdfast.bench.scrape import mean, scrape
+from holdfast.cli.calling import EXIT_CONFIGURATION, add_server_options, credentials, failed
+from holdfast.client.tls import channel_credentials
+from holdfast.errors import HoldfastError, ModelNotFound, from_rpc
+from holdfast.v1 import holdfast_pb2 as pb
+from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.settings.schema import MODEL
 
 TIMEOUT_S = 5.0

@@ -6,14 +6,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-from service.demo.judgement import Judgement
-from service.demo.language_screen import LanguageScreen
-from service.demo.live import LiveScreen, verdict
-from service.demo.sensor_screen import SensorScreen
-from service.demo.shown import Shown, stream_shown
-from service.demo.sound_screen import SoundScreen
-from service.demo.text_stream import stream_text
-from service.demo.words_screen import WordsScreen
+from holdfast.demo.judgement import Judgement
+from holdfast.demo.language_screen import LanguageScreen
+from holdfast.demo.live import LiveScreen, verdict
+from holdfast.demo.sensor_screen import SensorScreen
+from holdfast.demo.shown import Shown, stream_shown
+from holdfast.demo.sound_screen import SoundScreen
+from holdfast.demo.text_stream import stream_text
+from holdfast.demo.words_screen import WordsScreen
 from service.settings.schema import EMBEDDED, MODEL
 
 SCREENS: dict[str, type[Shown]] = {
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
         data_dir = data_dir or Path("~/.local/share/holdfast-demo").expanduser()
         data_dir.mkdir(parents=True, exist_ok=True)
         if options.type:
-            from service.demo.typing_stream import type_live
+            from holdfast.demo.typing_stream import type_live
 
             return type_live(data_dir, options.store)
         screen, judged = _stream(data_dir, options)

@@ -6,9 +6,9 @@ import random
 import threading
 
 from holdfast import AsyncClient, Client
-from service.demo.processes import ServerProcess
+from holdfast.demo.processes import ServerProcess
+from holdfast.verify.load import Load, LoadSettings
 from service.process.library_environment import set_library_environment
-from service.verify.load import Load, LoadSettings
 from tests.faults.test_workers import workers_of
 from tests.models import write_poison_model
 from tests.nemesis import processes

@@ -14,8 +14,8 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 import holdfast
+from holdfast.demo.processes import ServerProcess
 from holdfast.errors import HoldfastError
-from service.demo.processes import ServerProcess
 from tests.deploy.prometheus import Prometheus
 from tests.deploy.rules import DASHBOARD, ROOT
 from tests.rpc.conftest import MODEL

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from service.demo.processes import ServerProcess
+from holdfast.demo.processes import ServerProcess
 from tests.deploy.prometheus import Prometheus
 from tests.deploy.rules import (
     DASHBOARD,

@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import holdfast
 from holdfast import Tls
-from service.demo.processes import ServerProcess
+from holdfast.demo.processes import ServerProcess
 from service.settings.exposure import check_edge
 from service.settings.schema import Settings
 from service.store.address import parse_url

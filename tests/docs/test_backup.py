@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 
 import holdfast
-from service.demo.processes import ServerProcess
+from holdfast.demo.processes import ServerProcess
 from tests.docs.pages import ROOT
 from tests.oracle import run
 from tests.server import get

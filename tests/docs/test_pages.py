@@ -10,8 +10,8 @@ import tomllib
 import pytest
 import yaml
 
+from holdfast.demo.processes import ServerProcess
 from holdfast.v1 import holdfast_pb2 as pb
-from service.demo.processes import ServerProcess
 from service.settings.schema import Settings
 from tests.docs.grpcurl import grpcurl
 from tests.docs.pages import PAGES, ROOT, anchors, blocks, kinds, links

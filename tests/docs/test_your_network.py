@@ -8,7 +8,7 @@ import tomllib
 
 import pytest
 
-from service.demo.processes import ServerProcess
+from holdfast.demo.processes import ServerProcess
 from service.model.document import from_toml
 from tests.docs.pages import ROOT, blocks
 

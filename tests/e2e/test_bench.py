@@ -9,7 +9,7 @@ import redis
 from benchmarks.ceilings import bare, commits, store_writes
 from benchmarks.contestants import MODEL_FILE
 from benchmarks.graphs import open_graph
-from service.demo.processes import ServerProcess
+from holdfast.demo.processes import ServerProcess
 from service.store.embedded import EmbeddedStore
 from service.store.record import decode
 from tests.certificates import Authority

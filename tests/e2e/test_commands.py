@@ -6,7 +6,7 @@ import sys
 import pytest
 
 import holdfast
-from service.demo.processes import ServerProcess
+from holdfast.demo.processes import ServerProcess
 from tests.certificates import Authority
 from tests.rpc.conftest import MODEL
 from tests.tokens import TokensFile

@@ -8,10 +8,10 @@ import pytest
 
 from holdfast.cli.demo import main
 from holdfast.client.reply import StepReply
+from holdfast.demo.judgement import judge
+from holdfast.demo.oracle import Uninterrupted
+from holdfast.demo.text_stream import difference as text_difference
 from holdfast.v1 import holdfast_pb2 as pb
-from service.demo.judgement import judge
-from service.demo.oracle import Uninterrupted
-from service.demo.text_stream import difference as text_difference
 
 pytestmark = pytest.mark.e2e
 

@@ -11,7 +11,7 @@ import pytest
 
 import holdfast
 from holdfast.cli.model_files import main
-from service.demo.processes import ServerProcess
+from holdfast.demo.processes import ServerProcess
 from tests.bare_graphs import elman, scaled
 
 pytestmark = pytest.mark.e2e

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from service.demo.processes import ServerProcess
+from holdfast.demo.processes import ServerProcess
 from tests.certificates import Authority
 from tests.faults.test_store import store_of
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import holdfast
+from holdfast.demo.processes import ServerProcess
 from holdfast.errors import Unauthenticated
-from service.demo.processes import ServerProcess
 from tests.certificates import Authority, replace
 from tests.faults.test_store import store_of
 from tests.faults.test_workers import workers_of

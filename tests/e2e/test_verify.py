@@ -11,8 +11,8 @@ import pytest
 
 import holdfast
 from holdfast.client.history import read_frames
+from holdfast.demo.processes import ServerProcess
 from holdfast.v1 import holdfast_pb2 as pb
-from service.demo.processes import ServerProcess
 from tests.foreign_graphs import NETWORKS
 from tests.mixing_graphs import RARE, beside, less_mean, when_rare
 from tests.models import write_features_model

@@ -30,10 +30,10 @@ import numpy as np
 
 import holdfast
 from holdfast import errors
+from holdfast.demo.processes import ServerProcess
 from holdfast.errors import HoldfastError
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
-from service.demo.processes import ServerProcess
 from tests.faults.caller_book import Book
 from tests.faults.caller_sources import KINDS, RUBBISH, AsyncIterator, Iterator, SourceFailed
 from tests.faults.gateway import Gateway

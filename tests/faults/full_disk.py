@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import holdfast
+from holdfast.demo.processes import ServerProcess
 from holdfast.errors import HoldfastError
-from service.demo.processes import ServerProcess
 from tests.faults.streams import MODEL
 from tests.server import get
 from tests.waiting import wait_for

@@ -25,6 +25,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 
+from holdfast.demo.processes import ServerProcess
 from holdfast.errors import (
     HistoryConflict,
     PositionConflict,
@@ -38,7 +39,6 @@ from holdfast.errors import (
 from holdfast.history_digest import FACTORS, PRIMES, run_of
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
-from service.demo.processes import ServerProcess
 from service.store.keys import session_key
 from service.store.record import decode
 from tests.hash_oracle import hash_of

@@ -24,10 +24,10 @@ from rich.table import Table
 import holdfast
 from holdfast.cli.verify import summary, to_json
 from holdfast.client.history import Recorder
+from holdfast.verify.chain import FAULTS
+from holdfast.verify.judge import judge
+from holdfast.verify.load import Load, LoadSettings
 from service.process.library_environment import set_library_environment
-from service.verify.chain import FAULTS
-from service.verify.judge import judge
-from service.verify.load import Load, LoadSettings
 from tests.faults.scene import Scene
 from tests.faults.verdict import MODEL
 from tests.nemesis.turns import Turns

@@ -7,10 +7,10 @@ import threading
 
 import grpc
 
+from holdfast.demo.processes import ServerProcess
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.common.failpoints import VARIABLE
-from service.demo.processes import ServerProcess
 from tests.nemesis.processes import pause, resume, state_of
 from tests.nemesis.proxy import FaultProxy
 from tests.nemesis.store import StoreProcess

@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 
 import holdfast
+from holdfast.demo.processes import ServerProcess
 from holdfast.errors import HoldfastError
-from service.demo.processes import ServerProcess
+from holdfast.verify.load import Load, LoadSettings
 from service.process.library_environment import set_library_environment
-from service.verify.load import Load, LoadSettings
 from tests.faults.verdict import MODEL, chunk
 from tests.server import get
 

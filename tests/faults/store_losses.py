@@ -24,11 +24,11 @@ from pathlib import Path
 
 import grpc
 
+from holdfast.demo.processes import ServerProcess
 from holdfast.errors import from_rpc
 from holdfast.history_digest import INITIAL, run_of
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
-from service.demo.processes import ServerProcess
 from service.store.embedded import find_binary
 from service.store.keys import session_key
 from service.store.record import decode

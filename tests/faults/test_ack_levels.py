@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import holdfast
+from holdfast.demo.processes import ServerProcess
 from holdfast.errors import AckLevelUnsupported, HoldfastError
 from holdfast.v1 import holdfast_pb2 as pb
-from service.demo.processes import ServerProcess
 from service.store.confirmation import AckSettings
 from service.store.opening import create_store
 from service.store.protocol import AckLevel

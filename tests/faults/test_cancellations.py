@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 import holdfast
-from service.demo.processes import ServerProcess
+from holdfast.demo.processes import ServerProcess
 from tests.faults.verdict import MODEL, assert_held, chunk, seeded
 
 CANCELLATIONS = 10_000

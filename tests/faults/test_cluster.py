@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from service.demo.processes import ServerProcess
+from holdfast.demo.processes import ServerProcess
 from service.store.keys import session_key
 from service.store.slots import slot_of
 from tests.faults.streams import survive

@@ -9,7 +9,7 @@ import signal
 import pytest
 
 import holdfast
-from service.demo.processes import ServerProcess
+from holdfast.demo.processes import ServerProcess
 from tests.faults.test_workers import MODEL, workers_of
 from tests.server import get, value
 from tests.waiting import wait_for

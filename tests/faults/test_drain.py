@@ -13,10 +13,10 @@ import grpc.aio
 import pytest
 
 import holdfast
+from holdfast.demo.processes import ServerProcess
 from holdfast.errors import from_rpc
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
-from service.demo.processes import ServerProcess
 from tests.faults.test_store import health, step
 from tests.faults.test_workers import is_gone, workers_of
 from tests.opening import open_at

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import holdfast
-from service.demo.processes import ServerProcess
+from holdfast.demo.processes import ServerProcess
 from service.store import embedded, embedded_process
 from service.store.data_folder import EmbeddedStoreError
 from service.store.embedded import EmbeddedStore

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from service.demo.processes import ServerProcess
+from holdfast.demo.processes import ServerProcess
 
 pytestmark = pytest.mark.faults
 

@@ -8,9 +8,9 @@ import pytest
 
 import holdfast
 import holdfast.client.history
+from holdfast.demo.processes import ServerProcess
 from holdfast.errors import DeadlinePassed, InternalFailure
 from service.common.failpoints import POINTS, VARIABLE
-from service.demo.processes import ServerProcess
 from tests.faults.verdict import MODEL, assert_held, chunk
 from tests.nemesis.processes import resume, state_of
 from tests.server import get

@@ -7,8 +7,8 @@ import pytest
 
 import holdfast
 from holdfast.client import transport
+from holdfast.demo.processes import ServerProcess
 from holdfast.errors import ServerUnavailable
-from service.demo.processes import ServerProcess
 from tests.faults.verdict import MODEL
 from tests.nemesis.proxy import FaultProxy
 

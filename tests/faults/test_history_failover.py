@@ -10,11 +10,11 @@ import grpc
 import numpy as np
 import pytest
 
+from holdfast.demo.processes import ServerProcess
 from holdfast.errors import ServerUnavailable, StoreUnavailable, from_rpc
 from holdfast.history_digest import INITIAL, run_of
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
-from service.demo.processes import ServerProcess
 from service.store.keys import session_key
 from tests.faults.test_sentinel import cut_off, let_back, promoted
 from tests.hash_oracle import hash_of

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import holdfast
-from service.demo.processes import ServerProcess
+from holdfast.demo.processes import ServerProcess
 from tests.faults.verdict import MODEL
 from tests.nemesis import processes
 from tests.oracle import run

@@ -6,7 +6,7 @@ import pytest
 import redis
 
 import holdfast
-from service.demo.processes import ServerProcess
+from holdfast.demo.processes import ServerProcess
 from service.store.acl import store_rule
 from tests.opening import MODEL
 from tests.stores import StoreProcess

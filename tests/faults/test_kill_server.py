@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import holdfast
+from holdfast.demo.processes import ServerProcess
 from model_export.corpus import join, load_corpus
-from service.demo.processes import ServerProcess
 from tests.oracle import run
 
 SESSIONS = 50

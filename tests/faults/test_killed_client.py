@@ -6,7 +6,7 @@ import sys
 import pytest
 
 import holdfast
-from service.demo.processes import ServerProcess
+from holdfast.demo.processes import ServerProcess
 from tests.faults.verdict import MODEL, assert_held
 
 CLIENT = """

@@ -8,10 +8,10 @@ import grpc
 import grpc.aio
 import pytest
 
+from holdfast.demo.processes import ServerProcess
 from holdfast.errors import from_rpc, from_status
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
-from service.demo.processes import ServerProcess
 from service.engine.suspects import BARS
 from tests.models import CHANGES_SHAPE, RAISES, SPOILS_STATE, STALLS, write_poison_model
 from tests.tokens import TokensFile

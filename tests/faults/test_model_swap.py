@@ -9,8 +9,8 @@ import threading
 import pytest
 
 import holdfast
+from holdfast.demo.processes import ServerProcess
 from holdfast.errors import ModelMismatch
-from service.demo.processes import ServerProcess
 from tests.faults.test_workers import workers_of
 from tests.faults.verdict import MODEL, assert_held
 from tests.models import put_shipped

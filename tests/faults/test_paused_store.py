@@ -10,10 +10,10 @@ import pytest
 
 import holdfast
 from benchmarks.footprint import descriptor_count, resident_bytes
+from holdfast.demo.processes import ServerProcess
 from holdfast.errors import from_rpc
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
-from service.demo.processes import ServerProcess
 from tests.faults.test_drain import request
 from tests.faults.test_store import store_of
 from tests.opening import open_at

@@ -12,10 +12,10 @@ import pytest
 import redis
 
 import holdfast
+from holdfast.demo.processes import ServerProcess
 from holdfast.errors import HoldfastError, RecordCorrupt, from_rpc
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
-from service.demo.processes import ServerProcess
 from service.model.step_graph import StepGraph
 from service.store.opening import create_store
 from tests.models import (

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import holdfast
+from holdfast.demo.processes import ServerProcess
 from holdfast.errors import ServerUnavailable, SessionClosed, SessionLost, StoreRegressed
-from service.demo.processes import ServerProcess
 from tests.opening import open_at
 from tests.oracle import run
 from tests.server import get

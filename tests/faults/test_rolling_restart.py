@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import holdfast
+from holdfast.demo.processes import ServerProcess
 from model_export.corpus import join, load_corpus
-from service.demo.processes import ServerProcess
 from tests.oracle import run
 
 MODEL = "python-source"

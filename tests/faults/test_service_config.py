@@ -9,9 +9,9 @@ import grpc
 import numpy as np
 import pytest
 
+from holdfast.demo.processes import ServerProcess
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
-from service.demo.processes import ServerProcess
 from tests.faults.test_drain import MODEL
 from tests.opening import open_sessions
 from tests.oracle import run

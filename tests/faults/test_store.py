@@ -7,10 +7,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from holdfast.demo.processes import ServerProcess
 from holdfast.errors import from_rpc
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
-from service.demo.processes import ServerProcess
 from tests.nemesis.store import StoreProcess
 from tests.opening import open_at
 from tests.server import get

@@ -7,8 +7,8 @@ import pytest
 import redis
 
 import holdfast
+from holdfast.demo.processes import ServerProcess
 from holdfast.errors import HoldfastError
-from service.demo.processes import ServerProcess
 from tests.faults.verdict import MODEL, assert_held
 from tests.nemesis.processes import paused
 from tests.nemesis.store import StoreProcess

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
+from holdfast.demo.processes import ServerProcess
 from service.app import Server
-from service.demo.processes import ServerProcess
 from service.settings.schema import Settings
 from service.telemetry.metrics import Metrics
 from tests.faults.test_store import health, step

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import holdfast
-from service.demo.processes import ServerProcess
+from holdfast.demo.processes import ServerProcess
 from tests.opening import open_at
 from tests.oracle import run
 from tests.stores import deploy

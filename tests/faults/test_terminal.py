@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 import holdfast
-from service.demo.processes import ServerProcess
+from holdfast.demo.processes import ServerProcess
 from tests.faults.test_embedded_store import MODEL, stores_on
 from tests.faults.test_workers import workers_of
 from tests.nemesis.processes import state_of

@@ -7,8 +7,8 @@ import pytest
 
 import holdfast
 from holdfast.client.history import Recorder
+from holdfast.demo.processes import ServerProcess
 from holdfast.errors import HoldfastError, PositionConflict, PositionGap
-from service.demo.processes import ServerProcess
 from tests.faults.verdict import MODEL, assert_held, chunk, seeded
 from tests.nemesis.proxy import FaultProxy
 from tests.nemesis.store import StoreProcess

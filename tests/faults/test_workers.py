@@ -14,8 +14,8 @@ import redis
 from prometheus_client.parser import text_string_to_metric_families
 
 import holdfast
+from holdfast.demo.processes import ServerProcess
 from model_export.corpus import join, load_corpus
-from service.demo.processes import ServerProcess
 from tests.faults.test_store import health, store_of
 from tests.nemesis.processes import children_of
 from tests.nemesis.store import StoreProcess

@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 import holdfast
+from holdfast.demo.processes import ServerProcess
 from holdfast.errors import PositionConflict
-from service.demo.processes import ServerProcess
 from tests.faults.verdict import MODEL, assert_held, seeded
 
 pytestmark = pytest.mark.faults

@@ -5,7 +5,7 @@ import secrets
 
 from holdfast.cli.verify import summary
 from holdfast.v1 import holdfast_pb2 as pb
-from service.verify.judge import judge
+from holdfast.verify.judge import judge
 from tests.oracle import MODELS
 
 MODEL = "python-source"

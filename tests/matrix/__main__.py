@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from holdfast.demo.processes import ServerProcess
 from model_export import export_step
-from service.demo.processes import ServerProcess
 from tests.matrix.streams import TOLERANCE, Kill, difference, outputs_of
 from tests.user_networks import LAYERS, NETWORKS, WIDTH, build, offline
 

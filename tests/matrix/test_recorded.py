@@ -8,7 +8,7 @@ import functools
 import numpy as np
 import pytest
 
-from service.demo.processes import ServerProcess
+from holdfast.demo.processes import ServerProcess
 from tests.docs.pages import ROOT
 from tests.matrix.streams import TOLERANCE, Kill, difference, outputs_of
 

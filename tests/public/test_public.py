@@ -7,7 +7,7 @@ import onnxruntime as ort
 import pytest
 
 import holdfast
-from service.demo.processes import ServerProcess
+from holdfast.demo.processes import ServerProcess
 from tests.public.files import FILES, FOLDER
 
 pytestmark = pytest.mark.skipif(not FOLDER.exists(), reason="run by make public-check")

@@ -1,10 +1,10 @@
 import grpc
 import pytest
 
+from holdfast.demo.processes import ServerProcess
 from holdfast.errors import from_rpc
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
-from service.demo.processes import ServerProcess
 from tests.models import write_features_model
 from tests.opening import open_sessions
 from tests.oracle import MODELS

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import holdfast
-from service.demo.processes import ServerProcess
+from holdfast.demo.processes import ServerProcess
 from tests.rpc.conftest import MODEL
 from tests.server import get
 from tests.waiting import wait_for

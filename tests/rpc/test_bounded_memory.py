@@ -8,10 +8,10 @@ import grpc.aio
 import pytest
 
 from benchmarks.footprint import resident_bytes
+from holdfast.demo.processes import ServerProcess
 from holdfast.errors import Overloaded, from_rpc
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
-from service.demo.processes import ServerProcess
 from service.rpc import health
 from tests.http2 import Connection, message
 from tests.opening import open_sessions

@@ -10,6 +10,7 @@ import pytest
 import redis
 
 import holdfast
+from holdfast.demo.processes import ServerProcess
 from holdfast.errors import (
     ChunkPending,
     DeadlinePassed,
@@ -18,7 +19,6 @@ from holdfast.errors import (
     ServerUnavailable,
     StoreRegressed,
 )
-from service.demo.processes import ServerProcess
 from tests.oracle import run
 
 MODEL = "python-source"

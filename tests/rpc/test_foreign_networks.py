@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import holdfast
-from service.demo.processes import ServerProcess
+from holdfast.demo.processes import ServerProcess
 from tests.foreign_graphs import NETWORKS as EVERY
 
 ALIKE = {

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import holdfast
-from service.demo.processes import ServerProcess
+from holdfast.demo.processes import ServerProcess
 from tests.hash_oracle import MODULUS, hash_of, hashes_of
 from tests.models import write_hash_model
 

@@ -6,10 +6,10 @@ import grpc
 import grpc.aio
 import pytest
 
+from holdfast.demo.processes import ServerProcess
 from holdfast.errors import MessageTooLarge, Overloaded, ReplyTooLarge, from_rpc
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
-from service.demo.processes import ServerProcess
 from tests.opening import open_sessions, open_sessions_async
 from tests.rpc.conftest import MODEL
 from tests.server import value

@@ -12,9 +12,9 @@ import grpc
 import grpc.aio
 import pytest
 
+from holdfast.demo.processes import ServerProcess
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
-from service.demo.processes import ServerProcess
 from service.rpc import codec
 from service.rpc.grpc_log import lower_lines_about_clients
 from tests.frames import (

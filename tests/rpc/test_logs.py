@@ -8,8 +8,8 @@ import grpc
 import pytest
 
 import holdfast
+from holdfast.demo.processes import ServerProcess
 from holdfast.v1 import holdfast_pb2 as pb
-from service.demo.processes import ServerProcess
 from service.telemetry.log_lines import LINES
 from tests.faults.test_workers import workers_of
 from tests.models import write_features_model

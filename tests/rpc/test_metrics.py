@@ -8,10 +8,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import holdfast
+from holdfast.demo.processes import ServerProcess
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.common.failpoints import VARIABLE
-from service.demo.processes import ServerProcess
 from tests.opening import open_sessions
 from tests.oracle import MODELS
 from tests.rpc.conftest import MODEL

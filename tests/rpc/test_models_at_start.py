@@ -7,7 +7,7 @@ import pytest
 from onnx import helper
 
 import holdfast
-from service.demo.processes import ServerProcess
+from holdfast.demo.processes import ServerProcess
 from tests.hostile_models import external_tensor, lying, step_graph
 from tests.mixing_graphs import beside, less_mean
 from tests.models import CONTRACT, write_features_model

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import holdfast
+from holdfast.demo.processes import ServerProcess
 from holdfast.errors import ModelMismatch, ModelNotFound, PermissionDenied
-from service.demo.processes import ServerProcess
 from tests.hostile_models import endless
 from tests.models import put_shipped
 from tests.nemesis.processes import children_of, state_of

@@ -9,9 +9,9 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 import holdfast
 from holdfast.client.tls import channel_credentials
+from holdfast.demo.processes import ServerProcess
 from holdfast.errors import Unauthenticated, from_rpc
 from holdfast.v1 import holdfast_pb2 as pb
-from service.demo.processes import ServerProcess
 from service.rpc.servicer import SERVICE_NAME
 from tests import call_heads
 from tests.certificates import Authority

@@ -6,10 +6,10 @@ import grpc
 import numpy as np
 import pytest
 
+from holdfast.demo.processes import ServerProcess
 from holdfast.errors import from_status
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
-from service.demo.processes import ServerProcess
 from service.engine.work import Answer
 from service.rpc.columns import stack_outputs
 from service.store.keys import session_key

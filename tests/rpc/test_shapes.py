@@ -7,11 +7,11 @@ import onnxruntime as ort
 import pytest
 
 import holdfast
+from holdfast.demo.processes import ServerProcess
 from holdfast.v1 import holdfast_pb2 as pb
 from model_export.data.machine import KINDS, make_readings
 from model_export.data.sound import make_scene, windows
 from model_export.data.sources import LANGUAGES, held_out_files
-from service.demo.processes import ServerProcess
 from tests.oracle import MODELS
 from tests.rpc.conftest import Rpc
 

@@ -10,8 +10,8 @@ import pytest
 
 import holdfast
 from holdfast import Tls
+from holdfast.demo.processes import ServerProcess
 from holdfast.errors import ServerUnavailable
-from service.demo.processes import ServerProcess
 from tests.certificates import Authority, replace
 from tests.rpc.conftest import MODEL
 from tests.waiting import wait_for

@@ -10,7 +10,7 @@ import onnxruntime as ort
 import pytest
 
 import holdfast
-from service.demo.processes import ServerProcess
+from holdfast.demo.processes import ServerProcess
 from tests.subword_models import HIDDEN, SIZE, TEXT, byte_pairs, package, put_words_model
 
 MODEL = "words"

@@ -22,7 +22,7 @@ from benchmarks.results import (
 )
 from benchmarks.section import Ratio, Section
 from benchmarks.targets import ratios
-from service.bench.scrape import mean, parse
+from holdfast.bench.scrape import mean, parse
 
 RESULTS = Results(
     {

@@ -7,15 +7,15 @@ import pytest
 from rich.console import Console, Group
 
 from holdfast.client.reply import StepReply
+from holdfast.demo.language_screen import LanguageScreen
+from holdfast.demo.live import sparkline
+from holdfast.demo.sensor_screen import SensorScreen
+from holdfast.demo.shown import difference
+from holdfast.demo.sound_screen import SoundScreen
+from holdfast.demo.words_screen import WordsScreen
 from holdfast.v1 import holdfast_pb2 as pb
 from model_export.data.machine import KINDS
 from model_export.data.sources import LANGUAGES
-from service.demo.language_screen import LanguageScreen
-from service.demo.live import sparkline
-from service.demo.sensor_screen import SensorScreen
-from service.demo.shown import difference
-from service.demo.sound_screen import SoundScreen
-from service.demo.words_screen import WordsScreen
 
 
 def rendered(screen):

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from holdfast.verify.oracle import difference
 from service.engine.batch import _finite_rows
 from service.model.check import check_model
 from service.model.step_graph import StepGraph
-from service.verify.oracle import difference
 from tests.fakes import HashModel
 from tests.hash_oracle import MODULUS, hash_of, hashes_of
 from tests.models import write_hash_model

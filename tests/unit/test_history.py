@@ -12,7 +12,7 @@ from holdfast.client.history import FAILURE, REPLY, START, Recorder, read_frames
 from holdfast.client.tokens import to_tensor
 from holdfast.errors import PositionGap
 from holdfast.v1 import holdfast_pb2 as pb
-from service.verify.reading import Histories, _rows_of
+from holdfast.verify.reading import Histories, _rows_of
 
 
 def chunk(position, text=b"ab"):

@@ -3,8 +3,8 @@
 import json
 
 from benchmarks.scale import FailOver, Found, Moves, Node, Turn, document, markdown
-from service.verify.chain import Findings
-from service.verify.judge import Verdict
+from holdfast.verify.chain import Findings
+from holdfast.verify.judge import Verdict
 
 FOUND = Found(
     nodes=[Node(300, 2**20), Node(100, 2**20)],

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast.history_digest import INITIAL, run_of
-from service.verify.chain import FAULTS, Attempt, Closing, Outputs, Reply, SessionHistory, Sight, check
+from holdfast.verify.chain import FAULTS, Attempt, Closing, Outputs, Reply, SessionHistory, Sight, check
 
 LIFE = 7
 

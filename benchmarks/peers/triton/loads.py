@@ -14,7 +14,7 @@ import grpc.aio
 import numpy as np
 
 from benchmarks.peers.triton.environment import PACKAGES
-from service.bench.loads import DRAWS, LoadFailed, Send
+from holdfast.bench.loads import DRAWS, LoadFailed, Send
 
 _sequence_ids = itertools.count(1)
 

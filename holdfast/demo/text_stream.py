@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 
 from holdfast.client.reply import StepReply
+from holdfast.demo.judgement import Judgement, judge
+from holdfast.demo.oracle import Uninterrupted, run_uninterrupted
+from holdfast.demo.screen import Screen
+from holdfast.demo.served import served
 from model_export.corpus import load_corpus
-from service.demo.judgement import Judgement, judge
-from service.demo.oracle import Uninterrupted, run_uninterrupted
-from service.demo.screen import Screen
-from service.demo.served import served
 from service.settings.schema import MODEL, Settings
 
 MODEL_WITHOUT_MEMORY = "python-source-feedforward"

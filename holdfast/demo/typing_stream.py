@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import holdfast
-from service.demo.oracle import ByteNetwork
-from service.demo.processes import ServerProcess
-from service.demo.screen import Screen
+from holdfast.demo.oracle import ByteNetwork
+from holdfast.demo.processes import ServerProcess
+from holdfast.demo.screen import Screen
 from service.settings.schema import MODEL, Settings
 
 SESSION_ID = "typing"

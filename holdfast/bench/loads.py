@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import grpc.aio
 import numpy as np
 
+from holdfast.bench.payload import Payload
 from holdfast.v1 import holdfast_pb2 as pb
-from service.bench.payload import Payload
 
 DRAWS = 16
 """Messages drawn beforehand and sent in turns: drawing costs more than sending."""

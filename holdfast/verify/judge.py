@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
+from holdfast.verify.chain import TOLERANCE, Findings, check
+from holdfast.verify.oracle import Oracle
+from holdfast.verify.reading import Histories, ModelId
 from service.model.apart import Apart
-from service.verify.chain import TOLERANCE, Findings, check
-from service.verify.oracle import Oracle
-from service.verify.reading import Histories, ModelId
 
 MODEL_FILE = "model.onnx"
 

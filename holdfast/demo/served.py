@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 import holdfast
 from holdfast.client.reply import StepReply
-from service.demo.live import LiveScreen
-from service.demo.processes import ServerProcess
+from holdfast.demo.live import LiveScreen
+from holdfast.demo.processes import ServerProcess
 
 
 def served(

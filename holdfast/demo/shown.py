@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from holdfast.client.reply import StepReply
-from service.demo.judgement import Judgement, judge
-from service.demo.live import LiveScreen
-from service.demo.served import served
+from holdfast.demo.judgement import Judgement, judge
+from holdfast.demo.live import LiveScreen
+from holdfast.demo.served import served
+from holdfast.verify.oracle import Oracle
 from service.settings.schema import Settings
-from service.verify.oracle import Oracle
 
 
 class Shown(LiveScreen):

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from holdfast.verify.chain import Outputs
 from service.model.contract import Contract, OutputSpec
 from service.model.files import fingerprint_of, read_model
 from service.model.loading import load_model
 from service.model.trial import NotIndependent, try_out
 from service.model.trial_runs import TrialFailed
-from service.verify.chain import Outputs
 
 TOKENS_PER_CALL = 256
 """Also between the states that a run keeps."""

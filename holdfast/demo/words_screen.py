@@ -13,10 +13,10 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from holdfast.demo.live import sparkline
+from holdfast.demo.screen import last_lines, printable
+from holdfast.demo.shown import Shown
 from model_export.docstrings import held_out_docstrings
-from service.demo.live import sparkline
-from service.demo.screen import last_lines, printable
-from service.demo.shown import Shown
 
 DEFAULT_BYTES = 1200
 _SHOWN_CHARS = 1200

@@ -12,10 +12,10 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from holdfast.demo.live import sparkline
+from holdfast.demo.screen import last_lines, printable
+from holdfast.demo.shown import Shown
 from model_export.data.sources import LANGUAGES, held_out_files
-from service.demo.live import sparkline
-from service.demo.screen import last_lines, printable
-from service.demo.shown import Shown
 
 DEFAULT_BYTES = 4000
 _SHOWN_LANGUAGES = ("python", "c++", "rst", "protobuf", "cython")

@@ -9,7 +9,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from service.demo.live import LINES, LiveScreen
+from holdfast.demo.live import LINES, LiveScreen
 
 SHOWN_CHARS = 1400
 BITS = 1 / math.log(2)

@@ -11,9 +11,9 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from holdfast.demo.live import sparkline
+from holdfast.demo.shown import Shown
 from model_export.data.sound import FRAME, SAMPLE_RATE, make_scene
-from service.demo.live import sparkline
-from service.demo.shown import Shown
 
 SHOWN_FRAMES = 75
 DEFAULT_FRAMES = 1250

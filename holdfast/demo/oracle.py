@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from service.verify.oracle import Oracle
+from holdfast.verify.oracle import Oracle
 
 
 class Uninterrupted(NamedTuple):

@@ -40,7 +40,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from holdfast.history_digest import INITIAL
-from service.verify.digests import DigestChain, after
+from holdfast.verify.digests import DigestChain, after
 
 TOLERANCE = 1e-5
 """Absolute up to magnitude 1, relative above."""

@@ -11,9 +11,9 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from holdfast.demo.live import sparkline
+from holdfast.demo.shown import Shown
 from model_export.data.machine import CHANNELS, KINDS, UNITS, make_readings
-from service.demo.live import sparkline
-from service.demo.shown import Shown
 
 SHOWN_READINGS = 70
 DEFAULT_READINGS = 1500
