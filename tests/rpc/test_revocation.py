@@ -160,6 +160,7 @@ def test_a_call_ends_with_its_credential(endings, kind, who):
 
 @pytest.mark.parametrize("name", ["Step", "Generate"])
 def test_a_certificate_of_nobody_is_refused_before_a_message_comes(scene, name):
+    wait_for(lambda: is_even(get(scene.server, "/metrics")[1], name))  # calls of other tests have ended
     before = get(scene.server, "/metrics")[1]
     with scene.channel(scene.nobody) as channel:
         call = OpenCall(channel, f"/{SERVICE_NAME}/{name}", ())
@@ -171,8 +172,20 @@ def test_a_certificate_of_nobody_is_refused_before_a_message_comes(scene, name):
     assert counted(get(scene.server, "/metrics")[1], line) == counted(before, line) + 1
 
 
+def is_even(page, name):
+    """Whether every call of an rpc that has begun is counted as ended, too."""
+    method = f'grpc_method="{name}"'
+    lines = [line for line in page.splitlines() if method in line]
+    began, ended = (counted_in(lines, f"grpc_server_{what}_total") for what in ("started", "handled"))
+    return began == ended
+
+
+def counted_in(lines, start):
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(start))
+
+
 def counted(page, start):
-    return sum(float(line.split()[-1]) for line in page.splitlines() if line.startswith(start))
+    return counted_in(page.splitlines(), start)
 
 
 def test_a_call_by_certificate_without_a_message_is_an_error_of_its_caller(scene):
