@@ -24,7 +24,6 @@ from service.model.reloading import ModelReloading
 from service.model.repository import ModelRepository
 from service.model.step_graph import available_providers
 from service.rpc.access import Access
-from service.rpc.codec import encode_outputs
 from service.rpc.connections import connection_options, reading_places, request_bound
 from service.rpc.credentials import CredentialsError
 from service.rpc.gate import Gate, Rpc
@@ -132,7 +131,7 @@ class Server:
             run_timeout_s=settings.run_timeout_s,
             quarantine_after=settings.quarantine_after,
         )
-        self._engine = Driver(self._models, self._store, encode_outputs, self._metrics, limits)
+        self._engine = Driver(self._models, self._store, self._metrics, limits)
         self._engine.start()
         bounds = Bounds(
             streams=settings.max_streams,

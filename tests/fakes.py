@@ -14,9 +14,9 @@ from types import SimpleNamespace
 import numpy as np
 
 from service.common.errors import AckLevelNotReached, AckLevelUnsupported, ModelNotFound, StoreUnavailable
-from service.engine.run import GroupOutputs
 from service.model.contract import Contract, InputSpec, OutputSpec, StateSpec, Vocabulary
 from service.store.keys import set_aside_key
+from service.store.outputs import Outputs
 from service.store.protocol import AckLevel, Found, Refusals, Writes
 from service.store.record import NO_STAMP, STAMP_END, STAMP_START, Record, encode, new_record
 from tests.hash_oracle import next_hash
@@ -211,6 +211,6 @@ def open_session(store: MemoryStore, name: str, model=AccumulatorModel) -> Recor
     return record
 
 
-def encode_totals(outputs: GroupOutputs) -> np.ndarray:
+def encode_totals(outputs: Outputs) -> np.ndarray:
     """Encodes each row's output `total`, float32 (k,)."""
     return outputs.tensors["total"].reshape(outputs.row_count, -1).view(np.uint8)

@@ -23,12 +23,13 @@ from service.engine.effects import Commit, Confirm, Effect, Kind, Load, Quaranti
 from service.engine.limits import EngineLimits
 from service.engine.quarantine import quarantine
 from service.engine.rows import Rows
-from service.engine.run import EncodeOutputs
+from service.engine.run import Encode
 from service.engine.runner import Runner
 from service.engine.session_event import SessionEvent
 from service.engine.wake import Wake
 from service.engine.window import Window
 from service.model.protocol import Models
+from service.store.outputs import encode_outputs
 from service.store.protocol import AckLevel, Found, Refusals, StateStore
 
 _log = logging.getLogger(__name__)
@@ -83,21 +84,21 @@ class Driver:
     Args:
         models: The models served.
         store: Where sessions live.
-        encode_outputs: Turns what chunks gave into the bytes that are stored and sent.
         observer: Counts.
         limits: Bounds.
+        encode: Turns what chunks gave into the bytes that are stored and sent.
     """
 
     def __init__(
         self,
         models: Models,
         store: StateStore,
-        encode_outputs: EncodeOutputs,
         observer: Observer,
         limits: EngineLimits,
+        encode: Encode = encode_outputs,
     ) -> None:
         self._store = store
-        self._runner = Runner(encode_outputs, limits.run_timeout_s)
+        self._runner = Runner(encode, limits.run_timeout_s)
         self._observer = observer
         self._session_ttl_s = limits.session_ttl_s
         self._core = Core(models, limits, store.epoch, time.monotonic())

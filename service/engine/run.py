@@ -4,8 +4,8 @@ Rows are ordered by length, longest first, so that the chunks that have tokens l
 rows of the arrays; they run together, as many tokens in one call as all of them have.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from service.engine.ranking import ranked_candidates
 from service.engine.rows import Rows
 from service.model.contract import Contract
 from service.model.protocol import Arrays, Halt, Model
+from service.store.outputs import Outputs
 
 MAX_STEPS_PER_CALL = 4096
 """Tokens times rows in one call of the model."""
@@ -26,42 +27,14 @@ MAX_OUTPUT_BYTES = 16 << 20
 more in all is ranked call by call and lets go of what it has ranked, so that neither the number of its
 tokens nor the size of the vocabulary is a matter of memory."""
 
+Encode = Callable[[Outputs], NDArray[np.uint8]]
+"""Turns outputs into the bytes that are stored and sent, of each row: `store.outputs.encode_outputs`."""
+
 _TOP_IDS, _TOP_LOG_PROBS = "\0ids", "\0log_probs"
 """Stand among the outputs in place of what has been ranked; no output has such a name."""
 
 
-class GroupOutputs(NamedTuple):
-    """What R chunks of k tokens gave, all with the same selection, for the edge to encode.
-
-    Attributes:
-        row_count: R.
-        token_count: k.
-        top_ids: int32 (R * k, top_k), best first; None if not asked for.
-        top_log_probs: float32 (R * k, top_k).
-        token_log_probs: float32 (R * k,); None if not asked for.
-        tensors: Output name -> (R * k, ...); (R, ...) of outputs that are given once a chunk, as are the
-            candidates by one of these.
-        state: State name -> (R, ...).
-    """
-
-    row_count: int
-    token_count: int
-    top_ids: NDArray[np.int32] | None
-    top_log_probs: NDArray[np.float32] | None
-    token_log_probs: NDArray[np.float32] | None
-    tensors: dict[str, NDArray[Any]]
-    state: dict[str, NDArray[Any]]
-
-
-class EncodeOutputs(Protocol):
-    """Turns outputs into the bytes that are stored and sent. Implemented by the edge."""
-
-    def __call__(self, outputs: GroupOutputs) -> NDArray[np.uint8]:
-        """Returns the encoded outputs of each row, (R, n)."""
-        ...
-
-
-def run_batch(model: Model, group: Sequence[Rows], encode: EncodeOutputs, halt: Halt) -> None:
+def run_batch(model: Model, group: Sequence[Rows], encode: Encode, halt: Halt) -> None:
     """Runs rows of distinct sessions of one model, and fills in what they gave.
 
     Args:
@@ -99,7 +72,7 @@ def _most_steps(contract: Contract, needed: Sequence[str]) -> int:
     return max(1, min(MAX_STEPS_PER_CALL, MAX_OUTPUT_BYTES // max(1, step_bytes)))
 
 
-def _run_together(model: Model, group: Sequence[Rows], encode: EncodeOutputs, halt: Halt) -> None:
+def _run_together(model: Model, group: Sequence[Rows], encode: Encode, halt: Halt) -> None:
     """Runs rows that share calls of the model; see `run_batch`."""
     ordered = sorted(group, key=lambda rows: -rows.asked.token_count)
     before = _joined([rows.states for rows in ordered])
@@ -258,7 +231,7 @@ def _outputs_of(
     states: dict[str, NDArray[Any]],
     of_tokens: slice,
     of_rows: slice,
-) -> GroupOutputs:
+) -> Outputs:
     """Picks what some rows asked for."""
     selection, contract = rows.selection, rows.model.contract
     ids = log_probs = surprise = None
@@ -278,7 +251,7 @@ def _outputs_of(
             )
     if selection.token_log_prob and contract.token_log_prob is not None:
         surprise = picked(contract.token_log_prob.name)
-    return GroupOutputs(
+    return Outputs(
         row_count=len(rows),
         token_count=rows.asked.token_count,
         top_ids=ids,

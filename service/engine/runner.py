@@ -20,7 +20,7 @@ from service.common.errors import ModelFailed
 from service.engine.effects import Failure, Kind
 from service.engine.failures import BRIEF_COUNT, LONG_COUNT, THREAD_COUNT
 from service.engine.rows import Rows
-from service.engine.run import EncodeOutputs, run_batch
+from service.engine.run import Encode, run_batch
 from service.engine.watchdog import Watchdog
 from service.model.protocol import Model
 
@@ -46,12 +46,12 @@ class Runner:
     """Runs one batch at a time, and a few more apart.
 
     Args:
-        encode_outputs: Encodes what chunks gave.
+        encode: Encodes what chunks gave.
         timeout_s: Time limit of a run apart, and of any other at most.
     """
 
-    def __init__(self, encode_outputs: EncodeOutputs, timeout_s: float) -> None:
-        self._encode_outputs = encode_outputs
+    def __init__(self, encode: Encode, timeout_s: float) -> None:
+        self._encode = encode
         self._timeout_s = timeout_s
         self._threads = ThreadPoolExecutor(THREAD_COUNT, thread_name_prefix="model")
         self._apart = ThreadPoolExecutor(
@@ -103,7 +103,7 @@ class Runner:
         watched = self._watchdog.begin(halt, limit_s)
         started_s, started_cpu_s = time.perf_counter(), time.thread_time()
         try:
-            run_batch(model, group, self._encode_outputs, halt)
+            run_batch(model, group, self._encode, halt)
         except ModelFailed as error:
             if not watched.was_halted:
                 return Failure(error, was_halted=False, cpu_s=time.thread_time() - started_cpu_s)

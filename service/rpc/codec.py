@@ -1,8 +1,4 @@
-"""Between messages and the engine's values. Pure.
-
-What a chunk gave is encoded once, as the bytes of `holdfast.v1.Outputs`: these bytes are stored with
-the session and sent, now and in every replay.
-"""
+"""Between messages and the engine's values. Pure."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -16,10 +12,10 @@ from service.common.errors import InvalidRequest, ServiceError
 from service.common.names import control_character
 from service.engine.chunk import Asked, Chunk, Reply, Selection
 from service.engine.rows import TOKEN_DTYPES
-from service.engine.run import GroupOutputs
 from service.model.contract import DTYPES, Contract
 from service.rpc.credentials import Caller
 from service.store.keys import session_key, session_keys
+from service.store.outputs import varint
 from service.store.protocol import AckLevel
 
 MAX_ID_CHARS = 128
@@ -289,65 +285,6 @@ def from_raw_state(state: bytes, contract: Contract) -> list[pb.NamedTensor]:
     return tensors
 
 
-def encode_outputs(outputs: GroupOutputs) -> NDArray[np.uint8]:
-    """Returns the serialised `Outputs` of each row, (R, n).
-
-    Numbers are fixed-width on the wire, so an array's bytes are their encoding, and rows of the same shape
-    differ in these bytes only: what frames them is written once.
-    """
-    rows, count = outputs.row_count, outputs.token_count
-    parts: list[bytes | NDArray[np.uint8]] = [_TOKEN_COUNT_TAG + _varint(count)]
-    if outputs.top_ids is not None and outputs.top_log_probs is not None:
-        parts.append(_TOP_K_TAG + _varint(outputs.top_ids.shape[1]))
-        parts += _column(_TOP_IDS_TAG, outputs.top_ids, rows)
-        parts += _column(_TOP_LOG_PROBS_TAG, outputs.top_log_probs, rows)
-    if outputs.token_log_probs is not None:
-        parts += _column(_TOKEN_LOG_PROBS_TAG, outputs.token_log_probs, rows)
-    for name, array in outputs.tensors.items():
-        parts += _named_column(_TENSORS_TAG, name, array, (len(array) // rows, *array.shape[1:]), rows)
-    for name, array in outputs.state.items():
-        parts += _named_column(_STATE_TAG, name, array, array.shape[1:], rows)
-    sizes = [len(part) if isinstance(part, bytes) else part.shape[1] for part in parts]
-    matrix = np.empty((rows, sum(sizes)), np.uint8)
-    end = 0
-    for part, size in zip(parts, sizes, strict=True):
-        start, end = end, end + size
-        matrix[:, start:end] = np.frombuffer(part, np.uint8) if isinstance(part, bytes) else part
-    return matrix
-
-
-def _column(tag: bytes, values: NDArray[Any], rows: int) -> tuple[bytes, NDArray[np.uint8]]:
-    """Returns tag and length, and the bytes of each row (R, n)."""
-    data = _row_bytes(values, rows)
-    return tag + _varint(data.shape[1]), data
-
-
-def _row_bytes(values: NDArray[Any], rows: int) -> NDArray[np.uint8]:
-    return np.ascontiguousarray(values).reshape(rows, -1).view(np.uint8)
-
-
-def _named_column(
-    tag: bytes, name: str, values: NDArray[Any], shape: tuple[int, ...], rows: int
-) -> tuple[bytes, NDArray[np.uint8]]:
-    """Returns what comes before the data of a NamedTensor, its last bytes, and the data of each row."""
-    data = _row_bytes(values, rows)
-    empty = pb.Tensor(dtype=_DTYPE_OF[values.dtype.name], shape=shape).SerializeToString()
-    head = empty + _DATA_TAG + _varint(data.shape[1])
-    named = pb.NamedTensor(name=name).SerializeToString()
-    named += _TENSOR_TAG + _varint(len(head) + data.shape[1]) + head
-    return tag + _varint(len(named) + data.shape[1]) + named, data
-
-
-# Tags: number of the field times 8, plus 0 for a varint or 2 for bytes that follow their length.
-_TOKEN_COUNT_TAG = b"\x08"
-_TOP_K_TAG = b"\x10"
-_TOP_IDS_TAG = b"\x1a"
-_TOP_LOG_PROBS_TAG = b"\x22"
-_TOKEN_LOG_PROBS_TAG = b"\x2a"
-_TENSORS_TAG = b"\x32"
-_STATE_TAG = b"\x3a"
-_TENSOR_TAG = b"\x12"  # of NamedTensor
-_DATA_TAG = b"\x1a"  # of Tensor
 _OUTPUTS_TAG = b"\x42"  # of ChunkResult and ColumnsResult
 _RESULT_TAG = b"\x0a"  # of the responses to steps and batches, streamed or not
 
@@ -399,27 +336,13 @@ def splice_outputs(header: bytes, outputs: bytes) -> bytes:
         header: Serialised ChunkResult or ColumnsResult without outputs.
         outputs: Serialised Outputs.
     """
-    result = b"".join((header, _OUTPUTS_TAG, _varint(len(outputs)), outputs))
-    return b"".join((_RESULT_TAG, _varint(len(result)), result))
+    result = b"".join((header, _OUTPUTS_TAG, varint(len(outputs)), outputs))
+    return b"".join((_RESULT_TAG, varint(len(result)), result))
 
 
 def delimited(number: int, payload: bytes) -> bytes:
     """Returns a serialised field of bytes."""
-    return b"".join((_varint(number << 3 | 2), _varint(len(payload)), payload))
-
-
-_ONE_BYTE = [bytes([value]) for value in range(128)]
-
-
-def _varint(value: int) -> bytes:
-    if value < 128:
-        return _ONE_BYTE[value]
-    encoded = bytearray()
-    while value > 127:
-        encoded.append(value & 127 | 128)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
+    return b"".join((varint(number << 3 | 2), varint(len(payload)), payload))
 
 
 def dtype_number(dtype: np.dtype[Any]) -> Any:

@@ -15,7 +15,7 @@ from service.engine.driver import Driver
 from service.engine.limits import EngineLimits
 from service.rpc.access import Access
 from service.rpc.call import Call
-from service.rpc.codec import encode_outputs, key_of
+from service.rpc.codec import key_of
 from service.rpc.credentials import ANYBODY
 from service.rpc.gate import Gate
 from service.rpc.open_calls import OpenCalls
@@ -53,7 +53,7 @@ class Server:
         self.admission = Admission(Bounds(streams=10, chunks=BOUND), self.observer.refused)
         self._calls = OpenCalls(self.admission, max_call_s=max_call_s, max_stall_s=60, max_age_s=0)
         models = FakeModels(AccumulatorModel())
-        self._engine = Driver(models, self.store, encode_outputs, self.observer, EngineLimits())
+        self._engine = Driver(models, self.store, self.observer, EngineLimits())
 
     def open(self, tenant, session_id):
         """Stores a session as OpenSession leaves it."""

@@ -298,7 +298,7 @@ async def run_streams(streams, store):
     for session in streams:
         open_session(store, session)
     engine = Driver(
-        FakeModels(AccumulatorModel()), store, encode_totals, CountingObserver(), EngineLimits()
+        FakeModels(AccumulatorModel()), store, CountingObserver(), EngineLimits(), encode_totals
     )
     engine.start()
 

@@ -9,9 +9,9 @@ from holdfast.v1 import holdfast_pb2 as pb
 from service.engine.checks import reply_bytes
 from service.engine.chunk import Reply, Selection
 from service.engine.ranking import top_candidates
-from service.engine.run import GroupOutputs
-from service.rpc.codec import encode_outputs, encode_reply
+from service.rpc.codec import encode_reply
 from service.rpc.credentials import ANYBODY
+from service.store.outputs import Outputs, encode_outputs
 from tests.fakes import SUM_CONTRACT
 
 
@@ -24,7 +24,7 @@ def test_outputs_read_back_as_they_were(rows, count, top_k, with_log_probs, with
     surprise = rng.standard_normal(every).astype(np.float32) if with_log_probs else None
     tensors = {"total": rng.standard_normal(every).astype(np.float32)} if with_tensors else {}
     state = {"sum": rng.standard_normal((rows, 2)).astype(np.float32)} if with_tensors else {}
-    encoded = encode_outputs(GroupOutputs(rows, count, ids, log_probs, surprise, tensors, state))
+    encoded = encode_outputs(Outputs(rows, count, ids, log_probs, surprise, tensors, state))
     assert len(encoded) == rows
     selection = Selection(top_k, with_log_probs, tuple(tensors), bool(state))
     for row, data in enumerate(map(bytes, encoded)):

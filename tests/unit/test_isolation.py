@@ -443,7 +443,7 @@ async def test_what_cannot_be_encoded_fails_alone_and_is_said(model, store, obse
             raise ZeroDivisionError
         return encode_totals(outputs)
 
-    engine = Driver(FakeModels(model), store, encode, observer, EngineLimits())
+    engine = Driver(FakeModels(model), store, observer, EngineLimits(), encode)
     engine.start()
     for n in range(64):
         open_session(store, f"s{n}")
@@ -514,7 +514,7 @@ def test_any_poison_leaves_its_neighbours_as_they_would_be_without(goods, poison
         store = MemoryStore()
         for name in streams:
             open_session(store, name)
-        engine = Driver(FakeModels(PoisonModel()), store, encode_totals, CountingObserver(), EngineLimits())
+        engine = Driver(FakeModels(PoisonModel()), store, CountingObserver(), EngineLimits(), encode_totals)
         engine.start()
         replies = {name: [] for name in streams}
         position = dict.fromkeys(streams, 0)
@@ -552,7 +552,7 @@ def test_quarantine_and_release_on_any_replica_lose_and_double_nothing(random):
             open_session(store, name)
         limits = EngineLimits(quarantine_after=1, hot_state_bytes=4 * (ENTRY_BYTES + 40))
         engines = [
-            Driver(FakeModels(model), store, encode_totals, CountingObserver(), limits) for _ in range(3)
+            Driver(FakeModels(model), store, CountingObserver(), limits, encode_totals) for _ in range(3)
         ]
         for engine in engines:
             engine.start()

@@ -1,0 +1,111 @@
+"""The outputs of a chunk as a record keeps them: the bytes of `holdfast.v1.Outputs`. Pure.
+
+They are encoded once, stored with the session, and sent, now and in every replay.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from holdfast.v1 import holdfast_pb2 as pb
+
+# Tags: number of the field times 8, plus 0 for a varint or 2 for bytes that follow their length.
+_TOKEN_COUNT_TAG = b"\x08"
+_TOP_K_TAG = b"\x10"
+_TOP_IDS_TAG = b"\x1a"
+_TOP_LOG_PROBS_TAG = b"\x22"
+_TOKEN_LOG_PROBS_TAG = b"\x2a"
+_TENSORS_TAG = b"\x32"
+_STATE_TAG = b"\x3a"
+_TENSOR_TAG = b"\x12"  # of NamedTensor
+_DATA_TAG = b"\x1a"  # of Tensor
+
+_DTYPE_OF: dict[str, Any] = {
+    name.removeprefix("DATA_TYPE_").lower(): number for name, number in pb.DataType.items()
+}
+_ONE_BYTE = [bytes([value]) for value in range(128)]
+
+
+class Outputs(NamedTuple):
+    """What R chunks of k tokens gave, all with the same selection.
+
+    Attributes:
+        row_count: R.
+        token_count: k.
+        top_ids: int32 (R * k, top_k), best first; None if not asked for.
+        top_log_probs: float32 (R * k, top_k).
+        token_log_probs: float32 (R * k,); None if not asked for.
+        tensors: Output name -> (R * k, ...); (R, ...) of outputs that are given once a chunk, as are the
+            candidates by one of these.
+        state: State name -> (R, ...).
+    """
+
+    row_count: int
+    token_count: int
+    top_ids: NDArray[np.int32] | None
+    top_log_probs: NDArray[np.float32] | None
+    token_log_probs: NDArray[np.float32] | None
+    tensors: dict[str, NDArray[Any]]
+    state: dict[str, NDArray[Any]]
+
+
+def encode_outputs(outputs: Outputs) -> NDArray[np.uint8]:
+    """Returns the serialised `Outputs` of each row, (R, n).
+
+    Numbers are fixed-width on the wire, so an array's bytes are their encoding, and rows of the same shape
+    differ in these bytes only: what frames them is written once.
+    """
+    rows, count = outputs.row_count, outputs.token_count
+    parts: list[bytes | NDArray[np.uint8]] = [_TOKEN_COUNT_TAG + varint(count)]
+    if outputs.top_ids is not None and outputs.top_log_probs is not None:
+        parts.append(_TOP_K_TAG + varint(outputs.top_ids.shape[1]))
+        parts += _column(_TOP_IDS_TAG, outputs.top_ids, rows)
+        parts += _column(_TOP_LOG_PROBS_TAG, outputs.top_log_probs, rows)
+    if outputs.token_log_probs is not None:
+        parts += _column(_TOKEN_LOG_PROBS_TAG, outputs.token_log_probs, rows)
+    for name, array in outputs.tensors.items():
+        parts += _named_column(_TENSORS_TAG, name, array, (len(array) // rows, *array.shape[1:]), rows)
+    for name, array in outputs.state.items():
+        parts += _named_column(_STATE_TAG, name, array, array.shape[1:], rows)
+    sizes = [len(part) if isinstance(part, bytes) else part.shape[1] for part in parts]
+    matrix = np.empty((rows, sum(sizes)), np.uint8)
+    end = 0
+    for part, size in zip(parts, sizes, strict=True):
+        start, end = end, end + size
+        matrix[:, start:end] = np.frombuffer(part, np.uint8) if isinstance(part, bytes) else part
+    return matrix
+
+
+def _column(tag: bytes, values: NDArray[Any], rows: int) -> tuple[bytes, NDArray[np.uint8]]:
+    """Returns tag and length, and the bytes of each row (R, n)."""
+    data = _row_bytes(values, rows)
+    return tag + varint(data.shape[1]), data
+
+
+def _row_bytes(values: NDArray[Any], rows: int) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(values).reshape(rows, -1).view(np.uint8)
+
+
+def _named_column(
+    tag: bytes, name: str, values: NDArray[Any], shape: tuple[int, ...], rows: int
+) -> tuple[bytes, NDArray[np.uint8]]:
+    """Returns what comes before the data of a NamedTensor, its last bytes, and the data of each row."""
+    data = _row_bytes(values, rows)
+    empty = pb.Tensor(dtype=_DTYPE_OF[values.dtype.name], shape=shape).SerializeToString()
+    head = empty + _DATA_TAG + varint(data.shape[1])
+    named = pb.NamedTensor(name=name).SerializeToString()
+    named += _TENSOR_TAG + varint(len(head) + data.shape[1]) + head
+    return tag + varint(len(named) + data.shape[1]) + named, data
+
+
+def varint(value: int) -> bytes:
+    """Returns a number as protobuf writes it."""
+    if value < 128:
+        return _ONE_BYTE[value]
+    encoded = bytearray()
+    while value > 127:
+        encoded.append(value & 127 | 128)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
