@@ -105,7 +105,7 @@ class Core:
 
     @property
     def due_s(self) -> float | None:
-        """Monotonic time of the next `due`; None if there is none."""
+        """Monotonic time of the next `due`."""
         return self._failures.due_s
 
     # -- what comes in ------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from holdfast.demo.processes import ServerProcess
 from holdfast.errors import from_status
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
-from service.rpc.columns import Piece, stack_outputs
+from service.rpc.stack import Piece, stack_outputs
 from service.store.keys import session_key
 from service.store.record import decode, encode
 from tests.models import put_shipped
