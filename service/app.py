@@ -131,7 +131,7 @@ class Server:
             run_timeout_s=settings.run_timeout_s,
             quarantine_after=settings.quarantine_after,
         )
-        self._engine = Driver(self._models, self._store, self._metrics, limits)
+        self._engine = Driver(self._models, self._store, self._metrics.count, limits)
         self._engine.start()
         bounds = Bounds(
             streams=settings.max_streams,

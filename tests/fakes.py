@@ -186,22 +186,20 @@ class MemoryStore:
 
 
 class CountingObserver:
-    """Counts calls by name, reasons and events."""
+    """Adds up what the engine reports; reasons of refusals by themselves."""
 
     def __init__(self):
         self.counts = Counter()
         self.reasons = Counter()
-        self.events = Counter()
 
-    def __getattr__(self, name):
-        def count(*arguments):
-            self.counts[name] += 1
-            if name == "refused":
-                self.reasons[arguments[0]] += 1
-            if name == "session_event":
-                self.events[arguments[0]] += (*arguments, 1)[1]
+    def count(self, report):
+        for name in report.__slots__:
+            value = getattr(report, name)
+            self.counts[name] += value if isinstance(value, int) else len(value)
+        self.reasons.update(report.refused)
 
-        return count
+    def refused(self, reason):
+        self.reasons[reason] += 1
 
 
 def open_session(store: MemoryStore, name: str, model=AccumulatorModel) -> Record:

@@ -10,8 +10,7 @@ No exception of a model or the store ends the task that takes batches.
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
 from service.common import failpoints
 from service.common.background import RETRY_PAUSE_S, Trouble
@@ -22,60 +21,20 @@ from service.engine.core import Core
 from service.engine.effects import Commit, Confirm, Effect, Kind, Load, Quarantine, Run, Settle
 from service.engine.limits import EngineLimits
 from service.engine.quarantine import quarantine
+from service.engine.report import BatchReport
 from service.engine.rows import Rows
 from service.engine.run import Encode
 from service.engine.runner import Runner
-from service.engine.session_event import SessionEvent
 from service.engine.wake import Wake
 from service.engine.window import Window
 from service.model.protocol import Models
 from service.store.outputs import encode_outputs
-from service.store.protocol import AckLevel, Found, Refusals, StateStore
+from service.store.protocol import Found, Refusals, StateStore
 
 _log = logging.getLogger(__name__)
 
 LINGER_S = 0.02
 """Others wait for so long for a batch of a model that may stall."""
-
-
-class Observer(Protocol):
-    """Is told what the engine does; counts it. Times are seconds."""
-
-    def loaded(self, session_count: int, load_s: float) -> None:
-        """Sessions that were not in memory were read from the store in one round trip."""
-
-    def ran(self, chunk_count: int, step_count: int, run_s: float) -> None:
-        """A batch ran."""
-
-    def committed(self, size_bytes: int, commit_s: float) -> None:
-        """The records of a batch were offered to the store and answered by it."""
-
-    def waited(self, queue_s: Sequence[float], each: int = 1) -> None:
-        """Chunks left the queue to run; the wait of each, or of `each` chunks that came together."""
-
-    def applied(self, step_count: int, total_s: Sequence[float], each: int = 1) -> None:
-        """Chunks are answered after their commit: all their steps, and the time of each or of `each`."""
-
-    def acknowledged(self, ack_level: AckLevel, chunk_count: int) -> None:
-        """Chunks were answered, replays included, being as durable as this."""
-
-    def replayed(self) -> None:
-        """A chunk was answered from the record."""
-
-    def conflicted(self) -> None:
-        """A commit found another record than expected."""
-
-    def refused(self, reason: str) -> None:
-        """A chunk was answered with an error, and its caller still waits for it."""
-
-    def reran(self) -> None:
-        """A part of a batch that failed ran again."""
-
-    def halted(self) -> None:
-        """A run was ended because it took too long."""
-
-    def session_event(self, event: SessionEvent, count: int = 1) -> None:
-        """Something happened to sessions."""
 
 
 class Driver:
@@ -84,7 +43,7 @@ class Driver:
     Args:
         models: The models served.
         store: Where sessions live.
-        observer: Counts.
+        count: Takes what was done, and counts it.
         limits: Bounds.
         encode: Turns what chunks gave into the bytes that are stored and sent.
     """
@@ -93,13 +52,14 @@ class Driver:
         self,
         models: Models,
         store: StateStore,
-        observer: Observer,
+        count: Callable[[BatchReport], None],
         limits: EngineLimits,
         encode: Encode = encode_outputs,
     ) -> None:
         self._store = store
         self._runner = Runner(encode, limits.run_timeout_s)
-        self._observer = observer
+        self._count = count
+        self._report = BatchReport()
         self._session_ttl_s = limits.session_ttl_s
         self._core = Core(models, limits, store.epoch, time.monotonic())
         self._window = Window()
@@ -143,6 +103,7 @@ class Driver:
             self._runner.close()
             self._window.close()
         self._perform(self._core.refuse_waiting(time.monotonic()))
+        self._hand_over()
 
     def submit(self, chunk: Chunk) -> None:
         """Takes a chunk; it is settled with what it gets, possibly before this returns."""
@@ -153,8 +114,9 @@ class Driver:
             self._core.submit(chunk, time.monotonic())
         except ServiceError as error:
             if not chunk.is_cancelled:
-                self._observer.refused(error.reason)
+                self._report.refused.append(error.reason)
             chunk.settle(error.without_trace())
+            self._hand_over()
         else:
             self._idle.clear()
             self._wake.ring()
@@ -167,6 +129,7 @@ class Driver:
             self._core.submit_rows(rows, time.monotonic())
         except ServiceError as error:
             self._settle(Settle(rows, error))
+            self._hand_over()
         else:
             self._idle.clear()
             self._wake.ring()
@@ -226,17 +189,26 @@ class Driver:
 
     def _perform(self, effects: Sequence[Effect]) -> None:
         """Settles at once, in order, and begins the rest."""
+        has_settled = False
         for effect in effects:
             if isinstance(effect, Settle):
                 self._settle(effect)
+                has_settled = True
             else:
                 self._spawn(effect)
+        if has_settled:
+            self._hand_over()
         if self._core.is_idle:
             self._idle.set()
         due_s = self._core.due_s
         if due_s is not None or self._timer is not None:
             self._set_timer(due_s)
         self._wake.ring()
+
+    def _hand_over(self) -> None:
+        """Has counted what was done."""
+        report, self._report = self._report, BatchReport()
+        self._count(report)
 
     def _set_timer(self, due_s: float | None) -> None:
         """Comes back when something may go on that had to wait."""
@@ -294,7 +266,7 @@ class Driver:
         if is_cold:
             if failpoints.is_armed:
                 await failpoints.hit("after_load")
-            self._observer.loaded(len(load.keys), time.monotonic() - load.began_s)
+            self._report.loads.append((len(load.keys), time.monotonic() - load.began_s))
         self._count_commit(load.commit)
         self._perform(self._core.loaded(load, records, self._store.epoch, time.monotonic()))
 
@@ -302,25 +274,24 @@ class Driver:
         if failpoints.is_armed and run.kind is Kind.BATCH:
             await failpoints.hit("before_run")
         started_s = time.monotonic()
-        chunk_count = step_count = 0
+        chunk_count = 0
         failures = []
         if run.kind is Kind.SEARCH and run.is_again:
-            self._observer.reran()
+            self._report.rerun_count += 1
         for group in run.groups:
             for rows in group:
                 chunk_count += len(rows)
-                step_count += len(rows) * rows.asked.token_count
                 if not run.is_again:
-                    self._observer.waited(*rows.ages_s(started_s))
+                    self._report.waits.append(rows.ages_s(started_s))
             failure = await self._runner.run(group, run.kind, in_thread=run.in_thread)
             failures.append(failure)
             if failure is not None and failure.was_halted:
-                self._observer.halted()
+                self._report.halt_count += 1
         if failpoints.is_armed and run.kind is Kind.BATCH:
             await failpoints.hit("after_run")
         now_s = time.monotonic()
         if not run.is_again:
-            self._observer.ran(chunk_count, step_count, now_s - started_s)
+            self._report.runs.append((chunk_count, now_s - started_s))
         self._perform(self._core.ran(run, failures, now_s))
 
     async def _commit(self, commit: Commit) -> None:
@@ -336,9 +307,8 @@ class Driver:
             await failpoints.hit("after_commit")
             await failpoints.hit("before_reply")
         self._count_commit(commit)
-        for refusal in refusals.values():
-            if isinstance(refusal, Found):
-                self._observer.conflicted()
+        if refusals:
+            self._report.conflict_count += sum(isinstance(why, Found) for why in refusals.values())
         self._perform(self._core.committed(commit, refusals, self._store.epoch, time.monotonic()))
         if failpoints.is_armed:
             await failpoints.hit("after_reply")
@@ -347,7 +317,7 @@ class Driver:
         """Counts a commit whose outcome is known."""
         if commit is not None:
             size_bytes = sum(rows.writes.size_bytes for rows in commit.rows)
-            self._observer.committed(size_bytes, time.monotonic() - commit.began_s)
+            self._report.commits.append((size_bytes, time.monotonic() - commit.began_s))
 
     async def _confirm(self, confirm: Confirm) -> None:
         rows = confirm.rows
@@ -361,24 +331,24 @@ class Driver:
         except ServiceError as why:
             _log.warning("a session that fails again and again is not in quarantine: %s", why.message)
         if refusal is not None:
-            self._observer.session_event(SessionEvent.QUARANTINED)
+            self._report.quarantine_count += 1
         self._perform(self._core.quarantined(effect, refusal, time.monotonic()))
 
     def _settle(self, settle: Settle) -> None:
-        """Counts, and tells the callers."""
-        rows, error, is_applied = settle
+        """Notes what is to be counted, and tells the callers."""
+        (rows, error, is_applied), report = settle, self._report
         if error is None or is_applied:
             if rows.is_replayed:
-                self._observer.replayed()
+                report.replay_count += len(rows)
             else:
                 now_s = time.monotonic()
-                self._observer.applied(len(rows) * rows.asked.token_count, *rows.ages_s(now_s))
+                report.step_count += len(rows) * rows.asked.token_count
+                report.answers.append(rows.ages_s(now_s))
                 if rows.chunks is not None:
                     self._window.answered(rows.keys, now_s)
         if error is None:
-            self._observer.acknowledged(rows.ack_level, len(rows))
+            report.acknowledged.append((rows.ack_level, len(rows)))
         else:
             error.without_trace()
-            for _ in range(rows.waiting_count()):
-                self._observer.refused(error.reason)
+            report.refused += [error.reason] * rows.waiting_count()
         rows.settle(error)

@@ -95,7 +95,7 @@ class Rows:
         places: Where their states lie, int64 (B,).
         model: The model of all of them. These two are filled when the rows are to run.
         selection: What to return, completed.
-        states: Raw, uint8 (B, state_bytes), from the cache; the run may change them.
+        states: Raw, uint8 (B, state_bytes), from the cache; the run may change them, and lets go of them.
         outputs: What each gave, encoded by the edge, uint8 (B, n). These three are filled by the run.
         next_states: Raw, uint8 (B, state_bytes).
         is_finite: Which of these have neither NaN nor infinity, (B,); None if all.

@@ -91,6 +91,7 @@ def _run_together(model: Model, group: Sequence[Rows], encode: Encode, halt: Hal
         rows.outputs = encode(_outputs_of(rows, outputs, after, slice(token, tokens_end), part))
         rows.next_states = next_states[part]
         rows.is_finite = None if finite is None else finite[part]
+        del rows.states  # what comes next finds their memory free
         row, token = rows_end, tokens_end
 
 

@@ -4,7 +4,7 @@ import enum
 
 
 class SessionEvent(enum.IntEnum):
-    """Numbered from 0; see `Observer.session_event`."""
+    """Numbered from 0; see `Metrics.session_event`."""
 
     OPENED = 0
     RESUMED = 1

@@ -19,8 +19,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 from service.common import background
 from service.common.errors import ServiceError
 from service.engine.admission import Held
+from service.engine.report import BatchReport
 from service.engine.session_event import SessionEvent
-from service.store.protocol import ACK_LEVELS, AckLevel
+from service.store.protocol import ACK_LEVELS
 from service.store.safety import StoreUsage
 from service.telemetry import process_stats
 from service.telemetry.families import (
@@ -83,7 +84,7 @@ class ModelLoads:
 
 
 class Metrics:
-    """Implements the engine's `Observer`; `scrape` gives the text.
+    """Counts what the engine and others do; `scrape` gives the text.
 
     Args:
         memory: SIZE_BYTES for the numbers, zeros or what another process counts there; by default its own.
@@ -320,62 +321,45 @@ class Metrics:
         except ValueError:  # it was written meanwhile
             return []
 
-    # -- Observer -----------------------------------------------------------------------------
+    # -- the engine ---------------------------------------------------------------------------
 
-    def loaded(self, session_count: int, load_s: float) -> None:
-        """See `Observer`."""
-        self._loaded.inc(session_count)
-        self._load_s.observe(load_s)
-
-    def ran(self, chunk_count: int, step_count: int, run_s: float) -> None:
-        """See `Observer`."""
-        self._batch_size.observe(chunk_count)
-        self._run_s.observe(run_s)
-
-    def committed(self, size_bytes: int, commit_s: float) -> None:
-        """See `Observer`."""
-        self._committed_bytes.inc(size_bytes)
-        self._commit_s.observe(commit_s)
-
-    def waited(self, queue_s: Sequence[float], each: int = 1) -> None:
-        """See `Observer`."""
-        self._queue_s.observe_many(queue_s, each)
-
-    def applied(self, step_count: int, total_s: Sequence[float], each: int = 1) -> None:
-        """See `Observer`."""
-        self._steps.inc(step_count)
-        self._chunks.inc(each * len(total_s))
-        self._chunk_s.observe_many(total_s, each)
-
-    def acknowledged(self, ack_level: AckLevel, chunk_count: int) -> None:
-        """See `Observer`."""
-        self._acknowledged.inc(ack_level, chunk_count)
-
-    def replayed(self) -> None:
-        """See `Observer`."""
-        self._replays.inc(1)
-
-    def conflicted(self) -> None:
-        """See `Observer`."""
-        self._conflicts.inc(1)
+    def count(self, report: BatchReport) -> None:
+        """Counts what the engine did."""
+        for session_count, load_s in report.loads:
+            self._loaded.inc(session_count)
+            self._load_s.observe(load_s)
+        for waits_s, each in report.waits:
+            self._queue_s.observe_many(waits_s, each)
+        for chunk_count, run_s in report.runs:
+            self._batch_size.observe(chunk_count)
+            self._run_s.observe(run_s)
+        for size_bytes, commit_s in report.commits:
+            self._committed_bytes.inc(size_bytes)
+            self._commit_s.observe(commit_s)
+        self._steps.inc(report.step_count)
+        for answers_s, each in report.answers:
+            self._chunks.inc(each * len(answers_s))
+            self._chunk_s.observe_many(answers_s, each)
+        for ack_level, chunk_count in report.acknowledged:
+            self._acknowledged.inc(ack_level, chunk_count)
+        for reason in report.refused:
+            self.refused(reason)
+        self._replays.inc(report.replay_count)
+        self._conflicts.inc(report.conflict_count)
+        self._reruns.inc(report.rerun_count)
+        self._halts.inc(report.halt_count)
+        if report.quarantine_count:
+            self.session_event(SessionEvent.QUARANTINED, report.quarantine_count)
 
     def refused(self, reason: str) -> None:
-        """See `Observer`."""
+        """A chunk was answered with an error, and its caller still waits for it; or a call was refused."""
         self._errors.inc(_REASON_INDEX[reason])
         event = _EVENT_OF_REASON.get(reason)
         if event is not None:
             self._session_events.inc(event)
 
-    def reran(self) -> None:
-        """See `Observer`."""
-        self._reruns.inc(1)
-
-    def halted(self) -> None:
-        """See `Observer`."""
-        self._halts.inc(1)
-
     def session_event(self, event: SessionEvent, count: int = 1) -> None:
-        """See `Observer`."""
+        """Something happened to sessions."""
         self._session_events.inc(event, count)
 
     # -- the array ----------------------------------------------------------------------------

@@ -53,7 +53,7 @@ class Server:
         self.admission = Admission(Bounds(streams=10, chunks=BOUND), self.observer.refused)
         self._calls = OpenCalls(self.admission, max_call_s=max_call_s, max_stall_s=60, max_age_s=0)
         models = FakeModels(AccumulatorModel())
-        self._engine = Driver(models, self.store, self.observer, EngineLimits())
+        self._engine = Driver(models, self.store, self.observer.count, EngineLimits())
 
     def open(self, tenant, session_id):
         """Stores a session as OpenSession leaves it."""

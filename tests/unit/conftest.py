@@ -38,7 +38,7 @@ async def start(model, store, observer):
         for name in sessions:
             open_session(store, name, model)
         limits = EngineLimits(**limits)
-        engine = Driver(FakeModels(model), store, observer, limits, encode_totals)
+        engine = Driver(FakeModels(model), store, observer.count, limits, encode_totals)
         engine.start()
         engines.append(engine)
         return engine

@@ -74,7 +74,7 @@ async def test_what_is_not_confirmed_is_replayed_and_confirmed_itself(start, sto
     assert await send(engine, "s", [1], 0) == (1, [1], True, REPLICATED)
     assert store.confirmed == [(b"s", REPLICATED)]
     assert model.batch_sizes == [1]
-    assert (observer.counts["applied"], observer.counts["acknowledged"]) == (1, 1)
+    assert (observer.counts["answers"], observer.counts["acknowledged"]) == (1, 1)
 
 
 async def test_a_reconnect_between_commit_and_confirmation_does_not_confirm(start, store):
@@ -298,7 +298,7 @@ async def run_streams(streams, store):
     for session in streams:
         open_session(store, session)
     engine = Driver(
-        FakeModels(AccumulatorModel()), store, CountingObserver(), EngineLimits(), encode_totals
+        FakeModels(AccumulatorModel()), store, CountingObserver().count, EngineLimits(), encode_totals
     )
     engine.start()
 

@@ -122,7 +122,7 @@ async def test_a_row_that_another_replica_moved_on_conflicts_alone(start, observ
         "POSITION_CONFLICT",
         (2, [4], False),
     ]
-    assert observer.counts["conflicted"] == 1
+    assert observer.counts["conflict_count"] == 1
     assert await send_rows(engine, "abc", [1, 1, 1]) == [
         (3, [3], False),
         (3, [10], False),

@@ -15,7 +15,6 @@ from service.engine.driver import Driver
 from service.engine.failures import LONG_COUNT
 from service.engine.limits import EngineLimits
 from service.engine.runner import NEW_PATIENCE_S, PATIENCE_S
-from service.engine.session_event import SessionEvent
 from service.engine.sessions import Opening, Sessions
 from service.engine.suspects import ALARM_S, BARS, CLEAN_RUNS, CULPRIT_AFTER, MAX_SUSPECTS, RISE_S, Suspects
 from service.engine.watchdog import TICK_S, WatchedRun
@@ -58,7 +57,7 @@ async def test_what_raises_fails_alone_wherever_it_stands(start, store, observer
         answers = await send_all(engine, tokens)
         assert answers.pop(f"{place}-{place}") == "MODEL_FAILED"
         assert set(map(str, answers.values())) == {"(1, [1.0], False)"}
-    assert observer.counts["reran"] <= 3 * 2 * 7
+    assert observer.counts["rerun_count"] <= 3 * 2 * 7
 
 
 @pytest.mark.parametrize("poison", [RAISE, NO_STATE, 255])
@@ -134,7 +133,7 @@ async def test_what_stalls_is_ended_and_others_go_on_meanwhile(start, observer):
     outcome = await asyncio.wait_for(stalled, 30)
     assert outcome.reason == "MODEL_FAILED"
     assert "did not end within 1 s" in outcome.message
-    assert observer.counts["halted"] == 3
+    assert observer.counts["halt_count"] == 3
     # the first of a model nobody knows; the batch, its five rows, and one after it; what has all its time
     assert sorted(limits_s) == [PATIENCE_S] * 7 + [NEW_PATIENCE_S, 1.0]
 
@@ -182,7 +181,7 @@ async def test_a_session_that_fails_again_and_again_is_held_on_every_replica(sta
     await send(engine, "s", [5], 0)
     assert await send(other, "s", [6], 1) == (2, [11], False)  # hot there
     assert await fail(engine, "s", 3, position=2) == ["MODEL_FAILED", "MODEL_FAILED", "SESSION_QUARANTINED"]
-    assert observer.events[SessionEvent.QUARANTINED] == 1
+    assert observer.counts["quarantine_count"] == 1
     for replica in (engine, other, start()):
         assert await send(replica, "s", [1], 2) == "SESSION_QUARANTINED"
         assert await send(replica, "s", [1]) == "SESSION_QUARANTINED"
@@ -443,7 +442,7 @@ async def test_what_cannot_be_encoded_fails_alone_and_is_said(model, store, obse
             raise ZeroDivisionError
         return encode_totals(outputs)
 
-    engine = Driver(FakeModels(model), store, observer, EngineLimits(), encode)
+    engine = Driver(FakeModels(model), store, observer.count, EngineLimits(), encode)
     engine.start()
     for n in range(64):
         open_session(store, f"s{n}")
@@ -514,7 +513,9 @@ def test_any_poison_leaves_its_neighbours_as_they_would_be_without(goods, poison
         store = MemoryStore()
         for name in streams:
             open_session(store, name)
-        engine = Driver(FakeModels(PoisonModel()), store, CountingObserver(), EngineLimits(), encode_totals)
+        engine = Driver(
+            FakeModels(PoisonModel()), store, CountingObserver().count, EngineLimits(), encode_totals
+        )
         engine.start()
         replies = {name: [] for name in streams}
         position = dict.fromkeys(streams, 0)
@@ -551,9 +552,8 @@ def test_quarantine_and_release_on_any_replica_lose_and_double_nothing(random):
         for name in ["warm", *names]:
             open_session(store, name)
         limits = EngineLimits(quarantine_after=1, hot_state_bytes=4 * (ENTRY_BYTES + 40))
-        engines = [
-            Driver(FakeModels(model), store, CountingObserver(), limits, encode_totals) for _ in range(3)
-        ]
+        count = CountingObserver().count
+        engines = [Driver(FakeModels(model), store, count, limits, encode_totals) for _ in range(3)]
         for engine in engines:
             engine.start()
             await send(engine, "warm", [1])

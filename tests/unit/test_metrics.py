@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from service.common.errors import ServiceError
 from service.telemetry.metrics import SIZE_BYTES, Metrics, ServedModel, scrape_together
 from service.telemetry.reference import to_markdown
+from service.engine.report import BatchReport
 
 ROOT = Path(__file__).parents[2]
 REASONS = sorted(kind.reason for kind in ServiceError.__subclasses__())
@@ -52,9 +53,9 @@ def value(text, name):
 def test_the_text_is_that_of_prometheus_client():
     metrics, reference = Metrics(), Reference()
     for size in (1, 2, 3, 64, 65, 256, 1000):
-        metrics.ran(size, size, 0.001)
+        metrics.count(BatchReport(runs=[(size, 0.001)]))
         reference.batch_size.observe(size)
-    metrics.applied(7, [0.001, 0.002])
+    metrics.count(BatchReport(step_count=7, answers=[([0.001, 0.002], 1)]))
     reference.steps.inc(7)
     metrics.refused("OVERLOADED")
     reference.errors.labels("OVERLOADED").inc()
@@ -81,7 +82,7 @@ def test_many_values_at_once_are_counted_as_one_by_one(values, each):
 def test_what_a_process_counts_in_shared_memory_is_read_by_another():
     memory = mmap.mmap(-1, SIZE_BYTES)
     worker, reader = Metrics(memory), Metrics(memory)
-    worker.applied(3, [0.1])
+    worker.count(BatchReport(step_count=3, answers=[([0.1], 1)]))
     worker.refused("DRAINING")
     worker.beat()
     assert reader.scrape() == worker.scrape()
@@ -92,7 +93,7 @@ def test_what_a_process_counts_in_shared_memory_is_read_by_another():
 def test_one_scrape_adds_up_workers_and_keeps_what_the_dead_had_counted():
     base, workers = Metrics(), [Metrics(), Metrics(), Metrics()]
     for steps, worker in enumerate(workers, 1):
-        worker.applied(steps, [0.001] * steps)
+        worker.count(BatchReport(step_count=steps, answers=[([0.001] * steps, 1)]))
         worker.store_up.set(1)
         worker.workers.set(1)
     base.restarts.inc(1)
@@ -109,7 +110,7 @@ def test_one_scrape_adds_up_workers_and_keeps_what_the_dead_had_counted():
 def test_a_sum_of_times_does_not_fall_when_it_is_added_in_another_order():
     base, workers, scraped = Metrics(), [Metrics(), Metrics()], Metrics()
     for metrics, queue_s in zip((base, *workers), (0.2, 0.1, 0.3), strict=True):
-        metrics.waited([queue_s])
+        metrics.count(BatchReport(waits=[([queue_s], 1)]))
     name = "holdfast_queue_seconds_sum"
     before = value(scrape_together(base, workers, scraped), name)
     base.absorb(workers.pop())
