@@ -87,9 +87,14 @@ class Core:
         self._effects: list[Effect] = []
 
     @property
+    def has_free(self) -> bool:
+        """Whether chunks wait whose sessions are free."""
+        return self._queue.has_ready
+
+    @property
     def is_ready(self) -> bool:
         """Whether to take a batch: not while a commit waits, nor a small one while one is under way."""
-        if not self._queue.has_ready or self._commits.is_waiting:
+        if not self.has_free or self._commits.is_waiting:
             return False
         return self.is_full or not self._commits.is_under_way
 
@@ -198,9 +203,8 @@ class Core:
         elif load.attempt + 1 < MAX_READS:
             self._effects.append(Load(load.rows, load.keys, load.attempt + 1))
         else:
-            return self.unread(
-                load, StoreUnavailable("the store's servers keep changing", retry_after_s=0.1), now_s
-            )
+            error = StoreUnavailable("the store's servers keep changing", retry_after_s=0.1)
+            return self.unread(load, error, now_s)
         return self._flush(now_s)
 
     def unread(self, load: Load, error: ServiceError, now_s: float) -> list[Effect]:

@@ -175,14 +175,14 @@ class Driver:
         batch = [effect for effect in effects if isinstance(effect, Run) and effect.kind is Kind.BATCH]
         if len(batch) < len(effects):
             others = [effect for effect in effects if effect not in batch]
-            if len(others) == len(effects) == 1 and isinstance(others[0], Load) and not self._core.is_ready:
+            if len(others) == len(effects) == 1 and isinstance(others[0], Load) and not self._core.has_free:
                 await self._do(others[0])
                 return
             self._perform(others)
+        if aside := [self._spawn(run) for run in batch if run.is_aside]:
+            await asyncio.wait(aside, timeout=LINGER_S)
         for run in batch:
-            if run.is_aside:
-                await asyncio.wait([self._spawn(run)], timeout=LINGER_S)
-            else:
+            if not run.is_aside:
                 await self._do(run)
 
     # -- effects ------------------------------------------------------------------------------
