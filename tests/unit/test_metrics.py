@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from service.common.errors import ServiceError
+from service.engine.report import BatchReport
 from service.telemetry.metrics import SIZE_BYTES, Metrics, ServedModel, scrape_together
 from service.telemetry.reference import to_markdown
-from service.engine.report import BatchReport
 
 ROOT = Path(__file__).parents[2]
 REASONS = sorted(kind.reason for kind in ServiceError.__subclasses__())
