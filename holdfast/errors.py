@@ -240,12 +240,6 @@ class DeadlinePassed(HoldfastError):
         return "grpc_code" in self.metadata
 
 
-class NotImplementedYet(HoldfastError):
-    """The server does not have this rpc."""
-
-    default_reason = "NOT_IMPLEMENTED"
-
-
 class ModelFailed(HoldfastError):
     """The model raised, took too long, or broke its contract; nothing was changed."""
 

@@ -28,12 +28,6 @@ class DataType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DATA_TYPE_BOOL: _ClassVar[DataType]
     DATA_TYPE_UINT8: _ClassVar[DataType]
 
-class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
-    __slots__ = ()
-    FINISH_REASON_UNSPECIFIED: _ClassVar[FinishReason]
-    FINISH_REASON_STOP: _ClassVar[FinishReason]
-    FINISH_REASON_MAX_TOKENS: _ClassVar[FinishReason]
-
 class StateKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     STATE_KIND_UNSPECIFIED: _ClassVar[StateKind]
@@ -54,9 +48,6 @@ DATA_TYPE_INT32: DataType
 DATA_TYPE_INT8: DataType
 DATA_TYPE_BOOL: DataType
 DATA_TYPE_UINT8: DataType
-FINISH_REASON_UNSPECIFIED: FinishReason
-FINISH_REASON_STOP: FinishReason
-FINISH_REASON_MAX_TOKENS: FinishReason
 STATE_KIND_UNSPECIFIED: StateKind
 STATE_KIND_RECURRENT: StateKind
 STATE_KIND_SESSION_INPUT: StateKind
@@ -314,44 +305,6 @@ class StreamBatchesResponse(_message.Message):
     error: ChunkError
     def __init__(self, result: _Optional[_Union[ColumnsResult, _Mapping]] = ..., error: _Optional[_Union[ChunkError, _Mapping]] = ...) -> None: ...
 
-class GenerateRequest(_message.Message):
-    __slots__ = ("session_id", "position", "incarnation", "max_tokens", "temperature", "top_k", "top_p", "seed", "stop_ids", "ack_level")
-    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
-    POSITION_FIELD_NUMBER: _ClassVar[int]
-    INCARNATION_FIELD_NUMBER: _ClassVar[int]
-    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
-    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
-    TOP_K_FIELD_NUMBER: _ClassVar[int]
-    TOP_P_FIELD_NUMBER: _ClassVar[int]
-    SEED_FIELD_NUMBER: _ClassVar[int]
-    STOP_IDS_FIELD_NUMBER: _ClassVar[int]
-    ACK_LEVEL_FIELD_NUMBER: _ClassVar[int]
-    session_id: str
-    position: int
-    incarnation: int
-    max_tokens: int
-    temperature: float
-    top_k: int
-    top_p: float
-    seed: int
-    stop_ids: _containers.RepeatedScalarFieldContainer[int]
-    ack_level: AckLevel
-    def __init__(self, session_id: _Optional[str] = ..., position: _Optional[int] = ..., incarnation: _Optional[int] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop_ids: _Optional[_Iterable[int]] = ..., ack_level: _Optional[_Union[AckLevel, str]] = ...) -> None: ...
-
-class GenerateResponse(_message.Message):
-    __slots__ = ("token_id", "log_prob", "position", "incarnation", "finish_reason")
-    TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
-    LOG_PROB_FIELD_NUMBER: _ClassVar[int]
-    POSITION_FIELD_NUMBER: _ClassVar[int]
-    INCARNATION_FIELD_NUMBER: _ClassVar[int]
-    FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
-    token_id: int
-    log_prob: float
-    position: int
-    incarnation: int
-    finish_reason: FinishReason
-    def __init__(self, token_id: _Optional[int] = ..., log_prob: _Optional[float] = ..., position: _Optional[int] = ..., incarnation: _Optional[int] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ...) -> None: ...
-
 class Session(_message.Message):
     __slots__ = ("session_id", "incarnation", "position", "model", "fingerprint", "expires_in_s", "history_digest", "quarantine_reason")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
@@ -442,22 +395,6 @@ class GetSessionResponse(_message.Message):
     state: _containers.RepeatedCompositeFieldContainer[NamedTensor]
     def __init__(self, session: _Optional[_Union[Session, _Mapping]] = ..., state: _Optional[_Iterable[_Union[NamedTensor, _Mapping]]] = ...) -> None: ...
 
-class ListSessionsRequest(_message.Message):
-    __slots__ = ("page_size", "page_token")
-    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
-    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
-    page_size: int
-    page_token: str
-    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
-
-class ListSessionsResponse(_message.Message):
-    __slots__ = ("sessions", "next_page_token")
-    SESSIONS_FIELD_NUMBER: _ClassVar[int]
-    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
-    sessions: _containers.RepeatedCompositeFieldContainer[Session]
-    next_page_token: str
-    def __init__(self, sessions: _Optional[_Iterable[_Union[Session, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
-
 class CloseSessionRequest(_message.Message):
     __slots__ = ("session_id", "incarnation")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
@@ -487,100 +424,6 @@ class ReleaseSessionResponse(_message.Message):
     reason: str
     position: int
     def __init__(self, reason: _Optional[str] = ..., position: _Optional[int] = ...) -> None: ...
-
-class ForkSessionRequest(_message.Message):
-    __slots__ = ("session_id", "position", "new_session_id")
-    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
-    POSITION_FIELD_NUMBER: _ClassVar[int]
-    NEW_SESSION_ID_FIELD_NUMBER: _ClassVar[int]
-    session_id: str
-    position: int
-    new_session_id: str
-    def __init__(self, session_id: _Optional[str] = ..., position: _Optional[int] = ..., new_session_id: _Optional[str] = ...) -> None: ...
-
-class ForkSessionResponse(_message.Message):
-    __slots__ = ("session",)
-    SESSION_FIELD_NUMBER: _ClassVar[int]
-    session: Session
-    def __init__(self, session: _Optional[_Union[Session, _Mapping]] = ...) -> None: ...
-
-class SaveCheckpointRequest(_message.Message):
-    __slots__ = ("session_id", "name", "position")
-    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
-    NAME_FIELD_NUMBER: _ClassVar[int]
-    POSITION_FIELD_NUMBER: _ClassVar[int]
-    session_id: str
-    name: str
-    position: int
-    def __init__(self, session_id: _Optional[str] = ..., name: _Optional[str] = ..., position: _Optional[int] = ...) -> None: ...
-
-class SaveCheckpointResponse(_message.Message):
-    __slots__ = ("position",)
-    POSITION_FIELD_NUMBER: _ClassVar[int]
-    position: int
-    def __init__(self, position: _Optional[int] = ...) -> None: ...
-
-class RestoreCheckpointRequest(_message.Message):
-    __slots__ = ("session_id", "name")
-    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
-    NAME_FIELD_NUMBER: _ClassVar[int]
-    session_id: str
-    name: str
-    def __init__(self, session_id: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
-
-class RestoreCheckpointResponse(_message.Message):
-    __slots__ = ("session",)
-    SESSION_FIELD_NUMBER: _ClassVar[int]
-    session: Session
-    def __init__(self, session: _Optional[_Union[Session, _Mapping]] = ...) -> None: ...
-
-class ExportSessionRequest(_message.Message):
-    __slots__ = ("session_id",)
-    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
-    session_id: str
-    def __init__(self, session_id: _Optional[str] = ...) -> None: ...
-
-class ExportSessionResponse(_message.Message):
-    __slots__ = ("blob",)
-    BLOB_FIELD_NUMBER: _ClassVar[int]
-    blob: bytes
-    def __init__(self, blob: _Optional[bytes] = ...) -> None: ...
-
-class ImportSessionRequest(_message.Message):
-    __slots__ = ("blob", "session_id")
-    BLOB_FIELD_NUMBER: _ClassVar[int]
-    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
-    blob: bytes
-    session_id: str
-    def __init__(self, blob: _Optional[bytes] = ..., session_id: _Optional[str] = ...) -> None: ...
-
-class ImportSessionResponse(_message.Message):
-    __slots__ = ("session",)
-    SESSION_FIELD_NUMBER: _ClassVar[int]
-    session: Session
-    def __init__(self, session: _Optional[_Union[Session, _Mapping]] = ...) -> None: ...
-
-class WatchSessionRequest(_message.Message):
-    __slots__ = ("session_id", "max_rate_hz", "include_state")
-    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
-    MAX_RATE_HZ_FIELD_NUMBER: _ClassVar[int]
-    INCLUDE_STATE_FIELD_NUMBER: _ClassVar[int]
-    session_id: str
-    max_rate_hz: float
-    include_state: bool
-    def __init__(self, session_id: _Optional[str] = ..., max_rate_hz: _Optional[float] = ..., include_state: bool = ...) -> None: ...
-
-class WatchSessionResponse(_message.Message):
-    __slots__ = ("position", "tokens", "outputs", "skipped_count")
-    POSITION_FIELD_NUMBER: _ClassVar[int]
-    TOKENS_FIELD_NUMBER: _ClassVar[int]
-    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
-    SKIPPED_COUNT_FIELD_NUMBER: _ClassVar[int]
-    position: int
-    tokens: Tokens
-    outputs: Outputs
-    skipped_count: int
-    def __init__(self, position: _Optional[int] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., outputs: _Optional[_Union[Outputs, _Mapping]] = ..., skipped_count: _Optional[int] = ...) -> None: ...
 
 class InputSpec(_message.Message):
     __slots__ = ("name", "dtype", "width", "is_token_id", "units", "description")

@@ -50,11 +50,6 @@ class StreamingInferenceServiceStub(object):
                 request_serializer=holdfast_dot_v1_dot_holdfast__pb2.GetSessionRequest.SerializeToString,
                 response_deserializer=holdfast_dot_v1_dot_holdfast__pb2.GetSessionResponse.FromString,
                 _registered_method=True)
-        self.ListSessions = channel.unary_unary(
-                '/holdfast.v1.StreamingInferenceService/ListSessions',
-                request_serializer=holdfast_dot_v1_dot_holdfast__pb2.ListSessionsRequest.SerializeToString,
-                response_deserializer=holdfast_dot_v1_dot_holdfast__pb2.ListSessionsResponse.FromString,
-                _registered_method=True)
         self.CloseSession = channel.unary_unary(
                 '/holdfast.v1.StreamingInferenceService/CloseSession',
                 request_serializer=holdfast_dot_v1_dot_holdfast__pb2.CloseSessionRequest.SerializeToString,
@@ -84,41 +79,6 @@ class StreamingInferenceServiceStub(object):
                 '/holdfast.v1.StreamingInferenceService/StreamBatches',
                 request_serializer=holdfast_dot_v1_dot_holdfast__pb2.StreamBatchesRequest.SerializeToString,
                 response_deserializer=holdfast_dot_v1_dot_holdfast__pb2.StreamBatchesResponse.FromString,
-                _registered_method=True)
-        self.Generate = channel.unary_stream(
-                '/holdfast.v1.StreamingInferenceService/Generate',
-                request_serializer=holdfast_dot_v1_dot_holdfast__pb2.GenerateRequest.SerializeToString,
-                response_deserializer=holdfast_dot_v1_dot_holdfast__pb2.GenerateResponse.FromString,
-                _registered_method=True)
-        self.ForkSession = channel.unary_unary(
-                '/holdfast.v1.StreamingInferenceService/ForkSession',
-                request_serializer=holdfast_dot_v1_dot_holdfast__pb2.ForkSessionRequest.SerializeToString,
-                response_deserializer=holdfast_dot_v1_dot_holdfast__pb2.ForkSessionResponse.FromString,
-                _registered_method=True)
-        self.SaveCheckpoint = channel.unary_unary(
-                '/holdfast.v1.StreamingInferenceService/SaveCheckpoint',
-                request_serializer=holdfast_dot_v1_dot_holdfast__pb2.SaveCheckpointRequest.SerializeToString,
-                response_deserializer=holdfast_dot_v1_dot_holdfast__pb2.SaveCheckpointResponse.FromString,
-                _registered_method=True)
-        self.RestoreCheckpoint = channel.unary_unary(
-                '/holdfast.v1.StreamingInferenceService/RestoreCheckpoint',
-                request_serializer=holdfast_dot_v1_dot_holdfast__pb2.RestoreCheckpointRequest.SerializeToString,
-                response_deserializer=holdfast_dot_v1_dot_holdfast__pb2.RestoreCheckpointResponse.FromString,
-                _registered_method=True)
-        self.ExportSession = channel.unary_unary(
-                '/holdfast.v1.StreamingInferenceService/ExportSession',
-                request_serializer=holdfast_dot_v1_dot_holdfast__pb2.ExportSessionRequest.SerializeToString,
-                response_deserializer=holdfast_dot_v1_dot_holdfast__pb2.ExportSessionResponse.FromString,
-                _registered_method=True)
-        self.ImportSession = channel.unary_unary(
-                '/holdfast.v1.StreamingInferenceService/ImportSession',
-                request_serializer=holdfast_dot_v1_dot_holdfast__pb2.ImportSessionRequest.SerializeToString,
-                response_deserializer=holdfast_dot_v1_dot_holdfast__pb2.ImportSessionResponse.FromString,
-                _registered_method=True)
-        self.WatchSession = channel.unary_stream(
-                '/holdfast.v1.StreamingInferenceService/WatchSession',
-                request_serializer=holdfast_dot_v1_dot_holdfast__pb2.WatchSessionRequest.SerializeToString,
-                response_deserializer=holdfast_dot_v1_dot_holdfast__pb2.WatchSessionResponse.FromString,
                 _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/holdfast.v1.StreamingInferenceService/ListModels',
@@ -159,13 +119,6 @@ class StreamingInferenceServiceServicer(object):
 
     def GetSession(self, request, context):
         """Reads a session's position, model and, on request, state. Safe to retry.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def ListSessions(self, request, context):
-        """Lists the sessions of the caller, in pages, in no particular order. Safe to retry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -221,56 +174,6 @@ class StreamingInferenceServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Generate(self, request, context):
-        """Samples the next token, feeds it back and goes on. Every emitted token is committed. The same seed
-        at the same position gives the same tokens, so a retry from the last position seen is safe.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def ForkSession(self, request, context):
-        """Copies a session under a new id. Safe to retry.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def SaveCheckpoint(self, request, context):
-        """Keeps the present record of a session under a name. Safe to retry.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def RestoreCheckpoint(self, request, context):
-        """Puts a session back to a checkpoint, in a new incarnation. Safe to retry.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def ExportSession(self, request, context):
-        """Returns a session as a portable, checksummed blob. Safe to retry.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def ImportSession(self, request, context):
-        """Creates a session from an exported blob. Safe to retry.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def WatchSession(self, request, context):
-        """Shows the steps of one session as they are committed; may skip some, never delays a commit.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
     def ListModels(self, request, context):
         """Lists the models served. Safe to retry.
         """
@@ -314,11 +217,6 @@ def add_StreamingInferenceServiceServicer_to_server(servicer, server):
                     request_deserializer=holdfast_dot_v1_dot_holdfast__pb2.GetSessionRequest.FromString,
                     response_serializer=holdfast_dot_v1_dot_holdfast__pb2.GetSessionResponse.SerializeToString,
             ),
-            'ListSessions': grpc.unary_unary_rpc_method_handler(
-                    servicer.ListSessions,
-                    request_deserializer=holdfast_dot_v1_dot_holdfast__pb2.ListSessionsRequest.FromString,
-                    response_serializer=holdfast_dot_v1_dot_holdfast__pb2.ListSessionsResponse.SerializeToString,
-            ),
             'CloseSession': grpc.unary_unary_rpc_method_handler(
                     servicer.CloseSession,
                     request_deserializer=holdfast_dot_v1_dot_holdfast__pb2.CloseSessionRequest.FromString,
@@ -348,41 +246,6 @@ def add_StreamingInferenceServiceServicer_to_server(servicer, server):
                     servicer.StreamBatches,
                     request_deserializer=holdfast_dot_v1_dot_holdfast__pb2.StreamBatchesRequest.FromString,
                     response_serializer=holdfast_dot_v1_dot_holdfast__pb2.StreamBatchesResponse.SerializeToString,
-            ),
-            'Generate': grpc.unary_stream_rpc_method_handler(
-                    servicer.Generate,
-                    request_deserializer=holdfast_dot_v1_dot_holdfast__pb2.GenerateRequest.FromString,
-                    response_serializer=holdfast_dot_v1_dot_holdfast__pb2.GenerateResponse.SerializeToString,
-            ),
-            'ForkSession': grpc.unary_unary_rpc_method_handler(
-                    servicer.ForkSession,
-                    request_deserializer=holdfast_dot_v1_dot_holdfast__pb2.ForkSessionRequest.FromString,
-                    response_serializer=holdfast_dot_v1_dot_holdfast__pb2.ForkSessionResponse.SerializeToString,
-            ),
-            'SaveCheckpoint': grpc.unary_unary_rpc_method_handler(
-                    servicer.SaveCheckpoint,
-                    request_deserializer=holdfast_dot_v1_dot_holdfast__pb2.SaveCheckpointRequest.FromString,
-                    response_serializer=holdfast_dot_v1_dot_holdfast__pb2.SaveCheckpointResponse.SerializeToString,
-            ),
-            'RestoreCheckpoint': grpc.unary_unary_rpc_method_handler(
-                    servicer.RestoreCheckpoint,
-                    request_deserializer=holdfast_dot_v1_dot_holdfast__pb2.RestoreCheckpointRequest.FromString,
-                    response_serializer=holdfast_dot_v1_dot_holdfast__pb2.RestoreCheckpointResponse.SerializeToString,
-            ),
-            'ExportSession': grpc.unary_unary_rpc_method_handler(
-                    servicer.ExportSession,
-                    request_deserializer=holdfast_dot_v1_dot_holdfast__pb2.ExportSessionRequest.FromString,
-                    response_serializer=holdfast_dot_v1_dot_holdfast__pb2.ExportSessionResponse.SerializeToString,
-            ),
-            'ImportSession': grpc.unary_unary_rpc_method_handler(
-                    servicer.ImportSession,
-                    request_deserializer=holdfast_dot_v1_dot_holdfast__pb2.ImportSessionRequest.FromString,
-                    response_serializer=holdfast_dot_v1_dot_holdfast__pb2.ImportSessionResponse.SerializeToString,
-            ),
-            'WatchSession': grpc.unary_stream_rpc_method_handler(
-                    servicer.WatchSession,
-                    request_deserializer=holdfast_dot_v1_dot_holdfast__pb2.WatchSessionRequest.FromString,
-                    response_serializer=holdfast_dot_v1_dot_holdfast__pb2.WatchSessionResponse.SerializeToString,
             ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
@@ -482,33 +345,6 @@ class StreamingInferenceService(object):
             '/holdfast.v1.StreamingInferenceService/GetSession',
             holdfast_dot_v1_dot_holdfast__pb2.GetSessionRequest.SerializeToString,
             holdfast_dot_v1_dot_holdfast__pb2.GetSessionResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def ListSessions(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/holdfast.v1.StreamingInferenceService/ListSessions',
-            holdfast_dot_v1_dot_holdfast__pb2.ListSessionsRequest.SerializeToString,
-            holdfast_dot_v1_dot_holdfast__pb2.ListSessionsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -671,195 +507,6 @@ class StreamingInferenceService(object):
             '/holdfast.v1.StreamingInferenceService/StreamBatches',
             holdfast_dot_v1_dot_holdfast__pb2.StreamBatchesRequest.SerializeToString,
             holdfast_dot_v1_dot_holdfast__pb2.StreamBatchesResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def Generate(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_stream(
-            request,
-            target,
-            '/holdfast.v1.StreamingInferenceService/Generate',
-            holdfast_dot_v1_dot_holdfast__pb2.GenerateRequest.SerializeToString,
-            holdfast_dot_v1_dot_holdfast__pb2.GenerateResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def ForkSession(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/holdfast.v1.StreamingInferenceService/ForkSession',
-            holdfast_dot_v1_dot_holdfast__pb2.ForkSessionRequest.SerializeToString,
-            holdfast_dot_v1_dot_holdfast__pb2.ForkSessionResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def SaveCheckpoint(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/holdfast.v1.StreamingInferenceService/SaveCheckpoint',
-            holdfast_dot_v1_dot_holdfast__pb2.SaveCheckpointRequest.SerializeToString,
-            holdfast_dot_v1_dot_holdfast__pb2.SaveCheckpointResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def RestoreCheckpoint(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/holdfast.v1.StreamingInferenceService/RestoreCheckpoint',
-            holdfast_dot_v1_dot_holdfast__pb2.RestoreCheckpointRequest.SerializeToString,
-            holdfast_dot_v1_dot_holdfast__pb2.RestoreCheckpointResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def ExportSession(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/holdfast.v1.StreamingInferenceService/ExportSession',
-            holdfast_dot_v1_dot_holdfast__pb2.ExportSessionRequest.SerializeToString,
-            holdfast_dot_v1_dot_holdfast__pb2.ExportSessionResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def ImportSession(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/holdfast.v1.StreamingInferenceService/ImportSession',
-            holdfast_dot_v1_dot_holdfast__pb2.ImportSessionRequest.SerializeToString,
-            holdfast_dot_v1_dot_holdfast__pb2.ImportSessionResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def WatchSession(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_stream(
-            request,
-            target,
-            '/holdfast.v1.StreamingInferenceService/WatchSession',
-            holdfast_dot_v1_dot_holdfast__pb2.WatchSessionRequest.SerializeToString,
-            holdfast_dot_v1_dot_holdfast__pb2.WatchSessionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -26,7 +26,6 @@
   StoreUnavailable     the store does not answer
   Draining             this server is leaving
   DeadlinePassed       the caller's time is up
-  NotImplementedYet    an rpc of the contract that this version does not have
   ModelFailed          the model raised, stalled, or gave what its contract does not say
   InternalFailure      a fault of this server
 
@@ -225,12 +224,6 @@ class DeadlinePassed(ServiceError):
     """The caller's time was up before the chunk ran; nothing was changed."""
 
     reason = "DEADLINE_PASSED"
-
-
-class NotImplementedYet(ServiceError):
-    """An rpc of the contract that this version does not have."""
-
-    reason = "NOT_IMPLEMENTED"
 
 
 class ModelFailed(ServiceError):

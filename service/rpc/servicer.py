@@ -14,7 +14,6 @@ from service.common.errors import (
     DeadlinePassed,
     InternalFailure,
     InvalidRequest,
-    NotImplementedYet,
     ServiceError,
 )
 from service.engine.admission import Share
@@ -54,20 +53,12 @@ RPC_SCOPES: dict[str, tuple[Scope, ...]] = {
     "OpenSession": ("step",),
     "OpenBatch": ("step",),
     "GetSession": READS,
-    "ListSessions": READS,
     "CloseSession": ("step",),
     "ReleaseSession": ("admin",),
     "Step": ("step",),
     "StreamSteps": ("step",),
     "StepBatch": ("step",),
     "StreamBatches": ("step",),
-    "Generate": ("step",),
-    "ForkSession": ("step",),
-    "SaveCheckpoint": ("step",),
-    "RestoreCheckpoint": ("step",),
-    "ExportSession": ("read-state",),
-    "ImportSession": ("step",),
-    "WatchSession": ("read-state",),
     "ListModels": (*READS, "admin"),
     "GetModel": (*READS, "admin"),
     "ReloadModels": ("admin",),
@@ -114,7 +105,7 @@ class Servicer:
         self._columns_limits = ColumnsLimits(models, max_chunk_tokens, max_rows)
 
     def rpcs(self) -> dict[str, Rpc]:
-        """Returns every rpc of the contract; those not built say so."""
+        """Returns every rpc of the contract."""
         unary: dict[str, Handler] = {
             "OpenSession": self.open_session,
             "OpenBatch": self.open_batch,
@@ -131,9 +122,10 @@ class Servicer:
         service = pb.DESCRIPTOR.services_by_name["StreamingInferenceService"]
         rpcs = {}
         for method in service.methods:
-            serve = streams.get(method.name, _not_built(method.name))
             if method.name in unary:
                 serve = self._unary(unary[method.name], getattr(pb, method.input_type.name))
+            else:
+                serve = streams[method.name]
             observer = self._metrics_of(method.name)
             is_stream = method.client_streaming or method.server_streaming
             build = functools.partial(_handler, method.name, is_stream, serve, observer)
@@ -474,13 +466,6 @@ def _count_calls(
             failure = None  # it holds this frame
 
     return counted
-
-
-def _not_built(name: str) -> Serve:
-    async def refuse(*_: Any) -> Any:
-        raise NotImplementedYet(f"{name} is part of the contract, this version does not have it")
-
-    return refuse
 
 
 def _serialize(reply: Any) -> bytes:

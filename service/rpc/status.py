@@ -42,7 +42,6 @@ CODES: dict[type[ServiceError], grpc.StatusCode] = {
     errors.StoreUnavailable: grpc.StatusCode.UNAVAILABLE,
     errors.Draining: grpc.StatusCode.UNAVAILABLE,
     errors.DeadlinePassed: grpc.StatusCode.DEADLINE_EXCEEDED,
-    errors.NotImplementedYet: grpc.StatusCode.UNIMPLEMENTED,
     errors.ModelFailed: grpc.StatusCode.INTERNAL,
     errors.InternalFailure: grpc.StatusCode.INTERNAL,
 }

@@ -81,6 +81,6 @@ def test_the_config_retries_openings_steps_and_reads_and_nothing_else():
     names = {name["method"] for name in policy["name"]}
     assert all(name["service"] == service.full_name for name in policy["name"])
     assert names <= set(service.methods_by_name)
-    openings, reads = {"OpenSession", "OpenBatch"}, {"GetSession", "ListSessions", "ListModels", "GetModel"}
+    openings, reads = {"OpenSession", "OpenBatch"}, {"GetSession", "ListModels", "GetModel"}
     assert names == openings | {"Step"} | reads
     assert policy["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE", "CANCELLED"]

@@ -1,8 +1,10 @@
 """Bad input over a real socket: the code and reason of the table, and nothing changed."""
 
+import grpc
 import numpy as np
 import pytest
 
+from holdfast.errors import from_rpc
 from holdfast.v1 import holdfast_pb2 as pb
 from tests.rpc.conftest import MODEL
 
@@ -156,6 +158,9 @@ def test_an_error_on_a_stream_leaves_the_stream_alive(rpc):
     assert replies[2].result.position == 2
 
 
-def test_what_is_not_built_says_so(rpc):
-    error = rpc.call("ForkSession", pb.ForkSessionRequest(session_id="x"))
-    assert (error.code, error.reason) == ("UNIMPLEMENTED", "NOT_IMPLEMENTED")
+def test_an_rpc_that_the_contract_does_not_have_is_unimplemented_and_not_retried(rpc):
+    call = rpc.channel.unary_unary("/holdfast.v1.StreamingInferenceService/ForkSession")
+    with pytest.raises(grpc.RpcError) as refused:
+        call(b"", timeout=10)
+    error = from_rpc(refused.value)
+    assert (error.code, error.reason, error.retryable) == ("UNIMPLEMENTED", "", False)

@@ -158,7 +158,7 @@ def test_a_call_ends_with_its_credential(endings, kind, who):
     assert (type(error), str(error)) == (Unauthenticated, REVOKED)
 
 
-@pytest.mark.parametrize("name", ["Step", "Generate"])
+@pytest.mark.parametrize("name", ["Step", "StreamBatches"])
 def test_a_certificate_of_nobody_is_refused_before_a_message_comes(scene, name):
     wait_for(lambda: is_even(get(scene.server, "/metrics")[1], name))  # calls of other tests have ended
     before = get(scene.server, "/metrics")[1]
