@@ -1,16 +1,27 @@
-"""What must hold after every run: the laws of `holdfast verify`, and what only a simulation can see."""
+"""What must hold after every run: the laws of `holdfast verify`, and those that need a look at the store.
+
+- Where the store forgot nothing, no acknowledged token is lost, and none is applied twice; nor where it did
+  forget, among what it was said to have replicated.
+- A reply comes from a history that was stored, by the tokens of its chunk and nothing else; and from the
+  one that the chunk named.
+- Two replies to one chunk are equal, and the chunk was answered once each time that it was taken.
+- What an error says was not applied was not applied.
+- The model fails nobody but whose tokens make it fail.
+"""
 
 from collections import Counter
 
 import numpy as np
 
+from holdfast.history_digest import run_of
 from holdfast.verify.chain import check
 from holdfast.verify.reading import Histories
 from service.store.record import decode
 from tests.hash_oracle import hashes_of
+from tests.simulation.replica import RAISES, STALLS
 
-ALWAYS = ("twice", "reordered", "wrong", "unexplained", "unopened", "dependent")
-"""Of these a store that forgets is no excuse where nobody else wrote meanwhile."""
+TELLING = 3
+"""So many tokens are those of one chunk and of no other one."""
 
 
 class HashNetwork:
@@ -38,48 +49,65 @@ class HashRun:
         return {"s": np.int64(self._hashes[count - 1] if count else self._start)}
 
 
-def judge(paths, primary, drivers, key_of):
+def judge(paths, primary, drivers, answers, not_applied, key_of):
     """Returns session and words for everything that is wrong.
 
     Args:
         paths: Histories of the clients.
         primary: The store.
         drivers: Of the replicas, all drained.
+        answers: Of all clients.
+        not_applied: Session and chunk, of errors that say so.
         key_of: Gives the store key of a session.
     """
     broken = []
+    stored = {}
     for session_id, session in Histories(paths).sessions.items():
-        key = key_of(session_id)
-        found = check(session.history, HashNetwork())
-        if not found.is_good and key not in primary.forgotten:
-            broken += [(session_id, note) for note in found.notes]
-        broken += [(session_id, text) for text in unproven(session.history, primary.written.get(key, ()))]
-        broken += [(session_id, text) for text in unequal(session.history)]
+        key, history = key_of(session_id), session.history
+        records = stored[session_id] = [decode(raw) for raw in primary.written.get(key, ())]
+        if key not in primary.forgotten:
+            found = check(history, HashNetwork())
+            broken += [] if found.is_good else [(session_id, note) for note in found.notes]
+        texts = [*unproven(history, records), *unequal(history), *innocent(history)]
+        broken += [(session_id, text) for text in texts]
+    broken += misled(answers)
+    broken += forgotten(answers, primary, key_of)
+    broken += belied(not_applied, stored)
     for driver in drivers:
         wrong = Counter(count for count in driver.answers.values() if count != 1)
         broken += [("", f"{many} chunks were answered {count} times") for count, many in wrong.items()]
     return broken
 
 
-def unproven(history, written):
-    """Yields replies that tell of a history, or outputs, which were never stored."""
+def unproven(history, records):
+    """Yields replies that do not come from a stored history by the tokens of their chunk."""
     states = {}
-    for raw in written:
-        record = decode(raw)
-        state = int(np.frombuffer(record.state, np.int64)[0]) if record.state else None
-        states[record.incarnation, record.position, record.digest] = state
-        for reply in record.replies:
-            states.setdefault((record.incarnation, reply.position, reply.digest), None)
+    for record in records:
+        if record.state:
+            state = int(np.frombuffer(record.state, np.int64)[0])
+            if states.setdefault((record.position, record.digest), state) != state:
+                yield f"one history has two states at {record.position}"
+    by_position = {}
+    for (position, digest), state in states.items():
+        by_position.setdefault(position, []).append((digest, state))
+    stamps = {(record.incarnation, record.position, record.digest) for record in records}
     for attempt in history.attempts:
         reply = attempt.reply
         if reply is None:
             continue
-        name = reply.incarnation, reply.position, reply.digest
+        place = f"the reply to {len(attempt.tokens)} tokens at {attempt.position}"
+        if (reply.incarnation, reply.position, reply.digest) not in stamps:
+            yield f"{place} tells of a history that was never stored"
+        if attempt.position not in (None, reply.position - len(attempt.tokens)):
+            yield f"{place} tells of position {reply.position}"
+        run = run_of(attempt.tokens)
+        before = by_position.get(reply.position - len(attempt.tokens), ())
+        starts = [state for digest, state in before if run.after(digest) == reply.digest]
         shown = reply.outputs.tensors.get("hash")
-        if name not in states:
-            yield f"the reply to {attempt.position} tells of {name}, which was never stored"
-        elif shown is not None and states[name] is not None and int(shown[-1]) != states[name]:
-            yield f"the reply to {attempt.position} shows {int(shown[-1])}, stored is {states[name]}"
+        if not starts:
+            yield f"{place} comes from no stored history"
+        elif shown is not None and shown.tolist() != hashes_of(attempt.tokens.tolist(), starts[0]):
+            yield f"{place} shows what these tokens do not give"
 
 
 def unequal(history):
@@ -93,3 +121,38 @@ def unequal(history):
         shown = reply.outputs.tensors["hash"].tobytes()
         if given.setdefault(name, shown) != shown:
             yield f"the chunk at {attempt.position} got two different replies"
+
+
+def innocent(history):
+    """Yields chunks that were refused for what others did to the model."""
+    for attempt in history.attempts:
+        if attempt.reason == "MODEL_FAILED" and not np.isin(attempt.tokens, (RAISES, STALLS)).any():
+            yield f"the chunk at {attempt.position} failed for the tokens of others"
+
+
+def misled(answers):
+    """Yields answers from another history than the one that the chunk named."""
+    for answer in answers:
+        if answer.digest and run_of(answer.tokens).after(answer.digest) != answer.stamp[2]:
+            yield answer.session_id, f"the chunk at {answer.position} was applied to another history"
+
+
+def forgotten(answers, primary, key_of):
+    """Yields what a fail-over has forgotten though it was said to be replicated."""
+    lost_s = {}
+    for now_s, key, record in primary.forgets:
+        lost_s[key, record.incarnation, record.position, record.digest] = now_s
+    for answer in answers:
+        if answer.is_replicated and lost_s.get((key_of(answer.session_id), *answer.stamp), 0) > answer.heard_s:
+            yield answer.session_id, f"position {answer.stamp[1]} was replicated, and is forgotten"
+
+
+def belied(not_applied, stored):
+    """Yields chunks that were applied though an error says that they were not."""
+    for session_id, chunk in not_applied:
+        run, count = run_of(chunk.tokens), len(chunk.tokens)
+        for record in stored.get(session_id, ()) if count >= TELLING else ():
+            for reply in record.replies:
+                if (reply.position, reply.token_count) == (chunk.position + count, count):
+                    if run.after(reply.digest_before) == reply.digest:
+                        yield session_id, f"the chunk at {chunk.position} was said not to be applied, and was"

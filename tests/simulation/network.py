@@ -205,13 +205,11 @@ class Stub:
         call.send(None)
         try:
             raw = await call.replies.get()
+            await asyncio.shield(call.ended)
         except asyncio.CancelledError:
             call.give_up((grpc.StatusCode.CANCELLED, "Locally cancelled", ()))
             raise
-        if raw is None:
-            raise _error(call.status)
-        await call.ended
-        if call.status[0] is not grpc.StatusCode.OK:
+        if raw is None or call.status[0] is not grpc.StatusCode.OK:
             raise _error(call.status)
         return _reply_type(rpc).FromString(raw)
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from service.common.errors import AckLevelNotReached, AckLevelUnsupported, StoreFull, StoreUnavailable
 from service.store.keys import set_aside_key
 from service.store.protocol import AckLevel, Found
-from service.store.record import NO_STAMP, STAMP_END, STAMP_START
+from service.store.record import NO_STAMP, STAMP_END, STAMP_START, decode
 
 ACK_TIMEOUT_S = 1.0
 TIMEOUT_S = 2.0
@@ -38,6 +38,7 @@ class Primary:
         records: By key.
         written: Every record that was ever stored, by key, forgotten or not.
         forgotten: Keys of which the store has forgotten something, or that have expired.
+        forgets: Time, key and record of each write that was taken back.
         is_down, is_full, is_cut_off: It does not answer; takes no writes; has no replicas.
     """
 
@@ -47,6 +48,7 @@ class Primary:
         self.records = {}
         self.written = {}
         self.forgotten = set()
+        self.forgets = []
         self.expires_s = {}
         self.is_down = self.is_full = self.is_cut_off = False
         self.connections = []
@@ -97,7 +99,9 @@ class Primary:
         """A replica takes over, which lacks so many of the latest writes, if they were not confirmed."""
         left_count = max(self._replicated_count, len(self._log) - count)
         while len(self._log) > left_count:
-            key, before, _ = self._log.pop()
+            key, before, after = self._log.pop()
+            if after is not None:
+                self.forgets.append((self._loop.now_s, key, decode(after)))
             self.records.pop(key, None) if before is None else self.records.__setitem__(key, before)
             self.forgotten.add(key)
             self._note("store", "forgets a write", key)

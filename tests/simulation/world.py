@@ -70,6 +70,8 @@ class World:
 
     Attributes:
         pause_s, takeover_share, poison_share, close_share: What writers are like in this run.
+        answers: All that clients got.
+        not_applied: Session and chunk, of errors that say so.
     """
 
     def __init__(self, loop, folder, outcome):
@@ -94,6 +96,8 @@ class World:
             Replica(f"replica {number}", loop, self.primary, store_process, limits)
             for number in range(draw.randint(2, 5))
         ]
+        self.answers = []
+        self.not_applied = []
         self._folder = folder
         self._session_ids = [f"s{number}" for number in range(draw.randint(1, 5))]
         self.writers = [self._new_writer(number) for number in range(draw.randint(2, 5))]
@@ -230,7 +234,9 @@ def simulate(seed):
         else:
             drivers = [driver for replica in world.replicas for driver in replica.drivers]
             paths = sorted(Path(folder).glob("*.history"))
-            outcome.broken += judge(paths, world.primary, drivers, _key)
+            outcome.broken += judge(
+                paths, world.primary, drivers, world.answers, world.not_applied, _key
+            )
         outcome.broken += [("", _trouble(context)) for context in loop.troubles]
     outcome.step_count, outcome.trace = loop.step_count, loop.trace
     return outcome

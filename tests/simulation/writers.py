@@ -6,12 +6,13 @@ opens a session again that was taken from it, and takes over where it was killed
 
 import asyncio
 import contextlib
+import functools
 
 from holdfast.client.aio import AsyncClient
-from holdfast.client.history import Recorder
 from holdfast.client.retry import RetryPolicy
 from holdfast.errors import ChunkPending, HoldfastError, SessionQuarantined
 from tests.simulation.network import Stub
+from tests.simulation.recorder import NotedRecorder
 from tests.simulation.replica import RAISES, STALLS
 
 LAST_LIMIT_S = 120.0
@@ -32,46 +33,6 @@ class SimulatedClient(AsyncClient):
 
     def suspect(self, used, waited_s=None):
         pass
-
-
-class NotedRecorder(Recorder):
-    """Records, and writes what is sent and got into the transcript."""
-
-    def __init__(self, path, note):
-        super().__init__(path)
-        self._note = note
-        self._about = {}
-
-    def sent(self, rpc, request):
-        number = super().sent(rpc, request)
-        self._about[number] = self._asked(rpc, request)
-        return number
-
-    def got(self, number, reply):
-        super().got(number, reply)
-        session_id, what = self._about.pop(number, ("", ""))
-        result = getattr(reply, "result", getattr(reply, "session", None))
-        places = result and (getattr(result, "positions", None) or [result.position])
-        replayed = " again" if getattr(result, "replayed", False) else ""
-        self._note(f"got{replayed}", session_id.encode(), f"{what}: at {list(places or ())}")
-
-    def failed(self, number, error):
-        super().failed(number, error)
-        session_id, what = self._about.pop(number, ("", ""))
-        reason = getattr(error, "reason", "") or type(error).__name__
-        self._note("failed", session_id.encode(), f"{what}: {reason}")
-
-    def _asked(self, rpc, request):
-        chunk = getattr(request, "chunk", None) or getattr(request, "columns", None) or request
-        session_id = getattr(chunk, "session_id", "")
-        places = getattr(chunk, "positions", None) or [getattr(chunk, "position", "")]
-        what = f"{rpc} at {list(places)}"
-        if getattr(chunk, "take_over", False):
-            what += " take over"
-        if rpc.startswith("St"):
-            what += f", incarnation {getattr(chunk, 'incarnation', 'any')}"
-        self._note("sends", session_id.encode(), what)
-        return session_id, what
 
 
 class Writer:
@@ -101,12 +62,15 @@ class Writer:
 
     async def begin(self):
         """Makes its client; called in its process."""
+        world = self._world
         self.client = SimulatedClient(
-            self._world.loop,
-            self._world.network,
-            self._world.replicas,
+            world.loop,
+            world.network,
+            world.replicas,
             self.process,
-            NotedRecorder(self._path, lambda *told: self._world.note(self.name, *told)),
+            NotedRecorder(
+                self._path, functools.partial(world.note, self.name), world.answers, world.loop
+            ),
             timeout_s=8.0,
             replay_tokens=self._draw.choice([0, 64, 65536]),
             ack_level=self._draw.choice([None, "memory", "replicated"]),
@@ -121,6 +85,7 @@ class Writer:
             await act(session_id)
         except HoldfastError as error:
             self._world.note(self.name, f"{act.__name__[1:]} fails", session_id.encode(), error.reason)
+            self._world.not_applied += [(session_id, chunk) for chunk in error.not_applied]
             if isinstance(error, SessionQuarantined) and self._draw.random() < 0.5:
                 with contextlib.suppress(HoldfastError):
                     await self.client.release_session(session_id)
