@@ -31,6 +31,7 @@ are no loss; nor is a session that was lost as a whole and told everything again
 """
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -169,6 +170,7 @@ class Sight:
         digest: History digest there; 0 is not given.
         is_opening: It was opened here; else it existed.
         took_over: The asker gave it this incarnation, and it went on.
+        heard_s: When the answer came; None is at once.
         initial: State it was opened with; None is the model's own.
         state: State that was read; empty if none was.
     """
@@ -179,6 +181,7 @@ class Sight:
     digest: int = 0
     is_opening: bool = False
     took_over: bool = False
+    heard_s: float | None = None
     initial: Arrays | None = None
     state: Arrays = field(default_factory=dict)
 
@@ -206,12 +209,14 @@ class SessionHistory:
         sights: In the order in which they were asked for.
         closings: Requests to close it.
         openings: When requests to open it were sent of which nobody knows whether they did.
+        takeovers: The same of those to take it over.
     """
 
     attempts: list[Attempt] = field(default_factory=list)
     sights: list[Sight] = field(default_factory=list)
     closings: list[Closing] = field(default_factory=list)
     openings: list[float] = field(default_factory=list)
+    takeovers: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -286,7 +291,7 @@ def check(history: SessionHistory, network: Network | None, tolerance: float = T
             life.go_on_from(before)
         life.place()
         life.judge_ends(history)
-        if before is not None and not life.took_over:
+        if before is not None and life.takeover is None:
             closings = (closing.incarnation for closing in history.closings)
             life.judge_beginning(
                 before, is_closed=any(number in (0, before.incarnation) for number in closings)
@@ -312,15 +317,62 @@ def _count(history: SessionHistory) -> Findings:
 
 
 def _incarnations(history: SessionHistory) -> list[int]:
-    """Returns the lives of a session in the order in which they were first seen."""
-    seen: dict[int, float] = {}
+    """Returns the lives of a session in the order in which they were lived.
+
+    That is the order in which they were first seen. Where two began at the same time, as far as their
+    openings tell, one that was taken over comes before the one that found it so; else the one that was left
+    first.
+    """
+    seen: dict[int, _Evidence] = {}
     for sight in history.sights:
-        seen[sight.incarnation] = min(sight.sent_s, seen.get(sight.incarnation, sight.sent_s))
+        one = seen.setdefault(sight.incarnation, _Evidence(sight.incarnation))
+        one.add(sight.sent_s, sight.position, sight.digest)
+        if sight.is_opening or sight.took_over:
+            one.heard_s = sight.sent_s if sight.heard_s is None else sight.heard_s
+        if sight.took_over:
+            one.found = (sight.position, sight.digest)
     for attempt in history.attempts:
-        if attempt.reply is not None:
-            number = attempt.reply.incarnation
-            seen[number] = min(attempt.time_s, seen.get(number, attempt.time_s))
-    return sorted(seen, key=lambda number: seen[number])
+        if (reply := attempt.reply) is not None:
+            one = seen.setdefault(reply.incarnation, _Evidence(reply.incarnation))
+            one.add(attempt.time_s, reply.position, reply.digest)
+    lives = sorted(seen.values(), key=lambda one: one.first_s)
+    for _ in lives:
+        for place, (one, other) in enumerate(itertools.pairwise(lives)):
+            if other.first_s <= one.heard_s and one.comes_after(other):
+                lives[place : place + 2] = other, one
+    return [one.incarnation for one in lives]
+
+
+@dataclass(slots=True)
+class _Evidence:
+    """What tells when a life was lived.
+
+    Attributes:
+        incarnation: Its number.
+        first_s, last_s: When the first and the last request was sent that found it.
+        heard_s: When it was known to have begun.
+        found: Position and digest at which it took over another one.
+        places: Positions and digests that were seen of it.
+    """
+
+    incarnation: int
+    first_s: float = math.inf
+    last_s: float = -math.inf
+    heard_s: float = -math.inf
+    found: tuple[int, int] | None = None
+    places: set[tuple[int, int]] = field(default_factory=set)
+
+    def add(self, sent_s: float, position: int, digest: int) -> None:
+        """Takes a request that found it, and where."""
+        self.first_s, self.last_s = min(self.first_s, sent_s), max(self.last_s, sent_s)
+        self.places.add((position, digest))
+
+    def comes_after(self, other: "_Evidence") -> bool:
+        """Whether it was lived after one that began at the same time."""
+        went_on, was_gone_on_from = self.found in other.places, other.found in self.places
+        if went_on != was_gone_on_from:
+            return went_on
+        return self.last_s > other.last_s
 
 
 @dataclass(slots=True)
@@ -356,7 +408,8 @@ class _Life:
         ]
         self.reasons = {attempt.reason for attempt in self.open_fates}
         opening = next((sight for sight in self.sights if sight.is_opening), None)
-        first = opening or (self.sights[0] if self.sights else None)
+        takeover = next((sight for sight in self.sights if sight.took_over), None)
+        first = opening or takeover or (self.sights[0] if self.sights else None)
         self.base = 0 if opening else self._first_place()
         self.knows_start = self.base == 0
         self.initial = opening.initial if opening else None
@@ -367,8 +420,15 @@ class _Life:
         self.tape: dict[int, NDArray[Any]] = {}
         self.pieces: list[_Piece] = []
         self.unsure: list[int] = []  # ends of gaps that were filled by one of several ways, unconfirmed
-        self.took_over = first is not None and first.took_over
+        self.takeover = takeover or self._unheard_takeover(history, first)
         self.top = self.base  # position up to which tokens are acknowledged or were seen
+
+    def _unheard_takeover(self, history: SessionHistory, first: Sight | None) -> Sight | None:
+        """Returns where it was first seen, if a request whose answer did not come may have taken it over."""
+        if first is None or first.is_opening:
+            return None
+        sent_s = first.sent_s if first.heard_s is None else first.heard_s
+        return first if any(asked_s < sent_s for asked_s in history.takeovers) else None
 
     def _first_place(self) -> int:
         """Returns where the record begins of a session that nobody was seen to open."""
@@ -392,10 +452,10 @@ class _Life:
 
     def go_on_from(self, before: "_Life") -> None:
         """After a takeover the state is that of the life before, where it was taken over."""
-        if not self.took_over:
+        if self.takeover is None:
             return
-        self.base = self.sights[0].position
-        self.first_digest = self.sights[0].digest
+        self.base = self.takeover.position
+        self.first_digest = self.takeover.digest
         end = max((piece.end for piece in before.pieces), default=before.base)
         self._miss(end - self.base, f"a takeover found position {self.base}")
         places = range(before.base, self.base)

@@ -43,13 +43,14 @@ class RecordedSession:
     Attributes:
         history: What is judged.
         model: Its model, as far as anybody said.
-        open_fates: Requests to open it that had no good reply: when they were sent, and their nonce.
+        open_fates: Requests to open it that had no good reply: when they were sent, their nonce, and whether
+            they were to take it over.
         answered_nonces: Of openings with a good reply, which tells what became of earlier attempts.
     """
 
     history: SessionHistory = field(default_factory=SessionHistory)
     model: ModelId = UNKNOWN_MODEL
-    open_fates: list[tuple[float, int]] = field(default_factory=list)
+    open_fates: list[tuple[float, int, bool]] = field(default_factory=list)
     answered_nonces: set[int] = field(default_factory=set)
 
 
@@ -91,11 +92,13 @@ class Histories:
             read[request.rpc](request, answers.get(number))
         for session in self.sessions.values():
             session.history.sights.sort(key=lambda sight: sight.sent_s)
-            session.history.openings = [
-                sent_s
-                for sent_s, nonce in session.open_fates
+            unanswered = [
+                (sent_s, takes_over)
+                for sent_s, nonce, takes_over in session.open_fates
                 if not nonce or nonce not in session.answered_nonces
             ]
+            session.history.openings = [sent_s for sent_s, _ in unanswered]
+            session.history.takeovers = [sent_s for sent_s, takes_over in unanswered if takes_over]
 
     def session(self, session_id: str) -> RecordedSession:
         """Returns a session, new if nobody named it before."""
@@ -107,7 +110,7 @@ class Histories:
         asked = pb.OpenSessionRequest.FromString(request.body)
         if answer is None or answer.kind != REPLY:
             if asked.session_id:
-                self.session(asked.session_id).open_fates.append((request.time_s, asked.nonce))
+                self.session(asked.session_id).open_fates.append((request.time_s, asked.nonce, asked.take_over))
             return
         reply = pb.OpenSessionResponse.FromString(answer.body)
         initial = to_arrays(asked.initial_state) if asked.initial_state and not reply.resumed else None
@@ -115,7 +118,7 @@ class Histories:
         self._see(request, reply.session, Sight(
             request.time_s, reply.session.incarnation, reply.session.position,
             digest=reply.session.history_digest,
-            is_opening=not reply.resumed, took_over=took_over, initial=initial,
+            is_opening=not reply.resumed, took_over=took_over, heard_s=answer.time_s, initial=initial,
         ))  # fmt: skip
         self.session(reply.session.session_id).answered_nonces.add(asked.nonce)
 
@@ -129,13 +132,13 @@ class Histories:
         resumed = set() if reply is None else set(reply.resumed_rows)
         for row, session_id in enumerate(asked.session_ids):
             session = self.session(session_id)
-            if reply is None or row in failed:
-                session.open_fates.append((request.time_s, asked.nonce))
+            if answer is None or reply is None or row in failed:
+                session.open_fates.append((request.time_s, asked.nonce, False))
                 continue
             session.answered_nonces.add(asked.nonce)
             session.history.sights.append(Sight(
                 request.time_s, reply.incarnations[row], reply.positions[row],
-                digest=reply.history_digests[row], is_opening=row not in resumed,
+                digest=reply.history_digests[row], is_opening=row not in resumed, heard_s=answer.time_s,
                 initial={name: array[row] for name, array in initial.items()}
                 if initial and row not in resumed else None,
             ))  # fmt: skip

@@ -1,0 +1,1 @@
+"""Simulates a deployment in one thread: replicas, a store, clients and their faults, in virtual time."""

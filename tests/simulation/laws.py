@@ -1,0 +1,158 @@
+"""What must hold after every run: the laws of `holdfast verify`, and those that need a look at the store.
+
+- Where the store forgot nothing, no acknowledged token is lost, and none is applied twice; nor where it did
+  forget, among what it was said to have replicated.
+- A reply comes from a history that was stored, by the tokens of its chunk and nothing else; and from the
+  one that the chunk named.
+- Two replies to one chunk are equal, and the chunk was answered once each time that it was taken.
+- What an error says was not applied was not applied.
+- The model fails nobody but whose tokens make it fail.
+"""
+
+from collections import Counter
+
+import numpy as np
+
+from holdfast.history_digest import run_of
+from holdfast.verify.chain import check
+from holdfast.verify.reading import Histories
+from service.store.record import decode
+from tests.hash_oracle import hashes_of
+from tests.simulation.replica import RAISES, STALLS
+
+TELLING = 3
+"""So many tokens are those of one chunk and of no other one."""
+
+
+class HashNetwork:
+    """Implements `chain.Network` for the hash of all tokens."""
+
+    def run(self, tokens, initial):
+        return HashRun(tokens, 0 if initial is None else int(np.asarray(initial["s"])))
+
+    def dependence(self, tokens):
+        return None
+
+
+class HashRun:
+    def __init__(self, tokens, start):
+        self._start = start
+        self._hashes = hashes_of([int(token) for token in tokens], start)
+
+    def differences(self, start, outputs):
+        shown = outputs.tensors.get("hash")
+        if shown is None:
+            return 0.0
+        return float(np.abs(np.asarray(self._hashes[start : start + len(shown)]) - shown).max())
+
+    def state_after(self, count):
+        return {"s": np.int64(self._hashes[count - 1] if count else self._start)}
+
+
+def judge(paths, primary, drivers, answers, not_applied, key_of):
+    """Returns session and words for everything that is wrong.
+
+    Args:
+        paths: Histories of the clients.
+        primary: The store.
+        drivers: Of the replicas, all drained.
+        answers: Of all clients.
+        not_applied: Session and chunk, of errors that say so.
+        key_of: Gives the store key of a session.
+    """
+    broken = []
+    stored = {}
+    for session_id, session in Histories(paths).sessions.items():
+        key, history = key_of(session_id), session.history
+        records = stored[session_id] = [decode(raw) for raw in primary.written.get(key, ())]
+        if key not in primary.forgotten:
+            found = check(history, HashNetwork())
+            broken += [] if found.is_good else [(session_id, note) for note in found.notes]
+        texts = [*unproven(history, records), *unequal(history), *innocent(history)]
+        broken += [(session_id, text) for text in texts]
+    broken += misled(answers)
+    broken += forgotten(answers, primary, key_of)
+    broken += belied(not_applied, stored)
+    for driver in drivers:
+        wrong = Counter(count for count in driver.answers.values() if count != 1)
+        broken += [("", f"{many} chunks were answered {count} times") for count, many in wrong.items()]
+    return broken
+
+
+def unproven(history, records):
+    """Yields replies that do not come from a stored history by the tokens of their chunk."""
+    states = {}
+    for record in records:
+        if record.state:
+            state = int(np.frombuffer(record.state, np.int64)[0])
+            if states.setdefault((record.position, record.digest), state) != state:
+                yield f"one history has two states at {record.position}"
+    by_position = {}
+    for (position, digest), state in states.items():
+        by_position.setdefault(position, []).append((digest, state))
+    stamps = {(record.incarnation, record.position, record.digest) for record in records}
+    for attempt in history.attempts:
+        reply = attempt.reply
+        if reply is None:
+            continue
+        place = f"the reply to {len(attempt.tokens)} tokens at {attempt.position}"
+        if (reply.incarnation, reply.position, reply.digest) not in stamps:
+            yield f"{place} tells of a history that was never stored"
+        if attempt.position not in (None, reply.position - len(attempt.tokens)):
+            yield f"{place} tells of position {reply.position}"
+        run = run_of(attempt.tokens)
+        before = by_position.get(reply.position - len(attempt.tokens), ())
+        starts = [state for digest, state in before if run.after(digest) == reply.digest]
+        shown = reply.outputs.tensors.get("hash")
+        if not starts:
+            yield f"{place} comes from no stored history"
+        elif shown is not None and shown.tolist() != hashes_of(attempt.tokens.tolist(), starts[0]):
+            yield f"{place} shows what these tokens do not give"
+
+
+def unequal(history):
+    """Yields chunks that got two different replies for one history."""
+    given = {}
+    for attempt in history.attempts:
+        reply = attempt.reply
+        if reply is None or "hash" not in reply.outputs.tensors:
+            continue
+        name = reply.incarnation, reply.position, reply.digest, attempt.tokens.tobytes()
+        shown = reply.outputs.tensors["hash"].tobytes()
+        if given.setdefault(name, shown) != shown:
+            yield f"the chunk at {attempt.position} got two different replies"
+
+
+def innocent(history):
+    """Yields chunks that were refused for what others did to the model."""
+    for attempt in history.attempts:
+        if attempt.reason == "MODEL_FAILED" and not np.isin(attempt.tokens, (RAISES, STALLS)).any():
+            yield f"the chunk at {attempt.position} failed for the tokens of others"
+
+
+def misled(answers):
+    """Yields answers from another history than the one that the chunk named."""
+    for answer in answers:
+        if answer.digest and run_of(answer.tokens).after(answer.digest) != answer.stamp[2]:
+            yield answer.session_id, f"the chunk at {answer.position} was applied to another history"
+
+
+def forgotten(answers, primary, key_of):
+    """Yields what a fail-over has forgotten though it was said to be replicated."""
+    lost_s = {}
+    for now_s, key, record in primary.forgets:
+        lost_s[key, record.incarnation, record.position, record.digest] = now_s
+    for answer in answers:
+        if answer.is_replicated and lost_s.get((key_of(answer.session_id), *answer.stamp), 0) > answer.heard_s:
+            yield answer.session_id, f"position {answer.stamp[1]} was replicated, and is forgotten"
+
+
+def belied(not_applied, stored):
+    """Yields chunks that were applied though an error says that they were not."""
+    for session_id, chunk in not_applied:
+        run, count = run_of(chunk.tokens), len(chunk.tokens)
+        for record in stored.get(session_id, ()) if count >= TELLING else ():
+            for reply in record.replies:
+                if (reply.position, reply.token_count) == (chunk.position + count, count):
+                    if run.after(reply.digest_before) == reply.digest:
+                        yield session_id, f"the chunk at {chunk.position} was said not to be applied, and was"

@@ -1,0 +1,182 @@
+"""A replica of a simulation: the servicer, the engine and its core as they are, over a simulated store.
+
+Not real are the model, which is a hash of all tokens, and the runner: its threads are virtual time.
+"""
+
+import asyncio
+import itertools
+from collections import Counter
+
+from service.common.errors import ModelFailed
+from service.engine.admission import Admission, Bounds
+from service.engine.driver import Driver
+from service.engine.effects import Failure, Kind
+from service.engine.run import run_batch
+from service.engine.sessions import Sessions
+from service.rpc.access import Access
+from service.rpc.codec import encode_outputs
+from service.rpc.credentials import ANYBODY
+from service.rpc.open_calls import OpenCalls
+from service.rpc.servicer import Servicer
+from service.telemetry.rpc_metrics import NUMBER_COUNT, RpcMetrics
+from tests.fakes import CountingObserver, FakeModels, HashModel
+from tests.simulation.store import SimulatedStore
+
+RAISES, STALLS = 254, 253
+PATIENCE_S = 0.2
+RUN_TIMEOUT_S = 2.0
+
+
+class Model(HashModel):
+    """The hash of all tokens; raises where it finds token 254."""
+
+    def run(self, tokens, states, needed=None, halt=None):
+        if (tokens == RAISES).any():
+            raise RuntimeError("token 254")
+        outputs, after = super().run(tokens, states, needed, halt)
+        self.batch_sizes.clear()
+        return outputs, after
+
+
+class Served(FakeModels):
+    def __iter__(self):
+        return iter([self.model])
+
+
+class SimulatedRunner:
+    """Implements `Runner`: what runs on the loop holds its process, what runs in a thread takes time."""
+
+    def __init__(self, encode, timeout_s):
+        self._encode = encode
+        self._timeout_s = timeout_s
+
+    async def run(self, group, kind, *, in_thread):
+        loop = asyncio.get_running_loop()
+        on_loop = not in_thread and kind in (Kind.BATCH, Kind.SEARCH)
+        stalls = any((rows.tokens == STALLS).any() for rows in group)
+        seconds = loop.random.expovariate(1 / 0.0005)
+        if stalls:
+            seconds = self._timeout_s if kind is Kind.LONG else PATIENCE_S
+        if on_loop:
+            loop.hold(loop.process, seconds)
+        else:
+            await asyncio.sleep(seconds)
+        if stalls:
+            return Failure(ModelFailed("the run did not end"), True, 0.0, on_loop)
+        try:
+            run_batch(group[0].model, group, self._encode, group[0].model.new_halt())
+        except ModelFailed as error:
+            return Failure(error, False, 0.0005, on_loop)
+        return None
+
+    def close(self):
+        pass
+
+
+class CountedDriver(Driver):
+    """A driver of which every answer is counted.
+
+    Attributes:
+        answers: How often each chunk, and each row of each message, was answered.
+    """
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.answers = Counter()
+        self._numbers = itertools.count()
+        self._messages = {}
+
+    def submit(self, chunk):
+        number, reply = next(self._numbers), chunk.reply
+        self.answers[number] = 0
+
+        def counted(*arguments):
+            self.answers[number] += 1
+            reply(*arguments)
+
+        chunk.reply = counted
+        super().submit(chunk)
+
+    def submit_rows(self, rows):
+        message = rows.message
+        number, _ = self._messages.get(id(message), (None, None))
+        if number is None:
+            number, reply = next(self._numbers), message.reply
+            self._messages[id(message)] = number, message  # kept, so that the id is not used again
+
+            def counted(answered, error):
+                for row in answered.numbers.tolist():
+                    self.answers[number, row] += 1
+                reply(answered, error)
+
+            message.reply = counted
+        for row in rows.numbers.tolist():
+            self.answers[number, row] = 0
+        super().submit_rows(rows)
+
+
+class Replica:
+    """One replica; killed or drained, it is started again in a new process.
+
+    Attributes:
+        name: For transcripts.
+        process: The present one.
+        handlers: Of its rpcs; empty while it does not listen.
+        drivers: Of every process that was not killed.
+    """
+
+    def __init__(self, name, loop, primary, store_process, limits):
+        self.name = name
+        self.handlers = {}
+        self.drivers = []
+        self._loop = loop
+        self._primary = primary
+        self._store_process = store_process
+        self._limits = limits
+        self.process = loop.new_process(name)
+
+    async def start(self):
+        """Listens; called in its process."""
+        limits = self._limits
+        models = Served(Model())
+        store = SimulatedStore(self._loop, self._primary, self._store_process, self.process)
+        self.store = store
+        self.driver = CountedDriver(models, store, encode_outputs, CountingObserver(), limits)
+        self.drivers.append(self.driver)
+        self.driver.start()
+        sessions = Sessions(
+            models, store, self.driver, ttl_s=limits.session_ttl_s, ack_level=limits.ack_level
+        )
+        self.calls = OpenCalls(
+            Admission(Bounds()), max_call_s=60.0, max_stall_s=30.0, max_age_s=0.0, places=1000
+        )
+        servicer = Servicer(
+            self.driver,
+            sessions,
+            models,
+            Access(None, asks_certificates=False),
+            self.calls,
+            None,
+            lambda rpc: RpcMetrics(("", "", rpc), [0.0] * NUMBER_COUNT),
+            max_chunk_tokens=256,
+            max_rows=256,
+        )
+        self.handlers = {name: rpc.build(lambda _: ANYBODY) for name, rpc in servicer.rpcs().items()}
+
+    async def stop(self):
+        """Drains; called in its process."""
+        await self.calls.drain()
+        await self.driver.drain()
+        self.handlers = {}
+        await self.driver.stop()
+
+    def kill(self):
+        """Ends its process where it stands."""
+        self.handlers = {}
+        self.drivers.remove(self.driver)
+        self._loop.kill(self.process)
+        self.store.connection.snap()
+
+    def renew(self):
+        """Gets a new process for the next start."""
+        self.process = self._loop.new_process(self.name)

@@ -1,0 +1,252 @@
+"""The store of a simulation: one primary that keeps records, and the connections of replicas to it.
+
+A commit does what `commit.lua` does: it writes a record over the expected stamp, and over nothing else. A
+connection carries requests in order, and breaks: then what is under way fails, and whether it was executed
+before, is executed later, or never, nobody is told. A fail-over takes back the latest writes that no
+replica of the store has confirmed.
+"""
+
+import asyncio
+from typing import NamedTuple
+
+from service.common.errors import AckLevelNotReached, AckLevelUnsupported, StoreFull, StoreUnavailable
+from service.store.keys import set_aside_key
+from service.store.protocol import AckLevel, Found
+from service.store.record import NO_STAMP, STAMP_END, STAMP_START, decode
+
+ACK_TIMEOUT_S = 1.0
+TIMEOUT_S = 2.0
+
+
+class Write(NamedTuple):
+    """A record that was written, or taken away.
+
+    Attributes:
+        key: Of the record.
+        before, after: What was stored; None is nothing.
+    """
+
+    key: bytes
+    before: bytes | None
+    after: bytes | None
+
+
+class Primary:
+    """Keeps the records.
+
+    Attributes:
+        records: By key.
+        written: Every record that was ever stored, by key, forgotten or not.
+        forgotten: Keys of which the store has forgotten something, or that have expired.
+        forgets: Time, key and record of each write that was taken back.
+        is_down, is_full, is_cut_off: It does not answer; takes no writes; has no replicas.
+    """
+
+    def __init__(self, loop, note):
+        self._loop = loop
+        self._note = note
+        self.records = {}
+        self.written = {}
+        self.forgotten = set()
+        self.forgets = []
+        self.expires_s = {}
+        self.is_down = self.is_full = self.is_cut_off = False
+        self.connections = []
+        self._log = []
+        self._replicated_count = 0
+
+    def get(self, key):
+        """Returns a record; None if nothing is stored or it has expired."""
+        expires_s = self.expires_s.get(key)
+        if expires_s is not None and self._loop.now_s >= expires_s:
+            self._put(key, None, 0.0)
+            self.forgotten.add(key)
+            self._note("store", "expires", key)
+        return self.records.get(key)
+
+    def commit(self, writes, ttl_s):
+        """See `StateStore.commit`."""
+        refusals, number, size = {}, 0, len(NO_STAMP)
+        for part in writes:
+            for place, (key, record) in enumerate(zip(part.keys, part.records, strict=True)):
+                found = self.get(key)
+                stamp = NO_STAMP if found is None else found[STAMP_START:STAMP_END]
+                if stamp != part.expected[place * size : (place + 1) * size]:
+                    refusals[number] = Found(found)
+                elif self.is_full:
+                    refusals[number] = StoreFull("the store is full", retry_after_s=0.1)
+                else:
+                    self._put(key, bytes(record), ttl_s)
+                    self._note("store", "writes", key, bytes(record))
+                number += 1
+        return refusals
+
+    def set_aside(self, key, record, ttl_s):
+        """See `StateStore.set_aside`."""
+        if self.get(key) != record:
+            return False
+        self._put(key, None, 0.0)
+        self._put(set_aside_key(key), record, ttl_s)
+        return True
+
+    def replicate(self):
+        """Has the replicas of the store take all that is written; returns whether there are any."""
+        if not self.is_cut_off:
+            self._replicated_count = len(self._log)
+        return not self.is_cut_off
+
+    def fail_over(self, count):
+        """A replica takes over, which lacks so many of the latest writes, if they were not confirmed."""
+        left_count = max(self._replicated_count, len(self._log) - count)
+        while len(self._log) > left_count:
+            key, before, after = self._log.pop()
+            if after is not None:
+                self.forgets.append((self._loop.now_s, key, decode(after)))
+            self.records.pop(key, None) if before is None else self.records.__setitem__(key, before)
+            self.forgotten.add(key)
+            self._note("store", "forgets a write", key)
+        self.break_connections()
+
+    def break_connections(self):
+        """Ends every connection."""
+        for connection in list(self.connections):
+            connection.snap()
+
+    def _put(self, key, record, ttl_s):
+        before = self.records.get(key)
+        self._log.append(Write(key, before, record))
+        if record is None:
+            self.records.pop(key, None)
+            self.expires_s.pop(key, None)
+            return
+        self.records[key] = record
+        self.written.setdefault(key, set()).add(record)
+        if ttl_s:
+            self.expires_s[key] = self._loop.now_s + ttl_s
+        else:
+            self.expires_s.pop(key, None)
+
+
+class Connection:
+    """One connection to the primary; carries requests and replies in order until it breaks.
+
+    Attributes:
+        is_broken: Nothing goes over it any more, whether its owner knows that or not.
+    """
+
+    def __init__(self, loop, primary, store_process, owner_process, on_end):
+        self._loop = loop
+        self._primary = primary
+        self._store = store_process
+        self._owner = owner_process
+        self._on_end = on_end
+        self._waiting = {}
+        self._there_s = self._back_s = 0.0
+        self.is_broken = False
+        primary.connections.append(self)
+
+    async def ask(self, act):
+        """Has the primary do something, and returns what that gives.
+
+        Raises:
+            StoreUnavailable: The connection broke, or no reply came in time.
+        """
+        reply = self._loop.create_future()
+        draw = self._loop.random
+        self._there_s = max(self._there_s, self._loop.now_s + draw.expovariate(1 / 0.0005))
+        self._waiting[reply] = act
+        self._loop.call_at(self._there_s, self._execute, reply, context=self._store.context)
+        timer = self._loop.call_later(TIMEOUT_S, self.snap)
+        try:
+            return await reply
+        finally:
+            timer.cancel()
+
+    def snap(self):
+        """Breaks the connection; what is on its way may still arrive, later, or never."""
+        if self.is_broken:
+            return
+        self.is_broken = True
+        self._primary.connections.remove(self)
+        draw = self._loop.random
+        for act in self._waiting.values():
+            if act is not None and draw.random() < 0.3:
+                late_s = draw.expovariate(1 / 0.02)
+                self._loop.call_later(late_s, self._late, act, context=self._store.context)
+        self._loop.call_later(draw.expovariate(1 / 0.002), self._end, context=self._owner.context)
+
+    def _late(self, act):
+        if not self._primary.is_down:
+            act()
+
+    def _end(self):
+        self._on_end(self)
+        for reply in self._waiting:
+            if not reply.done():
+                reply.set_exception(StoreUnavailable("the connection broke", retry_after_s=0.05))
+
+    def _execute(self, reply):
+        if self.is_broken or self._primary.is_down:
+            return
+        act, self._waiting[reply] = self._waiting[reply], None
+        answer = act()
+        self._back_s = max(self._back_s, self._loop.now_s + self._loop.random.expovariate(1 / 0.0005))
+        self._loop.call_at(self._back_s, self._deliver, reply, answer, context=self._owner.context)
+
+    def _deliver(self, reply, answer):
+        if self.is_broken:
+            return
+        self._waiting.pop(reply, None)
+        if not reply.done():
+            reply.set_result(answer)
+
+
+class SimulatedStore:
+    """Implements `StateStore` for one replica, over a connection that it makes anew when it breaks."""
+
+    def __init__(self, loop, primary, store_process, owner_process):
+        self._loop = loop
+        self._primary = primary
+        self._processes = store_process, owner_process
+        self.epoch = 1
+        self.is_available = True
+        self.connection = self._connect()
+
+    async def load(self, keys):
+        return await self.connection.ask(lambda: [self._primary.get(key) for key in keys])
+
+    async def commit(self, writes, ttl_s):
+        return await self.connection.ask(lambda: self._primary.commit(writes, ttl_s))
+
+    def check_level(self, level):
+        if AckLevel.FSYNCED in level:
+            raise AckLevelUnsupported("this store has no disk")
+
+    async def confirm(self, keys, level, epoch):
+        is_there = False
+        if epoch == self.epoch:
+            try:
+                is_there = await self.connection.ask(self._primary.replicate)
+            except StoreUnavailable:
+                is_there = False
+            if not is_there:
+                await asyncio.sleep(self._loop.random.random() * ACK_TIMEOUT_S)
+        if is_there and epoch == self.epoch:
+            return {}
+        late = AckLevelNotReached("not replicated", retry_after_s=0.05)
+        return dict.fromkeys(range(len(keys)), late)
+
+    async def set_aside(self, key, record, ttl_s):
+        return await self.connection.ask(lambda: self._primary.set_aside(key, record, ttl_s))
+
+    async def time_to_live_s(self, key):
+        expires_s = self._primary.expires_s.get(key)
+        return 0.0 if expires_s is None else max(0.001, expires_s - self._loop.now_s)
+
+    def _connect(self):
+        return Connection(self._loop, self._primary, *self._processes, self._reconnect)
+
+    def _reconnect(self, broken):
+        if broken is self.connection:
+            self.epoch += 1
+            self.connection = self._connect()

@@ -1,0 +1,208 @@
+"""The clients of a simulation: the client library as it is, over simulated calls.
+
+A writer does what a program does that uses the library as its errors say: it goes on with what is pending,
+opens a session again that was taken from it, and takes over where it was killed itself.
+"""
+
+import asyncio
+import contextlib
+import functools
+
+from holdfast.client.aio import AsyncClient
+from holdfast.client.retry import RetryPolicy
+from holdfast.errors import ChunkPending, HoldfastError, SessionQuarantined
+from tests.simulation.network import Stub
+from tests.simulation.recorder import NotedRecorder
+from tests.simulation.replica import RAISES, STALLS
+
+LAST_LIMIT_S = 120.0
+"""Once nothing breaks any more, everything has to be done within so long."""
+
+
+class SimulatedClient(AsyncClient):
+    """A client whose calls go to one replica or another."""
+
+    def __init__(self, loop, network, replicas, process, history, **options):
+        super().__init__("127.0.0.1:1", retry=RetryPolicy(attempt_s=1.0), history=history, **options)
+        self._stubs = [Stub(network, replica, process) for replica in replicas]
+        self._draw = loop.random
+
+    def next_stub(self):
+        self.lifetime.check()
+        return self._draw.choice(self._stubs)
+
+    def suspect(self, used, waited_s=None):
+        pass
+
+
+class Writer:
+    """One program that writes to some sessions.
+
+    Args:
+        world: See there.
+        name: For transcripts.
+        session_ids: Which it writes to.
+        history: Where it records what it sends and gets.
+    """
+
+    def __init__(self, world, name, session_ids, history):
+        self.name = name
+        self.process = world.loop.new_process(name)
+        self._world = world
+        self._draw = world.loop.random
+        self._session_ids = session_ids
+        self._path = history
+        self._sessions = {}
+
+    async def run(self, count):
+        """Does so many things."""
+        for _ in range(count):
+            await self.act()
+            await asyncio.sleep(self._draw.expovariate(1 / self._world.pause_s))
+
+    async def begin(self):
+        """Makes its client; called in its process."""
+        world = self._world
+        self.client = SimulatedClient(
+            world.loop,
+            world.network,
+            world.replicas,
+            self.process,
+            NotedRecorder(
+                self._path, functools.partial(world.note, self.name), world.answers, world.loop
+            ),
+            timeout_s=8.0,
+            replay_tokens=self._draw.choice([0, 64, 65536]),
+            ack_level=self._draw.choice([None, "memory", "replicated"]),
+        )
+
+    async def act(self):
+        """Does one thing, whatever comes of it."""
+        session_id = self._draw.choice(self._session_ids)
+        acts = self._step, self._step, self._step, self._stream, self._stream, self._batch, self._leave
+        act = self._draw.choice(acts)
+        try:
+            await act(session_id)
+        except HoldfastError as error:
+            self._world.note(self.name, f"{act.__name__[1:]} fails", session_id.encode(), error.reason)
+            self._world.not_applied += [(session_id, chunk) for chunk in error.not_applied]
+            if isinstance(error, SessionQuarantined) and self._draw.random() < 0.5:
+                with contextlib.suppress(HoldfastError):
+                    await self.client.release_session(session_id)
+            if not error.pending and not isinstance(error, ChunkPending):
+                self._sessions.pop(session_id, None)
+
+    async def _opened(self, session_id):
+        """Returns a session, of which nothing is pending."""
+        session = self._sessions.get(session_id)
+        if session is None:
+            take_over = self._draw.random() < self._world.takeover_share
+            session = await self.client.session(session_id, model="hash", take_over=take_over)
+            self._sessions[session_id] = session
+        if session.pending:
+            try:
+                await session.settle()
+            except HoldfastError:
+                if self._draw.random() < 0.3:  # it gives up, as a program that is started again
+                    self._sessions.pop(session_id, None)
+                raise
+        return session
+
+    def _tokens(self, most=4):
+        count = self._draw.randint(1, most)
+        tokens = [self._draw.randint(0, 250) for _ in range(count)]
+        if self._draw.random() < self._world.poison_share:
+            tokens[-1] = self._draw.choice([RAISES, STALLS])
+        return tokens
+
+    async def _step(self, session_id):
+        session = await self._opened(session_id)
+        options = {}
+        if self._draw.random() < 0.1:
+            options["timeout_s"] = self._draw.choice([0.001, 0.01, 0.3])
+        if self._draw.random() < 0.2:
+            options["ack_level"] = self._draw.choice(["memory", "replicated"])
+        work = session.step(self._tokens(), outputs=True, **options)
+        if self._draw.random() < 0.1:
+            await self._cancelled(work)
+        else:
+            await work
+
+    async def _cancelled(self, work):
+        task = asyncio.create_task(work)
+        await asyncio.wait([task], timeout=self._draw.expovariate(1 / 0.003))
+        task.cancel()
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.result()
+
+    async def _stream(self, session_id):
+        session = await self._opened(session_id)
+        tokens = [token for _ in range(4) for token in self._tokens(8)]
+        size, ahead = self._draw.choice([(1, 1), (1, 8), (2, 16), (4, 32)])
+        left = self._draw.randint(1, 12)
+        replies = session.stream(tokens, chunk=size, max_in_flight=ahead, outputs=True)
+        async with contextlib.aclosing(replies):
+            async for _ in replies:
+                left -= 1
+                if not left and self._draw.random() < 0.3:
+                    break
+
+    async def _batch(self, _):
+        ids = self._session_ids
+        width = self._draw.randint(1, 3)
+        opened = await self.client.open_batch("hash", ids)
+        if opened.errors:
+            return
+        positions = opened
+        if self._draw.random() < 0.3:
+            for _ in range(2):
+                await self.client.step_batch("hash", ids, self._rows(ids, width), outputs=True)
+            return
+        if self._draw.random() < 0.5:
+            for _ in range(self._draw.randint(1, 3)):
+                rows = self._rows(ids, width)
+                reply = await self.client.step_batch("hash", ids, rows, positions, outputs=True)
+                if reply.errors:
+                    return
+                positions = reply
+            return
+        await self._pipeline(ids, width, [int(position) for position in opened.positions])
+
+    def _rows(self, ids, width):
+        return [[self._draw.randint(0, 250) for _ in range(width)] for _ in ids]
+
+    async def _pipeline(self, ids, width, positions):
+        """Sends batches ahead of their replies; what fails is sent again in order, as it was."""
+        batches = [(self._rows(ids, width), [p + width * n for p in positions]) for n in range(3)]
+        for _ in range(3):
+            async with self.client.batches("hash", outputs=True) as pipeline:
+                sent = [await pipeline.submit(ids, rows, places) for rows, places in batches]
+                replies = await asyncio.gather(*sent, return_exceptions=True)
+            bad = [n for n, reply in enumerate(replies) if isinstance(reply, BaseException)]
+            if not bad:
+                return
+            if not all(getattr(replies[n], "retryable", False) for n in bad):
+                raise replies[bad[0]]
+            batches = batches[bad[0] :]
+
+    async def _leave(self, session_id):
+        """Lets go of a session, as a program does that is started again; seldom closes it."""
+        session = self._sessions.pop(session_id, None)
+        if session is not None and self._draw.random() < self._world.close_share:
+            await session.close()
+
+    # -- the end --------------------------------------------------------------------------------
+
+    async def settle(self):
+        """Has everything settled that is pending; called when nothing breaks any more."""
+        for session in self._sessions.values():
+            if session.pending:
+                with contextlib.suppress(HoldfastError):
+                    await session.settle(timeout_s=LAST_LIMIT_S)
+
+    async def look(self, session_id):
+        """Takes a session over, steps it, and looks where it stands."""
+        session = await self.client.session(session_id, model="hash", take_over=True)
+        await session.step([1], outputs=True, timeout_s=LAST_LIMIT_S)
+        await self.client.get_session(session_id)
