@@ -346,16 +346,14 @@ def check_sequences(model):
     """What SplitToSequence and SequenceAt are told is in the file, and nothing else reads the sequence."""
     nodes = [message for message in messages(model) if isinstance(message, onnx.NodeProto)]
     of_sequences = [node for node in nodes if node.op_type in ("SplitToSequence", "SequenceAt")]
-    told = [
-        *model.graph.initializer,
-        *(onnx.TensorProto(name=node.output[0]) for node in nodes if node.output),
-    ]
+    told = [(tensor.name, tensor) for tensor in model.graph.initializer]
+    told += [(node.output[0], None) for node in nodes if node.output]  # a Constant node's
     for node in of_sequences:
         if node.domain not in ("", "ai.onnx"):
             continue
         assert node in list(model.graph.node)
-        [tensor] = [tensor for tensor in told if tensor.name == node.input[1]]
-        if tensor.data_type == onnx.TensorProto.INT64:  # a Constant node otherwise
+        [tensor] = [tensor for name, tensor in told if name == node.input[1]]
+        if tensor is not None:
             assert onnx.numpy_helper.to_array(tensor).size
         assert node.input[1] not in [value.name for value in model.graph.input]
         if node.op_type == "SplitToSequence":
