@@ -101,6 +101,10 @@ class Client:
         """Returns what is known of a session; see `AsyncClient.get_session`."""
         return self._runner.run(self._client.get_session(session_id))
 
+    def delete_session(self, session_id: SessionId, *, incarnation: int = 0) -> int:
+        """Destroys a session in the store; see `AsyncClient.delete_session`."""
+        return self._runner.run(self._client.delete_session(session_id, incarnation=incarnation))
+
     def release_session(self, session_id: SessionId, *, discard: bool = False) -> pb.ReleaseSessionResponse:
         """Lets a session go on that is held; see `AsyncClient.release_session`."""
         return self._runner.run(self._client.release_session(session_id, discard=discard))

@@ -42,6 +42,6 @@ def served(
                     screen.event(f"server {server.pid} killed with SIGKILL after token {reply.position}")
                     server = ServerProcess(data_dir, "--store", store, grpc_address=server.address)
                     screen.event(f"server {server.pid} took over; the stream goes on")
-            session.close()
+            session.delete()
     finally:
         server.stop()

@@ -78,7 +78,7 @@ def _write(server, number, stopping):
             try:
                 rival.step(b"?")
             except HoldfastError:
-                session.close()
+                session.delete()
 
 
 def _chosen():

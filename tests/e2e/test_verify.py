@@ -86,7 +86,7 @@ def record(server, path):
         session.step(TEXT[:9], top_k=4, token_log_prob=True, outputs=["logits"], state=True)
         list(session.stream(TEXT[9:], chunk=4, top_k=2))
         session.state()
-        session.close()
+        session.delete()
         ids = [f"row-{path.parent.name}-{row}" for row in range(3)]
         client.open_batch(MODEL, ids)
         client.step_batch(MODEL, ids, TEXT[:6], [0, 0, 0], token_log_prob=True, top_k=3)

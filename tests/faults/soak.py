@@ -1,7 +1,7 @@
 """The soak: `python -m tests.faults.soak --minutes 10`: half of full load with churn, and nothing may grow.
 
 What the server keeps of sessions that it has seen is bounded, and is filled to its bounds first. Then,
-beside a steady load, sessions are opened and closed, streams opened and left, calls cancelled, connections
+beside a steady load, sessions are opened and deleted, streams opened and left, calls cancelled, connections
 made and dropped. Memory, descriptors, threads, tasks and metric series of the server are sampled; the
 slopes are those of straight lines through what follows the first quarter.
 """
@@ -122,7 +122,7 @@ class Churn:
 
     def __init__(self, address, rng):
         self._address, self._rng = address, rng
-        self.counts = {"sessions closed": 0, "streams left": 0, "calls cancelled": 0, "connections": 0}
+        self.counts = {"sessions deleted": 0, "streams left": 0, "calls cancelled": 0, "connections": 0}
 
     async def run(self):
         """Goes on until it is cancelled."""
@@ -148,8 +148,8 @@ class Churn:
         await asyncio.sleep(self._rng.uniform(0, 0.003))
         self.counts["calls cancelled"] += call.cancel()
         await asyncio.gather(call, return_exceptions=True)
-        await session.close()
-        self.counts["sessions closed"] += 1
+        await session.delete()
+        self.counts["sessions deleted"] += 1
 
 
 async def _sample(server, load):

@@ -198,7 +198,7 @@ def test_opening_and_closing_wait_for_the_level_of_the_server(server, replica):
     requests = [
         ("OpenSession", pb.OpenSessionRequest(session_id="opened", model=model)),
         ("OpenSession", pb.OpenSessionRequest(session_id="opened", take_over=True)),
-        ("CloseSession", pb.CloseSessionRequest(session_id="opened")),
+        ("DeleteSession", pb.DeleteSessionRequest(session_id="opened")),
     ]
     for name, request in requests:
         replica.pause()

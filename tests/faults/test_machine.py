@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 )
 
 import holdfast
-from holdfast.errors import PositionConflict, PositionGap, SessionClosed
+from holdfast.errors import PositionConflict, PositionGap, SessionDeleted
 from tests.faults.scene import Scene
 from tests.faults.verdict import MODEL, assert_held, chunk, seeded
 
@@ -168,8 +168,8 @@ class Sessions(RuleBasedStateMachine):
         number = data.draw(st.sampled_from(sorted(self.open)))
         session = self.open.pop(number)
         self.last.pop(number, None)
-        session.close()
-        with pytest.raises(SessionClosed):
+        session.delete()
+        with pytest.raises(SessionDeleted):
             session.step("x")
 
     @precondition(lambda self: self.open)

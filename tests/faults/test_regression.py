@@ -12,7 +12,7 @@ import pytest
 
 import holdfast
 from holdfast.demo.processes import ServerProcess
-from holdfast.errors import ServerUnavailable, SessionClosed, SessionLost, StoreRegressed
+from holdfast.errors import ServerUnavailable, SessionDeleted, SessionLost, StoreRegressed
 from tests.opening import open_at
 from tests.oracle import run
 from tests.server import get
@@ -230,7 +230,7 @@ def test_what_others_have_opened_meanwhile_is_theirs(store, client, server):
     with holdfast.Client(server.address) as other:
         theirs = other.session("s", model=MODEL)
         theirs.step("x")
-        with pytest.raises(SessionClosed):
+        with pytest.raises(SessionDeleted):
             session.step(TEXT[10:])
         assert theirs.step("y").position == 2
 
@@ -264,13 +264,13 @@ def test_a_writer_that_takes_over_goes_on_and_fences_the_one_before(client, serv
             new = other.session("s", take_over=True)
             assert (new.position, new.resumed) == (20, True)
             assert new.incarnation != old.incarnation
-            with pytest.raises(SessionClosed, match="not that of the stored session"):
+            with pytest.raises(SessionDeleted, match="not that of the stored session"):
                 old.step("never")
-            with pytest.raises(SessionClosed):
+            with pytest.raises(SessionDeleted):
                 list(old.stream("never"))
             reply = new.step(TEXT[20:], token_log_prob=True)
             np.testing.assert_allclose(reply.token_log_probs, run(MODEL, TEXT)[1][20:], atol=1e-5)
-            with pytest.raises(SessionClosed):
+            with pytest.raises(SessionDeleted):
                 old.close()
             assert other.session("s").position == len(TEXT)
 
@@ -287,7 +287,7 @@ def test_a_chunk_of_the_fenced_writer_that_is_on_its_way_is_not_applied(client, 
     next(stream)
     new = client.session("s", take_over=True)
     position = new.position
-    with pytest.raises(SessionClosed) as caught:
+    with pytest.raises(SessionDeleted) as caught:
         list(stream)
     assert old.pending or caught.value.not_applied, "the error says what became of what was sent"
     state = new.state()["h"]
@@ -305,7 +305,7 @@ def test_of_a_takeover_that_the_store_has_lost_nothing_is_made_up(store, client)
     store.client.set(key, before)
     for _ in range(2):
         with pytest.raises(
-            SessionClosed, match="not that of the stored session, which stands at position 10"
+            SessionDeleted, match="not that of the stored session, which stands at position 10"
         ):
             new.step(TEXT[20:30])
     assert store.client.get(key) == before

@@ -28,7 +28,7 @@ async def outputs_of(address, model, tokens, chunk, *, name="s", half_way=None):
             parts.append(reply.outputs["y"])
             if row == 0 and half_way is not None and reply.position * 2 // tokens.shape[1] == 1:
                 await half_way.once()
-        await session.close()
+        await session.delete()
         return np.concatenate(parts)
 
     async with holdfast.AsyncClient(address, timeout_s=60) as client:

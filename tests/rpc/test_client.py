@@ -13,10 +13,12 @@ import holdfast
 from holdfast.demo.processes import ServerProcess
 from holdfast.errors import (
     ChunkPending,
+    ClientClosed,
     DeadlinePassed,
     HoldfastError,
     InvalidRequest,
     ServerUnavailable,
+    SessionDeleted,
     StoreRegressed,
 )
 from tests.oracle import run
@@ -69,7 +71,46 @@ def test_tokens_of_no_known_form_are_refused_before_they_are_sent(client, wrong)
         session.step(wrong)
     assert session.position == 0
     assert session.step("a").position == 1
+    session.delete()
+
+
+def test_closing_a_session_ends_its_use_here_and_deleting_destroys_it(client):
+    session = client.session("let-go", model=MODEL)
+    session.step("ab")
     session.close()
+    session.close()
+    for use in (lambda: session.step("c"), lambda: next(session.stream("c")), session.settle):
+        with pytest.raises(ClientClosed, match="open the session again"):
+            use()
+    with client.session("let-go") as again:
+        assert (again.resumed, again.position) == (True, 2)
+    with pytest.raises(ClientClosed):
+        again.step("c")
+    assert client.get_session("let-go").position == 2
+    assert client.session("let-go").delete() == 2
+    with pytest.raises(SessionDeleted):
+        client.get_session("let-go")
+    new = client.session("let-go", model=MODEL)
+    assert (new.resumed, new.position) == (False, 0)
+    with pytest.raises(SessionDeleted):
+        client.delete_session("let-go", incarnation=session.incarnation)
+    assert new.step("a").position == 1
+    assert client.delete_session("let-go") == client.delete_session("let-go") == 1
+
+
+async def test_closing_a_session_of_asyncio_ends_its_use_here_too(server):
+    async with holdfast.AsyncClient(server.address) as client:
+        async with await client.session("let-go-async", model=MODEL) as session:
+            await session.step("ab")
+        with pytest.raises(ClientClosed):
+            await session.step("c")
+        again = await client.session("let-go-async")
+        await again.close()
+        with pytest.raises(ClientClosed):
+            await anext(again.stream("c"))
+        assert await again.delete() == 2
+        with pytest.raises(SessionDeleted):
+            await client.get_session("let-go-async")
 
 
 def test_one_token_at_a_time_is_streamed_from_whatever_gives_tokens(client):

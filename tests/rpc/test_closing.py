@@ -128,7 +128,7 @@ def test_a_closed_client_refuses_everything_at_once_and_may_be_closed_again(clie
         lambda: next(stream),
         lambda: next(session.stream(b"x")),
         lambda: session.state(),
-        lambda: session.close(),
+        lambda: session.delete(),
         lambda: client.models(),
         lambda: client.session("t", model="m"),
         lambda: client.step_batch("m", ["s"], b"x", [1]),

@@ -23,7 +23,7 @@ from holdfast.errors import (
     PositionConflict,
     PositionGap,
     ServerUnavailable,
-    SessionClosed,
+    SessionDeleted,
     SessionLost,
     StoreRegressed,
 )
@@ -221,7 +221,7 @@ def test_a_fault_of_the_server_leaves_the_chunk_pending(server, session):
 
 
 @pytest.mark.parametrize(
-    "final", [refusals.SessionClosed, refusals.InvalidRequest, refusals.PermissionDenied]
+    "final", [refusals.SessionDeleted, refusals.InvalidRequest, refusals.PermissionDenied]
 )
 def test_a_final_refusal_after_an_attempt_of_unknown_fate_does_not_pretend_to_know(server, session, final):
     server.script.extend([LOST, final("no")])
@@ -463,7 +463,7 @@ def test_a_session_that_others_have_opened_meanwhile_is_theirs(server, client, s
     session.step(b"ab")
     client.session("t", model="m")
     server.sessions["s"] = server.sessions.pop("t")
-    with pytest.raises(SessionClosed):
+    with pytest.raises(SessionDeleted):
         session.step(b"cd")
     del server.sessions["s"]
     server.script.append(refusals.SessionLost("gone"))

@@ -95,7 +95,7 @@ async def test_sessions_side_by_side_do_not_see_each_other(served, name):
         async for reply in session.stream(tokens, chunk=5 + number, outputs=list(expected)):
             assert_same(reply, expected)
         assert session.position == COUNT
-        await session.close()
+        await session.delete()
 
     async with holdfast.AsyncClient(served.address) as client:
         await asyncio.gather(*(stream(client, number) for number in range(len(given))))

@@ -507,7 +507,7 @@ def test_a_refusal_for_good_says_from_where_on_nothing_was_applied(session, serv
 
 
 def test_a_refusal_after_a_cut_does_not_pretend_to_know(session, server):
-    server.script.extend([None, LOST, refusals.SessionClosed("taken over")])
+    server.script.extend([None, LOST, refusals.SessionDeleted("taken over")])
     with pytest.raises(HoldfastError, match="may or may not have been applied"):
         list(session.stream(TEXT))
     assert session.pending[0].position == 1
