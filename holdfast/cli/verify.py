@@ -136,9 +136,9 @@ async def _record(options: argparse.Namespace) -> None:
     who = credentials(options)
     async with AsyncClient(options.target, **who, timeout_s=5) as client:
         if options.model:
-            model = await client.model(options.model)
+            model = await client.get_model(options.model)
         else:
-            listed = await client.models()
+            listed = await client.list_models()
             model = next((model for model in listed if model.name == MODEL), listed[0])
     recorder = Recorder(options.history)
     load = Load(

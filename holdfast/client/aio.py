@@ -122,7 +122,7 @@ class AsyncClient:
                 self.history.close()
                 self._owns_history = False
 
-    async def session(
+    async def open_session(
         self,
         session_id: SessionId = "",
         *,
@@ -180,7 +180,7 @@ class AsyncClient:
             version: Of the model; 0 is the newest, or any to resume.
             must_be_new: Refuse to resume.
             initial_state: State by name to start from, (B, ...): a row for each session, else as for
-                `session`. Not looked at where a session is resumed.
+                `open_session`. Not looked at where a session is resumed.
 
         Returns:
             Where they stand; rows fail one by one, see `OpenedBatch.errors`.
@@ -307,11 +307,11 @@ class AsyncClient:
         released: pb.ReleaseSessionResponse = await self.call("ReleaseSession", request)
         return released
 
-    async def models(self) -> list[pb.Model]:
+    async def list_models(self) -> list[pb.Model]:
         """Returns every model served."""
         return list((await self.call("ListModels", pb.ListModelsRequest())).models)
 
-    async def model(self, name: str, version: int = 0) -> pb.Model:
+    async def get_model(self, name: str, version: int = 0) -> pb.Model:
         """Returns one model; version 0 is the newest.
 
         Raises:

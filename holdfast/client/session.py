@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 class AsyncSession:
-    """One writer's session. Made by `AsyncClient.session`.
+    """One writer's session. Made by `AsyncClient.open_session`.
 
     Not for concurrent use: calls wait for each other. `close`, or leaving it as a context manager, ends its
     use here; the session itself lives on in the store until `delete` or its expiry.

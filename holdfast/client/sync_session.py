@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 
 
 class Session:
-    """One writer's session; see `AsyncSession`. Made by `Client.session`.
+    """One writer's session; see `AsyncSession`. Made by `Client.open_session`.
 
     Attributes:
         session_id: Its id.

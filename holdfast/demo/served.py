@@ -33,7 +33,7 @@ def served(
     try:
         screen.event(f"server {server.pid} serves {model} at {server.address}")
         with holdfast.Client(server.address) as client:
-            session = client.session(model=model)
+            session = client.open_session(model=model)
             for reply in session.stream(tokens, **options):
                 yield reply
                 if reply.position >= half and not is_killed:

@@ -137,7 +137,7 @@ class Load:
         while not self._stopping.is_set():
             async with self._client() as client:
                 with self._counted():
-                    session = await client.session(
+                    session = await client.open_session(
                         session_id, model=self._model.name, version=self._model.version
                     )
                     async for _ in self._until_moved(some, session, rng):

@@ -132,7 +132,7 @@ class AsyncFace:
         self.clients = Clients(holdfast.AsyncClient, address)
 
     async def open(self, client, session_id, **options):
-        return await client.session(session_id, model=MODEL, **options)
+        return await client.open_session(session_id, model=MODEL, **options)
 
     async def do(self, target, method, *arguments, **options):
         return await getattr(target, method)(*arguments, **options)
@@ -167,7 +167,7 @@ class ThreadFace:
         return await asyncio.get_running_loop().run_in_executor(self._pool, call)
 
     async def open(self, client, session_id, **options):
-        return await self._run(lambda: client.session(session_id, model=MODEL, **options))
+        return await self._run(lambda: client.open_session(session_id, model=MODEL, **options))
 
     async def do(self, target, method, *arguments, **options):
         return await self._run(lambda: getattr(target, method)(*arguments, **options))

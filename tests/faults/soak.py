@@ -63,7 +63,7 @@ async def _run(folder, options):
     rng = random.Random(options.seed)
     with ServerProcess(folder / "data", "--hot-state-bytes", str(HOT_STATE_BYTES)) as server:
         async with holdfast.AsyncClient(server.address) as client:
-            model = await client.model(MODEL)
+            model = await client.get_model(MODEL)
             for first in range(0, FILL_SESSIONS, FILL_ROWS):
                 names = [f"fill-{number}" for number in range(first, first + FILL_ROWS)]
                 assert not (await client.open_batch(MODEL, names)).errors
@@ -135,7 +135,7 @@ class Churn:
                     await asyncio.sleep(self._rng.uniform(0, 0.1))
 
     async def _use(self, client):
-        session = await client.session(model=MODEL)
+        session = await client.open_session(model=MODEL)
         await session.step(self._rng.randbytes(8))
         stream = session.stream(self._rng.randbytes(64))
         async for _ in stream:
@@ -143,7 +143,7 @@ class Churn:
         await stream.aclose()
         self.counts["streams left"] += 1
         request = chunk(f"cancelled-{self._rng.getrandbits(6)}", b"x", 0)
-        await client.session(request.chunk.session_id, model=MODEL)
+        await client.open_session(request.chunk.session_id, model=MODEL)
         call = asyncio.create_task(client.call("Step", request))
         await asyncio.sleep(self._rng.uniform(0, 0.003))
         self.counts["calls cancelled"] += call.cancel()

@@ -22,7 +22,7 @@ async def outputs_of(address, model, tokens, chunk, *, name="s", half_way=None):
     """
 
     async def stream(client, row):
-        session = await client.session(f"{name}-{row}", model=model, must_be_new=True)
+        session = await client.open_session(f"{name}-{row}", model=model, must_be_new=True)
         parts = []
         async for reply in session.stream(tokens[row], chunk=chunk, outputs="y"):
             parts.append(reply.outputs["y"])

@@ -98,7 +98,7 @@ def test_streams_count_their_messages_and_end_well(rpc):
     names = ("grpc_server_msg_received_total", "grpc_server_msg_sent_total")
     counts = [sample(rpc.server, name, grpc_method="StreamSteps") for name in names]
     with holdfast.Client(rpc.server.address) as client:
-        replies = list(client.session("streams", model=MODEL).stream(b"a" * 20))
+        replies = list(client.open_session("streams", model=MODEL).stream(b"a" * 20))
     assert len(replies) == 20
     wait_for(lambda: handled(rpc.server, "StreamSteps").get("OK", 0) == before + 1, 5)
     after = [sample(rpc.server, name, grpc_method="StreamSteps") for name in names]
