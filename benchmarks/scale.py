@@ -226,7 +226,7 @@ async def _step(population: Population, number: int, stub: Any) -> float:
 async def _turns(site: Site, stubs: Sequence[Any], plan: Plan) -> dict[tuple[str, int], list[Turn]]:
     """Loads 1, 2 and all replicas in turns."""
     async with AsyncClient(site.replicas[0].address) as client:
-        payload = Payload(await client.model(MODEL))
+        payload = Payload(await client.get_model(MODEL))
     loads = {}
     for count in REPLICA_COUNTS:
         loads[f"{STREAMS} streams", count] = ClosedLoop(
@@ -257,7 +257,7 @@ async def _fail_over(site: Site, folder: Path, seconds: float) -> FailOver:
     recorder = Recorder(history)
     addresses = itertools.cycle(replica.address for replica in site.replicas)
     async with AsyncClient(site.replicas[0].address) as client:
-        model = await client.model(MODEL)
+        model = await client.get_model(MODEL)
     load = Load(
         lambda: next(addresses), model, recorder, random.Random(), LoadSettings(WRITERS), prefix="judged"
     )

@@ -1,7 +1,7 @@
 """The client of Holdfast, the streaming inference service for recurrent networks.
 
 with holdfast.Client("localhost:50051") as client:
-    session = client.session("user-42", model="python-source")
+    session = client.open_session("user-42", model="python-source")
     reply = session.step("import num", top_k=3)
 """
 

@@ -110,13 +110,13 @@ class SessionExpired(HoldfastError):
     default_reason = "SESSION_EXPIRED"
 
 
-class SessionClosed(HoldfastError):
-    """The session, or this incarnation of it, is over: closed, opened again, or taken over by a writer.
+class SessionDeleted(HoldfastError):
+    """The session, or this incarnation of it, is over: deleted, opened again, or taken over by a writer.
 
     What this writer has not had answered may or may not have been applied before.
     """
 
-    default_reason = "SESSION_CLOSED"
+    default_reason = "SESSION_DELETED"
 
 
 class SessionExists(HoldfastError):
@@ -288,7 +288,7 @@ class SessionBusy(HoldfastError):
 
 
 class ClientClosed(HoldfastError):
-    """The client was closed before or during the call.
+    """The client was closed before or during the call, or the session object before it.
 
     Raised by the client. What `pending` names may have been applied; a new client that opens the session
     finds by its position whether it was, and may repeat it with that chunk's position.

@@ -18,7 +18,7 @@ serve     runs a server: gRPC, metrics, and by default an embedded store
 demo      streams tokens through a server that is killed half-way, and judges the outputs
 bench     loads a running server and prints what its clients see
 verify    proves from what clients recorded that nothing was lost and nothing applied twice
-session   shows a session, or releases one that is held
+session   shows a session, deletes one, or releases one that is held
 models    shows what a server serves; inspects, checks and adds model files
 export    makes a model of a PyTorch network, or of a whole-sequence ONNX file
 token     makes a token for a client, and the entry of it for the server's tokens file

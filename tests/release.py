@@ -58,7 +58,7 @@ with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
     line = server.stdout.readline()
     assert line.startswith("ready grpc="), line
     with holdfast.Client(line.split()[1].removeprefix("grpc=")) as client:
-        assert client.session("s", model="python-source").step("import num").position == 10
+        assert client.open_session("s", model="python-source").step("import num").position == 10
     server.send_signal(signal.SIGTERM)
 assert server.returncode == 0, server.returncode
 """

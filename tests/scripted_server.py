@@ -130,7 +130,7 @@ class ScriptedServer:
         if stored is None:
             raise errors.SessionLost("nothing is stored")
         if chunk.incarnation not in (0, stored.incarnation):
-            raise errors.SessionClosed("another incarnation")
+            raise errors.SessionDeleted("another incarnation")
         text = chunk.tokens.text or bytes(chunk.tokens.ids.values)
         position, stands_at = chunk.position, len(stored.text)
         kept = stored.replies.get((position, text))

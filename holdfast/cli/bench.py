@@ -1,4 +1,4 @@
-"""`holdfast bench`: loads a running server, prints what it saw, and closes the sessions it opened."""
+"""`holdfast bench`: loads a running server, prints what it saw, and deletes the sessions it opened."""
 
 import argparse
 import asyncio
@@ -186,14 +186,14 @@ async def _measure(stubs: Sequence[Any], name: str, loop: ClosedLoop, options: a
 
 @contextlib.asynccontextmanager
 async def _closing(client: AsyncClient, loads: Mapping[str, ClosedLoop]) -> AsyncIterator[None]:
-    """Closes the sessions of the loads afterwards, as far as the server lets it."""
+    """Deletes the sessions of the loads afterwards, as far as the server lets it."""
     try:
         yield
     finally:
         ids = (session_id for loop in loads.values() for session_id in loop.session_ids)
-        requests = [pb.CloseSessionRequest(session_id=session_id) for session_id in ids]
-        closed = (client.call("CloseSession", request) for request in requests)
-        await asyncio.gather(*closed, return_exceptions=True)
+        requests = [pb.DeleteSessionRequest(session_id=session_id) for session_id in ids]
+        deletions = (client.call("DeleteSession", request) for request in requests)
+        await asyncio.gather(*deletions, return_exceptions=True)
 
 
 @contextlib.contextmanager

@@ -38,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _list(client: Client) -> int:
-    for model in client.models():
+    for model in client.list_models():
         mark = "newest" if model.is_newest else ""
         apart = f"  {' and '.join(model.apart)} apart" if model.apart else ""
         print(f"{model.name:<32} {model.version:>6}  {mark:<6}  {model.fingerprint}{apart}")

@@ -1,4 +1,4 @@
-"""`holdfast session`: shows a session, and releases one that is held."""
+"""`holdfast session`: shows a session, deletes one, and releases one that is held."""
 
 import argparse
 
@@ -18,11 +18,20 @@ def main(arguments: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "holdfast session", description="Shows a session, or releases one that is held."
+        "holdfast session", description="Shows a session, deletes one, or releases one that is held."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     show = commands.add_parser("show", help="prints what is known of a session")
     show.set_defaults(run=_show)
+    delete = commands.add_parser("delete", help="destroys a session and its state")
+    delete.set_defaults(run=_delete)
+    delete.add_argument(
+        "--incarnation",
+        type=int,
+        default=0,
+        metavar="N",
+        help="only if it has this one, as `show` prints it (default: any)",
+    )
     release = commands.add_parser("release", help="lets a session in quarantine go on")
     release.set_defaults(run=_release)
     release.add_argument(
@@ -30,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="free the id instead; the record, damaged or in quarantine, is kept aside for 30 days",
     )
-    for command in (show, release):
+    for command in (show, delete, release):
         command.add_argument("session_id", metavar="ID")
         add_server_options(command)
     return parser
@@ -50,6 +59,12 @@ def _show(client: Client, options: argparse.Namespace) -> int:
     }
     for name, value in rows.items():
         print(f"{name:<12} {value}")
+    return 0
+
+
+def _delete(client: Client, options: argparse.Namespace) -> int:
+    position = client.delete_session(options.session_id, incarnation=options.incarnation)
+    print(f"{options.session_id} was deleted at position {position}")
     return 0
 
 

@@ -136,9 +136,9 @@ async def _record(options: argparse.Namespace) -> None:
     who = credentials(options)
     async with AsyncClient(options.target, **who, timeout_s=5) as client:
         if options.model:
-            model = await client.model(options.model)
+            model = await client.get_model(options.model)
         else:
-            listed = await client.models()
+            listed = await client.list_models()
             model = next((model for model in listed if model.name == MODEL), listed[0])
     recorder = Recorder(options.history)
     load = Load(
@@ -198,7 +198,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="largest difference (1e-5)")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     target = parser.add_argument_group(
-        "to load a deployment and judge that; its sessions are closed afterwards"
+        "to load a deployment and judge that; its sessions are deleted afterwards"
     )
     add_server_options(target, target=None)
     target.add_argument("--history", type=Path, metavar="OUT", help="file to record to; must not exist")

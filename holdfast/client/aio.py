@@ -15,6 +15,7 @@ from holdfast.client.history import Recorder
 from holdfast.client.lifetime import Lifetime
 from holdfast.client.opened_batch import OpenedBatch
 from holdfast.client.options import (
+    MAX_POSITION,
     SessionId,
     flag,
     seconds,
@@ -121,7 +122,7 @@ class AsyncClient:
                 self.history.close()
                 self._owns_history = False
 
-    async def session(
+    async def open_session(
         self,
         session_id: SessionId = "",
         *,
@@ -139,7 +140,7 @@ class AsyncClient:
             model: Name of the model; may be left out to resume.
             version: Of the model; 0 is the newest, or any to resume.
             must_be_new: Refuse to resume.
-            take_over: Fence other writers: whoever holds the session gets SessionClosed from now on. For a
+            take_over: Fence other writers: whoever holds the session gets SessionDeleted from now on. For a
                 writer that was started again and cannot know whether its predecessor still runs.
             initial_state: State by name to start from, without a batch axis: arrays or tensors of the
                 model's dtypes. Not looked at where the session is resumed.
@@ -179,7 +180,7 @@ class AsyncClient:
             version: Of the model; 0 is the newest, or any to resume.
             must_be_new: Refuse to resume.
             initial_state: State by name to start from, (B, ...): a row for each session, else as for
-                `session`. Not looked at where a session is resumed.
+                `open_session`. Not looked at where a session is resumed.
 
         Returns:
             Where they stand; rows fail one by one, see `OpenedBatch.errors`.
@@ -257,11 +258,32 @@ class AsyncClient:
         """Returns what is known of a session, without opening it.
 
         Raises:
-            SessionNotFound, SessionClosed, ModelMismatch, RecordCorrupt, HoldfastError: As named.
+            SessionNotFound, SessionDeleted, ModelMismatch, RecordCorrupt, HoldfastError: As named.
         """
         request = pb.GetSessionRequest(session_id=session_id_text(session_id))
         found: pb.Session = (await self.call("GetSession", request)).session
         return found
+
+    async def delete_session(self, session_id: SessionId, *, incarnation: int = 0) -> int:
+        """Destroys a session in the store, its state included.
+
+        Args:
+            session_id: Of the session.
+            incarnation: The one to delete, so that a session opened again since stays; 0 is any.
+
+        Returns:
+            The position at which it ended. One deleted within the last hour gives the same answer again.
+
+        Raises:
+            SessionNotFound, SessionDeleted, HoldfastError: As named; SessionDeleted where it has another
+                incarnation.
+        """
+        request = pb.DeleteSessionRequest(
+            session_id=session_id_text(session_id),
+            incarnation=whole_number("incarnation", incarnation, at_least=0, at_most=MAX_POSITION),
+        )
+        reply: pb.DeleteSessionResponse = await self.call("DeleteSession", request)
+        return reply.position
 
     async def release_session(
         self, session_id: SessionId, *, discard: bool = False
@@ -285,11 +307,11 @@ class AsyncClient:
         released: pb.ReleaseSessionResponse = await self.call("ReleaseSession", request)
         return released
 
-    async def models(self) -> list[pb.Model]:
+    async def list_models(self) -> list[pb.Model]:
         """Returns every model served."""
         return list((await self.call("ListModels", pb.ListModelsRequest())).models)
 
-    async def model(self, name: str, version: int = 0) -> pb.Model:
+    async def get_model(self, name: str, version: int = 0) -> pb.Model:
         """Returns one model; version 0 is the newest.
 
         Raises:

@@ -131,8 +131,8 @@ def _tell_lost_sight(error: HoldfastError, ledger: Ledger) -> None:
     pending = ledger.pending
     error.tell(
         f"{describe(pending)} may or may not have been applied before this refusal: open the session again "
-        "by client.session(..., take_over=True), after which nothing sent before arrives, and compare its "
-        "position",
+        "by client.open_session(..., take_over=True), after which nothing sent before arrives, and compare "
+        "its position",
         pending=pending,
     )
 

@@ -29,7 +29,7 @@ from holdfast.errors import HoldfastError
 
 FORMAT = 1
 RPCS = (
-    "OpenSession", "GetSession", "CloseSession", "Step", "StreamSteps", "StepBatch", "StreamBatches",
+    "OpenSession", "GetSession", "DeleteSession", "Step", "StreamSteps", "StepBatch", "StreamBatches",
     "OpenBatch",
 )  # fmt: skip
 """Numbered by their place, so the list grows at its end only."""

@@ -2,7 +2,7 @@
 
 What was answered is kept as far as `replay_tokens` reach. A store that has lost some of it, or the whole
 session, gets it again, and the outputs are those of a store that lost nothing. Only a loss is made good: a
-session that was taken over, opened again or closed by others stays theirs, and every chunk that is sent
+session that was taken over, opened again or deleted by others stays theirs, and every chunk that is sent
 again names the history it belongs to, so that it never goes into another one.
 """
 
@@ -18,7 +18,7 @@ from holdfast.errors import (
     HoldfastError,
     PositionGap,
     ServerUnavailable,
-    SessionClosed,
+    SessionDeleted,
     SessionLost,
     StoreRegressed,
 )
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 HEAL_CHUNK_TOKENS = 64
 
 CLOSED_KNOWN_S = 3600.0
-"""So long a server knows of a closed session that it was closed; later it looks as if it were lost."""
+"""So long a server knows of a deleted session that it was deleted; later it looks as if it were lost."""
 
 
 def draw_nonce() -> int:
@@ -83,7 +83,7 @@ class Recovery:
         if isinstance(error, StoreRegressed) and error.expected_position is not None:
             self._check_time(error, attempt, deadline_s)
             await self._resend(error.expected_position, error, deadline_s)
-        elif isinstance(error, SessionLost | SessionClosed) and self._can_reopen(error):
+        elif isinstance(error, SessionLost | SessionDeleted) and self._can_reopen(error):
             self._check_time(error, attempt, deadline_s)
             await self._reopen(error, deadline_s)
         elif error.retryable:
@@ -116,7 +116,7 @@ class Recovery:
                 request = pb.StepRequest(chunk=self._ledger.to_applied(applied))
                 await self._client.call("Step", request, deadline_s=deadline_s)
 
-    def _can_reopen(self, error: SessionLost | SessionClosed) -> bool:
+    def _can_reopen(self, error: SessionLost | SessionDeleted) -> bool:
         """Whether a session that is gone was lost by the store, and can be made again.
 
         One that is in another incarnation may be this session, made again by a call whose reply was lost.
@@ -124,14 +124,14 @@ class Recovery:
         and not one that was silent for so long that it may have expired, or been closed by others so long
         ago that this is forgotten.
         """
-        if isinstance(error, SessionClosed) and not self._nonce:
+        if isinstance(error, SessionDeleted) and not self._nonce:
             return False
         silent_s = time.monotonic() - self._heard_s
         if self._opened.resumed or silent_s >= min(self._lives_s, CLOSED_KNOWN_S):
             return False
         return self._ledger.reaches(0)
 
-    async def _reopen(self, error: SessionLost | SessionClosed, deadline_s: float) -> None:
+    async def _reopen(self, error: SessionLost | SessionDeleted, deadline_s: float) -> None:
         """Opens the session anew, from the state it was opened with, and sends all its tokens again.
 
         The nonce stays until a reply has come, so that a later call finds what this one may have made.

@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 
 
 class AsyncSession:
-    """One writer's session. Made by `AsyncClient.session`.
+    """One writer's session. Made by `AsyncClient.open_session`.
 
-    Not for concurrent use: calls wait for each other. Leaving it as a context manager ends its use
-    here; the session itself lives on in the store until `close` or its expiry.
+    Not for concurrent use: calls wait for each other. `close`, or leaving it as a context manager, ends its
+    use here; the session itself lives on in the store until `delete` or its expiry.
 
     Attributes:
         session_id: Its id.
@@ -93,13 +93,12 @@ class AsyncSession:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Ends its use here; the session outlives its user.
+        """Closes it here, as `close` does; after an error only if nothing is pending.
 
         Raises:
             ChunkPending: Chunks have no reply yet, and no other error says so.
         """
-        if kind is None:
-            self.check_nothing_pending()
+        self.leave_block(kind)
 
     async def step(
         self,
@@ -227,9 +226,20 @@ class AsyncSession:
         return to_arrays((await self._client.call("GetSession", request)).state)
 
     async def close(self) -> None:
-        """Ends the session in the store and forgets its state."""
-        request = pb.CloseSessionRequest(session_id=self.session_id, incarnation=self.incarnation)
-        await self._client.call("CloseSession", request)
+        """Ends its use here: later steps and streams are refused. The session lives on in the store.
+
+        Raises:
+            ChunkPending: Chunks have no reply yet: call `settle` before. It is still open then.
+        """
+        self.let_go()
+
+    async def delete(self) -> int:
+        """Destroys the session in the store, its state included; returns the position at which it ended.
+
+        Raises:
+            SessionNotFound, SessionDeleted, HoldfastError: As named; another incarnation is not touched.
+        """
+        return await self._client.delete_session(self.session_id, incarnation=self.incarnation)
 
     # -- for the client without asyncio -----------------------------------------------------------
 
@@ -273,13 +283,15 @@ class AsyncSession:
             finally:  # also when it is cancelled in this, once more
                 self._end(source, pump)
 
-    def check_nothing_pending(self) -> None:
-        """Makes sure that every chunk has its reply.
-
-        Raises:
-            ChunkPending: One has none.
-        """
+    def let_go(self) -> None:
+        """Does what `close` says."""
         self._ledger.check_nothing_pending()
+        self._turn.end()
+
+    def leave_block(self, error: type[BaseException] | None) -> None:
+        """Does what `__aexit__` says; `error` is what ends the block."""
+        if error is None or not self.pending:
+            self.let_go()
 
     def tell_pending(self, error: HoldfastError) -> None:
         """Has an error say what is pending, unless it does."""

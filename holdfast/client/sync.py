@@ -50,7 +50,7 @@ class Client:
         """
         self._runner.close(self._client.close)
 
-    def session(
+    def open_session(
         self,
         session_id: SessionId = "",
         *,
@@ -60,8 +60,8 @@ class Client:
         take_over: bool = False,
         initial_state: Mapping[str, Any] | None = None,
     ) -> "Session":
-        """Opens a session, or resumes the one that exists; see `AsyncClient.session`."""
-        opened = self._client.session(
+        """Opens a session, or resumes the one that exists; see `AsyncClient.open_session`."""
+        opened = self._client.open_session(
             session_id,
             model=model,
             version=version,
@@ -101,17 +101,21 @@ class Client:
         """Returns what is known of a session; see `AsyncClient.get_session`."""
         return self._runner.run(self._client.get_session(session_id))
 
+    def delete_session(self, session_id: SessionId, *, incarnation: int = 0) -> int:
+        """Destroys a session in the store; see `AsyncClient.delete_session`."""
+        return self._runner.run(self._client.delete_session(session_id, incarnation=incarnation))
+
     def release_session(self, session_id: SessionId, *, discard: bool = False) -> pb.ReleaseSessionResponse:
         """Lets a session go on that is held; see `AsyncClient.release_session`."""
         return self._runner.run(self._client.release_session(session_id, discard=discard))
 
-    def models(self) -> list[pb.Model]:
+    def list_models(self) -> list[pb.Model]:
         """Returns every model served."""
-        return self._runner.run(self._client.models())
+        return self._runner.run(self._client.list_models())
 
-    def model(self, name: str, version: int = 0) -> pb.Model:
-        """Returns one model; see `AsyncClient.model`."""
-        return self._runner.run(self._client.model(name, version))
+    def get_model(self, name: str, version: int = 0) -> pb.Model:
+        """Returns one model; see `AsyncClient.get_model`."""
+        return self._runner.run(self._client.get_model(name, version))
 
     def reload_models(self) -> pb.ReloadModelsResponse:
         """Has a server look for new model files now; see `AsyncClient.reload_models`."""

@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 
 
 class Session:
-    """One writer's session; see `AsyncSession`. Made by `Client.session`.
+    """One writer's session; see `AsyncSession`. Made by `Client.open_session`.
 
     Attributes:
         session_id: Its id.
@@ -43,13 +43,12 @@ class Session:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Ends its use here; the session outlives its user.
+        """Closes it here, as `close` does; after an error only if nothing is pending.
 
         Raises:
             ChunkPending: Chunks have no reply yet, and no other error says so.
         """
-        if kind is None:
-            self._session.check_nothing_pending()
+        self._session.leave_block(kind)
 
     @property
     def position(self) -> int:
@@ -98,8 +97,12 @@ class Session:
         return self._runner.run(self._session.state())
 
     def close(self) -> None:
-        """Ends the session in the store and forgets its state."""
-        self._runner.run(self._session.close())
+        """Ends its use here; the session lives on in the store. See `AsyncSession.close`."""
+        self._session.let_go()
+
+    def delete(self) -> int:
+        """Destroys the session in the store; see `AsyncSession.delete`."""
+        return self._runner.run(self._session.delete())
 
     def _run(self, coroutine: Coroutine[Any, Any, Result], take_back: Callable[[Result], None]) -> Result:
         """Runs a call; its error says what is pending, also where a closed client refuses it."""

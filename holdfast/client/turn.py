@@ -17,6 +17,7 @@ class Turn:
     def __init__(self, lifetime: Lifetime) -> None:
         self._lifetime = lifetime
         self._holder: str | None = None
+        self._is_over = False
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     async def take(self, holder: str, wait_s: float | None) -> None:
@@ -28,8 +29,12 @@ class Turn:
 
         Raises:
             SessionBusy: It did not come in time.
-            ClientClosed: The client was closed meanwhile.
+            ClientClosed: The client was closed meanwhile, or the session before.
         """
+        if self._is_over:
+            raise ClientClosed(
+                "this session object was closed; open the session again", code="CANCELLED"
+            ).tell("nothing was sent")
         if self._holder is not None:
             await self._wait(wait_s)
         self._holder = holder
@@ -40,6 +45,10 @@ class Turn:
             self._waiting.popleft().set_result(None)
         else:
             self._holder = None
+
+    def end(self) -> None:
+        """Refuses the session to every call from now on."""
+        self._is_over = True
 
     async def _wait(self, wait_s: float | None) -> None:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()

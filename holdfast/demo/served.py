@@ -33,7 +33,7 @@ def served(
     try:
         screen.event(f"server {server.pid} serves {model} at {server.address}")
         with holdfast.Client(server.address) as client:
-            session = client.session(model=model)
+            session = client.open_session(model=model)
             for reply in session.stream(tokens, **options):
                 yield reply
                 if reply.position >= half and not is_killed:
@@ -42,6 +42,6 @@ def served(
                     screen.event(f"server {server.pid} killed with SIGKILL after token {reply.position}")
                     server = ServerProcess(data_dir, "--store", store, grpc_address=server.address)
                     screen.event(f"server {server.pid} took over; the stream goes on")
-            session.close()
+            session.delete()
     finally:
         server.stop()

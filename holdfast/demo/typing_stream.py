@@ -29,7 +29,7 @@ def type_live(data_dir: Path, store: str) -> int:
         print("holdfast demo --type needs a terminal", file=sys.stderr)
         return 2
     with ServerProcess(data_dir, "--store", store) as server, holdfast.Client(server.address) as client:
-        session = client.session(SESSION_ID, model=MODEL)
+        session = client.open_session(SESSION_ID, model=MODEL)
         model_file = Settings().models / "python-source-feedforward" / "1" / "model.onnx"
         without_memory = ByteNetwork(model_file)
         with Screen("type; Ctrl-D leaves, and the network remembers you", 0) as screen, _raw():

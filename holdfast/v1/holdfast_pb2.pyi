@@ -395,7 +395,7 @@ class GetSessionResponse(_message.Message):
     state: _containers.RepeatedCompositeFieldContainer[NamedTensor]
     def __init__(self, session: _Optional[_Union[Session, _Mapping]] = ..., state: _Optional[_Iterable[_Union[NamedTensor, _Mapping]]] = ...) -> None: ...
 
-class CloseSessionRequest(_message.Message):
+class DeleteSessionRequest(_message.Message):
     __slots__ = ("session_id", "incarnation")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -403,7 +403,7 @@ class CloseSessionRequest(_message.Message):
     incarnation: int
     def __init__(self, session_id: _Optional[str] = ..., incarnation: _Optional[int] = ...) -> None: ...
 
-class CloseSessionResponse(_message.Message):
+class DeleteSessionResponse(_message.Message):
     __slots__ = ("position",)
     POSITION_FIELD_NUMBER: _ClassVar[int]
     position: int

@@ -50,10 +50,10 @@ class StreamingInferenceServiceStub(object):
                 request_serializer=holdfast_dot_v1_dot_holdfast__pb2.GetSessionRequest.SerializeToString,
                 response_deserializer=holdfast_dot_v1_dot_holdfast__pb2.GetSessionResponse.FromString,
                 _registered_method=True)
-        self.CloseSession = channel.unary_unary(
-                '/holdfast.v1.StreamingInferenceService/CloseSession',
-                request_serializer=holdfast_dot_v1_dot_holdfast__pb2.CloseSessionRequest.SerializeToString,
-                response_deserializer=holdfast_dot_v1_dot_holdfast__pb2.CloseSessionResponse.FromString,
+        self.DeleteSession = channel.unary_unary(
+                '/holdfast.v1.StreamingInferenceService/DeleteSession',
+                request_serializer=holdfast_dot_v1_dot_holdfast__pb2.DeleteSessionRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_holdfast__pb2.DeleteSessionResponse.FromString,
                 _registered_method=True)
         self.ReleaseSession = channel.unary_unary(
                 '/holdfast.v1.StreamingInferenceService/ReleaseSession',
@@ -124,8 +124,10 @@ class StreamingInferenceServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def CloseSession(self, request, context):
-        """Ends a session and forgets its state. Safe to retry when `incarnation` is given.
+    def DeleteSession(self, request, context):
+        """Destroys a session and its state. A *tombstone* stays in the store for an hour: until then a chunk for the
+        session is SESSION_DELETED, and DeleteSession gives the same answer again. Safe to retry when `incarnation`
+        is given.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -217,10 +219,10 @@ def add_StreamingInferenceServiceServicer_to_server(servicer, server):
                     request_deserializer=holdfast_dot_v1_dot_holdfast__pb2.GetSessionRequest.FromString,
                     response_serializer=holdfast_dot_v1_dot_holdfast__pb2.GetSessionResponse.SerializeToString,
             ),
-            'CloseSession': grpc.unary_unary_rpc_method_handler(
-                    servicer.CloseSession,
-                    request_deserializer=holdfast_dot_v1_dot_holdfast__pb2.CloseSessionRequest.FromString,
-                    response_serializer=holdfast_dot_v1_dot_holdfast__pb2.CloseSessionResponse.SerializeToString,
+            'DeleteSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteSession,
+                    request_deserializer=holdfast_dot_v1_dot_holdfast__pb2.DeleteSessionRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_holdfast__pb2.DeleteSessionResponse.SerializeToString,
             ),
             'ReleaseSession': grpc.unary_unary_rpc_method_handler(
                     servicer.ReleaseSession,
@@ -356,7 +358,7 @@ class StreamingInferenceService(object):
             _registered_method=True)
 
     @staticmethod
-    def CloseSession(request,
+    def DeleteSession(request,
             target,
             options=(),
             channel_credentials=None,
@@ -369,9 +371,9 @@ class StreamingInferenceService(object):
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/holdfast.v1.StreamingInferenceService/CloseSession',
-            holdfast_dot_v1_dot_holdfast__pb2.CloseSessionRequest.SerializeToString,
-            holdfast_dot_v1_dot_holdfast__pb2.CloseSessionResponse.FromString,
+            '/holdfast.v1.StreamingInferenceService/DeleteSession',
+            holdfast_dot_v1_dot_holdfast__pb2.DeleteSessionRequest.SerializeToString,
+            holdfast_dot_v1_dot_holdfast__pb2.DeleteSessionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -18,7 +18,7 @@ explain the outputs:
                 to another request
     unexplained tokens were applied that no recorded request sent
     unopened    tokens were accepted at the beginning of a session that no recorded request can have opened,
-                or after it was closed: only OpenSession and OpenBatch open one
+                or after it was deleted: only OpenSession and OpenBatch open one
     dependent   outputs differ, and the model itself gives a session something else beside others, or in
                 other chunks; what was applied cannot be told from outputs then
 
@@ -186,13 +186,13 @@ class Sight:
     state: Arrays = field(default_factory=dict)
 
 
-class Closing(NamedTuple):
-    """A request to close a session.
+class Deletion(NamedTuple):
+    """A request to delete a session.
 
     Attributes:
         sent_s: When the client asked.
-        incarnation: Asked to close; 0 is any.
-        closed_s: When it learnt that it was closed; None if it did not.
+        incarnation: Asked to delete; 0 is any.
+        closed_s: When it learnt that it was deleted; None if it did not.
     """
 
     sent_s: float
@@ -207,14 +207,14 @@ class SessionHistory:
     Attributes:
         attempts: In the order in which they were sent.
         sights: In the order in which they were asked for.
-        closings: Requests to close it.
+        deletions: Requests to delete it.
         openings: When requests to open it were sent of which nobody knows whether they did.
         takeovers: The same of those to take it over.
     """
 
     attempts: list[Attempt] = field(default_factory=list)
     sights: list[Sight] = field(default_factory=list)
-    closings: list[Closing] = field(default_factory=list)
+    deletions: list[Deletion] = field(default_factory=list)
     openings: list[float] = field(default_factory=list)
     takeovers: list[float] = field(default_factory=list)
 
@@ -292,9 +292,9 @@ def check(history: SessionHistory, network: Network | None, tolerance: float = T
         life.place()
         life.judge_ends(history)
         if before is not None and life.takeover is None:
-            closings = (closing.incarnation for closing in history.closings)
+            deletions = (deletion.incarnation for deletion in history.deletions)
             life.judge_beginning(
-                before, is_closed=any(number in (0, before.incarnation) for number in closings)
+                before, is_deleted=any(number in (0, before.incarnation) for number in deletions)
             )
         life.compare(network, tolerance)
         before = life
@@ -464,12 +464,12 @@ class _Life:
         if self.knows_start:
             self.prefix = before.prefix + [before.tape[place] for place in places]
 
-    def judge_beginning(self, before: "_Life", *, is_closed: bool) -> None:
-        """Holds a session that began anew, though nobody closed it, against the life before.
+    def judge_beginning(self, before: "_Life", *, is_deleted: bool) -> None:
+        """Holds a session that began anew, though nobody deleted it, against the life before.
 
         Where its client has sent the tokens again, nothing is lost.
         """
-        if is_closed or before.reasons.intersection(ENDINGS):
+        if is_deleted or before.reasons.intersection(ENDINGS):
             return
         told = {
             place: token
@@ -481,10 +481,10 @@ class _Life:
             for place, token in told.items()
             if place not in self.tape or not self._holds(place, token)
         ]
-        self._miss(len(lost), "the session began anew though nobody closed it")
+        self._miss(len(lost), "the session began anew though nobody deleted it")
 
     def judge_ends(self, history: SessionHistory) -> None:
-        """Finds tokens accepted before the session can have been opened, and after it was closed.
+        """Finds tokens accepted before the session can have been opened, and after it was deleted.
 
         A record may begin in the middle of a life; a life seen from position 0 must have an opening.
         """
@@ -496,15 +496,15 @@ class _Life:
             self.findings.unopened += first.end
             self.note("the session was stepped from position 0, and no recorded request opened it")
         began_s = min(piece.reply.time_s for piece in self.pieces)
-        for closing in history.closings:
-            meant = closing.incarnation == self.incarnation or (
-                closing.incarnation == 0 and began_s < closing.sent_s
+        for deletion in history.deletions:
+            meant = deletion.incarnation == self.incarnation or (
+                deletion.incarnation == 0 and began_s < deletion.sent_s
             )
-            if meant and closing.closed_s is not None:
-                late = [piece for piece in self.pieces if piece.attempt.time_s > closing.closed_s]
+            if meant and deletion.closed_s is not None:
+                late = [piece for piece in self.pieces if piece.attempt.time_s > deletion.closed_s]
                 if late:
                     self.findings.unopened += sum(piece.end - piece.start for piece in late)
-                    self.note(f"a chunk at {late[0].start} was accepted after the session was closed")
+                    self.note(f"a chunk at {late[0].start} was accepted after the session was deleted")
                     return
 
     def _miss(self, count: int, why: str) -> None:

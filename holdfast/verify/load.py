@@ -22,7 +22,7 @@ from holdfast.v1 import holdfast_pb2 as pb
 ROWS = 8
 """Sessions in a message of rows."""
 
-GONE = ("SESSION_LOST", "SESSION_EXPIRED", "SESSION_CLOSED", "SESSION_NOT_FOUND")
+GONE = ("SESSION_LOST", "SESSION_EXPIRED", "SESSION_DELETED", "SESSION_NOT_FOUND")
 MOVED = ("POSITION_CONFLICT", "HISTORY_CONFLICT", "STORE_REGRESSED", *GONE)
 """Reasons after which a writer looks where its session stands."""
 
@@ -121,11 +121,11 @@ class Load:
         self.errors.update(look.reason for look in looks if isinstance(look, HoldfastError))
 
     async def close(self) -> None:
-        """Closes every session."""
+        """Deletes every session."""
         async with self._client(LOOK_TIMEOUT_S) as client:
-            requests = [pb.CloseSessionRequest(session_id=session_id) for session_id in self._ids]
-            closed = (client.call("CloseSession", request) for request in requests)
-            await asyncio.gather(*closed, return_exceptions=True)
+            requests = [pb.DeleteSessionRequest(session_id=session_id) for session_id in self._ids]
+            deletions = (client.call("DeleteSession", request) for request in requests)
+            await asyncio.gather(*deletions, return_exceptions=True)
 
     # -- writers ------------------------------------------------------------------------------
 
@@ -137,7 +137,7 @@ class Load:
         while not self._stopping.is_set():
             async with self._client() as client:
                 with self._counted():
-                    session = await client.session(
+                    session = await client.open_session(
                         session_id, model=self._model.name, version=self._model.version
                     )
                     async for _ in self._until_moved(some, session, rng):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from holdfast.client.history import FAILURE, REPLY, START, Frame, read_frames
 from holdfast.client.tokens import to_arrays
 from holdfast.v1 import holdfast_pb2 as pb
-from holdfast.verify.chain import Attempt, Closing, Outputs, Reply, SessionHistory, Sight
+from holdfast.verify.chain import Attempt, Deletion, Outputs, Reply, SessionHistory, Sight
 
 
 class ModelId(NamedTuple):
@@ -82,7 +82,7 @@ class Histories:
             "OpenSession": self._open,
             "OpenBatch": self._open_batch,
             "GetSession": self._get,
-            "CloseSession": self._close,
+            "DeleteSession": self._delete,
             "Step": self._step,
             "StreamSteps": self._step,
             "StepBatch": self._batch,
@@ -159,11 +159,11 @@ class Histories:
         session.history.sights.append(sight)
         session.model = ModelId(found.model.name, found.model.version, found.fingerprint)
 
-    def _close(self, request: Frame, answer: Frame | None) -> None:
-        asked = pb.CloseSessionRequest.FromString(request.body)
-        closed_s = answer.time_s if answer is not None and answer.kind == REPLY else None
-        closing = Closing(request.time_s, asked.incarnation, closed_s)
-        self.session(asked.session_id).history.closings.append(closing)
+    def _delete(self, request: Frame, answer: Frame | None) -> None:
+        asked = pb.DeleteSessionRequest.FromString(request.body)
+        deleted_s = answer.time_s if answer is not None and answer.kind == REPLY else None
+        deletion = Deletion(request.time_s, asked.incarnation, deleted_s)
+        self.session(asked.session_id).history.deletions.append(deletion)
 
     def _step(self, request: Frame, answer: Frame | None) -> None:
         asked, given = _STEPS[request.rpc]

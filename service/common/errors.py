@@ -7,7 +7,7 @@
   SessionNotFound      nothing is stored under the id
   SessionLost          a record must have existed and is gone
   SessionExpired       the session was idle for longer than its time to live
-  SessionClosed        the session, or the incarnation the client means, is over
+  SessionDeleted        the session, or the incarnation the client means, is over
   SessionExists        a new session was asked for, and the id is taken
   PositionConflict     other tokens were applied at this position
   HistoryConflict      the tokens before this position are not those that the client means
@@ -112,10 +112,10 @@ class SessionExpired(ServiceError):
     reason = "SESSION_EXPIRED"
 
 
-class SessionClosed(ServiceError):
+class SessionDeleted(ServiceError):
     """The session, or the incarnation the client means, is over."""
 
-    reason = "SESSION_CLOSED"
+    reason = "SESSION_DELETED"
 
 
 class SessionExists(ServiceError):

@@ -119,7 +119,7 @@ class Cache:
 
     def put(self, key: bytes, model: Model, record: Record, *, verified_s: float) -> None:
         """Takes in what the store holds, instead of what was known of the session before."""
-        assert not record.closed, "bug: a session that is over is hot"
+        assert not record.deleted, "bug: a session that is over is hot"
         assert not record.quarantine_reason, "bug: a session in quarantine is hot"
         self.discard(key)
         if not self._free:

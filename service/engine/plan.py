@@ -145,7 +145,7 @@ def read(models: Models, rows: Rows, place: int, data: Loaded) -> tuple[Model, R
     if isinstance(data, ServiceError):
         raise data
     record = decode(data) if data is not None else None
-    if record is not None and not record.closed and not record.quarantine_reason:
+    if record is not None and not record.deleted and not record.quarantine_reason:
         return served_model(models, record), record
     reply = rules.decide(record, rows.claim(place))
     assert record is not None, "bug: a session that is not stored runs"

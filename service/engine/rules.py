@@ -20,7 +20,7 @@ A reply is that to the chunk if it ends where the chunk does and its digest is t
 after the history before them.
 
 No chunk opens a session: what is stored may be nothing, and that can be proof of a loss, never of a
-beginning. Or a tombstone: then the session was closed. Or a session in quarantine: then nothing runs, only
+beginning. Or a tombstone: then the session was deleted. Or a session in quarantine: then nothing runs, only
 replies that are kept are given again.
 
 Not every answer may come from memory: a replica that was paused remembers an old position. Running on
@@ -42,7 +42,7 @@ from service.common.errors import (
     Overloaded,
     PositionConflict,
     PositionGap,
-    SessionClosed,
+    SessionDeleted,
     SessionExpired,
     SessionLost,
     SessionNotFound,
@@ -116,7 +116,7 @@ def decide(stored: Record | None, claim: Claim) -> KeptReply | None:
         None: it runs at the stored position. A kept reply: it ran before, and this is what it gave.
 
     Raises:
-        SessionNotFound, SessionLost, SessionClosed: The session does not exist.
+        SessionNotFound, SessionLost, SessionDeleted: The session does not exist.
         PositionConflict, HistoryConflict, PositionGap, StoreRegressed: The chunk does not continue the
             session.
         SessionQuarantined: It is held, and the chunk is none of those whose replies are kept.
@@ -124,8 +124,10 @@ def decide(stored: Record | None, claim: Claim) -> KeptReply | None:
     """
     if stored is None:
         raise _not_there(claim)
-    if stored.closed:
-        raise SessionClosed(f"the session was closed at position {stored.position}; open it to begin anew")
+    if stored.deleted:
+        raise SessionDeleted(
+            f"the session was deleted at position {stored.position}; open it to begin anew"
+        )
     check_incarnation(stored, claim.incarnation)
     reply = _find_reply(stored, claim)
     if reply is not None:
@@ -176,10 +178,10 @@ def check_incarnation(stored: Record, meant: int) -> None:
     nobody can hit one. Nor is the stored one told.
 
     Raises:
-        SessionClosed: It is in another one.
+        SessionDeleted: It is in another one.
     """
     if meant not in (0, stored.incarnation):
-        raise SessionClosed(
+        raise SessionDeleted(
             f"incarnation {meant} is not that of the stored session, which stands at position "
             f"{stored.position}; open the session to get its incarnation",
             expected_position=stored.position,

@@ -9,7 +9,7 @@ class SessionEvent(enum.IntEnum):
     OPENED = 0
     RESUMED = 1
     TAKEN_OVER = 2
-    CLOSED = 3
+    DELETED = 3
     EXPIRED = 4
     LOST = 5
     REGRESSED = 6

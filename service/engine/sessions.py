@@ -1,6 +1,6 @@
-"""Opens, reads, closes and releases sessions: records that are loaded, changed and committed.
+"""Opens, reads, deletes and releases sessions: records that are loaded, changed and committed.
 
-Nothing else opens a session, so what the engine finds missing is lost, closed or expired, never new.
+Nothing else opens a session, so what the engine finds missing is lost, deleted or expired, never new.
 Chunks are the engine's. What is changed here is noticed there by the compare of its commits. What is
 answered here is a promise like the answer to a chunk, so it waits for the server's acknowledgement level.
 """
@@ -15,7 +15,7 @@ from service.common.errors import (
     PositionConflict,
     RecordCorrupt,
     ServiceError,
-    SessionClosed,
+    SessionDeleted,
     SessionExists,
     SessionNotFound,
 )
@@ -82,7 +82,7 @@ class Released(NamedTuple):
 
 
 class Sessions:
-    """Opens, reads, closes and releases sessions.
+    """Opens, reads, deletes and releases sessions.
 
     Args:
         models: The models served.
@@ -90,7 +90,7 @@ class Sessions:
         engine: Told when a record changes behind its back.
         ttl_s: Time to live after a change; 0 is for ever.
         ack_level: How durable a change must be before it is answered.
-        tombstone_ttl_s: How long a closed session is remembered as closed.
+        tombstone_ttl_s: How long a deleted session is remembered as deleted.
     """
 
     def __init__(
@@ -120,8 +120,8 @@ class Sessions:
             opening: What is asked.
 
         Raises:
-            SessionExists, SessionNotFound, SessionClosed, SessionQuarantined, ModelNotFound, ModelMismatch,
-            RecordCorrupt, InvalidRequest, StoreFull: Nothing was changed.
+            SessionExists, SessionNotFound, SessionDeleted, SessionQuarantined, ModelNotFound,
+            ModelMismatch, RecordCorrupt, InvalidRequest, StoreFull: Nothing was changed.
             StoreUnavailable, AckLevelNotReached: It may have been; the same again is right.
         """
         [outcome] = await self.open_batch([key], opening)
@@ -204,9 +204,11 @@ class Sessions:
         if stored is None:
             return self._new(opening)
         is_repeated = opening.nonce != 0 and abs(stored.nonce) == opening.nonce
-        if stored.closed:
+        if stored.deleted:
             if is_repeated:
-                raise SessionClosed(f"the session of this opening was closed at position {stored.position}")
+                raise SessionDeleted(
+                    f"the session of this opening was deleted at position {stored.position}"
+                )
             return self._new(opening)
         session = self._resume(stored, opening, was_made=is_repeated and stored.nonce > 0)
         if opening.take_over and not is_repeated:
@@ -218,28 +220,28 @@ class Sessions:
         """Returns a live session, or one in quarantine.
 
         Raises:
-            SessionNotFound, SessionClosed, ModelMismatch, RecordCorrupt, StoreUnavailable: As named.
+            SessionNotFound, SessionDeleted, ModelMismatch, RecordCorrupt, StoreUnavailable: As named.
         """
         data = await load_one(self._store, key)
         if data is None:
             raise SessionNotFound("no session has this id", field="session_id")
         record = decode(data)
-        if record.closed:
-            raise SessionClosed(f"the session was closed at position {record.position}")
+        if record.deleted:
+            raise SessionDeleted(f"the session was deleted at position {record.position}")
         return OpenSession(record, served_model(self._models, record), is_resumed=True)
 
-    async def close(self, key: bytes, incarnation: int) -> int:
+    async def delete(self, key: bytes, incarnation: int) -> int:
         """Replaces a session by a tombstone.
 
         Args:
             key: Of its record.
-            incarnation: The one to close; 0 is any.
+            incarnation: The one to delete; 0 is any.
 
         Returns:
-            Its position at the end. A session closed before gives the same answer again.
+            Its position at the end. A session deleted before gives the same answer again.
 
         Raises:
-            SessionNotFound, SessionClosed, RecordCorrupt, StoreUnavailable, AckLevelNotReached: As named.
+            SessionNotFound, SessionDeleted, RecordCorrupt, StoreUnavailable, AckLevelNotReached: As named.
         """
         epoch = self._store.epoch
         data = await load_one(self._store, key)
@@ -248,13 +250,13 @@ class Sessions:
                 raise SessionNotFound("no session has this id", field="session_id")
             stored = decode(data)
             check_incarnation(stored, incarnation)
-            if stored.closed:
+            if stored.deleted:
                 await self._confirm(key, epoch)
                 return stored.position
-            tombstone = stored._replace(state=b"", replies=(), closed=True, quarantine_reason="")
+            tombstone = stored._replace(state=b"", replies=(), deleted=True, quarantine_reason="")
             found = await self._replace(key, stored.stamp, tombstone, self._tombstone_ttl_s)
             if found is None:
-                self._on_event(SessionEvent.CLOSED)
+                self._on_event(SessionEvent.DELETED)
                 await self._confirm(key, epoch)
                 return stored.position
             data = found.record
@@ -307,7 +309,7 @@ class Sessions:
         try:
             record = decode(data)
             position = record.position
-            if record.quarantine_reason or record.closed:
+            if record.quarantine_reason or record.deleted:
                 return Released(record.quarantine_reason, position), record
             if self._models.find_fingerprint(record.fingerprint) is not None:
                 served_model(self._models, record)

@@ -25,7 +25,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from service.common.errors import PermissionDenied
 
 Scope = Literal["step", "read-state", "admin"]
-"""step: open, step and close sessions. read-state: see states. admin: act on the server."""
+"""step: open, step and delete sessions. read-state: see states. admin: act on the server."""
 
 SCOPES: frozenset[Scope] = frozenset(get_args(Scope))
 

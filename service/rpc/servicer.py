@@ -53,7 +53,7 @@ RPC_SCOPES: dict[str, tuple[Scope, ...]] = {
     "OpenSession": ("step",),
     "OpenBatch": ("step",),
     "GetSession": READS,
-    "CloseSession": ("step",),
+    "DeleteSession": ("step",),
     "ReleaseSession": ("admin",),
     "Step": ("step",),
     "StreamSteps": ("step",),
@@ -71,7 +71,7 @@ class Servicer:
 
     Args:
         engine: Applies chunks.
-        sessions: Opens, reads, closes and releases sessions.
+        sessions: Opens, reads, deletes and releases sessions.
         models: The models served.
         access: Ends calls whose credential is revoked.
         calls: Knows the calls under way.
@@ -110,7 +110,7 @@ class Servicer:
             "OpenSession": self.open_session,
             "OpenBatch": self.open_batch,
             "GetSession": self.get_session,
-            "CloseSession": self.close_session,
+            "DeleteSession": self.delete_session,
             "ReleaseSession": self.release_session,
             "Step": self.step,
             "StepBatch": self.step_batch,
@@ -189,13 +189,13 @@ class Servicer:
         message = await self._session_message(request.session_id, key, session)
         return pb.GetSessionResponse(session=message, state=state)
 
-    async def close_session(
-        self, request: pb.CloseSessionRequest, _: Call, caller: Caller, __: Share
-    ) -> pb.CloseSessionResponse:
-        """Closes a session."""
+    async def delete_session(
+        self, request: pb.DeleteSessionRequest, _: Call, caller: Caller, __: Share
+    ) -> pb.DeleteSessionResponse:
+        """Deletes a session."""
         key = codec.key_of(caller.tenant, request.session_id)
-        position = await self._sessions.close(key, request.incarnation)
-        return pb.CloseSessionResponse(position=position)
+        position = await self._sessions.delete(key, request.incarnation)
+        return pb.DeleteSessionResponse(position=position)
 
     async def release_session(
         self, request: pb.ReleaseSessionRequest, _: Call, caller: Caller, __: Share

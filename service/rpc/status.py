@@ -23,7 +23,7 @@ CODES: dict[type[ServiceError], grpc.StatusCode] = {
     errors.SessionNotFound: grpc.StatusCode.NOT_FOUND,
     errors.SessionLost: grpc.StatusCode.NOT_FOUND,
     errors.SessionExpired: grpc.StatusCode.NOT_FOUND,
-    errors.SessionClosed: grpc.StatusCode.NOT_FOUND,
+    errors.SessionDeleted: grpc.StatusCode.NOT_FOUND,
     errors.SessionExists: grpc.StatusCode.ALREADY_EXISTS,
     errors.PositionConflict: grpc.StatusCode.ABORTED,
     errors.HistoryConflict: grpc.StatusCode.ABORTED,

@@ -40,7 +40,7 @@ class AckSettings:
     """What is asked of the store beyond its primary's memory.
 
     Attributes:
-        level: Of chunks that ask for none, and of opening and closing sessions.
+        level: Of chunks that ask for none, and of opening and deleting sessions.
         replicas_required: Replicas that make a commit `replicated`; 0: the level is not offered.
         timeout_s: Longest wait of a caller for its level, > 0.
     """

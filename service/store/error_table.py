@@ -48,7 +48,7 @@ def error_of(message: str, where: str = "store") -> ServiceError:
     """
     message = message.removeprefix("-")
     if message.startswith("OOM"):
-        return StoreFull("the store is out of memory: raise maxmemory or close sessions")
+        return StoreFull("the store is out of memory: raise maxmemory or delete sessions")
     if message.startswith("WRONGTYPE"):
         return RecordCorrupt("the key of this session holds something that is not a record")
     advice = _ADVICE.get(message.partition(" ")[0])

@@ -7,7 +7,7 @@ Layout, little-endian:
     4       4      number of kept replies
     8       8      xxh3-64 of everything from offset 16, seeded with the number of kept replies
     16      8      incarnation, 1 .. 2^53 - 1
-    24      8      position, 0 .. 2^53 - 1; ~position (negative) marks the tombstone of a closed session,
+    24      8      position, 0 .. 2^53 - 1; ~position (negative) marks the tombstone of a deleted session,
                    position + 2^62 a session in quarantine
     32      8      history digest, see `holdfast.history_digest`
     40      8      nonce of the request that opened the session; negative: that took it over; 0: none
@@ -84,8 +84,8 @@ class Record(NamedTuple):
 
     Attributes:
         incarnation: Random, 1 .. 2^53 - 1.
-        position: Tokens consumed; for a closed session, at the time it was closed.
-        closed: It is a tombstone: no state, no replies.
+        position: Tokens consumed; for a deleted session, at the time it was deleted.
+        deleted: It is a tombstone: no state, no replies.
         quarantine_reason: Why no chunk may run; "" if the session is not in quarantine.
         fingerprint: sha256 of the model file, 32 bytes.
         state: Raw tensors, in the order of the model's contract.
@@ -99,7 +99,7 @@ class Record(NamedTuple):
     fingerprint: bytes
     state: bytes = b""
     replies: tuple[KeptReply, ...] = ()
-    closed: bool = False
+    deleted: bool = False
     quarantine_reason: str = ""
     digest: int = INITIAL
     nonce: int = 0
@@ -133,7 +133,7 @@ def stamp(incarnation: int, position: int, digest: int) -> bytes:
 
 
 def _marked_position(record: Record) -> int:
-    if record.closed:
+    if record.deleted:
         return ~record.position
     return record.position | _QUARANTINED if record.quarantine_reason else record.position
 
@@ -250,8 +250,8 @@ def decode(data: bytes) -> Record:
     if position >= _QUARANTINED:
         reason, replies_start = _decode_reason(data, state_end)
         position -= _QUARANTINED
-    is_closed = position < 0
-    position = ~position if is_closed else position
+    is_deleted = position < 0
+    position = ~position if is_deleted else position
     if position > MAX_POSITION or not 0 < incarnation <= MAX_NUMBER:
         raise RecordCorrupt(
             f"record has position {position} and incarnation {incarnation}, beyond 2^53 - 1"
@@ -264,7 +264,7 @@ def decode(data: bytes) -> Record:
         fingerprint=fingerprint,
         state=data[_HEADER.size : state_end],
         replies=_checked_replies(data[replies_start:], count),
-        closed=is_closed,
+        deleted=is_deleted,
         quarantine_reason=reason,
         digest=digest,
         nonce=nonce,

@@ -167,7 +167,7 @@ class Metrics:
         )
         self._store_keys = self._gauge(
             "store_keys",
-            "Keys in the store, of all who share it: sessions, and for an hour closed ones.",
+            "Keys in the store, of all who share it: sessions, and for an hour deleted ones.",
             _most,
         )
         self._store_bytes = self._gauge(

@@ -147,7 +147,7 @@ class Scene:
 
     async def _load(self):
         async with AsyncClient(self.server.address) as client:
-            model = await client.model(MODEL)
+            model = await client.get_model(MODEL)
         return Load(lambda: self.server.address, model, None, random.Random(1), LOAD, "load")
 
 

@@ -14,8 +14,8 @@ from service.store.slots import slot_of
 from tests.stores import PASSWORD, URL_PASSWORD, USER
 
 
-def record(position, *, incarnation=7, state=b"state", closed=False, digest=1):
-    return Record(incarnation, position, bytes(32), state, closed=closed, digest=digest)
+def record(position, *, incarnation=7, state=b"state", deleted=False, digest=1):
+    return Record(incarnation, position, bytes(32), state, deleted=deleted, digest=digest)
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ async def test_what_is_no_record_is_left_as_found(store, key, deployment, value,
 
 async def test_a_tombstone_refuses_what_the_record_allowed(store, key):
     await put(store, key, record(5))
-    tombstone = record(5, state=b"", closed=True)
+    tombstone = record(5, state=b"", deleted=True)
     assert await put(store, key, tombstone, record(5)) is None
     refusal = await put(store, key, record(6), record(5))
     assert decode(refusal.record) == tombstone

@@ -69,8 +69,8 @@ def _write(server, number, stopping):
     """Steps a session of its own; now and then another one is begun, or somebody else's is stepped."""
     with holdfast.Client(server.address, timeout_s=20) as client:
         for count in itertools.count():
-            session = client.session(f"s-{number}-{count}", model=MODEL)
-            rival = client.session(f"s-{number}-{count}")
+            session = client.open_session(f"s-{number}-{count}", model=MODEL)
+            rival = client.open_session(f"s-{number}-{count}")
             for step in range(60):
                 if stopping.wait(0.002 + 0.03 * math.sin(number) ** 2):
                     return
@@ -78,7 +78,7 @@ def _write(server, number, stopping):
             try:
                 rival.step(b"?")
             except HoldfastError:
-                session.close()
+                session.delete()
 
 
 def _chosen():

@@ -341,7 +341,7 @@ def test_the_settings_of_prod_serve_at_its_level(prod, serve, tmp_path):
         wait_for(lambda: failing(prod, server) == [])
         tls = Tls(authority.path)
         with holdfast.Client(server.address, tls=tls, token=token, timeout_s=20) as client:
-            assert str(client.session(model=MODEL).step("x").ack_level) == "replicated"
+            assert str(client.open_session(model=MODEL).step("x").ack_level) == "replicated"
 
 
 def test_metrics_that_are_asked_for_are_there(prod, dev_server):

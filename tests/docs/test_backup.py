@@ -24,7 +24,7 @@ def test_a_snapshot_is_restored_and_clients_send_again_what_it_lacks(tmp_path):
         ServerProcess(data, "--store", first.url) as server,
         holdfast.Client(server.address) as client,
     ):
-        session = client.session("kept", model=MODEL)
+        session = client.open_session("kept", model=MODEL)
         given = list(session.step(TEXT[:CUT], token_log_prob=True).token_log_probs)
         first.client.save()  # what `redis-cli --rdb` gets is the same file
         snapshot = shutil.copy(tmp_path / "first" / "dump.rdb", tmp_path / "holdfast.rdb")

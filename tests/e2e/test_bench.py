@@ -75,7 +75,7 @@ def test_it_prints_a_row_per_load_and_closes_its_sessions(folder, server, model)
     with redis.Redis(unix_socket_path=str(folder / "data" / "store.sock")) as store:
         records = [decode(store.get(key)) for key in store.scan_iter("holdfast:*")]
     assert len(records) >= 1 + 4 + 4 + 64 + 64
-    assert all(record.closed for record in records)
+    assert all(record.deleted for record in records)
 
 
 @pytest.mark.parametrize(

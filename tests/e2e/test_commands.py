@@ -36,7 +36,7 @@ def guarded(tmp_path_factory):
     token_file.write_text(token + "\n")
     with ServerProcess(folder / "data", *tokens.write(), *authority.server()) as server:
         with holdfast.Client(server.address, token=token, tls=holdfast.Tls(authority.path)) as client:
-            client.session("s", model=MODEL).step("abc")
+            client.open_session("s", model=MODEL).step("abc")
         yield server, ("--target", server.address, "--token-file", token_file, "--tls-ca", authority.path)
 
 

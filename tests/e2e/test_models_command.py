@@ -158,7 +158,7 @@ def test_what_is_added_streams(models, tmp_path):
         holdfast.Client(server.address) as client,
     ):
         given = {
-            name: client.session(name, model=name).step(tokens).outputs["y"]
+            name: client.open_session(name, model=name).step(tokens).outputs["y"]
             for name in ("bare", "wide", "theirs")
         }
     rng = np.random.default_rng(1)

@@ -43,12 +43,12 @@ def test_no_secret_is_said(tmp_path, monkeypatch, store_url, workers):
     tls = holdfast.Tls(ca=authority.path)
     with ServerProcess(tmp_path / "data", *flags) as server:
         with holdfast.Client(server.address, token=token, tls=tls) as client:
-            client.session("private-session", model=MODEL).step("private text")
+            client.open_session("private-session", model=MODEL).step("private text")
         with (
             holdfast.Client(server.address, token=wrong, tls=tls) as client,
             pytest.raises(Unauthenticated) as refused,
         ):
-            client.models()
+            client.list_models()
         replace(tokens.path, f'[[token]]\ntoken = "{token}"\n'.encode())
         replace(tmp_path / "tls.key", (tmp_path / "tls.key").read_bytes()[:-40])
         said = server.log_path.read_text

@@ -82,11 +82,11 @@ def record(server, path):
     """Uses everything that a client has."""
     with holdfast.Client(server.address, history=path) as client:
         state = {"h": np.linspace(-1, 1, 256, dtype=np.float32)}
-        session = client.session(model=MODEL, initial_state=state)
+        session = client.open_session(model=MODEL, initial_state=state)
         session.step(TEXT[:9], top_k=4, token_log_prob=True, outputs=["logits"], state=True)
         list(session.stream(TEXT[9:], chunk=4, top_k=2))
         session.state()
-        session.close()
+        session.delete()
         ids = [f"row-{path.parent.name}-{row}" for row in range(3)]
         client.open_batch(MODEL, ids)
         client.step_batch(MODEL, ids, TEXT[:6], [0, 0, 0], token_log_prob=True, top_k=3)
@@ -115,7 +115,7 @@ def test_every_call_of_a_client_is_recorded_and_recomputed(server, models, tmp_p
 def test_a_session_that_was_opened_with_inputs_of_other_types_is_recomputed(server, models, tmp_path):
     with holdfast.Client(server.address, history=tmp_path / "history") as client:
         given = {"speaker": [0.1, 1.0, 2.0, 3.0], "room": [7]}
-        session = client.session(model="inputs", initial_state=given)
+        session = client.open_session(model="inputs", initial_state=given)
         session.step(np.random.default_rng(1).standard_normal((5, 4)), outputs=True)
         rows = {"speaker": [[0.1, 1.0, 2.0, 3.0], [5.0, 6.0, 7.0, 8.0]], "room": [[7], [8]]}
         opened = client.open_batch("inputs", ["inputs-0", "inputs-1"], initial_state=rows)
@@ -170,7 +170,7 @@ def test_a_model_that_mixes_is_served_apart_as_if_it_did_not(server, models, mod
 
 def test_what_runs_apart_is_shown(server):
     with holdfast.Client(server.address) as client:
-        shown = {model.name: list(model.apart) for model in client.models()}
+        shown = {model.name: list(model.apart) for model in client.list_models()}
     assert shown == {
         MODEL: [],
         "features": [],

@@ -64,7 +64,7 @@ FORK_SHARE = 0.004
 ACTIONS = {
     "step": 8, "step at": 4, "stream": 9, "settle": 2, "pair": 1, "wrong step": 2, "step behind": 1,
     "resume": 1, "take over": 1, "new client": 1, "old object": 2, "close under way": 1,
-    "close session": 0.3,
+    "delete session": 0.3,
 }  # fmt: skip
 POLICIES = {
     "repeat": 2, "repeat at": 4, "go on": 2, "settle": 3, "settle through": 4, "resume": 2, "take over": 2,
@@ -75,7 +75,7 @@ ALWAYS = (
     errors.ServerUnavailable, errors.DeadlinePassed, errors.Overloaded, errors.StoreUnavailable,
 )  # fmt: skip
 CONFLICTS = (errors.PositionConflict, errors.HistoryConflict)
-GONE = (errors.SessionClosed, errors.SessionLost, errors.SessionNotFound)
+GONE = (errors.SessionDeleted, errors.SessionLost, errors.SessionNotFound)
 
 
 class View:
@@ -132,7 +132,7 @@ class AsyncFace:
         self.clients = Clients(holdfast.AsyncClient, address)
 
     async def open(self, client, session_id, **options):
-        return await client.session(session_id, model=MODEL, **options)
+        return await client.open_session(session_id, model=MODEL, **options)
 
     async def do(self, target, method, *arguments, **options):
         return await getattr(target, method)(*arguments, **options)
@@ -167,7 +167,7 @@ class ThreadFace:
         return await asyncio.get_running_loop().run_in_executor(self._pool, call)
 
     async def open(self, client, session_id, **options):
-        return await self._run(lambda: client.session(session_id, model=MODEL, **options))
+        return await self._run(lambda: client.open_session(session_id, model=MODEL, **options))
 
     async def do(self, target, method, *arguments, **options):
         return await self._run(lambda: getattr(target, method)(*arguments, **options))
@@ -358,12 +358,12 @@ class Caller:
                 await self._try_step(view, tokens, None, reacts=False)
             await self._reopen(client=self._own())
 
-    async def _close_session(self):
+    async def _delete_session(self):
         view = self._view
-        self.book.may_be_closed = True
-        self.book.say("close the session")
+        self.book.may_be_deleted = True
+        self.book.say("delete the session")
         try:
-            await self._timed(self._face.do(view.session, "close"), TIMEOUT_S)
+            await self._timed(self._face.do(view.session, "delete"), TIMEOUT_S)
         except Exception as error:  # noqa: BLE001 -- judged
             self._check_error(view, error, b"", about_tokens=False)
         if self._rng.random() < 0.5 and (tokens := self._draw()):
@@ -662,7 +662,7 @@ class Caller:
             or (isinstance(error, errors.ChunkPending) and (was_pending or is_one_of_two or pending))
             or (isinstance(error, errors.SessionBusy) and may_be_busy)
             or (isinstance(error, CONFLICTS) and (rival or may_conflict))
-            or (isinstance(error, GONE) and (self.book.may_be_closed or self.book.was_fenced))
+            or (isinstance(error, GONE) and (self.book.may_be_deleted or self.book.was_fenced))
             or (isinstance(error, errors.PositionGap) and at is not None and at > view.count)
         )
         if not allowed:
@@ -732,7 +732,7 @@ class Caller:
                 break
             except HoldfastError as error:
                 self.book.say(f"    open: {error!r}")
-                if not isinstance(error, (*ALWAYS, *(GONE if self.book.may_be_closed else ()))):
+                if not isinstance(error, (*ALWAYS, *(GONE if self.book.may_be_deleted else ()))):
                     self.book.blame(f"an opening raised {error!r}")
         else:
             raise _Hangs("the session could not be opened")
@@ -813,7 +813,7 @@ class Caller:
         try:
             found = await self._stub.GetSession(request, timeout=20)
         except grpc.aio.AioRpcError as failure:
-            if not (self.book.may_be_closed and isinstance(errors.from_rpc(failure), GONE)):
+            if not (self.book.may_be_deleted and isinstance(errors.from_rpc(failure), GONE)):
                 self.book.blame(f"the session is not to be read: {errors.from_rpc(failure)!r}")
             return
         state = int(np.frombuffer(found.state[0].tensor.data, "<i8")[0])
@@ -829,7 +829,7 @@ class Caller:
             self.book.say(f"    that took {time.monotonic() - began_s:.1f} s")
         if is_over:
             return
-        if not (self.book.has_rival or self.book.was_fenced or self.book.may_be_closed):
+        if not (self.book.has_rival or self.book.was_fenced or self.book.may_be_deleted):
             self.book.blame("with the faults over, settle() did not end")
         await self._reopen()
 

@@ -29,7 +29,7 @@ def main(folder, level):
         ServerProcess(data, "--ack-level", level) as server,
         holdfast.Client(server.address, timeout_s=1) as client,
     ):
-        session = client.session("s", model=MODEL)
+        session = client.open_session("s", model=MODEL)
         acknowledged = session.step("abc").position
         filler = disk / "filler"
         fill(filler)

@@ -30,7 +30,7 @@ from holdfast.errors import (
     HistoryConflict,
     PositionConflict,
     PositionGap,
-    SessionClosed,
+    SessionDeleted,
     SessionLost,
     SessionNotFound,
     StoreRegressed,
@@ -52,7 +52,7 @@ MAX_APPENDED, MAX_APPENDED_AT_ONCE = 20, 3
 """Tokens without a position that are remembered, and as many of them whose replies are still to come."""
 
 REFUSALS = (
-    HistoryConflict, PositionConflict, PositionGap, StoreRegressed, SessionClosed, SessionLost,
+    HistoryConflict, PositionConflict, PositionGap, StoreRegressed, SessionDeleted, SessionLost,
     SessionNotFound,
 )  # fmt: skip
 

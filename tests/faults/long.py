@@ -66,7 +66,7 @@ async def _run(folder, options):
     with Scene(folder) as scene, Display(options.seed, options.minutes) as display:
         address = random.Random(rng.random())
         async with holdfast.AsyncClient(scene.replicas[0].server.address) as client:
-            model = await client.model(MODEL)
+            model = await client.get_model(MODEL)
         load = Load(lambda: scene.address(address), model, recorder, rng, SETTINGS, "faults")
         loading = asyncio.create_task(load.run())
         await _inject(scene, load, rng, options, display)

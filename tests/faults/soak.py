@@ -1,7 +1,7 @@
 """The soak: `python -m tests.faults.soak --minutes 10`: half of full load with churn, and nothing may grow.
 
 What the server keeps of sessions that it has seen is bounded, and is filled to its bounds first. Then,
-beside a steady load, sessions are opened and closed, streams opened and left, calls cancelled, connections
+beside a steady load, sessions are opened and deleted, streams opened and left, calls cancelled, connections
 made and dropped. Memory, descriptors, threads, tasks and metric series of the server are sampled; the
 slopes are those of straight lines through what follows the first quarter.
 """
@@ -63,7 +63,7 @@ async def _run(folder, options):
     rng = random.Random(options.seed)
     with ServerProcess(folder / "data", "--hot-state-bytes", str(HOT_STATE_BYTES)) as server:
         async with holdfast.AsyncClient(server.address) as client:
-            model = await client.model(MODEL)
+            model = await client.get_model(MODEL)
             for first in range(0, FILL_SESSIONS, FILL_ROWS):
                 names = [f"fill-{number}" for number in range(first, first + FILL_ROWS)]
                 assert not (await client.open_batch(MODEL, names)).errors
@@ -122,7 +122,7 @@ class Churn:
 
     def __init__(self, address, rng):
         self._address, self._rng = address, rng
-        self.counts = {"sessions closed": 0, "streams left": 0, "calls cancelled": 0, "connections": 0}
+        self.counts = {"sessions deleted": 0, "streams left": 0, "calls cancelled": 0, "connections": 0}
 
     async def run(self):
         """Goes on until it is cancelled."""
@@ -135,7 +135,7 @@ class Churn:
                     await asyncio.sleep(self._rng.uniform(0, 0.1))
 
     async def _use(self, client):
-        session = await client.session(model=MODEL)
+        session = await client.open_session(model=MODEL)
         await session.step(self._rng.randbytes(8))
         stream = session.stream(self._rng.randbytes(64))
         async for _ in stream:
@@ -143,13 +143,13 @@ class Churn:
         await stream.aclose()
         self.counts["streams left"] += 1
         request = chunk(f"cancelled-{self._rng.getrandbits(6)}", b"x", 0)
-        await client.session(request.chunk.session_id, model=MODEL)
+        await client.open_session(request.chunk.session_id, model=MODEL)
         call = asyncio.create_task(client.call("Step", request))
         await asyncio.sleep(self._rng.uniform(0, 0.003))
         self.counts["calls cancelled"] += call.cancel()
         await asyncio.gather(call, return_exceptions=True)
-        await session.close()
-        self.counts["sessions closed"] += 1
+        await session.delete()
+        self.counts["sessions deleted"] += 1
 
 
 async def _sample(server, load):

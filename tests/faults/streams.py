@@ -40,7 +40,7 @@ async def survive(address, nemesis, *, session_count=24, byte_count=300, prefix=
 
 async def _write(client, name, data, rng, breaking):
     """Streams a session in random chunks, unevenly in time, until all is mended again."""
-    session = await client.session(name, model=MODEL)
+    session = await client.open_session(name, model=MODEL)
 
     async def pieces():
         position = 0

@@ -82,20 +82,20 @@ def test_an_embedded_store_syncs_every_batch_where_the_server_promises_it(tmp_pa
         with ServerProcess(data, "--ack-level", "fsynced") as server:
             assert store.config_get("appendfsync") == {"appendfsync": "always"}
             with holdfast.Client(server.address) as client:
-                reply = client.session("s", model=MODEL).step(TEXT)
+                reply = client.open_session("s", model=MODEL).step(TEXT)
                 open_at(server.address, "a", "b")
                 batch = client.step_batch(MODEL, ["a", "b"], b"xy", [0, 0])
             assert (reply.ack_level, batch.ack_level, batch.errors) == ("fsynced", "fsynced", {})
             assert (counted(server, "fsynced"), counted(server, "memory")) == (3, 0)
         with holdfast.Client(joined.address) as client:
-            assert client.session("s").step("x").ack_level == "memory"
+            assert client.open_session("s").step("x").ack_level == "memory"
 
 
 async def test_every_way_in_gives_the_level_asked_for(tmp_path):
     data = tmp_path / "data"
     with ServerProcess(data, "--ack-level", "fsynced"), ServerProcess(data) as server:
         async with holdfast.AsyncClient(server.address, ack_level="fsynced") as client:
-            session = await client.session("s", model=MODEL)
+            session = await client.open_session("s", model=MODEL)
             levels = [(await session.step("a")).ack_level, (await session.step("b")).ack_level]
             levels += [reply.ack_level async for reply in session.stream("cdef")]
             open_at(server.address, "x", "y")
@@ -113,7 +113,7 @@ def test_a_file_that_is_not_synced_acknowledges_nothing_and_loses_nothing(tmp_pa
     with StoreProcess(tmp_path / "store", appendfsync="always") as store:
         flags = ["--store", store.url, "--ack-timeout-s", "0.5"]
         with ServerProcess(tmp_path / "data", *flags) as server, holdfast.Client(server.address) as client:
-            session = client.session("s", model=MODEL)
+            session = client.open_session("s", model=MODEL)
             session.step(TEXT[:5], ack_level="fsynced")
             for policy in ("no", "everysec"):  # with the latter it is synced within a second, or two
                 store.client.config_set("appendfsync", policy)
@@ -131,7 +131,7 @@ def test_what_is_acknowledged_as_synced_survives_the_death_of_the_store(tmp_path
     with StoreProcess(tmp_path / "store", appendfsync="always") as store:
         flags = ["--store", store.url, "--ack-level", "fsynced"]
         with ServerProcess(tmp_path / "data", *flags) as server, holdfast.Client(server.address) as client:
-            sessions = [client.session(f"s{number}", model=MODEL) for number in range(5)]
+            sessions = [client.open_session(f"s{number}", model=MODEL) for number in range(5)]
             for session in sessions:
                 session.step(TEXT[:9])
             store.kill()
@@ -144,7 +144,10 @@ def test_what_is_acknowledged_as_synced_survives_the_death_of_the_store(tmp_path
 
 def test_a_replica_that_is_paused_acknowledges_nothing_and_loses_nothing(server, replica):
     with holdfast.Client(server.address, timeout_s=20) as client:
-        session, other = client.session("paused", model=MODEL), client.session("other", model=MODEL)
+        session, other = (
+            client.open_session("paused", model=MODEL),
+            client.open_session("other", model=MODEL),
+        )
         assert session.step(TEXT[:5]).ack_level == "replicated"
         replica.pause()
         with futures.ThreadPoolExecutor() as threads:
@@ -198,7 +201,7 @@ def test_opening_and_closing_wait_for_the_level_of_the_server(server, replica):
     requests = [
         ("OpenSession", pb.OpenSessionRequest(session_id="opened", model=model)),
         ("OpenSession", pb.OpenSessionRequest(session_id="opened", take_over=True)),
-        ("CloseSession", pb.CloseSessionRequest(session_id="opened")),
+        ("DeleteSession", pb.DeleteSessionRequest(session_id="opened")),
     ]
     for name, request in requests:
         replica.pause()
@@ -222,14 +225,14 @@ def test_both_levels_at_once(tmp_path, primary, replica):
     flags = ["--store", primary.url, "--ack-level", "fsynced+replicated", "--replicas-required", "1"]
     with ServerProcess(tmp_path / "data", *flags) as server, holdfast.Client(server.address) as client:
         before = primary.calls("wait"), primary.calls("waitaof")
-        assert client.session("both", model=MODEL).step("a").ack_level == "fsynced+replicated"
+        assert client.open_session("both", model=MODEL).step("a").ack_level == "fsynced+replicated"
         assert primary.calls("wait") > before[0]
         assert primary.calls("waitaof") > before[1]
 
 
 def test_a_level_per_request_that_the_store_cannot_give_is_refused(tmp_path):
     with ServerProcess(tmp_path / "data") as server, holdfast.Client(server.address) as client:
-        session = client.session("s", model=MODEL)
+        session = client.open_session("s", model=MODEL)
         with pytest.raises(AckLevelUnsupported, match="its appendfsync is everysec"):
             session.step("a", ack_level="fsynced")
         with pytest.raises(AckLevelUnsupported, match="--replicas-required") as caught:
@@ -311,7 +314,7 @@ async def test_a_connection_made_anew_does_not_confirm_what_came_before(primary,
 
 def test_a_store_that_dies_is_waited_for_and_its_replica_confirms_again(server, primary, replica):
     with holdfast.Client(server.address, timeout_s=30) as client:
-        session = client.session("dies", model=MODEL)
+        session = client.open_session("dies", model=MODEL)
         session.step(TEXT[:5])
         primary.kill()
         primary.start()

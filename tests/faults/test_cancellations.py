@@ -23,7 +23,7 @@ async def test_ten_thousand_cancelled_calls_leave_no_reply_to_a_wrong_caller(tmp
         """Cancels calls at random moments, and sends each chunk until it has its reply."""
         nonlocal left, replies
         name, position = f"s{number}", 0
-        await client.session(name, model=MODEL)
+        await client.open_session(name, model=MODEL)
         while left > 0:
             text = rng.randbytes(rng.randint(1, 4))
             request = chunk(name, text, position, tag=rng.getrandbits(32))

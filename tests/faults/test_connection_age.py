@@ -64,7 +64,7 @@ async def test_a_session_streams_on_through_the_ages_of_its_connections(server):
 
 async def _stream(client, name, text):
     """Streams for a while; returns how many tokens, and what came back."""
-    session = await client.session(name, model=MODEL)
+    session = await client.open_session(name, model=MODEL)
     sent = 0
 
     async def pieces():

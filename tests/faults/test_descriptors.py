@@ -44,7 +44,7 @@ def test_a_moment_without_descriptors_ends_nothing(tmp_path):
         server = stack.enter_context(ServerProcess(tmp_path / "data", "--workers", "2"))
         page = stack.enter_context(contextlib.closing(http.client.HTTPConnection(server.http, timeout=20)))
         client = stack.enter_context(holdfast.Client(server.address, timeout_s=20))
-        session = client.session("s", model=MODEL)
+        session = client.open_session("s", model=MODEL)
 
         def scrape():
             page.request("GET", "/metrics")
@@ -72,7 +72,7 @@ def test_a_moment_without_descriptors_ends_nothing(tmp_path):
         assert late.getresponse().status == 200
         wait_for(lambda: value(server, "holdfast_workers") == 2)
         with holdfast.Client(server.address, timeout_s=20) as another:
-            assert another.session("other", model=MODEL).step(b"abc").position == 3
+            assert another.open_session("other", model=MODEL).step(b"abc").position == 3
         session.step(b"y")
         log = server.log_path.read_text()
         wait_for(lambda: "task process_usage works again" in server.log_path.read_text())

@@ -80,7 +80,7 @@ async def test_a_drain_of_a_thousand_open_streams_loses_nothing(tmp_path, worker
         assert error.retry_after_s == 0
         assert error.metadata["requests_read"] == error.metadata["requests_answered"] == str(count)
     with ServerProcess(tmp_path / "data") as server, holdfast.Client(server.address) as client:
-        stored = {name: client.session(name).position for name in names}
+        stored = {name: client.open_session(name).position for name in names}
     assert stored == {name: count for name, (count, _) in given.items()}
 
 
@@ -123,7 +123,7 @@ async def test_calls_under_way_are_answered_and_new_ones_are_refused_while_drain
         positions = await asyncio.gather(*callers)
     assert {error.reason for error in outcomes} == {"DRAINING"}
     with ServerProcess(tmp_path / "data") as server, holdfast.Client(server.address) as client:
-        assert [client.session(f"s{number}").position for number in range(16)] == positions
+        assert [client.open_session(f"s{number}").position for number in range(16)] == positions
 
 
 def test_the_pause_serves_while_no_longer_ready_and_a_second_signal_ends_it_at_once(tmp_path):
@@ -180,4 +180,4 @@ def test_a_worker_that_is_stuck_is_replaced(tmp_path):
         assert other in workers_of(server)
         assert get(server, "/livez")[0] == 200
         with holdfast.Client(server.address, timeout_s=20) as client:
-            assert client.session("s", model=MODEL).step("abc").position == 3
+            assert client.open_session("s", model=MODEL).step("abc").position == 3

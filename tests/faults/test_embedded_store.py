@@ -88,7 +88,7 @@ async def test_a_killed_store_is_back_by_itself_and_no_token_is_lost(servers, da
 
 def test_a_store_that_was_shut_down_or_cannot_be_reached_is_started_again(servers, data):
     with holdfast.Client(servers[0].address, timeout_s=30) as client:
-        session = client.session("shut", model=MODEL)
+        session = client.open_session("shut", model=MODEL)
 
         def shut_down():
             with store_of(data) as store:
@@ -141,7 +141,7 @@ def test_a_store_that_stands_still_is_waited_for(servers, data):
 def test_a_start_that_fails_is_said_once_and_tried_until_it_works(tmp_path):
     data = tmp_path / "data"
     with ServerProcess(data) as server, holdfast.Client(server.address, timeout_s=30) as client:
-        session = client.session("s", model=MODEL)
+        session = client.open_session("s", model=MODEL)
         session.step("abc")
         [manifest] = data.glob("store/appendonlydir/*.manifest")
         good = manifest.read_bytes()
@@ -237,16 +237,16 @@ def test_a_store_is_kept_by_a_process_with_thousands_of_connections(tmp_path):
 def test_what_a_store_has_in_memory_is_written_anew_where_its_files_were_deleted(tmp_path):
     data = tmp_path / "data"
     with ServerProcess(data) as server, holdfast.Client(server.address, timeout_s=30) as client:
-        session = client.session("s", model=MODEL)
+        session = client.open_session("s", model=MODEL)
         session.step("abc")
         pid = pid_of_store(data)
         shutil.rmtree(data)
         assert session.step("d").position == 4
         other_than(pid, data)
         with holdfast.Client(server.address, timeout_s=30) as other:  # which has nothing to send again
-            assert other.session("s", model=MODEL).position == 4
+            assert other.open_session("s", model=MODEL).position == 4
         assert session.step("e").position == 5
         assert server.stop() == 0
     assert stores_on(data) == []
     with ServerProcess(data) as server, holdfast.Client(server.address, timeout_s=30) as client:
-        assert client.session("s", model=MODEL).position == 5
+        assert client.open_session("s", model=MODEL).position == 5

@@ -55,7 +55,7 @@ def test_a_server_killed_at_any_stage_is_replaced_by_another(victim, survivor, t
     sessions = 0
     with holdfast.Client(both, timeout_s=20, history=tmp_path / "history") as client:
         while state_of(victim.pid) != "Z" and sessions < MOST_SESSIONS:  # replicas take turns
-            session = client.session(f"killed-{sessions}-{tmp_path.name}", model=MODEL)
+            session = client.open_session(f"killed-{sessions}-{tmp_path.name}", model=MODEL)
             for start in range(0, len(TEXT), 5):
                 session.step(TEXT[start : start + 5], token_log_prob=True)
             assert session.position == len(TEXT)
@@ -72,7 +72,7 @@ def test_a_stream_goes_on_with_another_server(victim, survivor, tmp_path):
     with holdfast.Client(both, timeout_s=20, history=tmp_path / "history") as client:
         sessions = 0
         while state_of(victim.pid) != "Z" and sessions < MOST_SESSIONS:  # three turns of replicas each
-            session = client.session(f"streamed-{sessions}-{tmp_path.name}", model=MODEL)
+            session = client.open_session(f"streamed-{sessions}-{tmp_path.name}", model=MODEL)
             session.step(TEXT[:1], token_log_prob=True)
             given = [reply.token_count for reply in session.stream(TEXT[1:], token_log_prob=True)]
             assert sum(given) == len(TEXT) - 1
@@ -85,7 +85,7 @@ def test_a_stream_goes_on_with_another_server(victim, survivor, tmp_path):
 def test_a_stage_that_fails_leaves_the_session_usable(victim, tmp_path):
     """The chunk may or may not have been applied, and settling finds out."""
     with holdfast.Client(victim.address, timeout_s=20, history=tmp_path / "history") as client:
-        session = client.session(f"raised-{tmp_path.name}", model=MODEL)
+        session = client.open_session(f"raised-{tmp_path.name}", model=MODEL)
         failures = 0
         for start in range(0, len(TEXT), 9):
             try:
@@ -108,7 +108,7 @@ async def test_a_server_stopped_past_every_timeout_cannot_commit_late(victim, su
         holdfast.AsyncClient(victim.address, history=history) as slow,
         holdfast.AsyncClient(survivor.address, history=history) as quick,
     ):
-        await quick.session(name, model=MODEL)
+        await quick.open_session(name, model=MODEL)
         await quick.call("Step", chunk(name, TEXT[:5], 0))
         applied = 5
         if is_late:

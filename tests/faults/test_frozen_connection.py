@@ -31,14 +31,14 @@ def proxy(server):
 
 def test_a_call_goes_on_over_a_new_connection(proxy):
     with holdfast.Client(proxy.address, timeout_s=8, retry=RETRY) as client:
-        session = client.session(model=MODEL)
+        session = client.open_session(model=MODEL)
         session.step("a")
         proxy.freeze()
         started_s = time.monotonic()
         assert session.step("b").position == 2
         assert 0.9 < time.monotonic() - started_s < 4
         started_s = time.monotonic()
-        assert client.models()
+        assert client.list_models()
         assert session.step("c").position == 3
         assert time.monotonic() - started_s < 1, "the frozen connection was used again"
     assert proxy.connection_count == 2
@@ -46,7 +46,7 @@ def test_a_call_goes_on_over_a_new_connection(proxy):
 
 def test_a_call_that_is_not_repeated_leaves_a_good_connection_behind(proxy):
     with holdfast.Client(proxy.address, timeout_s=8, retry=RETRY) as client:
-        client.session("row", model=MODEL)
+        client.open_session("row", model=MODEL)
         proxy.freeze()
         with pytest.raises(holdfast.errors.DeadlinePassed):
             client.step_batch(MODEL, ["row"], b"x", timeout_s=1)  # rows that are appended
@@ -55,7 +55,7 @@ def test_a_call_that_is_not_repeated_leaves_a_good_connection_behind(proxy):
 
 def test_a_stream_goes_on_over_a_new_connection(proxy):
     with holdfast.Client(proxy.address, timeout_s=8, retry=RETRY) as client:
-        session = client.session(model=MODEL)
+        session = client.open_session(model=MODEL)
         positions = []
         for reply in session.stream("a" * 99):
             positions.append(reply.position)
@@ -87,7 +87,7 @@ async def test_batches_fail_in_time_and_the_next_go_over_a_new_connection(proxy,
 
 def test_sessions_that_share_a_connection_give_it_up_once(proxy):
     with holdfast.Client(proxy.address, timeout_s=8, retry=RETRY) as client:
-        sessions = [client.session(model=MODEL) for _ in range(4)]
+        sessions = [client.open_session(model=MODEL) for _ in range(4)]
 
         async def step_all():
             return await asyncio.gather(*(session._session.step("a") for session in sessions))
@@ -110,7 +110,7 @@ def test_pings_end_a_stream_whose_connection_is_dead(proxy, monkeypatch):
     )
     patient = holdfast.RetryPolicy(attempt_s=60)
     with holdfast.Client(proxy.address, timeout_s=60, retry=patient) as client:
-        session = client.session(model=MODEL)
+        session = client.open_session(model=MODEL)
         stream = session.stream("a" * 99)
         assert next(stream).position == 1
         proxy.freeze()
@@ -129,7 +129,7 @@ def test_a_connection_without_calls_is_not_pinged(proxy, monkeypatch):
         transport, "OPTIONS", [(name, fast.get(name, old)) for name, old in transport.OPTIONS]
     )
     with holdfast.Client(proxy.address, timeout_s=8) as client:
-        client.models()
+        client.list_models()
         time.sleep(0.5)  # the last ping of the call, and its answer
         sent = proxy.to_server.forwarded
         time.sleep(1)

@@ -20,7 +20,7 @@ def test_a_replica_that_hangs_holds_a_call_for_one_attempt(tmp_path, streams):
     with ServerProcess(tmp_path / "data") as one, ServerProcess(tmp_path / "data") as other:
         addresses = [one.address, other.address]
         with holdfast.Client(addresses, timeout_s=8, retry=retry) as client:
-            session = client.session("s", model=MODEL)
+            session = client.open_session("s", model=MODEL)
             log_probs = [session.step(TEXT[at : at + 1], token_log_prob=True) for at in range(4)]
             processes.pause(one.pid)
             try:

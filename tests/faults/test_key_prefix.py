@@ -50,7 +50,7 @@ def test_they_do_not_meet(store, tmp_path):
             for prefix, workers in zip(PREFIXES, ("1", "2"), strict=True)
         )
         ours, theirs = (
-            running.enter_context(holdfast.Client(server.address)).session("s", model=MODEL)
+            running.enter_context(holdfast.Client(server.address)).open_session("s", model=MODEL)
             for server in (one, other)
         )
         assert ours.step("import").position == 6

@@ -47,7 +47,7 @@ async def test_fifty_sessions_survive_five_kills(tmp_path):
 
 async def _write(client, name, data, rng, nemesis):
     """Streams a session in random chunks, unevenly in time, until after the last kill."""
-    session = await client.session(name, model=MODEL)
+    session = await client.open_session(name, model=MODEL)
 
     async def pieces():
         position = 0

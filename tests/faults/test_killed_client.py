@@ -13,7 +13,7 @@ CLIENT = """
 import itertools, sys
 import holdfast
 with holdfast.Client(sys.argv[1], history=sys.argv[2]) as client:
-    session = client.session("shared", model="python-source")
+    session = client.open_session("shared", model="python-source")
     pieces = (bytes([number % 256]) for number in itertools.count())
     for reply in session.stream(pieces, token_log_prob=True):
         print(reply.position, flush=True)
@@ -31,7 +31,7 @@ def test_what_a_killed_client_had_seen_is_in_its_history(tmp_path):
             seen += [int(line) for line in client.stdout]
         alone = assert_held(tmp_path / "first")
         with holdfast.Client(server.address, history=tmp_path / "second") as client:
-            session = client.session("shared", model=MODEL)
+            session = client.open_session("shared", model=MODEL)
             assert session.position >= seen[-1]
             session.step("and on", token_log_prob=True)
     assert alone.replies >= len(seen)

@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 )
 
 import holdfast
-from holdfast.errors import PositionConflict, PositionGap, SessionClosed
+from holdfast.errors import PositionConflict, PositionGap, SessionDeleted
 from tests.faults.scene import Scene
 from tests.faults.verdict import MODEL, assert_held, chunk, seeded
 
@@ -84,7 +84,7 @@ class Sessions(RuleBasedStateMachine):
         """Returns the session of a number, opened if it is not."""
         if number not in self.open:
             self.told[number] = b""
-            self.open[number] = self.client.session(f"{self.prefix}-{number}", model=MODEL)
+            self.open[number] = self.client.open_session(f"{self.prefix}-{number}", model=MODEL)
             assert self.open[number].position == 0  # resumed, if the first reply was lost
         return self.open[number]
 
@@ -168,8 +168,8 @@ class Sessions(RuleBasedStateMachine):
         number = data.draw(st.sampled_from(sorted(self.open)))
         session = self.open.pop(number)
         self.last.pop(number, None)
-        session.close()
-        with pytest.raises(SessionClosed):
+        session.delete()
+        with pytest.raises(SessionDeleted):
             session.step("x")
 
     @precondition(lambda self: self.open)
@@ -177,7 +177,7 @@ class Sessions(RuleBasedStateMachine):
     def reopen(self, data):
         """Another writer takes the session up where it stands."""
         number = data.draw(st.sampled_from(sorted(self.open)))
-        self.open[number] = session = self.client.session(f"{self.prefix}-{number}")
+        self.open[number] = session = self.client.open_session(f"{self.prefix}-{number}")
         assert (session.resumed, session.position) == (True, len(self.told[number]))
 
     # -- what breaks --------------------------------------------------------------------------

@@ -38,20 +38,20 @@ def test_a_model_file_replaced_under_load_is_not_mixed_with_what_runs(tmp_path):
     with served(data, flags, tmp_path / "before") as client:
         swapping = threading.Timer(0.2, put_shipped, (models, OTHER, MODEL))
         swapping.start()
-        old = client.session("old", model=MODEL)
+        old = client.open_session("old", model=MODEL)
         for start in range(0, len(TEXT), 2):
             old.step(TEXT[start : start + 2], token_log_prob=True)
         swapping.join()
         old.step(TEXT, token_log_prob=True)  # the server keeps what it loaded
-        client.session("as old", model=MODEL).step("abc", token_log_prob=True)
+        client.open_session("as old", model=MODEL).step("abc", token_log_prob=True)
     with served(data, flags, tmp_path / "after") as client:
         for name in ("old", "as old"):
             with pytest.raises(ModelMismatch):
-                client.session(name, model=MODEL)
-        client.session("new", model=MODEL).step(TEXT, token_log_prob=True)
+                client.open_session(name, model=MODEL)
+        client.open_session("new", model=MODEL).step(TEXT, token_log_prob=True)
     put_shipped(models, MODEL, MODEL)  # rolled back
     with served(data, flags, tmp_path / "before") as client:
-        session = client.session("old")
+        session = client.open_session("old")
         assert session.position == 2 * len(TEXT)
         session.step(b"and on", token_log_prob=True)
     assert_held(tmp_path / "before", models=tmp_path / "first")
@@ -73,4 +73,4 @@ def test_a_bad_file_keeps_no_worker_from_taking_the_place_of_one_that_died(tmp_p
         assert str(bad) in (data / "server.log").read_text()
         for _ in range(16):  # both workers, but for once in 2 ** 15 runs
             with holdfast.Client(server.address) as client:
-                assert client.session(model=MODEL).step("abc").model_version == 1
+                assert client.open_session(model=MODEL).step("abc").model_version == 1

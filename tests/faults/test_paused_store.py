@@ -54,7 +54,7 @@ async def test_every_call_ends_by_its_deadline_while_the_store_is_paused(tmp_pat
             assert await _round(stub, names, 1, LONG_S) == {"OK"}
             assert descriptor_count(server.pid) <= before[1] + 1
         with holdfast.Client(server.address) as client:
-            assert {client.session(name).position for name in names} == {2}
+            assert {client.open_session(name).position for name in names} == {2}
 
 
 async def _round(stub, names, position, deadline_s):

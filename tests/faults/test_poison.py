@@ -112,7 +112,7 @@ def test_a_session_that_stalls_is_ended_and_held_while_others_go_on(start):
     open_at(server.address, "bad", model=MODEL)
     step(server, "bad", 1, 0)
     with ThreadPoolExecutor(1) as threads, holdfast.Client(server.address) as client:
-        good = client.session("good", model=MODEL)
+        good = client.open_session("good", model=MODEL)
         for attempt in range(3):
             stalled = threads.submit(step, server, "bad", STALLS, 1)
             ends, replies = [], 0
@@ -214,7 +214,7 @@ def test_a_record_that_cannot_be_read_is_set_aside_and_its_id_is_free(start, sto
     expected = "SESSION_LOST" if kind == "another type" else "RECORD_CORRUPT"
     assert reason(step(server, "s", 5, 1)) == expected
     with holdfast.Client(server.address) as client, pytest.raises(RecordCorrupt):
-        client.session("s", model=MODEL)
+        client.open_session("s", model=MODEL)
     assert command(server, "release", "s")[0] == 1
     assert store.dump(key) == found
     code, said = command(server, "release", "s", "--discard")

@@ -12,7 +12,7 @@ import pytest
 
 import holdfast
 from holdfast.demo.processes import ServerProcess
-from holdfast.errors import ServerUnavailable, SessionClosed, SessionLost, StoreRegressed
+from holdfast.errors import ServerUnavailable, SessionDeleted, SessionLost, StoreRegressed
 from tests.opening import open_at
 from tests.oracle import run
 from tests.server import get
@@ -70,7 +70,7 @@ class Gates:
 async def write(client, name, gates, **options):
     """Streams a session in chunks of its own size, stopping at each gate; returns the log-probabilities."""
     number = int(name[1:])
-    session = await client.session(name, model=MODEL)
+    session = await client.open_session(name, model=MODEL)
 
     async def pieces():
         for part, gate in enumerate((*gates, None)):
@@ -147,7 +147,7 @@ async def test_a_fail_over_loses_nothing_that_was_acknowledged_as_replicated(tmp
 
 
 def test_a_session_lost_whole_is_opened_and_fed_again(store, client):
-    session = client.session("s", model=MODEL)
+    session = client.open_session("s", model=MODEL)
     incarnation = session.incarnation
     for position in range(0, 30, 10):
         session.step(TEXT[position : position + 10])
@@ -156,20 +156,20 @@ def test_a_session_lost_whole_is_opened_and_fed_again(store, client):
     np.testing.assert_allclose(reply.token_log_probs, run(MODEL, TEXT)[1][30:], atol=1e-5)
     assert (session.position, reply.position) == (len(TEXT), len(TEXT))
     assert session.incarnation != incarnation
-    assert client.session("s").position == len(TEXT)
+    assert client.open_session("s").position == len(TEXT)
 
 
 def test_a_session_lost_before_its_first_token_is_opened_again(store, client):
-    session = client.session("s", model=MODEL)
+    session = client.open_session("s", model=MODEL)
     store.client.flushall()
     reply = session.step(TEXT, token_log_prob=True)
     np.testing.assert_allclose(reply.token_log_probs, run(MODEL, TEXT)[1], atol=1e-5)
 
 
 def test_a_session_with_a_state_of_its_own_gets_that_state_again(store, client):
-    first = client.session("first", model=MODEL)
+    first = client.open_session("first", model=MODEL)
     first.step(TEXT[:20])
-    second = client.session("second", model=MODEL, initial_state=first.state())
+    second = client.open_session("second", model=MODEL, initial_state=first.state())
     second.step(TEXT[20:40])
     store.client.flushall()
     reply = second.step(TEXT[40:60], token_log_prob=True)
@@ -177,9 +177,9 @@ def test_a_session_with_a_state_of_its_own_gets_that_state_again(store, client):
 
 
 def test_a_session_that_was_resumed_cannot_be_made_again(store, client, server):
-    client.session("s", model=MODEL).step(TEXT[:20])
+    client.open_session("s", model=MODEL).step(TEXT[:20])
     with holdfast.Client(server.address) as other:
-        session = other.session("s")
+        session = other.open_session("s")
         session.step(TEXT[20:30])
         store.client.flushall()
         with pytest.raises(SessionLost):
@@ -188,9 +188,9 @@ def test_a_session_that_was_resumed_cannot_be_made_again(store, client, server):
 
 
 def test_a_session_resumed_before_its_first_token_is_not_made_again(store, client, server):
-    client.session("s", model=MODEL, initial_state={"h": np.ones(256, np.float32)})
+    client.open_session("s", model=MODEL, initial_state={"h": np.ones(256, np.float32)})
     with holdfast.Client(server.address) as other:
-        session = other.session("s")
+        session = other.open_session("s")
         store.client.flushall()
         with pytest.raises(SessionLost):  # it does not know from which state
             session.step(TEXT)
@@ -199,7 +199,7 @@ def test_a_session_resumed_before_its_first_token_is_not_made_again(store, clien
 
 def test_a_session_older_than_the_buffer_cannot_be_made_again(store, server):
     with holdfast.Client(server.address, replay_tokens=10) as client:
-        session = client.session("s", model=MODEL)
+        session = client.open_session("s", model=MODEL)
         session.step(TEXT[:10])
         session.step(TEXT[10:20])
         store.client.flushall()
@@ -212,7 +212,7 @@ def test_a_session_that_may_have_expired_is_not_made_again(tmp_path, store):
     flags = ["--store", store.url, "--session-ttl-s", "1"]
     server = ServerProcess(tmp_path / "data", *flags)
     with holdfast.Client(server.address) as client:
-        session = client.session("s", model=MODEL)
+        session = client.open_session("s", model=MODEL)
         session.step(TEXT[:10])
         server.stop()
         [key] = store.client.keys("holdfast:*")
@@ -224,20 +224,20 @@ def test_a_session_that_may_have_expired_is_not_made_again(tmp_path, store):
 
 
 def test_what_others_have_opened_meanwhile_is_theirs(store, client, server):
-    session = client.session("s", model=MODEL)
+    session = client.open_session("s", model=MODEL)
     session.step(TEXT[:10])
     store.client.flushall()
     with holdfast.Client(server.address) as other:
-        theirs = other.session("s", model=MODEL)
+        theirs = other.open_session("s", model=MODEL)
         theirs.step("x")
-        with pytest.raises(SessionClosed):
+        with pytest.raises(SessionDeleted):
             session.step(TEXT[10:])
         assert theirs.step("y").position == 2
 
 
 async def test_what_is_opened_between_loss_and_reopening_is_theirs(store, server, monkeypatch):
     async with holdfast.AsyncClient(server.address) as client:
-        session = await client.session("s", model=MODEL)
+        session = await client.open_session("s", model=MODEL)
         await session.step(TEXT[:10])
         store.client.flushall()
         call = client.call
@@ -245,34 +245,34 @@ async def test_what_is_opened_between_loss_and_reopening_is_theirs(store, server
         async def come_second(rpc, request, **options):
             if rpc == "OpenSession":
                 monkeypatch.undo()
-                await client.session("s", model=MODEL)
+                await client.open_session("s", model=MODEL)
             return await call(rpc, request, **options)
 
         monkeypatch.setattr(client, "call", come_second)
         with pytest.raises(SessionLost) as caught:
             await session.step(TEXT[10:])
         assert caught.value.not_applied == ((10, TEXT[10:]),)
-        assert (await client.session("s")).position == 0
+        assert (await client.open_session("s")).position == 0
 
 
 def test_a_writer_that_takes_over_goes_on_and_fences_the_one_before(client, server):
-    old = client.session("s", model=MODEL)
+    old = client.open_session("s", model=MODEL)
     old.step(TEXT[:10])
     with ServerProcess(server.log_path.parent / "two", "--store", store_of(server)) as second:
         old.step(TEXT[10:20])  # hot in the first server
         with holdfast.Client(second.address) as other:
-            new = other.session("s", take_over=True)
+            new = other.open_session("s", take_over=True)
             assert (new.position, new.resumed) == (20, True)
             assert new.incarnation != old.incarnation
-            with pytest.raises(SessionClosed, match="not that of the stored session"):
+            with pytest.raises(SessionDeleted, match="not that of the stored session"):
                 old.step("never")
-            with pytest.raises(SessionClosed):
+            with pytest.raises(SessionDeleted):
                 list(old.stream("never"))
             reply = new.step(TEXT[20:], token_log_prob=True)
             np.testing.assert_allclose(reply.token_log_probs, run(MODEL, TEXT)[1][20:], atol=1e-5)
-            with pytest.raises(SessionClosed):
+            with pytest.raises(SessionDeleted):
                 old.close()
-            assert other.session("s").position == len(TEXT)
+            assert other.open_session("s").position == len(TEXT)
 
 
 def store_of(server):
@@ -282,43 +282,43 @@ def store_of(server):
 
 
 def test_a_chunk_of_the_fenced_writer_that_is_on_its_way_is_not_applied(client, server):
-    old = client.session("s", model=MODEL)
+    old = client.open_session("s", model=MODEL)
     stream = old.stream(TEXT, chunk=1)
     next(stream)
-    new = client.session("s", take_over=True)
+    new = client.open_session("s", take_over=True)
     position = new.position
-    with pytest.raises(SessionClosed) as caught:
+    with pytest.raises(SessionDeleted) as caught:
         list(stream)
     assert old.pending or caught.value.not_applied, "the error says what became of what was sent"
     state = new.state()["h"]
-    np.testing.assert_array_equal(state, client.session("s").state()["h"])
+    np.testing.assert_array_equal(state, client.open_session("s").state()["h"])
     assert new.step("x").position == position + 1
 
 
 def test_of_a_takeover_that_the_store_has_lost_nothing_is_made_up(store, client):
-    old = client.session("s", model=MODEL)
+    old = client.open_session("s", model=MODEL)
     old.step(TEXT[:10])
     [key] = store.client.keys("holdfast:*")
     before = store.client.get(key)
-    new = client.session("s", take_over=True)
+    new = client.open_session("s", take_over=True)
     new.step(TEXT[10:20])
     store.client.set(key, before)
     for _ in range(2):
         with pytest.raises(
-            SessionClosed, match="not that of the stored session, which stands at position 10"
+            SessionDeleted, match="not that of the stored session, which stands at position 10"
         ):
             new.step(TEXT[20:30])
     assert store.client.get(key) == before
-    again = client.session("s", take_over=True)
+    again = client.open_session("s", take_over=True)
     assert again.position == 10
 
 
 def test_must_be_new_is_stronger_than_taking_over(store, client):
-    client.session("s", model=MODEL)
+    client.open_session("s", model=MODEL)
     [key] = store.client.keys("holdfast:*")
     before = store.client.get(key)
     with pytest.raises(holdfast.errors.SessionExists):
-        client.session("s", model=MODEL, must_be_new=True, take_over=True)
+        client.open_session("s", model=MODEL, must_be_new=True, take_over=True)
     assert store.client.get(key) == before
 
 
@@ -404,7 +404,7 @@ async def test_batches_whose_replies_are_lost_together_are_answered_when_sent_ag
 
 def position_of(server, session_id):
     with holdfast.Client(server.address) as client:
-        return client.session(session_id, model=MODEL).position
+        return client.open_session(session_id, model=MODEL).position
 
 
 async def test_rows_of_a_pipeline_say_what_the_store_has_lost(store, server):

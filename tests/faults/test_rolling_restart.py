@@ -64,7 +64,7 @@ async def _restart_in_turn(replicas, data):
 
 async def _stream(client, number, rolling, longest):
     """Streams until all replicas have restarted; returns how many tokens, and what came back."""
-    session = await client.session(f"s{number}", model=MODEL)
+    session = await client.open_session(f"s{number}", model=MODEL)
     text, sent = TEXT[997 * number :], 0
 
     async def pieces():
@@ -98,7 +98,7 @@ async def test_single_steps_go_on_through_a_rolling_restart(tmp_path):
 
 
 async def _step_on(client, number, rolling):
-    session = await client.session(f"s{number}", model=MODEL)
+    session = await client.open_session(f"s{number}", model=MODEL)
     count = 0
     while not rolling.done():
         reply = await session.step(TEXT[count : count + 1], token_log_prob=True)
@@ -137,7 +137,7 @@ async def test_a_herd_that_comes_back_at_once_after_a_kill_is_served(tmp_path):
 
 async def _belong(client, number, started, is_gone):
     """Streams before and after the kill; returns when the reply after it came."""
-    session = await client.session(f"s{number}", model=MODEL)
+    session = await client.open_session(f"s{number}", model=MODEL)
 
     async def pieces():
         yield "abcd"

@@ -30,7 +30,7 @@ class Deployment:
     def sessions(self, count):
         """Returns new sessions, half of them at each server, each at position 8."""
         sessions = [
-            self.clients[number % 2].session(f"s{number}-{time.monotonic_ns()}", model=MODEL)
+            self.clients[number % 2].open_session(f"s{number}-{time.monotonic_ns()}", model=MODEL)
             for number in range(count)
         ]
         self.step(sessions, TEXT[:8])
@@ -122,7 +122,7 @@ def test_a_full_store_refuses_cleanly_and_keeps_what_it_has(deployment):
                 session.step(TEXT[8:16], timeout_s=0.5, token_log_prob=True)
             assert caught.value.reason == "STORE_FULL"
         with pytest.raises(HoldfastError) as caught:
-            deployment.clients[0].session("one too many", model=MODEL)
+            deployment.clients[0].open_session("one too many", model=MODEL)
         assert caught.value.reason == "STORE_FULL"
     finally:
         deployment.store.free_memory()
@@ -179,7 +179,7 @@ def test_a_store_that_stands_still_is_waited_for_or_refused(deployment):
 def test_a_session_whose_time_has_jumped_past_is_refused_not_started_anew(deployment):
     """The clock of the store decides on expiry. Its jump is stood for by an expiry that is now."""
     [whole] = deployment.sessions(1)
-    resumed = deployment.clients[1].session(whole.session_id)
+    resumed = deployment.clients[1].open_session(whole.session_id)
     with deployment.store.client() as client:
         [key] = [key for key in client.keys("holdfast:v1:*") if whole.session_id.encode() in key]
         assert client.pttl(key) > 80_000_000

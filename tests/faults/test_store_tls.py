@@ -26,7 +26,7 @@ def test_columns_and_chunks_over_tls(tmp_path):
         for byte in data[:3]:
             reply = client.step_batch(MODEL, names, [byte] * 200, token_log_prob=True)
             assert not any(reply.errors)
-        session = client.session("s7", model=MODEL)
+        session = client.open_session("s7", model=MODEL)
         given = [session.step(data[3:], token_log_prob=True).token_log_probs]
         assert session.position == len(data)
     np.testing.assert_allclose(np.concatenate(given), run(MODEL, data)[1][3:], atol=1e-5, rtol=0)

@@ -64,7 +64,7 @@ def serving(data, *flags, prefix=(), **streams):
 def steps(server):
     """Whether a step of a new session succeeds."""
     with holdfast.Client(server.address, timeout_s=20) as client:
-        return client.session(model=MODEL).step("abc").position == 3
+        return client.open_session(model=MODEL).step("abc").position == 3
 
 
 @pytest.mark.parametrize(("number", "workers"), [("SIGHUP", 1), ("SIGHUP", 2), ("SIGQUIT", 1)])

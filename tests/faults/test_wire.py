@@ -55,7 +55,7 @@ def healed(store_link, client_link):
 def session(client_link, tmp_path):
     """A session through both proxies, at position 1, whose client's history is judged at the end."""
     with holdfast.Client(client_link.address, timeout_s=20, history=tmp_path / "history") as client:
-        session = client.session(f"wire-{tmp_path.name}", model=MODEL)
+        session = client.open_session(f"wire-{tmp_path.name}", model=MODEL)
         session.step(TEXT[:1], token_log_prob=True)
         yield session
     total = assert_held(tmp_path / "history")
@@ -130,7 +130,7 @@ async def test_many_sessions_live_through_cuts_on_both_sides(client_link, store_
     async with holdfast.AsyncClient(client_link.address, timeout_s=30, history=history) as client:
 
         async def write(number):
-            session = await client.session(f"cut-{tmp_path.name}-{number}", model=MODEL)
+            session = await client.open_session(f"cut-{tmp_path.name}-{number}", model=MODEL)
 
             async def pieces():
                 for byte in TEXT:
@@ -160,7 +160,7 @@ async def test_duplicate_reordered_and_gapped_chunks_change_nothing(server, tmp_
             request = chunk(name, text, position, **fields)
             return (await client.call_once("Step", request, client.deadline_s(5))).result
 
-        await client.session(name, model=MODEL)
+        await client.open_session(name, model=MODEL)
         first = await step(b"abc", 0)
         again = await asyncio.gather(*(step(b"abc", 0) for _ in range(5)))
         assert all((reply.replayed, reply.outputs) == (True, first.outputs) for reply in again)

@@ -76,7 +76,7 @@ def samples(server):
 
 async def write(client, name, data):
     """Streams a session token by token; returns log-probabilities and position."""
-    session = await client.session(name, model=MODEL)
+    session = await client.open_session(name, model=MODEL)
     replies = [reply async for reply in session.stream(data, token_log_prob=True)]
     return [reply.token_log_probs[0] for reply in replies], session.position
 
@@ -109,7 +109,7 @@ async def test_a_session_moves_between_workers_with_every_chunk(server):
         clients = [await stack.enter_async_context(holdfast.AsyncClient(server.address)) for _ in range(32)]
         log_probs = []
         for start in range(0, len(data), 5):
-            session = await clients[start // 5 % 32].session("mover", model=MODEL)
+            session = await clients[start // 5 % 32].open_session("mover", model=MODEL)
             assert session.position == start
             reply = await session.step(data[start : start + 5], token_log_prob=True)
             log_probs.extend(reply.token_log_probs)
@@ -177,7 +177,7 @@ def test_a_worker_that_cannot_start_again_is_tried_until_it_can(tmp_path):
         ServerProcess(data, "--workers", "2", "--store", store.url) as server,
         holdfast.Client(server.address) as client,
     ):
-        session = client.session("s", model=MODEL)
+        session = client.open_session("s", model=MODEL)
         session.step("abc")
         store.kill()
         wait_for(lambda: get(server, "/readyz")[0] == 503, 5)
@@ -195,7 +195,7 @@ def test_a_worker_that_cannot_start_again_is_tried_until_it_can(tmp_path):
 def test_sigterm_drains_all_workers(tmp_path):
     data = tmp_path / "data"
     with ServerProcess(data, "--workers", "2") as server, holdfast.Client(server.address) as client:
-        assert client.session("s", model=MODEL).step("abc").position == 3
+        assert client.open_session("s", model=MODEL).step("abc").position == 3
         workers = workers_of(server)
         assert server.stop() == 0
     assert all(is_gone(pid) for pid in workers)
@@ -206,7 +206,7 @@ def test_sigterm_drains_all_workers(tmp_path):
 def test_workers_leave_a_killed_supervisor_and_the_next_one_goes_on(tmp_path):
     data = tmp_path / "data"
     with ServerProcess(data, "--workers", "2") as server, holdfast.Client(server.address) as client:
-        session = client.session("s", model=MODEL)
+        session = client.open_session("s", model=MODEL)
         session.step("abc")
         workers = workers_of(server)
         server.kill()

@@ -31,7 +31,7 @@ async def test_every_position_is_applied_once_and_the_loser_is_told(servers, cou
         won, lost = set(), 0
         history = tmp_path / f"history-{number}"
         async with holdfast.AsyncClient(servers[number % 2].address, history=history) as client:
-            session = await client.session(name, model=MODEL)
+            session = await client.open_session(name, model=MODEL)
             while session.position < TOKENS:
                 try:
                     reply = await session.step(
@@ -41,7 +41,7 @@ async def test_every_position_is_applied_once_and_the_loser_is_told(servers, cou
                     won |= set(range(reply.position - reply.token_count, reply.position))
                 except PositionConflict as error:
                     lost += error.expected_position > session.position
-                    session = await client.session(name)
+                    session = await client.open_session(name)
                 await asyncio.sleep(rng.uniform(0, 0.003))
         return won, lost
 

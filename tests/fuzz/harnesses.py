@@ -561,7 +561,7 @@ RECORDS = st.builds(
     fingerprint=st.just(b"f" * 32),
     state=st.binary(max_size=24),
     replies=REPLIES,
-    closed=st.booleans(),
+    deleted=st.booleans(),
     digest=INT64,
     nonce=INT64,
 ).map(record.encode)

@@ -22,13 +22,13 @@ async def outputs_of(address, model, tokens, chunk, *, name="s", half_way=None):
     """
 
     async def stream(client, row):
-        session = await client.session(f"{name}-{row}", model=model, must_be_new=True)
+        session = await client.open_session(f"{name}-{row}", model=model, must_be_new=True)
         parts = []
         async for reply in session.stream(tokens[row], chunk=chunk, outputs="y"):
             parts.append(reply.outputs["y"])
             if row == 0 and half_way is not None and reply.position * 2 // tokens.shape[1] == 1:
                 await half_way.once()
-        await session.close()
+        await session.delete()
         return np.concatenate(parts)
 
     async with holdfast.AsyncClient(address, timeout_s=60) as client:

@@ -26,7 +26,7 @@ kept = []
 def client_of(address):
     """Returns an open client and a session, kept until the end."""
     client = holdfast.Client(address, timeout_s=60)
-    session = client.session(model=MODEL)
+    session = client.open_session(model=MODEL)
     kept.extend((client, session))
     return client, session
 
@@ -61,8 +61,8 @@ def daemons(address):
         yield "a"
         await asyncio.sleep(3600)
 
-    other = client.session(model=MODEL)
-    waiting = client.session(model=MODEL)
+    other = client.open_session(model=MODEL)
+    waiting = client.open_session(model=MODEL)
     in_daemon(lambda: session.step("a"))
     in_daemon(lambda: list(other.stream("abcdef")))
     in_daemon(lambda: list(waiting.stream(silent())))
@@ -87,7 +87,7 @@ def finalisers(address):
     class Owner:
         def __init__(self):
             self.client = holdfast.Client(address)
-            self.client.models()
+            self.client.list_models()
 
         def __del__(self):
             self.client.close()
@@ -100,7 +100,7 @@ def finalisers(address):
     def last():
         kept[0].client.close()
         try:
-            kept[0].client.models()
+            kept[0].client.list_models()
         except ClientClosed:
             return
         os._exit(5)
@@ -113,7 +113,7 @@ def async_client(address):
 
     async def main():
         client = holdfast.AsyncClient(address)
-        session = await client.session(model=MODEL)
+        session = await client.open_session(model=MODEL)
         stream = session.stream("a" * 99)
         await anext(stream)
         kept.extend((client, session, stream))
@@ -126,7 +126,7 @@ def abandoned_task(address):
 
     async def main():
         client = holdfast.AsyncClient(address)
-        session = await client.session(model=MODEL)
+        session = await client.open_session(model=MODEL)
 
         async def silent():
             yield "a"
@@ -160,8 +160,8 @@ def interrupted(address):
     proxy = FaultProxy(address)
     retry = holdfast.RetryPolicy(attempt_s=1)
     client = holdfast.Client(proxy.__enter__().address, timeout_s=60, retry=retry)
-    session = client.session(model=MODEL)
-    frozen = client.session(model=MODEL)
+    session = client.open_session(model=MODEL)
+    frozen = client.open_session(model=MODEL)
     kept.extend((proxy, client, session, frozen))
 
     async def silent():
@@ -207,7 +207,7 @@ def dropped(address):
 
     def use():
         client = holdfast.Client(address)
-        session = client.session(model=MODEL)
+        session = client.open_session(model=MODEL)
         session.step("a")
         next(session.stream("abcdef"))
 
@@ -243,17 +243,17 @@ def too_many_files(address):
 
     async def use():
         async with holdfast.AsyncClient(address, timeout_s=0.3) as client:
-            return await client.models()
+            return await client.list_models()
 
     async def use_twice():
         async with holdfast.AsyncClient(address, timeout_s=0.3) as client:
             for more in range(1, 10):
                 allow(more)
                 with contextlib.suppress(HoldfastError):
-                    await client.models()
+                    await client.list_models()
                 resource.setrlimit(resource.RLIMIT_NOFILE, limits)
             client._timeout_s = 20
-            return await client.models()
+            return await client.list_models()
 
     for more in range(1, 8):
         allow(more)
@@ -262,11 +262,11 @@ def too_many_files(address):
     asyncio.run(use_twice())
     asyncio.run(use())
     with holdfast.Client(address, timeout_s=20) as client:
-        client.models()
+        client.list_models()
         allow(1)
         threading.Timer(1, lambda: resource.setrlimit(resource.RLIMIT_NOFILE, limits)).start()
         client._client._transport.suspect(client._client._transport._connections[0], 9)
-        client.models()
+        client.list_models()
 
 
 if __name__ == "__main__":

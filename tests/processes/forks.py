@@ -50,7 +50,7 @@ def refused(work):
 def use(address):
     """Uses a client for all that opens something."""
     with holdfast.Client(address, timeout_s=10) as client:
-        session = client.session(model=MODEL)
+        session = client.open_session(model=MODEL)
         session.step("abc")
         list(session.stream("hello"))
 
@@ -58,7 +58,7 @@ def use(address):
 async def use_async(address):
     """Does the same with asyncio, and returns what a user may keep of it."""
     async with holdfast.AsyncClient(address, timeout_s=10) as client:
-        session = await client.session(model=MODEL)
+        session = await client.open_session(model=MODEL)
         await session.step("abc")
         replies = [reply async for reply in session.stream("hello")]
         try:
@@ -71,11 +71,11 @@ async def use_async(address):
 def used_and_closed(address):
     """Returns all that a user may keep of a client that was closed in the middle of a stream."""
     client = holdfast.Client(address, timeout_s=10)
-    session = client.session(model=MODEL)
+    session = client.open_session(model=MODEL)
     stream = session.stream("abcdef")
     kept = [client, session, stream, next(stream)]
     try:
-        client.session("x" * 999)
+        client.open_session("x" * 999)
     except HoldfastError as error:
         kept.append(error)
     client.close()
@@ -131,7 +131,7 @@ def inherited(address):
     The child makes a client of its own, though.
     """
     with holdfast.Client(address, timeout_s=10) as client:
-        session = client.session(model=MODEL)
+        session = client.open_session(model=MODEL)
         stream = session.stream("a" * 99)
         next(stream)
 
@@ -139,8 +139,8 @@ def inherited(address):
             refused(lambda: session.step("a"))
             refused(lambda: next(stream))
             refused(lambda: list(session.stream("a")))
-            refused(lambda: client.session("other"))
-            refused(lambda: client.models())
+            refused(lambda: client.open_session("other"))
+            refused(lambda: client.list_models())
             refused(session.close)
             refused(client.close)
             with client:
@@ -160,7 +160,7 @@ def inherited_async(address):
 
     async def parent():
         async with holdfast.AsyncClient(address, timeout_s=10) as client:
-            session = await client.session(model=MODEL)
+            session = await client.open_session(model=MODEL)
             stream = session.stream("a" * 99)
             await anext(stream)
 
@@ -168,7 +168,7 @@ def inherited_async(address):
                 for attempt in (
                     lambda: session.step("a"),
                     lambda: anext(session.stream("a")),
-                    lambda: client.session("other"),
+                    lambda: client.open_session("other"),
                     client.close,
                 ):
                     try:
@@ -197,13 +197,13 @@ def busy(address):
     with holdfast.Client(address, timeout_s=20) as client:
 
         def step():
-            session = client.session(model=MODEL)
+            session = client.open_session(model=MODEL)
             while not stop.is_set():
                 positions["steps"] = positions.get("steps", 0) + 1
                 assert session.step("a").position == positions["steps"]
 
         def stream():
-            session = client.session(model=MODEL)
+            session = client.open_session(model=MODEL)
             while not stop.is_set():
                 for reply in session.stream("abcdefgh"):
                     positions["streamed"] = positions.get("streamed", 0) + 1
@@ -228,7 +228,7 @@ def idle_async(address):
 
     async def parent():
         async with holdfast.AsyncClient(address, timeout_s=10) as client:
-            session = await client.session(model=MODEL)
+            session = await client.open_session(model=MODEL)
             for position in range(1, 6):
                 in_child(lambda: use(address))
                 assert (await session.step("a")).position == position
@@ -243,10 +243,10 @@ def held_up(address):
 
     async def use_and_hold_up():
         holder.append(holdfast.AsyncClient(address, timeout_s=10))
-        await holder[0].models()
+        await holder[0].list_models()
         begun.set()
         time.sleep(3)  # noqa: ASYNC251 -- as an iterator of a user may
-        assert await holder[0].models()
+        assert await holder[0].list_models()
         await holder[0].close()
 
     thread = threading.Thread(target=lambda: asyncio.run(use_and_hold_up()))
@@ -265,7 +265,7 @@ def held_up(address):
 def collected(address):
     """What is inherited may be dropped and collected in a child."""
     holder = [holdfast.Client(address, timeout_s=10)]
-    holder.append(holder[0].session(model=MODEL))
+    holder.append(holder[0].open_session(model=MODEL))
     holder.append(holder[1].stream("abcdef"))
     next(holder[2])
 
@@ -283,7 +283,7 @@ def collected(address):
 def exits(address):
     """A child with an open client, a session and a half-read stream may end as every process does."""
     client = holdfast.Client(address, timeout_s=10)
-    stream = client.session(model=MODEL).stream("abcdef")
+    stream = client.open_session(model=MODEL).stream("abcdef")
     next(stream)
     pid = os.fork()
     if pid == 0:

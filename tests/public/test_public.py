@@ -69,7 +69,7 @@ def client(tmp_path_factory):
     with ServerProcess(folder / "data", *flags) as server:
         with holdfast.Client(server.address) as client:
             for name in FILES:
-                client.session(f"killed-{name}", model=name).step(tokens_of(client, name)[:10, 0])
+                client.open_session(f"killed-{name}", model=name).step(tokens_of(client, name)[:10, 0])
         server.kill()
     with ServerProcess(folder / "data", *flags) as server, holdfast.Client(server.address) as client:
         yield client
@@ -77,7 +77,7 @@ def client(tmp_path_factory):
 
 def tokens_of(client, name):
     rng = np.random.default_rng(5)
-    shape = (WINDOWS, ROWS, client.model(name).input.width)
+    shape = (WINDOWS, ROWS, client.get_model(name).input.width)
     loud = 0.1 * np.abs(np.sin(np.arange(WINDOWS) / 3))[:, np.newaxis, np.newaxis]
     return (rng.standard_normal(shape) * loud).astype(np.float32)
 
@@ -90,8 +90,8 @@ def test_there_are_files():
 @pytest.mark.parametrize("chunk", [1, 7])
 def test_a_stream_alone_differs_by_nothing(client, name, chunk):
     tokens = tokens_of(client, name)[:, 0]
-    output = client.model(name).outputs[0].name
-    replies = client.session(model=name).stream(tokens, chunk=chunk, outputs=output)
+    output = client.get_model(name).outputs[0].name
+    replies = client.open_session(model=name).stream(tokens, chunk=chunk, outputs=output)
     given = np.concatenate([reply.outputs[output].reshape(-1) for reply in replies])
     alone = Alone(name)
     assert np.array_equal(given, np.concatenate([alone.step(token) for token in tokens]))
@@ -100,8 +100,8 @@ def test_a_stream_alone_differs_by_nothing(client, name, chunk):
 @pytest.mark.parametrize("name", FILES)
 def test_a_stream_goes_on_after_a_kill(client, name):
     tokens = tokens_of(client, name)[:, 0]
-    output = client.model(name).outputs[0].name
-    session = client.session(f"killed-{name}")
+    output = client.get_model(name).outputs[0].name
+    session = client.open_session(f"killed-{name}")
     assert session.position == 10
     given = session.step(tokens[10:], outputs=output).outputs[output].reshape(-1)
     alone = Alone(name)
@@ -111,7 +111,7 @@ def test_a_stream_goes_on_after_a_kill(client, name):
 @pytest.mark.parametrize("name", FILES)
 def test_rows_of_a_batch_differ_by_no_more_than_rounding(client, name):
     tokens = tokens_of(client, name)
-    output = client.model(name).outputs[0].name
+    output = client.get_model(name).outputs[0].name
     ids = [f"{name}-{row}" for row in range(ROWS)]
     client.open_batch(name, ids)
     given = []

@@ -18,7 +18,7 @@ SERVE = (sys.executable, "-c", "from service.command import main; main()", "serv
 def step(address):
     """Has a client of ours make a step; returns the position."""
     with holdfast.Client(address, timeout_s=20) as client:
-        return client.session("s", model=MODEL).step(b"abc").position
+        return client.open_session("s", model=MODEL).step(b"abc").position
 
 
 def test_a_socket_in_a_folder_is_served_replaced_guarded_and_removed(tmp_path):

@@ -345,10 +345,10 @@ def test_not_found_names_no_tenant(caller):
 
 def test_the_client_sends_its_token_and_does_not_retry_a_refusal(server, token_of):
     with holdfast.Client(server.address, token=token_of["step",]) as client:
-        session = client.session(model=MODEL)
+        session = client.open_session(model=MODEL)
         assert [reply.position for reply in session.stream("abc")] == [1, 2, 3]
     with holdfast.Client(server.address, token="holdfast_wrong") as client, pytest.raises(Unauthenticated):
-        client.session(model=MODEL)
+        client.open_session(model=MODEL)
 
 
 class Stream:
@@ -436,14 +436,14 @@ def test_what_was_under_way_when_a_stream_was_revoked_is_applied_once(tmp_path):
     text = b"import numpy as np\n"
     with ServerProcess(tmp_path / "data", *tokens.write()) as server:
         with holdfast.Client(server.address, token=old) as client:
-            stream = client.session("s", model=MODEL).stream(bytes([byte]) for byte in cycle(text))
+            stream = client.open_session("s", model=MODEL).stream(bytes([byte]) for byte in cycle(text))
             next(stream)
             tokens.remove(old)
             tokens.write()
             with pytest.raises(Unauthenticated):
                 deque(stream, maxlen=0)
         with holdfast.Client(server.address, token=new) as client:
-            session = client.session("s", model=MODEL)
+            session = client.open_session("s", model=MODEL)
             before = session.position
             after = session.step("x", token_log_prob=True).token_log_probs[0]
     applied = (text * (before // len(text) + 1))[:before]
@@ -476,7 +476,7 @@ def test_a_certificate_is_a_credential_where_clients_have_one(tmp_path):
     def position(session_id, *names, common_name=None, **options):
         tls = authority.client(*names, common_name=common_name)
         with holdfast.Client(server.address, tls=tls, **options) as client:
-            return client.session(session_id, model=MODEL).step("x").position
+            return client.open_session(session_id, model=MODEL).step("x").position
 
     with ServerProcess(tmp_path / "data", *flags) as server:
         assert position("s", "scorer.example") == 1

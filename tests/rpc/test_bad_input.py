@@ -89,7 +89,7 @@ def test_a_chunk_opens_no_session(rpc, fields, reason):
 @pytest.mark.parametrize("session_id", ["", "x" * 129, "a\nb", "a\x00b", "a\u2028"])
 def test_a_bad_session_id_is_refused_by_every_rpc(rpc, session_id):
     assert rpc.step(session_id, text=b"x").reason == "INVALID_REQUEST"
-    for name, request in [("GetSession", pb.GetSessionRequest), ("CloseSession", pb.CloseSessionRequest)]:
+    for name, request in [("GetSession", pb.GetSessionRequest), ("DeleteSession", pb.DeleteSessionRequest)]:
         assert rpc.call(name, request(session_id=session_id)).reason == "INVALID_REQUEST"
 
 
@@ -120,18 +120,18 @@ def test_another_model_or_version_is_refused(rpc):
     assert rpc.call("GetModel", request).reason == "MODEL_NOT_FOUND"
 
 
-def test_a_closed_session_is_remembered_as_closed(rpc):
+def test_a_deleted_session_is_remembered_as_deleted(rpc):
     opening = pb.OpenSessionRequest(session_id="ended", model=pb.ModelRef(name=MODEL))
     opened = rpc.call("OpenSession", opening)
     rpc.step("ended", position=0, text=b"abc")
-    close = pb.CloseSessionRequest(session_id="ended", incarnation=opened.session.incarnation)
-    assert rpc.call("CloseSession", close).position == 3
-    assert rpc.call("CloseSession", close).position == 3
+    close = pb.DeleteSessionRequest(session_id="ended", incarnation=opened.session.incarnation)
+    assert rpc.call("DeleteSession", close).position == 3
+    assert rpc.call("DeleteSession", close).position == 3
     for late in ({"position": 3}, {"position": 0}, {}):
-        assert rpc.step("ended", text=b"abc", **late).reason == "SESSION_CLOSED"
+        assert rpc.step("ended", text=b"abc", **late).reason == "SESSION_DELETED"
     assert not rpc.call("OpenSession", opening).resumed
     assert rpc.step("ended", position=0, text=b"x").result.position == 1
-    assert rpc.call("CloseSession", close).reason == "SESSION_CLOSED"
+    assert rpc.call("DeleteSession", close).reason == "SESSION_DELETED"
 
 
 def test_must_be_new_refuses_a_taken_id(rpc):

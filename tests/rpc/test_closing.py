@@ -31,7 +31,7 @@ def client(server):
 
 @pytest.fixture
 def session(client):
-    return client.session("s", model="m")
+    return client.open_session("s", model="m")
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_a_step_beside_a_half_read_stream_says_what_holds_the_session(session, s
 
 
 async def test_the_same_with_asyncio(async_client, server):
-    session = await async_client.session("s", model="m")
+    session = await async_client.open_session("s", model="m")
     stream = session.stream(b"abcdef")
     await anext(stream)
     with pytest.raises(SessionBusy):
@@ -94,14 +94,14 @@ async def test_the_same_with_asyncio(async_client, server):
 
 
 async def test_calls_of_one_session_wait_for_each_other(async_client, server):
-    session = await async_client.session("s", model="m")
+    session = await async_client.open_session("s", model="m")
     replies = await asyncio.gather(*(session.step(bytes([97 + number])) for number in range(8)))
     assert [reply.position for reply in replies] == list(range(1, 9))
     assert server.applied() == b"abcdefgh"
 
 
 async def test_who_gave_up_waiting_is_not_given_the_turn(async_client, server):
-    session = await async_client.session("s", model="m")
+    session = await async_client.open_session("s", model="m")
     server.hold()
     first = asyncio.create_task(session.step(b"a"))
     await asyncio.sleep(0.05)
@@ -128,9 +128,9 @@ def test_a_closed_client_refuses_everything_at_once_and_may_be_closed_again(clie
         lambda: next(stream),
         lambda: next(session.stream(b"x")),
         lambda: session.state(),
-        lambda: session.close(),
-        lambda: client.models(),
-        lambda: client.session("t", model="m"),
+        lambda: session.delete(),
+        lambda: client.list_models(),
+        lambda: client.open_session("t", model="m"),
         lambda: client.step_batch("m", ["s"], b"x", [1]),
     ):
         with pytest.raises(ClientClosed) as caught:
@@ -140,7 +140,7 @@ def test_a_closed_client_refuses_everything_at_once_and_may_be_closed_again(clie
 
 
 async def test_a_closed_async_client_refuses_everything_at_once(async_client):
-    session = await async_client.session("s", model="m")
+    session = await async_client.open_session("s", model="m")
     batches = async_client.batches("m")
     await async_client.close()
     await async_client.close()
@@ -148,7 +148,7 @@ async def test_a_closed_async_client_refuses_everything_at_once(async_client):
         lambda: session.step(b"x"),
         lambda: session.settle(),
         lambda: anext(session.stream(b"x")),
-        lambda: async_client.models(),
+        lambda: async_client.list_models(),
         lambda: async_client.step_batch("m", ["s"], b"x"),
         lambda: batches.submit(["s"], b"x"),
     ):
@@ -202,7 +202,7 @@ def test_closing_ends_what_other_threads_do(client, session, server, number):
 
 
 async def test_closing_ends_what_other_tasks_do(async_client, server):
-    sessions = [await async_client.session(f"s{number}", model="m") for number in range(3)]
+    sessions = [await async_client.open_session(f"s{number}", model="m") for number in range(3)]
     server.script.extend([STUCK] * 3)
     stream = sessions[1].stream(b"xyz")
     tasks = [
@@ -221,7 +221,7 @@ async def test_closing_ends_what_other_tasks_do(async_client, server):
 
 
 async def test_a_cancellation_stays_one_while_the_client_is_closed(async_client, server):
-    session = await async_client.session("s", model="m")
+    session = await async_client.open_session("s", model="m")
     server.script.append(STUCK)
     step = asyncio.create_task(session.step(b"x"))
     await asyncio.sleep(0.1)
@@ -232,7 +232,7 @@ async def test_a_cancellation_stays_one_while_the_client_is_closed(async_client,
 
 
 async def test_closing_ends_batches(async_client, server):
-    await async_client.session("s", model="m")
+    await async_client.open_session("s", model="m")
     server.script.append(STUCK)
     async with async_client.batches("m") as batches:
         reply = await batches.submit(["s"], b"x", [0])
@@ -280,7 +280,7 @@ def test_what_an_iterator_gave_to_a_stream_whose_client_is_closed_is_pending(cli
 
 
 async def test_a_closed_client_says_what_was_pending_before(async_client, server):
-    session = await async_client.session("s", model="m")
+    session = await async_client.open_session("s", model="m")
     server.script.append(SILENT)
     with pytest.raises(HoldfastError):
         await session.step(b"ab", timeout_s=0.2)
@@ -309,7 +309,7 @@ def test_the_clients_own_event_loop_is_told_that_it_would_wait_for_itself(client
 def test_an_async_client_belongs_to_its_event_loop(server):
     async def open_session():
         client = holdfast.AsyncClient(server.address)
-        return client, await client.session("s", model="m")
+        return client, await client.open_session("s", model="m")
 
     first = asyncio.new_event_loop()
     client, session = first.run_until_complete(open_session())
@@ -318,7 +318,7 @@ def test_an_async_client_belongs_to_its_event_loop(server):
         with pytest.raises(WrongEventLoop, match="was first used on another event loop"):
             await call()
 
-    for call in (client.models, lambda: session.step(b"x"), lambda: anext(session.stream(b"x"))):
+    for call in (client.list_models, lambda: session.step(b"x"), lambda: anext(session.stream(b"x"))):
         asyncio.run(use(call))
     assert session.pending == ()
     first.run_until_complete(client.close())
@@ -334,11 +334,11 @@ def test_a_retry_with_another_client_after_closing_applies_it_once(client, sessi
     assert isinstance(error, ClientClosed)
     position, tokens = error.pending[0]
     with holdfast.Client(server.address, retry=QUICK) as other:
-        reply = other.session("s", model="m").step(tokens, position=position)
+        reply = other.open_session("s", model="m").step(tokens, position=position)
     assert (reply.replayed, server.applied()) == (True, b"ab")
 
 
 def test_no_server_is_an_error_in_time():
     with holdfast.Client("127.0.0.1:1", timeout_s=0.2) as client, pytest.raises(HoldfastError) as caught:
-        client.session("s", model="m")
+        client.open_session("s", model="m")
     assert isinstance(caught.value, ServerUnavailable)

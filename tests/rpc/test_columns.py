@@ -55,7 +55,7 @@ def test_rows_are_what_single_sessions_give(client, rpc):
             np.testing.assert_allclose(
                 reply.top_log_probs[row], np.take_along_axis(ranked, best, 1), atol=1e-4
             )
-    assert client.session(ids[3]).position == 24
+    assert client.open_session(ids[3]).position == 24
 
 
 def test_features_and_ids_are_taken_as_well(client, rpc):
@@ -72,13 +72,13 @@ def test_features_and_ids_are_taken_as_well(client, rpc):
 
 
 def test_a_row_fails_alone(client, rpc):
-    rpc.open("ok", "ahead", "closed")
-    client.step_batch(MODEL, ["ok", "ahead", "closed"], b"aaa", [0, 0, 0])
-    client.session("closed").close()
-    ids = ["ok", "ahead", "closed", "bad\nid", "x" * 129]
+    rpc.open("ok", "ahead", "deleted")
+    client.step_batch(MODEL, ["ok", "ahead", "deleted"], b"aaa", [0, 0, 0])
+    client.open_session("deleted").delete()
+    ids = ["ok", "ahead", "deleted", "bad\nid", "x" * 129]
     reply = client.step_batch(MODEL, ids, b"bbbbb", [1, 5, 1, 0, 0], top_k=2)
     assert {row: error.reason for row, error in reply.errors.items()} == {
-        1: "POSITION_GAP", 2: "SESSION_CLOSED", 3: "INVALID_REQUEST", 4: "INVALID_REQUEST",
+        1: "POSITION_GAP", 2: "SESSION_DELETED", 3: "INVALID_REQUEST", 4: "INVALID_REQUEST",
     }  # fmt: skip
     assert reply.errors[1].expected_position == 1
     assert reply.positions.tolist() == [2, 0, 0, 0, 0]
@@ -212,7 +212,7 @@ def test_any_mixture_of_calls_gives_the_outputs_of_the_plain_sequence(client, rp
         count = min(count, 400 - at)
         if kind in ("unary", "stream"):
             for row, text in enumerate(texts):
-                session = client.session(ids[row], model=MODEL)
+                session = client.open_session(ids[row], model=MODEL)
                 assert session.position == at
                 tokens = text[at : at + count]
                 if kind == "unary":

@@ -59,7 +59,9 @@ def client(address):
 def stream(client, cuts, found):
     for name, network in NETWORKS.items():
         for row in range(ROWS):
-            session = client.session(f"{slug(name)}-{row}", model=slug(name), initial_state=network.opening)
+            session = client.open_session(
+                f"{slug(name)}-{row}", model=slug(name), initial_state=network.opening
+            )
             tokens = network.tokens(CUTS[-1], row)
             for begin, end in pairwise(cuts):
                 assert session.position == begin
@@ -70,7 +72,7 @@ def stream(client, cuts, found):
 def test_every_form_streams_what_it_computes_through_a_kill(client, found):
     stream(client, CUTS[2:], found)
     for (name, row), replies in found.items():
-        network, session = NETWORKS[name], client.session(f"{slug(name)}-{row}")
+        network, session = NETWORKS[name], client.open_session(f"{slug(name)}-{row}")
         compare(name, network, network.tokens(CUTS[-1], row), replies, session.state(), row)
 
 
@@ -96,11 +98,11 @@ def test_classes_are_ranked_by_their_role(client, name):
         log_probs = np.log(values)
     else:
         log_probs = (values - np.log(np.exp(values).sum(axis=1, keepdims=True)))[-1:]
-    reply = client.session(model=slug(name)).step(tokens, top_k=4)
+    reply = client.open_session(model=slug(name)).step(tokens, top_k=4)
     assert [[place for place, _ in row] for row in reply.top] == np.argsort(-log_probs, axis=1).tolist()
     given = [[log_prob for _, log_prob in row] for row in reply.top]
     np.testing.assert_allclose(given, -np.sort(-log_probs, axis=1), atol=1e-5)
-    [output] = client.model(slug(name)).outputs
+    [output] = client.get_model(slug(name)).outputs
     assert len(output.labels) == 4
 
 
@@ -122,10 +124,10 @@ def test_rows_of_a_batch_get_what_each_would_alone(client):
 def test_an_input_of_the_session_is_asked_for_kept_and_goes_on(client):
     model = slug("input of the session")
     with pytest.raises(holdfast.errors.InvalidRequest, match="needs speaker when a session is opened"):
-        client.session(model=model)
+        client.open_session(model=model)
     with pytest.raises(holdfast.errors.InvalidRequest, match="speaker"):
-        client.session(model=model, initial_state={"h": np.zeros(4, np.float32)})
-    session = client.session(model=model, initial_state={"speaker": np.ones(4, np.float32)})
+        client.open_session(model=model, initial_state={"h": np.zeros(4, np.float32)})
+    session = client.open_session(model=model, initial_state={"speaker": np.ones(4, np.float32)})
     session.step(np.zeros((2, 4), np.float32))
     assert session.state()["speaker"].tolist() == [1, 1, 1, 1]
 
@@ -136,7 +138,7 @@ def test_an_input_of_the_session_is_asked_for_kept_and_goes_on(client):
 @pytest.mark.parametrize("room", [[7], np.array([7], np.int32), np.array([7], np.uint8)])
 def test_an_input_of_the_session_is_cast_as_tokens_are(client, speaker, room):
     given = {"speaker": speaker, "room": room}
-    session = client.session(model=slug("input of the session in other types"), initial_state=given)
+    session = client.open_session(model=slug("input of the session in other types"), initial_state=given)
     state = session.state()
     assert (state["speaker"].dtype, state["room"].dtype) == (np.float64, np.int32)
     assert (state["speaker"].tolist(), state["room"].tolist()) == ([0.5, 1, 2, 3], [7])
@@ -156,12 +158,14 @@ def test_an_input_of_the_session_is_cast_as_tokens_are(client, speaker, room):
 def test_an_input_of_the_session_of_another_kind_is_refused(client, given, said):
     given = {"speaker": np.ones(4), "room": [7], **given}
     with pytest.raises(holdfast.errors.InvalidRequest, match=said):
-        client.session(model=slug("input of the session in other types"), initial_state=given)
+        client.open_session(model=slug("input of the session in other types"), initial_state=given)
 
 
 def test_what_is_too_large_for_an_input_of_the_session_is_refused(client):
     with pytest.raises(holdfast.errors.InvalidRequest, match="'speaker' holds NaN or infinity"):
-        client.session(model=slug("input of the session"), initial_state={"speaker": np.full(4, 1e300)})
+        client.open_session(
+            model=slug("input of the session"), initial_state={"speaker": np.full(4, 1e300)}
+        )
 
 
 def test_sessions_opened_together_have_each_its_own_inputs(client):
@@ -172,13 +176,13 @@ def test_sessions_opened_together_have_each_its_own_inputs(client):
     assert opened.errors == {}
     reply = client.step_batch(model, ids, np.zeros((3, 4), np.float32), opened, outputs=True)
     np.testing.assert_array_equal(reply.outputs["y"].reshape(3, 4), speakers)
-    alone = client.session(model=model, initial_state={"speaker": speakers[2]})
+    alone = client.open_session(model=model, initial_state={"speaker": speakers[2]})
     alone.step(np.zeros((1, 4), np.float32))
     assert alone.history_digest == reply.history_digests[2]
     again = client.open_batch(model, [*ids, "together-3"], initial_state={"speaker": np.ones((4, 4))})
     assert (again.resumed_rows, again.positions.tolist()) == ([0, 1, 2], [1, 1, 1, 0])
-    assert client.session(ids[1]).state()["speaker"].tolist() == [4, 5, 6, 7]
-    assert client.session("together-3").state()["speaker"].tolist() == [1, 1, 1, 1]
+    assert client.open_session(ids[1]).state()["speaker"].tolist() == [4, 5, 6, 7]
+    assert client.open_session("together-3").state()["speaker"].tolist() == [1, 1, 1, 1]
 
 
 def test_a_row_whose_input_cannot_be_is_an_error_of_its_own(client):
@@ -192,7 +196,7 @@ def test_a_row_whose_input_cannot_be_is_an_error_of_its_own(client):
         model, ["\x07", "r3"], initial_state={"speaker": np.array([[9] * 4, [5] * 4], np.float32)}
     )
     assert list(beside_a_bad_id.errors) == [0]
-    assert client.session("r3").state()["speaker"].tolist() == [5, 5, 5, 5]
+    assert client.open_session("r3").state()["speaker"].tolist() == [5, 5, 5, 5]
     missing = client.open_batch(model, ["r4", "r5"])
     assert "needs speaker when a session is opened" in str(missing.errors[0])
 
@@ -215,7 +219,7 @@ async def test_an_asynchronous_client_opens_sessions_with_inputs(address):
 
 @pytest.mark.parametrize("wrong", [5, -1, 1.5])
 def test_a_number_that_is_no_id_is_refused_with_its_column(client, wrong):
-    session = client.session(model=slug("id and features"))
+    session = client.open_session(model=slug("id and features"))
     tokens = np.array([[1, 0, 0, 0, 0], [wrong, 0, 0, 0, 0]], np.float32)
     with pytest.raises(
         holdfast.errors.InvalidRequest, match=r"column 0 of token 1 is .*, expected is an id 0\.\.4"

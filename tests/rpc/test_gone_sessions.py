@@ -74,7 +74,7 @@ def batches(stub, session_id, position):
 
 
 def close(stub, store, key, session_id):
-    stub.CloseSession(pb.CloseSessionRequest(session_id=session_id), timeout=10)
+    stub.DeleteSession(pb.DeleteSessionRequest(session_id=session_id), timeout=10)
 
 
 def delete(stub, store, key, session_id):
@@ -94,7 +94,7 @@ def empty(stub, store, key, session_id):
 
 
 WAYS = {
-    close: "SESSION_CLOSED",
+    close: "SESSION_DELETED",
     delete: "SESSION_NOT_FOUND",
     flush: "SESSION_NOT_FOUND",
     empty: "RECORD_CORRUPT",

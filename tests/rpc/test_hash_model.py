@@ -26,7 +26,7 @@ def client(tmp_path_factory):
 @pytest.mark.parametrize("model", ["hash", "hash-runs"])
 @pytest.mark.parametrize("chunk", [1, 7])
 def test_a_stream_equals_the_oracle(client, model, chunk):
-    session = client.session(model=model)
+    session = client.open_session(model=model)
     replies = list(session.stream(TOKENS, chunk=chunk, outputs="hash"))
     found = np.concatenate([reply.outputs["hash"] for reply in replies])
     assert found.dtype == np.int64
@@ -37,7 +37,7 @@ def test_a_stream_equals_the_oracle(client, model, chunk):
 
 @pytest.mark.parametrize("start", [0, 1, MODULUS - 1])
 def test_it_may_start_from_an_integer_state(client, start):
-    session = client.session(model="hash", initial_state={"s": start})
+    session = client.open_session(model="hash", initial_state={"s": start})
     reply = session.step(TOKENS[:20], outputs=True, state=True)
     assert reply.outputs["hash"].tolist() == hashes_of(TOKENS[:20], start)
     assert int(reply.state["s"]) == hash_of(TOKENS[:20], start)
@@ -46,9 +46,9 @@ def test_it_may_start_from_an_integer_state(client, start):
 def test_a_state_of_another_dtype_or_shape_is_refused(client):
     for wrong in (np.int32(5), 5.0, np.array([5])):
         with pytest.raises(holdfast.errors.InvalidRequest, match="the model has int64"):
-            client.session(model="hash", initial_state={"s": wrong})
+            client.open_session(model="hash", initial_state={"s": wrong})
 
 
 def test_the_contract_says_integers(client):
-    [state] = client.model("hash").states
+    [state] = client.get_model("hash").states
     assert (state.name, state.dtype, list(state.shape)) == ("s", 4, [])

@@ -17,7 +17,7 @@ from service.rpc.status import CODES
 from tests.rpc.conftest import MODEL
 
 SERVICE = "/holdfast.v1.StreamingInferenceService"
-UNARY = ("OpenSession", "OpenBatch", "GetSession", "CloseSession", "Step", "StepBatch", "GetModel")
+UNARY = ("OpenSession", "OpenBatch", "GetSession", "DeleteSession", "Step", "StepBatch", "GetModel")
 STREAMS = ("StreamSteps", "StreamBatches")
 REASONS = {kind.reason: code for kind, code in CODES.items()}
 GROWTH_BYTES = 48 << 20
@@ -50,7 +50,7 @@ def valid_requests():
         "OpenSession": pb.OpenSessionRequest(session_id="fuzzed", model=model),
         "OpenBatch": pb.OpenBatchRequest(session_ids=["fuzzed-a", "fuzzed-b"], model=model),
         "GetSession": pb.GetSessionRequest(session_id="fuzzed", include_state=True),
-        "CloseSession": pb.CloseSessionRequest(session_id="fuzzed"),
+        "DeleteSession": pb.DeleteSessionRequest(session_id="fuzzed"),
         "Step": pb.StepRequest(chunk=chunk),
         "StepBatch": pb.StepBatchRequest(columns=columns),
         "GetModel": pb.GetModelRequest(model=model),

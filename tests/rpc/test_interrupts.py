@@ -26,7 +26,7 @@ def interrupt_after(seconds):
     threading.Thread(target=interrupt, daemon=True).start()
 
 client = holdfast.Client(sys.argv[1], retry=retry, timeout_s=60)
-session = client.session("s", model="m")
+session = client.open_session("s", model="m")
 """
 
 
@@ -205,7 +205,7 @@ def test_a_source_that_blocks_for_ever_does_not_hold_up_the_end_of_a_program(ser
 
     async def main():
         async with holdfast.AsyncClient(sys.argv[1]) as client:
-            session = await client.session("t", model="m")
+            session = await client.open_session("t", model="m")
             try:
                 async with asyncio.timeout(0.5):
                     async for reply in session.stream(source()):

@@ -33,7 +33,7 @@ def test_every_line_of_every_process_is_an_object_and_signals_change_the_level(t
     with ServerProcess(tmp_path / "data", "--workers", str(workers)) as server:
         processes = workers_of(server) if workers > 1 else [server.pid]
         with holdfast.Client(server.address) as client:
-            session = client.session("secret-session", model=MODEL)
+            session = client.open_session("secret-session", model=MODEL)
             session.step("before")
             os.kill(server.pid, signal.SIGUSR1)
             os.kill(server.pid, signal.SIGUSR1)

@@ -98,7 +98,7 @@ def test_streams_count_their_messages_and_end_well(rpc):
     names = ("grpc_server_msg_received_total", "grpc_server_msg_sent_total")
     counts = [sample(rpc.server, name, grpc_method="StreamSteps") for name in names]
     with holdfast.Client(rpc.server.address) as client:
-        replies = list(client.session("streams", model=MODEL).stream(b"a" * 20))
+        replies = list(client.open_session("streams", model=MODEL).stream(b"a" * 20))
     assert len(replies) == 20
     wait_for(lambda: handled(rpc.server, "StreamSteps").get("OK", 0) == before + 1, 5)
     after = [sample(rpc.server, name, grpc_method="StreamSteps") for name in names]
@@ -131,7 +131,7 @@ def test_what_happens_to_sessions_is_counted(rpc):
     def events():
         return {
             event: sample(rpc.server, "holdfast_session_events_total", event=event)
-            for event in ("opened", "resumed", "taken_over", "closed")
+            for event in ("opened", "resumed", "taken_over", "deleted")
         }
 
     before = events()
@@ -142,11 +142,11 @@ def test_what_happens_to_sessions_is_counted(rpc):
     rpc.call("OpenSession", opening)
     opening.take_over = True
     rpc.call("OpenSession", opening)
-    rpc.call("CloseSession", pb.CloseSessionRequest(session_id="by-call"))
+    rpc.call("DeleteSession", pb.DeleteSessionRequest(session_id="by-call"))
     rpc.step("by-call", text=b"a", position=0)  # which opens nothing
     after = events()
     assert {event: after[event] - before[event] for event in before} == {
-        "opened": 4, "resumed": 2, "taken_over": 1, "closed": 1,
+        "opened": 4, "resumed": 2, "taken_over": 1, "deleted": 1,
     }  # fmt: skip
 
 

@@ -63,7 +63,7 @@ def test_a_broken_model_keeps_no_other_from_being_served_unless_it_shall(tmp_pat
     write_truncated(broken)
     flags = ("--models", str(tmp_path / "models"), "--workers", workers)
     with ServerProcess(tmp_path / "data", *flags) as server, holdfast.Client(server.address) as client:
-        assert [model.name for model in client.models()] == ["good"]
+        assert [model.name for model in client.list_models()] == ["good"]
         assert f"{broken}: not a loadable ONNX graph" in server.log_path.read_text()
     result = serve(*flags, "--strict-models", "--data-dir", str(tmp_path / "data"))
     assert (result.returncode, str(broken) in result.stderr) == (1, True)
@@ -103,7 +103,7 @@ def test_a_shipped_model_whose_package_is_not_installed_is_left_out_and_nothing_
         ServerProcess(tmp_path / "data", "--strict-models", "--model-refresh-s", "0.2") as server,
         holdfast.Client(server.address) as client,
     ):
-        assert "docstring-words" not in [model.name for model in client.models()]
+        assert "docstring-words" not in [model.name for model in client.list_models()]
         log = server.log_path.read_text()
         assert "pip install 'holdfast[tokenizer]'" in log
         assert '"level": "error"' not in log

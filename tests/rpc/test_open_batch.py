@@ -24,7 +24,7 @@ def client(scripted):
 
 
 def test_an_opened_batch_says_where_every_session_stands(client, scripted):
-    client.session("b", model="m").step("xy")
+    client.open_session("b", model="m").step("xy")
     opened = client.open_batch("m", IDS)
     assert opened.positions.tolist() == [0, 2, 0]
     assert opened.resumed_rows == [1]
@@ -118,5 +118,5 @@ def test_an_opening_of_many_is_safe_to_repeat(server):
         again = client.step_batch("python-source", IDS, b"xyz", opened)
         assert again.replayed_rows == [0, 1, 2]
         assert (again.history_digests == reply.history_digests).all()
-        session = client.session("a")
+        session = client.open_session("a")
         assert session.history_digest == reply.history_digests[0]

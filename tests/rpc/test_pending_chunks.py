@@ -23,7 +23,7 @@ from holdfast.errors import (
     PositionConflict,
     PositionGap,
     ServerUnavailable,
-    SessionClosed,
+    SessionDeleted,
     SessionLost,
     StoreRegressed,
 )
@@ -49,7 +49,7 @@ def client(server):
 
 @pytest.fixture
 def session(client):
-    return client.session("s", model="m")
+    return client.open_session("s", model="m")
 
 
 def step_into_the_dark(server, session, tokens=b"cd"):
@@ -221,7 +221,7 @@ def test_a_fault_of_the_server_leaves_the_chunk_pending(server, session):
 
 
 @pytest.mark.parametrize(
-    "final", [refusals.SessionClosed, refusals.InvalidRequest, refusals.PermissionDenied]
+    "final", [refusals.SessionDeleted, refusals.InvalidRequest, refusals.PermissionDenied]
 )
 def test_a_final_refusal_after_an_attempt_of_unknown_fate_does_not_pretend_to_know(server, session, final):
     server.script.extend([LOST, final("no")])
@@ -269,7 +269,7 @@ def test_other_tokens_behind_are_refused_before_they_are_sent(server, session):
 
 def test_a_writer_that_was_restarted_may_repeat_its_last_step(server, client, session):
     session.step(b"ab")
-    again = client.session("s", model="m")
+    again = client.open_session("s", model="m")
     assert again.resumed
     reply = again.step(b"ab", position=0)
     assert (reply.replayed, again.position, server.applied()) == (True, 2, b"ab")
@@ -406,7 +406,7 @@ def test_what_is_sent_again_after_a_loss_goes_into_its_own_history_only(server, 
 
 def test_a_loss_older_than_what_is_kept_is_final_and_says_what_was_not_applied(server):
     with holdfast.Client(server.address, retry=QUICK, replay_tokens=2) as client:
-        session = client.session("s", model="m")
+        session = client.open_session("s", model="m")
         for byte in b"abcdef":
             session.step(bytes([byte]))
         server.stand_at(b"a")
@@ -417,7 +417,7 @@ def test_a_loss_older_than_what_is_kept_is_final_and_says_what_was_not_applied(s
 
 def test_an_older_server_that_tells_no_digests_is_served(client):
     with ScriptedServer(is_old=True) as old, holdfast.Client(old.address, retry=QUICK) as client:
-        session = client.session("s", model="m")
+        session = client.open_session("s", model="m")
         session.step(b"ab")
         old.script.append(LOST)
         session.step(b"cd")
@@ -432,8 +432,8 @@ def test_an_older_server_that_tells_no_digests_is_served(client):
 @pytest.mark.parametrize("must_be_new", [False, True])
 def test_an_opening_whose_reply_is_lost_is_not_a_resumption(server, client, must_be_new):
     server.openings.append(LOST)
-    assert not client.session("s", model="m", must_be_new=must_be_new).resumed
-    assert client.session("s", model="m").resumed
+    assert not client.open_session("s", model="m", must_be_new=must_be_new).resumed
+    assert client.open_session("s", model="m").resumed
     nonce = server.sessions["s"].nonce
     assert 1 <= nonce < 2**53
 
@@ -461,13 +461,13 @@ def test_a_reopening_that_ran_out_of_time_is_found_by_the_next_call(server, sess
 
 def test_a_session_that_others_have_opened_meanwhile_is_theirs(server, client, session):
     session.step(b"ab")
-    client.session("t", model="m")
+    client.open_session("t", model="m")
     server.sessions["s"] = server.sessions.pop("t")
-    with pytest.raises(SessionClosed):
+    with pytest.raises(SessionDeleted):
         session.step(b"cd")
     del server.sessions["s"]
     server.script.append(refusals.SessionLost("gone"))
-    client.session("s", model="m")
+    client.open_session("s", model="m")
     with pytest.raises(SessionLost) as caught:
         session.step(b"cd")
     assert caught.value.not_applied == ((2, b"cd"),)
@@ -480,7 +480,7 @@ def test_a_session_that_others_have_opened_meanwhile_is_theirs(server, client, s
 @pytest.fixture
 async def async_session(server):
     async with holdfast.AsyncClient(server.address, retry=QUICK, timeout_s=10) as client:
-        yield await client.session("s", model="m")
+        yield await client.open_session("s", model="m")
 
 
 async def test_a_step_cancelled_in_flight_is_pending(server, async_session):
@@ -620,7 +620,7 @@ async def test_what_a_source_gives_after_its_client_was_closed_is_pending(server
         yield b"ab"
 
     client = holdfast.AsyncClient(server.address, retry=QUICK, timeout_s=10)
-    session = await client.session("s", model="m")
+    session = await client.open_session("s", model="m")
     reading = asyncio.create_task(anext(session.stream(source())))
     await asyncio.to_thread(given.wait, 10)
     await client.close()

@@ -52,7 +52,7 @@ def serve(tmp_path, models):
 
 def versions(client):
     """Returns the versions of MODEL that are served, and the newest of them."""
-    found = [model for model in client.models() if model.name == MODEL]
+    found = [model for model in client.list_models() if model.name == MODEL]
     return [model.version for model in found], next(model.version for model in found if model.is_newest)
 
 
@@ -67,7 +67,7 @@ def step(session, text):
 def test_a_new_version_is_taken_by_new_sessions_while_others_stay_on_theirs(serve, models):
     server = serve(*LOOKS_OFTEN)
     with holdfast.Client(server.address) as client:
-        old = client.session("old", model=MODEL)
+        old = client.open_session("old", model=MODEL)
         is_loaded = threading.Event()
 
         def pieces():
@@ -88,13 +88,13 @@ def test_a_new_version_is_taken_by_new_sessions_while_others_stay_on_theirs(serv
         putting.start()
         replies = list(old.stream(pieces(), token_log_prob=True))
         putting.join()
-        again = client.session("old")  # resumed, without a name: on its own version
+        again = client.open_session("old")  # resumed, without a name: on its own version
         assert {reply.model_version for reply in replies} == {again.model_version} == {1}
         log_probs = [reply.token_log_probs[0] for reply in replies]
         log_probs.extend(step(again, TEXT))
         assert_equal(log_probs, MODEL, TEXT * (len(log_probs) // len(TEXT)))
         for version, wanted, shipped in ((0, 2, SECOND), (2, 2, SECOND), (1, 1, MODEL)):
-            session = client.session(model=MODEL, version=version)
+            session = client.open_session(model=MODEL, version=version)
             assert session.model_version == wanted
             assert_equal(step(session, TEXT), shipped, TEXT)
 
@@ -102,7 +102,7 @@ def test_a_new_version_is_taken_by_new_sessions_while_others_stay_on_theirs(serv
 def test_a_bad_file_is_refused_served_past_and_loaded_when_mended(serve, models, tmp_path):
     server = serve(*LOOKS_OFTEN)
     with holdfast.Client(server.address) as client:
-        session = client.session("s", model=MODEL)
+        session = client.open_session("s", model=MODEL)
         log_probs = list(step(session, TEXT[:HALF]))
         bad = models / MODEL / "2" / "model.onnx"
         bad.parent.mkdir()
@@ -128,20 +128,20 @@ def test_a_bad_file_is_refused_served_past_and_loaded_when_mended(serve, models,
         assert [(model.name, model.version) for model in reloaded.models] == [
             (MODEL, version) for version in (1, 2, 3)
         ]
-        assert_equal(step(client.session(model=MODEL, version=2), TEXT), SECOND, TEXT)
+        assert_equal(step(client.open_session(model=MODEL, version=2), TEXT), SECOND, TEXT)
 
 
 def test_a_version_exchanged_on_disk_is_refused_and_what_runs_goes_on(serve, models):
     server = serve(*LOOKS_WHEN_ASKED)
     with holdfast.Client(server.address) as client:
-        session = client.session("s", model=MODEL)
+        session = client.open_session("s", model=MODEL)
         log_probs = list(step(session, TEXT[:HALF]))
         put_shipped(models, SECOND, MODEL, 1)
         [refusal] = client.reload_models().refused
         assert refusal.endswith(f"version 1 of {MODEL} changed on disk; give it a new version number")
         log_probs.extend(step(session, TEXT[HALF:]))
         assert_equal(log_probs, MODEL, TEXT)
-        assert_equal(step(client.session(model=MODEL), TEXT), MODEL, TEXT)
+        assert_equal(step(client.open_session(model=MODEL), TEXT), MODEL, TEXT)
 
 
 def test_who_looks_only_when_asked_finds_nothing_by_itself(serve, models):
@@ -163,7 +163,7 @@ def test_all_workers_follow_and_no_session_meets_one_that_has_not(serve, models)
         def all_have_it():
             """A session is opened by one worker and stepped by others meanwhile."""
             ids = [f"s{next(numbers)}"]
-            client.session(ids[0], model=MODEL)
+            client.open_session(ids[0], model=MODEL)
             for position in range(4):
                 assert not client.step_batch(MODEL, ids, b"a", [position]).errors
             return all(versions(client) == ([1, 2], 2) for _ in range(16))
@@ -178,17 +178,17 @@ def test_a_replica_without_the_version_says_so_and_goes_on_when_it_has_it(serve,
     put_shipped(models, SECOND, MODEL, 2)
     with holdfast.Client(ahead.address) as client:
         client.reload_models()
-        session = client.session("s", model=MODEL)
-        fingerprint = client.model(MODEL, 2).fingerprint
+        session = client.open_session("s", model=MODEL)
+        fingerprint = client.get_model(MODEL, 2).fingerprint
         log_probs = list(step(session, TEXT[:HALF]))
     with holdfast.Client(behind.address) as client:
         with pytest.raises(ModelMismatch, match=f"fingerprint {fingerprint}, which this server does not"):
-            client.session("s")
+            client.open_session("s")
         with pytest.raises(ModelNotFound, match="no version 2; served are 1"):
-            client.session(model=MODEL, version=2)
+            client.open_session(model=MODEL, version=2)
         put_shipped(late, SECOND, MODEL, 2)
         assert list(client.reload_models().refused) == []
-        session = client.session("s")
+        session = client.open_session("s")
         assert (session.model_version, session.position) == (2, HALF)
         log_probs.extend(step(session, TEXT[HALF:]))
     assert_equal(log_probs, SECOND, TEXT)

@@ -64,7 +64,7 @@ class Scene:
     def lets_in(self, token):
         with holdfast.Client(self.server.address, token=token, tls=self.nobody) as client:
             try:
-                return client.session(model=MODEL).step("x").position == 1
+                return client.open_session(model=MODEL).step("x").position == 1
             except Unauthenticated:
                 return False
 

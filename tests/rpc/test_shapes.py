@@ -74,7 +74,7 @@ def assert_same(reply, expected):
 def test_outputs_are_those_of_a_run_offline_whatever_the_chunks(served, name):
     tokens, fed = tokens_of(name, seed=1)
     expected = offline(name, fed)
-    with holdfast.Client(served.address) as client, client.session(model=name) as session:
+    with holdfast.Client(served.address) as client, client.open_session(model=name) as session:
         for size in CHUNKS:
             start = session.position
             reply = session.step(tokens[start : start + size], outputs=list(expected))
@@ -91,11 +91,11 @@ async def test_sessions_side_by_side_do_not_see_each_other(served, name):
     async def stream(client, number):
         tokens, fed = given[number]
         expected = offline(name, fed)
-        session = await client.session(model=name)
+        session = await client.open_session(model=name)
         async for reply in session.stream(tokens, chunk=5 + number, outputs=list(expected)):
             assert_same(reply, expected)
         assert session.position == COUNT
-        await session.close()
+        await session.delete()
 
     async with holdfast.AsyncClient(served.address) as client:
         await asyncio.gather(*(stream(client, number) for number in range(len(given))))
@@ -108,7 +108,7 @@ def test_memory_and_context_outlive_a_killed_server(tmp_path):
     server = ServerProcess(tmp_path)
     try:
         with holdfast.Client(server.address, timeout_s=60) as client:
-            session = client.session(model="sound-events")
+            session = client.open_session(model="sound-events")
             for reply in session.stream(tokens, chunk=7, outputs=["speech"]):
                 assert_same(reply, expected)
                 if reply.position == 105:
@@ -123,7 +123,7 @@ def test_the_likeliest_class_comes_once_a_chunk(served):
     data, fed = tokens_of("code-language", seed=1)
     logits = offline("code-language", fed)["language"][-1].astype(np.float64)
     log_probs = logits - np.log(np.exp(logits).sum())
-    with holdfast.Client(served.address) as client, client.session(model="code-language") as session:
+    with holdfast.Client(served.address) as client, client.open_session(model="code-language") as session:
         (top,) = session.step(data, top_k=3).top
     assert [label for label, _ in top] == np.argsort(-logits)[:3].tolist()
     np.testing.assert_allclose([value for _, value in top], np.sort(log_probs)[::-1][:3], atol=1e-4)
@@ -132,7 +132,7 @@ def test_the_likeliest_class_comes_once_a_chunk(served):
 def test_probabilities_are_ranked_as_they_are(served):
     tokens, fed = tokens_of("sound-events", seed=1)
     speech = offline("sound-events", fed)["speech"]
-    with holdfast.Client(served.address) as client, client.session(model="sound-events") as session:
+    with holdfast.Client(served.address) as client, client.open_session(model="sound-events") as session:
         tops = session.step(tokens, top_k=1).top
     assert [top[0][0] for top in tops] == speech.argmax(axis=1).tolist()
     np.testing.assert_allclose([np.exp(top[0][1]) for top in tops], speech.max(axis=1), atol=1e-5)

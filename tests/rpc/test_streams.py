@@ -34,7 +34,7 @@ def client(server):
 
 @pytest.fixture
 def session(client):
-    return client.session("s", model="m")
+    return client.open_session("s", model="m")
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ async def async_client(server):
 
 @pytest.fixture
 async def async_session(async_client):
-    return await async_client.session("s", model="m")
+    return await async_client.open_session("s", model="m")
 
 
 def tokens_of(replies):
@@ -274,7 +274,7 @@ async def test_a_source_that_waits_delays_no_reply(async_session, server):
         never.wait(60)
         yield b"b"
 
-    other = await async_session._client.session("other", model="m")
+    other = await async_session._client.open_session("other", model="m")
     stream = async_session.stream(source())
     assert (await asyncio.wait_for(anext(stream), 5)).position == 1
     waiting = asyncio.create_task(anext(stream))
@@ -507,7 +507,7 @@ def test_a_refusal_for_good_says_from_where_on_nothing_was_applied(session, serv
 
 
 def test_a_refusal_after_a_cut_does_not_pretend_to_know(session, server):
-    server.script.extend([None, LOST, refusals.SessionClosed("taken over")])
+    server.script.extend([None, LOST, refusals.SessionDeleted("taken over")])
     with pytest.raises(HoldfastError, match="may or may not have been applied"):
         list(session.stream(TEXT))
     assert session.pending[0].position == 1
@@ -551,7 +551,7 @@ async def test_a_stuck_server_lets_a_stream_go_when_it_is_closed(async_session, 
 
 def test_streams_in_threads_keep_apart(client, server):
     def write(number):
-        session = client.session(f"t{number}", model="m")
+        session = client.open_session(f"t{number}", model="m")
         list(session.stream(iter(pieces()), chunk=1))
 
     threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]

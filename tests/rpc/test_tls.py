@@ -28,7 +28,7 @@ def client(server, tls, **options):
 
 def first_position(server, tls):
     with client(server, tls) as given:
-        return given.session(model=MODEL).step("x").position
+        return given.open_session(model=MODEL).step("x").position
 
 
 def served_certificate(server):
@@ -52,7 +52,7 @@ def first_of(chain):
 
 def is_refused(server, tls):
     with pytest.raises(ServerUnavailable), client(server, tls, timeout_s=1) as given:
-        given.models()
+        given.list_models()
     return True
 
 
@@ -121,7 +121,7 @@ def test_files_switched_by_a_link_are_used_for_new_connections(tmp_path, authori
     with ServerProcess(tmp_path / "data", *flags, "--workers", str(workers)) as server:
         assert served_certificate(server) == old
         with client(server, Tls(ca=authority.path)) as given:
-            session = given.session(model=MODEL)
+            session = given.open_session(model=MODEL)
             switch_link(folder, "v2")
             wait_for(lambda: server.log_path.read_text().count("was replaced") == workers)
             assert {served_certificate(server) for _ in range(10)} == {new}
@@ -180,7 +180,7 @@ def test_plain_text_is_served_everywhere_to_those_who_ask_for_it(tmp_path):
     with ServerProcess(tmp_path / "data", "--allow-plaintext", grpc_address="0.0.0.0:0") as server:
         port = server.address.rpartition(":")[2]
         with holdfast.Client(f"127.0.0.1:{port}") as given:
-            assert given.models()
+            assert given.list_models()
         assert "whoever reaches 0.0.0.0:0 may use every session" in server.log_path.read_text()
 
 

@@ -75,7 +75,7 @@ def client(tmp_path_factory, found):
     flags = ("--models", str(folder / "models"))
     with ServerProcess(folder / "data", *flags) as server:
         with holdfast.Client(server.address) as client:
-            found += step(client.session("text", model=MODEL), CUTS[: KILLED_AFTER + 1])
+            found += step(client.open_session("text", model=MODEL), CUTS[: KILLED_AFTER + 1])
         server.kill()
     with ServerProcess(folder / "data", *flags) as server, holdfast.Client(server.address) as client:
         yield client
@@ -90,7 +90,7 @@ def step(session, cuts):
 
 @pytest.fixture(scope="module")
 def replies(client, found):
-    return found + step(client.session("text"), CUTS[KILLED_AFTER:])
+    return found + step(client.open_session("text"), CUTS[KILLED_AFTER:])
 
 
 def test_a_text_in_chunks_gives_what_the_whole_text_gives(replies, expected):
@@ -102,7 +102,7 @@ def test_a_text_in_chunks_gives_what_the_whole_text_gives(replies, expected):
 
 
 def test_candidates_have_texts(client, replies, expected):
-    labels = holdfast.labels_of(client.model(MODEL))
+    labels = holdfast.labels_of(client.get_model(MODEL))
     assert len(labels) == SIZE
     given = [row for reply in replies for row in reply.candidates(labels)]
     for row, logits in zip(given, expected[0], strict=True):
@@ -113,7 +113,7 @@ def test_candidates_have_texts(client, replies, expected):
 
 
 def test_a_repetition_gets_the_reply_it_had(client, replies):
-    session = client.session("repeated", model=MODEL)
+    session = client.open_session("repeated", model=MODEL)
     first, again = (session.step(DATA[:40], position=0, top_k=2) for _ in range(2))
     assert (first.top, again.replayed) == (again.top, True)
 
@@ -121,11 +121,11 @@ def test_a_repetition_gets_the_reply_it_had(client, replies):
 def test_the_unfinished_piece_is_in_the_state_and_a_session_goes_on_from_it(client, replies, expected):
     cut = CUTS[3]
     rest = slice(cut, cut + 40)
-    session = client.session(model=MODEL)
+    session = client.open_session(model=MODEL)
     state = session.step(DATA[:cut], state=True).state
     held = DATA[DATA[:cut].rindex(b" ") : cut]
     assert bytes(state["piece"][8 : 8 + state["piece"][4]]) == held
-    other = client.session(model=MODEL, initial_state=dict(state))
+    other = client.open_session(model=MODEL, initial_state=dict(state))
     given = other.step(DATA[rest], outputs="logits").outputs["logits"]
     np.testing.assert_allclose(given, expected[0][rest], rtol=0, atol=TOLERANCE)
 
@@ -136,5 +136,5 @@ def test_rows_of_a_batch_get_what_each_would_alone(client):
     client.open_batch(MODEL, ids)
     together = client.step_batch(MODEL, ids, np.array([list(text) for text in texts]), outputs="logits")
     for number, text in enumerate(texts):
-        alone = client.session(model=MODEL).step(text, outputs="logits").outputs["logits"]
+        alone = client.open_session(model=MODEL).step(text, outputs="logits").outputs["logits"]
         np.testing.assert_allclose(together.outputs["logits"][number], alone, rtol=0, atol=TOLERANCE)

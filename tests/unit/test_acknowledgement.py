@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.common.errors import AckLevelNotReached, SessionClosed
+from service.common.errors import AckLevelNotReached, SessionDeleted
 from service.engine.chunk import Asked, Chunk, Reply
 from service.engine.driver import Driver
 from service.engine.limits import EngineLimits
@@ -197,7 +197,7 @@ async def turn(count):
 
 
 @pytest.mark.parametrize("fault", ["unconfirmed", "reconnect"])
-async def test_opening_taking_over_and_closing_are_confirmed(start, store, fault):
+async def test_opening_taking_over_and_deleting_are_confirmed(start, store, fault):
     engine = start()
     models = FakeModels(AccumulatorModel())
     sessions = Sessions(models, store, engine, ttl_s=0, ack_level=REPLICATED)
@@ -219,7 +219,7 @@ async def test_opening_taking_over_and_closing_are_confirmed(start, store, fault
     opened = await fails(lambda: sessions.open(b"s", Opening("sum")))
     taken = await fails(lambda: sessions.open(b"s", Opening("", take_over=True)))
     assert taken.record.incarnation != opened.record.incarnation
-    assert await fails(lambda: sessions.close(b"s", taken.record.incarnation)) == 0
+    assert await fails(lambda: sessions.delete(b"s", taken.record.incarnation)) == 0
     assert store.confirmed == [(b"s", REPLICATED)] * 3
 
 
@@ -237,7 +237,7 @@ async def test_a_takeover_keeps_all_but_the_incarnation_and_fences_every_replica
     assert taken.record.incarnation not in (0, old)
     assert after == taken.record == before._replace(incarnation=taken.record.incarnation)
     late = [await send(engine, "s", [4], 2, incarnation=old) for engine in (first, second)]
-    assert late == ["SESSION_CLOSED"] * 2
+    assert late == ["SESSION_DELETED"] * 2
     new = {"acknowledged": 0, "incarnation": taken.record.incarnation}
     assert (await send(first, "s", [3], 1, **new))[:3] == (2, [6], True)
     assert (await send(first, "s", [5], 2, **new))[:3] == (3, [11], False)
@@ -256,8 +256,8 @@ async def test_of_two_takeovers_at_once_the_later_one_holds(start, store):
     store.commit = overtaken
     taken = await sessions.open(b"s", Opening("sum", take_over=True))
     assert decode(store.records[b"s"]).incarnation == taken.record.incarnation
-    with pytest.raises(SessionClosed):
-        await sessions.close(b"s", 7)
+    with pytest.raises(SessionDeleted):
+        await sessions.delete(b"s", 7)
 
 
 class Unreliable(MemoryStore):

@@ -41,13 +41,13 @@ async def test_a_chunk_opens_no_session(start, store):
     assert store.records == {}
 
 
-async def test_a_late_copy_of_the_first_chunk_does_not_bring_a_closed_session_back(start, model, store):
+async def test_a_late_copy_of_the_first_chunk_does_not_bring_a_deleted_session_back(start, model, store):
     engine = start("s")
     sessions = Sessions(FakeModels(model), store, engine, ttl_s=60)
     await send(engine, "s", [1], 0)
-    await sessions.close(b"s", 0)
-    assert [await send(engine, "s", [1], position) for position in (0, None)] == ["SESSION_CLOSED"] * 2
-    assert decode(store.records[b"s"]).closed
+    await sessions.delete(b"s", 0)
+    assert [await send(engine, "s", [1], position) for position in (0, None)] == ["SESSION_DELETED"] * 2
+    assert decode(store.records[b"s"]).deleted
 
 
 async def test_a_retry_is_answered_from_the_record_and_the_model_not_run(start, model):

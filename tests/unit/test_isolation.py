@@ -321,7 +321,7 @@ async def test_a_held_session_can_be_closed_and_opened_anew(start, store, sessio
     with pytest.raises(SessionQuarantined, match="token 254"):
         await sessions.open(b"s", Opening("sum"))
     assert (await sessions.read(b"s")).record.quarantine_reason
-    assert await sessions.close(b"s", 0) == 1
+    assert await sessions.delete(b"s", 0) == 1
     await sessions.open(b"s", Opening("sum"))
     assert await send(engine, "s", [2], 0) == (1, [2], False)
 

@@ -9,7 +9,7 @@ from service.common.errors import (
     InvalidRequest,
     RecordCorrupt,
     ServiceError,
-    SessionClosed,
+    SessionDeleted,
     SessionExists,
     SessionNotFound,
     StoreUnavailable,
@@ -73,12 +73,12 @@ async def test_a_session_that_was_taken_over_is_not_one_that_was_made(sessions):
         await sessions.open(b"s", ONLY_NEW)
 
 
-async def test_a_late_copy_of_an_opening_does_not_open_what_was_closed(sessions, store):
+async def test_a_late_copy_of_an_opening_does_not_open_what_was_deleted(sessions, store):
     await sessions.open(b"s", NEW)
-    await sessions.close(b"s", 0)
+    await sessions.delete(b"s", 0)
     tombstone = store.records[b"s"]
     for opening in (NEW, ONLY_NEW, TAKE):
-        with pytest.raises(SessionClosed):
+        with pytest.raises(SessionDeleted):
             await sessions.open(b"s", opening)
     assert store.records[b"s"] == tombstone
     assert not (await sessions.open(b"s", NEW._replace(nonce=6))).is_resumed
@@ -213,5 +213,5 @@ async def test_each_row_of_a_batch_begins_at_its_own_state(sessions):
 
 
 def test_records_of_tombstones_keep_the_nonce(store):
-    record = open_session(store, "s")._replace(nonce=5, closed=True, state=b"")
+    record = open_session(store, "s")._replace(nonce=5, deleted=True, state=b"")
     assert decode(encode(record)).nonce == 5

@@ -25,13 +25,13 @@ records = st.builds(
     fingerprint=st.binary(min_size=32, max_size=32),
     state=st.binary(max_size=200),
     replies=st.lists(replies, max_size=4).map(tuple),
-    closed=st.booleans(),
+    deleted=st.booleans(),
     quarantine_reason=st.just(""),
     digest=int53,
     nonce=st.integers(1 - 2**53, 2**53 - 1),
 )
 held = st.builds(
-    lambda record, reason: record._replace(closed=False, quarantine_reason=reason),
+    lambda record, reason: record._replace(deleted=False, quarantine_reason=reason),
     records,
     st.text(min_size=1),
 )
@@ -92,7 +92,7 @@ def test_any_truncation_is_noticed(record, data):
     [
         {"position": 2**53},
         {"position": 2**62 - 1},
-        {"position": 2**53, "closed": True},
+        {"position": 2**53, "deleted": True},
         {"position": 2**53, "quarantine_reason": "held"},
         {"incarnation": 0},
         {"incarnation": 2**53},
@@ -106,7 +106,7 @@ def test_numbers_beyond_their_bounds_are_damage(odd):
         decode(encode(Record(7, 9, b"f" * 32)._replace(**odd)))
 
 
-@pytest.mark.parametrize("mark", [{}, {"closed": True}, {"quarantine_reason": "held"}])
+@pytest.mark.parametrize("mark", [{}, {"deleted": True}, {"quarantine_reason": "held"}])
 @pytest.mark.parametrize("position", [0, 1, 2**53 - 1])
 def test_positions_at_their_bounds_keep_their_marks(position, mark):
     record = Record(2**53 - 1, position, b"f" * 32, **mark)
@@ -120,13 +120,14 @@ def test_two_histories_at_one_position_have_two_stamps():
 
 def test_a_tombstone_never_has_the_stamp_of_the_record_it_replaces():
     live = Record(7, 0, b"f" * 32)
-    assert live._replace(closed=True).stamp != live.stamp
+    assert live._replace(deleted=True).stamp != live.stamp
 
 
 @given(held)
 def test_quarantine_changes_the_stamp_and_its_end_restores_it(record):
     live = record._replace(quarantine_reason="")
-    others = [live.stamp, live._replace(position=live.position + 1).stamp, live._replace(closed=True).stamp]
+    changes = ({}, {"position": live.position + 1}, {"deleted": True})
+    others = [live._replace(**change).stamp for change in changes]
     assert record.stamp not in others
     assert decode(encode(record))._replace(quarantine_reason="") == live
 

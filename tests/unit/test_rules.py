@@ -11,7 +11,7 @@ from service.common.errors import (
     PositionConflict,
     PositionGap,
     ServiceError,
-    SessionClosed,
+    SessionDeleted,
     SessionLost,
     SessionNotFound,
     SessionQuarantined,
@@ -33,7 +33,7 @@ AT_8 = run_of(b"ab").after(AT_6)
 AT_10 = run_of(b"cd").after(AT_8)
 KEPT = (KeptReply(8, 2, AT_6, AT_8, b"one"), KeptReply(10, 2, AT_8, AT_10, b"two"))
 STORED = Record(5, 10, b"f" * 32, b"", KEPT, digest=AT_10)
-CLOSED = STORED._replace(closed=True)
+DELETED = STORED._replace(deleted=True)
 
 
 def claim(position=None, tokens=b"xy", **rest):
@@ -64,7 +64,7 @@ def test_a_chunk_whose_reply_is_kept_is_replayed(position, tokens, reply, digest
         (claim(11, digest=AT_10), PositionGap),
         (claim(11, acknowledged=10), PositionGap),
         (claim(12, acknowledged=11), StoreRegressed),
-        (claim(10, incarnation=6), SessionClosed),
+        (claim(10, incarnation=6), SessionDeleted),
     ],
 )
 def test_a_chunk_out_of_place_is_refused_with_the_stored_position(asked, error):
@@ -92,7 +92,7 @@ def test_a_reply_to_the_same_tokens_after_another_history_is_not_given():
 
 
 def test_a_mismatch_blames_nobody():
-    with pytest.raises(SessionClosed) as caught:
+    with pytest.raises(SessionDeleted) as caught:
         decide(STORED, claim(10, incarnation=6))
     assert "writer" not in caught.value.message
     assert str(STORED.incarnation) not in caught.value.message.split()
@@ -117,10 +117,10 @@ def test_in_quarantine_replies_that_are_kept_are_given_again():
         (None, claim(0), SessionNotFound),
         (None, claim(0, digest=INITIAL), SessionNotFound),
         (None, claim(None), SessionNotFound),
-        (CLOSED, claim(10), SessionClosed),
-        (CLOSED, claim(0), SessionClosed),
-        (CLOSED, claim(None), SessionClosed),
-        (CLOSED, claim(0, incarnation=5), SessionClosed),
+        (DELETED, claim(10), SessionDeleted),
+        (DELETED, claim(0), SessionDeleted),
+        (DELETED, claim(None), SessionDeleted),
+        (DELETED, claim(0, incarnation=5), SessionDeleted),
     ],
 )
 def test_no_chunk_opens_a_session(stored, asked, error):

@@ -7,7 +7,7 @@ from holdfast.client.batching import BatchReply, columns_message
 from holdfast.client.opened_batch import OpenedBatch
 from holdfast.client.standing import Standing, standing_of
 from holdfast.v1 import holdfast_pb2 as pb
-from service.common.errors import SessionClosed
+from service.common.errors import SessionDeleted
 from service.rpc.status import to_status
 
 IDS = ["a", "b"]
@@ -51,7 +51,7 @@ def test_what_a_server_told_names_the_histories_too(told):
 
 
 def test_rows_that_failed_are_named():
-    status = to_status(SessionClosed("over"))
+    status = to_status(SessionDeleted("over"))
     told = BatchReply(pb.ColumnsResult(**COLUMNS, errors=[pb.RowError(row=1, status=status)]), IDS)
-    with pytest.raises(ValueError, match=r"'b' \(SESSION_CLOSED\)"):
+    with pytest.raises(ValueError, match=r"'b' \(SESSION_DELETED\)"):
         standing_of(IDS, told)

@@ -168,15 +168,15 @@ async def test_a_retry_is_not_answered_from_memory_of_an_earlier_epoch(start, st
 
 
 async def test_what_is_read_across_a_change_of_the_server_is_read_again(start, store):
-    """The server that is left says that the session is closed; the one that takes over does not know."""
+    """The server that is left says that the session is deleted; the one that takes over does not know."""
     engine, load = start("s"), store.load
     await send(start(), ABC, 0)
-    closed = encode(decode(store.records[b"s"])._replace(closed=True, state=b"", replies=()))
+    deleted = encode(decode(store.records[b"s"])._replace(deleted=True, state=b"", replies=()))
 
     async def load_and_fail_over(keys):
         store.load = load
         store.epoch += 1
-        return [closed for _ in keys]
+        return [deleted for _ in keys]
 
     store.load = load_and_fail_over
     assert await send(engine, ABC, 0) == (3, digest_of(ABC), 6)
@@ -191,7 +191,7 @@ async def test_a_takeover_that_was_lost_does_not_let_the_old_writer_into_the_new
     incarnation = taken.record.incarnation
     await send(two, XXX, 3, incarnation=incarnation)
     store.records = before
-    assert await send(two, ZZZ, 6, incarnation=incarnation) == "SESSION_CLOSED"
+    assert await send(two, ZZZ, 6, incarnation=incarnation) == "SESSION_DELETED"
     assert stored(store) == (3, digest_of(ABC), 6)
 
 
@@ -212,7 +212,7 @@ async def test_a_copy_of_another_session_under_this_key_is_not_built_on(start, s
     record = decode(store.records[b"s"])
     other = record._replace(incarnation=draw_incarnation(), digest=digest_of(YYY), state=bytes(8))
     store.records[b"s"] = encode(other)
-    assert await send(one, ZZZ, 3, incarnation=record.incarnation) == "SESSION_CLOSED"
+    assert await send(one, ZZZ, 3, incarnation=record.incarnation) == "SESSION_DELETED"
     assert await send(one, ZZZ, 3, digest=digest_of(ABC)) == "HISTORY_CONFLICT"
     assert await send(two, ZZZ, 3) == (6, digest_of(YYY, ZZZ), 21)
 

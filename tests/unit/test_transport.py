@@ -69,7 +69,7 @@ import sys
 import holdfast
 with holdfast.Client(sys.argv[1], timeout_s=1, http_proxy=sys.argv[2] == "yes") as client:
     try:
-        client.models()
+        client.list_models()
     except holdfast.HoldfastError as error:
         print(error)
 """
@@ -96,10 +96,10 @@ def test_a_client_may_be_made_before_its_loop_runs_and_belongs_to_the_first_that
 
     async def use():
         with pytest.raises(ServerUnavailable):
-            await client.models()
+            await client.list_models()
 
     async def use_elsewhere():
-        for attempt in (client.models, lambda: client.session("s"), client.close):
+        for attempt in (client.list_models, lambda: client.open_session("s"), client.close):
             with pytest.raises(WrongEventLoop, match="another event loop"):
                 await attempt()
 
@@ -116,12 +116,12 @@ def test_a_client_whose_loop_is_gone_may_be_closed_in_another():
 
     async def use():
         with pytest.raises(ServerUnavailable):
-            await client.models()
+            await client.list_models()
 
     asyncio.run(use())
     asyncio.run(client.close())
     with pytest.raises(ClientClosed):
-        asyncio.run(client.models())
+        asyncio.run(client.list_models())
 
 
 async def test_a_closed_client_says_so_and_may_be_closed_again():
@@ -129,9 +129,9 @@ async def test_a_closed_client_says_so_and_may_be_closed_again():
     await client.close()
     await client.close()
     with pytest.raises(ClientClosed):
-        await client.models()
+        await client.list_models()
     with pytest.raises(ClientClosed):
-        await client.session("s")
+        await client.open_session("s")
     async with client.batches("m") as batches:
         for _ in range(9):  # more than may be under way
             with pytest.raises(ClientClosed):
@@ -140,7 +140,7 @@ async def test_a_closed_client_says_so_and_may_be_closed_again():
 
 async def test_a_call_under_way_ends_when_its_client_is_closed_and_the_task_is_not_cancelled(silent_server):
     client = holdfast.AsyncClient(silent_server)
-    call = asyncio.create_task(client.models())
+    call = asyncio.create_task(client.list_models())
     await asyncio.sleep(0.2)
     await client.close()
     with pytest.raises(ClientClosed):
@@ -149,7 +149,7 @@ async def test_a_call_under_way_ends_when_its_client_is_closed_and_the_task_is_n
 
 async def test_a_cancelled_call_is_cancelled(silent_server):
     async with holdfast.AsyncClient(silent_server) as client:
-        call = asyncio.create_task(client.models())
+        call = asyncio.create_task(client.list_models())
         await asyncio.sleep(0.2)
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -233,7 +233,7 @@ async def test_nothing_of_grpc_outlives_the_end_of_a_client_whose_errors_are_kep
     before = grpc_objects()
     client = holdfast.AsyncClient(silent_server, timeout_s=0.2)
     errors = []
-    for call in (client.models, client.session):
+    for call in (client.list_models, client.open_session):
         try:
             await call()
         except HoldfastError as error:

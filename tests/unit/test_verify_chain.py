@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast.history_digest import INITIAL, run_of
-from holdfast.verify.chain import FAULTS, Attempt, Closing, Outputs, Reply, SessionHistory, Sight, check
+from holdfast.verify.chain import FAULTS, Attempt, Deletion, Outputs, Reply, SessionHistory, Sight, check
 
 LIFE = 7
 
@@ -337,7 +337,7 @@ def test_a_session_behind_what_was_acknowledged_has_lost_it(pieces, data):
 
 
 @given(chunks(), chunks())
-def test_a_session_that_began_anew_has_lost_its_life_unless_it_was_closed(pieces, others):
+def test_a_session_that_began_anew_has_lost_its_life_unless_it_was_deleted(pieces, others):
     session = Session()
     for tokens in pieces:
         session.step(tokens)
@@ -352,7 +352,7 @@ def test_a_session_that_began_anew_has_lost_its_life_unless_it_was_closed(pieces
         session.answer(attempt)
         attempt.reply.incarnation = LIFE + 1
     assert judged(session)[0] == {"lost": length}
-    session.history.closings.append(Closing(session.now(), LIFE))
+    session.history.deletions.append(Deletion(session.now(), LIFE))
     assert judged(session)[0] == {}
 
 
@@ -478,14 +478,14 @@ def test_tokens_open_no_session(pieces):
 
 
 @given(chunks(), st.data(), st.booleans())
-def test_tokens_accepted_after_a_close_are_unopened(pieces, data, is_named):
+def test_tokens_accepted_after_a_deletion_are_unopened(pieces, data, is_named):
     session = Session()
     place = place_of(data, len(pieces))
     for index, tokens in enumerate(pieces):
         session.step(tokens)
         if index == place:
             sent_s = session.now()
-            session.history.closings.append(Closing(sent_s, LIFE if is_named else 0, session.now()))
+            session.history.deletions.append(Deletion(sent_s, LIFE if is_named else 0, session.now()))
     assert judged(session)[0] == {"unopened": sum(map(len, pieces[place + 1 :]))}
 
 
@@ -494,7 +494,7 @@ def test_a_late_copy_of_the_first_chunk_that_brings_a_session_back_is_unopened(p
     session = Session()
     for tokens in pieces:
         session.step(tokens)
-    session.history.closings.append(Closing(session.now(), LIFE, session.now()))
+    session.history.deletions.append(Deletion(session.now(), LIFE, session.now()))
     session.log = []
     for tokens in others:
         attempt = Attempt(session.now(), np.array(tokens), len(session.log), 0)
