@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, generate_latest
 
+from holdfast.errors import ServiceError
 from service.common import background
-from service.common.errors import ServiceError
 from service.engine.admission import Held
 from service.engine.session_event import SessionEvent
 from service.store.protocol import ACK_LEVELS, AckLevel

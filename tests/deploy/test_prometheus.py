@@ -6,7 +6,7 @@ import subprocess
 import pytest
 import yaml
 
-from service.common.errors import ServiceError
+from holdfast.errors import ServiceError
 from tests.alerts.faults import FAULTS
 from tests.deploy.prometheus import faster, find
 from tests.deploy.rules import FOLDER, ROOT, alerts, dashboard_queries, names_in, recordings, rule_queries

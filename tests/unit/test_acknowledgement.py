@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.common.errors import AckLevelNotReached, SessionClosed
+from holdfast.errors import AckLevelNotReached, SessionClosed
 from service.engine.chunk import Asked, Chunk, Reply
 from service.engine.driver import Driver
 from service.engine.limits import EngineLimits
