@@ -89,8 +89,7 @@ class ServiceError(HoldfastError):
     """A refusal of the service, with a reason of the contract.
 
     Attributes:
-        counts_against_service: Of the class: whether it uses up the objective for errors, which
-            deploy/prometheus records.
+        counts_against_objective: Of the class: whether the service has failed, and not its caller.
     """
 
-    counts_against_service: ClassVar[bool] = False
+    counts_against_objective: ClassVar[bool] = False

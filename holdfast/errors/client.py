@@ -76,9 +76,9 @@ class ClientClosed(HoldfastError):
     Raised by the client. What `pending` names may have been applied; a new client that opens the session
     finds by its position whether it was, and may repeat it with that chunk's position.
 
-    Cause: `client.close()`, or the end of its `with` block or of its event loop.
+    Cause: `client.close()`, or the end of its `with` block.
     Tokens: Pending ones may have been applied.
-    Step: A new client and `session(..., take_over=True)`: its position tells, or repeat there.
+    Step: Open it by a new client with `take_over=True`: its position tells, or repeat there.
     Stream: The same.
     Batch: A new client, and repeat.
     """
@@ -103,7 +103,8 @@ class ClientForked(HoldfastError):
 class WrongEventLoop(HoldfastError, RuntimeError):
     """The client belongs to another event loop or thread than the one that called it.
 
-    Cause: An `AsyncClient` that two event loops share, or a call from inside the client's own thread.
+    Cause: An `AsyncClient` on another event loop than its first, or on none; or a `Client` called in the
+        iterator that its stream reads from.
     Tokens: Nothing was sent.
     Step: Call from where the client belongs.
     Stream: The same.

@@ -41,7 +41,7 @@ class ModelNotFound(ServiceError):
 
     Cause: A wrong name, a version that is not in the models folder, or a file that was refused.
     Tokens: Not applied.
-    Step: Use the model and version that the session has; `holdfast.Client.models()` lists what is served.
+    Step: Use the model and version that the session has; to open one, a model that is served.
     Stream: The same.
     Batch: The same.
     Objective: Asked for what is not served.
@@ -81,7 +81,7 @@ class AckLevelNotReached(ServiceError):
     reason = "ACK_LEVEL_NOT_REACHED"
     code = "UNAVAILABLE"
     retry_helps = True
-    counts_against_service = True
+    counts_against_objective = True
 
 
 class Unauthenticated(ServiceError):
@@ -122,14 +122,14 @@ class Overloaded(ServiceError):
     Step: Repeat it later.
     Stream: `settle()` later.
     Batch: Repeat it later.
-    Retry: After the pause in `retry_after_s`.
+    Retry: Helps, after the pause in `retry_after_s`, which the client library makes.
     Objective: Capacity is ours; a client that heeds the pause counts few.
     """
 
     reason = "OVERLOADED"
     code = "RESOURCE_EXHAUSTED"
     retry_helps = True
-    counts_against_service = True
+    counts_against_objective = True
 
 
 class ReplyTooLarge(ServiceError):
@@ -155,13 +155,13 @@ class StoreFull(ServiceError):
     Step: Repeat it later.
     Stream: `settle()` later.
     Batch: Repeat it later.
-    Retry: Once its operator has made room.
+    Retry: Helps once the store has room again; the client library does not wait for that.
     Objective: Capacity is ours.
     """
 
     reason = "STORE_FULL"
     code = "RESOURCE_EXHAUSTED"
-    counts_against_service = True
+    counts_against_objective = True
 
 
 class StoreUnavailable(ServiceError):
@@ -178,7 +178,7 @@ class StoreUnavailable(ServiceError):
     reason = "STORE_UNAVAILABLE"
     code = "UNAVAILABLE"
     retry_helps = True
-    counts_against_service = True
+    counts_against_objective = True
 
 
 class Draining(ServiceError):
@@ -216,7 +216,7 @@ class DeadlinePassed(ServiceError):
     reason = "DEADLINE_PASSED"
     code = "DEADLINE_EXCEEDED"
     retry_helps = True
-    counts_against_service = True
+    counts_against_objective = True
 
     @property
     def is_silence(self) -> bool:
@@ -252,7 +252,7 @@ class ModelFailed(ServiceError):
 
     reason = "MODEL_FAILED"
     code = "INTERNAL"
-    counts_against_service = True
+    counts_against_objective = True
 
 
 class InternalFailure(ServiceError):
@@ -263,9 +263,10 @@ class InternalFailure(ServiceError):
     Step: Repeat it, or `settle()`; report it.
     Stream: `settle()`, then go on.
     Batch: Repeat it.
+    Retry: Tells whether it was applied; the client library makes none by itself.
     Objective: A bug.
     """
 
     reason = "INTERNAL"
     code = "INTERNAL"
-    counts_against_service = True
+    counts_against_objective = True

@@ -38,13 +38,13 @@ class SessionLost(ServiceError):
 
     reason = "SESSION_LOST"
     code = "NOT_FOUND"
-    counts_against_service = True
+    counts_against_objective = True
 
 
 class SessionExpired(ServiceError):
     """The session was idle for longer than its time to live.
 
-    Cause: No chunk for `--session-ttl-s`, or for the session's own time to live.
+    Cause: No chunk came within `--session-ttl-s`.
     Tokens: Gone with the session.
     Step: Open it to begin anew.
     Stream: The same.
@@ -117,7 +117,7 @@ class HistoryConflict(ServiceError):
 
     reason = "HISTORY_CONFLICT"
     code = "ABORTED"
-    counts_against_service = True
+    counts_against_objective = True
 
 
 class PositionGap(ServiceError):
@@ -150,7 +150,7 @@ class StoreRegressed(ServiceError):
 
     reason = "STORE_REGRESSED"
     code = "DATA_LOSS"
-    counts_against_service = True
+    counts_against_objective = True
 
 
 class RecordCorrupt(ServiceError):
@@ -166,7 +166,7 @@ class RecordCorrupt(ServiceError):
 
     reason = "RECORD_CORRUPT"
     code = "DATA_LOSS"
-    counts_against_service = True
+    counts_against_objective = True
 
 
 class ModelMismatch(ServiceError):
@@ -187,7 +187,7 @@ class ModelMismatch(ServiceError):
 class SessionQuarantined(ServiceError):
     """The session failed again and again and is held, with its state, until an administrator releases it.
 
-    Cause: The model failed on it `--quarantine-after` times in a row, while other sessions went on.
+    Cause: It failed by itself `--quarantine-after` times in a row: the model raises or stalls on it.
     Tokens: Not applied: the session is held.
     Step: `holdfast session release ID`, once what fails is mended: the tokens or the model.
     Stream: The same.
