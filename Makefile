@@ -9,7 +9,7 @@ export ORT_DISABLE_TELEMETRY := 1
 SOURCES := holdfast service model_export tests proto benchmarks
 
 .PHONY: demo serve prometheus test check train matrix proto bench bench-quick bench-scale fuzz faults soak \
-        alerts protections deploy-check public-check release-check settings format clean
+        alerts protections deploy-check public-check release-check settings errors format clean
 
 demo: $(VENV)/.server           ## a network's memory, served live, surviving kill -9
 	$(BIN)/holdfast demo
@@ -20,11 +20,12 @@ serve: $(VENV)/.server          ## a server with the shipped models and an embed
 test: $(VENV)/.dev $(VENV)/.protobuf7 $(VENV)/.node
 	$(BIN)/python -m pytest -n 3 --dist loadfile
 
-check: $(VENV)/.dev $(VENV)/.protobuf7   ## format, lint, strict types, architecture, fresh stubs and settings
+check: $(VENV)/.dev $(VENV)/.protobuf7   ## format, lint, strict types, architecture, fresh stubs, settings and errors
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_stubs.py tests/test_settings_reference.py
+	$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_stubs.py tests/test_settings_reference.py \
+		tests/test_errors_reference.py
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format $(SOURCES)
@@ -80,6 +81,10 @@ proto: $(VENV)/.dev             ## regenerates the committed stubs
 settings: $(VENV)/.dev          ## writes docs/settings.md from the settings
 	$(BIN)/python -m service.settings.reference > docs/settings.md.new
 	mv docs/settings.md.new docs/settings.md
+
+errors: $(VENV)/.dev            ## writes docs/errors.md from the errors
+	$(BIN)/python -m holdfast.errors.reference > docs/errors.md.new
+	mv docs/errors.md.new docs/errors.md
 
 release-check: $(VENV)/.dev     ## builds wheel and sdist, installs and runs them on every Python there is
 	$(BIN)/python -m tests.release

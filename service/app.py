@@ -7,12 +7,13 @@ import os
 import time
 from collections.abc import Mapping
 
+from holdfast.errors import AckLevelUnsupported, ServiceError, StoreUnavailable
 from service.common import failpoints
 from service.common.background import keep_going
 from service.common.collector import relieve_collector
-from service.common.errors import AckLevelUnsupported, ServiceError, StartError, StoreUnavailable
 from service.common.ports import socket_mode
 from service.common.redaction import mask_url
+from service.common.start_errors import StartError
 from service.engine.admission import Admission, Bounds
 from service.engine.driver import Driver
 from service.engine.limits import EngineLimits

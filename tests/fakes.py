@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from service.common.errors import AckLevelNotReached, AckLevelUnsupported, ModelNotFound, StoreUnavailable
+from holdfast.errors import AckLevelNotReached, AckLevelUnsupported, ModelNotFound, StoreUnavailable
 from service.model.contract import Contract, InputSpec, OutputSpec, StateSpec, Vocabulary
 from service.store.keys import set_aside_key
 from service.store.outputs import Outputs

@@ -12,11 +12,11 @@ from collections import deque
 import grpc
 import grpc.aio
 
+from holdfast import errors
 from holdfast.history_digest import INITIAL, digest_after
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1 import holdfast_pb2_grpc as stubs
-from service.common import errors
-from service.rpc.status import CODES, to_status, to_trailers
+from service.rpc.status import code_of, to_status, to_trailers
 
 LOST = "applied, and the reply is lost"
 DOWN = "not applied, and the connection fails"
@@ -273,4 +273,4 @@ class _Servicer(stubs.StreamingInferenceServiceServicer):
 
 
 async def refuse(context, error):
-    await context.abort(CODES[type(error)], str(error), trailing_metadata=to_trailers(error))
+    await context.abort(code_of(error), str(error), trailing_metadata=to_trailers(error))

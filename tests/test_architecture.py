@@ -39,7 +39,7 @@ ONLY = {
 """What else of ours a room may import, where that is not everything below it."""
 HOMES = {
     "grpc": (
-        *("holdfast.client", "holdfast.errors", "holdfast.bench", "holdfast.cli.bench"),
+        *("holdfast.client", "holdfast.bench", "holdfast.cli.bench"),
         *("service.rpc", "service.app"),
     ),
     "grpc_health": ("service.rpc",),
@@ -94,6 +94,10 @@ PURE = {
     "service.model.trial_words",
     "service.model.wire_format",
     "holdfast.verify.chain",
+    "holdfast.errors.base",
+    "holdfast.errors.client",
+    "holdfast.errors.service",
+    "holdfast.errors.session",
     "holdfast.client.arrays",
     "holdfast.client.options",
     "holdfast.client.rows",
@@ -115,8 +119,12 @@ def module_name(path):
 
 @functools.cache
 def imports(path):
+    return imports_of(ast.walk(ast.parse(path.read_text())))
+
+
+def imports_of(nodes):
     found = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes:
         if isinstance(node, ast.Import):
             found += (name.name for name in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -181,7 +189,7 @@ def test_imports_go_down_from_room_to_room():
         ("service.model.files", "service.store.keys", False),
         ("service.common.names", "service.settings.schema.Settings", False),
         ("service.process.host", "holdfast.AsyncClient", False),
-        ("holdfast.client.aio", "service.common.errors", False),
+        ("holdfast.client.aio", "service.common.start_errors", False),
         ("holdfast.client.aio", "holdfast.errors.HoldfastError", True),
         ("holdfast.errors", "holdfast.client.reply", False),
         ("holdfast.cli.serve", "service.process.host.serve", True),
@@ -231,6 +239,17 @@ def test_the_core_and_all_that_it_imports_are_pure():
         if within(module, "service.engine"):
             nodes = list(ast.walk(ast.parse(path.read_text())))
             assert not any(isinstance(node, ast.Await | ast.AsyncFunctionDef) for node in nodes), module
+
+
+def test_errors_need_the_standard_library_alone():
+    """Server and client have them, and so has whoever handles them without either."""
+    for path in (ROOT / "holdfast" / "errors").glob("*.py"):
+        body = ast.parse(path.read_text()).body  # not what is imported for types alone
+        for imported in imports_of(node for node in body if isinstance(node, ast.Import | ast.ImportFrom)):
+            is_standard = imported.partition(".")[0] in sys.stdlib_module_names
+            assert is_standard or within(imported, "holdfast.errors"), (
+                f"{module_name(path)} imports {imported}"
+            )
 
 
 WALL_CLOCKS = {

@@ -29,8 +29,9 @@ from holdfast.bench.loads import (
 from holdfast.bench.payload import Payload
 from holdfast.bench.scrape import mean, scrape
 from holdfast.cli.calling import EXIT_CONFIGURATION, add_server_options, credentials, failed
+from holdfast.client.status import from_rpc
 from holdfast.client.tls import channel_credentials
-from holdfast.errors import HoldfastError, ModelNotFound, from_rpc
+from holdfast.errors import HoldfastError, ModelNotFound
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.settings.schema import MODEL

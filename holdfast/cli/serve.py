@@ -11,7 +11,7 @@ import sys
 
 import uvloop
 
-from service.common.errors import ConfigurationError, StartError
+from service.common.start_errors import ConfigurationError, StartError
 from service.process.host import serve
 from service.settings.sources import SettingsSources
 from service.telemetry import logs

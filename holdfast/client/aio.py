@@ -28,10 +28,11 @@ from holdfast.client.retry import RetryPolicy
 from holdfast.client.rows import Rows
 from holdfast.client.session import AsyncSession
 from holdfast.client.standing import Positions
+from holdfast.client.status import from_rpc
 from holdfast.client.tls import Tls
 from holdfast.client.tokens import state_message
 from holdfast.client.transport import Transport
-from holdfast.errors import DeadlinePassed, HoldfastError, from_rpc
+from holdfast.errors import DeadlinePassed, HoldfastError
 from holdfast.v1 import holdfast_pb2 as pb
 
 DEFAULT_TIMEOUT_S = 30.0

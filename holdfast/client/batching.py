@@ -21,6 +21,7 @@ from holdfast.client.options import Outputs, SessionId, selection, session_ids_t
 from holdfast.client.reply import StepReply
 from holdfast.client.rows import Rows, normalise_rows
 from holdfast.client.standing import Positions, standing_of
+from holdfast.client.status import from_rpc, from_status
 from holdfast.client.tokens import to_arrays
 from holdfast.client.unanswered import Unanswered
 from holdfast.errors import (
@@ -30,8 +31,6 @@ from holdfast.errors import (
     PositionGap,
     ServerUnavailable,
     StoreRegressed,
-    from_rpc,
-    from_status,
 )
 from holdfast.v1 import holdfast_pb2 as pb
 
@@ -232,7 +231,7 @@ class BatchPipeline:
     async def _read(self, call: Any, waiting: "deque[_Batch]") -> None:
         """Settles the batches sent on one call, and no others: a later call has a line of its own."""
         answered_count = 0
-        error: HoldfastError = ServerUnavailable("the server ended the stream", code="UNAVAILABLE")
+        error: HoldfastError = ServerUnavailable("the server ended the stream")
         try:
             while (message := await self._next_message(call, waiting)) is not grpc.aio.EOF:
                 self._settle(waiting.popleft(), message)
@@ -242,13 +241,13 @@ class BatchPipeline:
         except ClientClosed as failure:
             error = failure
         except TimeoutError:
-            error = ServerUnavailable("no reply within the time limit", code="UNAVAILABLE")
+            error = ServerUnavailable("no reply within the time limit")
             self._client.suspect(call)
             call.cancel()  # also ends a write that waits for room
         except asyncio.CancelledError:
-            error = ServerUnavailable("the stream was cut", code="UNAVAILABLE")
+            error = ServerUnavailable("the stream was cut")
         if self._client.lifetime.is_over:
-            error = ClientClosed("the client was closed during the stream", code="CANCELLED")
+            error = ClientClosed("the client was closed during the stream")
         async with self._sending:
             self._call = None
             self._waiting = deque()
@@ -347,7 +346,7 @@ def _gap_or_loss(error: PositionGap, answered: int) -> HoldfastError:
     if error.expected_position is None or error.expected_position >= answered:
         return error
     message = f"replies up to position {answered} were had: {error}"
-    return StoreRegressed(message, code="DATA_LOSS", metadata=error.metadata)
+    return StoreRegressed(message, expected_position=error.expected_position, metadata=error.metadata)
 
 
 def columns_message(

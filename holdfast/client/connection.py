@@ -208,11 +208,11 @@ class Connection:
         self.home.check()
         if self._stub is None:
             if forks.is_forking():
-                raise ServerUnavailable("cannot connect: the process forks", code="UNAVAILABLE")
+                raise ServerUnavailable("cannot connect: the process forks")
             try:
                 check_descriptors()
             except OSError as error:
-                raise ServerUnavailable(f"cannot connect: {error.strerror}", code="UNAVAILABLE") from None
+                raise ServerUnavailable(f"cannot connect: {error.strerror}") from None
             self._channel = self._open_channel()
             self._stub = stubs.StreamingInferenceServiceStub(self._channel)  # type: ignore[no-untyped-call]
             self._opened_s = self.heard_s = time.monotonic()

@@ -158,8 +158,7 @@ class Ledger:
         if position > self.position:
             raise PositionGap(
                 f"position is {position}, the session stands at {self.position}: tokens are missing",
-                code="OUT_OF_RANGE",
-                metadata={"expected_position": str(self.position)},
+                expected_position=self.position,
             ).tell(f"nothing was sent; go on with the token at position {self.position}")
         return None
 
@@ -203,8 +202,7 @@ class Ledger:
             if not are_same(tokens, self._buffer.tokens_at(position, len(tokens))):
                 raise PositionConflict(
                     f"other tokens were applied at position {position}",
-                    code="ABORTED",
-                    metadata={"expected_position": str(self.position)},
+                    expected_position=self.position,
                 ).tell(f"nothing was sent; the session stands at position {self.position}")
             history_digest = self._buffer.digest_at(position)
         self._tag += 1
@@ -262,7 +260,6 @@ class Ledger:
             raise HistoryConflict(
                 f"the reply to position {entry.end} tells of another history: the tokens were applied, but "
                 "not after those that this session object has seen applied",
-                code="ABORTED",
             )
 
     def give(self, count: int = 1) -> list[StepReply]:
@@ -293,7 +290,6 @@ class Ledger:
         pending = self.pending
         return ChunkPending(
             f"{describe(pending)} have no reply yet: {what}",
-            code="FAILED_PRECONDITION",
         ).tell(
             "nothing was sent; call settle(), which returns the missing replies, or repeat the first chunk "
             f"with position={pending[0].position}",

@@ -40,7 +40,7 @@ class Lifetime:
             WrongEventLoop: Another event loop runs than the one that used it first, or none.
         """
         if self.is_over:
-            raise ClientClosed("the client is closed", code="CANCELLED")
+            raise ClientClosed("the client is closed")
         self._check_first()
         running = _running_loop()
         if running is None:
@@ -77,7 +77,7 @@ class Lifetime:
         """Returns what a cancelled call raises: ClientClosed, if closing the client has cancelled it."""
         task = asyncio.current_task()
         if self.is_over and isinstance(error, asyncio.CancelledError) and task and not task.cancelling():
-            return ClientClosed("the client was closed during the call", code="CANCELLED")
+            return ClientClosed("the client was closed during the call")
         return error
 
     async def sleep(self, seconds: float) -> None:

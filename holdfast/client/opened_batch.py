@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from holdfast.errors import HoldfastError, from_status
+from holdfast.client.status import from_status
+from holdfast.errors import HoldfastError
 from holdfast.v1 import holdfast_pb2 as pb
 
 

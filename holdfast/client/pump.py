@@ -18,9 +18,10 @@ from holdfast.client.fate import leaves_unsure, tell_fate, telling_pending
 from holdfast.client.ledger import Asked, Entry, Ledger
 from holdfast.client.recovery import Recovery
 from holdfast.client.reply import StepReply
+from holdfast.client.status import from_call, from_rpc, from_status
 from holdfast.client.tokens import TokenSource, split
 from holdfast.client.turn import Turn
-from holdfast.errors import ClientClosed, HoldfastError, ServerUnavailable, from_call, from_rpc, from_status
+from holdfast.errors import ClientClosed, HoldfastError, ServerUnavailable
 from holdfast.v1 import holdfast_pb2 as pb
 
 if TYPE_CHECKING:
@@ -172,11 +173,11 @@ class Pump:
         if self._reading is not None and self._reading.done():
             return True
         if closed.done():
-            raise ClientClosed("the client was closed during the stream", code="CANCELLED")
+            raise ClientClosed("the client was closed during the stream")
         if fetch is not None and fetch.done():
             return False
         self._client.suspect(self._call)
-        raise ServerUnavailable("no reply within the time limit", code="UNAVAILABLE")
+        raise ServerUnavailable("no reply within the time limit")
 
     async def _write_more(self) -> None:
         """Sends entries that were not sent on this call, as many as the window has room for."""
@@ -190,7 +191,7 @@ class Pump:
                 async with asyncio.timeout(self._left_s()):
                     await self._write(entry)
             except TimeoutError:
-                raise ServerUnavailable("the server takes nothing", code="UNAVAILABLE") from None
+                raise ServerUnavailable("the server takes nothing") from None
             except asyncio.CancelledError as error:
                 raise self._client.lifetime.explain(error) from None
 
@@ -213,9 +214,9 @@ class Pump:
         except grpc.aio.AioRpcError as error:
             raise from_rpc(error) from None
         except asyncio.CancelledError:
-            raise ClientClosed("the client was closed during the stream", code="CANCELLED") from None
+            raise ClientClosed("the client was closed during the stream") from None
         if message is grpc.aio.EOF:
-            raise ServerUnavailable("the server ended the stream", code="UNAVAILABLE")
+            raise ServerUnavailable("the server ended the stream")
         if message.WhichOneof("outcome") == "error":
             raise from_status(message.error.status)
         return self._answer(message)

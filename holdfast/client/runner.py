@@ -116,7 +116,7 @@ class Runner:
     def _enter(self) -> None:
         with self._lock:
             if self._is_closed:
-                raise ClientClosed("the client is closed", code="CANCELLED").tell("nothing was sent")
+                raise ClientClosed("the client is closed").tell("nothing was sent")
             self._running_count += 1
 
     def _leave(self) -> None:

@@ -62,11 +62,11 @@ class Turn:
             if not is_mine:
                 self._give_up(turn)
         if self._lifetime.is_over:
-            raise ClientClosed("the client was closed", code="CANCELLED").tell("nothing was sent")
+            raise ClientClosed("the client was closed").tell("nothing was sent")
         if not is_mine:
-            raise SessionBusy(
-                f"{self._holder} held the session for the whole time limit", code="FAILED_PRECONDITION"
-            ).tell("nothing was sent; read a stream to its end or close it before the next call")
+            raise SessionBusy(f"{self._holder} held the session for the whole time limit").tell(
+                "nothing was sent; read a stream to its end or close it before the next call"
+            )
 
     def _give_up(self, turn: "asyncio.Future[None]") -> None:
         if turn.done():

@@ -110,7 +110,9 @@ class Histories:
         asked = pb.OpenSessionRequest.FromString(request.body)
         if answer is None or answer.kind != REPLY:
             if asked.session_id:
-                self.session(asked.session_id).open_fates.append((request.time_s, asked.nonce, asked.take_over))
+                self.session(asked.session_id).open_fates.append(
+                    (request.time_s, asked.nonce, asked.take_over)
+                )
             return
         reply = pb.OpenSessionResponse.FromString(answer.body)
         initial = to_arrays(asked.initial_state) if asked.initial_state and not reply.resumed else None

@@ -19,7 +19,7 @@ import signal
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from service.common.errors import StartError
+from service.common.start_errors import StartError
 
 VARIABLE = "HOLDFAST_FAILPOINTS"
 POINTS = (

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from service.common.errors import StartError
 from service.common.listen_address import ListenAddress
+from service.common.start_errors import StartError
 
 _REMEDIES = {
     errno.EADDRINUSE: "in use by another process; stop that one or choose another port, 0 takes a free one",

@@ -18,7 +18,7 @@ A refusal asks for a pause that grows with how full the process is. The client a
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from service.common.errors import Overloaded
+from holdfast.errors import Overloaded
 
 MIN_PAUSE_S = 0.02
 MAX_PAUSE_S = 0.2

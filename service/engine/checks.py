@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.common.errors import InvalidRequest, ModelMismatch, RecordCorrupt, ReplyTooLarge
+from holdfast.errors import InvalidRequest, ModelMismatch, RecordCorrupt, ReplyTooLarge
 from service.engine.chunk import Asked, Selection
 from service.engine.rules import MAX_KEPT_REPLY_BYTES
 from service.model.contract import Contract

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from service.common.errors import ServiceError
+from holdfast.errors import ServiceError
 from service.engine.rules import Claim, check
 from service.store.protocol import AckLevel
 

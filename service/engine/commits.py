@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from service.common.errors import ServiceError
+from holdfast.errors import ServiceError
 from service.engine.effects import Commit
 from service.engine.rows import Rows
 from service.store.protocol import Found, Loaded, Refusals

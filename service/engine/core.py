@@ -17,12 +17,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from service.common.errors import (
-    InternalFailure,
-    PositionConflict,
-    ServiceError,
-    StoreUnavailable,
-)
+from holdfast.errors import InternalFailure, PositionConflict, ServiceError, StoreUnavailable
 from service.engine.cache import Cache
 from service.engine.chunk import Chunk
 from service.engine.commits import Commits, outcomes, unproven

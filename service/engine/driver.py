@@ -12,9 +12,9 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
+from holdfast.errors import ServiceError, StoreUnavailable
 from service.common import failpoints
 from service.common.background import RETRY_PAUSE_S, Trouble
-from service.common.errors import ServiceError, StoreUnavailable
 from service.engine import window
 from service.engine.chunk import Chunk
 from service.engine.core import Core

@@ -7,7 +7,7 @@ import enum
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from service.common.errors import ModelFailed, ServiceError
+from holdfast.errors import ModelFailed, ServiceError
 from service.engine.rows import Rows
 
 

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from service.common.errors import ServiceError
+from holdfast.errors import ServiceError
 from service.engine.allowance import Allowance
 from service.engine.effects import Failure, Kind, Run
 from service.engine.rows import Rows

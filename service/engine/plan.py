@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from service.common.errors import ServiceError
+from holdfast.errors import ServiceError
 from service.engine import rules
 from service.engine.cache import Cache
 from service.engine.checks import check_named, check_tokens, served_model, validate

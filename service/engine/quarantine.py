@@ -8,7 +8,7 @@ before the quarantine and arrives after the release was computed from this very 
 as if it had been slow. One that arrives in between is refused, and decided again on what is stored.
 """
 
-from service.common.errors import SessionQuarantined
+from holdfast.errors import SessionQuarantined
 from service.engine.rows import Rows
 from service.engine.rules import quarantined
 from service.store.protocol import StateStore, commit_one, load_one

@@ -14,7 +14,7 @@ from collections.abc import Collection, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from service.common.errors import Overloaded
+from holdfast.errors import Overloaded
 
 Key = TypeVar("Key", bound=Hashable)
 Item = TypeVar("Item")

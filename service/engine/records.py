@@ -9,8 +9,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from holdfast.errors import ServiceError, StateNotFinite
 from holdfast.history_digest import after
-from service.common.errors import ServiceError, StateNotFinite
 from service.engine.rows import Rows
 from service.engine.rules import keep_replies, sends_ahead
 from service.store.protocol import Writes

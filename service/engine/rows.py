@@ -16,8 +16,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from holdfast.errors import ServiceError
 from holdfast.history_digest import sums_of, to_elements
-from service.common.errors import ServiceError
 from service.engine.chunk import Asked, Chunk, Reply, Selection
 from service.engine.rules import Claim
 from service.model.protocol import Model

@@ -33,8 +33,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from holdfast.history_digest import MAX_NUMBER, run_of
-from service.common.errors import (
+from holdfast.errors import (
     DeadlinePassed,
     Draining,
     HistoryConflict,
@@ -49,6 +48,7 @@ from service.common.errors import (
     SessionQuarantined,
     StoreRegressed,
 )
+from holdfast.history_digest import MAX_NUMBER, run_of
 from service.store.record import MAX_POSITION, KeptReply, Record
 
 MAX_KEPT_REPLIES = 64

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.common.errors import ModelFailed
+from holdfast.errors import ModelFailed
 from service.engine.cache import join_rows, split_rows
 from service.engine.checks import check_results
 from service.engine.ranking import ranked_candidates

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from service.common.errors import ModelFailed
+from holdfast.errors import ModelFailed
 from service.engine.effects import Failure, Kind
 from service.engine.failures import BRIEF_COUNT, LONG_COUNT, THREAD_COUNT
 from service.engine.rows import Rows

@@ -9,8 +9,7 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from holdfast.history_digest import MAX_NUMBER, initial_digest
-from service.common.errors import (
+from holdfast.errors import (
     InvalidRequest,
     PositionConflict,
     RecordCorrupt,
@@ -19,6 +18,7 @@ from service.common.errors import (
     SessionExists,
     SessionNotFound,
 )
+from holdfast.history_digest import MAX_NUMBER, initial_digest
 from service.engine.checks import check_named, served_model
 from service.engine.driver import Driver
 from service.engine.rules import check_incarnation, quarantined

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from service.common.errors import ModelNotFound
+from holdfast.errors import ModelNotFound
 from service.model import shipped
 from service.model.apart import Apart
 from service.model.check import check_model, each_file

@@ -11,9 +11,9 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Protocol
 
-from service.common.errors import ConfigurationError, StartError
 from service.common.listen_address import ListenAddress
 from service.common.ports import bind_error, open_port, try_address
+from service.common.start_errors import ConfigurationError, StartError
 from service.process.http_pages import Answer, Paced, Page
 from service.process.http_server import HttpServer
 from service.process.signals import stop_requested

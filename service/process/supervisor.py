@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from service.common.background import Trouble, keep_going
-from service.common.errors import StartError
 from service.common.listen_address import ListenAddress
 from service.common.ports import bind_error, hold_port
+from service.common.start_errors import StartError
 from service.model.apart import parse_apart
 from service.model.check import check_folder
 from service.model.files import ModelFileError

@@ -10,7 +10,7 @@ from typing import TextIO
 import uvloop
 
 from service.app import Server
-from service.common.errors import StartError
+from service.common.start_errors import StartError
 from service.process.signals import stop_requested
 from service.process.worker_process import SERVES
 from service.settings.schema import Settings

@@ -13,8 +13,8 @@ import os
 import sys
 from typing import Self
 
-from service.common.errors import StartError
 from service.common.process_ending import ending_of
+from service.common.start_errors import StartError
 from service.settings.schema import Settings
 from service.telemetry import logs
 from service.telemetry.metrics import SIZE_BYTES, Metrics

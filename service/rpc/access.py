@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from service.common.errors import Unauthenticated
+from holdfast.errors import Unauthenticated
 from service.common.operator_files import FileContent
 from service.common.text_files import decoded
 from service.common.watched_files import WatchedFiles

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from service.common.errors import (
+from holdfast.errors import (
     AckLevelNotReached,
     InternalFailure,
     ModelFailed,

@@ -7,8 +7,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from holdfast.errors import InvalidRequest, ServiceError
 from holdfast.v1 import holdfast_pb2 as pb
-from service.common.errors import InvalidRequest, ServiceError
 from service.common.names import control_character
 from service.engine.chunk import Asked, Chunk, Reply, Selection
 from service.engine.rows import TOKEN_DTYPES

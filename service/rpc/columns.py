@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from holdfast.errors import InvalidRequest, ReplyTooLarge, ServiceError
 from holdfast.history_digest import MAX_NUMBER
 from holdfast.v1 import holdfast_pb2 as pb
-from service.common.errors import InvalidRequest, ReplyTooLarge, ServiceError
 from service.engine import rules
 from service.engine.checks import largest_reply_bytes
 from service.engine.chunk import Asked

@@ -22,7 +22,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
-from service.common.errors import PermissionDenied
+from holdfast.errors import PermissionDenied
 
 Scope = Literal["step", "read-state", "admin"]
 """step: open, step and delete sessions. read-state: see states. admin: act on the server."""

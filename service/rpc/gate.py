@@ -9,11 +9,11 @@ from typing import Any, NamedTuple, NoReturn
 
 import grpc
 
-from service.common.errors import ServiceError
+from holdfast.errors import ServiceError
 from service.rpc.access import Access
 from service.rpc.call import REQUEST_ID
 from service.rpc.credentials import ANYBODY, Caller, Scope
-from service.rpc.status import CODES, message_of, to_trailers
+from service.rpc.status import code_of, message_of, to_trailers
 from service.rpc.tasks import end_within
 from service.telemetry.rpc_metrics import RpcMetrics
 
@@ -74,7 +74,7 @@ class Gate(grpc.GenericRpcHandler):
         except ServiceError as error:
             self._on_refused(error.reason)
             if rpc.metrics is not None:
-                rpc.metrics.refused(CODES[type(error)].value[0])
+                rpc.metrics.refused(code_of(error).value[0])
             return _refusal(error)
         return rpc.build(lambda _: caller)
 
@@ -94,7 +94,7 @@ async def abort(context: Any, error: ServiceError, request_id: str = "") -> NoRe
     if request_id:
         trailers = (*trailers, (REQUEST_ID, request_id))
     end_within(MAX_STATUS_WAIT_S)
-    await context.abort(CODES[type(error)], message_of(error), trailers)
+    await context.abort(code_of(error), message_of(error), trailers)
     raise AssertionError("bug: an aborted call goes on")
 
 

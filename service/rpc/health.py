@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health, health_pb2
 
-from service.common.errors import ServiceError
+from holdfast.errors import ServiceError
 from service.engine.admission import Admission, Bounds
 from service.rpc.gate import Identify, Rpc, abort
 from service.rpc.messages import parse

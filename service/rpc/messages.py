@@ -4,7 +4,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from service.common.errors import InvalidRequest
+from holdfast.errors import InvalidRequest
 
 
 def parse(message_type: Any, raw: bytes) -> Any:

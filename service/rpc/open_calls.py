@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from service.common.errors import DeadlinePassed, Draining, Overloaded, ServiceError
+from holdfast.errors import DeadlinePassed, Draining, Overloaded, ServiceError
 from service.engine.admission import Admission, Share
 from service.rpc.arrivals import Arrivals
 from service.rpc.unary import CALL_BYTES, UnaryCall

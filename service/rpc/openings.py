@@ -6,8 +6,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from holdfast.errors import InvalidRequest, ServiceError
 from holdfast.v1 import holdfast_pb2 as pb
-from service.common.errors import InvalidRequest, ServiceError
 from service.engine.sessions import OpenSession
 from service.model.protocol import Model
 from service.rpc import codec

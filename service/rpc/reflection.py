@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from service.common.errors import ServiceError
+from holdfast.errors import ServiceError
 from service.engine.admission import Admission
 from service.rpc.access import Access
 from service.rpc.gate import Identify, Rpc, abort

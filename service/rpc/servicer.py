@@ -9,13 +9,8 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from holdfast.errors import DeadlinePassed, InternalFailure, InvalidRequest, ServiceError
 from holdfast.v1 import holdfast_pb2 as pb
-from service.common.errors import (
-    DeadlinePassed,
-    InternalFailure,
-    InvalidRequest,
-    ServiceError,
-)
 from service.engine.admission import Share
 from service.engine.chunk import Chunk, Reply
 from service.engine.driver import Driver

@@ -1,4 +1,4 @@
-"""Turns errors into what goes over the wire: a code, and google.rpc details. One table, one place."""
+"""Turns errors into what goes over the wire: a code, and google.rpc details."""
 
 import math
 
@@ -6,8 +6,7 @@ import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
-from service.common import errors
-from service.common.errors import ServiceError
+from holdfast.errors import Overloaded, ServiceError
 
 DOMAIN = "holdfast"
 
@@ -16,35 +15,10 @@ MAX_FIELD_BYTES = 128
 """Longer texts are cut: they quote what was sent, and all trailing metadata of a call, where they stand
 several times and are encoded to more bytes, must stay below gRPC's 8 KiB."""
 
-CODES: dict[type[ServiceError], grpc.StatusCode] = {
-    errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
-    errors.StateNotFinite: grpc.StatusCode.INVALID_ARGUMENT,
-    errors.ModelNotFound: grpc.StatusCode.NOT_FOUND,
-    errors.SessionNotFound: grpc.StatusCode.NOT_FOUND,
-    errors.SessionLost: grpc.StatusCode.NOT_FOUND,
-    errors.SessionExpired: grpc.StatusCode.NOT_FOUND,
-    errors.SessionDeleted: grpc.StatusCode.NOT_FOUND,
-    errors.SessionExists: grpc.StatusCode.ALREADY_EXISTS,
-    errors.PositionConflict: grpc.StatusCode.ABORTED,
-    errors.HistoryConflict: grpc.StatusCode.ABORTED,
-    errors.PositionGap: grpc.StatusCode.OUT_OF_RANGE,
-    errors.StoreRegressed: grpc.StatusCode.DATA_LOSS,
-    errors.RecordCorrupt: grpc.StatusCode.DATA_LOSS,
-    errors.ModelMismatch: grpc.StatusCode.FAILED_PRECONDITION,
-    errors.AckLevelUnsupported: grpc.StatusCode.FAILED_PRECONDITION,
-    errors.AckLevelNotReached: grpc.StatusCode.UNAVAILABLE,
-    errors.SessionQuarantined: grpc.StatusCode.FAILED_PRECONDITION,
-    errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
-    errors.PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
-    errors.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    errors.ReplyTooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    errors.StoreFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    errors.StoreUnavailable: grpc.StatusCode.UNAVAILABLE,
-    errors.Draining: grpc.StatusCode.UNAVAILABLE,
-    errors.DeadlinePassed: grpc.StatusCode.DEADLINE_EXCEEDED,
-    errors.ModelFailed: grpc.StatusCode.INTERNAL,
-    errors.InternalFailure: grpc.StatusCode.INTERNAL,
-}
+
+def code_of(error: ServiceError) -> grpc.StatusCode:
+    """Returns gRPC's code of an error."""
+    return grpc.StatusCode[error.code]
 
 
 def to_status(error: ServiceError) -> status_pb2.Status:
@@ -58,7 +32,7 @@ def to_status(error: ServiceError) -> status_pb2.Status:
         nanos = round(error.retry_after_s * 1e9)
         delay = duration_pb2.Duration(seconds=nanos // 10**9, nanos=nanos % 10**9)
         details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
-    code: int = CODES[type(error)].value[0]
+    code: int = code_of(error).value[0]
     return status_pb2.Status(code=code, message=message, details=details)
 
 
@@ -69,7 +43,7 @@ def to_trailers(error: ServiceError) -> tuple[tuple[str, bytes | str], ...]:
     not: they are few, and would all be used up before a server that leaves has been replaced.
     """
     details = ("grpc-status-details-bin", to_status(error).SerializeToString())
-    if not isinstance(error, errors.Overloaded) or error.retry_after_s is None:
+    if not isinstance(error, Overloaded) or error.retry_after_s is None:
         return (details,)
     return (details, ("grpc-retry-pushback-ms", str(math.ceil(error.retry_after_s * 1000))))
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import grpc.aio
 
+from holdfast.errors import Draining, InternalFailure, ServiceError
 from holdfast.v1 import holdfast_pb2 as pb
-from service.common.errors import Draining, InternalFailure, ServiceError
 from service.engine.admission import Share
 from service.engine.chunk import Chunk, Reply
 from service.engine.driver import Driver

@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc.aio
 
-from service.common.errors import InvalidRequest, Overloaded, ServiceError
+from holdfast.errors import InvalidRequest, Overloaded, ServiceError
 from service.engine.admission import Share
 from service.rpc.arrivals import Arrivals
 from service.rpc.tasks import end_within

@@ -7,7 +7,7 @@ programs that use `select`, which nothing here does; so it is raised as far as i
 import logging
 import resource
 
-from service.common.errors import StartError
+from service.common.start_errors import StartError
 from service.settings.schema import Settings
 
 _log = logging.getLogger(__name__)

@@ -2,9 +2,9 @@
 
 import logging
 
-from service.common.errors import ConfigurationError
 from service.common.listen_address import ListenAddress
 from service.common.redaction import mask_url
+from service.common.start_errors import ConfigurationError
 from service.settings.schema import EMBEDDED, Settings
 from service.store.address import parse_url
 

@@ -16,8 +16,8 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import CliSettingsSource, EnvSettingsSource, SettingsError
 
-from service.common.errors import ConfigurationError
 from service.common.failpoints import VARIABLE as FAILPOINTS
+from service.common.start_errors import ConfigurationError
 from service.common.text_files import decoded
 from service.settings.schema import Settings
 

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import hiredis
 
+from holdfast.errors import AckLevelNotReached, ServiceError, StoreUnavailable
 from service.common.background import Trouble
-from service.common.errors import AckLevelNotReached, ServiceError, StoreUnavailable
 from service.store.address import Address
 from service.store.confirmation import AckSettings, AckSupport, not_reached
 from service.store.connection import RECONNECT_DELAYS_S, Reply, fixed

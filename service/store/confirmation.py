@@ -24,7 +24,7 @@ from typing import Any
 
 import hiredis
 
-from service.common.errors import AckLevelNotReached, AckLevelUnsupported, StoreUnavailable
+from holdfast.errors import AckLevelNotReached, AckLevelUnsupported, StoreUnavailable
 from service.store.connection import StoreConnection, identity_in
 from service.store.protocol import AckLevel
 

@@ -19,8 +19,8 @@ from typing import Any, Protocol, cast
 
 import hiredis
 
+from holdfast.errors import ServiceError, StoreUnavailable
 from service.common.background import Trouble
-from service.common.errors import ServiceError, StoreUnavailable
 from service.store.address import Address
 from service.store.error_table import RETRY_AFTER_S, error_of
 

@@ -4,7 +4,7 @@ A refusal is an error text whose first word says what it is. It is about a whole
 commit script, about one record. Whatever stands here was refused before anything was written.
 """
 
-from service.common.errors import RecordCorrupt, ServiceError, StoreFull, StoreUnavailable
+from holdfast.errors import RecordCorrupt, ServiceError, StoreFull, StoreUnavailable
 
 RETRY_AFTER_S = 0.2
 """What callers are told while the store is away: about one attempt to reconnect."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import hiredis
 
-from service.common.errors import AckLevelNotReached, ServiceError, StoreUnavailable
+from holdfast.errors import AckLevelNotReached, ServiceError, StoreUnavailable
 from service.store.address import Address
 from service.store.confirmation import ASK_POLICY, AckSettings, AckSupport, Confirmer
 from service.store.connection import Locate, Reply, StoreConnection

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from service.common.errors import ServiceError
+from holdfast.errors import ServiceError
 from service.store.safety import StoreUsage
 
 

@@ -36,8 +36,8 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from holdfast.errors import RecordCorrupt
 from holdfast.history_digest import INITIAL, MAX_NUMBER
-from service.common.errors import RecordCorrupt
 
 MAGIC = b"HFR2"
 STAMP_START = 16

@@ -8,7 +8,7 @@ from typing import Any
 
 import hiredis
 
-from service.common.errors import ServiceError
+from holdfast.errors import ServiceError
 from service.store.confirmation import AckSupport
 from service.store.connection import Reply
 from service.store.keys import set_aside_key

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import hiredis
 
+from holdfast.errors import ServiceError, StoreUnavailable
 from service.common.background import keep_going
-from service.common.errors import ServiceError, StoreUnavailable
 from service.store.address import Address
 from service.store.connection import Reply
 from service.store.error_table import RETRY_AFTER_S, error_of

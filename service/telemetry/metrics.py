@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, generate_latest
 
+from holdfast.errors import ServiceError
 from service.common import background
-from service.common.errors import ServiceError
 from service.engine.admission import Held
 from service.engine.report import BatchReport
 from service.engine.session_event import SessionEvent

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from service.common.errors import RecordCorrupt, StoreFull, StoreUnavailable
+from holdfast.errors import RecordCorrupt, StoreFull, StoreUnavailable
 from service.store.keys import session_key
 from service.store.protocol import AckLevel, Found, Writes
 from service.store.record import NO_STAMP, Record, decode, encode

@@ -10,7 +10,7 @@ import threading
 import pytest
 import redis
 
-from service.common.errors import ServiceError, StoreFull, StoreUnavailable
+from holdfast.errors import ServiceError, StoreFull, StoreUnavailable
 from service.store.keys import session_key
 from service.store.protocol import UnsafeStore, Writes
 from service.store.record import NO_STAMP, encode

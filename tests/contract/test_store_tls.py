@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.common.errors import StoreUnavailable
+from holdfast.errors import StoreUnavailable
 from service.store.keys import session_key
 from tests.contract.test_store import get, put, record
 from tests.stores import GROUP, StoreProcess, free_port, tls_options, write_certificates

@@ -30,6 +30,7 @@ import numpy as np
 
 import holdfast
 from holdfast import errors
+from holdfast.client.status import from_rpc
 from holdfast.demo.processes import ServerProcess
 from holdfast.errors import HoldfastError
 from holdfast.v1 import holdfast_pb2 as pb
@@ -813,8 +814,8 @@ class Caller:
         try:
             found = await self._stub.GetSession(request, timeout=20)
         except grpc.aio.AioRpcError as failure:
-            if not (self.book.may_be_deleted and isinstance(errors.from_rpc(failure), GONE)):
-                self.book.blame(f"the session is not to be read: {errors.from_rpc(failure)!r}")
+            if not (self.book.may_be_deleted and isinstance(from_rpc(failure), GONE)):
+                self.book.blame(f"the session is not to be read: {from_rpc(failure)!r}")
             return
         state = int(np.frombuffer(found.state[0].tensor.data, "<i8")[0])
         self.book.judge(found.session.position, found.session.history_digest, state)

@@ -25,6 +25,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 
+from holdfast.client.status import from_rpc
 from holdfast.demo.processes import ServerProcess
 from holdfast.errors import (
     HistoryConflict,
@@ -34,7 +35,6 @@ from holdfast.errors import (
     SessionLost,
     SessionNotFound,
     StoreRegressed,
-    from_rpc,
 )
 from holdfast.history_digest import FACTORS, PRIMES, run_of
 from holdfast.v1 import holdfast_pb2 as pb

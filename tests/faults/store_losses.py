@@ -24,8 +24,8 @@ from pathlib import Path
 
 import grpc
 
+from holdfast.client.status import from_rpc
 from holdfast.demo.processes import ServerProcess
-from holdfast.errors import from_rpc
 from holdfast.history_digest import INITIAL, run_of
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub

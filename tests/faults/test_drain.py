@@ -13,8 +13,8 @@ import grpc.aio
 import pytest
 
 import holdfast
+from holdfast.client.status import from_rpc
 from holdfast.demo.processes import ServerProcess
-from holdfast.errors import from_rpc
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from tests.faults.test_store import health, step

@@ -10,8 +10,9 @@ import grpc
 import numpy as np
 import pytest
 
+from holdfast.client.status import from_rpc
 from holdfast.demo.processes import ServerProcess
-from holdfast.errors import ServerUnavailable, StoreUnavailable, from_rpc
+from holdfast.errors import ServerUnavailable, StoreUnavailable
 from holdfast.history_digest import INITIAL, run_of
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub

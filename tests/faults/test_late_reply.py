@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from service.common.errors import StoreUnavailable
+from holdfast.errors import StoreUnavailable
 from service.store.address import Address
 from service.store.connection import StoreConnection, fixed
 from tests.nemesis.proxy import FaultProxy

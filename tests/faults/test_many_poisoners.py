@@ -8,8 +8,8 @@ import grpc
 import grpc.aio
 import pytest
 
+from holdfast.client.status import from_rpc, from_status
 from holdfast.demo.processes import ServerProcess
-from holdfast.errors import from_rpc, from_status
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.engine.suspects import BARS

@@ -10,8 +10,8 @@ import pytest
 
 import holdfast
 from benchmarks.footprint import descriptor_count, resident_bytes
+from holdfast.client.status import from_rpc, from_status
 from holdfast.demo.processes import ServerProcess
-from holdfast.errors import from_rpc
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from tests.faults.test_drain import request
@@ -82,7 +82,7 @@ async def _over_stream(stub, name, position, _):
     assert time.monotonic() - begun_s < CALL_S + MARGIN_S
     if reply.WhichOneof("outcome") == "result":
         return "OK"
-    return holdfast.errors.from_status(reply.error.status).code
+    return from_status(reply.error.status).code
 
 
 async def _code(call, limit_s):

@@ -12,8 +12,9 @@ import pytest
 import redis
 
 import holdfast
+from holdfast.client.status import from_rpc
 from holdfast.demo.processes import ServerProcess
-from holdfast.errors import HoldfastError, RecordCorrupt, from_rpc
+from holdfast.errors import HoldfastError, RecordCorrupt
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.model.step_graph import StepGraph

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from holdfast.demo.processes import ServerProcess
-from service.common.errors import StoreUnavailable
+from holdfast.errors import StoreUnavailable
 from service.store.keys import session_key
 from service.store.protocol import Found
 from tests.contract.test_store import eventually, get, put, record

@@ -19,8 +19,8 @@ from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 from hypothesis import strategies as st
 
+from holdfast.errors import InvalidRequest, RecordCorrupt, ServiceError, StoreUnavailable
 from holdfast.v1 import holdfast_pb2 as pb
-from service.common.errors import InvalidRequest, RecordCorrupt, ServiceError, StoreUnavailable
 from service.engine.checks import check_tokens, validate
 from service.engine.rows import to_tokens
 from service.model.config_pbtxt import read_config

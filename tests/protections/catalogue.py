@@ -1,6 +1,6 @@
 """What must be survived and what can be refused, by name; and the protections listed against it.
 
-A fault is named here and nowhere else, a reason by its class in `service/common/errors.py`. An entry of the
+A fault is named here and nowhere else, a reason by its class in `holdfast/errors`. An entry of the
 TOML files of this folder says with `guards` which of them it stands for; `tests/test_protections.py` fails
 while one has none. `python -m tests.protections` then takes the entries out.
 """
@@ -9,7 +9,7 @@ import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
-from service.common.errors import ServiceError
+from holdfast.errors import ServiceError
 from service.common.failpoints import POINTS
 
 FOLDER = Path(__file__).parent

@@ -1,8 +1,8 @@
 import grpc
 import pytest
 
+from holdfast.client.status import from_rpc
 from holdfast.demo.processes import ServerProcess
-from holdfast.errors import from_rpc
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from tests.models import write_features_model

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import holdfast
+from holdfast.client.status import from_rpc, from_status
 from holdfast.demo.processes import ServerProcess
-from holdfast.errors import PermissionDenied, SessionNotFound, Unauthenticated, from_rpc, from_status
+from holdfast.errors import PermissionDenied, SessionNotFound, Unauthenticated
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.rpc.servicer import RPC_SCOPES, SERVICE_NAME

@@ -8,8 +8,9 @@ import grpc.aio
 import pytest
 
 from benchmarks.footprint import resident_bytes
+from holdfast.client.status import from_rpc
 from holdfast.demo.processes import ServerProcess
-from holdfast.errors import Overloaded, from_rpc
+from holdfast.errors import Overloaded
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.rpc import health

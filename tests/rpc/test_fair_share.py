@@ -7,7 +7,8 @@ import grpc
 import grpc.aio
 import pytest
 
-from holdfast.errors import DeadlinePassed, from_rpc, from_status
+from holdfast.client.status import from_rpc, from_status
+from holdfast.errors import DeadlinePassed
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.engine.admission import Admission, Bounds

@@ -6,8 +6,8 @@ Every way a session can be gone meets every way tokens can come that do not prov
 import grpc
 import pytest
 
+from holdfast.client.status import from_rpc, from_status
 from holdfast.demo.processes import ServerProcess
-from holdfast.errors import from_rpc, from_status
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.store.keys import session_key

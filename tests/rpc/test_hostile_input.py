@@ -12,14 +12,14 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from holdfast.errors import ServiceError
 from holdfast.v1 import holdfast_pb2 as pb
-from service.rpc.status import CODES
 from tests.rpc.conftest import MODEL
 
 SERVICE = "/holdfast.v1.StreamingInferenceService"
 UNARY = ("OpenSession", "OpenBatch", "GetSession", "DeleteSession", "Step", "StepBatch", "GetModel")
 STREAMS = ("StreamSteps", "StreamBatches")
-REASONS = {kind.reason: code for kind, code in CODES.items()}
+REASONS = {kind.reason: grpc.StatusCode[kind.code] for kind in ServiceError.__subclasses__()}
 GROWTH_BYTES = 48 << 20
 
 

@@ -6,8 +6,9 @@ import grpc
 import grpc.aio
 import pytest
 
+from holdfast.client.status import from_rpc
 from holdfast.demo.processes import ServerProcess
-from holdfast.errors import MessageTooLarge, Overloaded, ReplyTooLarge, from_rpc
+from holdfast.errors import MessageTooLarge, Overloaded, ReplyTooLarge
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from tests.opening import open_sessions, open_sessions_async

@@ -8,6 +8,7 @@ import grpc
 import pytest
 
 import holdfast
+from holdfast.client.status import from_rpc
 from holdfast.demo.processes import ServerProcess
 from holdfast.v1 import holdfast_pb2 as pb
 from service.telemetry.log_lines import LINES
@@ -102,7 +103,7 @@ def refused(rpc, *metadata):
     with pytest.raises(grpc.RpcError) as error:
         rpc.stub.Step(pb.StepRequest(chunk=features("secret-id")), timeout=10, metadata=metadata)
     trailers = dict(error.value.trailing_metadata())
-    return holdfast.errors.from_rpc(error.value).reason, trailers["x-request-id"]
+    return from_rpc(error.value).reason, trailers["x-request-id"]
 
 
 def test_a_store_that_is_away_is_logged_with_the_calls_ids_and_not_once_per_call(rpc, store):

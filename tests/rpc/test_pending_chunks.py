@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import holdfast
+from holdfast import errors as refusals
 from holdfast.client.thread_source import ThreadSource
 from holdfast.errors import (
     ChunkPending,
@@ -27,7 +28,6 @@ from holdfast.errors import (
     SessionLost,
     StoreRegressed,
 )
-from service.common import errors as refusals
 from tests.scripted_server import DOWN, LOST, SILENT, STUCK, ScriptedServer
 from tests.waiting import wait_for
 

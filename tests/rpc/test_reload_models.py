@@ -222,7 +222,7 @@ def test_the_command_line_lists_and_reloads_and_says_what_is_refused(serve, mode
     assert listed.returncode == 0, listed.stderr
     assert listed.stdout.split()[:3] == [MODEL, "1", "newest"]
     denied = models_command("reload", *target, "--token-file", str(files["step"]))
-    assert (denied.returncode, PermissionDenied.default_reason in denied.stderr) == (1, True)
+    assert (denied.returncode, PermissionDenied.reason in denied.stderr) == (1, True)
     put_shipped(models, SECOND, MODEL, 2)
     put_shipped(models, SECOND, MODEL, "next")
     reloaded = models_command("reload", *target, "--token-file", str(files["admin"]))

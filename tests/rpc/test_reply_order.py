@@ -4,7 +4,7 @@ import uuid
 
 import pytest
 
-from holdfast.errors import from_status
+from holdfast.client.status import from_status
 from holdfast.v1 import holdfast_pb2 as pb
 from tests.rpc.conftest import MODEL
 

@@ -8,9 +8,10 @@ import pytest
 from grpc_reflection.v1alpha import reflection_pb2
 
 import holdfast
+from holdfast.client.status import from_rpc
 from holdfast.client.tls import channel_credentials
 from holdfast.demo.processes import ServerProcess
-from holdfast.errors import Unauthenticated, from_rpc
+from holdfast.errors import Unauthenticated
 from holdfast.v1 import holdfast_pb2 as pb
 from service.rpc.servicer import SERVICE_NAME
 from tests import call_heads

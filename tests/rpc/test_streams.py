@@ -11,8 +11,8 @@ import time
 import pytest
 
 import holdfast
+from holdfast import errors as refusals
 from holdfast.errors import ChunkPending, HoldfastError, InvalidRequest, ServerUnavailable
-from service.common import errors as refusals
 from tests.scripted_server import DOWN, LOST, SILENT, STUCK, ScriptedServer
 from tests.waiting import wait_for
 

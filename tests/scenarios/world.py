@@ -24,7 +24,7 @@ import re
 
 import numpy as np
 
-from service.common.errors import AckLevelNotReached, ModelFailed, ServiceError, StoreUnavailable
+from holdfast.errors import AckLevelNotReached, ModelFailed, ServiceError, StoreUnavailable
 from service.engine.chunk import Asked, Chunk
 from service.engine.core import Core
 from service.engine.effects import Commit, Confirm, Failure, Kind, Load, Quarantine, Run, Settle

@@ -143,7 +143,10 @@ def forgotten(answers, primary, key_of):
     for now_s, key, record in primary.forgets:
         lost_s[key, record.incarnation, record.position, record.digest] = now_s
     for answer in answers:
-        if answer.is_replicated and lost_s.get((key_of(answer.session_id), *answer.stamp), 0) > answer.heard_s:
+        if (
+            answer.is_replicated
+            and lost_s.get((key_of(answer.session_id), *answer.stamp), 0) > answer.heard_s
+        ):
             yield answer.session_id, f"position {answer.stamp[1]} was replicated, and is forgotten"
 
 
@@ -155,4 +158,7 @@ def belied(not_applied, stored):
             for reply in record.replies:
                 if (reply.position, reply.token_count) == (chunk.position + count, count):
                     if run.after(reply.digest_before) == reply.digest:
-                        yield session_id, f"the chunk at {chunk.position} was said not to be applied, and was"
+                        yield (
+                            session_id,
+                            f"the chunk at {chunk.position} was said not to be applied, and was",
+                        )

@@ -104,7 +104,9 @@ def _described(rpc, request):
     """Returns the session of a request and what it asks, in words."""
     if rpc in ("Step", "StreamSteps"):
         chunk = request.chunk
-        what = f"{rpc} {_tokens(chunk.tokens).tolist()} at {chunk.position}, incarnation {chunk.incarnation}"
+        what = (
+            f"{rpc} {_tokens(chunk.tokens).tolist()} at {chunk.position}, incarnation {chunk.incarnation}"
+        )
         return chunk.session_id.encode(), what
     if rpc in ("StepBatch", "StreamBatches"):
         return b"", f"{rpc} of {list(request.columns.session_ids)} at {list(request.columns.positions)}"

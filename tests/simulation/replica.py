@@ -7,7 +7,7 @@ import asyncio
 import itertools
 from collections import Counter
 
-from service.common.errors import ModelFailed
+from holdfast.errors import ModelFailed
 from service.engine.admission import Admission, Bounds
 from service.engine.driver import Driver
 from service.engine.effects import Failure, Kind

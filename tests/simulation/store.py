@@ -9,7 +9,7 @@ replica of the store has confirmed.
 import asyncio
 from typing import NamedTuple
 
-from service.common.errors import AckLevelNotReached, AckLevelUnsupported, StoreFull, StoreUnavailable
+from holdfast.errors import AckLevelNotReached, AckLevelUnsupported, StoreFull, StoreUnavailable
 from service.store.keys import set_aside_key
 from service.store.protocol import AckLevel, Found
 from service.store.record import NO_STAMP, STAMP_END, STAMP_START, decode

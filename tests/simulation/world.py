@@ -30,7 +30,7 @@ LIMIT_S = 3600.0
 """Virtual time after which a run counts as stuck."""
 
 MAY_END = frozenset(
-    "SESSION_CLOSED SESSION_LOST SESSION_EXPIRED SESSION_QUARANTINED SESSION_NOT_FOUND".split()
+    ["SESSION_DELETED", "SESSION_LOST", "SESSION_EXPIRED", "SESSION_QUARANTINED", "SESSION_NOT_FOUND"]
 )
 """What a last step may be refused with, once nothing breaks any more."""
 
@@ -138,7 +138,9 @@ class World:
             await self._in(writer.process, writer.look(session_id))
         except HoldfastError as error:
             if error.reason not in MAY_END:
-                self.outcome.broken.append((session_id, f"the last step ended with {error.reason}: {error}"))
+                self.outcome.broken.append(
+                    (session_id, f"the last step ended with {error.reason}: {error}")
+                )
 
     def _new_writer(self, number):
         return Writer(self, f"writer {number}", self._session_ids, self._folder / f"{number}.history")
@@ -234,9 +236,7 @@ def simulate(seed):
         else:
             drivers = [driver for replica in world.replicas for driver in replica.drivers]
             paths = sorted(Path(folder).glob("*.history"))
-            outcome.broken += judge(
-                paths, world.primary, drivers, world.answers, world.not_applied, _key
-            )
+            outcome.broken += judge(paths, world.primary, drivers, world.answers, world.not_applied, _key)
         outcome.broken += [("", _trouble(context)) for context in loop.troubles]
     outcome.step_count, outcome.trace = loop.step_count, loop.trace
     return outcome

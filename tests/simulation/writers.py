@@ -68,9 +68,7 @@ class Writer:
             world.network,
             world.replicas,
             self.process,
-            NotedRecorder(
-                self._path, functools.partial(world.note, self.name), world.answers, world.loop
-            ),
+            NotedRecorder(self._path, functools.partial(world.note, self.name), world.answers, world.loop),
             timeout_s=8.0,
             replay_tokens=self._draw.choice([0, 64, 65536]),
             ack_level=self._draw.choice([None, "memory", "replicated"]),

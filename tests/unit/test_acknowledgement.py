@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.common.errors import AckLevelNotReached, SessionDeleted
+from holdfast.errors import AckLevelNotReached, SessionDeleted
 from service.engine.chunk import Asked, Chunk, Reply
 from service.engine.driver import Driver
 from service.engine.limits import EngineLimits

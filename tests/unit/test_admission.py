@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.common.errors import Overloaded
+from holdfast.errors import Overloaded
 from service.engine.admission import MAX_PAUSE_S, MIN_PAUSE_S, Admission, Bounds, Held
 
 BOUNDS = Bounds(streams=10, chunks=100, size_bytes=1000, share=0.8)

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from service.common.errors import DeadlinePassed, Overloaded
+from holdfast.errors import DeadlinePassed, Overloaded
 from service.engine.admission import Admission, Bounds
 from service.rpc.arrivals import GRACE_S
 from service.rpc.memory_guard import MemoryGuard

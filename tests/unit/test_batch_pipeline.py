@@ -10,9 +10,8 @@ import pytest
 
 from holdfast.client.batching import BatchPipeline
 from holdfast.client.lifetime import Lifetime
-from holdfast.errors import ServerUnavailable
+from holdfast.errors import Draining, ServerUnavailable
 from holdfast.v1 import holdfast_pb2 as pb
-from service.common.errors import Draining
 from service.rpc.status import to_trailers
 
 GOODBYE = (

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from hiredis import ReplyError
 
-from service.common.errors import AckLevelUnsupported, StoreUnavailable
+from holdfast.errors import AckLevelUnsupported, StoreUnavailable
 from service.store.confirmation import AckSettings, AckSupport, Confirmer
 from service.store.protocol import ACK_LEVELS, AckLevel
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.cli import token as command
-from service.common.errors import PermissionDenied, Unauthenticated
+from holdfast.errors import PermissionDenied, Unauthenticated
 from service.rpc.access import Access
 from service.rpc.codec import key_of
 from service.rpc.credentials import ANYBODY, Credentials, CredentialsError, new_token, token_entry

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.common.errors import StartError
 from service.common.listen_address import ListenAddress
 from service.common.redaction import mask_url
+from service.common.start_errors import StartError
 from service.settings.exposure import check_edge
 from service.settings.schema import Settings
 

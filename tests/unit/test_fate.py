@@ -4,10 +4,10 @@ import pytest
 
 from holdfast import errors
 from holdfast.client.fate import leaves_unsure, tell_fate, tell_rows
-from holdfast.errors import HoldfastError
+from holdfast.errors import HoldfastError, ServiceError
 from tests.unit.test_ledger import ASKED, open_ledger, reply_to
 
-KINDS = HoldfastError.__subclasses__()
+KINDS = [*ServiceError.__subclasses__(), *HoldfastError.__subclasses__()]
 RETRYABLE = ("UNAVAILABLE", "DEADLINE_EXCEEDED")
 
 

@@ -32,7 +32,7 @@ def write(path):
     recorder.got(recorder.sent("Step", chunk(0)), reply(2))
     recorder.failed(
         recorder.sent("Step", chunk(8)),
-        PositionGap("tokens are missing", metadata={"expected_position": "2"}),
+        PositionGap("tokens are missing", expected_position=2),
     )
     recorder.failed(recorder.sent("Step", chunk(2)), asyncio.CancelledError())
     recorder.sent("Step", chunk(2, b"cd"))

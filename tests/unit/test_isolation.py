@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.common.errors import RecordCorrupt, SessionQuarantined
+from holdfast.errors import RecordCorrupt, SessionQuarantined
 from service.engine.cache import ENTRY_BYTES
 from service.engine.driver import Driver
 from service.engine.failures import LONG_COUNT

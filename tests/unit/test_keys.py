@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.cli import acl as store_acl
-from service.common.errors import ConfigurationError
+from service.common.start_errors import ConfigurationError
 from service.settings.schema import Settings
 from service.settings.sources import SettingsSources
 from service.store.acl import store_rule

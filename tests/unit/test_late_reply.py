@@ -8,7 +8,7 @@ import time
 import pytest
 import uvloop
 
-from service.common.errors import StoreUnavailable
+from holdfast.errors import StoreUnavailable
 from service.store.address import Address
 from service.store.connection import StoreConnection, fixed
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from service.common.errors import ServiceError
+from holdfast.errors import ServiceError
 from service.engine.report import BatchReport
 from service.telemetry.metrics import SIZE_BYTES, Metrics, ServedModel, scrape_together
 from service.telemetry.reference import to_markdown

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from service.common.errors import ModelNotFound
+from holdfast.errors import ModelNotFound
 from service.model import reloading, repository
 from service.model.files import ModelFileError, fingerprint_of
 from service.model.loading import load_model

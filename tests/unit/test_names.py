@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.common.errors import InvalidRequest
+from holdfast.errors import InvalidRequest
 from service.common.names import control_character
 from service.model.files import ModelFileError, find_files, list_files
 from service.rpc.codec import key_of

@@ -3,9 +3,7 @@
 import numpy as np
 import pytest
 
-from holdfast.history_digest import INITIAL, initial_digest
-from holdfast.v1 import holdfast_pb2 as pb
-from service.common.errors import (
+from holdfast.errors import (
     InvalidRequest,
     RecordCorrupt,
     ServiceError,
@@ -14,6 +12,8 @@ from service.common.errors import (
     SessionNotFound,
     StoreUnavailable,
 )
+from holdfast.history_digest import INITIAL, initial_digest
+from holdfast.v1 import holdfast_pb2 as pb
 from service.engine.sessions import Opening, Sessions
 from service.rpc.openings import given_states, opening_keys, opening_reply
 from service.store.protocol import AckLevel

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.common.errors import Overloaded
+from holdfast.errors import Overloaded
 from service.engine.queue import Queue
 
 

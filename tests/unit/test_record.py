@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.common.errors import RecordCorrupt
+from holdfast.errors import RecordCorrupt
 from service.store.record import (
     STAMP_END,
     STAMP_START,

@@ -3,8 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.history_digest import INITIAL, run_of
-from service.common.errors import (
+from holdfast.errors import (
     HistoryConflict,
     InvalidRequest,
     Overloaded,
@@ -17,6 +16,7 @@ from service.common.errors import (
     SessionQuarantined,
     StoreRegressed,
 )
+from holdfast.history_digest import INITIAL, run_of
 from service.engine.rules import (
     MAX_KEPT_REPLIES,
     MAX_KEPT_REPLY_BYTES,

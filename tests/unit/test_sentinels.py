@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.common.errors import StoreUnavailable
+from holdfast.errors import StoreUnavailable
 from service.store.address import Address
 from service.store.sentinel import Sentinels, _Named
 

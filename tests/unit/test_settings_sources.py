@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 
-from service.common.errors import ConfigurationError
+from service.common.start_errors import ConfigurationError
 from service.model.apart import parse_apart
 from service.settings.schema import Settings
 from service.settings.sources import SettingsSources, flag_of

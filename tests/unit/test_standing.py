@@ -6,8 +6,8 @@ import pytest
 from holdfast.client.batching import BatchReply, columns_message
 from holdfast.client.opened_batch import OpenedBatch
 from holdfast.client.standing import Standing, standing_of
+from holdfast.errors import SessionDeleted
 from holdfast.v1 import holdfast_pb2 as pb
-from service.common.errors import SessionDeleted
 from service.rpc.status import to_status
 
 IDS = ["a", "b"]

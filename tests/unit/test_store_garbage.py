@@ -5,7 +5,7 @@ import contextlib
 
 import pytest
 
-from service.common.errors import StoreUnavailable
+from holdfast.errors import StoreUnavailable
 from service.store.opening import create_store
 
 GARBAGE = {

@@ -1,0 +1,20 @@
+"""What can go wrong with a call, one class for each reason; the service raises them and so does its client.
+
+`HoldfastError`
+  `ServiceError`: a reason of the contract. Below it what is said of a session (`holdfast.errors.session`),
+    and of a request or the service (`holdfast.errors.service`).
+  What the client says by itself (`holdfast.errors.client`).
+
+A class has all that is known of its reason: gRPC's code, whether a retry helps, whose fault it is, and in
+its docstring what docs/errors.md says of it. Nothing here needs more than the standard library.
+
+`HoldfastError.retryable` says whether the same call may succeed later. The client itself retries such
+errors within the call's time limit, so one that reaches the caller has lasted that long. What became of the
+tokens is in `pending` and `not_applied`, and at the end of the message.
+"""
+
+from holdfast.errors.base import HoldfastError as HoldfastError
+from holdfast.errors.base import ServiceError as ServiceError
+from holdfast.errors.client import *  # noqa: F403 - so that a new class is written once
+from holdfast.errors.service import *  # noqa: F403
+from holdfast.errors.session import *  # noqa: F403
