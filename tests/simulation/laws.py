@@ -72,7 +72,8 @@ def judge(paths, primary, drivers, answers, not_applied, key_of):
         broken += [(session_id, text) for text in texts]
     broken += misled(answers)
     broken += forgotten(answers, primary, key_of)
-    broken += belied(not_applied, stored)
+    taken_back = {place for _, _, place in primary.forgets}
+    broken += belied(not_applied, stored, taken_back)
     for driver in drivers:
         wrong = Counter(count for count in driver.answers.values() if count != 1)
         broken += [("", f"{many} chunks were answered {count} times") for count, many in wrong.items()]
@@ -140,19 +141,25 @@ def misled(answers):
 def forgotten(answers, primary, key_of):
     """Yields what a fail-over has forgotten though it was said to be replicated."""
     lost_s = {}
-    for now_s, key, record in primary.forgets:
-        lost_s[key, record.incarnation, record.position, record.digest] = now_s
+    for now_s, key, place in primary.forgets:
+        lost_s[key, *place] = now_s
     for answer in answers:
-        if answer.is_replicated and lost_s.get((key_of(answer.session_id), *answer.stamp), 0) > answer.heard_s:
+        now_s = lost_s.get((key_of(answer.session_id), *answer.stamp), 0.0)
+        if answer.is_replicated and now_s > answer.heard_s:
             yield answer.session_id, f"position {answer.stamp[1]} was replicated, and is forgotten"
 
 
-def belied(not_applied, stored):
-    """Yields chunks that were applied though an error says that they were not."""
+def belied(not_applied, stored, taken_back):
+    """Yields chunks that were applied though an error says that they were not; but for what was forgotten."""
     for session_id, chunk in not_applied:
         run, count = run_of(chunk.tokens), len(chunk.tokens)
         for record in stored.get(session_id, ()) if count >= TELLING else ():
-            for reply in record.replies:
-                if (reply.position, reply.token_count) == (chunk.position + count, count):
-                    if run.after(reply.digest_before) == reply.digest:
-                        yield session_id, f"the chunk at {chunk.position} was said not to be applied, and was"
+            if (record.incarnation, record.position, record.digest) in taken_back:
+                continue
+            if any(
+                (reply.position, reply.token_count) == (chunk.position + count, count)
+                and run.after(reply.digest_before) == reply.digest
+                for reply in record.replies
+            ):
+                yield session_id, f"the chunk at {chunk.position} was said not to be applied, and was"
+                break

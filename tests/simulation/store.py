@@ -38,7 +38,7 @@ class Primary:
         records: By key.
         written: Every record that was ever stored, by key, forgotten or not.
         forgotten: Keys of which the store has forgotten something, or that have expired.
-        forgets: Time, key and record of each write that was taken back.
+        forgets: Time, key and place (incarnation, position, digest) of each step that was taken back.
         is_down, is_full, is_cut_off: It does not answer; takes no writes; has no replicas.
     """
 
@@ -100,8 +100,8 @@ class Primary:
         left_count = max(self._replicated_count, len(self._log) - count)
         while len(self._log) > left_count:
             key, before, after = self._log.pop()
-            if after is not None:
-                self.forgets.append((self._loop.now_s, key, decode(after)))
+            if after is not None and _place(after) != _place(before):
+                self.forgets.append((self._loop.now_s, key, _place(after)))
             self.records.pop(key, None) if before is None else self.records.__setitem__(key, before)
             self.forgotten.add(key)
             self._note("store", "forgets a write", key)
@@ -125,6 +125,14 @@ class Primary:
             self.expires_s[key] = self._loop.now_s + ttl_s
         else:
             self.expires_s.pop(key, None)
+
+
+def _place(record):
+    """Returns incarnation, position and digest of a record, in quarantine or not; None of none."""
+    if record is None:
+        return None
+    found = decode(record)
+    return found.incarnation, found.position, found.digest
 
 
 class Connection:
