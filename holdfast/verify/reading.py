@@ -43,8 +43,8 @@ class RecordedSession:
     Attributes:
         history: What is judged.
         model: Its model, as far as anybody said.
-        open_fates: Requests to open it that had no good reply: when they were sent, their nonce, and whether
-            they were to take it over.
+        open_fates: Requests to open it that had no good reply: when they were sent, their nonce, and
+            whether they were to take it over.
         answered_nonces: Of openings with a good reply, which tells what became of earlier attempts.
     """
 
@@ -110,7 +110,9 @@ class Histories:
         asked = pb.OpenSessionRequest.FromString(request.body)
         if answer is None or answer.kind != REPLY:
             if asked.session_id:
-                self.session(asked.session_id).open_fates.append((request.time_s, asked.nonce, asked.take_over))
+                self.session(asked.session_id).open_fates.append(
+                    (request.time_s, asked.nonce, asked.take_over)
+                )
             return
         reply = pb.OpenSessionResponse.FromString(answer.body)
         initial = to_arrays(asked.initial_state) if asked.initial_state and not reply.resumed else None

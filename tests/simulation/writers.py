@@ -68,9 +68,7 @@ class Writer:
             world.network,
             world.replicas,
             self.process,
-            NotedRecorder(
-                self._path, functools.partial(world.note, self.name), world.answers, world.loop
-            ),
+            NotedRecorder(self._path, functools.partial(world.note, self.name), world.answers, world.loop),
             timeout_s=8.0,
             replay_tokens=self._draw.choice([0, 64, 65536]),
             ack_level=self._draw.choice([None, "memory", "replicated"]),
@@ -108,8 +106,8 @@ class Writer:
                 raise
         return session
 
-    def _tokens(self, most=4):
-        count = self._draw.randint(1, most)
+    def _tokens(self, times=1):
+        count = self._draw.randint(1, self._world.most_tokens * times)
         tokens = [self._draw.randint(0, 250) for _ in range(count)]
         if self._draw.random() < self._world.poison_share:
             tokens[-1] = self._draw.choice([RAISES, STALLS])
@@ -138,7 +136,7 @@ class Writer:
 
     async def _stream(self, session_id):
         session = await self._opened(session_id)
-        tokens = [token for _ in range(4) for token in self._tokens(8)]
+        tokens = [token for _ in range(4) for token in self._tokens(2)]
         size, ahead = self._draw.choice([(1, 1), (1, 8), (2, 16), (4, 32)])
         left = self._draw.randint(1, 12)
         replies = session.stream(tokens, chunk=size, max_in_flight=ahead, outputs=True)
