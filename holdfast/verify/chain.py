@@ -320,8 +320,8 @@ def _incarnations(history: SessionHistory) -> list[int]:
     """Returns the lives of a session in the order in which they were lived.
 
     That is the order in which they were first seen. Where two began at the same time, as far as their
-    openings tell, one that was taken over comes before the one that found it so; else the one that was left
-    first.
+    openings tell, one that was taken over comes before the one that found it so; of two takeovers the one
+    that found less; else the one that was left first.
     """
     seen: dict[int, _Evidence] = {}
     for sight in history.sights:
@@ -372,6 +372,8 @@ class _Evidence:
         went_on, was_gone_on_from = self.found in other.places, other.found in self.places
         if went_on != was_gone_on_from:
             return went_on
+        if self.found and other.found and self.found[0] != other.found[0]:
+            return self.found[0] > other.found[0]
         return self.last_s > other.last_s
 
 
@@ -424,7 +426,7 @@ class _Life:
         self.top = self.base  # position up to which tokens are acknowledged or were seen
 
     def _unheard_takeover(self, history: SessionHistory, first: Sight | None) -> Sight | None:
-        """Returns where it was first seen, if a request whose answer did not come may have taken it over."""
+        """Returns where it was first seen, if a request without an answer may have taken it over."""
         if first is None or first.is_opening:
             return None
         sent_s = first.sent_s if first.heard_s is None else first.heard_s

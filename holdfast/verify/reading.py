@@ -43,8 +43,8 @@ class RecordedSession:
     Attributes:
         history: What is judged.
         model: Its model, as far as anybody said.
-        open_fates: Requests to open it that had no good reply: when they were sent, their nonce, and whether
-            they were to take it over.
+        open_fates: Requests to open it that had no good reply: when they were sent, their nonce, and
+            whether they were to take it over.
         answered_nonces: Of openings with a good reply, which tells what became of earlier attempts.
     """
 

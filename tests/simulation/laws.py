@@ -3,12 +3,13 @@
 - Where the store forgot nothing, no acknowledged token is lost, and none is applied twice; nor where it did
   forget, among what it was said to have replicated.
 - A reply comes from a history that was stored, by the tokens of its chunk and nothing else; and from the
-  one that the chunk named.
+  one that the chunk named. What the store had forgotten before the chunk was sent, nobody remembers.
 - Two replies to one chunk are equal, and the chunk was answered once each time that it was taken.
 - What an error says was not applied was not applied.
 - The model fails nobody but whose tokens make it fail.
 """
 
+import math
 from collections import Counter
 
 import numpy as np
@@ -72,7 +73,8 @@ def judge(paths, primary, drivers, answers, not_applied, key_of):
         broken += [(session_id, text) for text in texts]
     broken += misled(answers)
     broken += forgotten(answers, primary, key_of)
-    broken += belied(not_applied, stored)
+    taken_back = {tuple(place) for (_, *place), stays in primary.stays.items() if stays[-1][1] < math.inf}
+    broken += belied(not_applied, stored, taken_back)
     for driver in drivers:
         wrong = Counter(count for count in driver.answers.values() if count != 1)
         broken += [("", f"{many} chunks were answered {count} times") for count, many in wrong.items()]
@@ -131,34 +133,35 @@ def innocent(history):
 
 
 def misled(answers):
-    """Yields answers from another history than the one that the chunk named."""
+    """Yields answers from another history, or another life, than the one that the chunk named."""
     for answer in answers:
         if answer.digest and run_of(answer.tokens).after(answer.digest) != answer.stamp[2]:
             yield answer.session_id, f"the chunk at {answer.position} was applied to another history"
+        if answer.incarnation not in (0, answer.stamp[0]):
+            yield answer.session_id, f"the chunk at {answer.position} was applied to another incarnation"
 
 
 def forgotten(answers, primary, key_of):
-    """Yields what a fail-over has forgotten though it was said to be replicated."""
-    lost_s = {}
-    for now_s, key, record in primary.forgets:
-        lost_s[key, record.incarnation, record.position, record.digest] = now_s
+    """Yields what was answered though the store had forgotten it, or forgot though it was replicated."""
     for answer in answers:
-        if (
-            answer.is_replicated
-            and lost_s.get((key_of(answer.session_id), *answer.stamp), 0) > answer.heard_s
-        ):
+        stays = primary.stays.get((key_of(answer.session_id), *answer.stamp), ())
+        if stays and all(end_s < answer.sent_s for _, end_s in stays):
+            yield answer.session_id, f"position {answer.stamp[1]} was forgotten before it was asked for"
+        if answer.is_replicated and stays and all(answer.heard_s < end_s < math.inf for _, end_s in stays):
             yield answer.session_id, f"position {answer.stamp[1]} was replicated, and is forgotten"
 
 
-def belied(not_applied, stored):
-    """Yields chunks that were applied though an error says that they were not."""
+def belied(not_applied, stored, taken_back):
+    """Yields chunks that were applied, and not forgotten, though an error says that they were not."""
     for session_id, chunk in not_applied:
         run, count = run_of(chunk.tokens), len(chunk.tokens)
         for record in stored.get(session_id, ()) if count >= TELLING else ():
-            for reply in record.replies:
-                if (reply.position, reply.token_count) == (chunk.position + count, count):
-                    if run.after(reply.digest_before) == reply.digest:
-                        yield (
-                            session_id,
-                            f"the chunk at {chunk.position} was said not to be applied, and was",
-                        )
+            if (record.incarnation, record.position, record.digest) in taken_back:
+                continue
+            if any(
+                (reply.position, reply.token_count) == (chunk.position + count, count)
+                and run.after(reply.digest_before) == reply.digest
+                for reply in record.replies
+            ):
+                yield session_id, f"the chunk at {chunk.position} was said not to be applied, and was"
+                break

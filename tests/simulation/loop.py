@@ -122,9 +122,9 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
             self._busy.remove(process)
 
     def _go_on(self, process):
-        if process.ready and process.is_alive and self.now_s >= process.held_until_s:
-            if process not in self._busy:
-                self._busy.append(process)
+        may_go_on = process.ready and process.is_alive and self.now_s >= process.held_until_s
+        if may_go_on and process not in self._busy:
+            self._busy.append(process)
 
     @property
     def process(self):
@@ -243,7 +243,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         self.trace = (self.trace * 1_000_003 + process.number + int(self.now_s * 1e6)) & 0xFFFF_FFFF_FFFF
         try:
             handle.context.run(handle.callback, *handle.arguments)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 -- told, as a loop does
             self.call_exception_handler({"message": "a callback failed", "exception": error})
         if self._timers and self._timers[0][0] <= self.now_s:
             self._wake()

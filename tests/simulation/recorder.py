@@ -12,19 +12,21 @@ class Answer(NamedTuple):
     """What was said of one chunk.
 
     Attributes:
-        heard_s: When it came.
+        sent_s, heard_s: When the chunk was sent, and when this came.
         session_id: Whose chunk it was.
         tokens: Of the chunk.
-        position, digest: Where it was meant to go; None and 0 are anywhere.
+        position, digest, incarnation: Where it was meant to go; None and 0 are anywhere.
         stamp: Incarnation, position and digest after it.
         is_replicated: It says that this survives a fail-over.
     """
 
+    sent_s: float
     heard_s: float
     session_id: str
     tokens: np.ndarray
     position: int | None
     digest: int
+    incarnation: int
     stamp: tuple[int, int, int]
     is_replicated: bool
 
@@ -48,18 +50,18 @@ class NotedRecorder(Recorder):
 
     def sent(self, rpc, request):
         number = super().sent(rpc, request)
-        self._asked[number] = rpc, request
+        self._asked[number] = rpc, request, self._loop.now_s
         self._note("sends", *_described(rpc, request))
         return number
 
     def got(self, number, reply):
         super().got(number, reply)
-        rpc, request = self._asked.pop(number, ("", None))
+        rpc, request, sent_s = self._asked.pop(number, ("", None, 0.0))
         session_id, what = _described(rpc, request)
         if isinstance(reply, pb.OpenSessionResponse | pb.GetSessionResponse):
             what += f": at {reply.session.position}, incarnation {reply.session.incarnation}"
         elif hasattr(reply, "result"):
-            answers = list(self._read(request, reply.result))
+            answers = list(self._read(request, reply.result, sent_s))
             self._answers += answers
             what += f": at {[answer.stamp[1] for answer in answers]}"
             if getattr(reply.result, "replayed", False) or getattr(reply.result, "replayed_rows", ()):
@@ -68,19 +70,24 @@ class NotedRecorder(Recorder):
 
     def failed(self, number, error):
         super().failed(number, error)
-        session_id, what = _described(*self._asked.pop(number, ("", None)))
+        session_id, what = _described(*self._asked.pop(number, ("", None))[:2])
         reason = getattr(error, "reason", "") or type(error).__name__
         self._note("failed", session_id, f"{what}: {reason}")
 
-    def _read(self, request, result):
+    def _read(self, request, result, sent_s):
         now_s, is_replicated = self._loop.now_s, result.ack_level == pb.ACK_LEVEL_REPLICATED
         if isinstance(result, pb.ChunkResult):
             chunk = request.chunk
-            position = chunk.position if chunk.HasField("position") else None
-            stamp = result.incarnation, result.position, result.history_digest
-            tokens = _tokens(chunk.tokens)
             yield Answer(
-                now_s, chunk.session_id, tokens, position, chunk.history_digest, stamp, is_replicated
+                sent_s,
+                now_s,
+                chunk.session_id,
+                _tokens(chunk.tokens),
+                chunk.position if chunk.HasField("position") else None,
+                chunk.history_digest,
+                chunk.incarnation,
+                (result.incarnation, result.position, result.history_digest),
+                is_replicated,
             )
             return
         rows = request.columns
@@ -88,10 +95,17 @@ class NotedRecorder(Recorder):
         failed = {error.row for error in result.errors}
         for row, session_id in enumerate(rows.session_ids):
             if row not in failed:
-                position = rows.positions[row] if rows.positions else None
-                digest = rows.history_digests[row] if rows.history_digests else 0
-                stamp = result.incarnations[row], result.positions[row], result.history_digests[row]
-                yield Answer(now_s, session_id, tokens[row], position, digest, stamp, is_replicated)
+                yield Answer(
+                    sent_s,
+                    now_s,
+                    session_id,
+                    tokens[row],
+                    rows.positions[row] if rows.positions else None,
+                    rows.history_digests[row] if rows.history_digests else 0,
+                    rows.incarnations[row] if rows.incarnations else 0,
+                    (result.incarnations[row], result.positions[row], result.history_digests[row]),
+                    is_replicated,
+                )
 
 
 def _tokens(tokens):

@@ -7,6 +7,7 @@ replica of the store has confirmed.
 """
 
 import asyncio
+import math
 from typing import NamedTuple
 
 from holdfast.errors import AckLevelNotReached, AckLevelUnsupported, StoreFull, StoreUnavailable
@@ -38,7 +39,8 @@ class Primary:
         records: By key.
         written: Every record that was ever stored, by key, forgotten or not.
         forgotten: Keys of which the store has forgotten something, or that have expired.
-        forgets: Time, key and record of each write that was taken back.
+        stays: By key, incarnation, position and digest, each time that it came there, and when that was
+            taken back.
         is_down, is_full, is_cut_off: It does not answer; takes no writes; has no replicas.
     """
 
@@ -48,7 +50,7 @@ class Primary:
         self.records = {}
         self.written = {}
         self.forgotten = set()
-        self.forgets = []
+        self.stays = {}
         self.expires_s = {}
         self.is_down = self.is_full = self.is_cut_off = False
         self.connections = []
@@ -100,8 +102,8 @@ class Primary:
         left_count = max(self._replicated_count, len(self._log) - count)
         while len(self._log) > left_count:
             key, before, after = self._log.pop()
-            if after is not None:
-                self.forgets.append((self._loop.now_s, key, decode(after)))
+            if after is not None and _place(after) != _place(before):
+                self.stays[key, *_place(after)][-1][1] = self._loop.now_s
             self.records.pop(key, None) if before is None else self.records.__setitem__(key, before)
             self.forgotten.add(key)
             self._note("store", "forgets a write", key)
@@ -119,12 +121,22 @@ class Primary:
             self.records.pop(key, None)
             self.expires_s.pop(key, None)
             return
+        if _place(record) != _place(before):
+            self.stays.setdefault((key, *_place(record)), []).append([self._loop.now_s, math.inf])
         self.records[key] = record
         self.written.setdefault(key, set()).add(record)
         if ttl_s:
             self.expires_s[key] = self._loop.now_s + ttl_s
         else:
             self.expires_s.pop(key, None)
+
+
+def _place(record):
+    """Returns incarnation, position and digest of a record, in quarantine or not; None of none."""
+    if record is None:
+        return None
+    found = decode(record)
+    return found.incarnation, found.position, found.digest
 
 
 class Connection:

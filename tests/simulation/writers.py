@@ -95,7 +95,7 @@ class Writer:
         session = self._sessions.get(session_id)
         if session is None:
             take_over = self._draw.random() < self._world.takeover_share
-            session = await self.client.session(session_id, model="hash", take_over=take_over)
+            session = await self.client.open_session(session_id, model="hash", take_over=take_over)
             self._sessions[session_id] = session
         if session.pending:
             try:
@@ -106,8 +106,8 @@ class Writer:
                 raise
         return session
 
-    def _tokens(self, most=4):
-        count = self._draw.randint(1, most)
+    def _tokens(self, times=1):
+        count = self._draw.randint(1, self._world.most_tokens * times)
         tokens = [self._draw.randint(0, 250) for _ in range(count)]
         if self._draw.random() < self._world.poison_share:
             tokens[-1] = self._draw.choice([RAISES, STALLS])
@@ -136,7 +136,7 @@ class Writer:
 
     async def _stream(self, session_id):
         session = await self._opened(session_id)
-        tokens = [token for _ in range(4) for token in self._tokens(8)]
+        tokens = [token for _ in range(4) for token in self._tokens(2)]
         size, ahead = self._draw.choice([(1, 1), (1, 8), (2, 16), (4, 32)])
         left = self._draw.randint(1, 12)
         replies = session.stream(tokens, chunk=size, max_in_flight=ahead, outputs=True)
@@ -201,6 +201,6 @@ class Writer:
 
     async def look(self, session_id):
         """Takes a session over, steps it, and looks where it stands."""
-        session = await self.client.session(session_id, model="hash", take_over=True)
+        session = await self.client.open_session(session_id, model="hash", take_over=True)
         await session.step([1], outputs=True, timeout_s=LAST_LIMIT_S)
         await self.client.get_session(session_id)

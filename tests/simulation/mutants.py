@@ -1,0 +1,134 @@
+"""Takes protections out, one at a time, and looks how soon the simulation notices: `python -m
+tests.simulation.mutants`.
+
+They are those of `tests/protections` that are named here, and what the simulated store has in place of
+`commit.lua`. The simulation runs on a copy of the tree, from seed 0 on.
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.protections.__main__ import copy_tree
+from tests.protections.catalogue import Protection, read
+
+NAMES = (
+    "a chunk says which history it means",
+    "a chunk of another incarnation is refused",
+    "a commit is answered only once it is as durable as asked",
+    "what was in memory when the connection broke answers nothing",
+    "what is read while the store's server changes is read again",
+    "a commit of unknown fate is not taken for done",
+    "a session closed with a chunk under way leaves memory when that is answered",
+    "a batch that raises is halved until what raises is alone",
+    "rows of a batch that stalls run again, apart",
+    "who waits to run apart is answered when the server leaves",
+    "each row's answer goes to its own caller",
+    "a kept reply is that of the history before its chunk",
+    "every chunk of a session names its history",
+    "an attempt that ended without a word leaves its chunk in doubt",
+    "an opening sent again finds its own session",
+)
+
+OWN = (
+    Protection(
+        "the store compares the stamp before it writes",
+        "tests/simulation/store.py",
+        "                if stamp != part.expected[place * size : (place + 1) * size]:\n",
+        "                if False:\n",
+        "",
+    ),
+    Protection(
+        "the store compares the history, not only incarnation and position",
+        "tests/simulation/store.py",
+        "                if stamp != part.expected[place * size : (place + 1) * size]:\n",
+        "                if stamp[:16] != part.expected[place * size : place * size + 16]:\n",
+        "",
+    ),
+    Protection(
+        "a session whose chunk was taken is held until the chunk is settled",
+        "service/engine/core.py",
+        "        self._queue.release(rows.keys)\n",
+        "        self._queue.release(rows.keys if error is None else [])\n",
+        "",
+    ),
+    Protection(
+        "one commit is under way at a time",
+        "service/engine/commits.py",
+        "        if self._under_way is None and self._waiting:\n",
+        "        if self._waiting:\n",
+        "",
+    ),
+    Protection(
+        "replies are kept until they are acknowledged",
+        "service/engine/rules.py",
+        "(*(reply for reply in replies if reply.position > acknowledged), new)",
+        "(new,)",
+        "",
+    ),
+    Protection(
+        "a commit of unknown fate is read back before it is refused",
+        "service/engine/commits.py",
+        "        if data != record\n",
+        "        if True\n",
+        "",
+    ),
+)
+"""`test` is the simulation itself."""
+
+FOUND = re.compile(r"seed (\d+) breaks a law.*?\n(.*?)\n.*?found after ([\d.]+) s", re.DOTALL)
+
+
+def main(arguments):
+    """Runs the command and prints a table; returns 0 if all are noticed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.simulation.mutants", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument("words", nargs="*", help="only those whose name has one of these")
+    parser.add_argument("--minutes", type=float, default=2.0, help="time limit of each (2)")
+    options = parser.parse_args(arguments)
+    listed = {protection.name: protection for protection in read()}
+    mutants = [*(listed[name] for name in NAMES), *OWN]
+    words = options.words or [""]
+    mutants = [one for one in mutants if any(word in one.name for word in words)]
+    print("| taken out | seed | seconds | what was seen |\n|---|---:|---:|---|")
+    unnoticed = 0
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        tree = copy_tree(Path(folder))
+        for mutant in mutants:
+            seed, seconds, seen = notice(tree, mutant, options.minutes)
+            unnoticed += seed is None
+            place = f"{mutant.name} (`{mutant.file}`)"
+            print(f"| {place} | {'' if seed is None else seed} | {seconds} | {seen} |", flush=True)
+    return 1 if unnoticed else 0
+
+
+def notice(tree, mutant, minutes):
+    """Returns the seed that notices a mutant, after how many seconds, and what was seen."""
+    path = tree / mutant.file
+    text = path.read_text()
+    if text.count(mutant.old) != 1:
+        raise SystemExit(f"{mutant.name}: its text does not stand once in {mutant.file}")
+    path.write_text(text.replace(mutant.old, mutant.new))
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.simulation", "--minutes", str(minutes)],
+            cwd=tree, capture_output=True, text=True, check=False,
+            env={**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"},
+        )  # fmt: skip
+    finally:
+        path.write_text(text)
+    found = FOUND.search(done.stdout)
+    if found is not None:
+        return int(found[1]), found[3], found[2].partition("\n")[0]
+    if done.returncode:
+        return None, "", f"it could not run: {done.stderr.strip().splitlines()[-1:]}"
+    return None, "", f"not noticed in {minutes:g} minutes"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
