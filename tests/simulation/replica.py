@@ -14,7 +14,6 @@ from service.engine.effects import Failure, Kind
 from service.engine.run import run_batch
 from service.engine.sessions import Sessions
 from service.rpc.access import Access
-from service.rpc.codec import encode_outputs
 from service.rpc.credentials import ANYBODY
 from service.rpc.open_calls import OpenCalls
 from service.rpc.servicer import Servicer
@@ -141,7 +140,7 @@ class Replica:
         models = Served(Model())
         store = SimulatedStore(self._loop, self._primary, self._store_process, self.process)
         self.store = store
-        self.driver = CountedDriver(models, store, encode_outputs, CountingObserver(), limits)
+        self.driver = CountedDriver(models, store, CountingObserver().count, limits)
         self.drivers.append(self.driver)
         self.driver.start()
         sessions = Sessions(
