@@ -392,6 +392,52 @@ def test_a_takeover_goes_on_with_the_state(pieces, others):
     assert (wrongs, found.unchecked, found.tokens) == ({}, 0, len(session.log))
 
 
+def step_in(session, incarnation, tokens):
+    attempt = Attempt(session.now(), np.array(tokens), len(session.log), incarnation)
+    session.history.attempts.append(attempt)
+    session.log += tokens
+    session.answer(attempt)
+    attempt.reply.incarnation = incarnation
+
+
+def test_a_takeover_that_was_asked_for_before_the_opening_comes_after_it():
+    session = Session(digests=True)
+    session.history.sights = [
+        Sight(1.0, LIFE + 1, 0, INITIAL, took_over=True, heard_s=4.0),
+        Sight(2.0, LIFE, 0, INITIAL, is_opening=True, heard_s=5.0),
+    ]
+    session.time_s = 5.0
+    step_in(session, LIFE + 1, [1, 2, 3])
+    assert judged(session)[0] == {}
+
+
+@pytest.mark.parametrize(("asked_s", "lost"), [([3.5], 0), ([], 2), ([60.0], 2)])
+def test_a_takeover_whose_answer_did_not_come_is_no_new_beginning(asked_s, lost):
+    session = Session(digests=True)
+    session.step([1, 2])
+    session.history.takeovers = asked_s
+    digest = session.history.attempts[-1].reply.digest
+    session.history.sights.append(Sight(session.now(), LIFE + 1, 2, digest))
+    step_in(session, LIFE + 1, [3])
+    assert judged(session)[0] == ({"lost": lost} if lost else {})
+
+
+def test_of_two_takeovers_at_the_same_time_that_which_found_less_was_first():
+    session = Session(digests=True)
+    session.step([1])
+    digest = session.history.attempts[-1].reply.digest
+    after = run_of(np.array([2])).after(digest)
+    session.history.sights += [
+        Sight(4.0, LIFE + 2, 2, after, took_over=True, heard_s=9.0),
+        Sight(5.0, LIFE + 1, 1, digest, took_over=True, heard_s=9.0),
+    ]
+    session.time_s = 9.0
+    session.history.attempts.append(Attempt(6.0, np.array([2]), 1, LIFE + 1))  # its reply was lost
+    session.log.append(2)
+    step_in(session, LIFE + 2, [3])
+    assert judged(session)[0] == {}
+
+
 @given(chunks(), st.data())
 def test_of_two_writers_one_chain_counts(pieces, data):
     """Each position is won by one of two writers; the loser's chunk at it is refused, or never answered."""
