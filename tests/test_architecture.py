@@ -242,7 +242,7 @@ def test_the_core_and_all_that_it_imports_are_pure():
 
 
 def test_errors_need_the_standard_library_alone():
-    """Server and client have them, and so has whoever handles them without either."""
+    """The pure core raises them, so they know nothing of gRPC or of arrays."""
     for path in (ROOT / "holdfast" / "errors").glob("*.py"):
         body = ast.parse(path.read_text()).body  # not what is imported for types alone
         for imported in imports_of(node for node in body if isinstance(node, ast.Import | ast.ImportFrom)):

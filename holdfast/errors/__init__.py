@@ -6,7 +6,7 @@
   What the client says by itself (`holdfast.errors.client`).
 
 A class has all that is known of its reason: gRPC's code, whether a retry helps, whose fault it is, and in
-its docstring what docs/errors.md says of it. Nothing here needs more than the standard library.
+its docstring what docs/errors.md says of it. The modules import the standard library alone.
 
 `HoldfastError.retryable` says whether the same call may succeed later. The client itself retries such
 errors within the call's time limit, so one that reaches the caller has lasted that long. What became of the

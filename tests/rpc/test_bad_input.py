@@ -4,7 +4,7 @@ import grpc
 import numpy as np
 import pytest
 
-from holdfast.errors import from_rpc
+from holdfast.client.status import from_rpc
 from holdfast.v1 import holdfast_pb2 as pb
 from tests.rpc.conftest import MODEL
 
