@@ -29,9 +29,9 @@ _REPLY = pb.StreamStepsResponse(result=_RESULT).SerializeToString()
 
 
 @cache
-def _columns_reply(rows: int, tokens_per_row: int) -> bytes:
+def _batch_reply(rows: int, tokens_per_row: int) -> bytes:
     """Returns a reply as large as Holdfast's."""
-    result = pb.ColumnsResult(
+    result = pb.BatchResult(
         positions=[1] * rows,
         incarnations=[_INCARNATION] * rows,
         history_digests=[_DIGEST] * rows,
@@ -51,8 +51,8 @@ async def _stream_steps(_: object, context: grpc.aio.ServicerContext) -> None:
 
 async def _stream_batches(_: object, context: grpc.aio.ServicerContext) -> None:
     while (request := await context.read()) is not grpc.aio.EOF:
-        columns = request.columns
-        await context.write(_columns_reply(len(columns.session_ids), columns.tokens_per_row))
+        batch = request.batch
+        await context.write(_batch_reply(len(batch.session_ids), batch.tokens_per_row))
 
 
 if __name__ == "__main__":

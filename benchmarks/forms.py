@@ -20,7 +20,7 @@ from benchmarks.loads import load
 from benchmarks.nets import Results, take
 from benchmarks.results import HOLDFAST, Round
 from benchmarks.section import Ratio, Section
-from holdfast.bench.loads import ClosedLoop, columns, opening, streams
+from holdfast.bench.loads import ClosedLoop, batches, opening, streams
 from holdfast.bench.payload import Payload
 from holdfast.demo.processes import ServerProcess
 from holdfast.v1 import holdfast_pb2 as pb
@@ -126,7 +126,7 @@ def _turns(contestant: Contestant, number: int) -> dict[str, Callable[[float], R
         loop = ClosedLoop(
             f"{name} {load_name}",
             2,
-            columns(payload, count),
+            batches(payload, count),
             rows=rows,
             tokens_per_row=count,
             opening=opening(payload),

@@ -25,7 +25,7 @@ from rich.progress import Progress
 from benchmarks.contestants import Contestant
 from benchmarks.footprint import resident_bytes
 from benchmarks.loads import load
-from benchmarks.population import Population, SpreadColumns, SpreadLoad, SpreadStreams
+from benchmarks.population import Population, SpreadBatches, SpreadLoad, SpreadStreams
 from benchmarks.results import HOLDFAST, Round
 from benchmarks.section import Ratio, Section
 from holdfast.bench.loads import LoadFailed
@@ -156,7 +156,7 @@ class _Site:
 
     def fill(self, size: int) -> None:
         """Opens sessions up to `size` and gives each its first token."""
-        first = SpreadColumns(self.population, np.arange(self.stored, size), 4, rows=512, once=True)
+        first = SpreadBatches(self.population, np.arange(self.stored, size), 4, rows=512, once=True)
         load(self.contestant, first, 0.0)
         self.stored = size
 
@@ -199,7 +199,7 @@ def _loads(site: _Site, size: int) -> dict[str, SpreadLoad]:
     for used, suffix, counts in ((in_use, f", {FEW:,} in use", (64,)), (everyone, ", all in use", STREAMS)):
         for count in counts:
             loads[f"{count} streams{suffix}"] = SpreadStreams(site.population, used, count)
-        loads[f"256 rows x 1{suffix}"] = SpreadColumns(site.population, used, 2, rows=256)
+        loads[f"256 rows x 1{suffix}"] = SpreadBatches(site.population, used, 2, rows=256)
     return loads
 
 
@@ -214,7 +214,7 @@ def _cold(stack: ExitStack, folder: Path, many: _Site, seconds: float) -> tuple[
     cold = _runner.run(_by_turns(contestant, many, COLD_TURNS))
     loads = {
         "64 streams, all cold": SpreadStreams(many.population, everyone, 64),
-        "256 rows x 1, all cold": SpreadColumns(many.population, everyone, 2, rows=256),
+        "256 rows x 1, all cold": SpreadBatches(many.population, everyone, 2, rows=256),
     }
     rounds = {label: load(contestant, spread, seconds) for label, spread in loads.items()}
     return cold, rounds

@@ -26,7 +26,7 @@ from benchmarks.graphs import open_graph
 from benchmarks.loads import load
 from benchmarks.results import HOLDFAST, Round
 from benchmarks.section import Ratio, Section
-from holdfast.bench.loads import ClosedLoop, columns, opening, streams
+from holdfast.bench.loads import ClosedLoop, batches, opening, streams
 from holdfast.bench.payload import Payload
 from holdfast.demo.processes import ServerProcess
 from holdfast.v1 import holdfast_pb2 as pb
@@ -148,12 +148,12 @@ def _turns(folder: Path, contestant: Contestant, net: Net) -> dict[str, Callable
         loop = ClosedLoop(
             f"{net.name} {rows}",
             2,
-            columns(payload, count),
+            batches(payload, count),
             rows=rows,
             tokens_per_row=count,
             opening=opening(payload),
         )
-        turns[f"columns {rows} x {count}"] = partial(load, contestant, loop)
+        turns[f"batches {rows} x {count}"] = partial(load, contestant, loop)
     one_each = ClosedLoop(f"{net.name} streams", STREAMS, streams(payload), opening=opening(payload))
     turns[f"{STREAMS} streams"] = partial(load, contestant, one_each)
     return turns
@@ -192,14 +192,14 @@ def _section(results: Results) -> Section:
     ratios = [
         Ratio(
             f"{net}, {rows} rows x {count}: steps/s over onnxruntime alone",
-            over(results, net, f"columns {rows} x {count}", f"alone {rows} x {count}"),
+            over(results, net, f"batches {rows} x {count}", f"alone {rows} x {count}"),
         )
         for net in results
         for rows, count in COLUMNS
     ]
     text = (
         "Steps per second with random weights. `alone` is onnxruntime on one thread with so many rows and "
-        "tokens of each in a call; `columns` are two messages under way, `streams` have a token under way "
+        "tokens of each in a call; `batches` are two messages under way, `streams` have a token under way "
         f"each.\n\n{_speed_table(results)}\n\nThe same nets with ONNX's fused operators, alone: speed over "
         f"that of ours.\n\n{_fused_table(results)}"
     )
@@ -212,7 +212,7 @@ def _section(results: Results) -> Section:
 
 def _speed_table(results: Results) -> str:
     loads = [name for name in next(iter(results.values())) if not name.startswith("fused")]
-    shares = {f"columns {rows} x {count}": f"alone {rows} x {count}" for rows, count in COLUMNS}
+    shares = {f"batches {rows} x {count}": f"alone {rows} x {count}" for rows, count in COLUMNS}
     lines = [
         f"| | {' | '.join([*loads, *(f'{name}, of alone' for name in shares)])} |",
         "|---|" + "---:|" * (len(loads) + len(shares)),

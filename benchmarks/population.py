@@ -61,9 +61,9 @@ class Population:
             position=self.positions[number],
         )
 
-    def columns(self, numbers: Numbers) -> pb.Columns:
+    def batch(self, numbers: Numbers) -> pb.Batch:
         """Returns the next token of each of the sessions."""
-        return pb.Columns(
+        return pb.Batch(
             model=self.model,
             session_ids=[f"{number:x}" for number in numbers.tolist()],
             positions=self.positions[numbers].tolist(),
@@ -121,7 +121,7 @@ class SpreadStreams(SpreadLoad):
         return step_count
 
 
-class SpreadColumns(SpreadLoad):
+class SpreadBatches(SpreadLoad):
     """A stream per caller, one token for each of many sessions per message.
 
     Args:
@@ -146,7 +146,7 @@ class SpreadColumns(SpreadLoad):
             sent_s = time.monotonic()
             if sent_s >= until_s and not self._once:
                 break
-            await call.write(pb.StreamBatchesRequest(columns=self._population.columns(numbers)))
+            await call.write(pb.StreamBatchesRequest(batch=self._population.batch(numbers)))
             reply = await call.read()
             _check(reply)
             if reply.result.errors:

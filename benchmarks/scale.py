@@ -26,9 +26,9 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from benchmarks.contestants import cpu_s, family
-from benchmarks.population import Population, SpreadColumns
+from benchmarks.population import Population, SpreadBatches
 from holdfast import AsyncClient
-from holdfast.bench.loads import CHANNEL_OPTIONS, ClosedLoop, LoadFailed, columns, opening, streams
+from holdfast.bench.loads import CHANNEL_OPTIONS, ClosedLoop, LoadFailed, batches, opening, streams
 from holdfast.bench.payload import Payload
 from holdfast.cli.verify import summary, to_json
 from holdfast.client.history import Recorder
@@ -197,7 +197,7 @@ async def _open(population: Population, stubs: Sequence[Any]) -> None:
     for numbers, stub in zip(
         np.array_split(np.arange(len(population.positions)), len(stubs)), stubs, strict=True
     ):
-        first = SpreadColumns(population, numbers, 2, rows=512, once=True)
+        first = SpreadBatches(population, numbers, 2, rows=512, once=True)
         await first.open([stub])
         await first.run([stub], 0.0)
 
@@ -233,7 +233,7 @@ async def _turns(site: Site, stubs: Sequence[Any], plan: Plan) -> dict[tuple[str
             f"streams-{count}", STREAMS * count, streams(payload), opening=opening(payload)
         )
         loads[f"{MESSAGES} messages of {ROWS} rows", count] = ClosedLoop(
-            f"rows-{count}", MESSAGES * count, columns(payload, 1), rows=ROWS, opening=opening(payload)
+            f"rows-{count}", MESSAGES * count, batches(payload, 1), rows=ROWS, opening=opening(payload)
         )
     turns: dict[tuple[str, int], list[Turn]] = {key: [] for key in loads}
     for _ in range(plan.rounds):

@@ -34,13 +34,13 @@ def ratios(results: Results) -> list[Ratio]:
             at_most=1.4,
         ),
         over(
-            "columns of 256 rows x 1: steps/s over onnxruntime alone",
+            "batches of 256 rows x 1: steps/s over onnxruntime alone",
             of("256 rows x 1", HOLDFAST),
             of("256 rows x 1", ONNXRUNTIME),
             at_least=0.6,
         ),
         over(
-            "columns of 64 rows x 16: steps/s over onnxruntime alone",
+            "batches of 64 rows x 16: steps/s over onnxruntime alone",
             of("64 rows x 16", HOLDFAST),
             of("64 rows x 16", ONNXRUNTIME),
             at_least=0.7,
@@ -77,13 +77,13 @@ def ratios(results: Results) -> list[Ratio]:
             of(u64, TRITON),
         ),
         over(
-            "columns of 64 rows x 16: steps/s over Triton's best",
+            "batches of 64 rows x 16: steps/s over Triton's best",
             of("64 rows x 16", HOLDFAST),
             triton_best,
             at_least=12,
         ),
         over(
-            "columns of 256 rows x 1: steps/s over Triton's best", of("256 rows x 1", HOLDFAST), triton_best
+            "batches of 256 rows x 1: steps/s over Triton's best", of("256 rows x 1", HOLDFAST), triton_best
         ),
     ]
 

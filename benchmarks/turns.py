@@ -24,12 +24,12 @@ from benchmarks.results import (
     Results,
     Round,
 )
-from holdfast.bench.loads import ClosedLoop, LoadFailed, OpenCall, columns, opening, streams, unary
+from holdfast.bench.loads import ClosedLoop, LoadFailed, OpenCall, batches, opening, streams, unary
 from holdfast.bench.payload import Payload
 from holdfast.v1 import holdfast_pb2 as pb
 
-MESSAGES_OF_COLUMNS = 2
-"""Messages of columns under way at once, each with sessions of its own."""
+BATCHES_UNDER_WAY = 2
+"""Batches under way at once, each with sessions of its own."""
 
 _SHARE_OF_CEILINGS = 1 / 3
 """Of a turn's time: what runs alone, on one thread, settles sooner."""
@@ -79,9 +79,9 @@ def all_turns(field: Field) -> Turns:
         | _loaded("64 unary callers", call_each, 64, holdfast, *workers, echo)
         | _triton("64 unary callers", triton_loads.unary, 64, field.triton)
         | _loaded("256 unary callers", call_each, 256, holdfast, plain)
-        | _in_columns(256, 1, holdfast, echo)
+        | _in_batches(256, 1, holdfast, echo)
         | _bare(256, 1)
-        | _in_columns(64, 16, holdfast, echo)
+        | _in_batches(64, 16, holdfast, echo)
         | _bare(64, 16)
         | _bare(1, 1)
         | {Label(ONE_RUN_IDLE, ONNXRUNTIME): _short(partial(bare, alone, 1, 1, pause_s=IDLE_PAUSE_S))}
@@ -93,8 +93,8 @@ def all_turns(field: Field) -> Turns:
     )
 
 
-def columns_name(rows: int, tokens_per_row: int) -> str:
-    """Names the load of messages of columns, and that of onnxruntime alone beside it."""
+def batches_name(rows: int, tokens_per_row: int) -> str:
+    """Names the load of batches, and that of onnxruntime alone beside it."""
     return f"{rows} {'row' if rows == 1 else 'rows'} x {tokens_per_row}"
 
 
@@ -125,16 +125,16 @@ def _loaded(
     return turns
 
 
-def _in_columns(rows: int, tokens_per_row: int, *contestants: Contestant) -> Turns:
-    name, open_call = columns_name(rows, tokens_per_row), columns(_payload(), tokens_per_row)
+def _in_batches(rows: int, tokens_per_row: int, *contestants: Contestant) -> Turns:
+    name, open_call = batches_name(rows, tokens_per_row), batches(_payload(), tokens_per_row)
     return _loaded(
-        name, open_call, MESSAGES_OF_COLUMNS, *contestants, rows=rows, tokens_per_row=tokens_per_row
+        name, open_call, BATCHES_UNDER_WAY, *contestants, rows=rows, tokens_per_row=tokens_per_row
     )
 
 
 def _bare(rows: int, tokens_per_row: int) -> Turns:
     run = partial(bare, open_graph(MODEL_FILE), rows, tokens_per_row)
-    return {Label(columns_name(rows, tokens_per_row), ONNXRUNTIME): _short(run)}
+    return {Label(batches_name(rows, tokens_per_row), ONNXRUNTIME): _short(run)}
 
 
 def _short(turn: Turn) -> Turn:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from holdfast.client.aio import AsyncClient
-from holdfast.client.batching import columns_message
+from holdfast.client.batching import batch_message
 from holdfast.client.options import (
     flag,
     positions_list,
@@ -621,7 +621,7 @@ TABLE = [
             (lambda: AsyncClient("127.0.0.1:1", connections=True), type_error("connections")),
             (lambda: AsyncClient("127.0.0.1:1", connections=0), value_error("connections is 0")),
             (lambda: AsyncClient("127.0.0.1:1", replay_tokens=-1), value_error("replay_tokens")),
-            (lambda: columns_message(["a"], b"a", None, model="m", version=-1), value_error("version")),
+            (lambda: batch_message(["a"], b"a", None, model="m", version=-1), value_error("version")),
         ],
     ),
     Row(

@@ -238,25 +238,25 @@ class _Servicer(stubs.StreamingInferenceServiceServicer):
 
     async def StepBatch(self, request, context):  # noqa: N802 -- gRPC's name
         try:
-            return pb.StepBatchResponse(result=await self._rows(request.columns))
+            return pb.StepBatchResponse(result=await self._rows(request.batch))
         except Broken:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the connection is cut")
 
     async def StreamBatches(self, requests, context):  # noqa: N802
         async for request in requests:
-            yield pb.StreamBatchesResponse(result=await self._rows(request.columns))
+            yield pb.StreamBatchesResponse(result=await self._rows(request.batch))
 
-    async def _rows(self, columns):
+    async def _rows(self, batch):
         """Applies rows one by one; a row of its own is one whose session is named so."""
-        result = pb.ColumnsResult(model_version=1)
-        for row, session_id in enumerate(columns.session_ids):
+        result = pb.BatchResult(model_version=1)
+        for row, session_id in enumerate(batch.session_ids):
             stored = self._server.sessions[session_id]
             chunk = pb.Chunk(
                 session_id=session_id,
-                tokens=pb.Tokens(text=columns.text[row : row + 1]),
-                position=columns.positions[row] if columns.positions else len(stored.text),
-                incarnation=columns.incarnations[row] if columns.incarnations else 0,
-                history_digest=columns.history_digests[row] if columns.history_digests else 0,
+                tokens=pb.Tokens(text=batch.text[row : row + 1]),
+                position=batch.positions[row] if batch.positions else len(stored.text),
+                incarnation=batch.incarnations[row] if batch.incarnations else 0,
+                history_digest=batch.history_digests[row] if batch.history_digests else 0,
             )
             try:
                 given = await self._server.take(chunk)

@@ -70,7 +70,7 @@ class ClosedLoop:
     Args:
         name: Sets its sessions apart from those of other loads.
         caller_count: Callers at once.
-        open_call: `streams`, `unary` or `columns`.
+        open_call: `streams`, `unary` or `batches`.
         rows: Sessions in a message.
         tokens_per_row: Tokens of each.
         opening: How its sessions are opened; None where a server needs no opening.
@@ -197,17 +197,17 @@ def unary(payload: Payload, metadata: Metadata = ()) -> OpenCall:
     return open_call
 
 
-def columns(payload: Payload, tokens_per_row: int, metadata: Metadata = ()) -> OpenCall:
+def batches(payload: Payload, tokens_per_row: int, metadata: Metadata = ()) -> OpenCall:
     """All sessions of a caller in one message, on a stream."""
 
     @asynccontextmanager
     async def open_call(stub: Any, session_ids: Sequence[str]) -> AsyncIterator[Send]:
         call = stub.StreamBatches(metadata=metadata)
-        message = payload.columns(session_ids, tokens_per_row)
+        message = payload.batch(session_ids, tokens_per_row)
 
         async def send(position: int) -> None:
             message.positions[:] = [position] * len(session_ids)
-            await call.write(pb.StreamBatchesRequest(columns=message))
+            await call.write(pb.StreamBatchesRequest(batch=message))
             reply = await call.read()
             _check(reply)
             if reply.result.errors:

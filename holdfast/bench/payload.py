@@ -30,9 +30,9 @@ class Payload:
             return pb.Tokens(text=self._random.bytes(count))
         return pb.Tokens(ids=self._ids(count))
 
-    def columns(self, session_ids: Sequence[str], tokens_per_row: int) -> pb.Columns:
+    def batch(self, session_ids: Sequence[str], tokens_per_row: int) -> pb.Batch:
         """Draws tokens for a message of rows."""
-        message = pb.Columns(model=self.model, session_ids=session_ids, tokens_per_row=tokens_per_row)
+        message = pb.Batch(model=self.model, session_ids=session_ids, tokens_per_row=tokens_per_row)
         count = len(session_ids) * tokens_per_row
         if self._vocabulary is None:
             message.features = self._features(count).astype("<f4").tobytes()

@@ -21,7 +21,7 @@ from holdfast.bench.loads import (
     ClosedLoop,
     LoadFailed,
     Took,
-    columns,
+    batches,
     opening,
     streams,
     unary,
@@ -40,7 +40,7 @@ TIMEOUT_S = 5.0
 ROWS = 64
 TOKENS_PER_ROW = 16
 MESSAGE_BYTES = 256 << 10
-"""Messages of columns stay below it: servers refuse messages that are too large."""
+"""Batches stay below it: servers refuse messages that are too large."""
 
 _HISTOGRAMS = {
     "batch": ("batch_size", 1.0),
@@ -150,7 +150,7 @@ async def _find_model(client: AsyncClient, name: str) -> pb.Model:
 
 
 def _loads(model: pb.Model, metadata: Any, stream_counts: list[int]) -> dict[str, ClosedLoop]:
-    """Returns the loads by name: streams, as many unary callers as the most streams, and columns."""
+    """Returns the loads by name: streams, as many unary callers as the most streams, and batches."""
     payload = Payload(model)
     prefix = f"bench-{secrets.token_hex(4)}"
     opens = opening(payload, metadata)
@@ -163,8 +163,8 @@ def _loads(model: pb.Model, metadata: Any, stream_counts: list[int]) -> dict[str
     loads[f"{count} unary callers" if count > 1 else "1 unary caller"] = loop
     for tokens in sorted({1, min(TOKENS_PER_ROW, model.max_chunk_tokens)}):
         rows = max(1, min(ROWS, MESSAGE_BYTES // (4 * model.input.width * tokens)))
-        open_call = columns(payload, tokens, metadata)
-        name = f"columns of {rows} rows x {tokens}"
+        open_call = batches(payload, tokens, metadata)
+        name = f"batches of {rows} rows x {tokens}"
         loads[name] = ClosedLoop(
             f"{prefix}-c{tokens}", 1, open_call, rows=rows, tokens_per_row=tokens, opening=opens
         )

@@ -9,7 +9,7 @@ from typing import Any, Self
 import grpc.aio
 
 from holdfast.client.ack_levels import to_number
-from holdfast.client.batching import BatchPipeline, BatchReply, columns_message
+from holdfast.client.batching import BatchPipeline, BatchReply, batch_message
 from holdfast.client.fate import tell_rows
 from holdfast.client.history import Recorder
 from holdfast.client.lifetime import Lifetime
@@ -232,8 +232,8 @@ class AsyncClient:
         """
         self.lifetime.check_before_sending()
         options = {"ack_level": self.ack_level, **options}
-        columns = columns_message(session_ids, tokens, positions, model=model, **options)
-        request, deadline_s = pb.StepBatchRequest(columns=columns), self.deadline_s(timeout_s)
+        batch = batch_message(session_ids, tokens, positions, model=model, **options)
+        request, deadline_s = pb.StepBatchRequest(batch=batch), self.deadline_s(timeout_s)
         try:
             if positions is None:
                 reply = await self.call_once("StepBatch", request, deadline_s)
@@ -242,7 +242,7 @@ class AsyncClient:
         except HoldfastError as error:
             tell_rows(error, has_positions=positions is not None)
             raise
-        return BatchReply(reply.result, columns.session_ids)
+        return BatchReply(reply.result, batch.session_ids)
 
     def batches(self, model: str, *, max_in_flight: int = 4, **options: Any) -> BatchPipeline:
         """Returns a pipeline of batches over one stream, as a context manager.

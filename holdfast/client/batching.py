@@ -63,7 +63,7 @@ class BatchReply:
         message: The reply as it came.
     """
 
-    def __init__(self, result: pb.ColumnsResult, session_ids: Sequence[str] = ()) -> None:
+    def __init__(self, result: pb.BatchResult, session_ids: Sequence[str] = ()) -> None:
         self.message = result
         self.session_ids = tuple(session_ids)
         self._outputs = result.outputs
@@ -115,7 +115,7 @@ class BatchReply:
         return f"BatchReply(rows={len(self.positions)}, errors={len(self.errors)})"
 
 
-def _as_chunk_result(result: pb.ColumnsResult, separate: pb.SeparateRow) -> pb.ChunkResult:
+def _as_chunk_result(result: pb.BatchResult, separate: pb.SeparateRow) -> pb.ChunkResult:
     """Returns a row with outputs of its own as the reply to a single chunk."""
     row = separate.row
     return pb.ChunkResult(
@@ -147,7 +147,7 @@ class BatchPipeline:
         self._options = options
         self._room = asyncio.Semaphore(max_in_flight)
         self._sending = asyncio.Lock()
-        self._waiting: deque[_Batch] = deque()
+        self._waiting: deque[_Sent] = deque()
         self._unanswered = Unanswered()
         self._call: Any = None
         self._reader: asyncio.Task[None] | None = None
@@ -160,7 +160,7 @@ class BatchPipeline:
 
     async def __aexit__(self, *_: object) -> None:
         """Waits for the replies under way and ends the stream."""
-        await asyncio.gather(*(batch.reply for batch in self._waiting), return_exceptions=True)
+        await asyncio.gather(*(sent.reply for sent in self._waiting), return_exceptions=True)
         if self._call is not None:
             await say_farewell(self._call)
         if self._call is not None:  # it has not ended by itself
@@ -188,47 +188,47 @@ class BatchPipeline:
             ClientClosed: The client is closed.
         """
         self._client.lifetime.check_before_sending()
-        columns = columns_message(session_ids, tokens, positions, **self._options)
+        batch = batch_message(session_ids, tokens, positions, **self._options)
         await self._room.acquire()
         reply: asyncio.Future[BatchReply] = asyncio.get_running_loop().create_future()
         reply.add_done_callback(lambda _: self._room.release())
         try:
-            await self._submit(columns, reply)
+            await self._submit(batch, reply)
         except BaseException:
             reply.cancel()
             raise
         return reply
 
-    async def _submit(self, columns: pb.Columns, reply: asyncio.Future[BatchReply]) -> None:
+    async def _submit(self, batch: pb.Batch, reply: asyncio.Future[BatchReply]) -> None:
         async with self._sending:
-            batch = self._note(columns, reply)
+            sent = self._note(batch, reply)
             if self._client.history is not None:
-                request = pb.StreamBatchesRequest(columns=columns)
+                request = pb.StreamBatchesRequest(batch=batch)
                 _record(reply, self._client.history, self._client.history.sent("StreamBatches", request))
-            await self._send(batch)
+            await self._send(sent)
 
-    def _note(self, columns: pb.Columns, reply: asyncio.Future[BatchReply]) -> "_Batch":
+    def _note(self, batch: pb.Batch, reply: asyncio.Future[BatchReply]) -> "_Sent":
         """Writes into a batch how far its sessions are answered, where they send ahead."""
-        positions = list(columns.positions)
+        positions = list(batch.positions)
         if not positions:
-            return _Batch(reply, columns, None)
-        answered = self._unanswered.send(columns.session_ids, positions)
+            return _Sent(reply, batch, None)
+        answered = self._unanswered.send(batch.session_ids, positions)
         if answered != positions:
-            columns.acknowledged_positions.extend(answered)
-        return _Batch(reply, columns, answered)
+            batch.acknowledged_positions.extend(answered)
+        return _Sent(reply, batch, answered)
 
-    async def _send(self, batch: "_Batch") -> None:
+    async def _send(self, sent: "_Sent") -> None:
         """Sends a batch, on a new call if there is none; one that ends meanwhile is for its reader."""
         if self._call is None:
             self._call = self._client.next_stub().StreamBatches(metadata=self._client.metadata)
             self._reader = asyncio.create_task(self._read(self._call, self._waiting))
         if not self._waiting:
             self._heard_s = time.monotonic()
-        self._waiting.append(batch)
+        self._waiting.append(sent)
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError, ClientClosed):
-            await self._call.write(pb.StreamBatchesRequest(columns=batch.columns))
+            await self._call.write(pb.StreamBatchesRequest(batch=sent.batch))
 
-    async def _read(self, call: Any, waiting: "deque[_Batch]") -> None:
+    async def _read(self, call: Any, waiting: "deque[_Sent]") -> None:
         """Settles the batches sent on one call, and no others: a later call has a line of its own."""
         answered_count = 0
         error: HoldfastError = ServerUnavailable("the server ended the stream")
@@ -251,13 +251,13 @@ class BatchPipeline:
         async with self._sending:
             self._call = None
             self._waiting = deque()
-            for batch in waiting:
-                if _goes_on(error, batch, answered_count):
-                    await self._send(batch)
+            for sent in waiting:
+                if _goes_on(error, sent, answered_count):
+                    await self._send(sent)
                 else:
-                    self._fail(batch, error)
+                    self._fail(sent, error)
 
-    async def _next_message(self, call: Any, waiting: "deque[_Batch]") -> Any:
+    async def _next_message(self, call: Any, waiting: "deque[_Sent]") -> Any:
         """Returns what comes next.
 
         Raises:
@@ -276,7 +276,7 @@ class BatchPipeline:
         finally:
             reading.cancel()
 
-    def _limit_s(self, waiting: "deque[_Batch]") -> float:
+    def _limit_s(self, waiting: "deque[_Sent]") -> float:
         """Longest wait for a reply: the whole time limit, if it is not safe to send the rows again."""
         now_s = time.monotonic()
         until_s = self._client.deadline_s(None)
@@ -284,34 +284,34 @@ class BatchPipeline:
             until_s = self._client.attempt_deadline_s(self._silences, until_s)
         return until_s - now_s
 
-    def _fail(self, batch: "_Batch", error: HoldfastError) -> None:
-        if batch.answered is not None:
-            self._unanswered.lose(batch.columns.session_ids)
-        if not batch.reply.done():
-            tell_rows(error, has_positions=batch.answered is not None)
-            batch.reply.set_exception(error)
+    def _fail(self, sent: "_Sent", error: HoldfastError) -> None:
+        if sent.answered is not None:
+            self._unanswered.lose(sent.batch.session_ids)
+        if not sent.reply.done():
+            tell_rows(error, has_positions=sent.answered is not None)
+            sent.reply.set_exception(error)
 
-    def _settle(self, batch: "_Batch", message: pb.StreamBatchesResponse) -> None:
-        columns = batch.columns
-        if batch.answered is not None:
-            self._unanswered.answer(columns.session_ids, columns.positions, columns.tokens_per_row)
-        if batch.reply.done():
+    def _settle(self, sent: "_Sent", message: pb.StreamBatchesResponse) -> None:
+        batch = sent.batch
+        if sent.answered is not None:
+            self._unanswered.answer(batch.session_ids, batch.positions, batch.tokens_per_row)
+        if sent.reply.done():
             return
         if message.WhichOneof("outcome") == "error":
-            batch.reply.set_exception(from_status(message.error.status))
+            sent.reply.set_exception(from_status(message.error.status))
             return
-        reply = BatchReply(message.result, columns.session_ids)
+        reply = BatchReply(message.result, batch.session_ids)
         for row, error in reply.errors.items():
-            if batch.answered is not None and isinstance(error, PositionGap):
-                reply.errors[row] = _gap_or_loss(error, batch.answered[row])
-        batch.reply.set_result(reply)
+            if sent.answered is not None and isinstance(error, PositionGap):
+                reply.errors[row] = _gap_or_loss(error, sent.answered[row])
+        sent.reply.set_result(reply)
 
 
-class _Batch(NamedTuple):
+class _Sent(NamedTuple):
     """A batch on its way; `answered` is how far its sessions were answered, None without positions."""
 
     reply: asyncio.Future[BatchReply]
-    columns: pb.Columns
+    batch: pb.Batch
     answered: list[int] | None
 
 
@@ -329,7 +329,7 @@ def _record(reply: asyncio.Future[BatchReply], history: Recorder, number: int) -
     reply.add_done_callback(settled)
 
 
-def _goes_on(error: HoldfastError, batch: _Batch, answered_count: int) -> bool:
+def _goes_on(error: HoldfastError, sent: _Sent, answered_count: int) -> bool:
     """Whether a batch that had no reply when its stream ended is sent again.
 
     After a goodbye the server has not read it. An end that came while a batch was written hides what the
@@ -338,7 +338,7 @@ def _goes_on(error: HoldfastError, batch: _Batch, answered_count: int) -> bool:
     if isinstance(error, Draining) and error.is_goodbye:
         return True
     was_hidden = isinstance(error, ServerUnavailable) and error.hides_status
-    return was_hidden and answered_count > 0 and bool(batch.columns.positions)
+    return was_hidden and answered_count > 0 and bool(sent.batch.positions)
 
 
 def _gap_or_loss(error: PositionGap, answered: int) -> HoldfastError:
@@ -349,7 +349,7 @@ def _gap_or_loss(error: PositionGap, answered: int) -> HoldfastError:
     return StoreRegressed(message, expected_position=error.expected_position, metadata=error.metadata)
 
 
-def columns_message(
+def batch_message(
     session_ids: Iterable[SessionId],
     tokens: Rows,
     positions: Positions | None,
@@ -360,7 +360,7 @@ def columns_message(
     token_log_prob: bool = False,
     outputs: Outputs = None,
     ack_level: str | None = None,
-) -> pb.Columns:
+) -> pb.Batch:
     """Writes the rows.
 
     Raises:
@@ -368,7 +368,7 @@ def columns_message(
     """
     ids = session_ids_text(session_ids)
     standing = standing_of(ids, positions)
-    columns = pb.Columns(
+    batch = pb.Batch(
         model=pb.ModelRef(name=model, version=whole_number("version", version, at_least=0)),
         session_ids=ids,
         positions=standing.positions,
@@ -379,12 +379,12 @@ def columns_message(
     )
     rows = normalise_rows(tokens, len(ids))
     if isinstance(rows, bytes):
-        columns.tokens_per_row = len(rows) // len(ids)
-        columns.text = rows
+        batch.tokens_per_row = len(rows) // len(ids)
+        batch.text = rows
     elif rows.dtype == np.int64:
-        columns.tokens_per_row = rows.shape[1]
-        columns.ids.values.extend(rows.ravel().tolist())
+        batch.tokens_per_row = rows.shape[1]
+        batch.ids.values.extend(rows.ravel().tolist())
     else:
-        columns.tokens_per_row = rows.shape[1]
-        columns.features = rows.astype("<f4", copy=False).tobytes()
-    return columns
+        batch.tokens_per_row = rows.shape[1]
+        batch.features = rows.astype("<f4", copy=False).tobytes()
+    return batch

@@ -207,7 +207,7 @@ class StreamStepsResponse(_message.Message):
     error: ChunkError
     def __init__(self, result: _Optional[_Union[ChunkResult, _Mapping]] = ..., error: _Optional[_Union[ChunkError, _Mapping]] = ...) -> None: ...
 
-class Columns(_message.Message):
+class Batch(_message.Message):
     __slots__ = ("model", "session_ids", "positions", "acknowledged_positions", "incarnations", "tokens_per_row", "text", "ids", "features", "outputs", "ack_level", "tag", "history_digests")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     SESSION_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -237,7 +237,7 @@ class Columns(_message.Message):
     history_digests: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, model: _Optional[_Union[ModelRef, _Mapping]] = ..., session_ids: _Optional[_Iterable[str]] = ..., positions: _Optional[_Iterable[int]] = ..., acknowledged_positions: _Optional[_Iterable[int]] = ..., incarnations: _Optional[_Iterable[int]] = ..., tokens_per_row: _Optional[int] = ..., text: _Optional[bytes] = ..., ids: _Optional[_Union[TokenIds, _Mapping]] = ..., features: _Optional[bytes] = ..., outputs: _Optional[_Union[OutputSelection, _Mapping]] = ..., ack_level: _Optional[_Union[AckLevel, str]] = ..., tag: _Optional[int] = ..., history_digests: _Optional[_Iterable[int]] = ...) -> None: ...
 
-class ColumnsResult(_message.Message):
+class BatchResult(_message.Message):
     __slots__ = ("tag", "positions", "incarnations", "replayed_rows", "errors", "ack_level", "model_version", "outputs", "history_digests", "separate_rows")
     TAG_FIELD_NUMBER: _ClassVar[int]
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
@@ -280,30 +280,30 @@ class RowError(_message.Message):
     def __init__(self, row: _Optional[int] = ..., status: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
 
 class StepBatchRequest(_message.Message):
-    __slots__ = ("columns",)
-    COLUMNS_FIELD_NUMBER: _ClassVar[int]
-    columns: Columns
-    def __init__(self, columns: _Optional[_Union[Columns, _Mapping]] = ...) -> None: ...
+    __slots__ = ("batch",)
+    BATCH_FIELD_NUMBER: _ClassVar[int]
+    batch: Batch
+    def __init__(self, batch: _Optional[_Union[Batch, _Mapping]] = ...) -> None: ...
 
 class StepBatchResponse(_message.Message):
     __slots__ = ("result",)
     RESULT_FIELD_NUMBER: _ClassVar[int]
-    result: ColumnsResult
-    def __init__(self, result: _Optional[_Union[ColumnsResult, _Mapping]] = ...) -> None: ...
+    result: BatchResult
+    def __init__(self, result: _Optional[_Union[BatchResult, _Mapping]] = ...) -> None: ...
 
 class StreamBatchesRequest(_message.Message):
-    __slots__ = ("columns",)
-    COLUMNS_FIELD_NUMBER: _ClassVar[int]
-    columns: Columns
-    def __init__(self, columns: _Optional[_Union[Columns, _Mapping]] = ...) -> None: ...
+    __slots__ = ("batch",)
+    BATCH_FIELD_NUMBER: _ClassVar[int]
+    batch: Batch
+    def __init__(self, batch: _Optional[_Union[Batch, _Mapping]] = ...) -> None: ...
 
 class StreamBatchesResponse(_message.Message):
     __slots__ = ("result", "error")
     RESULT_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
-    result: ColumnsResult
+    result: BatchResult
     error: ChunkError
-    def __init__(self, result: _Optional[_Union[ColumnsResult, _Mapping]] = ..., error: _Optional[_Union[ChunkError, _Mapping]] = ...) -> None: ...
+    def __init__(self, result: _Optional[_Union[BatchResult, _Mapping]] = ..., error: _Optional[_Union[ChunkError, _Mapping]] = ...) -> None: ...
 
 class Session(_message.Message):
     __slots__ = ("session_id", "incarnation", "position", "model", "fingerprint", "expires_in_s", "history_digest", "quarantine_reason")

@@ -162,7 +162,7 @@ class StreamingInferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def StepBatch(self, request, context):
-        """Applies the same number of tokens to each of many sessions of one model, in columns. Rows succeed
+        """Applies the same number of tokens to each of many sessions of one model. Rows succeed
         or fail one by one. Safe to retry when `positions` are given.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -196,22 +196,22 @@ class Histories:
         result = None
         if answer is not None and answer.kind == REPLY:
             result = given.FromString(answer.body).result
-        self._add_columns(request, asked.FromString(request.body).columns, answer, result)
+        self._add_batch(request, asked.FromString(request.body).batch, answer, result)
 
-    def _add_columns(
-        self, request: Frame, columns: pb.Columns, answer: Frame | None, result: pb.ColumnsResult | None
+    def _add_batch(
+        self, request: Frame, batch: pb.Batch, answer: Frame | None, result: pb.BatchResult | None
     ) -> None:
         errors = {} if result is None else {error.row: error.status for error in result.errors}
         replayed = set() if result is None else set(result.replayed_rows)
-        shown = None if result is None else _rows_of(result, len(columns.session_ids))
+        shown = None if result is None else _rows_of(result, len(batch.session_ids))
         versions = {} if result is None else {row.row: row.model_version for row in result.separate_rows}
-        tokens = _column_tokens(columns)
-        for row, session_id in enumerate(columns.session_ids):
+        tokens = _batch_tokens(batch)
+        for row, session_id in enumerate(batch.session_ids):
             session = self.session(session_id)
             attempt = Attempt(
                 request.time_s, tokens[row],
-                columns.positions[row] if columns.positions else None,
-                columns.incarnations[row] if columns.incarnations else 0,
+                batch.positions[row] if batch.positions else None,
+                batch.incarnations[row] if batch.incarnations else 0,
             )  # fmt: skip
             if row in errors:
                 _refuse(attempt, errors[row])
@@ -224,7 +224,7 @@ class Histories:
                     shown[row],
                     result.history_digests[row] if result.history_digests else 0,
                 )
-                _learn(session, columns.model, versions.get(row, result.model_version))
+                _learn(session, batch.model, versions.get(row, result.model_version))
             elif answer is not None:
                 _fail(attempt, answer)
             session.history.attempts.append(attempt)
@@ -260,15 +260,15 @@ def _tokens(tokens: pb.Tokens) -> NDArray[Any]:
     return np.frombuffer(tokens.features.data, "<f4").reshape(tuple(tokens.features.shape))
 
 
-def _column_tokens(columns: pb.Columns) -> NDArray[Any]:
+def _batch_tokens(batch: pb.Batch) -> NDArray[Any]:
     """Returns (B, T) or (B, T, width)."""
-    rows, per_row = len(columns.session_ids), columns.tokens_per_row or 1
-    kind = columns.WhichOneof("tokens")
+    rows, per_row = len(batch.session_ids), batch.tokens_per_row or 1
+    kind = batch.WhichOneof("tokens")
     if kind == "text":
-        return np.frombuffer(columns.text, np.uint8).astype(np.int64).reshape(rows, per_row)
+        return np.frombuffer(batch.text, np.uint8).astype(np.int64).reshape(rows, per_row)
     if kind == "ids":
-        return np.array(columns.ids.values, np.int64).reshape(rows, per_row)
-    return np.frombuffer(columns.features, "<f4").reshape(rows, per_row, -1)
+        return np.array(batch.ids.values, np.int64).reshape(rows, per_row)
+    return np.frombuffer(batch.features, "<f4").reshape(rows, per_row, -1)
 
 
 def _outputs(outputs: pb.Outputs) -> Outputs:
@@ -283,8 +283,8 @@ def _outputs(outputs: pb.Outputs) -> Outputs:
     return shown
 
 
-def _rows_of(result: pb.ColumnsResult, row_count: int) -> list[Outputs]:
-    """Cuts the outputs of columns into those of each row."""
+def _rows_of(result: pb.BatchResult, row_count: int) -> list[Outputs]:
+    """Cuts the outputs of a batch into those of each row."""
     whole = _outputs(result.outputs)
 
     def part(array: NDArray[Any] | None, row: int) -> Any:

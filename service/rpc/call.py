@@ -81,9 +81,9 @@ class Call:
     def is_about(self, request: Any) -> None:
         """Notes what a request names; the request itself need not be kept for it."""
         self._session_id = getattr(getattr(request, "chunk", request), "session_id", "")
-        columns = getattr(request, "columns", None)
-        if columns is not None:
-            self._row_count = len(columns.session_ids)
+        batch = getattr(request, "batch", None)
+        if batch is not None:
+            self._row_count = len(batch.session_ids)
 
     def failed(self, error: ServiceError, tenant: str = "", session_id: str = "", **more: Any) -> None:
         """Logs a failure of this server; one of the caller's it leaves out."""

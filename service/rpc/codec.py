@@ -123,8 +123,8 @@ def size_of(chunk: Chunk) -> int:
     return CHUNK_BYTES + len(chunk.tokens)
 
 
-def check_model_and_level(asked: pb.Chunk | pb.Columns, field: str) -> AckLevel | None:
-    """Checks what chunks and columns have in common.
+def check_model_and_level(asked: pb.Chunk | pb.Batch, field: str) -> AckLevel | None:
+    """Checks what chunks and batches have in common.
 
     Returns:
         The acknowledgement level; None leaves it to the server.
@@ -146,7 +146,7 @@ def ack_number(level: AckLevel) -> Any:
     return _ACK_NUMBERS[level]
 
 
-def to_selection(message: pb.Chunk | pb.Columns) -> Selection | None:
+def to_selection(message: pb.Chunk | pb.Batch) -> Selection | None:
     """Reads what a reply should hold; None leaves it to the model.
 
     Raises:
@@ -285,7 +285,7 @@ def from_raw_state(state: bytes, contract: Contract) -> list[pb.NamedTensor]:
     return tensors
 
 
-_OUTPUTS_TAG = b"\x42"  # of ChunkResult and ColumnsResult
+_OUTPUTS_TAG = b"\x42"  # of ChunkResult and BatchResult
 _RESULT_TAG = b"\x0a"  # of the responses to steps and batches, streamed or not
 
 
@@ -333,7 +333,7 @@ def splice_outputs(header: bytes, outputs: bytes) -> bytes:
     """Returns a serialised reply.
 
     Args:
-        header: Serialised ChunkResult or ColumnsResult without outputs.
+        header: Serialised ChunkResult or BatchResult without outputs.
         outputs: Serialised Outputs.
     """
     result = b"".join((header, _OUTPUTS_TAG, varint(len(outputs)), outputs))

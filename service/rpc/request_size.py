@@ -7,8 +7,8 @@ hold per call. It is derived from what the models take, not guessed.
 from collections.abc import Iterable
 
 from service.model.contract import Contract
+from service.rpc.batches import MAX_MESSAGE_TOKENS
 from service.rpc.codec import MAX_ID_CHARS
-from service.rpc.columns import MAX_MESSAGE_TOKENS
 
 ID_BYTES = 4 * MAX_ID_CHARS + 4
 """Of a session id, in UTF-8, with tag and length."""
@@ -29,12 +29,12 @@ def largest_request_bytes(contracts: Iterable[Contract], *, max_chunk_tokens: in
     Args:
         contracts: Of the models served.
         max_chunk_tokens: Most tokens of a chunk.
-        max_rows: Most rows of a message in columns.
+        max_rows: Most rows of a batch.
     """
     token_count = max(max_chunk_tokens, MAX_MESSAGE_TOKENS)
-    columns_bytes = max_rows * (ID_BYTES + ROW_NUMBERS_BYTES)
+    batch_bytes = max_rows * (ID_BYTES + ROW_NUMBERS_BYTES)
     return ENVELOPE_BYTES + max(
-        max(columns_bytes + token_count * _token_bytes(contract), contract.state_bytes)
+        max(batch_bytes + token_count * _token_bytes(contract), contract.state_bytes)
         for contract in contracts
     )
 

@@ -21,9 +21,9 @@ from service.model.reloading import ModelReloading
 from service.model.repository import ModelRepository
 from service.rpc import codec
 from service.rpc.access import Access
+from service.rpc.batches import ROW_BYTES, BatchCall, BatchLimits
 from service.rpc.call import Call
 from service.rpc.codec import Named
-from service.rpc.columns import ROW_BYTES, ColumnsCall, ColumnsLimits
 from service.rpc.credentials import Caller, Scope
 from service.rpc.gate import Identify, Rpc, abort
 from service.rpc.messages import parse
@@ -73,7 +73,7 @@ class Servicer:
         reloading: Loads models that have come since.
         metrics_of: Gives what counts an rpc.
         max_chunk_tokens: Most tokens of a chunk.
-        max_rows: Most rows of a message in columns.
+        max_rows: Most rows of a batch.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Servicer:
         self._reloading = reloading
         self._metrics_of = metrics_of
         self._max_chunk_tokens = max_chunk_tokens
-        self._columns_limits = ColumnsLimits(models, max_chunk_tokens, max_rows)
+        self._batch_limits = BatchLimits(models, max_chunk_tokens, max_rows)
 
     def rpcs(self) -> dict[str, Rpc]:
         """Returns every rpc of the contract."""
@@ -152,7 +152,7 @@ class Servicer:
         self, request: pb.OpenBatchRequest, call: Call, caller: Caller, share: Share
     ) -> pb.OpenBatchResponse:
         """Opens or resumes many sessions."""
-        keys = opening_keys(request, caller.tenant, self._columns_limits.max_rows)
+        keys = opening_keys(request, caller.tenant, self._batch_limits.max_rows)
         opening = Opening(
             request.model.name,
             request.model.version,
@@ -233,14 +233,14 @@ class Servicer:
         self, request: pb.StepBatchRequest, call: Call, caller: Caller, share: Share
     ) -> bytes:
         """Applies rows; the reply is encoded already."""
-        if not request.HasField("columns"):
-            raise InvalidRequest("the request has no columns", field="columns")
+        if not request.HasField("batch"):
+            raise InvalidRequest("the request has no batch", field="batch")
         done = asyncio.Event()
-        rows = ColumnsCall(
-            request.columns,
+        rows = BatchCall(
+            request.batch,
             done.set,
             caller.tenant,
-            self._columns_limits,
+            self._batch_limits,
             deadline_s=self._deadline_s(call),
         )
         del request
@@ -256,7 +256,7 @@ class Servicer:
 
     async def stream_batches(self, call: Call, caller: Caller) -> None:
         """Applies rows as they come."""
-        stream = BatchStream(self._engine, call, self._calls, caller, limits=self._columns_limits)
+        stream = BatchStream(self._engine, call, self._calls, caller, limits=self._batch_limits)
         with self._access.holding(caller):
             await stream.serve()
 

@@ -11,7 +11,7 @@ from service.rpc import codec
 from service.store.protocol import AckLevel
 
 MAX_REPLY_BYTES = 16 << 20
-"""Of a message in columns: what our client receives."""
+"""Of a batch: what our client receives."""
 
 
 class _Field(NamedTuple):
@@ -125,7 +125,7 @@ def _separate(row: int, pieces: Sequence[Piece]) -> pb.SeparateRow:
     for piece in pieces:
         if len(places := np.flatnonzero(piece.numbers == row)):
             outputs = pb.Outputs.FromString(piece.outputs[places[0]].tobytes())
-            outputs.ClearField("state")  # kept from a Step; columns give none
+            outputs.ClearField("state")  # kept from a Step; a batch gives none
             return pb.SeparateRow(row=row, model_version=piece.model_version, outputs=outputs)
     raise AssertionError("bug: a row that was not answered is laid out otherwise")
 

@@ -1,4 +1,4 @@
-"""Streams of chunks and of columns: requests in, replies out as the engine gives them.
+"""Streams of chunks and of batches: requests in, replies out as the engine gives them.
 
 Replies to the chunks of a session leave in the order of the chunks, whatever refuses them and when. When a
 stream ends before its client wants it, see `open_calls`, its status says how far it came.
@@ -19,9 +19,9 @@ from service.engine.admission import Share
 from service.engine.chunk import Chunk, Reply
 from service.engine.driver import Driver
 from service.engine.wake import Wake
+from service.rpc.batches import BatchCall, BatchLimits
 from service.rpc.call import Call
 from service.rpc.codec import Named, encode_reply, size_of, to_chunk
-from service.rpc.columns import ColumnsCall, ColumnsLimits
 from service.rpc.credentials import Caller
 from service.rpc.gate import abort
 from service.rpc.messages import parse
@@ -274,16 +274,16 @@ class StepStream(_ReplyStream):
 class BatchStream(_ReplyStream):
     """Serves one StreamBatches call; replies leave in the order of the requests."""
 
-    def __init__(self, *arguments: Any, limits: ColumnsLimits, **options: Any) -> None:
+    def __init__(self, *arguments: Any, limits: BatchLimits, **options: Any) -> None:
         super().__init__(*arguments, max_tokens=limits.max_tokens, **options)
         self._limits = limits
-        self._messages: deque[tuple[ColumnsCall, int] | bytes] = deque()
+        self._messages: deque[tuple[BatchCall, int] | bytes] = deque()
 
     def _submit(self, raw: bytes) -> None:
-        columns = parse(pb.StreamBatchesRequest, raw).columns
+        batch = parse(pb.StreamBatchesRequest, raw).batch
         try:
-            call = ColumnsCall(
-                columns,
+            call = BatchCall(
+                batch,
                 self._flush,
                 self._caller.tenant,
                 self._limits,
@@ -292,7 +292,7 @@ class BatchStream(_ReplyStream):
             size_bytes = len(raw) + call.size_bytes
             self._share.take(call.row_count, size_bytes)
         except ServiceError as error:
-            refusal = pb.ChunkError(tag=columns.tag, status=to_status(error))
+            refusal = pb.ChunkError(tag=batch.tag, status=to_status(error))
             self._messages.append(pb.StreamBatchesResponse(error=refusal).SerializeToString())
             self._pending_count += 1
             self._flush()
@@ -311,7 +311,7 @@ class BatchStream(_ReplyStream):
             elif first[0].is_done:
                 call, size_bytes = first
                 self._call.rows_failed(call.errors)
-                self._finish(_encode_columns(call), call.row_count, call.row_count, size_bytes)
+                self._finish(_encode_batch(call), call.row_count, call.row_count, size_bytes)
             else:
                 return
             self._messages.popleft()
@@ -323,12 +323,12 @@ class BatchStream(_ReplyStream):
         self._messages.clear()
 
 
-def _encode_columns(call: ColumnsCall) -> bytes:
+def _encode_batch(call: BatchCall) -> bytes:
     """Returns the reply to a message; whatever is wrong with it must not hold those behind it."""
     try:
         return call.reply()
     except Exception:  # noqa: BLE001 -- logged, whatever it is
-        _log.exception("bug: the reply to a message in columns cannot be written")
+        _log.exception("bug: the reply to a batch cannot be written")
     error = InternalFailure("the rows may have been applied, but their reply cannot be written")
     refusal = pb.ChunkError(tag=call.tag, status=to_status(error))
     return pb.StreamBatchesResponse(error=refusal).SerializeToString()

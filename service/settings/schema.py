@@ -141,7 +141,7 @@ class Settings(BaseSettings):
         Field(ge=0.01, le=1, description="part of these bounds that one tenant alone may have; 1 is all"),
     ] = 0.8
     max_chunk_tokens: Annotated[int, Field(ge=1, le=65536, description="most tokens in a chunk")] = 1024
-    max_rows: Annotated[int, Field(ge=1, le=65536, description="most rows of a message in columns")] = 1024
+    max_rows: Annotated[int, Field(ge=1, le=65536, description="most rows of a batch")] = 1024
     max_message_bytes: Annotated[
         int | None,
         Field(

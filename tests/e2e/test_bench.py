@@ -67,8 +67,8 @@ def test_it_prints_a_row_per_load_and_closes_its_sessions(folder, server, model)
         "1 stream",
         "4 streams",
         "4 unary callers",
-        "columns of 64 rows x 1",
-        "columns of 64 rows x 16",
+        "batches of 64 rows x 1",
+        "batches of 64 rows x 16",
     ):
         [row] = [line for line in result.stdout.splitlines() if f" {load}  " in line]
         assert len(row.split()) == len(load.split()) + 8, row  # steps/s to p99.9, and three of the server

@@ -98,21 +98,21 @@ class Caller:
                 assert reply.result.position == position + 1, from_status(reply.error.status)
         await call.done_writing()
 
-    async def columns(self, names, *poison):
+    async def batch(self, names, *poison):
         """Steps rows of messages, and those of `poison` in new sessions each time; only these fail."""
         call = self._stub.StreamBatches(**self._options)
         for position in range(HISTORY, HISTORY + STEPS):
             fresh = [f"{names[0]}-{position}-{number}" for number in range(len(poison))]
             if fresh:
                 await self.open(*fresh)
-            columns = pb.Columns(
+            batch = pb.Batch(
                 session_ids=[*names, *fresh],
                 model=MODEL,
                 ids=pb.TokenIds(values=[1] * len(names) + [*poison]),
                 positions=[position] * len(names) + [0] * len(fresh),
                 outputs=Y,
             )
-            await call.write(pb.StreamBatchesRequest(columns=columns))
+            await call.write(pb.StreamBatchesRequest(batch=batch))
             result = (await call.read()).result
             assert [error.row for error in result.errors] == list(
                 range(len(names), len(names) + len(fresh))
@@ -144,7 +144,7 @@ async def test_nobody_fails_for_what_others_send(server, tokens, count):
                 caller.steps(names[:2]),
                 caller.newcomers(f"{count}-new"),
                 caller.stream(names[2:6]),
-                caller.columns(names[6:], *([RAISES, CHANGES_SHAPE] * 6 if caller is mixed else [])),
+                caller.batch(names[6:], *([RAISES, CHANGES_SHAPE] * 6 if caller is mixed else [])),
             ]
         poisoners = [
             (bad if number % 2 else mixed).poison(

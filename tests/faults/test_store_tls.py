@@ -14,7 +14,7 @@ MODEL = "python-source"
 pytestmark = pytest.mark.faults
 
 
-def test_columns_and_chunks_over_tls(tmp_path):
+def test_batches_and_chunks_over_tls(tmp_path):
     data = b"import numpy as np\n" * 4
     with (
         deploy("redis", "tls", tmp_path / "store") as store,

@@ -36,7 +36,7 @@ from service.model.operators import (
 )
 from service.model.wire_format import UnsafeGraph
 from service.rpc import codec
-from service.rpc.columns import ColumnsCall, ColumnsLimits
+from service.rpc.batches import BatchCall, BatchLimits
 from service.rpc.credentials import ANYBODY
 from service.rpc.openings import given_states, opening_keys, opening_reply, state_of
 from service.rpc.servicer import contract_message
@@ -125,16 +125,14 @@ def run_chunk(data):
         check_error(error)
 
 
-def run_columns(data):
-    """A message in columns becomes rows for the engine, rows with errors, or a ServiceError."""
+def run_batch(data):
+    """A batch becomes rows for the engine, rows with errors, or a ServiceError."""
     request = parsed(pb.StepBatchRequest, data)
     if request is None:
         return
     engine = RowsTaker()
     try:
-        call = ColumnsCall(
-            request.columns, lambda: None, "tenant", ColumnsLimits(MODELS, MAX_TOKENS, MAX_ROWS)
-        )
+        call = BatchCall(request.batch, lambda: None, "tenant", BatchLimits(MODELS, MAX_TOKENS, MAX_ROWS))
         call.submit(engine)
     except ServiceError as error:
         check_error(error)
@@ -507,8 +505,8 @@ CHUNKS = st.builds(
     ack_level=st.integers(0, 5),
 )
 COLUMN = st.lists(INT64, max_size=4)
-COLUMNS = st.builds(
-    pb.Columns,
+BATCHES = st.builds(
+    pb.Batch,
     session_ids=st.lists(IDS, max_size=4),
     model=MODEL_REFS,
     tokens_per_row=st.one_of(st.integers(-1, 3), INT32),
@@ -519,7 +517,7 @@ COLUMNS = st.builds(
     history_digests=COLUMN,
     outputs=SELECTIONS,
 )
-FEATURES = st.builds(lambda columns, data: changed(columns, features=data), COLUMNS, st.binary(max_size=32))
+FEATURES = st.builds(lambda batch, data: changed(batch, features=data), BATCHES, st.binary(max_size=32))
 NAMED_TENSORS = st.builds(
     pb.NamedTensor, name=st.sampled_from(["sum", "h", "x"]), tensor=st.one_of(TENSORS)
 )
@@ -697,9 +695,9 @@ def mostly(valid, size=200):
 
 HARNESSES = {
     "chunk": Harness(run_chunk, mostly(serialized(st.builds(pb.StepRequest, chunk=CHUNKS)))),
-    "columns": Harness(
-        run_columns,
-        mostly(serialized(st.builds(pb.StepBatchRequest, columns=st.one_of(COLUMNS, FEATURES)))),
+    "batch": Harness(
+        run_batch,
+        mostly(serialized(st.builds(pb.StepBatchRequest, batch=st.one_of(BATCHES, FEATURES)))),
     ),
     "initial_state": Harness(run_initial_state, mostly(serialized(OPENINGS))),
     "open_batch": Harness(run_open_batch, mostly(serialized(BATCH_OPENINGS))),

@@ -252,8 +252,8 @@ def one_session(name, session_id):
     if name in ("Step", "StreamSteps"):
         request.chunk.CopyFrom(chunk)
     elif name in ("StepBatch", "StreamBatches"):
-        columns = pb.Columns(session_ids=[session_id], model=MODEL_REF, text=b"x")
-        request.columns.CopyFrom(columns)
+        batch = pb.Batch(session_ids=[session_id], model=MODEL_REF, text=b"x")
+        request.batch.CopyFrom(batch)
     elif name == "OpenBatch":
         request.session_ids.append(session_id)
     else:
@@ -377,10 +377,10 @@ class Stream:
                 )
                 yield pb.StreamStepsRequest(chunk=chunk)
             else:
-                columns = pb.Columns(
+                batch = pb.Batch(
                     session_ids=[self._session_id], model=MODEL_REF, text=b"x", positions=[position]
                 )
-                yield pb.StreamBatchesRequest(columns=columns)
+                yield pb.StreamBatchesRequest(batch=batch)
 
     def step(self):
         """Sends a chunk and returns the position, or the error that ended the stream."""

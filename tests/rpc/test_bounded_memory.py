@@ -83,13 +83,13 @@ def test_replies_that_nobody_reads_are_counted_and_given_up(server):
     ids = [f"unread-{row}" for row in range(64)]
     with grpc.insecure_channel(server.address) as channel:
         open_sessions(StreamingInferenceServiceStub(channel), ids)
-    columns = pb.Columns(
+    batch = pb.Batch(
         model=pb.ModelRef(name=MODEL),
         session_ids=ids,
         text=b"x" * len(ids),
         outputs=pb.OutputSelection(tensors=["logits"]),
     )
-    request = message(pb.StepBatchRequest(columns=columns).SerializeToString())
+    request = message(pb.StepBatchRequest(batch=batch).SerializeToString())
     with Connection(server.address, window_bytes=0) as connection:
         for _ in range(20):
             connection.send(connection.call(SERVICE + "StepBatch"), request, ends=True)

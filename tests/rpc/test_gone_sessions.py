@@ -42,11 +42,9 @@ def chunk(session_id, text=b"a", **fields):
     )
 
 
-def columns(session_id, position=None):
+def message(session_id, position=None):
     positions = [] if position is None else [position]
-    return pb.Columns(
-        model=pb.ModelRef(name=MODEL), session_ids=[session_id], positions=positions, text=b"a"
-    )
+    return pb.Batch(model=pb.ModelRef(name=MODEL), session_ids=[session_id], positions=positions, text=b"a")
 
 
 def step(stub, session_id, position):
@@ -63,12 +61,12 @@ def stream(stub, session_id, position):
 
 
 def batch(stub, session_id, position):
-    result = stub.StepBatch(pb.StepBatchRequest(columns=columns(session_id, position)), timeout=10).result
+    result = stub.StepBatch(pb.StepBatchRequest(batch=message(session_id, position)), timeout=10).result
     return from_status(result.errors[0].status) if result.errors else result
 
 
 def batches(stub, session_id, position):
-    requests = iter([pb.StreamBatchesRequest(columns=columns(session_id, position))])
+    requests = iter([pb.StreamBatchesRequest(batch=message(session_id, position))])
     [reply] = stub.StreamBatches(requests, timeout=10)
     return from_status(reply.result.errors[0].status) if reply.result.errors else reply.result
 

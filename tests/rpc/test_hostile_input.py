@@ -45,17 +45,17 @@ def valid_requests():
     """One request of each kind that the server would serve."""
     model = pb.ModelRef(name=MODEL)
     chunk = pb.Chunk(session_id="fuzzed", model=model, tokens=pb.Tokens(text=b"abc"), position=0)
-    columns = pb.Columns(session_ids=["fuzzed-a", "fuzzed-b"], model=model, text=b"ab", tokens_per_row=1)
+    batch = pb.Batch(session_ids=["fuzzed-a", "fuzzed-b"], model=model, text=b"ab", tokens_per_row=1)
     return {
         "OpenSession": pb.OpenSessionRequest(session_id="fuzzed", model=model),
         "OpenBatch": pb.OpenBatchRequest(session_ids=["fuzzed-a", "fuzzed-b"], model=model),
         "GetSession": pb.GetSessionRequest(session_id="fuzzed", include_state=True),
         "DeleteSession": pb.DeleteSessionRequest(session_id="fuzzed"),
         "Step": pb.StepRequest(chunk=chunk),
-        "StepBatch": pb.StepBatchRequest(columns=columns),
+        "StepBatch": pb.StepBatchRequest(batch=batch),
         "GetModel": pb.GetModelRequest(model=model),
         "StreamSteps": pb.StreamStepsRequest(chunk=chunk),
-        "StreamBatches": pb.StreamBatchesRequest(columns=columns),
+        "StreamBatches": pb.StreamBatchesRequest(batch=batch),
     }
 
 

@@ -43,10 +43,10 @@ def chunk(session_id, text=b"x", **fields):
     )
 
 
-def columns(rows, tokens=1, **fields):
+def batch(rows, tokens=1, **fields):
     ids = [f"row-{row}" for row in range(rows)]
     fields = {"session_ids": ids, "tokens_per_row": tokens, "text": b"x" * rows * tokens, **fields}
-    return pb.StepBatchRequest(columns=pb.Columns(model=pb.ModelRef(name=MODEL), **fields))
+    return pb.StepBatchRequest(batch=pb.Batch(model=pb.ModelRef(name=MODEL), **fields))
 
 
 async def refusal(call):
@@ -56,24 +56,24 @@ async def refusal(call):
 
 
 async def test_overload_is_refused_with_a_pause_for_clients_and_for_grpc(server, stub):
-    await open_sessions_async(stub, columns(8).columns.session_ids)
+    await open_sessions_async(stub, batch(8).batch.session_ids)
     refused = value(server, 'holdfast_errors_total{reason="OVERLOADED"}')
-    status = await refusal(stub.StepBatch(columns(9)))
+    status = await refusal(stub.StepBatch(batch(9)))
     error = from_rpc(status)
     assert (error.code, type(error)) == ("RESOURCE_EXHAUSTED", Overloaded)
     assert 0 < error.retry_after_s <= 0.2
     pushback = dict(status.trailing_metadata())["grpc-retry-pushback-ms"]
     assert int(pushback) == pytest.approx(error.retry_after_s * 1000, abs=1)
     assert value(server, 'holdfast_errors_total{reason="OVERLOADED"}') == refused + 1
-    reply = await stub.StepBatch(columns(8))
+    reply = await stub.StepBatch(batch(8))
     assert not reply.result.errors
 
 
 async def test_a_chunk_too_many_on_a_stream_is_an_error_of_that_chunk(stub):
-    await open_sessions_async(stub, columns(8).columns.session_ids)
+    await open_sessions_async(stub, batch(8).batch.session_ids)
     call = stub.StreamBatches(timeout=20)
     for rows in (9, 8):
-        await call.write(pb.StreamBatchesRequest(columns=columns(rows).columns))
+        await call.write(pb.StreamBatchesRequest(batch=batch(rows).batch))
     assert (await call.read()).error.status.code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
     reply = await call.read()
     assert (len(reply.result.positions), list(reply.result.errors)) == (8, [])
@@ -111,10 +111,10 @@ async def test_the_largest_request_follows_from_the_models_and_the_error_names_i
     assert 16_000_000 < limit < 18_000_000  # 16,384 tokens of sound-events, of 256 float32 each
 
 
-async def test_columns_are_bounded_in_rows_and_in_tokens(stub):
+async def test_batches_are_bounded_in_rows_and_in_tokens(stub):
     for request, field in (
-        (columns(1025), "columns.session_ids"),
-        (columns(33, 512), "columns.tokens_per_row"),
+        (batch(1025), "batch.session_ids"),
+        (batch(33, 512), "batch.tokens_per_row"),
     ):
         error = from_rpc(await refusal(stub.StepBatch(request)))
         assert (error.reason, error.metadata["field"]) == ("INVALID_REQUEST", field)
@@ -122,7 +122,7 @@ async def test_columns_are_bounded_in_rows_and_in_tokens(stub):
 
 async def test_a_reply_that_the_client_could_not_receive_is_refused_up_front(stub):
     logits = pb.OutputSelection(tensors=["logits"])
-    error = from_rpc(await refusal(stub.StepBatch(columns(273, 60, outputs=logits))))
+    error = from_rpc(await refusal(stub.StepBatch(batch(273, 60, outputs=logits))))
     assert type(error) is ReplyTooLarge
     assert str(16 << 20) in str(error)
 

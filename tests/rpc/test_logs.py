@@ -142,16 +142,16 @@ def test_a_failed_chunk_of_a_stream_and_failed_rows_are_logged_too(rpc, store):
         metadata=[("x-request-id", "stream")],
     )
     assert next(stream).WhichOneof("outcome") == "error"
-    columns = pb.Columns(
+    batch = pb.Batch(
         model=pb.ModelRef(name="features"),
         session_ids=["a", "b", "c"],
         features=bytes(24),
     )
     metadata = [("x-request-id", "rows")]
-    reply = rpc.stub.StepBatch(pb.StepBatchRequest(columns=columns), timeout=10, metadata=metadata)
+    reply = rpc.stub.StepBatch(pb.StepBatchRequest(batch=batch), timeout=10, metadata=metadata)
     assert len(reply.result.errors) == 3
     batches = rpc.stub.StreamBatches(
-        iter([pb.StreamBatchesRequest(columns=columns)]), timeout=10, metadata=[("x-request-id", "batches")]
+        iter([pb.StreamBatchesRequest(batch=batch)]), timeout=10, metadata=[("x-request-id", "batches")]
     )
     assert len(next(batches).result.errors) == 3
     said = {line["request_id"]: line for line in lines_with(rpc.server, message="a call failed")}

@@ -34,9 +34,9 @@ def selections(rpc):
     """Sends selections; each has a name for how it is refused, or why it is not."""
     model = pb.ModelRef(name="features")
 
-    def columns(number):
+    def batch(number):
         outputs = pb.OutputSelection(tensors=junk(number))
-        return pb.Columns(session_ids=["remembered"], model=model, features=bytes(8), outputs=outputs)
+        return pb.Batch(session_ids=["remembered"], model=model, features=bytes(8), outputs=outputs)
 
     def chunk(number, first):
         outputs = pb.OutputSelection(tensors=[first, *junk(number)])
@@ -45,16 +45,14 @@ def selections(rpc):
         return pb.Chunk(session_id="remembered", model=model, tokens=tokens, outputs=outputs)
 
     return {
-        "unknown names in columns": lambda n: rpc.call(
-            "StepBatch", pb.StepBatchRequest(columns=columns(n))
-        ),
+        "unknown names in a batch": lambda n: rpc.call("StepBatch", pb.StepBatchRequest(batch=batch(n))),
         "unknown names in a chunk": lambda n: rpc.call("Step", pb.StepRequest(chunk=chunk(n, "y"))),
         "all, and unknown names": lambda n: rpc.call("Step", pb.StepRequest(chunk=chunk(n, "*"))),
     }
 
 
 @pytest.mark.parametrize(
-    "kind", ["unknown names in columns", "unknown names in a chunk", "all, and unknown names"]
+    "kind", ["unknown names in a batch", "unknown names in a chunk", "all, and unknown names"]
 )
 def test_a_selection_that_a_caller_makes_up_is_not_kept(rpc, kind):
     rpc.open("remembered", model="features")

@@ -33,7 +33,7 @@ def piece(row, outputs, *, is_replayed):
 
 
 def send(rpc, ids, text, positions, model=MODEL, **outputs):
-    columns = pb.Columns(
+    batch = pb.Batch(
         model=pb.ModelRef(name=model),
         session_ids=ids,
         positions=positions,
@@ -41,7 +41,7 @@ def send(rpc, ids, text, positions, model=MODEL, **outputs):
         tokens_per_row=len(text) // len(ids),
         outputs=pb.OutputSelection(**outputs),
     )
-    return rpc.call("StepBatch", pb.StepBatchRequest(columns=columns)).result
+    return rpc.call("StepBatch", pb.StepBatchRequest(batch=batch)).result
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_refusals_do_not_grow_a_reply_beyond_what_a_client_receives(rpc):
     """One row runs; the columns of 1,024 rows would fit, but not beside the refusals of the others."""
     ids = [str(uuid.uuid4()) for _ in range(1024)]
     open_session(rpc, ids[0])
-    columns = pb.Columns(
+    batch = pb.Batch(
         model=pb.ModelRef(name=MODEL),
         session_ids=ids,
         positions=[0] * 1024,
@@ -159,7 +159,7 @@ def test_refusals_do_not_grow_a_reply_beyond_what_a_client_receives(rpc):
         rpc.server.address, [("grpc.max_receive_message_length", 16 << 20)]
     ) as channel:
         stub = StreamingInferenceServiceStub(channel)
-        result = stub.StepBatch(pb.StepBatchRequest(columns=columns), timeout=10).result
+        result = stub.StepBatch(pb.StepBatchRequest(batch=batch), timeout=10).result
     assert (result.positions[0], len(result.errors)) == (16, 1023)
     [separate] = result.separate_rows
     assert (separate.row, len(separate.outputs.top_ids)) == (0, 16 * 127)
@@ -179,7 +179,7 @@ def test_a_reply_that_cannot_be_written_holds_none_behind_it(tmp_path):
         model = pb.ModelRef(name=MODEL)
         requests = [
             pb.StreamBatchesRequest(
-                columns=pb.Columns(model=model, session_ids=[session_id], positions=[0], text=b"a", tag=tag)
+                batch=pb.Batch(model=model, session_ids=[session_id], positions=[0], text=b"a", tag=tag)
             )
             for tag, session_id in enumerate(ids, start=1)
         ]

@@ -32,7 +32,7 @@ class Call:
         self.written = asyncio.Semaphore(0)
 
     async def write(self, request):
-        self.requests.append(request.columns)
+        self.requests.append(request.batch)
         self.written.release()
 
     async def read(self):
@@ -44,7 +44,7 @@ class Call:
         if self.left is not None:
             self.left -= 1
         positions = [position + 1 for position in self.requests[0].positions] or [0]
-        return pb.StreamBatchesResponse(result=pb.ColumnsResult(positions=positions))
+        return pb.StreamBatchesResponse(result=pb.BatchResult(positions=positions))
 
     async def done_writing(self):
         self.cancel()

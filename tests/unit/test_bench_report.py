@@ -64,7 +64,7 @@ def test_ratios_are_of_medians_and_say_what_is_missing():
     back_to_back = "the same, runs and commits back to back, so that caches are warm"
     assert measured[back_to_back] == pytest.approx(0.8 / 0.6)
     assert measured["64 streams: steps/s over Triton's"] is None
-    assert measured["columns of 64 rows x 16: steps/s over Triton's best"] is None
+    assert measured["batches of 64 rows x 16: steps/s over Triton's best"] is None
 
 
 def test_the_report_holds_every_section_and_every_failure():

@@ -4,7 +4,7 @@ import numpy as np
 
 from benchmarks.growth import Cold, Stage
 from benchmarks.nuisances import Outcome, Watch
-from benchmarks.population import Population, SpreadColumns, SpreadStreams
+from benchmarks.population import Population, SpreadBatches, SpreadStreams
 from benchmarks.results import Round
 
 
@@ -14,14 +14,14 @@ def test_callers_share_the_sessions_and_none_has_two_of_them():
 
 
 def test_a_filling_takes_in_every_session_once():
-    load = SpreadColumns(Population("net", 10), np.arange(10), 1, rows=4, once=True)
+    load = SpreadBatches(Population("net", 10), np.arange(10), 1, rows=4, once=True)
     messages = list(load._messages(np.arange(10)))
     assert [len(numbers) for numbers in messages] == [4, 4, 2]
     assert sorted(np.concatenate(messages)) == list(range(10))
 
 
-def test_a_load_in_columns_goes_round_in_full_messages():
-    load = SpreadColumns(Population("net", 10), np.arange(10), 1, rows=4)
+def test_a_load_of_batches_goes_round_in_full_messages():
+    load = SpreadBatches(Population("net", 10), np.arange(10), 1, rows=4)
     messages = iter(load._messages(np.arange(10)))
     assert [next(messages).tolist() for _ in range(3)] == [[0, 1, 2, 3], [4, 5, 6, 7], [0, 1, 2, 3]]
 
@@ -29,9 +29,9 @@ def test_a_load_in_columns_goes_round_in_full_messages():
 def test_messages_name_sessions_and_where_they_stand():
     population = Population("net", 300)
     population.positions[255] = 7
-    columns = population.columns(np.array([1, 255]))
-    assert list(columns.session_ids) == ["1", "ff"]
-    assert list(columns.positions) == [0, 7]
+    batch = population.batch(np.array([1, 255]))
+    assert list(batch.session_ids) == ["1", "ff"]
+    assert list(batch.positions) == [0, 7]
     chunk = population.chunk(255)
     assert (chunk.session_id, chunk.position) == ("ff", 7)
 

@@ -88,14 +88,14 @@ def test_sessions_opened_together_are_read(tmp_path):
 
 def test_a_replay_of_a_request_for_other_outputs_is_read_as_what_it_was(tmp_path):
     recorder = Recorder(tmp_path / "history")
-    columns = pb.Columns(session_ids=["s", "t"], text=b"ab", positions=[0, 0])
+    batch = pb.Batch(session_ids=["s", "t"], text=b"ab", positions=[0, 0])
     outputs = [pb.Outputs(token_count=count, token_log_probs=[-count]) for count in (2, 1)]
     outputs[0].token_log_probs.append(0)
-    result = pb.ColumnsResult(
+    result = pb.BatchResult(
         positions=[1, 1], incarnations=[3, 4], history_digests=[5, 6], replayed_rows=[1],
         outputs=outputs[0], separate_rows=[pb.SeparateRow(row=1, model_version=7, outputs=outputs[1])],
     )  # fmt: skip
-    number = recorder.sent("StepBatch", pb.StepBatchRequest(columns=columns))
+    number = recorder.sent("StepBatch", pb.StepBatchRequest(batch=batch))
     recorder.got(number, pb.StepBatchResponse(result=result))
     recorder.close()
     sessions = Histories([tmp_path / "history"]).sessions
@@ -152,7 +152,7 @@ def test_answers_that_come_once_a_chunk_are_read_as_one_row_each():
     outputs = pb.Outputs(
         token_count=6, top_k=2, top_ids=[3, 1, 0, 2], top_log_probs=[-1, -2, -3, -4], tensors=tensors
     )
-    first, second = _rows_of(pb.ColumnsResult(outputs=outputs), 2)
+    first, second = _rows_of(pb.BatchResult(outputs=outputs), 2)
     assert (first.token_count, second.token_count) == (3, 3)
     assert (first.top_ids.tolist(), second.top_ids.tolist()) == ([[3, 1]], [[0, 2]])
     assert second.top_log_probs.tolist() == [[-3, -4]]

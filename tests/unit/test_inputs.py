@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from holdfast.client.batching import columns_message
+from holdfast.client.batching import batch_message
 from holdfast.client.tokens import is_whole, normalise, to_message
 from tests.docs.pages import ROOT
 from tests.foreign_arrays import FakeTable
@@ -102,6 +102,6 @@ def test_features_turned_round_keep_their_order_on_the_wire():
 
 def test_a_batch_turned_round_reaches_no_session():
     with pytest.raises(ValueError, match=r"expected \(2,\) or \(2, T\)"):
-        columns_message(["a", "b"], TURNED, None, model="m")
-    message = columns_message(["a", "b"], TURNED.T, [0, 0], model="m")
+        batch_message(["a", "b"], TURNED, None, model="m")
+    message = batch_message(["a", "b"], TURNED.T, [0, 0], model="m")
     assert (message.tokens_per_row, list(message.ids.values)) == (3, [0, 2, 4, 1, 3, 5])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from holdfast.client.batching import BatchReply, columns_message
+from holdfast.client.batching import BatchReply, batch_message
 from holdfast.client.opened_batch import OpenedBatch
 from holdfast.client.standing import Standing, standing_of
 from holdfast.errors import SessionDeleted
@@ -36,15 +36,15 @@ def test_a_position_that_is_no_integer_is_refused():
     "told",
     [
         OpenedBatch(IDS, pb.OpenBatchResponse(**COLUMNS)),
-        BatchReply(pb.ColumnsResult(**COLUMNS), IDS),
+        BatchReply(pb.BatchResult(**COLUMNS), IDS),
     ],
 )
 def test_what_a_server_told_names_the_histories_too(told):
     standing = standing_of(IDS, told)
     assert standing == Standing([1, 2], [5, 6], [8, 9])
-    columns = columns_message(IDS, b"xy", told, model="m")
-    assert list(columns.positions) == [1, 2]
-    assert (list(columns.incarnations), list(columns.history_digests)) == ([5, 6], [8, 9])
+    batch = batch_message(IDS, b"xy", told, model="m")
+    assert list(batch.positions) == [1, 2]
+    assert (list(batch.incarnations), list(batch.history_digests)) == ([5, 6], [8, 9])
     for others in (["b", "a"], ["a"], ["a", "c"]):
         with pytest.raises(ValueError, match="of other sessions than these, or in another order"):
             standing_of(others, told)
@@ -52,6 +52,6 @@ def test_what_a_server_told_names_the_histories_too(told):
 
 def test_rows_that_failed_are_named():
     status = to_status(SessionDeleted("over"))
-    told = BatchReply(pb.ColumnsResult(**COLUMNS, errors=[pb.RowError(row=1, status=status)]), IDS)
+    told = BatchReply(pb.BatchResult(**COLUMNS, errors=[pb.RowError(row=1, status=status)]), IDS)
     with pytest.raises(ValueError, match=r"'b' \(SESSION_DELETED\)"):
         standing_of(IDS, told)

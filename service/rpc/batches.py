@@ -1,4 +1,4 @@
-"""Columns: one message with the next tokens of many sessions, and one reply to it.
+"""Batches: one message with the next tokens of many sessions, and one reply to it.
 
 Rows are chunks like any other: they share the queue with everything else that waits, and each of them
 succeeds or fails alone. What they gave comes back as a matrix of bytes with the same layout in all rows,
@@ -36,20 +36,20 @@ MAX_STEPS_AT_ONCE = 4096
 """Bounds on what goes through the engine at once, so that a large message leaves room for others."""
 
 _FRAME_BYTES, _ROW_FRAME_BYTES = 1024, 16
-"""More than what the fields of a reply in columns take beside their payloads, and each separate row."""
+"""More than what the fields of the reply to a batch take beside their payloads, and each separate row."""
 
 ROW_BYTES = 512
 """What a row takes beside its tokens, about."""
 
 
 _STAMP_FIELDS = (
-    pb.ColumnsResult.INCARNATIONS_FIELD_NUMBER,
-    pb.ColumnsResult.POSITIONS_FIELD_NUMBER,
-    pb.ColumnsResult.HISTORY_DIGESTS_FIELD_NUMBER,
+    pb.BatchResult.INCARNATIONS_FIELD_NUMBER,
+    pb.BatchResult.POSITIONS_FIELD_NUMBER,
+    pb.BatchResult.HISTORY_DIGESTS_FIELD_NUMBER,
 )
 
 
-class ColumnsLimits(NamedTuple):
+class BatchLimits(NamedTuple):
     """What a message may ask for.
 
     Attributes:
@@ -68,11 +68,11 @@ class ColumnsLimits(NamedTuple):
         return max(MAX_MESSAGE_TOKENS, self.max_tokens)
 
 
-class ColumnsCall:
+class BatchCall:
     """One message on its way.
 
     Args:
-        columns: As received.
+        batch: As received.
         on_done: Called once, when every row is answered; possibly from `submit`.
         tenant: Whose sessions these are.
         limits: What it may ask for.
@@ -84,29 +84,29 @@ class ColumnsCall:
 
     def __init__(
         self,
-        columns: pb.Columns,
+        batch: pb.Batch,
         on_done: Callable[[], None],
         tenant: str,
-        limits: ColumnsLimits,
+        limits: BatchLimits,
         *,
         deadline_s: float = math.inf,
     ) -> None:
-        level = codec.check_model_and_level(columns, "columns")
-        if not columns.model.name:
-            raise InvalidRequest("columns.model.name is empty", field="columns.model.name")
-        if columns.outputs.state:
+        level = codec.check_model_and_level(batch, "batch")
+        if not batch.model.name:
+            raise InvalidRequest("batch.model.name is empty", field="batch.model.name")
+        if batch.outputs.state:
             raise InvalidRequest(
-                "columns give no state: read it with GetSession", field="columns.outputs.state"
+                "a batch gives no state: read it with GetSession", field="batch.outputs.state"
             )
-        self._tag = columns.tag
-        self._claimed = _claimed(columns)
-        self._names_positions = bool(columns.positions)
-        self._session_ids = list(columns.session_ids)
-        asked, self._raw = _tokens(columns, limits)
+        self._tag = batch.tag
+        self._claimed = _claimed(batch)
+        self._names_positions = bool(batch.positions)
+        self._session_ids = list(batch.session_ids)
+        asked, self._raw = _tokens(batch, limits)
         self._asked = asked._replace(ack_level=level)
         _check_reply_size(self._asked, self.row_count, limits)
         if len(set(self._session_ids)) < self.row_count:
-            raise InvalidRequest("a session id occurs twice in one message", field="columns.session_ids")
+            raise InvalidRequest("a session id occurs twice in one message", field="batch.session_ids")
         self._tokens = to_tokens(self._asked, self._raw, self.row_count)
         self._on_done = on_done
         self._tenant = tenant
@@ -157,7 +157,7 @@ class ColumnsCall:
             stamps[piece.numbers] = piece.stamps
             if piece.is_replayed:
                 replayed += piece.numbers.tolist()
-        result = pb.ColumnsResult(
+        result = pb.BatchResult(
             tag=self._tag,
             replayed_rows=sorted(replayed),
             errors=[
@@ -208,7 +208,7 @@ class ColumnsCall:
         keys, places = list(every.keys), []
         for row, session_id in enumerate(self._session_ids):
             try:
-                keys[row] = codec.key_of(self._tenant, session_id, f"columns.session_ids[{row}]")
+                keys[row] = codec.key_of(self._tenant, session_id, f"batch.session_ids[{row}]")
                 rules.check(self._claim(every, row))
                 places.append(row)
             except InvalidRequest as error:
@@ -245,48 +245,48 @@ class ColumnsCall:
             self._on_done()
 
 
-def _tokens(columns: pb.Columns, limits: ColumnsLimits) -> tuple[Asked, bytes]:
-    """Returns what all rows ask and their tokens, row-major, after all columns were checked."""
-    rows, count = len(columns.session_ids), columns.tokens_per_row or 1
+def _tokens(batch: pb.Batch, limits: BatchLimits) -> tuple[Asked, bytes]:
+    """Returns what all rows ask and their tokens, row-major, after every field was checked."""
+    rows, count = len(batch.session_ids), batch.tokens_per_row or 1
     if rows == 0:
-        raise InvalidRequest("the message has no rows, expected at least 1", field="columns.session_ids")
+        raise InvalidRequest("the message has no rows, expected at least 1", field="batch.session_ids")
     if rows > limits.max_rows:
         raise InvalidRequest(
-            f"the message has {rows} rows, expected at most {limits.max_rows}", field="columns.session_ids"
+            f"the message has {rows} rows, expected at most {limits.max_rows}", field="batch.session_ids"
         )
     if not 1 <= count <= limits.max_tokens:
         raise InvalidRequest(
-            f"tokens_per_row is {count}, expected 1..{limits.max_tokens}", field="columns.tokens_per_row"
+            f"tokens_per_row is {count}, expected 1..{limits.max_tokens}", field="batch.tokens_per_row"
         )
     if rows * count > limits.max_message_tokens:
         raise InvalidRequest(
             f"the message has {rows * count} tokens, expected at most {limits.max_message_tokens}",
-            field="columns.tokens_per_row",
+            field="batch.tokens_per_row",
         )
     for name in ("positions", "acknowledged_positions", "incarnations", "history_digests"):
-        length = len(getattr(columns, name))
+        length = len(getattr(batch, name))
         if length not in (0, rows):
-            raise InvalidRequest(f"{name} has {length} entries for {rows} rows", field=f"columns.{name}")
-    kind = columns.WhichOneof("tokens")
-    asked = Asked(kind, count, 1, columns.model.name, columns.model.version, codec.to_selection(columns))
+            raise InvalidRequest(f"{name} has {length} entries for {rows} rows", field=f"batch.{name}")
+    kind = batch.WhichOneof("tokens")
+    asked = Asked(kind, count, 1, batch.model.name, batch.model.version, codec.to_selection(batch))
     if kind == "text":
-        _check_count("text", len(columns.text), rows, count)
-        return asked, columns.text
+        _check_count("text", len(batch.text), rows, count)
+        return asked, batch.text
     if kind == "ids":
-        _check_count("ids.values", len(columns.ids.values), rows, count)
-        return asked, np.array(columns.ids.values, TOKEN_DTYPES["ids"]).tobytes()
+        _check_count("ids.values", len(batch.ids.values), rows, count)
+        return asked, np.array(batch.ids.values, TOKEN_DTYPES["ids"]).tobytes()
     if kind == "features":
-        size_bytes = len(columns.features)
+        size_bytes = len(batch.features)
         if size_bytes == 0 or size_bytes % (4 * rows * count):
             raise InvalidRequest(
                 f"features have {size_bytes} bytes, expected 4 * width for each of {rows} x {count} tokens",
-                field="columns.features",
+                field="batch.features",
             )
-        return asked._replace(width=size_bytes // (4 * rows * count)), columns.features
-    raise InvalidRequest("columns have no tokens, expected text, ids or features", field="columns.tokens")
+        return asked._replace(width=size_bytes // (4 * rows * count)), batch.features
+    raise InvalidRequest("the batch has no tokens, expected text, ids or features", field="batch.tokens")
 
 
-def _check_reply_size(asked: Asked, rows: int, limits: ColumnsLimits) -> None:
+def _check_reply_size(asked: Asked, rows: int, limits: BatchLimits) -> None:
     """Refuses what the client could not receive. A wrong selection is for the rows to say."""
     named = (asked.model_name, asked.model_version)
     for model in limits.models:
@@ -297,14 +297,14 @@ def _check_reply_size(asked: Asked, rows: int, limits: ColumnsLimits) -> None:
             raise ReplyTooLarge(
                 f"the reply would have up to {size_bytes} bytes, a client receives at most "
                 f"{MAX_REPLY_BYTES}: send fewer rows or ask for fewer outputs",
-                field="columns.outputs",
+                field="batch.outputs",
             )
 
 
 def _check_count(name: str, given: int, rows: int, count: int) -> None:
     if given != rows * count:
         raise InvalidRequest(
-            f"{name} has {given} tokens, expected {count} for each of {rows} rows", field=f"columns.{name}"
+            f"{name} has {given} tokens, expected {count} for each of {rows} rows", field=f"batch.{name}"
         )
 
 
@@ -316,17 +316,17 @@ def _common(levels: set[AckLevel]) -> AckLevel:
 Column = NDArray[np.int64]
 
 
-def _claimed(columns: pb.Columns) -> tuple[Column, Column | None, Column | None, Column | None]:
+def _claimed(batch: pb.Batch) -> tuple[Column, Column | None, Column | None, Column | None]:
     """Returns what rows claim: positions, acknowledged positions, incarnations and history digests.
 
     None is a column that is not given; positions that are not given are `NOT_GIVEN`.
     """
-    rows = len(columns.session_ids)
+    rows = len(batch.session_ids)
     return (
-        np.array(columns.positions or [NOT_GIVEN] * rows, np.int64),
-        np.array(columns.acknowledged_positions, np.int64) if columns.acknowledged_positions else None,
-        np.array(columns.incarnations, np.int64) if columns.incarnations else None,
-        np.array(columns.history_digests, np.int64) if columns.history_digests else None,
+        np.array(batch.positions or [NOT_GIVEN] * rows, np.int64),
+        np.array(batch.acknowledged_positions, np.int64) if batch.acknowledged_positions else None,
+        np.array(batch.incarnations, np.int64) if batch.incarnations else None,
+        np.array(batch.history_digests, np.int64) if batch.history_digests else None,
     )
 
 

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from holdfast import AsyncClient, BatchReply, Client
-from holdfast.client.batching import columns_message
+from holdfast.client.batching import batch_message
 from holdfast.errors import InvalidRequest, PositionConflict, ServerUnavailable
 from holdfast.v1 import holdfast_pb2 as pb
 from tests.oracle import run
@@ -24,11 +24,11 @@ def client(server):
         yield client
 
 
-def columns(ids=("r0", "r1"), text=b"ab", **fields):
+def batch(ids=("r0", "r1"), text=b"ab", **fields):
     fields = {"model": pb.ModelRef(name=MODEL), "session_ids": ids, **fields}
     if text and not fields.keys() & {"ids", "features"}:
         fields["text"] = text
-    return pb.Columns(**fields)
+    return pb.Batch(**fields)
 
 
 def test_rows_are_what_single_sessions_give(client, rpc):
@@ -115,28 +115,28 @@ def test_a_chunk_and_a_row_are_the_same_thing(client, rpc):
 @pytest.mark.parametrize(
     ("message", "field"),
     [
-        (columns(model=None), "columns.model.name"),
-        (columns(model=pb.ModelRef(name=MODEL, version=-1)), "columns.model.version"),
-        (columns(ids=(), text=b""), "columns.session_ids"),
-        (columns(ids=("same", "same")), "columns.session_ids"),
-        (columns(text=b""), "columns.tokens"),
-        (columns(text=b"abc"), "columns.text"),
-        (columns(tokens_per_row=2), "columns.text"),
-        (columns(tokens_per_row=-1), "columns.tokens_per_row"),
-        (columns(tokens_per_row=257, text=b"a" * 514), "columns.tokens_per_row"),
-        (columns(ids=("a", "b"), text=b"", positions=[0]), "columns.positions"),
-        (columns(positions=[0]), "columns.positions"),
-        (columns(acknowledged_positions=[0, 0, 0]), "columns.acknowledged_positions"),
-        (columns(incarnations=[1]), "columns.incarnations"),
-        (columns(features=b"1234567"), "columns.features"),
-        (columns(outputs=pb.OutputSelection(state=True)), "columns.outputs.state"),
+        (batch(model=None), "batch.model.name"),
+        (batch(model=pb.ModelRef(name=MODEL, version=-1)), "batch.model.version"),
+        (batch(ids=(), text=b""), "batch.session_ids"),
+        (batch(ids=("same", "same")), "batch.session_ids"),
+        (batch(text=b""), "batch.tokens"),
+        (batch(text=b"abc"), "batch.text"),
+        (batch(tokens_per_row=2), "batch.text"),
+        (batch(tokens_per_row=-1), "batch.tokens_per_row"),
+        (batch(tokens_per_row=257, text=b"a" * 514), "batch.tokens_per_row"),
+        (batch(ids=("a", "b"), text=b"", positions=[0]), "batch.positions"),
+        (batch(positions=[0]), "batch.positions"),
+        (batch(acknowledged_positions=[0, 0, 0]), "batch.acknowledged_positions"),
+        (batch(incarnations=[1]), "batch.incarnations"),
+        (batch(features=b"1234567"), "batch.features"),
+        (batch(outputs=pb.OutputSelection(state=True)), "batch.outputs.state"),
     ],
 )
 def test_a_wrong_message_is_refused_as_a_whole(rpc, message, field):
-    error = rpc.call("StepBatch", pb.StepBatchRequest(columns=message))
+    error = rpc.call("StepBatch", pb.StepBatchRequest(batch=message))
     assert (error.code, error.reason) == ("INVALID_ARGUMENT", "INVALID_REQUEST")
     assert error.metadata["field"] == field
-    reply = next(rpc.stub.StreamBatches(iter([pb.StreamBatchesRequest(columns=message)]), timeout=10))
+    reply = next(rpc.stub.StreamBatches(iter([pb.StreamBatchesRequest(batch=message)]), timeout=10))
     assert reply.error.status.message in str(error)
 
 
@@ -234,6 +234,6 @@ def test_any_mixture_of_calls_gives_the_outputs_of_the_plain_sequence(client, rp
 def _batch(client, rpc, kind, ids, block, at):
     if kind == "rows":
         return client.step_batch(MODEL, ids, block, [at] * 3, token_log_prob=True)
-    message = columns_message(ids, block, [at] * 3, model=MODEL, token_log_prob=True)
-    replies = rpc.stub.StreamBatches(iter([pb.StreamBatchesRequest(columns=message)]), timeout=10)
+    message = batch_message(ids, block, [at] * 3, model=MODEL, token_log_prob=True)
+    replies = rpc.stub.StreamBatches(iter([pb.StreamBatchesRequest(batch=message)]), timeout=10)
     return BatchReply(next(replies).result)
