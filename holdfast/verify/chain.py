@@ -337,7 +337,8 @@ def _incarnations(history: SessionHistory) -> list[int]:
             one.add(attempt.time_s, reply.position, reply.digest)
     lives = sorted(seen.values(), key=lambda one: one.first_s)
     for _ in lives:
-        for place, (one, other) in enumerate(itertools.pairwise(lives)):
+        for place in range(len(lives) - 1):
+            one, other = lives[place : place + 2]
             if other.first_s <= one.heard_s and one.comes_after(other):
                 lives[place : place + 2] = other, one
     return [one.incarnation for one in lives]

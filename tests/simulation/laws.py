@@ -6,7 +6,7 @@
   one that the chunk named. What the store had forgotten before the chunk was sent, nobody remembers.
 - Two replies to one chunk are equal, and the chunk was answered once each time that it was taken.
 - What an error says was not applied was not applied.
-- The model fails nobody but whose tokens make it fail.
+- The model fails nobody but whose tokens make it fail, and the server nobody.
 """
 
 import math
@@ -17,6 +17,7 @@ import numpy as np
 from holdfast.history_digest import run_of
 from holdfast.verify.chain import check
 from holdfast.verify.reading import Histories
+from service.common.errors import InternalFailure
 from service.store.record import decode
 from tests.hash_oracle import hashes_of
 from tests.simulation.replica import RAISES, STALLS
@@ -69,7 +70,7 @@ def judge(paths, primary, drivers, answers, not_applied, key_of):
         if key not in primary.forgotten:
             found = check(history, HashNetwork())
             broken += [] if found.is_good else [(session_id, note) for note in found.notes]
-        texts = [*unproven(history, records), *unequal(history), *innocent(history)]
+        texts = [*unproven(history, records), *unequal(history), *blameless(history)]
         broken += [(session_id, text) for text in texts]
     broken += misled(answers)
     broken += forgotten(answers, primary, key_of)
@@ -125,9 +126,11 @@ def unequal(history):
             yield f"the chunk at {attempt.position} got two different replies"
 
 
-def innocent(history):
-    """Yields chunks that were refused for what others did to the model."""
+def blameless(history):
+    """Yields chunks that failed for what others did to the model, or for a bug of the server."""
     for attempt in history.attempts:
+        if attempt.reason == InternalFailure.reason:
+            yield f"the server failed on the chunk at {attempt.position}"
         if attempt.reason == "MODEL_FAILED" and not np.isin(attempt.tokens, (RAISES, STALLS)).any():
             yield f"the chunk at {attempt.position} failed for the tokens of others"
 

@@ -422,6 +422,20 @@ def test_a_takeover_whose_answer_did_not_come_is_no_new_beginning(asked_s, lost)
     assert judged(session)[0] == ({"lost": lost} if lost else {})
 
 
+def test_three_lives_that_began_at_the_same_time_are_put_in_order():
+    session = Session(digests=True)
+    digest = run_of(np.array([1])).after(INITIAL)
+    session.history.sights = [
+        Sight(1.0, LIFE + 2, 1, digest, took_over=True, heard_s=8.0),
+        Sight(2.0, LIFE + 1, 0, INITIAL, took_over=True, heard_s=6.0),
+        Sight(3.0, LIFE, 0, INITIAL, is_opening=True, heard_s=5.0),
+    ]
+    session.time_s = 6.0
+    step_in(session, LIFE + 1, [1])
+    step_in(session, LIFE + 2, [2])
+    assert judged(session)[0] == {}
+
+
 def test_of_two_takeovers_at_the_same_time_that_which_found_less_was_first():
     session = Session(digests=True)
     session.step([1])
