@@ -14,10 +14,10 @@ from collections import Counter
 
 import numpy as np
 
+from holdfast.errors import InternalFailure
 from holdfast.history_digest import run_of
 from holdfast.verify.chain import check
 from holdfast.verify.reading import Histories
-from service.common.errors import InternalFailure
 from service.store.record import decode
 from tests.hash_oracle import hashes_of
 from tests.simulation.replica import RAISES, STALLS

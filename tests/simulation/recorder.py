@@ -90,7 +90,7 @@ class NotedRecorder(Recorder):
                 is_replicated,
             )
             return
-        rows = request.columns
+        rows = request.batch
         tokens = np.array(rows.ids.values, np.int64).reshape(len(rows.session_ids), -1)
         failed = {error.row for error in result.errors}
         for row, session_id in enumerate(rows.session_ids):
@@ -123,6 +123,6 @@ def _described(rpc, request):
         )
         return chunk.session_id.encode(), what
     if rpc in ("StepBatch", "StreamBatches"):
-        return b"", f"{rpc} of {list(request.columns.session_ids)} at {list(request.columns.positions)}"
+        return b"", f"{rpc} of {list(request.batch.session_ids)} at {list(request.batch.positions)}"
     session_id = getattr(request, "session_id", "").encode()
     return session_id, f"{rpc}{', taking over' if getattr(request, 'take_over', False) else ''}"
