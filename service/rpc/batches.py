@@ -242,6 +242,7 @@ class BatchCall:
             )
         self._left_count -= len(numbers)
         if self._left_count == 0:
+            del self._message.reply  # it holds this, and this the message
             self._on_done()
 
 

@@ -1,13 +1,18 @@
 """Rows of many sessions in the engine: each row fares as it would alone."""
 
 import asyncio
+import gc
 import random
+import weakref
 
 import numpy as np
 import pytest
 
+from holdfast.v1 import holdfast_pb2 as pb
 from service.engine.chunk import Asked
 from service.engine.rows import NOT_GIVEN, Message, Rows, token_sums
+from service.rpc.columns import ColumnsCall, ColumnsLimits
+from service.store.keys import session_key
 from tests.unit.test_engine import send, submit
 
 
@@ -229,3 +234,22 @@ async def test_a_client_that_begins_to_send_ahead_keeps_the_reply_it_has_not_see
     await send_rows(engine, "ab", [1, 1], [1, 1], acknowledged=[0, 0])
     again = await send_rows(start(), "ab", [1, 2], [0, 0])
     assert again == [(position, totals, True) for position, totals, _ in first]
+
+
+async def test_a_message_that_is_answered_is_let_go_of_at_once(start, store, model):
+    """It holds its tokens and its outputs; a cycle would keep them until the collector comes."""
+    engine, done = start(session_key("default", name).decode() for name in "ab"), asyncio.Event()
+    columns = pb.Columns(model=pb.ModelRef(name="sum"), session_ids="ab", positions=[0, 0], text=b"xy")
+    gc.disable()
+    try:
+        call = ColumnsCall(columns, done.set, "default", ColumnsLimits([model], 10, 10))
+        call.submit(engine)
+        await asyncio.wait_for(done.wait(), 5)
+        assert not call.errors
+        call.cancel()
+        left = weakref.ref(call)
+        await asyncio.sleep(0.01)  # tasks that end hold what they did until the loop has turned
+        del call
+        assert left() is None
+    finally:
+        gc.enable()
