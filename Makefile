@@ -9,7 +9,7 @@ export ORT_DISABLE_TELEMETRY := 1
 SOURCES := holdfast service model_export tests proto benchmarks
 
 .PHONY: demo serve prometheus test check train matrix proto bench bench-quick bench-scale fuzz faults soak \
-        alerts protections deploy-check public-check release-check settings errors format clean
+        simulate alerts protections deploy-check public-check release-check settings errors format clean
 
 demo: $(VENV)/.server           ## a network's memory, served live, surviving kill -9
 	$(BIN)/holdfast demo
@@ -51,6 +51,11 @@ bench-scale: $(VENV)/.dev       ## 1, 2 and 4 replicas on a cluster that loses a
 
 fuzz: $(VENV)/.dev              ## every parser of untrusted bytes for MINUTES; what breaks one is kept in the corpus
 	$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
+
+SEEDS ?= 1000000000
+FIRST ?= 0
+simulate: $(VENV)/.dev          ## deployments in virtual time for MINUTES, or SEEDS of them, from seed FIRST on
+	$(BIN)/python -m tests.simulation --first $(FIRST) --seeds $(SEEDS) --minutes $(MINUTES)
 
 FAULTS ?= --minutes 20
 faults: $(VENV)/.dev            ## kills, pauses, cuts and fills up a deployment under load; build/faults.md

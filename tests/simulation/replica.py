@@ -27,7 +27,15 @@ RUN_TIMEOUT_S = 2.0
 
 
 class Model(HashModel):
-    """The hash of all tokens; raises where it finds token 254."""
+    """The hash of all tokens; raises where it finds token 254.
+
+    Args:
+        run_s: What a run takes, about.
+    """
+
+    def __init__(self, run_s):
+        super().__init__()
+        self.run_s = run_s
 
     def run(self, tokens, states, needed=None, halt=None):
         if (tokens == RAISES).any():
@@ -53,7 +61,7 @@ class SimulatedRunner:
         loop = asyncio.get_running_loop()
         on_loop = not in_thread and kind in (Kind.BATCH, Kind.SEARCH)
         stalls = any((rows.tokens == STALLS).any() for rows in group)
-        seconds = loop.random.expovariate(1 / 0.0005)
+        seconds = loop.random.expovariate(1 / group[0].model.run_s)
         if stalls:
             seconds = self._timeout_s if kind is Kind.LONG else PATIENCE_S
         if on_loop:
@@ -124,7 +132,7 @@ class Replica:
         drivers: Of every process that was not killed.
     """
 
-    def __init__(self, name, loop, primary, store_process, limits):
+    def __init__(self, name, loop, primary, store_process, limits, run_s):
         self.name = name
         self.handlers = {}
         self.drivers = []
@@ -132,12 +140,13 @@ class Replica:
         self._primary = primary
         self._store_process = store_process
         self._limits = limits
+        self._run_s = run_s
         self.process = loop.new_process(name)
 
     async def start(self):
         """Listens; called in its process."""
         limits = self._limits
-        models = Served(Model())
+        models = Served(Model(self._run_s))
         store = SimulatedStore(self._loop, self._primary, self._store_process, self.process)
         self.store = store
         self.driver = CountedDriver(models, store, CountingObserver().count, limits)

@@ -23,8 +23,10 @@ def test_no_law_is_broken(first):
 
 def test_a_seed_names_one_run():
     command = [sys.executable, "-m", "tests.simulation", "--seed", "3"]
-    environment = {**os.environ, "PYTHONHASHSEED": "0"}
-    runs = {subprocess.run(command, env=environment, capture_output=True).stdout for _ in range(2)}
+    runs = set()
+    for hash_seed in "12":  # the order of sets must not matter
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        runs.add(subprocess.run(command, env=environment, capture_output=True).stdout)
     assert len(runs) == 1
     assert b"no law was broken; trace" in runs.pop()
 

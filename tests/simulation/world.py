@@ -94,16 +94,16 @@ class World:
             session_ttl_s=draw.choice([86_400.0, 86_400.0, 3.0]),
             run_timeout_s=RUN_TIMEOUT_S,
         )
+        run_s = draw.choice([0.0003, 0.005])
         self.replicas = [
-            Replica(f"replica {number}", loop, self.primary, store_process, limits)
-            for number in range(draw.randint(2, 5))
+            Replica(f"replica {number}", loop, self.primary, store_process, limits, run_s)
+            for number in range(draw.choice([2, 2, 3, 5]))
         ]
         self.answers = []
         self.not_applied = []
         self._folder = folder
         self._session_ids = [f"s{number}" for number in range(draw.choice([1, 1, 2, 3, 5]))]
-        self.writers = [self._new_writer(number) for number in range(draw.randint(2, 5))]
-        self._is_calm = False
+        self.writers = [self._new_writer(number) for number in range(draw.choice([2, 4, 8]))]
 
     def note(self, who, what, key=b"", more=None):
         """Writes a line of the transcript."""
@@ -121,7 +121,6 @@ class World:
         await asyncio.wait(works)
         faults.cancel()
         await asyncio.wait([faults])
-        self._is_calm = True
         await self._heal()
         for work in works:
             work.result()

@@ -11,7 +11,7 @@ import pytest
 from holdfast.v1 import holdfast_pb2 as pb
 from service.engine.chunk import Asked
 from service.engine.rows import NOT_GIVEN, Message, Rows, token_sums
-from service.rpc.columns import ColumnsCall, ColumnsLimits
+from service.rpc.batches import BatchCall, BatchLimits
 from service.store.keys import session_key
 from tests.unit.test_engine import send, submit
 
@@ -239,10 +239,10 @@ async def test_a_client_that_begins_to_send_ahead_keeps_the_reply_it_has_not_see
 async def test_a_message_that_is_answered_is_let_go_of_at_once(start, store, model):
     """It holds its tokens and its outputs; a cycle would keep them until the collector comes."""
     engine, done = start(session_key("default", name).decode() for name in "ab"), asyncio.Event()
-    columns = pb.Columns(model=pb.ModelRef(name="sum"), session_ids="ab", positions=[0, 0], text=b"xy")
+    batch = pb.Batch(model=pb.ModelRef(name="sum"), session_ids="ab", positions=[0, 0], text=b"xy")
     gc.disable()
     try:
-        call = ColumnsCall(columns, done.set, "default", ColumnsLimits([model], 10, 10))
+        call = BatchCall(batch, done.set, "default", BatchLimits([model], 10, 10))
         call.submit(engine)
         await asyncio.wait_for(done.wait(), 5)
         assert not call.errors
