@@ -18,11 +18,11 @@ serve     runs a server: gRPC, metrics, and by default an embedded store
 demo      streams tokens through a server that is killed half-way, and judges the outputs
 bench     loads a running server and prints what its clients see
 verify    proves from what clients recorded that nothing was lost and nothing applied twice
-session   shows a session, deletes one, or releases one that is held
-models    shows what a server serves; inspects, checks and adds model files
 export    makes a model of a PyTorch network, or of a whole-sequence ONNX file
-token     makes a token for a client, and the entry of it for the server's tokens file
-store-acl prints the ACL rule of the store's user"""
+session   show, delete, release: a session of a server
+models    list, reload: what a server serves; inspect, check, add: model files
+token     create: a token for a client, and its entry for the server's tokens file
+store     acl: the ACL rule of the store's user"""
 
 SERVER_SIDE = {
     "serve": "holdfast.cli.serve",
@@ -30,7 +30,7 @@ SERVER_SIDE = {
     "bench": "holdfast.cli.bench",
     "verify": "holdfast.cli.verify",
     "token": "holdfast.cli.token",
-    "store-acl": "holdfast.cli.acl",
+    "store": "holdfast.cli.store",
 }
 MODEL_FILES = ("inspect", "check", "add")
 """Subcommands of `models` that call no server, but need what one has."""

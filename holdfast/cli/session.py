@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
         help="free the id instead; the record, damaged or in quarantine, is kept aside for 30 days",
     )
     for command in (show, delete, release):
-        command.add_argument("session_id", metavar="ID")
+        command.add_argument("session_id", metavar="ID", help="id of the session")
         add_server_options(command)
     return parser
 

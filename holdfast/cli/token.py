@@ -11,7 +11,7 @@ EXIT_CONFIGURATION = 2
 def main(arguments: list[str]) -> int:
     """Prints the token to standard error, where it is seen once, and the entry to standard output.
 
-    So `holdfast token --tenant acme >> tokens.toml` adds the entry, and no file has the token.
+    So `holdfast token create --tenant acme >> tokens.toml` adds the entry, and no file has the token.
 
     Returns:
         0; 2 for a tenant or scope that is not allowed.
@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> int:
     try:
         entry = token_entry(token, options.tenant, options.scopes)
     except CredentialsError as error:
-        print(f"holdfast token: {error}", file=sys.stderr)
+        print(f"holdfast token create: {error}", file=sys.stderr)
         return EXIT_CONFIGURATION
     print(f"for the client, shown only now: {token}", file=sys.stderr)
     print(f"\n{entry}", end="")
@@ -30,13 +30,15 @@ def main(arguments: list[str]) -> int:
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="holdfast token",
-        description="Prints a new token to standard error, its entry for --tokens-file to standard output.",
+        "holdfast token", description="Makes tokens for the clients of a server with --tokens-file."
     )
-    parser.add_argument(
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    says = "prints a new token to standard error, its entry for --tokens-file to standard output"
+    create = commands.add_parser("create", help=says, description=f"{says.capitalize()}.")
+    create.add_argument(
         "--tenant", default=DEFAULT_TENANT, help="whose sessions it opens (default: default)"
     )
-    parser.add_argument(
+    create.add_argument(
         "--scopes", nargs="+", default=["step"], help=f"of {', '.join(sorted(SCOPES))} (default: step)"
     )
     return parser.parse_args(arguments)

@@ -1,6 +1,6 @@
 """Who may call: the credentials of a tokens file. Pure.
 
-    [[token]]                 # `holdfast token` prints one
+    [[token]]                 # `holdfast token create` prints one
     sha256 = "9f86…"          # of the token; the token itself is kept nowhere
     tenant = "acme"
     scopes = ["step"]

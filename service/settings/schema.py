@@ -237,7 +237,8 @@ class Settings(BaseSettings):
     tokens_file: Annotated[
         Path | None,
         Field(
-            description="who may call what, TOML; `holdfast token` makes a line. Default: anyone, anything"
+            description="who may call what, TOML; `holdfast token create` makes a line. "
+            "Default: anyone, anything"
         ),
     ] = None
     allow_plaintext: Annotated[

@@ -24,7 +24,7 @@ _ADVICE = {
     "CROSSSLOT": "the store is a cluster, name it by redis+cluster://",
     "NOAUTH": "it wants a password: name user and password in --store, or --store-password-file",
     "WRONGPASS": "user or password is wrong: see --store and --store-password-file",
-    "NOPERM": "its user may not do what is needed: give it the rule that `holdfast store-acl` prints",
+    "NOPERM": "its user may not do what is needed: give it the rule that `holdfast store acl` prints",
     "NOREPLICAS": "fewer replicas are connected to it than min-replicas-to-write asks for",
 }
 """First word -> what it means and what to do."""

@@ -242,15 +242,15 @@ async def test_a_user_who_may_not(start, opened):
     server = start()
     server.call("ACL", "SETUSER", "h", "on", "nopass", "~*", "+@all", "-evalsha", "-mget")
     store = await opened(f"redis://h:x@127.0.0.1:{server.port}")
-    await assert_unavailable(refused(store), "NOPERM", "evalsha", "holdfast store-acl")
-    await assert_unavailable(failure(store.load([KEY])), "NOPERM", "holdfast store-acl")
+    await assert_unavailable(refused(store), "NOPERM", "evalsha", "holdfast store acl")
+    await assert_unavailable(failure(store.load([KEY])), "NOPERM", "holdfast store acl")
 
 
 async def test_a_user_who_may_not_touch_the_keys(start, opened):
     server = start()
     server.call("ACL", "SETUSER", "h", "on", "nopass", "~other:*", "+@all")
     store = await opened(f"redis://h:x@127.0.0.1:{server.port}")
-    await assert_unavailable(refused(store), "NOPERM", "holdfast store-acl")
+    await assert_unavailable(refused(store), "NOPERM", "holdfast store acl")
 
 
 async def test_no_connection_left(start, opened):

@@ -151,9 +151,10 @@ def all_help():
         ["verify"],
         ["bench"],
         ["demo"],
-        ["token"],
-        ["store-acl"],
+        ["token", "create"],
+        ["store", "acl"],
         ["session", "release"],
+        ["session", "delete"],
         ["export"],
     )
     return "".join(help_of(command) for command in commands)

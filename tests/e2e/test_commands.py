@@ -56,3 +56,21 @@ def test_what_is_wrong_is_said_in_one_line(words, guarded, tmp_path):
         said = [line for line in result.stderr.splitlines() if line.startswith("holdfast ")]
         assert len(said) == 1, result.stderr
         assert "Traceback" not in result.stderr
+
+
+def test_a_session_is_deleted_by_its_incarnation_or_by_its_id(guarded, tmp_path):
+    _, options = guarded
+    shown = run(("session", "show", "s"), tmp_path, *options).stdout
+    other = run(("session", "delete", "s", "--incarnation", "1"), tmp_path, *options)
+    assert (other.returncode, other.stdout) == (1, "")
+    assert other.stderr.startswith("holdfast session: SESSION_DELETED: ")
+    assert (
+        run(("session", "show", "s"), tmp_path, *options).stdout.splitlines()[:3] == shown.splitlines()[:3]
+    )
+    deleted = run(("session", "delete", "s"), tmp_path, *options)
+    assert (deleted.returncode, deleted.stdout) == (0, "s was deleted at position 3\n")
+    gone = run(("session", "show", "s"), tmp_path, *options)
+    assert gone.returncode == 1
+    assert gone.stderr.startswith(
+        "holdfast session: SESSION_DELETED: the session was deleted at position 3"
+    )

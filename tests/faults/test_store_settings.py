@@ -141,7 +141,7 @@ def test_the_rule_of_the_stores_user_is_printed(tmp_path):
     (tmp_path / "password").write_text("s3cret\n")
 
     def rule(*flags):
-        command = [sys.executable, "-c", "from service.command import main; main()", "store-acl", *flags]
+        command = [sys.executable, "-c", "from service.command import main; main()", "store", "acl", *flags]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         return done.returncode, done.stdout.strip(), done.stderr
 

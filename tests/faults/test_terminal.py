@@ -210,7 +210,7 @@ def test_a_system_with_next_to_nothing_will_do(tmp_path):
     assert "Traceback" not in said
 
 
-COMMANDS = [["--help"], ["token"], ["store-acl"], ["session", "--help"], ["models", "--help"],
+COMMANDS = [["--help"], ["token", "create"], ["store", "acl"], ["session", "--help"], ["models", "--help"],
             ["bench", "--help"], ["verify", "--help"], ["demo", "--help"], ["serve", "--help"]]  # fmt: skip
 
 
@@ -229,7 +229,9 @@ def test_a_command_whose_output_nobody_takes_says_no_traceback(arguments):
 
 def test_a_command_whose_output_has_no_room_says_so_in_a_line():
     with open("/dev/full", "wb") as full:
-        done = subprocess.run([*HOLDFAST, "token"], stdout=full, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run(
+            [*HOLDFAST, "token", "create"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "holdfast token: standard output: no space left on device"
 

@@ -166,7 +166,7 @@ def test_a_flood_of_unknown_tokens_leaves_nothing_behind(tmp_path):
 
 
 def test_the_command_prints_a_token_and_the_entry_that_knows_it(capsys):
-    assert command.main(["--tenant", "acme", "--scopes", "step", "read-state"]) == 0
+    assert command.main(["create", "--tenant", "acme", "--scopes", "step", "read-state"]) == 0
     said = capsys.readouterr()
     made = said.err.split()[-1]
     caller = Credentials(said.out).of_token(made)
@@ -177,7 +177,7 @@ def test_the_command_prints_a_token_and_the_entry_that_knows_it(capsys):
 
 @pytest.mark.parametrize("options", [["--tenant", "A:B"], ["--scopes", "root"]])
 def test_the_command_refuses_what_a_server_would(capsys, options):
-    assert command.main(options) == 2
+    assert command.main(["create", *options]) == 2
     assert capsys.readouterr().out == ""
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.cli import acl as store_acl
+from holdfast.cli import store as store_command
 from service.common.start_errors import ConfigurationError
 from service.settings.schema import Settings
 from service.settings.sources import SettingsSources
@@ -66,11 +66,11 @@ def test_a_prefix_that_could_is_refused(prefix, capsys):
         SettingsSources([f"--key-prefix={prefix}"], {}).settings()
     assert "--key-prefix" in str(refused.value)
     assert "[set by flag]" in str(refused.value)
-    assert store_acl.main([f"--key-prefix={prefix}"]) == 2
+    assert store_command.main(["acl", f"--key-prefix={prefix}"]) == 2
     assert "--key-prefix" in capsys.readouterr().err
 
 
 def test_the_rule_of_the_stores_user_has_its_prefix(capsys):
     assert " ~holdfast:v1:* " in store_rule("h")
-    assert store_acl.main(["--key-prefix", "team-b"]) == 0
+    assert store_command.main(["acl", "--key-prefix", "team-b"]) == 0
     assert " ~team-b:v1:* " in capsys.readouterr().out
