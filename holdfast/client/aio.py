@@ -4,7 +4,7 @@ import asyncio
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Self, TypedDict, Unpack
 
 import grpc.aio
 
@@ -16,6 +16,7 @@ from holdfast.client.lifetime import Lifetime
 from holdfast.client.opened_batch import OpenedBatch
 from holdfast.client.options import (
     MAX_POSITION,
+    BatchOptions,
     SessionId,
     flag,
     seconds,
@@ -37,6 +38,20 @@ from holdfast.v1 import holdfast_pb2 as pb
 
 DEFAULT_TIMEOUT_S = 30.0
 DEFAULT_REPLAY_TOKENS = 65_536
+
+
+class ClientOptions(TypedDict, total=False):
+    """Keyword arguments of `AsyncClient`, and of `Client`."""
+
+    token: str | None
+    tls: bool | Tls
+    retry: RetryPolicy | None
+    timeout_s: float
+    replay_tokens: int
+    ack_level: str | None
+    connections: int
+    http_proxy: bool
+    history: str | os.PathLike[str] | Recorder | None
 
 
 class AsyncClient:
@@ -208,7 +223,7 @@ class AsyncClient:
         positions: Positions | None = None,
         *,
         timeout_s: float | None = None,
-        **options: Any,
+        **options: Unpack[BatchOptions],
     ) -> BatchReply:
         """Applies the same number of tokens to each of many sessions.
 
@@ -231,7 +246,7 @@ class AsyncClient:
             HoldfastError: The batch as a whole was refused, or its fate is unknown; the message says which.
         """
         self.lifetime.check_before_sending()
-        options = {"ack_level": self.ack_level, **options}
+        options.setdefault("ack_level", self.ack_level)
         batch = batch_message(session_ids, tokens, positions, model=model, **options)
         request, deadline_s = pb.StepBatchRequest(batch=batch), self.deadline_s(timeout_s)
         try:
@@ -244,7 +259,9 @@ class AsyncClient:
             raise
         return BatchReply(reply.result, batch.session_ids)
 
-    def batches(self, model: str, *, max_in_flight: int = 4, **options: Any) -> BatchPipeline:
+    def batches(
+        self, model: str, *, max_in_flight: int = 4, **options: Unpack[BatchOptions]
+    ) -> BatchPipeline:
         """Returns a pipeline of batches over one stream, as a context manager.
 
         Args:
@@ -252,8 +269,8 @@ class AsyncClient:
             max_in_flight: Batches sent ahead of their replies.
             **options: version, top_k, token_log_prob, outputs and ack_level, as in `AsyncSession.step`.
         """
-        options = {"model": model, "ack_level": self.ack_level, **options}
-        return BatchPipeline(self, options, whole_number("max_in_flight", max_in_flight, at_least=1))
+        asked: dict[str, Any] = {"model": model, "ack_level": self.ack_level, **options}
+        return BatchPipeline(self, asked, whole_number("max_in_flight", max_in_flight, at_least=1))
 
     async def get_session(self, session_id: SessionId) -> pb.Session:
         """Returns what is known of a session, without opening it.

@@ -9,7 +9,7 @@ import operator
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -21,6 +21,34 @@ SessionId = str | int | uuid.UUID
 
 Outputs = bool | str | Iterable[str] | None
 """Output tensors: one name, several, True for all."""
+
+
+class BatchOptions(TypedDict, total=False):
+    """What may be asked of a batch, as of a step; `version` as by `AsyncClient.open_batch`."""
+
+    version: int
+    top_k: int | None
+    token_log_prob: bool
+    outputs: Outputs
+    ack_level: str | None
+
+
+class StepBatchOptions(BatchOptions, total=False):
+    """What may be asked of one batch that is waited for."""
+
+    timeout_s: float | None
+
+
+class StepOptions(TypedDict, total=False):
+    """What may be asked of a step, and of each chunk of a stream; see `AsyncSession.step`."""
+
+    top_k: int | None
+    token_log_prob: bool
+    outputs: Outputs
+    state: bool
+    ack_level: str | None
+    timeout_s: float | None
+
 
 MAX_INT32 = 2**31 - 1
 MAX_POSITION = 2**53 - 1

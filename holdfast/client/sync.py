@@ -4,13 +4,13 @@ So there is one implementation of positions, retries and resending, whichever wa
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
-from holdfast.client.aio import AsyncClient
+from holdfast.client.aio import AsyncClient, ClientOptions
 from holdfast.client.batching import BatchReply
 from holdfast.client.loop_thread import LoopThread
 from holdfast.client.opened_batch import OpenedBatch
-from holdfast.client.options import SessionId
+from holdfast.client.options import SessionId, StepBatchOptions
 from holdfast.client.rows import Rows
 from holdfast.client.runner import Runner
 from holdfast.client.standing import Positions
@@ -26,7 +26,7 @@ class Client:
         options: Keyword arguments of `AsyncClient`.
     """
 
-    def __init__(self, address: str | Sequence[str], **options: Any) -> None:
+    def __init__(self, address: str | Sequence[str], **options: Unpack[ClientOptions]) -> None:
         self._client = AsyncClient(address, **options)
         self._thread = LoopThread(self._client.close)
         self._runner = Runner(self._thread, self._client.lifetime)
@@ -92,7 +92,7 @@ class Client:
         session_ids: Iterable[SessionId],
         tokens: Rows,
         positions: Positions | None = None,
-        **options: Any,
+        **options: Unpack[StepBatchOptions],
     ) -> BatchReply:
         """Applies the same number of tokens to each of many sessions; see `AsyncClient.step_batch`."""
         return self._runner.run(self._client.step_batch(model, session_ids, tokens, positions, **options))

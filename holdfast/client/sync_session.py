@@ -4,10 +4,11 @@ import functools
 import itertools
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Generator
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 from numpy.typing import NDArray
 
+from holdfast.client.options import StepOptions
 from holdfast.client.pump import Pump
 from holdfast.client.reply import StepReply
 from holdfast.client.runner import Runner
@@ -70,7 +71,9 @@ class Session:
         """Number of this life of the session."""
         return self._session.incarnation
 
-    def step(self, tokens: TokenSource, *, position: int | None = None, **options: Any) -> StepReply:
+    def step(
+        self, tokens: TokenSource, *, position: int | None = None, **options: Unpack[StepOptions]
+    ) -> StepReply:
         """Applies one chunk and returns its reply; see `AsyncSession.step`."""
         step = self._session.step(tokens, position=position, **options)
         return self._run(step, lambda reply: self._session.take_back([reply]))
@@ -80,7 +83,12 @@ class Session:
         return self._run(self._session.settle(timeout_s), self._session.take_back)
 
     def stream(
-        self, tokens: Pieces, *, chunk: int = 1, max_in_flight: int | None = None, **options: Any
+        self,
+        tokens: Pieces,
+        *,
+        chunk: int = 1,
+        max_in_flight: int | None = None,
+        **options: Unpack[StepOptions],
     ) -> Generator[StepReply, None, None]:
         """Applies many chunks and yields their replies in order; see `AsyncSession.stream`.
 

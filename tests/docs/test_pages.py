@@ -176,7 +176,7 @@ def test_commands_of_grpcurl_do_what_the_page_says(server):
         if words[0] == "grpcurl"
     ]
     assert len(said) == 10
-    listed, described, models, opened, step, session, streamed, closed, health, service = said
+    listed, described, models, opened, step, session, streamed, deleted, health, service = said
     assert "holdfast.v1.StreamingInferenceService" in listed
     assert "session_id" in described
     assert {"python-source"} <= {model["name"] for model in models[0]["models"]}
@@ -184,7 +184,7 @@ def test_commands_of_grpcurl_do_what_the_page_says(server):
     assert (step[0]["result"]["position"], len(step[0]["result"]["outputs"]["topIds"])) == ("10", 30)
     assert session[0]["session"]["position"] == "10"
     assert [reply["result"]["position"] for reply in streamed] == ["11", "12"]
-    assert closed[0]["position"] == "12"
+    assert deleted[0]["position"] == "12"
     assert health[0] == service[0] == {"status": "SERVING"}
 
 

@@ -1,0 +1,29 @@
+"""The options that editors complete are those that the clients take."""
+
+import inspect
+
+import pytest
+
+from holdfast.client.aio import AsyncClient, ClientOptions
+from holdfast.client.batching import batch_message
+from holdfast.client.options import BatchOptions, StepBatchOptions, StepOptions
+from holdfast.client.session import AsyncSession
+
+
+def keywords(function, *without):
+    parameters = inspect.signature(function).parameters.values()
+    return {one.name for one in parameters if one.kind is one.KEYWORD_ONLY} - set(without)
+
+
+@pytest.mark.parametrize(
+    ("options", "taken"),
+    [
+        (ClientOptions, keywords(AsyncClient)),
+        (StepOptions, keywords(AsyncSession.step, "position")),
+        (StepOptions, keywords(AsyncSession.stream, "chunk", "max_in_flight")),
+        (BatchOptions, keywords(batch_message, "model")),
+        (StepBatchOptions, keywords(batch_message, "model") | keywords(AsyncClient.step_batch)),
+    ],
+)
+def test_typed_options_are_those_that_are_taken(options, taken):
+    assert options.__optional_keys__ == taken
