@@ -11,9 +11,9 @@ import grpc
 import numpy as np
 import redis.asyncio
 
+from benchmarks.graphs import open_graph
 from benchmarks.serving import run
 from holdfast.v1 import holdfast_pb2 as pb
-from holdfast.verify.oracle import open_graph
 from model_export.contract import SWITCH
 from service.engine.ranking import top_candidates
 
