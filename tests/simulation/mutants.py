@@ -26,10 +26,8 @@ NAMES = (
     "a batch that raises is halved until what raises is alone",
     "rows of a batch that stalls run again, apart",
     "each row's answer goes to its own caller",
-    "a kept reply is that of the history before its chunk",
     "every chunk of a session names its history",
     "an attempt that ended without a word leaves its chunk in doubt",
-    "an opening sent again finds its own session",
 )
 
 OWN = (
@@ -38,13 +36,6 @@ OWN = (
         "tests/simulation/store.py",
         "                if stamp != part.expected[place * size : (place + 1) * size]:\n",
         "                if False:\n",
-        "",
-    ),
-    Protection(
-        "the store compares the history, not only incarnation and position",
-        "tests/simulation/store.py",
-        "                if stamp != part.expected[place * size : (place + 1) * size]:\n",
-        "                if stamp[:16] != part.expected[place * size : place * size + 16]:\n",
         "",
     ),
     Protection(
