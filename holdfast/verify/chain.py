@@ -321,7 +321,7 @@ def _incarnations(history: SessionHistory) -> list[int]:
 
     That is the order in which they were first seen. Where two began at the same time, as far as their
     openings tell, one that was taken over comes before the one that found it so; of two takeovers the one
-    that found less; else the one that was left first.
+    that found less, and then the one that left less; else the one that was left first.
     """
     seen: dict[int, _Evidence] = {}
     for sight in history.sights:
@@ -373,8 +373,10 @@ class _Evidence:
         went_on, was_gone_on_from = self.found in other.places, other.found in self.places
         if went_on != was_gone_on_from:
             return went_on
-        if self.found and other.found and self.found[0] != other.found[0]:
-            return self.found[0] > other.found[0]
+        if self.found and other.found:
+            ends, other_ends = (self.found[0], max(self.places)[0]), (other.found[0], max(other.places)[0])
+            if ends != other_ends:
+                return ends > other_ends
         return self.last_s > other.last_s
 
 

@@ -75,7 +75,7 @@ def judge(paths, primary, drivers, answers, not_applied, key_of):
     broken += misled(answers)
     broken += forgotten(answers, primary, key_of)
     taken_back = {tuple(place) for (_, *place), stays in primary.stays.items() if stays[-1][1] < math.inf}
-    broken += belied(not_applied, stored, taken_back)
+    broken += belied(not_applied, stored, taken_back, primary.expired)
     for driver in drivers:
         wrong = Counter(count for count in driver.answers.values() if count != 1)
         broken += [("", f"{many} chunks were answered {count} times") for count, many in wrong.items()]
@@ -154,12 +154,13 @@ def forgotten(answers, primary, key_of):
             yield answer.session_id, f"position {answer.stamp[1]} was replicated, and is forgotten"
 
 
-def belied(not_applied, stored, taken_back):
-    """Yields chunks that were applied, and not forgotten, though an error says that they were not."""
+def belied(not_applied, stored, taken_back, expired):
+    """Yields chunks that were applied, and not lost with more, though an error says that they were not."""
     for session_id, chunk in not_applied:
         run, count = run_of(chunk.tokens), len(chunk.tokens)
         for record in stored.get(session_id, ()) if count >= TELLING else ():
-            if (record.incarnation, record.position, record.digest) in taken_back:
+            place = record.incarnation, record.position, record.digest
+            if place in taken_back or record.incarnation in expired:
                 continue
             if any(
                 (reply.position, reply.token_count) == (chunk.position + count, count)

@@ -102,7 +102,7 @@ class World:
         self.answers = []
         self.not_applied = []
         self._folder = folder
-        self._session_ids = [f"s{number}" for number in range(draw.choice([1, 1, 2, 3, 5]))]
+        self._session_ids = [f"s{number}" for number in range(draw.choice([1, 1, 2, 3, 6]))]
         self.writers = [self._new_writer(number) for number in range(draw.choice([2, 4, 8]))]
 
     def note(self, who, what, key=b"", more=None):

@@ -77,18 +77,22 @@ class Writer:
     async def act(self):
         """Does one thing, whatever comes of it."""
         session_id = self._draw.choice(self._session_ids)
-        acts = self._step, self._step, self._step, self._stream, self._stream, self._batch, self._leave
+        acts = self._step, self._step, self._stream, self._stream, self._together, self._batch, self._leave
         act = self._draw.choice(acts)
         try:
             await act(session_id)
         except HoldfastError as error:
-            self._world.note(self.name, f"{act.__name__[1:]} fails", session_id.encode(), error.reason)
-            self._world.not_applied += [(session_id, chunk) for chunk in error.not_applied]
-            if isinstance(error, SessionQuarantined) and self._draw.random() < 0.5:
-                with contextlib.suppress(HoldfastError):
-                    await self.client.release_session(session_id)
-            if not error.pending and not isinstance(error, ChunkPending):
-                self._sessions.pop(session_id, None)
+            await self._failed(act.__name__[1:], session_id, error)
+
+    async def _failed(self, what, session_id, error):
+        """Goes on as the error says."""
+        self._world.note(self.name, f"{what} fails", session_id.encode(), error.reason)
+        self._world.not_applied += [(session_id, chunk) for chunk in error.not_applied]
+        if isinstance(error, SessionQuarantined) and self._draw.random() < 0.5:
+            with contextlib.suppress(HoldfastError):
+                await self.client.release_session(session_id)
+        if not error.pending and not isinstance(error, ChunkPending):
+            self._sessions.pop(session_id, None)
 
     async def _opened(self, session_id):
         """Returns a session, of which nothing is pending."""
@@ -145,6 +149,18 @@ class Writer:
                 left -= 1
                 if not left and self._draw.random() < 0.3:
                     break
+
+    async def _together(self, _):
+        """Steps every session at the same time, by as many tokens."""
+        count = self._draw.randint(1, self._world.most_tokens)
+        sessions = [await self._opened(session_id) for session_id in self._session_ids]
+        works = [session.step(self._tokens()[:1] * count, outputs=True) for session in sessions]
+        results = await asyncio.gather(*works, return_exceptions=True)
+        for session, result in zip(sessions, results, strict=True):
+            if isinstance(result, HoldfastError):
+                await self._failed("together", session.session_id, result)
+            elif isinstance(result, BaseException):
+                raise result
 
     async def _batch(self, _):
         ids = self._session_ids

@@ -436,6 +436,20 @@ def test_three_lives_that_began_at_the_same_time_are_put_in_order():
     assert judged(session)[0] == {}
 
 
+def test_of_two_takeovers_that_found_the_same_that_which_was_left_there_was_first():
+    session = Session(digests=True)
+    session.step([1])
+    digest = session.history.attempts[-1].reply.digest
+    session.history.sights += [
+        Sight(4.0, LIFE + 2, 1, digest, took_over=True, heard_s=9.0),
+        Sight(5.0, LIFE + 1, 1, digest, took_over=True, heard_s=9.0),
+        Sight(8.0, LIFE + 1, 1, digest),
+    ]
+    session.time_s = 6.0
+    step_in(session, LIFE + 2, [2])
+    assert judged(session)[0] == {}
+
+
 def test_of_two_takeovers_at_the_same_time_that_which_found_less_was_first():
     session = Session(digests=True)
     session.step([1])
