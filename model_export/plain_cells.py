@@ -67,11 +67,6 @@ def set_one_token(module: nn.Module, value: bool) -> None:
             child.is_one_token = value
 
 
-def is_recurrent(module: nn.Module) -> bool:
-    """Tells whether a module is one of torch's, or a replacement."""
-    return isinstance(module, nn.RNNBase | nn.RNNCellBase | PlainLayers | PlainCell)
-
-
 class PlainLayers(nn.Module):
     """nn.RNN, nn.GRU or nn.LSTM."""
 

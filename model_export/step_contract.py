@@ -11,7 +11,6 @@ from model_export.export_error import ExportError
 from model_export.step import BATCH, Example, Layout, Part, canonical
 
 ROLES = ("logits", "probs", "log_probs", "score", "token_log_prob", "raw")
-OVER_CLASSES = ROLES[:3]
 
 
 class Meaning(NamedTuple):

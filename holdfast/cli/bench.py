@@ -90,7 +90,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="holdfast bench",
         description="Loads a running server and prints what its clients see. Its sessions are its own, and "
-        "are closed afterwards.",
+        "are deleted afterwards.",
     )
     add_server_options(parser)
     parser.add_argument("--model", default="", help=f"name of the model (default: {MODEL}, or the first)")

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 HEAL_CHUNK_TOKENS = 64
 
-CLOSED_KNOWN_S = 3600.0
+DELETED_KNOWN_S = 3600.0
 """So long a server knows of a deleted session that it was deleted; later it looks as if it were lost."""
 
 
@@ -65,7 +65,7 @@ class Recovery:
         self._ledger = ledger
         self._opened = opened
         self._initial_state = initial_state
-        self._lives_s: float = opened.session.expires_in_s or CLOSED_KNOWN_S
+        self._lives_s: float = opened.session.expires_in_s or DELETED_KNOWN_S
         self._heard_s = time.monotonic()
         self._nonce = 0  # of a reopening that has had no reply yet
         self.stub = stub
@@ -121,13 +121,13 @@ class Recovery:
 
         One that is in another incarnation may be this session, made again by a call whose reply was lost.
         Not one that was resumed, whose first state is not known, or whose first tokens are no longer kept;
-        and not one that was silent for so long that it may have expired, or been closed by others so long
+        and not one that was silent for so long that it may have expired, or been deleted by others so long
         ago that this is forgotten.
         """
         if isinstance(error, SessionDeleted) and not self._nonce:
             return False
         silent_s = time.monotonic() - self._heard_s
-        if self._opened.resumed or silent_s >= min(self._lives_s, CLOSED_KNOWN_S):
+        if self._opened.resumed or silent_s >= min(self._lives_s, DELETED_KNOWN_S):
             return False
         return self._ledger.reaches(0)
 

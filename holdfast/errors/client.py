@@ -71,14 +71,14 @@ class SessionBusy(HoldfastError):
 
 
 class ClientClosed(HoldfastError):
-    """The client was closed before or during the call.
+    """The client, or the session object, was closed before or during the call.
 
     Raised by the client. What `pending` names may have been applied; a new client that opens the session
     finds by its position whether it was, and may repeat it with that chunk's position.
 
-    Cause: `client.close()`, or the end of its `with` block.
+    Cause: `close()` of the client or of the session, or the end of a `with` block of either.
     Tokens: Pending ones may have been applied.
-    Step: Open it by a new client with `take_over=True`: its position tells, or repeat there.
+    Step: Open it again, where the client was closed by a new one, with `take_over=True`: its position tells.
     Stream: The same.
     Batch: A new client, and repeat.
     """

@@ -1,1 +1,1 @@
-"""The heart: which step may run (rules), which run together (step queue), and the engine around them."""
+"""The engine: a core that decides, a driver that performs, and what both are made of."""

@@ -9,7 +9,7 @@ it. Of several that flood each gets the same, and (1 - share) / share of what on
 that whoever comes later is let in. Nobody has to know how many tenants there are.
 
 Rejected: a fixed share of the bound for each tenant, since a few that flood then fill it together; and
-turns between tenants in the step queue, which every chunk would pay for, while what waits here is worked
+turns between tenants in the queue, which every chunk would pay for, while what waits here is worked
 off within about a second.
 
 A refusal asks for a pause that grows with how full the process is. The client adds jitter.

@@ -1,1 +1,1 @@
-"""The gRPC edge: requests to work, outcomes to replies, errors to status. No rules live here."""
+"""The gRPC edge: requests to chunks, outcomes to replies, errors to status. No rules live here."""

@@ -14,7 +14,6 @@ from holdfast.errors import ServiceError, StoreFull, StoreUnavailable
 from service.store.keys import session_key
 from service.store.protocol import UnsafeStore, Writes
 from service.store.record import NO_STAMP, encode
-from service.store.safety import Allowances
 from service.store.slots import slot_of
 from tests.contract.test_store import eventually, get, put, record
 from tests.stores import (
@@ -30,7 +29,6 @@ from tests.stores import (
 from tests.waiting import wait_for
 
 KEY = session_key("tenant", "s")
-EVERYTHING = Allowances(volatile=True, old=True)
 
 
 @pytest.fixture(params=["valkey", "redis"])

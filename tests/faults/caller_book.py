@@ -19,7 +19,7 @@ class Book:
 
     Attributes:
         history: Tokens known to be applied, in order; each token of a case is another byte.
-        may_be_closed: The session was, or may yet be, closed by the caller.
+        may_be_deleted: The session was, or may yet be, deleted by the caller.
         has_rival: A session object that was given up, or is still used beside another one, may change it.
         was_fenced: A takeover has ended incarnations before it.
         counts: What happened.
@@ -30,7 +30,7 @@ class Book:
 
     def __init__(self):
         self.history = b""
-        self.may_be_closed = self.has_rival = self.was_fenced = False
+        self.may_be_deleted = self.has_rival = self.was_fenced = False
         self.life = 0
         self.counts = Counter()
         self.script = []
@@ -83,13 +83,13 @@ class Book:
 
     def opened(self, number, position, digest, *, resumed, fences):
         """Checks where a session stands that was opened."""
-        is_new = self.may_be_closed and position == 0 and self.history != b""
+        is_new = self.may_be_deleted and position == 0 and self.history != b""
         if is_new:
             self.counts["begun anew"] += 1
             self.history, self._doubts = b"", {}
             self.life += 1
         elif not resumed and self.history:
-            self.blame("the session was made anew, and nobody has closed it")
+            self.blame("the session was made anew, and nobody has deleted it")
         found = self._find(position, digest)
         if found is None:
             self.blame(f"the session was opened at {position}, with a history that nobody wrote")

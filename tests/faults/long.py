@@ -33,7 +33,6 @@ from tests.faults.verdict import MODEL
 from tests.nemesis.turns import Turns
 from tests.oracle import MODELS
 
-MAX_RECOVERY_S = 2.0
 SETTINGS = LoadSettings(session_count=40, think_s=0.05, timeout_s=4.0, restart_chance=0.003)
 
 

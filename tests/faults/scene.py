@@ -137,13 +137,6 @@ class Scene:
                 replica.resume()
             replica.link.heal()
 
-    def revive(self):
-        """Starts every replica that has died."""
-        for replica in self.replicas:
-            if state_of(replica.server.pid) == "Z":
-                replica.kill()
-                replica.start()
-
     def recover(self, timeout_s=30.0):
         """Waits until every replica is ready and steps; returns the seconds to readiness and to a step."""
         ready_s = time_until(

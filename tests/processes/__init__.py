@@ -1,1 +1,1 @@
-"""Programs that stand in for the process that checks a model."""
+"""Programs that tests run in processes of their own."""

@@ -70,7 +70,7 @@ class World:
     """A deployment of a run.
 
     Attributes:
-        pause_s, takeover_share, poison_share, close_share, most_tokens: What writers are like in this run.
+        pause_s, takeover_share, poison_share, delete_share, most_tokens: What writers are like in this run.
         answers: All that clients got.
         not_applied: Session and chunk, of errors that say so.
     """
@@ -82,7 +82,7 @@ class World:
         self.pause_s = draw.choice([0.0005, 0.005, 0.05])
         self.takeover_share = draw.choice([0.0, 0.1, 0.5])
         self.poison_share = draw.choice([0.0, 0.0, 0.1])
-        self.close_share = draw.choice([0.0, 0.0, 0.3])
+        self.delete_share = draw.choice([0.0, 0.0, 0.3])
         self.most_tokens = draw.choice([1, 4])
         self.fault_pause_s = draw.choice([0.01, 0.05, 0.5])
         self.network = Network(loop)

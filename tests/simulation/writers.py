@@ -201,10 +201,10 @@ class Writer:
             batches = batches[bad[0] :]
 
     async def _leave(self, session_id):
-        """Lets go of a session, as a program does that is started again; seldom closes it."""
+        """Lets go of a session, as a program does that is started again; seldom deletes it."""
         session = self._sessions.pop(session_id, None)
-        if session is not None and self._draw.random() < self._world.close_share:
-            await session.close()
+        if session is not None and self._draw.random() < self._world.delete_share:
+            await session.delete()
 
     # -- the end --------------------------------------------------------------------------------
 

@@ -313,7 +313,7 @@ async def test_a_replica_that_missed_quarantine_and_release_is_right_or_refused(
     assert await send(slept, "s", [4], 3) == (4, [14], False)
 
 
-async def test_a_held_session_can_be_closed_and_opened_anew(start, store, sessions_of):
+async def test_a_held_session_can_be_deleted_and_opened_anew(start, store, sessions_of):
     engine = start("s")
     await send(engine, "s", [5], 0)
     await fail(engine, "s", 3, position=1)

@@ -74,9 +74,6 @@ def changed(**parts):
     return document
 
 
-BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-
-
 @pytest.mark.parametrize(
     ("document", "said"),
     [
