@@ -78,7 +78,7 @@ class ClientClosed(HoldfastError):
 
     Cause: `close()` of the client or of the session, or the end of a `with` block of either.
     Tokens: Pending ones may have been applied.
-    Step: Open it again, where the client was closed by a new one, with `take_over=True`: its position tells.
+    Step: Open it with `take_over=True`, by a new client if this one was closed: its position tells.
     Stream: The same.
     Batch: A new client, and repeat.
     """
