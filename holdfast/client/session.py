@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from numpy.typing import NDArray
 
+from holdfast.client import forks
 from holdfast.client.ack_levels import to_number
 from holdfast.client.fate import (
     leaves_unsure,
@@ -62,6 +63,7 @@ class AsyncSession:
         self._ledger = Ledger(opened.session, replay_tokens)
         self._recovery = Recovery(client, self._ledger, stub, opened, initial_state)
         self._turn = Turn(client.lifetime)
+        self._made_in = forks.generation()
         self._late: set[asyncio.Future[None]] = set()
         self.session_id: str = opened.session.session_id
         self.model: str = opened.session.model.name
@@ -93,7 +95,7 @@ class AsyncSession:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Closes it here, as `close` does; after an error only if nothing is pending.
+        """Closes it here, as `close` does; after an error only if nothing is pending, and never in a child.
 
         Raises:
             ChunkPending: Chunks have no reply yet, and no other error says so.
@@ -230,6 +232,7 @@ class AsyncSession:
 
         Raises:
             ChunkPending: Chunks have no reply yet: call `settle` before. It is still open then.
+            ClientForked: This is a child of the process that opened it.
         """
         self.let_go()
 
@@ -285,12 +288,14 @@ class AsyncSession:
 
     def let_go(self) -> None:
         """Does what `close` says."""
+        forks.check_same_process(self._made_in)
         self._ledger.check_nothing_pending()
         self._turn.end()
 
     def leave_block(self, error: type[BaseException] | None) -> None:
         """Does what `__aexit__` says; `error` is what ends the block."""
-        if error is None or not self.pending:
+        is_inherited = self._made_in != forks.generation()
+        if not is_inherited and (error is None or not self.pending):
             self.let_go()
 
     def tell_pending(self, error: HoldfastError) -> None:

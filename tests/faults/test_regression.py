@@ -271,7 +271,7 @@ def test_a_writer_that_takes_over_goes_on_and_fences_the_one_before(client, serv
             reply = new.step(TEXT[20:], token_log_prob=True)
             np.testing.assert_allclose(reply.token_log_probs, run(MODEL, TEXT)[1][20:], atol=1e-5)
             with pytest.raises(SessionDeleted):
-                old.close()
+                old.delete()
             assert other.open_session("s").position == len(TEXT)
 
 
