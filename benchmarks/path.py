@@ -9,29 +9,25 @@ lies in no room.
 
 import argparse
 import json
-import os
-import re
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
 import grpc
 
+from holdfast.demo.processes import ServerProcess
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 
 SERVICE = Path(__file__).parent.parent / "service"
 MODEL = pb.ModelRef(name="python-source")
 TOKENS, WARM_UP = 9, 3
-READY = re.compile(r"ready grpc=(\S+)")
 POLL_S = 0.002
 
 
@@ -96,26 +92,6 @@ def _take(path: Path) -> str:
     return text
 
 
-@contextmanager
-def _server(folder: Path) -> Iterator[str]:
-    """Starts a server under the profiler; gives its address."""
-    command = [
-        sys.executable, "-m", "benchmarks.path", "--profiled", folder,
-        "--data-dir", folder / "data", "--grpc-address", "127.0.0.1:0", "--http-address", "127.0.0.1:0",
-    ]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if (ready := READY.search(line)) is not None:
-                yield ready[1]
-                return
-        raise RuntimeError("the server did not start")
-    finally:
-        process.terminate()
-        process.wait()
-
-
 def _counted(folder: Path, send: Callable[[], None]) -> Calls:
     (folder / "on").touch()
     _take(folder / "begun")
@@ -177,8 +153,8 @@ def main() -> None:
     options = parser.parse_args()
     with (
         tempfile.TemporaryDirectory() as name,
-        _server(Path(name)) as address,
-        grpc.insecure_channel(address) as channel,
+        ServerProcess(Path(name, "data"), program=("-m", "benchmarks.path", "--profiled", name)) as server,
+        grpc.insecure_channel(server.address) as channel,
     ):
         stub = StreamingInferenceServiceStub(channel)
         for title, begin in (("unary", _unary), ("on a stream", _stream)):
@@ -204,7 +180,6 @@ if __name__ == "__main__":
         sys.argv = ["holdfast", "serve", *sys.argv[3:]]
         from service.command import main as serve
 
-        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         serve()
     else:
         main()

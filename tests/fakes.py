@@ -118,6 +118,25 @@ class FakeModels:
         return self.model if fingerprint == self.model.fingerprint else None
 
 
+def compared(writes, get):
+    """Compares as `commit.lua` does.
+
+    Args:
+        writes: As of `StateStore.commit`.
+        get: Gives what is stored under a key; called for each record when it is its turn.
+
+    Yields:
+        Of each record its number, key, bytes, what is stored, and whether that has the expected stamp.
+    """
+    number, size = 0, len(NO_STAMP)
+    for part in writes:
+        for row, (key, record) in enumerate(zip(part.keys, part.records, strict=True)):
+            found = get(key)
+            stamp = NO_STAMP if found is None else found[STAMP_START:STAMP_END]
+            yield number, key, bytes(record), found, stamp == part.expected[size * row : size * (row + 1)]
+            number += 1
+
+
 class MemoryStore:
     """Implements StateStore on a dict, with switches for its faults."""
 
@@ -140,17 +159,11 @@ class MemoryStore:
         self._check()
         self.commit_count += 1
         refusals = {}
-        number = 0
-        for part in writes:
-            for row, (key, record) in enumerate(zip(part.keys, part.records, strict=True)):
-                found = self.records.get(key)
-                stamp = NO_STAMP if found is None else found[STAMP_START:STAMP_END]
-                size = len(NO_STAMP)
-                if stamp == part.expected[size * row : size * (row + 1)]:
-                    self.records[key] = bytes(record)
-                else:
-                    refusals[number] = Found(found)
-                number += 1
+        for number, key, record, found, is_expected in compared(writes, self.records.get):
+            if is_expected:
+                self.records[key] = record
+            else:
+                refusals[number] = Found(found)
         if self.lose_reply:
             self.lose_reply = False
             raise StoreUnavailable("reply lost", retry_after_s=0.1)

@@ -39,14 +39,19 @@ class StepBatchOptions(BatchOptions, total=False):
     timeout_s: float | None
 
 
-class StepOptions(TypedDict, total=False):
-    """What may be asked of a step, and of each chunk of a stream; see `AsyncSession.step`."""
+class ReplyOptions(TypedDict, total=False):
+    """What the reply to a step, or to each chunk of a stream, should be; see `AsyncSession.step`."""
 
     top_k: int | None
     token_log_prob: bool
     outputs: Outputs
     state: bool
     ack_level: str | None
+
+
+class StepOptions(ReplyOptions, total=False):
+    """What may be asked of a step, and of each chunk of a stream."""
+
     timeout_s: float | None
 
 

@@ -8,7 +8,7 @@ safe. What has no reply stays pending, and nothing new is taken until it is sett
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from numpy.typing import NDArray
 
@@ -22,7 +22,7 @@ from holdfast.client.fate import (
     telling_pending,
 )
 from holdfast.client.ledger import Asked, Entry, Ledger
-from holdfast.client.options import MAX_POSITION, Outputs, whole_number
+from holdfast.client.options import MAX_POSITION, Outputs, ReplyOptions, whole_number
 from holdfast.client.pump import Pump
 from holdfast.client.recovery import Recovery
 from holdfast.client.reply import StepReply
@@ -252,12 +252,8 @@ class AsyncSession:
         *,
         chunk: int = 1,
         max_in_flight: int | None = None,
-        top_k: int | None = None,
-        token_log_prob: bool = False,
-        outputs: Outputs = None,
-        state: bool = False,
-        ack_level: str | None = None,
         timeout_s: float | None = None,
+        **asked: Unpack[ReplyOptions],
     ) -> Pump:
         """Returns what sends the chunks of a stream and gives their replies; arguments as of `stream`.
 
@@ -267,9 +263,15 @@ class AsyncSession:
         check_options(chunk, max_in_flight)
         if max_in_flight is None:
             max_in_flight = MAX_IN_FLIGHT if is_sequence(tokens) else 1
-        asked = self._asked(top_k, token_log_prob, outputs, state, ack_level)
         return Pump(
-            self._client, self._ledger, self._recovery, self._turn, asked, chunk, max_in_flight, timeout_s
+            self._client,
+            self._ledger,
+            self._recovery,
+            self._turn,
+            self._asked(**asked),
+            chunk,
+            max_in_flight,
+            timeout_s,
         )
 
     async def replies(self, pump: Pump, tokens: Pieces, chunk: int) -> AsyncGenerator[StepReply, None]:
@@ -391,11 +393,11 @@ class AsyncSession:
 
     def _asked(
         self,
-        top_k: int | None,
-        token_log_prob: bool,
-        outputs: Outputs,
-        state: bool,
-        ack_level: str | None,
+        top_k: int | None = None,
+        token_log_prob: bool = False,
+        outputs: Outputs = None,
+        state: bool = False,
+        ack_level: str | None = None,
     ) -> Asked:
         level = self._client.ack_level if ack_level is None else ack_level
         return Asked(selection(top_k, token_log_prob, outputs, state), to_number(level))

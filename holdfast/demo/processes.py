@@ -4,9 +4,11 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
+_SERVE = ("-c", "from service.command import main; main()", "serve")
 _READY = re.compile(r"ready grpc=(\S+) http=(\S+)\n")
 
 
@@ -17,6 +19,7 @@ class ServerProcess:
         data_dir: Folder of the embedded store, made if missing; the server's log goes there.
         flags: Further flags of `holdfast serve`.
         grpc_address: HOST:PORT to listen on; port 0 takes a free one.
+        program: What Python runs, up to the flags.
 
     Attributes:
         address: HOST:PORT of gRPC.
@@ -28,10 +31,16 @@ class ServerProcess:
         RuntimeError: It does not start; what it said last is in the message.
     """
 
-    def __init__(self, data_dir: Path, *flags: str, grpc_address: str = "127.0.0.1:0") -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        *flags: str,
+        grpc_address: str = "127.0.0.1:0",
+        program: Sequence[str] = _SERVE,
+    ) -> None:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.log_path = log_path = data_dir / "server.log"
-        command = [sys.executable, "-c", "from service.command import main; main()", "serve"]
+        command = [sys.executable, *program]
         command += ["--data-dir", str(data_dir), "--grpc-address", grpc_address]
         command += ["--http-address", "127.0.0.1:0", *flags]
         with log_path.open("ab") as log:

@@ -3,8 +3,6 @@
 from collections import deque
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-
 from holdfast.errors import ServiceError
 from service.engine.effects import Commit
 from service.engine.rows import Rows
@@ -74,7 +72,7 @@ def outcomes(
         end = first + len(rows)
         refused = {number - first: why for number, why in sorted(refusals.items()) if first <= number < end}
         if refused:
-            stored = rows.take(np.setdiff1d(np.arange(len(rows)), list(refused)))
+            stored = rows.take(rows.others(refused))
             yield stored, [(rows.one(place), why) for place, why in refused.items()]
         else:
             yield rows, []

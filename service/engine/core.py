@@ -340,7 +340,7 @@ class Core:
         """Rows are as durable as was asked for, but for those that were refused."""
         rows = confirm.rows
         if refusals:
-            rows = rows.take(np.setdiff1d(np.arange(len(rows)), list(refusals)))
+            rows = rows.take(rows.others(refusals))
         if len(rows):
             self._settle(rows)
         for place, refusal in refusals.items():

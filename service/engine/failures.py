@@ -187,7 +187,7 @@ class Failures:
             places = self._suspects.places(rows.keys)
             self._set_apart(map(rows.one, places))
             if places:
-                rest = np.setdiff1d(np.arange(len(rows)), places)
+                rest = rows.others(places)
                 if not len(rest):
                     continue
                 rows = rows.take(rest)
@@ -312,7 +312,7 @@ class Failures:
                 wanted += [rows] if len(rows) else []
                 continue
             self._refused.append(Refused(rows.take(np.array(unwanted)), late()))
-            rest = np.setdiff1d(np.arange(len(rows)), unwanted)
+            rest = rows.others(unwanted)
             if len(rest):
                 wanted.append(rows.take(rest))
         return wanted

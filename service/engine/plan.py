@@ -70,7 +70,7 @@ class Plan:
         if not unwanted:
             return rows
         self.refused.append((rows.anew(np.array(unwanted)), rules.late()))
-        wanted = np.setdiff1d(np.arange(len(rows)), unwanted)
+        wanted = rows.others(unwanted)
         return rows.anew(wanted) if len(wanted) else None
 
     def _decide(self, rows: Rows, slots: NDArray[np.int64]) -> None:
@@ -103,7 +103,7 @@ class Plan:
         wrong = check_tokens(rows.asked, rows.tokens, rows.model.contract)
         if wrong:
             self.refused += [(rows.one(place), reason) for place, reason in wrong.items()]
-            rows = rows.take(np.setdiff1d(np.arange(len(rows)), list(wrong)))
+            rows = rows.take(rows.others(wrong))
         if len(rows):
             self.ready.append(rows)
 

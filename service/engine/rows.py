@@ -9,7 +9,7 @@ leaves them by `take`, or goes back as it came by `anew`.
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -172,6 +172,10 @@ class Rows:
     def one(self, place: int) -> "Rows":
         """Returns the row with this index, with all that is filled but `writes`."""
         return self.take(np.array([place]))
+
+    def others(self, places: Iterable[int]) -> NDArray[np.int64]:
+        """Returns the rows that are not among these, all by index."""
+        return np.setdiff1d(np.arange(len(self)), list(places))
 
     def claim(self, place: int) -> Claim:
         """Returns what a row says of itself, for the rules."""

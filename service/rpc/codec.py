@@ -15,7 +15,7 @@ from service.engine.rows import TOKEN_DTYPES
 from service.model.contract import DTYPES, Contract
 from service.rpc.credentials import Caller
 from service.store.keys import session_key, session_keys
-from service.store.outputs import varint
+from service.store.outputs import DTYPE_NUMBERS, varint
 from service.store.protocol import AckLevel
 
 MAX_ID_CHARS = 128
@@ -27,8 +27,7 @@ MAX_TENSORS = 1024
 CHUNK_BYTES = 1024
 """What a chunk takes beside its tokens, about: its message, ids, and what the engine makes of it."""
 
-_DTYPE_OF: dict[str, Any] = {name: pb.DataType.Value(f"DATA_TYPE_{name.upper()}") for name in DTYPES}
-_NUMPY_OF = {number: DTYPES[name] for name, number in _DTYPE_OF.items()}
+_NUMPY_OF = {DTYPE_NUMBERS[name]: dtype for name, dtype in DTYPES.items()}
 
 _ACK_LEVELS: dict[int, AckLevel | None] = {
     pb.ACK_LEVEL_UNSPECIFIED: None,
@@ -222,7 +221,7 @@ def to_array(tensor: pb.Tensor, field: str) -> NDArray[Any]:
 
 def to_tensor(name: str, array: NDArray[Any]) -> pb.NamedTensor:
     """Writes a tensor."""
-    tensor = pb.Tensor(dtype=_DTYPE_OF[array.dtype.name], shape=array.shape, data=array.tobytes())
+    tensor = pb.Tensor(dtype=DTYPE_NUMBERS[array.dtype.name], shape=array.shape, data=array.tobytes())
     return pb.NamedTensor(name=name, tensor=tensor)
 
 
@@ -347,4 +346,4 @@ def delimited(number: int, payload: bytes) -> bytes:
 
 def dtype_number(dtype: np.dtype[Any]) -> Any:
     """Returns the `DataType` of a numpy dtype."""
-    return _DTYPE_OF[dtype.name]
+    return DTYPE_NUMBERS[dtype.name]

@@ -21,9 +21,10 @@ _STATE_TAG = b"\x3a"
 _TENSOR_TAG = b"\x12"  # of NamedTensor
 _DATA_TAG = b"\x1a"  # of Tensor
 
-_DTYPE_OF: dict[str, Any] = {
+DTYPE_NUMBERS: dict[str, Any] = {
     name.removeprefix("DATA_TYPE_").lower(): number for name, number in pb.DataType.items()
 }
+"""Name of a numpy dtype -> its `DataType`."""
 _ONE_BYTE = [bytes([value]) for value in range(128)]
 
 
@@ -92,7 +93,7 @@ def _named_column(
 ) -> tuple[bytes, NDArray[np.uint8]]:
     """Returns what comes before the data of a NamedTensor, its last bytes, and the data of each row."""
     data = _row_bytes(values, rows)
-    empty = pb.Tensor(dtype=_DTYPE_OF[values.dtype.name], shape=shape).SerializeToString()
+    empty = pb.Tensor(dtype=DTYPE_NUMBERS[values.dtype.name], shape=shape).SerializeToString()
     head = empty + _DATA_TAG + varint(data.shape[1])
     named = pb.NamedTensor(name=name).SerializeToString()
     named += _TENSOR_TAG + varint(len(head) + data.shape[1]) + head

@@ -13,7 +13,8 @@ from typing import NamedTuple
 from holdfast.errors import AckLevelNotReached, AckLevelUnsupported, StoreFull, StoreUnavailable
 from service.store.keys import set_aside_key
 from service.store.protocol import AckLevel, Found
-from service.store.record import NO_STAMP, STAMP_END, STAMP_START, decode
+from service.store.record import decode
+from tests.fakes import compared
 
 ACK_TIMEOUT_S = 1.0
 TIMEOUT_S = 2.0
@@ -72,19 +73,15 @@ class Primary:
 
     def commit(self, writes, ttl_s):
         """See `StateStore.commit`."""
-        refusals, number, size = {}, 0, len(NO_STAMP)
-        for part in writes:
-            for place, (key, record) in enumerate(zip(part.keys, part.records, strict=True)):
-                found = self.get(key)
-                stamp = NO_STAMP if found is None else found[STAMP_START:STAMP_END]
-                if stamp != part.expected[place * size : (place + 1) * size]:
-                    refusals[number] = Found(found)
-                elif self.is_full:
-                    refusals[number] = StoreFull("the store is full", retry_after_s=0.1)
-                else:
-                    self._put(key, bytes(record), ttl_s)
-                    self._note("store", "writes", key, bytes(record))
-                number += 1
+        refusals = {}
+        for number, key, record, found, is_expected in compared(writes, self.get):
+            if not is_expected:
+                refusals[number] = Found(found)
+            elif self.is_full:
+                refusals[number] = StoreFull("the store is full", retry_after_s=0.1)
+            else:
+                self._put(key, record, ttl_s)
+                self._note("store", "writes", key, record)
         return refusals
 
     def set_aside(self, key, record, ttl_s):
