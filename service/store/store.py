@@ -5,7 +5,6 @@ again only if a server has refused it without executing anything; one whose repl
 """
 
 import asyncio
-import functools
 import math
 from collections.abc import Callable, Sequence
 from importlib.resources import files
@@ -134,7 +133,7 @@ class Store:
         records: list[Loaded] = []
         failed = []
         for share, answer in zip(shares, answers, strict=True):
-            read = self._read("MGET", share[0], answer, functools.partial(records_of, count=len(share)))
+            read = self._read("MGET", share[0], answer, records_of, len(share))
             if isinstance(read, ServiceError):
                 failed.append(read)
                 records += [read] * len(share)
@@ -208,9 +207,8 @@ class Store:
     def _refusals(self, calls: Sequence[Call], answers: Sequence[Answer], size: int) -> Refusals:
         """Reads what the script says of `size` records a call."""
         refusals: Refusals = {}
-        read = functools.partial(refusals_of, count=size, refusal=self._topology.refusal)
         for number, (call, answer) in enumerate(zip(calls, answers, strict=True)):
-            said = self._read("the script", call.key, answer, read)
+            said = self._read("the script", call.key, answer, refusals_of, size, self._topology.refusal)
             if isinstance(said, ServiceError):
                 if not self._topology.is_cluster:
                     raise said  # of no record is anything known
@@ -219,7 +217,7 @@ class Store:
         return refusals
 
     def _read(
-        self, command: str, key: bytes, answer: Answer, read: Callable[[Answer], Value]
+        self, command: str, key: bytes, answer: Answer, read: Callable[..., Value], *details: Any
     ) -> Value | ServiceError:
         """Reads the reply of a key's node, which is left if it cannot be one; errors stay.
 
@@ -229,7 +227,7 @@ class Store:
         if isinstance(answer, ServiceError):
             return answer
         try:
-            return read(answer)
+            return read(answer, *details)
         except ValueError:
             why = f"the reply to {command} cannot be one"
             node = self._topology.node_of(key)
