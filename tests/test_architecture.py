@@ -68,7 +68,6 @@ PURE = {
     "service.store.safety",
     "service.store.error_table",
     "service.store.acl",
-    "service.store.packing",
     "service.store.replies",
     "service.common.listen_address",
     "service.common.names",

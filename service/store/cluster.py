@@ -22,14 +22,16 @@ from service.store.confirmation import AckSettings
 from service.store.connection import RECONNECT_DELAYS_S, fixed
 from service.store.error_table import RETRY_AFTER_S, error_of, means_demoted
 from service.store.node import Node
-from service.store.packing import Call, pack_each
+from service.store.protocol import Writes
+from service.store.record import NO_STAMP
 from service.store.replies import is_unknown_script
 from service.store.slots import SLOT_COUNT, slot_of
-from service.store.topology import Answer
+from service.store.topology import Answer, Call
 
 REDIRECT_PAUSES_S = (0.0, 0.01, 0.02, 0.05, 0.1)
 """Before a call is sent to where it was redirected, by how often it was before; the last one repeats."""
 
+_STAMP_BYTES = len(NO_STAMP)
 _ASKING = hiredis.pack_command(("ASKING",))
 
 Place = tuple[str, int]
@@ -41,6 +43,20 @@ class _Route(NamedTuple):
 
     node: Node | None
     asking: bool = False
+
+
+def pack_each(command: bytes, script: bytes, writes: Sequence[Writes], ttl_ms: int) -> list[Call]:
+    """Returns a call `command script 1 key ttl stamp record` for each record; see `Topology.pack`."""
+    head = b"*7\r\n$%d\r\n%s\r\n$%d\r\n%s\r\n$1\r\n1\r\n" % (len(command), command, len(script), script)
+    ttl = b"$%d\r\n%d\r\n$%d\r\n" % (len(b"%d" % ttl_ms), ttl_ms, _STAMP_BYTES)
+    calls = []
+    for part in writes:
+        stamps, starts = part.expected, range(0, len(part.expected), _STAMP_BYTES)
+        for key, start, row in zip(part.keys, starts, part.records, strict=True):
+            record = bytes(row)
+            sizes = (len(key), key, ttl, stamps[start : start + _STAMP_BYTES], len(record), record)
+            calls.append(Call(key, (head + b"$%d\r\n%s\r\n%s%s\r\n$%d\r\n%s\r\n" % sizes,)))
+    return calls
 
 
 class Cluster:

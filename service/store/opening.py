@@ -7,10 +7,11 @@ from service.store.address import Address, parse_url
 from service.store.cluster import Cluster
 from service.store.confirmation import AckSettings
 from service.store.keys import DEFAULT_PREFIX, KeySpace
+from service.store.one_node import OneNode
 from service.store.safety import Allowances
 from service.store.sentinel import Sentinels
 from service.store.store import Store
-from service.store.topology import OneNode, Topology
+from service.store.topology import Topology
 
 
 def create_store(

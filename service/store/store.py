@@ -5,6 +5,7 @@ again only if a server has refused it without executing anything; one whose repl
 """
 
 import asyncio
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from importlib.resources import files
@@ -17,12 +18,13 @@ from service.store.confirmation import AckSupport, not_reached
 from service.store.error_table import RETRY_AFTER_S
 from service.store.keys import KeySpace, set_aside_key
 from service.store.node import Node
-from service.store.packing import SCRIPT, SCRIPT_SHA, Call
 from service.store.protocol import AckLevel, Loaded, Refusals, UnsafeStore, Writes
 from service.store.replies import is_unknown_script, records_of, refusals_of, seconds_of
 from service.store.safety import Allowances, StoreUsage, describe, usage_together
-from service.store.topology import Answer, Topology
+from service.store.topology import Answer, Call, Topology
 
+COMMIT = files(__package__).joinpath("commit.lua").read_bytes()
+COMMIT_SHA = hashlib.sha1(COMMIT, usedforsecurity=False).hexdigest().encode()
 SET_ASIDE = files(__package__).joinpath("set_aside.lua").read_bytes()
 
 Value = TypeVar("Value")
@@ -148,14 +150,14 @@ class Store:
         if self._placed is not None:
             writes = [part._replace(keys=self._placed(part.keys)) for part in writes]
         ttl_ms = math.ceil(ttl_s * 1000)
-        calls = self._topology.pack(b"EVALSHA", SCRIPT_SHA, writes, ttl_ms)
+        calls = self._topology.pack(b"EVALSHA", COMMIT_SHA, writes, ttl_ms)
         answers = await self._topology.send(calls)
         if answers.count([]) == len(answers):
             return {}
         unknown = [number for number, answer in enumerate(answers) if is_unknown_script(answer)]
         if unknown:
             # a server that does not know the script has executed nothing, so asking again is safe
-            calls = self._topology.pack(b"EVAL", SCRIPT, writes, ttl_ms)
+            calls = self._topology.pack(b"EVAL", COMMIT, writes, ttl_ms)
             again = await self._topology.send([calls[number] for number in unknown])
             for number, answer in zip(unknown, again, strict=True):
                 answers[number] = answer

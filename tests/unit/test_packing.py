@@ -5,7 +5,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.store.packing import pack_each, pack_together
+from service.store.cluster import pack_each
+from service.store.one_node import pack_together
 from service.store.protocol import Writes
 from service.store.record import NO_STAMP
 
