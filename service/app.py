@@ -5,7 +5,6 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Mapping
 
 from holdfast.errors import AckLevelUnsupported, ServiceError, StoreUnavailable
 from service.common import failpoints
@@ -27,7 +26,7 @@ from service.model.step_graph import available_providers
 from service.rpc.access import Access
 from service.rpc.connections import connection_options, reading_places, request_bound
 from service.rpc.credentials import CredentialsError
-from service.rpc.gate import Gate, Rpc
+from service.rpc.gate import Gate
 from service.rpc.grpc_log import lower_lines_about_clients
 from service.rpc.grpc_server import GrpcServer
 from service.rpc.health import NAME as HEALTH_NAME
@@ -227,9 +226,6 @@ class Server:
             return None, access
         return ServerTls(settings.tls_cert, settings.tls_key, settings.tls_client_ca), access
 
-    def _add_rpcs(self, service: str, rpcs: Mapping[str, Rpc], access: Access) -> None:
-        self._grpc.add_rpcs(service, rpcs, Gate(service, rpcs, access, self._metrics.refused))
-
     async def _open_store(self, url: str) -> Store:
         settings = self._settings
         allowances = Allowances(volatile=settings.allow_volatile_store, old=settings.trusts_store_version)
@@ -283,7 +279,6 @@ class Server:
             ("grpc.max_allowed_incoming_connections", most_connections(settings)),
         ]
         lower_lines_about_clients()
-        self._grpc = GrpcServer(options)
         sessions = Sessions(
             self._models,
             self._store,
@@ -303,12 +298,14 @@ class Server:
             max_chunk_tokens=settings.max_chunk_tokens,
             max_rows=settings.max_rows,
         )
-        self._add_rpcs(SERVICE_NAME, servicer.rpcs(), self._access)
-        self._add_rpcs(HEALTH_NAME, self._health.rpcs(), Access(None, asks_certificates=False))
+        gate = Gate(self._metrics.refused)
+        gate.add(SERVICE_NAME, servicer.rpcs(), self._access)
+        gate.add(HEALTH_NAME, self._health.rpcs(), Access(None, asks_certificates=False))
         if settings.reflection:
             for name in (V1_NAME, V1ALPHA_NAME):
                 rpcs = reflection_rpcs([SERVICE_NAME, HEALTH_NAME], self._access, self._calls.admission)
-                self._add_rpcs(name, rpcs, self._access)
+                gate.add(name, rpcs, self._access)
+        self._grpc = GrpcServer(options, gate)
         try:
             with socket_mode():
                 if self._tls is None:

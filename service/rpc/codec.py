@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from holdfast.errors import InvalidRequest, ServiceError
@@ -41,6 +42,22 @@ _ACK_NUMBERS: dict[AckLevel, Any] = {
 }
 
 TokenKind = Literal["text", "ids", "features"]
+
+
+def parse(message_type: Any, raw: bytes) -> Any:
+    """Returns a message.
+
+    Args:
+        message_type: Its class.
+        raw: As received.
+
+    Raises:
+        InvalidRequest: The bytes are no such message.
+    """
+    try:
+        return message_type.FromString(raw)
+    except DecodeError:
+        raise InvalidRequest(f"the bytes are no {message_type.DESCRIPTOR.name}") from None
 
 
 def key_of(tenant: str, session_id: str, field: str = "session_id") -> bytes:
