@@ -57,7 +57,7 @@ library makes it, within the time limit of the call: an error that you see has l
 ## All of them
 
 The last column is for those who operate the service: what its
-[objective](runbooks.md#what-counts-as-an-error-of-the-service) counts.
+[objective](operate/runbooks.md#what-counts-as-an-error-of-the-service) counts.
 
 | reason | code of gRPC | a retry helps | counts against the objective |
 |---|---|---|---|

@@ -54,8 +54,8 @@ class ModelNotFound(ServiceError):
 class AckLevelUnsupported(ServiceError):
     """The store cannot give the acknowledgement level.
 
-    Cause: The store's settings, or fewer replicas than `--replicas-required`; docs/durability.md has what a
-        level needs.
+    Cause: The store's settings, or fewer replicas than `--replicas-required`; docs/operate/durability.md
+        has what a level needs.
     Tokens: Not applied; in a stream that one and all after it.
     Step: Ask for another level; the session goes on.
     Stream: Take up again at `session.position`.

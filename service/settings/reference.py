@@ -1,4 +1,4 @@
-"""Writes docs/settings.md from the settings: `python -m service.settings.reference > docs/settings.md`."""
+"""Writes docs/operate/settings.md from the settings: `python -m service.settings.reference > PAGE`."""
 
 import sys
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
 """The settings of a server: one declaration is flag, variable, key of the file, type, default and help.
 
-`settings_sources` reads them, `settings_reference` writes docs/settings.md from them.
+`settings_sources` reads them, `settings_reference` writes docs/operate/settings.md from them.
 """
 
 import re

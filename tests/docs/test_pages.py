@@ -18,7 +18,7 @@ from tests.docs.pages import PAGES, ROOT, anchors, blocks, kinds, links
 
 RUN = {
     "README.md": ["the session stands at 19"],
-    "docs/python.md": [
+    "docs/guides/python.md": [
         "0 False 1", "10 False memory", "(2, 256)", "float32", "True ()", "True", "True", "True",
         "[1, 2, 3, 4, 5, 6, 7, 8, 9]",
         "True", "100 (100, 1, 1) {}", "True 100", "200", "MODEL_NOT_FOUND False () ()", "done",
@@ -141,7 +141,7 @@ def test_settings_that_the_pages_name_exist():
     serve = re.compile(r"`(--[a-z-]+)[ `]")
     known = flags | OTHER_FLAGS | set(re.findall(r"--[a-z-]+", all_help()))
     for page in PAGES:
-        if page.parent.name == "docs" or page.name in ("README.md", "SECURITY.md"):
+        if page.parent.name in ("docs", "guides", "operate") or page.name in ("README.md", "SECURITY.md"):
             for flag in serve.findall(page.read_text()):
                 assert flag in known, f"{page.name}: {flag}"
 
