@@ -85,7 +85,7 @@ def test_examples_run_as_they_stand(page, server):
 
 
 def test_the_feature_table_names_every_rpc():
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "docs" / "features.md").read_text()
     for method in pb.DESCRIPTOR.services_by_name["StreamingInferenceService"].methods:
         assert method.name in text, method.name
 
