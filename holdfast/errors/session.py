@@ -196,8 +196,8 @@ class SessionQuarantined(ServiceError):
     Cause: It failed by itself `--quarantine-after` times in a row: the model raises or stalls on its
         tokens.
     Tokens: Not applied, because the session is in quarantine.
-    Step: Correct what fails, the tokens or the model; an administrator then runs `holdfast session release
-        ID`.
+    Step: Correct what fails, the tokens or the model. Then an administrator has to run
+        `holdfast session release ID`.
     Stream: The same.
     Batch: The same for the row.
     Objective: One such session would count with every retry; see HoldfastSessionsQuarantined.
