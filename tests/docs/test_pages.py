@@ -139,12 +139,14 @@ def help_of(arguments):
 def called_for_help(*words):
     """Returns exit code and help of a command, as its process would give them."""
     text = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, mock.patch.dict(os.environ):
-        patch.setattr(sys, "argv", ["holdfast", *words, "--help"])
-        patch.setattr(sys, "excepthook", sys.excepthook)  # `main` sets it, and variables
-        with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
-            with pytest.raises(SystemExit) as end:
-                main()
+    with (
+        mock.patch.multiple(sys, argv=["holdfast", *words, "--help"], excepthook=sys.excepthook),
+        mock.patch.dict(os.environ),  # `main` sets both hook and variables
+        contextlib.redirect_stdout(text),
+        contextlib.redirect_stderr(text),
+        pytest.raises(SystemExit) as end,
+    ):
+        main()
     return end.value.code, text.getvalue()
 
 
