@@ -6,6 +6,8 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 # onnxruntime reports its use to its makers unless it is told not to.
 export ORT_DISABLE_TELEMETRY := 1
+# Tests start hundreds of processes; one that has to compile what it imports takes a third longer to start.
+export PYTHONDONTWRITEBYTECODE :=
 SOURCES := holdfast service model_export tests proto benchmarks
 
 .PHONY: demo serve prometheus test check train matrix proto bench bench-quick bench-scale fuzz faults soak \
