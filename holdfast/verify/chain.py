@@ -284,9 +284,11 @@ def check(history: SessionHistory, network: Network | None, tolerance: float = T
         tolerance: Largest difference of an output.
     """
     findings = _count(history)
+    lives = [_Life(history, incarnation, findings) for incarnation in _incarnations(history)]
+    for earlier, later in itertools.pairwise(lives):
+        earlier.is_left_to(later)
     before: _Life | None = None
-    for incarnation in _incarnations(history):
-        life = _Life(history, incarnation, findings)
+    for life in lives:
         if before is not None:
             life.go_on_from(before)
         life.place()
@@ -401,6 +403,7 @@ class _Life:
         self.incarnation = incarnation
         self.findings = findings
         self.sights = [sight for sight in history.sights if sight.incarnation == incarnation]
+        self.seen = {(sight.position, sight.digest) for sight in self.sights}
         self.acknowledged = [
             attempt
             for attempt in history.attempts
@@ -454,6 +457,11 @@ class _Life:
         if any(place is not None and place < self.base for place in places):
             return 0
         return next((sight.digest for sight in self.sights if sight.position == self.base), 0)
+
+    def is_left_to(self, later: "_Life") -> None:
+        """Keeps where a takeover found it."""
+        if later.takeover is not None:
+            self.seen.add((later.takeover.position, later.takeover.digest))
 
     def go_on_from(self, before: "_Life") -> None:
         """After a takeover the state is that of the life before, where it was taken over."""
@@ -628,9 +636,8 @@ class _Life:
         """Runs the tape without a break and compares every reply with it."""
         standing = [piece for piece in self.pieces if self._stands(piece)]
         known = {piece.end: piece.reply.digest for piece in standing if piece.reply.digest}
-        chain = DigestChain(
-            self.tape, {self.base: self.first_digest} | known if self.first_digest else known
-        )
+        first = {self.base: self.first_digest} if self.first_digest else {}
+        chain = DigestChain(self.tape, first | known, self.seen)
         self._explain_gaps(network, tolerance, chain)
         places = range(self.base, self.top)
         whole = next((place for place in places if place not in self.tape), self.top)
@@ -677,7 +684,7 @@ class _Life:
     ) -> list[tuple[Attempt, int]] | None:
         """Returns the requests of open fate that fill a gap; of several ways that which is confirmed.
 
-        By the next digest, or else by outputs; without the digest the next one is not judged.
+        By a digest that is said later, or else by outputs; without one the next digest is not judged.
         """
         fillings = list(itertools.islice(self._fillings(start, end), MAX_FILLINGS))
         for filling in fillings if len(fillings) > 1 else ():

@@ -5,7 +5,8 @@ known, those of two replies say, the tokens in between are proven to be the ones
 doubled or exchanged, whatever was or was not asked for as outputs.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,13 +27,20 @@ class DigestChain:
 
     Args:
         tape: Token at each position; may have gaps, and may be filled meanwhile.
-        known: Digest at positions where somebody said it.
+        known: Digest at positions where a reply said it.
+        seen: Positions and digests at which the session was seen, though the store may have forgotten that.
     """
 
-    def __init__(self, tape: Mapping[int, NDArray[Any]], known: Mapping[int, int]) -> None:
+    def __init__(
+        self,
+        tape: Mapping[int, NDArray[Any]],
+        known: Mapping[int, int],
+        seen: Iterable[tuple[int, int]] = (),
+    ) -> None:
         self._tape = tape
         self._known = dict(known)
         self._places = sorted(known)
+        self._said = sorted({*known.items(), *seen})
 
     def at(self, position: int) -> int | None:
         """Returns the digest at a position, computed from the nearest one before it; None if unknown."""
@@ -40,15 +48,18 @@ class DigestChain:
         tokens = None if before is None else self._between(before, position)
         return None if before is None or tokens is None else after(self._known[before], tokens)
 
-    def leads_on(self, start: int, tokens: Tokens) -> bool | None:
-        """Tells whether tokens at a position give the next known digest; None if that cannot be told."""
+    def leads_on(self, start: int, tokens: Tokens) -> bool:
+        """Tells whether tokens give a digest that is said after them, up to the next known one."""
         end = start + len(tokens)
         digest = self.at(start)
-        following = next((place for place in self._places if place >= end), None)
-        rest = None if following is None else self._between(end, following)
-        if digest is None or following is None or rest is None:
-            return None
-        return after(digest, [*tokens, *rest]) == self._known[following]
+        if digest is None:
+            return False
+        last = next((place for place in self._places if place >= end), math.inf)
+        for place, said in self._said:
+            rest = self._between(end, place) if end <= place <= last else None
+            if rest is not None and after(digest, [*tokens, *rest]) == said:
+                return True
+        return False
 
     def _between(self, start: int, end: int) -> list[NDArray[Any]] | None:
         tokens = [self._tape.get(place) for place in range(start, end)]

@@ -190,6 +190,22 @@ def test_of_many_broken_streams_the_digest_tells_what_each_applied(streams, leng
     assert (wrongs, found.digests) == ({}, 2)
 
 
+@pytest.mark.parametrize("is_taken_over", [False, True])
+@given(st.integers(2, 4), st.data())
+def test_of_several_unanswered_writers_what_was_seen_tells_which_was_applied(is_taken_over, writers, data):
+    """Nothing was acknowledged after it in that life: who looked, or took over, saw the digest."""
+    session = Session()
+    session.step([1, 2])
+    sent = [session.send([100 + writer], 2) for writer in range(writers)]
+    session.log += [int(data.draw(st.sampled_from(sent)).tokens[0])]
+    digest = run_of(np.array(session.log)).after(INITIAL)
+    session.history.sights.append(Sight(session.now(), LIFE, 3, 0 if is_taken_over else digest))
+    session.history.sights.append(Sight(session.now(), LIFE + 1, 3, digest, took_over=True))
+    step_in(session, LIFE + 1, [4, 5])
+    wrongs, found = judged(session)
+    assert (wrongs, found.unchecked) == ({}, 0)
+
+
 @given(st.integers(2, 6), st.integers(1, 12), st.randoms(use_true_random=False))
 def test_what_the_last_of_many_broken_streams_applied_is_found(streams, length, rng):
     """Each sent other tokens to the same positions, so there are streams ** length ways to fill them."""
