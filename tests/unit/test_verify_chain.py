@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast.history_digest import INITIAL, run_of
-from holdfast.verify.chain import FAULTS, Attempt, Deletion, Outputs, Reply, SessionHistory, Sight, check
+from holdfast.verify.chain import check
+from holdfast.verify.findings import FAULTS
+from holdfast.verify.session_history import Attempt, Deletion, Outputs, Reply, SessionHistory, Sight
 
 LIFE = 7
 
