@@ -71,19 +71,21 @@ class Call:
         is_arriving: Its message is awaited.
         task: What awaits the message.
         refusal: With what it was ended meanwhile.
+        session_id: Of the session that it is about, where it is one.
+        row_count: Of the batch that it has, if it has one.
     """
 
     __slots__ = (
         "_id",
         "_method",
-        "_row_count",
-        "_session_id",
         "began_s",
         "caller",
         "context",
         "deadline_s",
         "is_arriving",
         "refusal",
+        "row_count",
+        "session_id",
         "share",
         "task",
     )
@@ -98,10 +100,10 @@ class Call:
         self.deadline_s = math.inf
         self.is_arriving = False
         self.refusal: ServiceError | None = None
+        self.session_id = ""
+        self.row_count: int | None = None
         self._method = method
         self._id = ""
-        self._session_id = ""
-        self._row_count: int | None = None
 
     @property
     def request_id(self) -> str:
@@ -110,13 +112,6 @@ class Call:
             given = (value for key, value in self.context.invocation_metadata() or () if key == REQUEST_ID)
             self._id = next(filter(_is_right, given), None) or secrets.token_hex(8)
         return self._id
-
-    def is_about(self, request: Any) -> None:
-        """Notes what a request names; the request itself need not be kept for it."""
-        self._session_id = getattr(getattr(request, "chunk", request), "session_id", "")
-        batch = getattr(request, "batch", None)
-        if batch is not None:
-            self._row_count = len(batch.session_ids)
 
     def refuse(self, error: ServiceError) -> None:
         """Ends it with an error while its message is awaited."""
@@ -132,15 +127,14 @@ class Call:
             size_bytes: Of the reply.
             max_stall_s: It may take so long, and what its size adds.
         """
-        self.share.give_back()
-        self.share.change(1, CALL_BYTES + 2 * size_bytes)  # it is here, and copied into gRPC
+        self.share.hold(1, CALL_BYTES + 2 * size_bytes)  # it is here, and copied into gRPC
         end_within(max_stall_s + size_bytes / SLOWEST_BYTES_S)
 
     def failed(self, error: ServiceError, session_id: str = "", **more: Any) -> None:
         """Logs a failure of this server; one of the caller's it leaves out."""
         if not isinstance(error, _OURS):
             return
-        session_id = session_id or self._session_id
+        session_id = session_id or self.session_id
         about = {"request_id": self.request_id, "method": self._method, "reason": error.reason, **more}
         if session_id:
             about["session"] = session_mark(self.caller.tenant, session_id)
@@ -172,10 +166,10 @@ class Call:
             "outcome": outcome,
             "took_ms": took_ms,
         }
-        if self._session_id:
-            about["session"] = session_mark(self.caller.tenant, self._session_id)
-        if self._row_count is not None:
-            about["rows"] = self._row_count
+        if self.session_id:
+            about["session"] = session_mark(self.caller.tenant, self.session_id)
+        if self.row_count is not None:
+            about["rows"] = self.row_count
         _log.debug("a call ended", extra=fields(**about))
 
 

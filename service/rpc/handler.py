@@ -116,7 +116,6 @@ class Handler:
         self._metrics.received()
         request = [parse(self._message_type, raw)]  # not held here while it is served
         del raw
-        call.is_about(request[0])
         reply = await self._function(request.pop(), call)
         serialized: bytes = reply if isinstance(reply, bytes) else reply.SerializeToString()
         call.replies(len(serialized), self._calls.max_stall_s)

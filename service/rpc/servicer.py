@@ -113,7 +113,7 @@ class Servicer:
 
     async def open_session(self, request: pb.OpenSessionRequest, call: Call) -> pb.OpenSessionResponse:
         """Opens or resumes a session."""
-        session_id = request.session_id or new_session_id()
+        call.session_id = session_id = request.session_id or new_session_id()
         key = codec.key_of(call.caller.tenant, session_id)
         opening = Opening(
             request.model.name,
@@ -152,6 +152,7 @@ class Servicer:
 
     async def get_session(self, request: pb.GetSessionRequest, call: Call) -> pb.GetSessionResponse:
         """Reads a session."""
+        call.session_id = request.session_id
         if request.include_state:
             call.caller.need("read-state", field="include_state")
         key = codec.key_of(call.caller.tenant, request.session_id)
@@ -166,6 +167,7 @@ class Servicer:
         self, request: pb.DeleteSessionRequest, call: Call
     ) -> pb.DeleteSessionResponse:
         """Deletes a session."""
+        call.session_id = request.session_id
         key = codec.key_of(call.caller.tenant, request.session_id)
         position = await self._sessions.delete(key, request.incarnation)
         return pb.DeleteSessionResponse(position=position)
@@ -174,6 +176,7 @@ class Servicer:
         self, request: pb.ReleaseSessionRequest, call: Call
     ) -> pb.ReleaseSessionResponse:
         """Lets a session go on that is held, or moves its record aside."""
+        call.session_id = request.session_id
         key = codec.key_of(call.caller.tenant, request.session_id)
         released = await self._sessions.release(key, discard=request.discard)
         return pb.ReleaseSessionResponse(reason=released.reason, position=released.position)
@@ -182,6 +185,8 @@ class Servicer:
         """Applies one chunk; the reply is encoded already."""
         if not request.HasField("chunk"):
             raise InvalidRequest("the request has no chunk", field="chunk")
+        named = Named(request.chunk.tag, request.chunk.session_id)
+        call.session_id = named.session_id
         outcome: asyncio.Future[Reply | ServiceError] = asyncio.get_running_loop().create_future()
 
         def reply(_: Chunk, value: Reply | ServiceError) -> None:
@@ -195,7 +200,6 @@ class Servicer:
             max_tokens=self._max_chunk_tokens,
             deadline_s=call.deadline_s,
         )
-        named = Named(request.chunk.tag, request.chunk.session_id)
         del request  # with whatever it has beside the chunk
         call.share.take(0, codec.size_of(chunk))
         try:
@@ -211,6 +215,7 @@ class Servicer:
         """Applies rows; the reply is encoded already."""
         if not request.HasField("batch"):
             raise InvalidRequest("the request has no batch", field="batch")
+        call.row_count = len(request.batch.session_ids)
         done = asyncio.Event()
         rows = BatchCall(
             request.batch,

@@ -136,7 +136,7 @@ class _ReplyStream(ABC):
         finally:
             self._is_over = True
             self._replies.clear()
-            self._share.give_back()
+            self._share.hold(0, 0)
             if self.is_writing:
                 self._share.change(0, self._writing_bytes)  # gRPC holds it for as long as the call lasts
             self._reader.cancel()
