@@ -36,7 +36,6 @@ from service.rpc.open_calls import OpenCalls
 from service.rpc.reflection import V1_NAME, V1ALPHA_NAME, reflection_rpcs
 from service.rpc.server_tls import ServerTls, TlsFilesError
 from service.rpc.servicer import SERVICE_NAME, Servicer
-from service.rpc.tasks import give_up_unread, remember_parents
 from service.settings.descriptors import most_connections
 from service.settings.schema import Settings
 from service.store.confirmation import AckSettings
@@ -119,7 +118,6 @@ class Server:
         Raises:
             StartError: The store is not reachable or not safe, or the address cannot be used.
         """
-        remember_parents(asyncio.get_running_loop())
         self._store = await self._open_store(store_url)
         settings = self._settings
         limits = EngineLimits(
@@ -338,9 +336,8 @@ class Server:
 
     async def _look_at_process(self) -> None:
         """Shows what the process uses and serves; it takes descriptors, of which there may be none."""
-        tasks = asyncio.all_tasks()
-        self._metrics.tasks.set(len(tasks))
-        give_up_unread(tasks, time.monotonic())
+        self._metrics.tasks.set(len(asyncio.all_tasks()))
+        self._grpc.give_up_unread(time.monotonic())
         self._show_models()
         self._metrics.look_at_process()
         await asyncio.sleep(LOOK_S)

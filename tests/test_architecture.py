@@ -351,7 +351,7 @@ ENDS_BY_ITSELF = {
     ("service.process.standard_streams", "say"): "writes one line",
     ("service.process.host", "serve"): "the service itself; its end is that of the process",
     ("service.process.host", "_open"): "one start; the caller gets the error",
-    ("service.rpc.grpc_server", "_Server._begin"): "one call",
+    ("service.rpc.ending", "Endings.begin"): "one call",
     ("service.process.http_pages", "Paced.__call__"): "makes one page; those who wait get the error",
 }
 """Where a task or thread is started that is not kept going by `keep_going`, and why that is right."""

@@ -27,8 +27,8 @@ from holdfast.errors import (
 )
 from service.engine.admission import Share
 from service.rpc.credentials import NOBODY
+from service.rpc.ending import end_within
 from service.rpc.status import REQUEST_ID
-from service.rpc.tasks import end_within
 from service.telemetry.log_lines import fields
 from service.telemetry.logs import session_mark
 

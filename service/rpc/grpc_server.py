@@ -19,6 +19,7 @@ from grpc._cython import cygrpc
 from grpc._cython.cygrpc import AioServer, _handle_rpc, _schedule_rpc_coro
 from grpc.aio._server import Server, _augment_channel_arguments
 
+from service.rpc.ending import Endings
 from service.rpc.gate import Gate
 
 _WRONG_ENCODING = "Invalid encoding on %s"
@@ -41,6 +42,10 @@ class GrpcServer(Server):
         for service, names in gate.services.items():
             self.add_registered_method_handlers(service, dict.fromkeys(names, nothing))
 
+    def give_up_unread(self, now_s: float) -> None:
+        """Ends calls that should be over by this monotonic time."""
+        self._server.endings.give_up_unread(now_s)
+
 
 class _Server(AioServer):  # type: ignore[misc]  # it has no types
     """Takes calls in loops of its own; everything else is grpc.aio's."""
@@ -48,7 +53,7 @@ class _Server(AioServer):  # type: ignore[misc]  # it has no types
     def __init__(self, loop: asyncio.AbstractEventLoop, options: Any, gate: Gate) -> None:
         self._gate = gate
         self._own_loop = loop
-        self._tasks: set[asyncio.Task[None]] = set()  # the loop itself refers to them weakly only
+        self.endings = Endings()
         super().__init__(loop, None, (), (), options, None)
 
     async def _request_registered_call(self, method: bytes) -> NoReturn:
@@ -62,6 +67,4 @@ class _Server(AioServer):  # type: ignore[misc]  # it has no types
 
     def _begin(self, method: str, state: Any) -> None:
         call = _handle_rpc(method, self._gate, (), state, self._own_loop, False)
-        task = self._own_loop.create_task(_schedule_rpc_coro(call, state, self._own_loop, method))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self.endings.begin(self._own_loop, _schedule_rpc_coro(call, state, self._own_loop, method))

@@ -16,10 +16,10 @@ from holdfast.errors import ServiceError
 from service.engine.admission import Admission, Bounds
 from service.rpc.call import Call
 from service.rpc.codec import parse
+from service.rpc.ending import end_within
 from service.rpc.gate import Identify, Rpc
 from service.rpc.open_calls import OpenCalls
 from service.rpc.status import abort
-from service.rpc.tasks import end_within
 
 NAME = health.SERVICE_NAME
 

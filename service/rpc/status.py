@@ -8,7 +8,7 @@ from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
 from holdfast.errors import Overloaded, ServiceError
-from service.rpc.tasks import end_within
+from service.rpc.ending import end_within
 
 DOMAIN = "holdfast"
 
