@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from holdfast.errors import InvalidRequest, ModelMismatch, RecordCorrupt, ReplyTooLarge
-from service.engine.chunk import Asked, Selection
+from service.engine.rows import Asked, Selection
 from service.engine.rules import MAX_KEPT_REPLY_BYTES
 from service.model.contract import Contract
 from service.model.protocol import Arrays, Model, Models

@@ -19,7 +19,6 @@ import numpy as np
 
 from holdfast.errors import InternalFailure, PositionConflict, ServiceError, StoreUnavailable
 from service.engine.cache import Cache
-from service.engine.chunk import Chunk
 from service.engine.commits import Commits, outcomes, unproven
 from service.engine.effects import (
     Commit,
@@ -37,7 +36,7 @@ from service.engine.limits import EngineLimits
 from service.engine.plan import Plan, read
 from service.engine.queue import Queue
 from service.engine.records import make_records
-from service.engine.rows import Rows, join
+from service.engine.rows import Chunk, Rows, join
 from service.engine.rules import draining, expired
 from service.model.protocol import Models
 from service.store.protocol import Found, Loaded, Refusals

@@ -14,18 +14,16 @@ from collections.abc import Callable, Sequence
 
 from holdfast.errors import ServiceError, StoreUnavailable
 from service.common import failpoints
-from service.common.background import RETRY_PAUSE_S, Trouble
+from service.common.background import RETRY_PAUSE_S, Trouble, Wake
 from service.engine import window
-from service.engine.chunk import Chunk
 from service.engine.core import Core
 from service.engine.effects import Commit, Confirm, Effect, Kind, Load, Quarantine, Run, Settle
 from service.engine.limits import EngineLimits
 from service.engine.quarantine import quarantine
 from service.engine.report import BatchReport
-from service.engine.rows import Rows
+from service.engine.rows import Chunk, Rows
 from service.engine.run import Encode
 from service.engine.runner import Runner
-from service.engine.wake import Wake
 from service.engine.window import Window
 from service.model.protocol import Models
 from service.store.outputs import encode_outputs

@@ -14,8 +14,7 @@ from holdfast.errors import ServiceError
 from service.engine import rules
 from service.engine.cache import Cache
 from service.engine.checks import check_named, check_tokens, served_model, validate
-from service.engine.chunk import Asked, Chunk
-from service.engine.rows import Rows, join
+from service.engine.rows import Asked, Chunk, Rows, join
 from service.model.protocol import Model, Models
 from service.store.protocol import Loaded
 from service.store.record import KeptReply, Record, decode

@@ -17,12 +17,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from holdfast.errors import ModelFailed
+from service.common.background import Trouble
 from service.engine.effects import Failure, Kind
 from service.engine.failures import BRIEF_COUNT, LONG_COUNT, THREAD_COUNT
 from service.engine.rows import Rows
 from service.engine.run import Encode, run_batch
-from service.engine.watchdog import Watchdog
-from service.model.protocol import Model
+from service.model.protocol import Halt, Model
 
 _log = logging.getLogger(__name__)
 
@@ -35,11 +35,79 @@ NEW_PATIENCE_S = 0.5
 """Others wait for a run so many times as long as it should take, and at least this: the longer of the two
 where nobody knows yet how long that is."""
 
+TICK_S = 0.1
+"""A round of the watchdog. It counts rounds instead of reading a clock: a process that was stopped, or had
+no core, has not looked around either, so its runs are not taken for stalled ones."""
+
 _NICENESS = 10
 """Of the threads for runs apart: where there are too few cores, those that serve others come first."""
 
 _NEW_SHARE = 0.2
 """Weight of the latest batch in what is known of a model's speed."""
+
+
+class WatchedRun:
+    """One run.
+
+    Args:
+        halt: Ends it.
+        limit_s: How long it may take, to a tick.
+
+    Attributes:
+        was_halted: It was told to end.
+    """
+
+    __slots__ = ("_halt", "_ticks_left", "was_halted")
+
+    def __init__(self, halt: Halt, limit_s: float) -> None:
+        self._halt = halt
+        self._ticks_left = max(1, round(limit_s / TICK_S))
+        self.was_halted = False
+
+    def tick(self) -> None:
+        """Counts a round; ends the run if it was one too many."""
+        self._ticks_left -= 1
+        if self._ticks_left < 0:
+            self.halt()
+
+    def halt(self) -> None:
+        """Ends the run."""
+        self.was_halted = True
+        self._halt.terminate = True
+
+
+class Watchdog:
+    """Watches runs, whichever thread they are in. Starts its thread at once; `close` ends it."""
+
+    def __init__(self) -> None:
+        self._runs: set[WatchedRun] = set()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._thread.start()
+
+    def begin(self, halt: Halt, limit_s: float) -> WatchedRun:
+        """Watches a run until `end`."""
+        run = WatchedRun(halt, limit_s)
+        self._runs.add(run)
+        return run
+
+    def end(self, run: WatchedRun) -> None:
+        """The run is over."""
+        self._runs.discard(run)
+
+    def close(self) -> None:
+        """Ends the thread and the runs under way."""
+        self._closing.set()
+        self._thread.join()
+        for run in tuple(self._runs):
+            run.halt()
+
+    def _watch(self) -> None:
+        trouble = Trouble("watchdog")
+        while not self._closing.wait(TICK_S):
+            for run in tuple(self._runs):
+                with trouble:
+                    run.tick()
 
 
 class Runner:

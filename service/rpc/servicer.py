@@ -12,8 +12,8 @@ import grpc.aio
 from holdfast.errors import DeadlinePassed, InternalFailure, InvalidRequest, ServiceError
 from holdfast.v1 import holdfast_pb2 as pb
 from service.engine.admission import Share
-from service.engine.chunk import Chunk, Reply
 from service.engine.driver import Driver
+from service.engine.rows import Chunk, Reply
 from service.engine.sessions import Opening, OpenSession, Sessions, new_session_id
 from service.model.contract import Contract
 from service.model.protocol import Model

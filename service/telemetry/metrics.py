@@ -19,8 +19,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from holdfast.errors import ServiceError
 from service.common import background
 from service.engine.admission import Held
-from service.engine.report import BatchReport
-from service.engine.session_event import SessionEvent
+from service.engine.report import BatchReport, SessionEvent
 from service.store.protocol import ACK_LEVELS
 from service.store.safety import StoreUsage
 from service.telemetry import process_stats

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from service.engine.chunk import Asked, Chunk, Reply
 from service.engine.effects import Commit, Load, Run, Settle
+from service.engine.rows import Asked, Chunk, Reply
 from service.store.protocol import AckLevel
 from tests.scenarios.world import Replica, World
 

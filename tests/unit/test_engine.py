@@ -4,7 +4,7 @@ import random
 import numpy as np
 
 from service.engine.cache import ENTRY_BYTES
-from service.engine.chunk import Asked, Chunk, Reply
+from service.engine.rows import Asked, Chunk, Reply
 from service.engine.sessions import Sessions
 from service.store.record import decode
 from tests.fakes import FakeModels

@@ -14,10 +14,9 @@ from service.engine.cache import ENTRY_BYTES
 from service.engine.driver import Driver
 from service.engine.failures import LONG_COUNT
 from service.engine.limits import EngineLimits
-from service.engine.runner import NEW_PATIENCE_S, PATIENCE_S
+from service.engine.runner import NEW_PATIENCE_S, PATIENCE_S, TICK_S, WatchedRun
 from service.engine.sessions import Opening, Sessions
 from service.engine.suspects import ALARM_S, BARS, CLEAN_RUNS, CULPRIT_AFTER, MAX_SUSPECTS, RISE_S, Suspects
-from service.engine.watchdog import TICK_S, WatchedRun
 from service.store.record import decode, encode
 from tests.fakes import (
     CountingObserver,
