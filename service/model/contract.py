@@ -302,6 +302,13 @@ class Contract:
         return tuple((part.columns[0], part.id_count) for part in self.graph_inputs if part.id_count)
 
 
+def opening_rows(contract: Contract, row_count: int) -> dict[str, NDArray[Any]]:
+    """Returns the states that sessions begin with, (B, ...) by name."""
+    return {
+        spec.name: np.repeat(spec.initial_array[np.newaxis], row_count, axis=0) for spec in contract.states
+    }
+
+
 @dataclass(frozen=True)
 class GraphTensor:
     """A tensor as the graph declares it: an extent is an int, the name of an axis, or None."""
