@@ -8,7 +8,7 @@ The *tail* of a session is the replies its record keeps, encoded. The next recor
 client sends ahead, and an answer from it rests on a record just read; so otherwise a commit drops it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -260,12 +260,10 @@ def split_rows(contract: Contract, rows: NDArray[np.uint8]) -> dict[str, NDArray
     return states
 
 
-def join_rows(contract: Contract, states: dict[str, NDArray[Any]]) -> NDArray[np.uint8]:
+def join_rows(contract: Contract, states: Mapping[str, NDArray[Any]]) -> NDArray[np.uint8]:
     """Inverse of `split_rows`."""
-    parts = [
-        np.ascontiguousarray(states[spec.name], spec.dtype).reshape(len(states[spec.name]), -1)
-        for spec in contract.states
-    ]
-    if len(parts) == 1:
-        return parts[0].view(np.uint8)
-    return np.concatenate([part.view(np.uint8) for part in parts], axis=1)
+    parts = []
+    for spec in contract.states:
+        part = np.ascontiguousarray(states[spec.name], spec.dtype)
+        parts.append(part.reshape(len(part), -1).view(np.uint8))
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)

@@ -95,7 +95,7 @@ class Plan:
         """Lets the rows run that suit their model."""
         rows.model = self.cache.model(rows.models[0])
         try:
-            rows.selection = validate(rows.asked, rows.model)
+            rows.needs = validate(rows.asked, rows.model)
         except ServiceError as error:
             self.refused.append((rows, error))
             return

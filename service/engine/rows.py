@@ -77,6 +77,20 @@ class Asked(NamedTuple):
         return self.token_count * self.width
 
 
+class Needs(NamedTuple):
+    """What a model has to give for chunks.
+
+    Attributes:
+        selection: What to return, completed.
+        outputs: Names of the outputs that this takes, in the order of the contract.
+        step_bytes: Of these outputs, per token.
+    """
+
+    selection: Selection
+    outputs: tuple[str, ...]
+    step_bytes: int
+
+
 class Reply(NamedTuple):
     """What a chunk gets that is applied.
 
@@ -209,7 +223,7 @@ class Rows:
         models: Numbers of their models, int64 (B,).
         places: Where their states lie, int64 (B,).
         model: The model of all of them. These two are filled when the rows are to run.
-        selection: What to return, completed.
+        needs: What it has to give.
         states: Raw, uint8 (B, state_bytes), from the cache; the run may change them, and lets go of them.
         outputs: What each gave, encoded by the edge, uint8 (B, n). These three are filled by the run.
         next_states: Raw, uint8 (B, state_bytes).
@@ -240,7 +254,7 @@ class Rows:
     models: NDArray[np.int64] = field(init=False)
     places: NDArray[np.int64] = field(init=False)
     model: Model = field(init=False)
-    selection: Selection = field(init=False)
+    needs: Needs = field(init=False)
     states: NDArray[np.uint8] = field(init=False)
     outputs: NDArray[np.uint8] = field(init=False)
     next_states: NDArray[np.uint8] = field(init=False)
@@ -372,7 +386,7 @@ class Rows:
         return self.message
 
 
-_ONE_FOR_ALL = ("model", "selection", "ack_level", "is_replayed")
+_ONE_FOR_ALL = ("model", "needs", "ack_level", "is_replayed")
 _OF_EACH = (
     "slots",
     "stamps",

@@ -145,7 +145,7 @@ class StateSpec:
     units: str = ""
     description: str = ""
 
-    @property
+    @cached_property
     def size_bytes(self) -> int:
         """Bytes of one session's tensor."""
         return self.dtype.itemsize * math.prod(self.shape)
@@ -199,7 +199,7 @@ class OutputSpec:
     units: str = ""
     description: str = ""
 
-    @property
+    @cached_property
     def size_bytes(self) -> int:
         """Bytes per token."""
         return self.dtype.itemsize * math.prod(self.shape)
@@ -285,6 +285,11 @@ class Contract:
         """What runs one at a time: `rows`, `tokens`."""
         limits = {"rows": self.rows_per_run, "tokens": self.tokens_per_run}
         return frozenset(part for part, limit in limits.items() if limit == 1)
+
+    @cached_property
+    def outputs_by_name(self) -> dict[str, OutputSpec]:
+        """The outputs, in their order."""
+        return {output.name: output for output in self.outputs}
 
     @cached_property
     def ranked(self) -> OutputSpec | None:

@@ -15,7 +15,6 @@ from service.model.contract import (
     Context,
     Contract,
     ContractError,
-    GraphInput,
     GraphTensor,
     Layout,
     StateSpec,
@@ -87,7 +86,6 @@ class StepGraph:
         self.contract = contract
         self._tokens_per_run = contract.tokens_per_run if contract.input.has_time_axis else 1
         self._every_output = tuple(output.name for output in contract.outputs)
-        self._outputs = {output.name: output for output in contract.outputs}
         self._fed = [spec for spec in contract.states if spec.kind != "context"]
         self._made = [spec for spec in contract.states if spec.output]
         self._next_names = [spec.output for spec in self._made]
@@ -127,12 +125,9 @@ class StepGraph:
             outputs, after = self._call(arrays, states, names, halt)
         else:
             outputs, after = self._run_tokens(arrays, states, names, halt, most)
-        return outputs, {spec.name: self._next(spec, after, kept, states) for spec in self.contract.states}
-
-    def _next(self, spec: StateSpec, after: Arrays, kept: Arrays, before: Arrays) -> NDArray[Any]:
-        if spec.kind == "state":
-            return after[spec.name]
-        return kept[spec.name] if spec.kind == "context" else before[spec.name]
+        if len(self._made) < len(self.contract.states):
+            after = {spec.name: _next(spec, after, kept, states) for spec in self.contract.states}
+        return outputs, after
 
     def _run_rows(
         self, tokens: NDArray[Any], states: Arrays, names: tuple[str, ...], halt: Halt | None, most: int
@@ -170,7 +165,7 @@ class StepGraph:
             states = {**states, **after}
         return {
             name: parts[-1][name]
-            if self._outputs[name].is_last
+            if self.contract.outputs_by_name[name].is_last
             else np.concatenate([part[name] for part in parts])
             for name in names
         }, after
@@ -218,19 +213,21 @@ def split_tokens(
     """
     arrays, contexts = [], {}
     for part in contract.graph_inputs:
-        own = _own(contract, part, tokens)
+        own = tokens[..., slice(*part.columns)] if contract.input.kind == "features" else tokens
+        if own.shape[2:] != part.shape:
+            own = own.reshape(*own.shape[:2], *part.shape)
+        own = own.astype(part.dtype, copy=False)
         if part.context is not None:
             own, contexts[part.context.state] = _windows(own, states[part.context.state], part.context)
         arrays.append(own)
     return arrays, contexts
 
 
-def _own(contract: Contract, part: GraphInput, tokens: NDArray[Any]) -> NDArray[Any]:
-    if contract.input.kind == "features":
-        tokens = tokens[..., slice(*part.columns)]
-    if tokens.shape[2:] != part.shape:
-        tokens = tokens.reshape(*tokens.shape[:2], *part.shape)
-    return tokens.astype(part.dtype, copy=False)
+def _next(spec: StateSpec, after: Arrays, kept: Arrays, before: Arrays) -> NDArray[Any]:
+    """Returns what follows upon a state: what the graph made, what a window keeps, or what it was."""
+    if spec.kind == "state":
+        return after[spec.name]
+    return kept[spec.name] if spec.kind == "context" else before[spec.name]
 
 
 def _windows(own: NDArray[Any], kept: NDArray[Any], context: Context) -> tuple[NDArray[Any], NDArray[Any]]:
