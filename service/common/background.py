@@ -71,7 +71,7 @@ class Trouble:
         if isinstance(error, Exception):
             self.note(error)
             return True
-        if error is None:
+        if error is None and self._told:
             self.worked()
         return False
 
