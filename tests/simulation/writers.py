@@ -87,7 +87,8 @@ class Writer:
     async def _failed(self, what, session_id, error):
         """Goes on as the error says."""
         self._world.note(self.name, f"{what} fails", session_id.encode(), error.reason)
-        self._world.not_applied += [(session_id, chunk) for chunk in error.not_applied]
+        now_s = self._world.loop.now_s
+        self._world.not_applied += [(now_s, session_id, chunk) for chunk in error.not_applied]
         if isinstance(error, SessionQuarantined) and self._draw.random() < 0.5:
             with contextlib.suppress(HoldfastError):
                 await self.client.release_session(session_id)
