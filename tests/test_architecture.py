@@ -323,7 +323,7 @@ ENDS_BY_ITSELF = {
         "HttpServer.__init__",
     ): "uvicorn's; what fails in its loop is noted by `_note`",
     ("service.process.worker", "main"): "its end, however it comes, ends the process",
-    ("service.engine.watchdog", "Watchdog.__init__"): "its turns have a Trouble",
+    ("service.engine.runner", "Watchdog.__init__"): "its turns have a Trouble",
     ("service.engine.driver", "Driver.start"): "its turns have a Trouble",
     ("service.engine.driver", "Driver._spawn"): "one effect, whose failure is answered by `_do`",
     ("service.engine.runner", "Runner.__init__"): "runs of one batch, whose failure is its outcome",

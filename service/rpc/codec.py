@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from holdfast.errors import InvalidRequest, ServiceError
 from holdfast.v1 import holdfast_pb2 as pb
 from service.common.names import control_character
-from service.engine.chunk import Asked, Chunk, Reply, Selection
-from service.engine.rows import TOKEN_DTYPES
+from service.engine.rows import TOKEN_DTYPES, Asked, Chunk, Reply, Selection
 from service.model.contract import DTYPES, Contract
 from service.rpc.credentials import Caller
 from service.store.keys import session_key, session_keys

@@ -6,8 +6,8 @@ from typing import Any
 
 from holdfast.errors import InvalidRequest, ServiceError
 from holdfast.v1 import holdfast_pb2 as pb
-from service.engine.chunk import Chunk, Reply
 from service.engine.driver import Driver
+from service.engine.rows import Chunk, Reply
 from service.engine.sessions import Opening, OpenSession, Sessions, new_session_id
 from service.model.protocol import Model
 from service.model.reloading import ModelReloading

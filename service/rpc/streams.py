@@ -15,10 +15,10 @@ import grpc.aio
 
 from holdfast.errors import Draining, InternalFailure, ServiceError
 from holdfast.v1 import holdfast_pb2 as pb
+from service.common.background import Wake
 from service.engine.admission import Share
-from service.engine.chunk import Chunk, Reply
 from service.engine.driver import Driver
-from service.engine.wake import Wake
+from service.engine.rows import Chunk, Reply
 from service.rpc.batches import BatchCall, BatchLimits
 from service.rpc.call import Call
 from service.rpc.codec import Named, encode_reply, parse, size_of, to_chunk

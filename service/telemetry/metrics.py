@@ -19,8 +19,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from holdfast.errors import ServiceError
 from service.common import background
 from service.engine.admission import Held
-from service.engine.report import BatchReport
-from service.engine.session_event import SessionEvent
+from service.engine.report import BatchReport, SessionEvent
 from service.store.protocol import ACK_LEVELS
 from service.store.safety import StoreUsage
 from service.telemetry import process_stats
@@ -336,7 +335,8 @@ class Metrics:
         for size_bytes, commit_s in report.commits:
             self._committed_bytes.inc(size_bytes)
             self._commit_s.observe(commit_s)
-        self._steps.inc(report.step_count)
+        if report.step_count:
+            self._steps.inc(report.step_count)
         for answers_s, each in report.answers:
             self._chunks.inc(each * len(answers_s))
             self._chunk_s.observe_many(answers_s, each)
@@ -344,10 +344,14 @@ class Metrics:
             self._acknowledged.inc(ack_level, chunk_count)
         for reason in report.refused:
             self.refused(reason)
-        self._replays.inc(report.replay_count)
-        self._conflicts.inc(report.conflict_count)
-        self._reruns.inc(report.rerun_count)
-        self._halts.inc(report.halt_count)
+        for counter, count in (
+            (self._replays, report.replay_count),
+            (self._conflicts, report.conflict_count),
+            (self._reruns, report.rerun_count),
+            (self._halts, report.halt_count),
+        ):
+            if count:  # of most batches there is none of these
+                counter.inc(count)
         if report.quarantine_count:
             self.session_event(SessionEvent.QUARANTINED, report.quarantine_count)
 
