@@ -40,8 +40,9 @@ from service.settings.descriptors import most_connections
 from service.settings.schema import Settings
 from service.store.confirmation import AckSettings
 from service.store.opening import create_store
-from service.store.protocol import AckLevel, Store, UnsafeStore
+from service.store.protocol import AckLevel, UnsafeStore
 from service.store.safety import Allowances, StoreUsage
+from service.store.store import Store
 from service.telemetry.metrics import STALLED_AFTER_S, Metrics, ServedModel
 
 _log = logging.getLogger(__name__)

@@ -68,7 +68,7 @@ PURE = {
     "service.store.safety",
     "service.store.error_table",
     "service.store.acl",
-    "service.store.packing",
+    "service.store.replies",
     "service.common.listen_address",
     "service.common.names",
     "service.common.redaction",
@@ -332,11 +332,8 @@ ENDS_BY_ITSELF = {
     ("service.model.reloading", "_in_thread"): "one call; the caller gets the error",
     ("service.rpc.streams", "_ReplyStream._exchange"): "reads one stream, which ends with it",
     ("service.store.confirmation", "_Lane.wait"): "one wait; those who wait get the error",
-    (
-        "service.store.cluster",
-        "ClusterStore._refresh_soon",
-    ): "reads the map until it is right, with a Trouble",
-    ("service.store.cluster", "ClusterStore._retire"): "closes one node",
+    ("service.store.cluster", "Cluster._refresh_soon"): "reads the map until it is right, with a Trouble",
+    ("service.store.cluster", "Cluster._retire"): "closes one node",
     ("service.store.connection", "StoreConnection.begin"): "connects until it has, with a Trouble",
     ("service.store.sentinel", "Sentinels._hear"): "one question; the caller gets the error",
     (

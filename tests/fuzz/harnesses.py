@@ -448,7 +448,7 @@ async def read_as_every_reply(reply):
         future.set_result(reply)
         return future
 
-    connection = store._node._connection
+    [connection] = store._topology.nodes
     connection.execute = connection.send = answer
     writes = [type("W", (), {"keys": [b"k"], "expected": bytes(16), "records": [b"r"]})()]
     for ask, is_right in (
