@@ -20,7 +20,7 @@ serve: $(VENV)/.server          ## a server with the shipped models and an embed
 	$(BIN)/holdfast serve
 
 test: $(VENV)/.dev $(VENV)/.protobuf7 $(VENV)/.node
-	$(BIN)/python -m pytest -n 3 --dist loadfile
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.dev $(VENV)/.protobuf7   ## format, lint, strict types, architecture, fresh stubs, settings and errors
 	$(BIN)/ruff format --check $(SOURCES)
@@ -61,7 +61,7 @@ simulate: $(VENV)/.dev          ## deployments in virtual time for MINUTES, or S
 
 FAULTS ?= --minutes 20
 faults: $(VENV)/.dev            ## kills, pauses, cuts and fills up a deployment under load; build/faults.md
-	HOLDFAST_FAULTS=long $(BIN)/python -m pytest -q tests/faults/test_machine.py
+	HOLDFAST_FAULTS=long $(BIN)/python -m pytest -q tests/faults
 	$(BIN)/python -m tests.faults.gone_back
 	$(BIN)/python -m tests.faults.store_losses
 	$(BIN)/python -m tests.faults.callers --cases 10000
