@@ -6,6 +6,8 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 # onnxruntime reports its use to its makers unless it is told not to.
 export ORT_DISABLE_TELEMETRY := 1
+# Tests start hundreds of processes; one that has to compile what it imports takes a third longer to start.
+export PYTHONDONTWRITEBYTECODE :=
 SOURCES := holdfast service model_export tests proto benchmarks
 
 .PHONY: demo serve prometheus test check train matrix proto bench bench-quick bench-scale fuzz faults soak \
@@ -83,9 +85,9 @@ public-check: $(VENV)/.dev      ## downloads streaming networks of other people 
 proto: $(VENV)/.dev             ## regenerates the committed stubs
 	$(BIN)/python proto/generate.py
 
-settings: $(VENV)/.dev          ## writes docs/settings.md from the settings
-	$(BIN)/python -m service.settings.reference > docs/settings.md.new
-	mv docs/settings.md.new docs/settings.md
+settings: $(VENV)/.dev          ## writes docs/operate/settings.md from the settings
+	$(BIN)/python -m service.settings.reference > docs/operate/settings.md.new
+	mv docs/operate/settings.md.new docs/operate/settings.md
 
 errors: $(VENV)/.dev            ## writes docs/errors.md from the errors
 	$(BIN)/python -m holdfast.errors.reference > docs/errors.md.new

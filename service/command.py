@@ -15,14 +15,14 @@ from service.process.standard_streams import obeying_pipes, open_missing
 USAGE = """usage: holdfast COMMAND [--help] [options], or holdfast --version
 
 serve     runs a server: gRPC, metrics, and by default an embedded store
-demo      streams tokens through a server that is killed half-way, and judges the outputs
+demo      streams tokens through a server that is killed half-way, and checks the outputs
 bench     loads a running server and prints what its clients see
-verify    proves from what clients recorded that nothing was lost and nothing applied twice
-export    makes a model of a PyTorch network, or of a whole-sequence ONNX file
-session   show, delete, release: a session of a server
-models    list, reload: what a server serves; inspect, check, add: model files
-token     create: a token for a client, and its entry for the server's tokens file
-store     acl: the ACL rule of the store's user"""
+verify    checks what clients recorded: nothing lost, nothing applied twice, no wrong output
+export    makes a model from a PyTorch network or a whole-sequence ONNX file
+session   show, delete, release: shows, deletes or releases a session
+models    list, reload: models of a server; inspect, check, add: model files
+token     create: makes a token for a client, and its entry for the server's tokens file
+store     acl: prints the ACL rule for Holdfast's user in the store"""
 
 SERVER_SIDE = {
     "serve": "holdfast.cli.serve",

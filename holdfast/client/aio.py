@@ -162,7 +162,7 @@ class AsyncClient:
                 model's dtypes. Not looked at where the session is resumed.
 
         Raises:
-            TypeError, ValueError: What was passed is not what it should be; see docs/inputs.md.
+            TypeError, ValueError: What was passed is not what it should be; see docs/guides/inputs.md.
             SessionExists, ModelNotFound, ModelMismatch, HoldfastError: As named.
         """
         state = state_message(initial_state)
@@ -202,7 +202,7 @@ class AsyncClient:
             Where they stand; rows fail one by one, see `OpenedBatch.errors`.
 
         Raises:
-            TypeError, ValueError: What was passed is not what it should be; see docs/inputs.md.
+            TypeError, ValueError: What was passed is not what it should be; see docs/guides/inputs.md.
             HoldfastError: The batch as a whole was refused.
         """
         ids = session_ids_text(session_ids)
