@@ -53,7 +53,7 @@ class Life:
         self.incarnation = incarnation
         self.findings = findings
         self.sights = [sight for sight in history.sights if sight.incarnation == incarnation]
-        self.seen = {(sight.position, sight.digest) for sight in self.sights}
+        self.seen = {(sight.position, sight.digest) for sight in self.sights if sight.digest}
         self.acknowledged = [
             attempt
             for attempt in history.attempts

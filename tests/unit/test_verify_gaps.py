@@ -1,5 +1,7 @@
 """Gaps: of the requests of which nobody knows the fate those fill them that were applied."""
 
+import random
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -44,9 +46,10 @@ def test_of_several_unanswered_writers_what_was_seen_tells_which_was_applied(is_
     assert (wrongs, found.unchecked) == ({}, 0)
 
 
-@given(st.integers(2, 6), st.integers(1, 12), st.randoms(use_true_random=False))
-def test_what_the_last_of_many_broken_streams_applied_is_found(streams, length, rng):
+@pytest.mark.parametrize(("streams", "length"), [(2, 1), (2, 12), (3, 4), (6, 3), (6, 12)])
+def test_what_the_last_of_many_broken_streams_applied_is_found(streams, length):
     """Each sent other tokens to the same positions, so there are streams ** length ways to fill them."""
+    rng = random.Random(length)
     session = Session()
     session.step([1, 2, 3])
     start = len(session.log)
