@@ -375,7 +375,7 @@ class Core:
         """Answers rows that were taken from the queue, and lets the next chunks of their sessions go."""
         rows.mark_answered()
         self._effects.append(Settle(rows, error, is_applied))
-        self.unanswered_count -= len(rows)
+        self.unanswered_count -= len(rows.keys)
         self._queue.release(rows.keys)
         if self._forgotten:
             for key in self._forgotten.intersection(rows.keys):

@@ -117,7 +117,8 @@ class Driver:
             self._hand_over()
         else:
             self._idle.clear()
-            self._wake.ring()
+            if self._core.is_ready:
+                self._wake.ring()
 
     def submit_rows(self, rows: Rows) -> None:
         """Takes rows of a message; it gets what became of them, maybe before this returns."""
@@ -130,7 +131,8 @@ class Driver:
             self._hand_over()
         else:
             self._idle.clear()
-            self._wake.ring()
+            if self._core.is_ready:
+                self._wake.ring()
 
     def forget(self, key: bytes) -> None:
         """Drops a session from memory, because its record was changed by other means than a chunk."""
@@ -207,7 +209,8 @@ class Driver:
             self._idle.set()
         if self._core.due_s is not None or self._timer is not None:
             self._set_timer(self._core.due_s)
-        self._wake.ring()
+        if self._core.is_ready:
+            self._wake.ring()
 
     def _hand_over(self) -> None:
         """Has counted what was done."""
@@ -343,17 +346,18 @@ class Driver:
     def _settle(self, settle: Settle) -> None:
         """Notes what is to be counted, and tells the callers."""
         (rows, error, is_applied), report = settle, self._report
+        count = len(rows.keys)
         if error is None or is_applied:
             if rows.is_replayed:
-                report.replay_count += len(rows)
+                report.replay_count += count
             else:
                 now_s = time.monotonic()
-                report.step_count += len(rows) * rows.asked.token_count
+                report.step_count += count * rows.asked.token_count
                 report.answers.append(rows.ages_s(now_s))
                 if rows.chunks is not None:
                     self._window.answered(rows.keys, now_s)
         if error is None:
-            report.acknowledged.append((rows.ack_level, len(rows)))
+            report.acknowledged.append((rows.ack_level, count))
         else:
             error.without_trace()
             report.refused += [error.reason] * rows.waiting_count()

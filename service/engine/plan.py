@@ -4,7 +4,7 @@ What runs is decided for a whole batch at once, by the vector form of the rules.
 at one by one, and answered only from a record that is known to have been in the store after they came.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 
@@ -142,8 +142,10 @@ def join(chunks: list[Chunk]) -> Rows:
     )
 
 
-def _column(positions: tuple[int | None, ...]) -> NDArray[np.int64]:
-    return np.array([NOT_GIVEN if position is None else position for position in positions], np.int64)
+def _column(positions: Sequence[int | None]) -> NDArray[np.int64]:
+    if None in positions:
+        positions = [NOT_GIVEN if position is None else position for position in positions]
+    return np.array(positions, np.int64)
 
 
 def read(models: Models, rows: Rows, place: int, data: Loaded) -> tuple[Model, Record] | Rows:
