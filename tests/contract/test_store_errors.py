@@ -140,7 +140,7 @@ async def test_a_replica_takes_no_writes(start, opened):
     await assert_unavailable(refused(store, record(0)), "READONLY", "replica")
     assert store.epoch > epoch
     await eventually(store.ping)
-    with pytest.raises(UnsafeStore, match=r"replica.*name the primary"):
+    with pytest.raises(UnsafeStore, match=r"replica.*use the primary"):
         await store.check_safe()
 
 
@@ -404,7 +404,7 @@ async def test_a_silent_node_fails_its_own_rows_only(cluster, opened):
 
 async def test_a_cluster_that_was_named_as_a_single_server(cluster, opened):
     store = await opened(cluster.processes[0].url)
-    with pytest.raises(UnsafeStore, match=r"name it by redis\+cluster://"):
+    with pytest.raises(UnsafeStore, match=r"use redis\+cluster://"):
         await store.check_safe()
     keys = [session_key("tenant", str(number)) for number in range(2)]
     await assert_unavailable(failure(store.load(keys)), "CROSSSLOT", "redis+cluster://")
