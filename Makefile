@@ -89,9 +89,9 @@ public-check: $(VENV)/.dev      ## downloads streaming networks of other people 
 proto: $(VENV)/.dev             ## regenerates the committed stubs
 	$(BIN)/python proto/generate.py
 
-settings: $(VENV)/.dev          ## writes docs/settings.md from the settings
-	$(BIN)/python -m service.settings.reference > docs/settings.md.new
-	mv docs/settings.md.new docs/settings.md
+settings: $(VENV)/.dev          ## writes docs/operate/settings.md from the settings
+	$(BIN)/python -m service.settings.reference > docs/operate/settings.md.new
+	mv docs/operate/settings.md.new docs/operate/settings.md
 
 errors: $(VENV)/.dev            ## writes docs/errors.md from the errors
 	$(BIN)/python -m holdfast.errors.reference > docs/errors.md.new

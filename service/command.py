@@ -1,28 +1,28 @@
 """The command `holdfast`. A subcommand is imported when it is called: a client need not have a server.
 
-It lies outside `holdfast`, which loads gRPC as soon as it is imported: what gRPC reads from the environment
-must stand there before.
+What gRPC reads from the environment must stand there before it is loaded, so this file does not load it;
+nor anything else that takes its time: `holdfast token --help` is there at once.
 """
 
 import importlib
 import sys
-from importlib.metadata import version
 from types import TracebackType
 
+import holdfast
 from service.process.library_environment import set_library_environment
 from service.process.standard_streams import obeying_pipes, open_missing
 
 USAGE = """usage: holdfast COMMAND [--help] [options], or holdfast --version
 
 serve     runs a server: gRPC, metrics, and by default an embedded store
-demo      streams tokens through a server that is killed half-way, and judges the outputs
+demo      streams tokens through a server that is killed half-way, and checks the outputs
 bench     loads a running server and prints what its clients see
-verify    proves from what clients recorded that nothing was lost and nothing applied twice
-export    makes a model of a PyTorch network, or of a whole-sequence ONNX file
-session   show, delete, release: a session of a server
-models    list, reload: what a server serves; inspect, check, add: model files
-token     create: a token for a client, and its entry for the server's tokens file
-store     acl: the ACL rule of the store's user"""
+verify    checks what clients recorded: nothing lost, nothing applied twice, no wrong output
+export    makes a model from a PyTorch network or a whole-sequence ONNX file
+session   show, delete, release: shows, deletes or releases a session
+models    list, reload: models of a server; inspect, check, add: model files
+token     create: makes a token for a client, and its entry for the server's tokens file
+store     acl: prints the ACL rule for Holdfast's user in the store"""
 
 SERVER_SIDE = {
     "serve": "holdfast.cli.serve",
@@ -50,7 +50,7 @@ def main() -> None:
 
 def _run() -> int:
     if sys.argv[1:] == ["--version"]:
-        print(f"holdfast {version('holdfast')}")
+        print(f"holdfast {holdfast.__version__}")
         return 0
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         print(USAGE)

@@ -1,6 +1,6 @@
 """Between what a caller has (text, ids, features, states) and the messages of the contract. Pure.
 
-One integer is one token, and so is one row of floats. docs/inputs.md has what is taken for what.
+One integer is one token, and so is one row of floats. docs/guides/inputs.md has what is taken for what.
 """
 
 import array

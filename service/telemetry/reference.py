@@ -1,4 +1,4 @@
-"""Writes docs/metrics.md, from the metrics themselves: `python -m service.telemetry.reference`."""
+"""Writes docs/operate/metrics.md, from the metrics themselves: `python -m service.telemetry.reference`."""
 
 from service.telemetry.metrics import Metrics, ServedModel
 

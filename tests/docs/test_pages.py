@@ -20,7 +20,7 @@ from tests.docs.pages import PAGES, ROOT, anchors, blocks, kinds, links
 
 RUN = {
     "README.md": ["the session stands at 19"],
-    "docs/python.md": [
+    "docs/guides/python.md": [
         "0 False 1", "10 False memory", "(2, 256)", "float32", "True ()", "True", "True", "True",
         "[1, 2, 3, 4, 5, 6, 7, 8, 9]",
         "True", "100 (100, 1, 1) {}", "True 100", "200", "MODEL_NOT_FOUND False () ()", "done",
@@ -93,7 +93,7 @@ def test_examples_run_as_they_stand(page, server):
 
 
 def test_the_feature_table_names_every_rpc():
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "docs" / "features.md").read_text()
     for method in pb.DESCRIPTOR.services_by_name["StreamingInferenceService"].methods:
         assert method.name in text, method.name
 
@@ -147,7 +147,7 @@ def test_settings_that_the_pages_name_exist():
     serve = re.compile(r"`(--[a-z-]+)[ `]")
     known = flags | OTHER_FLAGS | set(re.findall(r"--[a-z-]+", all_help()))
     for page in PAGES:
-        if page.parent.name == "docs" or page.name in ("README.md", "SECURITY.md"):
+        if page.parent.name in ("docs", "guides", "operate") or page.name in ("README.md", "SECURITY.md"):
             for flag in serve.findall(page.read_text()):
                 assert flag in known, f"{page.name}: {flag}"
 

@@ -29,7 +29,9 @@ async def test_thousands_of_cancelled_calls_leave_no_reply_to_a_wrong_caller(tmp
             text = rng.randbytes(rng.randint(1, 4))
             request = chunk(name, text, position, tag=rng.getrandbits(32))
             while left > 0:
-                call = asyncio.create_task(client.call_once("Step", request, client.deadline_s(10)))
+                call = asyncio.create_task(
+                    client._calls.call_once("Step", request, client._calls.deadline_s(10))
+                )
                 await asyncio.sleep(rng.uniform(0, 0.05) if rng.random() < 0.5 else 0)
                 if call.cancel():
                     left -= 1
@@ -38,7 +40,7 @@ async def test_thousands_of_cancelled_calls_leave_no_reply_to_a_wrong_caller(tmp
                     break
                 assert isinstance(result, asyncio.CancelledError), result
             else:
-                result = await client.call_once("Step", request, client.deadline_s(10))
+                result = await client._calls.call_once("Step", request, client._calls.deadline_s(10))
             reply = result.result
             asked = (name, position + len(text), request.chunk.tag)
             assert (reply.session_id, reply.position, reply.tag) == asked

@@ -78,7 +78,7 @@ class Sessions(RuleBasedStateMachine):
 
     def call(self, request):
         """Sends a raw request, recorded like the others."""
-        return self.client._runner.run(self.client._client.call("Step", request)).result
+        return self.client._runner.run(self.client._client._calls.call("Step", request)).result
 
     def session(self, number):
         """Returns the session of a number, opened if it is not."""
