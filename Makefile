@@ -6,6 +6,8 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 # onnxruntime reports its use to its makers unless it is told not to.
 export ORT_DISABLE_TELEMETRY := 1
+# Tests start hundreds of processes; one that has to compile what it imports takes a third longer to start.
+export PYTHONDONTWRITEBYTECODE :=
 SOURCES := holdfast service model_export tests proto benchmarks
 
 .PHONY: demo serve prometheus test check train matrix proto bench bench-quick bench-scale fuzz faults soak \
@@ -18,7 +20,7 @@ serve: $(VENV)/.server          ## a server with the shipped models and an embed
 	$(BIN)/holdfast serve
 
 test: $(VENV)/.dev $(VENV)/.protobuf7 $(VENV)/.node
-	$(BIN)/python -m pytest -n 3 --dist loadfile
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.dev $(VENV)/.protobuf7   ## format, lint, strict types, architecture, fresh stubs, settings and errors
 	$(BIN)/ruff format --check $(SOURCES)
@@ -59,7 +61,7 @@ simulate: $(VENV)/.dev          ## deployments in virtual time for MINUTES, or S
 
 FAULTS ?= --minutes 20
 faults: $(VENV)/.dev            ## kills, pauses, cuts and fills up a deployment under load; build/faults.md
-	HOLDFAST_FAULTS=long $(BIN)/python -m pytest -q tests/faults/test_machine.py
+	HOLDFAST_FAULTS=long $(BIN)/python -m pytest -q tests/faults
 	$(BIN)/python -m tests.faults.gone_back
 	$(BIN)/python -m tests.faults.store_losses
 	$(BIN)/python -m tests.faults.callers --cases 10000

@@ -1,14 +1,14 @@
 """The command `holdfast`. A subcommand is imported when it is called: a client need not have a server.
 
-It lies outside `holdfast`, which loads gRPC as soon as it is imported: what gRPC reads from the environment
-must stand there before.
+What gRPC reads from the environment must stand there before it is loaded, so this file does not load it;
+nor anything else that takes its time: `holdfast token --help` is there at once.
 """
 
 import importlib
 import sys
-from importlib.metadata import version
 from types import TracebackType
 
+import holdfast
 from service.process.library_environment import set_library_environment
 from service.process.standard_streams import obeying_pipes, open_missing
 
@@ -50,7 +50,7 @@ def main() -> None:
 
 def _run() -> int:
     if sys.argv[1:] == ["--version"]:
-        print(f"holdfast {version('holdfast')}")
+        print(f"holdfast {holdfast.__version__}")
         return 0
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         print(USAGE)

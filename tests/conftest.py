@@ -13,6 +13,15 @@ settings.register_profile("untimed", deadline=None)  # no test asserts a time
 settings.load_profile("untimed")
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime, here the oracle, talks to nobody
 
+FIRST = ("deploy", "faults", "rpc", "e2e", "contract", "matrix", "docs")
+"""Folders whose tests wait for processes, those with the longest files first."""
+
+
+def pytest_collection_modifyitems(items):
+    """Begins with what takes long, so that no worker of xdist is left with a long file at the end."""
+    order = {name: number for number, name in enumerate(FIRST)}
+    items.sort(key=lambda item: order.get(item.path.parent.name, len(order)))
+
 
 @pytest.fixture
 async def opened():

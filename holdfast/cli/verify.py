@@ -20,7 +20,8 @@ from holdfast.cli.calling import EXIT_CONFIGURATION, add_server_options, credent
 from holdfast.client.history import Recorder
 from holdfast.errors import HoldfastError
 from holdfast.v1 import holdfast_pb2 as pb
-from holdfast.verify.chain import TOLERANCE, Findings
+from holdfast.verify.chain import TOLERANCE
+from holdfast.verify.findings import Findings
 from holdfast.verify.judge import Verdict, judge
 from holdfast.verify.load import Load, LoadSettings
 from service.model.apart import parse_apart

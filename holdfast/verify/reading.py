@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from holdfast.client.history import FAILURE, REPLY, START, Frame, read_frames
 from holdfast.client.tokens import to_arrays
 from holdfast.v1 import holdfast_pb2 as pb
-from holdfast.verify.chain import Attempt, Deletion, Outputs, Reply, SessionHistory, Sight
+from holdfast.verify.session_history import Attempt, Deletion, Outputs, Reply, SessionHistory, Sight
 
 
 class ModelId(NamedTuple):

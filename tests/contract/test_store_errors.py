@@ -154,7 +154,7 @@ async def test_a_replica_without_its_primary(start, opened):
 async def test_a_wait_that_a_demotion_ends(start, opened):
     server = start()
     store = await opened(server.url)
-    waiting = asyncio.create_task(failure(store._node.ask("BLPOP", "holdfast:v1:list", 10)))
+    waiting = asyncio.create_task(failure(store._topology.nodes[0].ask("BLPOP", "holdfast:v1:list", 10)))
     await asyncio.to_thread(wait_for, lambda: server.info()["blocked_clients"])
     server.call("REPLICAOF", "127.0.0.1", free_port())
     await assert_unavailable(waiting, "UNBLOCKED", "became a replica")

@@ -24,7 +24,7 @@ from rich.table import Table
 import holdfast
 from holdfast.cli.verify import summary, to_json
 from holdfast.client.history import Recorder
-from holdfast.verify.chain import FAULTS
+from holdfast.verify.findings import FAULTS
 from holdfast.verify.judge import judge
 from holdfast.verify.load import Load, LoadSettings
 from service.process.library_environment import set_library_environment

@@ -27,7 +27,7 @@ TELLING = 3
 
 
 class HashNetwork:
-    """Implements `chain.Network` for the hash of all tokens."""
+    """Implements `network.Network` for the hash of all tokens."""
 
     def run(self, tokens, initial):
         return HashRun(tokens, 0 if initial is None else int(np.asarray(initial["s"])))
@@ -59,7 +59,7 @@ def judge(paths, primary, drivers, answers, not_applied, key_of):
         primary: The store.
         drivers: Of the replicas, all drained.
         answers: Of all clients.
-        not_applied: Session and chunk, of errors that say so.
+        not_applied: Time, session and chunk, of errors that say so.
         key_of: Gives the store key of a session.
     """
     broken = []
@@ -74,8 +74,8 @@ def judge(paths, primary, drivers, answers, not_applied, key_of):
         broken += [(session_id, text) for text in texts]
     broken += misled(answers)
     broken += forgotten(answers, primary, key_of)
-    taken_back = {tuple(place) for (_, *place), stays in primary.stays.items() if stays[-1][1] < math.inf}
-    broken += belied(not_applied, stored, taken_back, primary.expired)
+    taken_back_s = {tuple(place): stays[-1][1] for (_, *place), stays in primary.stays.items()}
+    broken += belied(not_applied, stored, taken_back_s, primary.expired_s)
     for driver in drivers:
         wrong = Counter(count for count in driver.answers.values() if count != 1)
         broken += [("", f"{many} chunks were answered {count} times") for count, many in wrong.items()]
@@ -154,13 +154,16 @@ def forgotten(answers, primary, key_of):
             yield answer.session_id, f"position {answer.stamp[1]} was replicated, and is forgotten"
 
 
-def belied(not_applied, stored, taken_back, expired):
+def belied(not_applied, stored, taken_back_s, expired_s):
     """Yields chunks that were applied, and not lost with more, though an error says that they were not."""
-    for session_id, chunk in not_applied:
+    for told_s, session_id, chunk in not_applied:
         run, count = run_of(chunk.tokens), len(chunk.tokens)
         for record in stored.get(session_id, ()) if count >= TELLING else ():
             place = record.incarnation, record.position, record.digest
-            if place in taken_back or record.incarnation in expired:
+            if (
+                min(taken_back_s.get(place, math.inf), expired_s.get(record.incarnation, math.inf))
+                <= told_s
+            ):
                 continue
             if any(
                 (reply.position, reply.token_count) == (chunk.position + count, count)

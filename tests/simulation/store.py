@@ -40,7 +40,7 @@ class Primary:
         records: By key.
         written: Every record that was ever stored, by key, forgotten or not.
         forgotten: Keys of which the store has forgotten something, or that have expired.
-        expired: Incarnations of sessions that have.
+        expired_s: By incarnation, of sessions that have, those before a takeover too, when they did.
         stays: By key, incarnation, position and digest, each time that it came there, and when that was
             taken back.
         is_down, is_full, is_cut_off: It does not answer; takes no writes; has no replicas.
@@ -52,7 +52,7 @@ class Primary:
         self.records = {}
         self.written = {}
         self.forgotten = set()
-        self.expired = set()
+        self.expired_s = {}
         self.stays = {}
         self.expires_s = {}
         self.is_down = self.is_full = self.is_cut_off = False
@@ -65,7 +65,8 @@ class Primary:
         expires_s = self.expires_s.get(key)
         if expires_s is not None and self._loop.now_s >= expires_s:
             if key in self.records:
-                self.expired.add(decode(self.records[key]).incarnation)
+                for raw in self.written[key]:
+                    self.expired_s.setdefault(decode(raw).incarnation, self._loop.now_s)
             self._put(key, None, 0.0)
             self.forgotten.add(key)
             self._note("store", "expires", key)

@@ -72,7 +72,7 @@ class World:
     Attributes:
         pause_s, takeover_share, poison_share, delete_share, most_tokens: What writers are like in this run.
         answers: All that clients got.
-        not_applied: Session and chunk, of errors that say so.
+        not_applied: Time, session and chunk, of errors that say so.
     """
 
     def __init__(self, loop, folder, outcome):
