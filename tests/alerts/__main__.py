@@ -84,10 +84,10 @@ def to_markdown(rows, factor):
     lines = [
         "# Alerts",
         "",
-        "In this drill, each alert's fault makes it fire, and healing the fault clears it. A real Prometheus",
-        f"runs the rules of the package, with all windows and `for:` divided by {factor:g} (a minute is",
-        f"{60 / factor:g} s) and a scrape every half second. It watches a replica under load, a store with a",
-        "replica, and a server with two workers. `make alerts` writes this page;",
+        "In this drill, each alert's fault makes it fire, and healing the fault clears it. A real",
+        f"Prometheus runs the rules of the package, with all windows and `for:` divided by {factor:g} (a minute is",
+        f"{60 / factor:g} s) and a scrape every half second. It watches a replica under load, a store",
+        "with a replica, and a server with two workers. `make alerts` writes this page;",
         "[runbooks.md](runbooks.md) says what to do.",
         "",
         "| alert | severity | fault | fires after, s | clears after, s |",
@@ -100,8 +100,8 @@ def to_markdown(rows, factor):
         lines.append(f"| {link} | {rules[name]['labels']['severity']} | {row['what']} | {times} |")
     lines += [
         "",
-        "Times to fire count from the fault, and times to clear from its healing. The part of a time that is",
-        f"the rule's own window takes {factor:g} times as long with the original rules.",
+        "Times to fire count from the fault, and times to clear from its healing. The part of a time that",
+        f"is the rule's own window takes {factor:g} times as long with the original rules.",
         "",
     ]
     if left_out := sorted(rules.keys() - {row["alert"] for row in rows}):
