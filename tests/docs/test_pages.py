@@ -161,7 +161,7 @@ def all_help():
         ["store", "acl"],
         ["session", "release"],
         ["session", "delete"],
-        ["export"],
+        ["model", "export"],
     )
     return "".join(help_of(command) for command in commands)
 
