@@ -30,7 +30,7 @@ RUN = {
 
 FOREIGN = {
     "apt-get", "cd", "cp", "curl", "docker", "git", "helm", "kubectl", "mv", "openssl", "pip", "prometheus",
-    "promtool", "python3", "redis-cli", "redis-server", "sudo", "unzip",
+    "promtool", "python", "python3", "redis-cli", "redis-server", "sudo", "unzip",
 }  # fmt: skip
 """Programs of others that the pages call."""
 
