@@ -139,7 +139,7 @@ def read_constants(entries: Sequence[str]) -> dict[str, NDArray[Any]]:
     for entry in entries:
         name, equals, file = entry.partition("=")
         if not name or not equals:
-            raise Refused(f"--constant {entry!r}: expected is INPUT=FILE.npy")
+            raise Refused(f"--constant {entry!r}: expected INPUT=FILE.npy")
         try:
             found[name] = np.load(file, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:

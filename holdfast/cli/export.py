@@ -177,7 +177,7 @@ def _built(network: str) -> tuple[Any, Any, dict[str, Any]]:
     """
     built = _function(network)()
     if not isinstance(built, tuple) or len(built) not in (2, 3):
-        raise ExportError(f"{network} returns {type(built).__name__}, expected is (network, example)")
+        raise ExportError(f"{network} returns {type(built).__name__}, expected (network, example)")
     options = built[2] if len(built) == 3 else {}
     return built[0], built[1], dict(options)
 
@@ -185,7 +185,7 @@ def _built(network: str) -> tuple[Any, Any, dict[str, Any]]:
 def _function(network: str) -> Callable[[], Any]:
     place, colon, name = network.rpartition(":")
     if not colon or not place or not name:
-        raise ExportError(f"{network!r} names no function, expected is MODULE:FUNCTION, as net.py:build")
+        raise ExportError(f"{network!r} names no function, expected MODULE:FUNCTION, as net.py:build")
     sys.path.insert(0, "")  # a module of the folder that the command is called in
     try:
         module = _file(Path(place)) if place.endswith(".py") else importlib.import_module(place)

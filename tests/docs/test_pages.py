@@ -20,7 +20,7 @@ from tests.docs.grpcurl import grpcurl
 from tests.docs.pages import PAGES, ROOT, anchors, blocks, kinds, links
 
 RUN = {
-    "README.md": ["the session stands at 19"],
+    "README.md": ["position 19"],
     "docs/guides/python.md": [
         "0 False 1", "10 False memory", "(2, 256)", "float32", "True ()", "True", "True", "True",
         "[1, 2, 3, 4, 5, 6, 7, 8, 9]",
@@ -31,7 +31,7 @@ RUN = {
 
 FOREIGN = {
     "apt-get", "cd", "cp", "curl", "docker", "git", "helm", "kubectl", "mv", "openssl", "pip", "prometheus",
-    "promtool", "python3", "redis-cli", "redis-server", "sudo", "unzip",
+    "promtool", "python", "python3", "redis-cli", "redis-server", "sudo", "unzip",
 }  # fmt: skip
 """Programs of others that the pages call."""
 
