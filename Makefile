@@ -10,7 +10,7 @@ export ORT_DISABLE_TELEMETRY := 1
 export PYTHONDONTWRITEBYTECODE :=
 SOURCES := holdfast service model_export tests proto benchmarks
 
-.PHONY: demo serve prometheus test check train matrix proto bench bench-quick bench-scale fuzz faults soak \
+.PHONY: demo serve prometheus test test-fast check train matrix proto bench bench-quick bench-scale fuzz faults soak \
         simulate alerts protections deploy-check public-check release-check settings errors format clean
 
 demo: $(VENV)/.server           ## a network's memory, served live, surviving kill -9
@@ -20,7 +20,11 @@ serve: $(VENV)/.server          ## a server with the shipped models and an embed
 	$(BIN)/holdfast serve
 
 test: $(VENV)/.dev $(VENV)/.protobuf7 $(VENV)/.node
-	$(BIN)/python -m pytest -n 3 --dist loadfile
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+
+test-fast: $(VENV)/.dev         ## the tests that start no process, within a minute
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not process" tests/unit tests/scenarios tests/simulation \
+		tests/fuzz tests/test_*.py
 
 check: $(VENV)/.dev $(VENV)/.protobuf7   ## format, lint, strict types, architecture, fresh stubs, settings and errors
 	$(BIN)/ruff format --check $(SOURCES)
@@ -61,7 +65,7 @@ simulate: $(VENV)/.dev          ## deployments in virtual time for MINUTES, or S
 
 FAULTS ?= --minutes 20
 faults: $(VENV)/.dev            ## kills, pauses, cuts and fills up a deployment under load; build/faults.md
-	HOLDFAST_FAULTS=long $(BIN)/python -m pytest -q tests/faults/test_machine.py
+	HOLDFAST_FAULTS=long $(BIN)/python -m pytest -q tests/faults
 	$(BIN)/python -m tests.faults.gone_back
 	$(BIN)/python -m tests.faults.store_losses
 	$(BIN)/python -m tests.faults.callers --cases 10000

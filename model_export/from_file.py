@@ -1,4 +1,4 @@
-"""`holdfast export --from FILE --out FOLDER`: a model of a whole-sequence file, without torch.
+"""`holdfast model export --from FILE --out FOLDER`: a model of a whole-sequence file, without torch.
 
 Also as `python -m model_export.from_file FILE --out FOLDER`.
 """

@@ -32,6 +32,7 @@ CLIENT = f"""
 import sys, time
 before = time.process_time()
 import holdfast
+holdfast.Client
 took = time.process_time() - before
 loaded = {{name.partition(".")[0] for name in sys.modules}} & set({SERVER_SIDE!r})
 assert not loaded, f"the client loads {{loaded}}"

@@ -68,7 +68,7 @@ PURE = {
     "service.store.safety",
     "service.store.error_table",
     "service.store.acl",
-    "service.store.packing",
+    "service.store.replies",
     "service.common.listen_address",
     "service.common.names",
     "service.common.redaction",
@@ -323,7 +323,7 @@ ENDS_BY_ITSELF = {
         "HttpServer.__init__",
     ): "uvicorn's; what fails in its loop is noted by `_note`",
     ("service.process.worker", "main"): "its end, however it comes, ends the process",
-    ("service.engine.watchdog", "Watchdog.__init__"): "its turns have a Trouble",
+    ("service.engine.runner", "Watchdog.__init__"): "its turns have a Trouble",
     ("service.engine.driver", "Driver.start"): "its turns have a Trouble",
     ("service.engine.driver", "Driver._spawn"): "one effect, whose failure is answered by `_do`",
     ("service.engine.runner", "Runner.__init__"): "runs of one batch, whose failure is its outcome",
@@ -332,11 +332,8 @@ ENDS_BY_ITSELF = {
     ("service.model.reloading", "_in_thread"): "one call; the caller gets the error",
     ("service.rpc.streams", "_ReplyStream._exchange"): "reads one stream, which ends with it",
     ("service.store.confirmation", "_Lane.wait"): "one wait; those who wait get the error",
-    (
-        "service.store.cluster",
-        "ClusterStore._refresh_soon",
-    ): "reads the map until it is right, with a Trouble",
-    ("service.store.cluster", "ClusterStore._retire"): "closes one node",
+    ("service.store.cluster", "Cluster._refresh_soon"): "reads the map until it is right, with a Trouble",
+    ("service.store.cluster", "Cluster._retire"): "closes one node",
     ("service.store.connection", "StoreConnection.begin"): "connects until it has, with a Trouble",
     ("service.store.sentinel", "Sentinels._hear"): "one question; the caller gets the error",
     (
@@ -351,7 +348,7 @@ ENDS_BY_ITSELF = {
     ("service.process.standard_streams", "say"): "writes one line",
     ("service.process.host", "serve"): "the service itself; its end is that of the process",
     ("service.process.host", "_open"): "one start; the caller gets the error",
-    ("service.rpc.grpc_server", "_Server._begin"): "one call",
+    ("service.rpc.ending", "Endings.begin"): "one call",
     ("service.process.http_pages", "Paced.__call__"): "makes one page; those who wait get the error",
 }
 """Where a task or thread is started that is not kept going by `keep_going`, and why that is right."""

@@ -29,6 +29,7 @@ from holdfast.bench.loads import (
 from holdfast.bench.payload import Payload
 from holdfast.bench.scrape import mean, scrape
 from holdfast.cli.calling import EXIT_CONFIGURATION, add_server_options, credentials, failed
+from holdfast.client.calls import bearer
 from holdfast.client.status import from_rpc
 from holdfast.client.tls import channel_credentials
 from holdfast.errors import HoldfastError, ModelNotFound
@@ -126,7 +127,7 @@ async def _bench(options: argparse.Namespace) -> tuple[str, list[Row]]:
     tls = options.credentials["tls"]
     async with client, _connected(options.target, tls, options.connections) as stubs:
         model = await _find_model(client, options.model)
-        loads = _loads(model, client.metadata, options.streams)
+        loads = _loads(model, bearer(options.credentials["token"]), options.streams)
         rows = []
         async with _closing(client, loads):
             with _progress(len(loads) * options.seconds) as progress:
@@ -151,11 +152,9 @@ def _channel(target: str, tls: bool | Tls) -> grpc.aio.Channel:
 
 async def _find_model(client: AsyncClient, name: str) -> pb.Model:
     if not name:
-        listed: pb.ListModelsResponse = await client.call("ListModels", pb.ListModelsRequest())
-        return next((model for model in listed.models if model.name == MODEL), listed.models[0])
-    request = pb.GetModelRequest(model=pb.ModelRef(name=name))
-    found: pb.GetModelResponse = await client.call("GetModel", request)
-    return found.model
+        models = await client.list_models()
+        return next((model for model in models if model.name == MODEL), models[0])
+    return await client.get_model(name)
 
 
 def _loads(model: pb.Model, metadata: Any, stream_counts: list[int]) -> dict[str, ClosedLoop]:
@@ -201,9 +200,7 @@ async def _closing(client: AsyncClient, loads: Mapping[str, ClosedLoop]) -> Asyn
         yield
     finally:
         ids = (session_id for loop in loads.values() for session_id in loop.session_ids)
-        requests = [pb.DeleteSessionRequest(session_id=session_id) for session_id in ids]
-        deletions = (client.call("DeleteSession", request) for request in requests)
-        await asyncio.gather(*deletions, return_exceptions=True)
+        await asyncio.gather(*map(client.delete_session, ids), return_exceptions=True)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""`holdfast export`: makes a model of a network, or says in one line why it cannot be one."""
+"""`holdfast model export`: makes a model of a network, or says in one line why it cannot be one."""
 
 import argparse
 import importlib
@@ -32,14 +32,16 @@ def main(arguments: Sequence[str]) -> int:
     """
     options = _parser().parse_args(arguments)
     if (options.network is None) == (options.source is None):
-        return failed("export", "give either MODULE:FUNCTION or --from FILE", EXIT_CONFIGURATION)
+        return failed("model export", "give either MODULE:FUNCTION or --from FILE", EXIT_CONFIGURATION)
     # what needs torch or onnx is imported here, so that --help needs neither
     try:
         made = _network(options) if options.source is None else _file_of(options)
     except ModuleNotFoundError as error:
-        return failed("export", f"needs {error.name}: pip install 'holdfast[train]'", EXIT_CONFIGURATION)
+        return failed(
+            "model export", f"needs {error.name}: pip install 'holdfast[train]'", EXIT_CONFIGURATION
+        )
     except ExportError as error:
-        return failed("export", error)
+        return failed("model export", error)
     print(_shown(made))
     for topic, text in made.get("facts", {}).items():
         print(f"{topic}: {text}")
@@ -74,7 +76,7 @@ def _file_of(options: argparse.Namespace) -> dict[str, Any]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "holdfast export",
+        "holdfast model export",
         description="Makes a model from a PyTorch network or a whole-sequence ONNX file: an ONNX graph of "
         "one step, and contract.toml. Before the graph is written, its outputs are compared with those of "
         "the original in a closed loop.",

@@ -1,39 +1,33 @@
 """The asyncio client."""
 
-import asyncio
 import os
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Self, TypedDict, Unpack
 
-import grpc.aio
-
-from holdfast.client.ack_levels import to_number
 from holdfast.client.batching import BatchPipeline, BatchReply, batch_message
+from holdfast.client.calls import Calls
 from holdfast.client.fate import tell_rows
 from holdfast.client.history import Recorder
-from holdfast.client.lifetime import Lifetime
 from holdfast.client.opened_batch import OpenedBatch
+from holdfast.client.opening import batch_opening, session_opening
 from holdfast.client.options import (
     MAX_POSITION,
     BatchOptions,
+    OpenBatchOptions,
+    OpenOptions,
     SessionId,
     flag,
-    seconds,
     session_id_text,
-    session_ids_text,
     whole_number,
 )
-from holdfast.client.recovery import draw_nonce
 from holdfast.client.retry import RetryPolicy
 from holdfast.client.rows import Rows
 from holdfast.client.session import AsyncSession
 from holdfast.client.standing import Positions
-from holdfast.client.status import from_rpc
 from holdfast.client.tls import Tls
-from holdfast.client.tokens import state_message
 from holdfast.client.transport import Transport
-from holdfast.errors import DeadlinePassed, HoldfastError
+from holdfast.client.writer import Writer
+from holdfast.errors import HoldfastError
 from holdfast.v1 import holdfast_pb2 as pb
 
 DEFAULT_TIMEOUT_S = 30.0
@@ -101,16 +95,15 @@ class AsyncClient:
         history: str | os.PathLike[str] | Recorder | None = None,
     ) -> None:
         connections = whole_number("connections", connections, at_least=1)
-        self._timeout_s = seconds("timeout_s", timeout_s)
         self._replay_tokens = whole_number("replay_tokens", replay_tokens, at_least=0)
-        to_number(ack_level)
-        self._transport = Transport(address, tls=tls, connections=connections, http_proxy=http_proxy)
-        self.lifetime = Lifetime(self._transport.check)
-        self.metadata = (("authorization", f"Bearer {token}"),) if token else ()
-        self._retry = retry or RetryPolicy()
-        self.ack_level = ack_level
-        self._owns_history = history is not None and not isinstance(history, Recorder)
-        self.history = history if history is None or isinstance(history, Recorder) else Recorder(history)
+        self._calls = Calls(
+            Transport(address, tls=tls, connections=connections, http_proxy=http_proxy),
+            token=token,
+            retry=retry or RetryPolicy(),
+            timeout_s=timeout_s,
+            ack_level=ack_level,
+            history=history,
+        )
 
     async def __aenter__(self) -> Self:
         """Returns itself."""
@@ -118,7 +111,7 @@ class AsyncClient:
 
     async def __aexit__(self, *_: object) -> None:
         """Closes the connections, unless a child of the process that made them leaves the block."""
-        if not self._transport.is_inherited:
+        if not self._calls.is_inherited:
             await self.close()
 
     async def close(self) -> None:
@@ -129,24 +122,10 @@ class AsyncClient:
         Raises:
             ClientForked: This is a child of the process that made the client.
         """
-        if not self._transport.is_inherited:
-            self.lifetime.end()
-        try:
-            await self._transport.close()
-        finally:
-            if self._owns_history and self.history is not None and self._transport.is_closed:
-                self.history.close()
-                self._owns_history = False
+        await self._calls.close()
 
     async def open_session(
-        self,
-        session_id: SessionId = "",
-        *,
-        model: str = "",
-        version: int = 0,
-        must_be_new: bool = False,
-        take_over: bool = False,
-        initial_state: Mapping[str, Any] | None = None,
+        self, session_id: SessionId = "", **options: Unpack[OpenOptions]
     ) -> AsyncSession:
         """Opens a session, or resumes the one that exists.
 
@@ -165,28 +144,14 @@ class AsyncClient:
             TypeError, ValueError: What was passed is not what it should be; see docs/guides/inputs.md.
             SessionExists, ModelNotFound, ModelMismatch, HoldfastError: As named.
         """
-        state = state_message(initial_state)
-        version = whole_number("version", version, at_least=0)
-        request = pb.OpenSessionRequest(
-            session_id=session_id_text(session_id),
-            model=pb.ModelRef(name=model, version=version) if model else None,
-            must_be_new=flag("must_be_new", must_be_new),
-            initial_state=state,
-            take_over=flag("take_over", take_over),
-            nonce=draw_nonce(),
-        )
-        stub = self.next_stub()
-        reply = await self.call("OpenSession", request, stub=stub)
-        return AsyncSession(self, stub, reply, state, self._replay_tokens)
+        request = session_opening(session_id, **options)
+        stub = self._calls.next_stub()
+        opened = await self._calls.call("OpenSession", request, stub=stub)
+        writer = Writer(self._calls, stub, opened, request.initial_state, self._replay_tokens)
+        return AsyncSession(writer)
 
     async def open_batch(
-        self,
-        model: str,
-        session_ids: Iterable[SessionId],
-        *,
-        version: int = 0,
-        must_be_new: bool = False,
-        initial_state: Mapping[str, Any] | None = None,
+        self, model: str, session_ids: Iterable[SessionId], **options: Unpack[OpenBatchOptions]
     ) -> OpenedBatch:
         """Opens many sessions, or resumes those that exist.
 
@@ -205,15 +170,8 @@ class AsyncClient:
             TypeError, ValueError: What was passed is not what it should be; see docs/guides/inputs.md.
             HoldfastError: The batch as a whole was refused.
         """
-        ids = session_ids_text(session_ids)
-        request = pb.OpenBatchRequest(
-            model=pb.ModelRef(name=model, version=whole_number("version", version, at_least=0)),
-            session_ids=ids,
-            must_be_new=flag("must_be_new", must_be_new),
-            nonce=draw_nonce(),
-            initial_state=state_message(initial_state, row_count=len(ids)),
-        )
-        return OpenedBatch(ids, await self.call("OpenBatch", request))
+        request = batch_opening(model, session_ids, **options)
+        return OpenedBatch(request.session_ids, await self._calls.call("OpenBatch", request))
 
     async def step_batch(
         self,
@@ -245,15 +203,15 @@ class AsyncClient:
             TypeError, ValueError: What was passed is not what it should be; nothing was sent.
             HoldfastError: The batch as a whole was refused, or its fate is unknown; the message says which.
         """
-        self.lifetime.check_before_sending()
-        options.setdefault("ack_level", self.ack_level)
+        self._calls.lifetime.check_before_sending()
+        options.setdefault("ack_level", self._calls.ack_level)
         batch = batch_message(session_ids, tokens, positions, model=model, **options)
-        request, deadline_s = pb.StepBatchRequest(batch=batch), self.deadline_s(timeout_s)
+        request, deadline_s = pb.StepBatchRequest(batch=batch), self._calls.deadline_s(timeout_s)
         try:
             if positions is None:
-                reply = await self.call_once("StepBatch", request, deadline_s)
+                reply = await self._calls.call_once("StepBatch", request, deadline_s)
             else:
-                reply = await self.call("StepBatch", request, deadline_s=deadline_s)
+                reply = await self._calls.call("StepBatch", request, deadline_s=deadline_s)
         except HoldfastError as error:
             tell_rows(error, has_positions=positions is not None)
             raise
@@ -269,8 +227,8 @@ class AsyncClient:
             max_in_flight: Batches sent ahead of their replies.
             **options: version, top_k, token_log_prob, outputs and ack_level, as in `AsyncSession.step`.
         """
-        asked: dict[str, Any] = {"model": model, "ack_level": self.ack_level, **options}
-        return BatchPipeline(self, asked, whole_number("max_in_flight", max_in_flight, at_least=1))
+        asked: dict[str, Any] = {"model": model, "ack_level": self._calls.ack_level, **options}
+        return BatchPipeline(self._calls, asked, whole_number("max_in_flight", max_in_flight, at_least=1))
 
     async def get_session(self, session_id: SessionId) -> pb.Session:
         """Returns what is known of a session, without opening it.
@@ -279,7 +237,7 @@ class AsyncClient:
             SessionNotFound, SessionDeleted, ModelMismatch, RecordCorrupt, HoldfastError: As named.
         """
         request = pb.GetSessionRequest(session_id=session_id_text(session_id))
-        found: pb.Session = (await self.call("GetSession", request)).session
+        found: pb.Session = (await self._calls.call("GetSession", request)).session
         return found
 
     async def delete_session(self, session_id: SessionId, *, incarnation: int = 0) -> int:
@@ -300,7 +258,7 @@ class AsyncClient:
             session_id=session_id_text(session_id),
             incarnation=whole_number("incarnation", incarnation, at_least=0, at_most=MAX_POSITION),
         )
-        reply: pb.DeleteSessionResponse = await self.call("DeleteSession", request)
+        reply: pb.DeleteSessionResponse = await self._calls.call("DeleteSession", request)
         return reply.position
 
     async def release_session(
@@ -322,12 +280,12 @@ class AsyncClient:
         request = pb.ReleaseSessionRequest(
             session_id=session_id_text(session_id), discard=flag("discard", discard)
         )
-        released: pb.ReleaseSessionResponse = await self.call("ReleaseSession", request)
+        released: pb.ReleaseSessionResponse = await self._calls.call("ReleaseSession", request)
         return released
 
     async def list_models(self) -> list[pb.Model]:
         """Returns every model served."""
-        return list((await self.call("ListModels", pb.ListModelsRequest())).models)
+        return list((await self._calls.call("ListModels", pb.ListModelsRequest())).models)
 
     async def get_model(self, name: str, version: int = 0) -> pb.Model:
         """Returns one model; version 0 is the newest.
@@ -336,7 +294,7 @@ class AsyncClient:
             ModelNotFound: There is none.
         """
         request = pb.GetModelRequest(model=pb.ModelRef(name=name, version=version))
-        found: pb.Model = (await self.call("GetModel", request)).model
+        found: pb.Model = (await self._calls.call("GetModel", request)).model
         return found
 
     async def reload_models(self) -> pb.ReloadModelsResponse:
@@ -348,101 +306,5 @@ class AsyncClient:
         Raises:
             PermissionDenied, HoldfastError: As named.
         """
-        reloaded: pb.ReloadModelsResponse = await self.call("ReloadModels", pb.ReloadModelsRequest())
+        reloaded: pb.ReloadModelsResponse = await self._calls.call("ReloadModels", pb.ReloadModelsRequest())
         return reloaded
-
-    # -- for sessions ---------------------------------------------------------------------------
-
-    def next_stub(self) -> Any:
-        """Returns the connection whose turn it is, which has the rpcs as a stub has them.
-
-        Raises:
-            ClientForked, ClientClosed, WrongEventLoop: The client may not be used here, or not any more.
-        """
-        self.lifetime.check()
-        return self._transport.next_stub()
-
-    def suspect(self, used: Any, waited_s: float | None = None) -> None:
-        """Has the next attempts go over a new connection, since one over this one had no reply in time.
-
-        Args:
-            used: The stub, or the stream over it.
-            waited_s: For how long the attempt waited; a stream knows by itself.
-        """
-        self._transport.suspect(used, waited_s)
-
-    async def call(
-        self, rpc: str, request: Any, *, deadline_s: float | None = None, stub: Any = None
-    ) -> Any:
-        """Calls an rpc until it succeeds, fails for good, or the time is up; first over `stub`, if given.
-
-        Raises:
-            HoldfastError: See `holdfast.errors`.
-        """
-        until_s = self.deadline_s(None) if deadline_s is None else deadline_s
-        attempt = 0
-        while True:
-            try:
-                return await self.call_once(rpc, request, self.attempt_deadline_s(attempt, until_s), stub)
-            except HoldfastError as error:
-                if not error.retryable:
-                    raise
-                attempt += 1
-                stub = None
-                await self.pause(error, attempt, until_s)
-
-    async def call_once(self, rpc: str, request: Any, deadline_s: float, stub: Any = None) -> Any:
-        """Calls an rpc once, over the connection of `stub` or the one whose turn it is.
-
-        Raises:
-            HoldfastError: See `holdfast.errors`.
-        """
-        if self.history is None:
-            return await self._send(rpc, request, deadline_s, stub)
-        number = self.history.sent(rpc, request)
-        try:
-            reply = await self._send(rpc, request, deadline_s, stub)
-        except (HoldfastError, asyncio.CancelledError) as error:
-            self.history.failed(number, error)
-            raise
-        self.history.got(number, reply)
-        return reply
-
-    async def _send(self, rpc: str, request: Any, deadline_s: float, stub: Any) -> Any:
-        self.lifetime.check()
-        connection = (stub or self.next_stub()).current()
-        began_s = time.monotonic()
-        left_s = self.left_s(deadline_s)
-        try:
-            return await connection.unary(rpc, request, timeout=left_s, metadata=self.metadata)
-        except grpc.aio.AioRpcError as error:
-            failure = from_rpc(error)
-        except asyncio.CancelledError as error:
-            raise self.lifetime.explain(error) from None
-        if isinstance(failure, DeadlinePassed) and failure.is_silence:
-            self.suspect(connection, time.monotonic() - began_s)
-        raise failure
-
-    async def pause(self, error: HoldfastError, attempt: int, deadline_s: float) -> None:
-        """Waits before the next attempt.
-
-        Raises:
-            HoldfastError: The given one, if the pause would outlast the time limit.
-        """
-        pause_s = self._retry.pause_s(attempt, error.retry_after_s)
-        if time.monotonic() + pause_s >= deadline_s:
-            raise error
-        await self.lifetime.sleep(pause_s)
-
-    def deadline_s(self, timeout_s: float | None) -> float:
-        """Returns the monotonic time at which a call that starts now has to be done."""
-        limit_s = self._timeout_s if timeout_s is None else seconds("timeout_s", timeout_s)
-        return time.monotonic() + limit_s
-
-    def attempt_deadline_s(self, attempt: int, deadline_s: float) -> float:
-        """Returns the monotonic time at which attempt 0, 1, 2, … is given up for the next one."""
-        return min(deadline_s, time.monotonic() + self._retry.limit_s(attempt))
-
-    def left_s(self, deadline_s: float) -> float:
-        """Returns the seconds left, at least a moment."""
-        return max(0.001, deadline_s - time.monotonic())

@@ -7,13 +7,14 @@ import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import grpc.aio
 import numpy as np
 from numpy.typing import NDArray
 
 from holdfast.client.ack_levels import to_name, to_number
+from holdfast.client.calls import Calls
 from holdfast.client.farewell import say_farewell
 from holdfast.client.fate import tell_rows
 from holdfast.client.history import Recorder
@@ -33,10 +34,6 @@ from holdfast.errors import (
     StoreRegressed,
 )
 from holdfast.v1 import holdfast_pb2 as pb
-
-if TYPE_CHECKING:
-    from holdfast.client.aio import AsyncClient
-
 
 POLL_S = 1.0
 """While no batch waits for a reply, so often is looked whether one does."""
@@ -142,14 +139,14 @@ class BatchPipeline:
     with StoreRegressed says from where, as `expected_position`.
     """
 
-    def __init__(self, client: "AsyncClient", options: dict[str, Any], max_in_flight: int) -> None:
-        self._client = client
+    def __init__(self, calls: Calls, options: dict[str, Any], max_in_flight: int) -> None:
+        self._calls = calls
         self._options = options
         self._room = asyncio.Semaphore(max_in_flight)
         self._sending = asyncio.Lock()
         self._waiting: deque[_Sent] = deque()
         self._unanswered = Unanswered()
-        self._call: Any = None
+        self._stream: Any = None
         self._reader: asyncio.Task[None] | None = None
         self._heard_s = 0.0
         self._silences = 0
@@ -161,10 +158,10 @@ class BatchPipeline:
     async def __aexit__(self, *_: object) -> None:
         """Waits for the replies under way and ends the stream."""
         await asyncio.gather(*(sent.reply for sent in self._waiting), return_exceptions=True)
-        if self._call is not None:
-            await say_farewell(self._call)
-        if self._call is not None:  # it has not ended by itself
-            self._call.cancel()
+        if self._stream is not None:
+            await say_farewell(self._stream)
+        if self._stream is not None:  # it has not ended by itself
+            self._stream.cancel()
         if self._reader is not None:
             await asyncio.gather(self._reader, return_exceptions=True)
 
@@ -187,7 +184,7 @@ class BatchPipeline:
             ValueError: It is not one position for each session, or not the same number of tokens.
             ClientClosed: The client is closed.
         """
-        self._client.lifetime.check_before_sending()
+        self._calls.lifetime.check_before_sending()
         batch = batch_message(session_ids, tokens, positions, **self._options)
         await self._room.acquire()
         reply: asyncio.Future[BatchReply] = asyncio.get_running_loop().create_future()
@@ -202,9 +199,9 @@ class BatchPipeline:
     async def _submit(self, batch: pb.Batch, reply: asyncio.Future[BatchReply]) -> None:
         async with self._sending:
             sent = self._note(batch, reply)
-            if self._client.history is not None:
+            if self._calls.history is not None:
                 request = pb.StreamBatchesRequest(batch=batch)
-                _record(reply, self._client.history, self._client.history.sent("StreamBatches", request))
+                _record(reply, self._calls.history, self._calls.history.sent("StreamBatches", request))
             await self._send(sent)
 
     def _note(self, batch: pb.Batch, reply: asyncio.Future[BatchReply]) -> "_Sent":
@@ -219,14 +216,14 @@ class BatchPipeline:
 
     async def _send(self, sent: "_Sent") -> None:
         """Sends a batch, on a new call if there is none; one that ends meanwhile is for its reader."""
-        if self._call is None:
-            self._call = self._client.next_stub().StreamBatches(metadata=self._client.metadata)
-            self._reader = asyncio.create_task(self._read(self._call, self._waiting))
+        if self._stream is None:
+            self._stream = self._calls.next_stub().StreamBatches(metadata=self._calls.metadata)
+            self._reader = asyncio.create_task(self._read(self._stream, self._waiting))
         if not self._waiting:
             self._heard_s = time.monotonic()
         self._waiting.append(sent)
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError, ClientClosed):
-            await self._call.write(pb.StreamBatchesRequest(batch=sent.batch))
+            await self._stream.write(pb.StreamBatchesRequest(batch=sent.batch))
 
     async def _read(self, call: Any, waiting: "deque[_Sent]") -> None:
         """Settles the batches sent on one call, and no others: a later call has a line of its own."""
@@ -242,14 +239,14 @@ class BatchPipeline:
             error = failure
         except TimeoutError:
             error = ServerUnavailable("no reply within the time limit")
-            self._client.suspect(call)
+            self._calls.suspect(call)
             call.cancel()  # also ends a write that waits for room
         except asyncio.CancelledError:
             error = ServerUnavailable("the stream was cut")
-        if self._client.lifetime.is_over:
+        if self._calls.lifetime.is_over:
             error = ClientClosed("the client was closed during the stream")
         async with self._sending:
-            self._call = None
+            self._stream = None
             self._waiting = deque()
             for sent in waiting:
                 if _goes_on(error, sent, answered_count):
@@ -279,9 +276,9 @@ class BatchPipeline:
     def _limit_s(self, waiting: "deque[_Sent]") -> float:
         """Longest wait for a reply: the whole time limit, if it is not safe to send the rows again."""
         now_s = time.monotonic()
-        until_s = self._client.deadline_s(None)
+        until_s = self._calls.deadline_s(None)
         if waiting[0].answered is not None:
-            until_s = self._client.attempt_deadline_s(self._silences, until_s)
+            until_s = self._calls.attempt_deadline_s(self._silences, until_s)
         return until_s - now_s
 
     def _fail(self, sent: "_Sent", error: HoldfastError) -> None:

@@ -23,6 +23,21 @@ Outputs = bool | str | Iterable[str] | None
 """Output tensors: one name, several, True for all."""
 
 
+class OpenBatchOptions(TypedDict, total=False):
+    """How sessions may be opened together; see `AsyncClient.open_batch`."""
+
+    version: int
+    must_be_new: bool
+    initial_state: Mapping[str, Any] | None
+
+
+class OpenOptions(OpenBatchOptions, total=False):
+    """How a session may be opened; see `AsyncClient.open_session`."""
+
+    model: str
+    take_over: bool
+
+
 class BatchOptions(TypedDict, total=False):
     """What may be asked of a batch, as of a step; `version` as by `AsyncClient.open_batch`."""
 

@@ -8,11 +8,12 @@ import asyncio
 import contextlib
 import itertools
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
 import grpc.aio
 
+from holdfast.client.calls import Calls
 from holdfast.client.farewell import say_farewell
 from holdfast.client.fate import leaves_unsure, tell_fate, telling_pending
 from holdfast.client.ledger import Asked, Entry, Ledger
@@ -24,9 +25,6 @@ from holdfast.client.turn import Turn
 from holdfast.errors import ClientClosed, HoldfastError, ServerUnavailable
 from holdfast.v1 import holdfast_pb2 as pb
 
-if TYPE_CHECKING:
-    from holdfast.client.aio import AsyncClient
-
 MAX_IN_FLIGHT_REPLY_BYTES = 32 * 1024
 """Half of what the server keeps of unacknowledged replies."""
 
@@ -35,7 +33,7 @@ class Pump:
     """Takes chunks and gives their replies, in order. Lives on the client's event loop.
 
     Args:
-        client: Whose session it is.
+        calls: Of the client.
         ledger: Of the session.
         recovery: Of the session.
         turn: Of the session; held from `begin` to `release`.
@@ -47,7 +45,7 @@ class Pump:
 
     def __init__(
         self,
-        client: "AsyncClient",
+        calls: Calls,
         ledger: Ledger,
         recovery: Recovery,
         turn: Turn,
@@ -56,7 +54,7 @@ class Pump:
         max_in_flight: int,
         timeout_s: float | None,
     ) -> None:
-        self._client = client
+        self._calls = calls
         self._ledger = ledger
         self._recovery = recovery
         self._turn = turn
@@ -65,7 +63,7 @@ class Pump:
         self._max_in_flight = max_in_flight
         self._timeout_s = timeout_s
         self._has_turn = False
-        self._call: Any = None
+        self._stream: Any = None
         self._written: list[Entry] = []
         self._reading: asyncio.Task[Any] | None = None
         self._attempt = 0
@@ -88,9 +86,9 @@ class Pump:
         Raises:
             SessionBusy, ChunkPending, ClientClosed: It is not to be had.
         """
-        wait_s = self._client.left_s(self._client.deadline_s(self._timeout_s))
+        wait_s = self._calls.left_s(self._calls.deadline_s(self._timeout_s))
         with telling_pending(self._ledger):
-            self._client.lifetime.check_before_sending()
+            self._calls.lifetime.check_before_sending()
             await self._turn.take("a stream that has not ended", wait_s)
         self._has_turn = True
         self._ledger.check_nothing_pending()
@@ -114,7 +112,7 @@ class Pump:
         """
         while True:
             if self._deadline_s is None and self.is_waiting:
-                self._deadline_s = self._client.deadline_s(self._timeout_s)
+                self._deadline_s = self._calls.deadline_s(self._timeout_s)
             try:
                 if not await self._wait(fetch):
                     return None
@@ -136,8 +134,8 @@ class Pump:
 
     async def finish(self) -> None:
         """Ends the call in good form; every reply was given."""
-        if self._call is not None:
-            await say_farewell(self._call)
+        if self._stream is not None:
+            await say_farewell(self._stream)
 
     def keep(self, leftover: "deque[Any]") -> None:
         """Takes what was fetched and not taken, as far as it is tokens; nobody else has it."""
@@ -164,9 +162,9 @@ class Pump:
         """Sends what may be sent, and waits; whether a reply is what has come."""
         await self._write_more()
         if self._reading is None and self._written:
-            self._reading = asyncio.create_task(self._call.read())
+            self._reading = asyncio.create_task(self._stream.read())
             self._reading.add_done_callback(_retrieve)
-        closed = self._client.lifetime.closed
+        closed = self._calls.lifetime.closed
         waited_for = {one for one in (self._reading, fetch, closed) if one is not None}
         left_s = self._left_s() if self._reading is not None else None
         await asyncio.wait(waited_for, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
@@ -176,16 +174,16 @@ class Pump:
             raise ClientClosed("the client was closed during the stream")
         if fetch is not None and fetch.done():
             return False
-        self._client.suspect(self._call)
+        self._calls.suspect(self._stream)
         raise ServerUnavailable("no reply within the time limit")
 
     async def _write_more(self) -> None:
         """Sends entries that were not sent on this call, as many as the window has room for."""
         unwritten = itertools.islice(self._ledger.entries, len(self._written), self._window)
         for entry in list(unwritten):
-            self._client.lifetime.check()
-            if self._call is None:
-                self._call = self._recovery.stub.StreamSteps(metadata=self._client.metadata)
+            self._calls.lifetime.check()
+            if self._stream is None:
+                self._stream = self._recovery.stub.StreamSteps(metadata=self._calls.metadata)
             self._written.append(entry)
             try:
                 async with asyncio.timeout(self._left_s()):
@@ -193,16 +191,16 @@ class Pump:
             except TimeoutError:
                 raise ServerUnavailable("the server takes nothing") from None
             except asyncio.CancelledError as error:
-                raise self._client.lifetime.explain(error) from None
+                raise self._calls.lifetime.explain(error) from None
 
     async def _write(self, entry: Entry) -> None:
         request = pb.StreamStepsRequest(chunk=self._ledger.to_chunk(entry))
-        if self._client.history is not None:
-            entry.number = self._client.history.sent("StreamSteps", request)
+        if self._calls.history is not None:
+            entry.number = self._calls.history.sent("StreamSteps", request)
         try:
-            await self._call.write(request)
+            await self._stream.write(request)
         except asyncio.InvalidStateError:
-            raise await from_call(self._call) from None
+            raise await from_call(self._stream) from None
         except grpc.aio.AioRpcError as error:
             raise from_rpc(error) from None
 
@@ -224,8 +222,8 @@ class Pump:
     def _answer(self, message: pb.StreamStepsResponse) -> StepReply:
         entry, result = self._written[0], message.result
         entry.is_unsure = True  # whatever is wrong with its reply, it may have been applied
-        if self._client.history is not None:
-            self._client.history.got(entry.number, message)
+        if self._calls.history is not None:
+            self._calls.history.got(entry.number, message)
         if result.tag != entry.tag:
             raise HoldfastError(f"a reply has tag {result.tag}, expected {entry.tag}")
         self._ledger.answer(entry, result)
@@ -238,15 +236,15 @@ class Pump:
     async def _fail(self, error: HoldfastError) -> None:
         """Returns when it can go on over another call; else raises what became of the chunks."""
         written, self._written = self._written, []
-        if self._client.history is not None and written:
-            self._client.history.failed(written[0].number, error)
+        if self._calls.history is not None and written:
+            self._calls.history.failed(written[0].number, error)
         if written and leaves_unsure(error):
             written[0].is_unsure = True
         for entry in written[1:]:
             entry.is_unsure = True
         self._hang_up()
         self._attempt += 1
-        deadline_s = self._client.deadline_s(None) if self._deadline_s is None else self._deadline_s
+        deadline_s = self._calls.deadline_s(None) if self._deadline_s is None else self._deadline_s
         try:
             await self._recovery.recover(error, self._attempt, deadline_s)
         except HoldfastError as final:
@@ -257,16 +255,16 @@ class Pump:
         """Breaks the call off; nobody knows what becomes of the chunks sent on it."""
         if self._reading is not None:
             self._reading.cancel()
-        if self._call is not None:
-            self._call.cancel()
+        if self._stream is not None:
+            self._stream.cancel()
         for entry in self._written:
             entry.is_unsure = True
-        self._call, self._reading, self._written = None, None, []
+        self._stream, self._reading, self._written = None, None, []
 
     def _left_s(self) -> float:
         """Returns the seconds that this attempt may still wait."""
         assert self._deadline_s is not None, "bug: nothing is waited for"
-        return self._client.left_s(self._client.attempt_deadline_s(self._attempt, self._deadline_s))
+        return self._calls.left_s(self._calls.attempt_deadline_s(self._attempt, self._deadline_s))
 
 
 def _retrieve(reading: "asyncio.Task[Any]") -> None:

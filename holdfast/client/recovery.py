@@ -7,12 +7,13 @@ again names the history it belongs to, so that it never goes into another one.
 """
 
 import contextlib
-import secrets
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from holdfast.client.calls import Calls
 from holdfast.client.ledger import Ledger
+from holdfast.client.opening import draw_nonce
 from holdfast.errors import (
     Draining,
     HoldfastError,
@@ -22,11 +23,7 @@ from holdfast.errors import (
     SessionLost,
     StoreRegressed,
 )
-from holdfast.history_digest import MAX_NUMBER
 from holdfast.v1 import holdfast_pb2 as pb
-
-if TYPE_CHECKING:
-    from holdfast.client.aio import AsyncClient
 
 HEAL_CHUNK_TOKENS = 64
 
@@ -34,16 +31,11 @@ DELETED_KNOWN_S = 3600.0
 """So long a server knows of a deleted session that it was deleted; later it looks as if it were lost."""
 
 
-def draw_nonce() -> int:
-    """Returns a random number for one opening and its retries."""
-    return 1 + secrets.randbelow(MAX_NUMBER)
-
-
 class Recovery:
     """Brings a session back to where its next attempt can succeed.
 
     Args:
-        client: Whose session it is.
+        calls: Of the client.
         ledger: Of the session.
         stub: Of the connection that it was opened on.
         opened: The reply to its opening.
@@ -55,13 +47,13 @@ class Recovery:
 
     def __init__(
         self,
-        client: "AsyncClient",
+        calls: Calls,
         ledger: Ledger,
         stub: Any,
         opened: pb.OpenSessionResponse,
         initial_state: Sequence[pb.NamedTensor],
     ) -> None:
-        self._client = client
+        self._calls = calls
         self._ledger = ledger
         self._opened = opened
         self._initial_state = initial_state
@@ -87,9 +79,9 @@ class Recovery:
             self._check_time(error, attempt, deadline_s)
             await self._reopen(error, deadline_s)
         elif error.retryable:
-            self.stub = self._client.next_stub()
+            self.stub = self._calls.next_stub()
             if attempt > 1 or not _is_end_of_stream(error):
-                await self._client.pause(error, attempt, deadline_s)
+                await self._calls.pause(error, attempt, deadline_s)
         else:
             raise error
 
@@ -114,7 +106,7 @@ class Recovery:
         with contextlib.suppress(PositionGap, SessionLost):
             for applied in lost:
                 request = pb.StepRequest(chunk=self._ledger.to_applied(applied))
-                await self._client.call("Step", request, deadline_s=deadline_s)
+                await self._calls.call("Step", request, deadline_s=deadline_s)
 
     def _can_reopen(self, error: SessionLost | SessionDeleted) -> bool:
         """Whether a session that is gone was lost by the store, and can be made again.
@@ -144,7 +136,7 @@ class Recovery:
             initial_state=self._initial_state,
             nonce=self._nonce,
         )
-        opened = await self._client.call("OpenSession", request, deadline_s=deadline_s)
+        opened = await self._calls.call("OpenSession", request, deadline_s=deadline_s)
         self._nonce = 0
         if opened.resumed:  # others have opened it meanwhile
             raise error

@@ -21,11 +21,13 @@ class RetryPolicy:
     max_s: float = 1.0
     attempt_s: float = 4.0
 
-    def pause_s(self, attempt: int, retry_after_s: float | None = None) -> float:
-        """Returns the pause before attempt 1, 2, …; at least what the server asks for."""
-        bound_s = min(self.max_s, self.initial_s * self.factor ** min(attempt - 1, 32))
-        return (retry_after_s or 0.0) + random.uniform(0, bound_s)  # noqa: S311 -- no secret
 
-    def limit_s(self, attempt: int) -> float:
-        """Returns how long attempt 0, 1, 2, … may take."""
-        return self.attempt_s * 2.0 ** min(attempt, 32)
+def pause_s(policy: RetryPolicy, attempt: int, retry_after_s: float | None = None) -> float:
+    """Returns the pause before attempt 1, 2, …; at least what the server asks for."""
+    bound_s = min(policy.max_s, policy.initial_s * policy.factor ** min(attempt - 1, 32))
+    return (retry_after_s or 0.0) + random.uniform(0, bound_s)  # noqa: S311 -- no secret
+
+
+def limit_s(policy: RetryPolicy, attempt: int) -> float:
+    """Returns how long attempt 0, 1, 2, … may take."""
+    return policy.attempt_s * 2.0 ** min(attempt, 32)

@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, Protocol, TypeVar
 
-from holdfast.client.lifetime import Lifetime
 from holdfast.errors import ClientClosed, WrongEventLoop
 
 Result = TypeVar("Result")
@@ -37,12 +36,11 @@ class Runner:
 
     Args:
         thread: Runs the event loop.
-        lifetime: Of the client on that loop.
     """
 
-    def __init__(self, thread: LoopThread, lifetime: Lifetime) -> None:
+    def __init__(self, thread: LoopThread) -> None:
         self._thread = thread
-        self._loop = thread.run(_loop_of(lifetime))
+        self._loop = thread.run(_loop_here())
         self._lock = threading.RLock()  # taken itself: a condition takes it in lines that interrupts part
         self._changed = threading.Condition(self._lock)
         self._running_count = 0
@@ -151,9 +149,8 @@ class Runner:
         is_over.acquire(timeout=UNWIND_S)
 
 
-async def _loop_of(lifetime: Lifetime) -> asyncio.AbstractEventLoop:
-    lifetime.check()
-    return lifetime.loop
+async def _loop_here() -> asyncio.AbstractEventLoop:
+    return asyncio.get_running_loop()
 
 
 class _Outcome(Generic[Result]):

@@ -8,8 +8,9 @@ import asyncio
 from collections.abc import AsyncIterable, Iterator
 from typing import Any, Final, Protocol
 
+from holdfast.client.fetching import END, Fetching
 from holdfast.client.options import whole_number
-from holdfast.client.thread_source import END, ThreadSource
+from holdfast.client.thread_source import ThreadSource
 from holdfast.client.tokens import Pieces, is_whole, split
 from holdfast.pending import Tokens
 
@@ -72,13 +73,12 @@ def open_source(tokens: Pieces, size: int) -> Source:
     return ThreadSource(parts_of(tokens, size))
 
 
-class SequenceSource:
+class SequenceSource(Fetching):
     """Cuts a sequence; there is never anything to wait for."""
 
     def __init__(self, pieces: Iterator[Tokens]) -> None:
+        super().__init__()
         self._pieces = pieces
-        self._next: asyncio.Future[Any] | None = None
-        self.is_empty = False
 
     @property
     def uncollected(self) -> None:
@@ -86,47 +86,26 @@ class SequenceSource:
 
     def fetch(self) -> "asyncio.Future[Any]":
         """See `Source`."""
-        self._next = asyncio.get_running_loop().create_future()
-        self._next.set_result(next(self._pieces, END))
-        return self._next
-
-    def collect(self) -> Any:
-        """See `Source`."""
-        assert self._next is not None, "bug: nothing was fetched"
-        part = self._next.result()
-        self.is_empty = part is END
-        return part
+        self._fetch = asyncio.get_running_loop().create_future()
+        self._fetch.set_result(next(self._pieces, END))
+        return self._fetch
 
     async def leave(self) -> None:
         """See `Source`."""
 
 
-class AsyncSource:
+class AsyncSource(Fetching):
     """Waits for an asynchronous iterable in a task of its own, so that no reply has to wait for it."""
 
     def __init__(self, parts: AsyncIterable[Any]) -> None:
+        super().__init__()
         self._parts = aiter(parts)
-        self._fetch: asyncio.Task[Any] | None = None
-        self.is_empty = False
-
-    @property
-    def uncollected(self) -> "asyncio.Future[Any] | None":
-        """See `Source`."""
-        return self._fetch
 
     def fetch(self) -> "asyncio.Future[Any]":
         """See `Source`."""
         if self._fetch is None:
             self._fetch = asyncio.create_task(self._next())
         return self._fetch
-
-    def collect(self) -> Any:
-        """See `Source`."""
-        assert self._fetch is not None, "bug: nothing was fetched"
-        fetch, self._fetch = self._fetch, None
-        part = fetch.result()
-        self.is_empty = part is END
-        return part
 
     async def leave(self) -> None:
         """See `Source`; a fetch that does not give up is left to itself."""

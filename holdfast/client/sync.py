@@ -3,14 +3,14 @@
 So there is one implementation of positions, retries and resending, whichever way it is used.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Self, Unpack
+from collections.abc import Iterable, Sequence
+from typing import Self, Unpack
 
 from holdfast.client.aio import AsyncClient, ClientOptions
 from holdfast.client.batching import BatchReply
 from holdfast.client.loop_thread import LoopThread
 from holdfast.client.opened_batch import OpenedBatch
-from holdfast.client.options import SessionId, StepBatchOptions
+from holdfast.client.options import OpenBatchOptions, OpenOptions, SessionId, StepBatchOptions
 from holdfast.client.rows import Rows
 from holdfast.client.runner import Runner
 from holdfast.client.standing import Positions
@@ -29,7 +29,7 @@ class Client:
     def __init__(self, address: str | Sequence[str], **options: Unpack[ClientOptions]) -> None:
         self._client = AsyncClient(address, **options)
         self._thread = LoopThread(self._client.close)
-        self._runner = Runner(self._thread, self._client.lifetime)
+        self._runner = Runner(self._thread)
 
     def __enter__(self) -> Self:
         """Returns itself."""
@@ -50,41 +50,16 @@ class Client:
         """
         self._runner.close(self._client.close)
 
-    def open_session(
-        self,
-        session_id: SessionId = "",
-        *,
-        model: str = "",
-        version: int = 0,
-        must_be_new: bool = False,
-        take_over: bool = False,
-        initial_state: Mapping[str, Any] | None = None,
-    ) -> "Session":
+    def open_session(self, session_id: SessionId = "", **options: Unpack[OpenOptions]) -> Session:
         """Opens a session, or resumes the one that exists; see `AsyncClient.open_session`."""
-        opened = self._client.open_session(
-            session_id,
-            model=model,
-            version=version,
-            must_be_new=must_be_new,
-            take_over=take_over,
-            initial_state=initial_state,
-        )
+        opened = self._client.open_session(session_id, **options)
         return Session(self._runner, self._runner.run(opened))
 
     def open_batch(
-        self,
-        model: str,
-        session_ids: Iterable[SessionId],
-        *,
-        version: int = 0,
-        must_be_new: bool = False,
-        initial_state: Mapping[str, Any] | None = None,
+        self, model: str, session_ids: Iterable[SessionId], **options: Unpack[OpenBatchOptions]
     ) -> OpenedBatch:
         """Opens many sessions, or resumes those that exist; see `AsyncClient.open_batch`."""
-        opened = self._client.open_batch(
-            model, session_ids, version=version, must_be_new=must_be_new, initial_state=initial_state
-        )
-        return self._runner.run(opened)
+        return self._runner.run(self._client.open_batch(model, session_ids, **options))
 
     def step_batch(
         self,

@@ -12,7 +12,7 @@ from holdfast.client.options import StepOptions
 from holdfast.client.pump import Pump
 from holdfast.client.reply import StepReply
 from holdfast.client.runner import Runner
-from holdfast.client.session import AsyncSession
+from holdfast.client.session import AsyncSession, writer_of
 from holdfast.client.sources import parts_of
 from holdfast.client.tokens import Pieces, TokenSource
 from holdfast.errors import HoldfastError
@@ -33,7 +33,7 @@ class Session:
 
     def __init__(self, runner: Runner, session: AsyncSession) -> None:
         self._runner = runner
-        self._session = session
+        self._writer = writer_of(session)
         self.session_id = session.session_id
         self.model = session.model
         self.model_version = session.model_version
@@ -49,38 +49,38 @@ class Session:
         Raises:
             ChunkPending: Chunks have no reply yet, and no other error says so.
         """
-        self._session.leave_block(kind)
+        self._writer.leave_block(kind)
 
     @property
     def position(self) -> int:
         """Tokens applied and answered."""
-        return self._session.position
+        return self._writer.position
 
     @property
     def history_digest(self) -> int:
         """Names the tokens up to `position`; see `AsyncSession.history_digest`."""
-        return self._session.history_digest
+        return self._writer.history_digest
 
     @property
     def pending(self) -> tuple[PendingChunk, ...]:
         """Chunks taken from the caller that have no reply yet; see `AsyncSession.pending`."""
-        return self._session.pending
+        return self._writer.pending
 
     @property
     def incarnation(self) -> int:
         """Number of this life of the session."""
-        return self._session.incarnation
+        return self._writer.incarnation
 
     def step(
         self, tokens: TokenSource, *, position: int | None = None, **options: Unpack[StepOptions]
     ) -> StepReply:
         """Applies one chunk and returns its reply; see `AsyncSession.step`."""
-        step = self._session.step(tokens, position=position, **options)
-        return self._run(step, lambda reply: self._session.take_back([reply]))
+        step = self._writer.step(tokens, position=position, **options)
+        return self._run(step, lambda reply: self._writer.take_back([reply]))
 
     def settle(self, timeout_s: float | None = None) -> list[StepReply]:
         """Has every pending chunk applied and returns their replies; see `AsyncSession.settle`."""
-        return self._run(self._session.settle(timeout_s), self._session.take_back)
+        return self._run(self._writer.settle(timeout_s), self._writer.take_back)
 
     def stream(
         self,
@@ -95,29 +95,29 @@ class Session:
         An iterator is asked in the thread that reads the replies, and only while that waits for one: an
         interrupt reaches it, and so may a library that is bound to a thread.
         """
-        pump = self._session.pump(tokens, chunk=chunk, max_in_flight=max_in_flight, **options)
+        pump = self._writer.pump(tokens, chunk=chunk, max_in_flight=max_in_flight, **options)
         if isinstance(tokens, AsyncIterable):
-            return self._read(pump, self._session.replies(pump, tokens, chunk))
+            return self._read(pump, self._writer.replies(pump, tokens, chunk))
         return self._drive(pump, tokens, chunk)
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Returns the stored state by name, without a batch axis."""
-        return self._runner.run(self._session.state())
+        return self._runner.run(self._writer.state())
 
     def close(self) -> None:
         """Ends its use here; the session lives on in the store. See `AsyncSession.close`."""
-        self._session.let_go()
+        self._writer.close()
 
     def delete(self) -> int:
         """Destroys the session in the store; see `AsyncSession.delete`."""
-        return self._runner.run(self._session.delete())
+        return self._runner.run(self._writer.delete())
 
     def _run(self, coroutine: Coroutine[Any, Any, Result], take_back: Callable[[Result], None]) -> Result:
         """Runs a call; its error says what is pending, also where a closed client refuses it."""
         try:
             return self._runner.run(coroutine, take_back)
         except HoldfastError as error:
-            self._session.tell_pending(error)
+            self._writer.tell_pending(error)
             raise
 
     # -- streams ----------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ class Session:
             self._runner.run(pump.finish())
         except HoldfastError as error:
             pump.keep(fetched)
-            self._session.tell_pending(error)
+            self._writer.tell_pending(error)
             raise
         finally:
             pump.keep(fetched)  # here, since the event loop may be closed by now; the turn is this stream's
@@ -154,11 +154,11 @@ class Session:
             while (reply := self._run(_next(replies), self._take_back)) is not None:
                 yield reply
         finally:
-            self._runner.post(functools.partial(self._session.leave, replies))
+            self._runner.post(functools.partial(self._writer.leave, replies))
 
     def _take_back(self, reply: StepReply | None) -> None:
         if reply is not None:
-            self._session.take_back([reply])
+            self._writer.take_back([reply])
 
 
 async def _next(replies: AsyncGenerator[StepReply, None]) -> StepReply | None:

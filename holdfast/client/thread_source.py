@@ -12,30 +12,23 @@ import threading
 from collections.abc import Iterator
 from typing import Any, Final
 
+from holdfast.client.fetching import END, Fetching
+
 LEAVE_S: Final = 0.1
 """So long a fetch that is under way is waited for when its stream is left; a source that blocks is not."""
 
-END: Final = object()
-"""Comes after the last part of a source."""
 
-
-class ThreadSource:
+class ThreadSource(Fetching):
     """Asks an iterator in a thread for its next part; see `holdfast.client.sources.Source`."""
 
     def __init__(self, parts: Iterator[Any]) -> None:
+        super().__init__()
         self._parts = parts
         self._wanted: queue.SimpleQueue[asyncio.Future[Any] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._fetch: asyncio.Future[Any] | None = None
         self._lock = threading.Lock()
         self._is_left = False
         self._asked: asyncio.Future[Any] | None = None  # the fetch for which the iterator was asked last
-        self.is_empty = False
-
-    @property
-    def uncollected(self) -> "asyncio.Future[Any] | None":
-        """See `holdfast.client.sources.Source`."""
-        return self._fetch
 
     def fetch(self) -> "asyncio.Future[Any]":
         """Has the thread ask for the next part, unless that is under way."""
@@ -46,14 +39,6 @@ class ThreadSource:
             self._fetch = asyncio.get_running_loop().create_future()
             self._wanted.put(self._fetch)
         return self._fetch
-
-    def collect(self) -> Any:
-        """Returns the part that has come; raises what the iterator raised."""
-        assert self._fetch is not None, "bug: nothing was fetched"
-        fetch, self._fetch = self._fetch, None
-        part = fetch.result()
-        self.is_empty = part is END
-        return part
 
     async def leave(self) -> None:
         """Ends the thread once the iterator lets go of it; what it has not been asked for stays there."""

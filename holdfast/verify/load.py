@@ -114,18 +114,13 @@ class Load:
     async def look(self) -> None:
         """Reads every session once, so that the history ends with where they stand."""
         async with self._client(LOOK_TIMEOUT_S) as client:
-            requests = [pb.GetSessionRequest(session_id=session_id) for session_id in self._ids]
-            looks = await asyncio.gather(
-                *(client.call("GetSession", request) for request in requests), return_exceptions=True
-            )
+            looks = await asyncio.gather(*map(client.get_session, self._ids), return_exceptions=True)
         self.errors.update(look.reason for look in looks if isinstance(look, HoldfastError))
 
     async def close(self) -> None:
         """Deletes every session."""
         async with self._client(LOOK_TIMEOUT_S) as client:
-            requests = [pb.DeleteSessionRequest(session_id=session_id) for session_id in self._ids]
-            deletions = (client.call("DeleteSession", request) for request in requests)
-            await asyncio.gather(*deletions, return_exceptions=True)
+            await asyncio.gather(*map(client.delete_session, self._ids), return_exceptions=True)
 
     # -- writers ------------------------------------------------------------------------------
 

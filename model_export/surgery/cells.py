@@ -44,7 +44,7 @@ def cell(translation: Translation, node: onnx.NodeProto, values: Values) -> list
         raise Refused(
             f"{label(node)} has {number_of(hidden)} units and recurrent weights for "
             f"{number_of(recurrent.axes[-1])}: a projection, which ONNX's own layers do not have; export "
-            "one step with holdfast export"
+            "one step with holdfast model export"
         )
     if translation.parent is not None:
         return _inside(translation, node, padded, batch, hidden)

@@ -106,7 +106,7 @@ class _Completion:
         """Returns the doubts as one line."""
         told = "; ".join(self.doubts[:_MAX_TOLD])
         more = f"; and {len(self.doubts) - _MAX_TOLD} more" if len(self.doubts) > _MAX_TOLD else ""
-        return f"the contract has to say more (holdfast models inspect proposes it): {told}{more}"
+        return f"the contract has to say more (holdfast model inspect proposes it): {told}{more}"
 
     def proposal(self) -> str:
         """Returns a contract to look over, with a question wherever one is open."""

@@ -318,7 +318,7 @@ class Settings(BaseSettings):
             if bound * self.tenant_share < 1:
                 raise ValueError(
                     f"{flag} {bound}: --tenant-share {self.tenant_share:g} of it is less than one, so "
-                    "nobody would be served; make one of them larger"
+                    "no tenant would be served; raise one of them"
                 )
         return self
 
@@ -330,9 +330,9 @@ class Settings(BaseSettings):
             return value
         value = value.rstrip("\r\n")
         if not value:
-            raise ValueError("expected a value, not nothing; leave it out for the default")
+            raise ValueError("expected a value, not an empty text; leave it out for the default")
         if "\0" in value or not _is_utf8(value):
-            raise ValueError("expected text in UTF-8, without NUL")
+            raise ValueError("expected UTF-8 text without NUL")
         return value
 
     @field_validator("max_connection_age_s", "stuck_worker_s")

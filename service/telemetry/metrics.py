@@ -19,8 +19,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from holdfast.errors import ServiceError
 from service.common import background
 from service.engine.admission import Held
-from service.engine.report import BatchReport
-from service.engine.session_event import SessionEvent
+from service.engine.report import BatchReport, SessionEvent
 from service.store.protocol import ACK_LEVELS
 from service.store.safety import StoreUsage
 from service.telemetry import process_stats
@@ -324,7 +323,7 @@ class Metrics:
     # -- the engine ---------------------------------------------------------------------------
 
     def count(self, report: BatchReport) -> None:
-        """Counts what the engine did."""
+        """Counts what the engine did: once a batch, so straight into the array."""
         for session_count, load_s in report.loads:
             self._loaded.inc(session_count)
             self._load_s.observe(load_s)
@@ -334,20 +333,20 @@ class Metrics:
             self._batch_size.observe(chunk_count)
             self._run_s.observe(run_s)
         for size_bytes, commit_s in report.commits:
-            self._committed_bytes.inc(size_bytes)
+            self._committed_bytes.numbers[0] += size_bytes
             self._commit_s.observe(commit_s)
-        self._steps.inc(report.step_count)
+        self._steps.numbers[0] += report.step_count
         for answers_s, each in report.answers:
-            self._chunks.inc(each * len(answers_s))
+            self._chunks.numbers[0] += each * len(answers_s)
             self._chunk_s.observe_many(answers_s, each)
         for ack_level, chunk_count in report.acknowledged:
-            self._acknowledged.inc(ack_level, chunk_count)
+            self._acknowledged.numbers[ack_level] += chunk_count
         for reason in report.refused:
             self.refused(reason)
-        self._replays.inc(report.replay_count)
-        self._conflicts.inc(report.conflict_count)
-        self._reruns.inc(report.rerun_count)
-        self._halts.inc(report.halt_count)
+        self._replays.numbers[0] += report.replay_count
+        self._conflicts.numbers[0] += report.conflict_count
+        self._reruns.numbers[0] += report.rerun_count
+        self._halts.numbers[0] += report.halt_count
         if report.quarantine_count:
             self.session_event(SessionEvent.QUARANTINED, report.quarantine_count)
 

@@ -20,7 +20,7 @@ CODES = (
 )  # fmt: skip
 """By number."""
 
-_OK, _CANCELLED, _DEADLINE_EXCEEDED = 0, 1, 4
+OK, _CANCELLED, _DEADLINE_EXCEEDED = 0, 1, 4
 _STARTED, _RECEIVED, _SENT = range(3)
 _HANDLED = slice(3, 3 + len(CODES))
 NUMBER_COUNT = 3 + len(CODES) + len(SECONDS) + 2
@@ -75,7 +75,7 @@ class RpcMetrics:
     def by_code(self) -> Iterator[tuple[str, float]]:
         """Yields calls ended: OK always, another code from its first time on."""
         for code, number in zip(CODES, self._handled, strict=True):
-            if number or code == CODES[_OK]:
+            if number or code == CODES[OK]:
                 yield code, number
 
 
@@ -127,16 +127,15 @@ def rpc_labels() -> Iterator[tuple[str, str, str]]:
         yield kind, service.full_name, method.name
 
 
-def code_of(context: Any, error: BaseException | None) -> int:
-    """Returns the number of the code with which a call ends.
+def code_of(context: Any) -> int:
+    """Returns the number of the code with which a call ends that was refused, given up, or ran out of time.
 
     Args:
         context: Of the call, of grpc.aio.
-        error: What its handler raised, if anything.
     """
     said = context.code()  # 0 until `abort` puts a grpc.StatusCode there
-    code: int = said.value[0] if said else _OK
-    if code == _OK and error is not None:
-        left_s: float | None = context.time_remaining()
-        return _DEADLINE_EXCEEDED if left_s is not None and left_s <= 0 else _CANCELLED
-    return code
+    if said:
+        code: int = said.value[0]
+        return code
+    left_s: float | None = context.time_remaining()
+    return _DEADLINE_EXCEEDED if left_s is not None and left_s <= 0 else _CANCELLED

@@ -1,24 +1,20 @@
 """Links lead somewhere; commands and settings in the pages exist; what can be run is run as it stands."""
 
-import contextlib
 import functools
-import io
 import json
-import os
 import re
 import shlex
 import subprocess
 import sys
 import tomllib
-from unittest import mock
 
 import pytest
 import yaml
 
 from holdfast.demo.processes import ServerProcess
 from holdfast.v1 import holdfast_pb2 as pb
-from service.command import main
 from service.settings.schema import Settings
+from tests.command_line import call
 from tests.docs.grpcurl import grpcurl
 from tests.docs.pages import PAGES, ROOT, anchors, blocks, kinds, links
 
@@ -129,25 +125,15 @@ def help_of(arguments):
             break
         command.append(word)
     for words in (command, command[:1]):
-        code, said = called_for_help(*words)
-        if code == 0:
-            return said
-    raise AssertionError(f"holdfast has no {' '.join(command)}: {said}")
+        said = called_for_help(*words)
+        if said.code == 0:
+            return said.out
+    raise AssertionError(f"holdfast has no {' '.join(command)}: {said.err}")
 
 
 @functools.cache
 def called_for_help(*words):
-    """Returns exit code and help of a command, as its process would give them."""
-    text = io.StringIO()
-    with (
-        mock.patch.multiple(sys, argv=["holdfast", *words, "--help"], excepthook=sys.excepthook),
-        mock.patch.dict(os.environ),  # `main` sets both hook and variables
-        contextlib.redirect_stdout(text),
-        contextlib.redirect_stderr(text),
-        pytest.raises(SystemExit) as end,
-    ):
-        main()
-    return end.value.code, text.getvalue()
+    return call(*words, "--help")
 
 
 def test_settings_that_the_pages_name_exist():
@@ -175,7 +161,7 @@ def all_help():
         ["store", "acl"],
         ["session", "release"],
         ["session", "delete"],
-        ["export"],
+        ["model", "export"],
     )
     return "".join(help_of(command) for command in commands)
 

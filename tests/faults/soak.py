@@ -144,7 +144,7 @@ class Churn:
         self.counts["streams left"] += 1
         request = chunk(f"cancelled-{self._rng.getrandbits(6)}", b"x", 0)
         await client.open_session(request.chunk.session_id, model=MODEL)
-        call = asyncio.create_task(client.call("Step", request))
+        call = asyncio.create_task(client._calls.call("Step", request))
         await asyncio.sleep(self._rng.uniform(0, 0.003))
         self.counts["calls cancelled"] += call.cancel()
         await asyncio.gather(call, return_exceptions=True)

@@ -8,9 +8,8 @@ import pytest
 
 import holdfast
 from holdfast.demo.processes import ServerProcess
-from model_export.corpus import join, load_corpus
 from tests.opening import open_at
-from tests.oracle import run
+from tests.oracle import held_out_text, run
 
 MODEL = "python-source"
 SESSIONS = 4
@@ -19,25 +18,29 @@ STREAMED_S = 5
 pytestmark = pytest.mark.faults
 
 
-class Client(holdfast.AsyncClient):
-    """Counts its streams, and the pauses it makes before it tries again."""
+class Counts:
+    """Counts the streams of a client, and the pauses it makes before it tries again."""
 
-    pause_count = stream_count = 0
+    def __init__(self, calls, monkeypatch):
+        self.pause_count = self.stream_count = 0
+        self._next_stub, self._pause = calls.next_stub, calls.pause
+        monkeypatch.setattr(calls, "next_stub", self._counting_stub)
+        monkeypatch.setattr(calls, "pause", self._counted_pause)
 
-    def next_stub(self):
-        return CountingStub(self, super().next_stub())
+    def _counting_stub(self):
+        return CountingStub(self, self._next_stub())
 
-    async def pause(self, *arguments):
+    async def _counted_pause(self, *arguments):
         self.pause_count += 1
-        await super().pause(*arguments)
+        await self._pause(*arguments)
 
 
 class CountingStub:
-    def __init__(self, client, stub):
-        self._client, self._stub = client, stub
+    def __init__(self, counts, stub):
+        self._counts, self._stub = counts, stub
 
     def __getattr__(self, rpc):
-        self._client.stream_count += rpc == "StreamSteps"
+        self._counts.stream_count += rpc == "StreamSteps"
         return getattr(self._stub, rpc)
 
 
@@ -48,11 +51,12 @@ def server(tmp_path_factory):
         yield server
 
 
-async def test_a_session_streams_on_through_the_ages_of_its_connections(server):
-    text = join(load_corpus().held_out)
-    async with Client(server.address, timeout_s=20) as client:
+async def test_a_session_streams_on_through_the_ages_of_its_connections(server, monkeypatch):
+    text = held_out_text()
+    async with holdfast.AsyncClient(server.address, timeout_s=20) as client:
+        counts = Counts(client._calls, monkeypatch)
         given = await asyncio.gather(*(_stream(client, f"s{n}", text[997 * n :]) for n in range(SESSIONS)))
-        pause_count, stream_count = client.pause_count, client.stream_count
+        pause_count, stream_count = counts.pause_count, counts.stream_count
     print(f"{stream_count} streams for {SESSIONS} sessions, {pause_count} pauses")
     assert stream_count >= 3 * SESSIONS, "the streams did not end while they were used"
     for number, (sent, log_probs) in enumerate(given):

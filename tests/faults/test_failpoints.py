@@ -109,23 +109,23 @@ async def test_a_server_stopped_past_every_timeout_cannot_commit_late(victim, su
         holdfast.AsyncClient(survivor.address, history=history) as quick,
     ):
         await quick.open_session(name, model=MODEL)
-        await quick.call("Step", chunk(name, TEXT[:5], 0))
+        await quick._calls.call("Step", chunk(name, TEXT[:5], 0))
         applied = 5
         if is_late:
-            await slow.call("Step", chunk(name, TEXT[5:10], 5))
+            await slow._calls.call("Step", chunk(name, TEXT[5:10], 5))
             applied = 10
         request = chunk(name, TEXT[applied : applied + 5], applied)
         with pytest.raises(DeadlinePassed):
-            await slow.call_once("Step", request, slow.deadline_s(1.5))
+            await slow._calls.call_once("Step", request, slow._calls.deadline_s(1.5))
         assert state_of(victim.pid) == "T"
-        mine = (await quick.call("Step", chunk(name, TEXT[applied : applied + 5], applied))).result
-        other = (await quick.call("Step", chunk(name, b"another", applied + 5))).result
+        mine = (await quick._calls.call("Step", chunk(name, TEXT[applied : applied + 5], applied))).result
+        other = (await quick._calls.call("Step", chunk(name, b"another", applied + 5))).result
         assert not mine.replayed
         await asyncio.sleep(0.5)  # rounded up on the wire, its deadline comes a little later
         resume(victim.pid)
-        seen = (await slow.call("Step", chunk(name, b"another", applied + 5))).result
+        seen = (await slow._calls.call("Step", chunk(name, b"another", applied + 5))).result
         assert (seen.replayed, seen.position, seen.outputs) == (True, other.position, other.outputs)
-        await quick.call("Step", chunk(name, b"the end", other.position))
+        await quick._calls.call("Step", chunk(name, b"the end", other.position))
     conflicts = get(victim, "/metrics")[1]
     assert f"holdfast_conflicts_total {float(is_late)}" in conflicts
     assert_held(tmp_path / "history")

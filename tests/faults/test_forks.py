@@ -13,7 +13,7 @@ from holdfast.errors import ClientForked
 
 SCENES = [
     "closed", "closed_async", "pool", "grandchild", "inherited", "inherited_async", "busy", "idle_async",
-    "held_up", "collected", "exits",
+    "held_up", "collected", "of_others", "exits",
 ]  # fmt: skip
 
 OTHER_SUPPORT = [("closed", "0"), ("busy", "0"), ("inherited", "1")]

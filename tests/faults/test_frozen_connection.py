@@ -90,7 +90,7 @@ def test_sessions_that_share_a_connection_give_it_up_once(proxy):
         sessions = [client.open_session(model=MODEL) for _ in range(4)]
 
         async def step_all():
-            return await asyncio.gather(*(session._session.step("a") for session in sessions))
+            return await asyncio.gather(*(session._writer.step("a") for session in sessions))
 
         client._thread.run(step_all())
         proxy.freeze()

@@ -240,7 +240,7 @@ async def test_what_is_opened_between_loss_and_reopening_is_theirs(store, server
         session = await client.open_session("s", model=MODEL)
         await session.step(TEXT[:10])
         store.client.flushall()
-        call = client.call
+        call = client._calls.call
 
         async def come_second(rpc, request, **options):
             if rpc == "OpenSession":
@@ -248,7 +248,7 @@ async def test_what_is_opened_between_loss_and_reopening_is_theirs(store, server
                 await client.open_session("s", model=MODEL)
             return await call(rpc, request, **options)
 
-        monkeypatch.setattr(client, "call", come_second)
+        monkeypatch.setattr(client._calls, "call", come_second)
         with pytest.raises(SessionLost) as caught:
             await session.step(TEXT[10:])
         assert caught.value.not_applied == ((10, TEXT[10:]),)

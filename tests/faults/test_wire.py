@@ -158,7 +158,7 @@ async def test_duplicate_reordered_and_gapped_chunks_change_nothing(server, tmp_
 
         async def step(text, position, **fields):
             request = chunk(name, text, position, **fields)
-            return (await client.call_once("Step", request, client.deadline_s(5))).result
+            return (await client._calls.call_once("Step", request, client._calls.deadline_s(5))).result
 
         await client.open_session(name, model=MODEL)
         first = await step(b"abc", 0)

@@ -252,7 +252,7 @@ def too_many_files(address):
                 with contextlib.suppress(HoldfastError):
                     await client.list_models()
                 resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-            client._timeout_s = 20
+            client._calls._timeout_s = 20
             return await client.list_models()
 
     for more in range(1, 8):
@@ -265,7 +265,8 @@ def too_many_files(address):
         client.list_models()
         allow(1)
         threading.Timer(1, lambda: resource.setrlimit(resource.RLIMIT_NOFILE, limits)).start()
-        client._client._transport.suspect(client._client._transport._connections[0], 9)
+        connections = client._client._calls._connections
+        connections.suspect(connections._connections[0], 9)
         client.list_models()
 
 

@@ -13,6 +13,8 @@ import sys
 import threading
 import time
 
+import grpc.aio
+
 import holdfast
 from holdfast.errors import ClientForked, HoldfastError, InvalidRequest
 
@@ -279,6 +281,18 @@ def collected(address):
     assert holder[1].position == 1
     holder[2].close()
     holder[0].close()
+
+
+def of_others(address):
+    """What others have opened is a hindrance too, also where no client was used before the fork."""
+
+    async def parent():
+        async with grpc.aio.insecure_channel(address) as channel:
+            await channel.channel_ready()
+            in_child(lambda: refused(lambda: holdfast.Client(address)))
+
+    assert "holdfast.client.sync" not in sys.modules
+    asyncio.run(parent())
 
 
 def exits(address):

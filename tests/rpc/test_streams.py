@@ -265,7 +265,7 @@ async def test_the_same_two_with_asyncio(async_session, server, is_async):
     assert server.applied() == b"abcdefghijklmnop"
 
 
-async def test_a_source_that_waits_delays_no_reply(async_session, server):
+async def test_a_source_that_waits_delays_no_reply(async_client, async_session):
     """Neither that of the part before, nor those of other sessions."""
     never = threading.Event()
 
@@ -274,7 +274,7 @@ async def test_a_source_that_waits_delays_no_reply(async_session, server):
         never.wait(60)
         yield b"b"
 
-    other = await async_session._client.open_session("other", model="m")
+    other = await async_client.open_session("other", model="m")
     stream = async_session.stream(source())
     assert (await asyncio.wait_for(anext(stream), 5)).position == 1
     waiting = asyncio.create_task(anext(stream))

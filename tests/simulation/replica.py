@@ -12,9 +12,9 @@ from dataclasses import replace
 
 from holdfast.errors import ModelFailed
 from service.engine.admission import Admission, Bounds
-from service.engine.chunk import Reply
 from service.engine.driver import Driver
 from service.engine.effects import Failure, Kind
+from service.engine.rows import Reply
 from service.engine.run import run_batch
 from service.engine.sessions import Sessions
 from service.model.contract import Vocabulary

@@ -10,6 +10,7 @@ import functools
 import itertools
 
 from holdfast.client.aio import AsyncClient
+from holdfast.client.calls import Calls
 from holdfast.client.retry import RetryPolicy
 from holdfast.errors import ChunkPending, HoldfastError, SessionQuarantined
 from tests.simulation.network import Stub
@@ -32,13 +33,25 @@ FOR_OTHERS = {"POSITION_CONFLICT", "HISTORY_CONFLICT", "SESSION_EXISTS"}
 class SimulatedClient(AsyncClient):
     """A client whose calls go to one replica or another."""
 
-    def __init__(self, loop, network, replicas, process, history, **options):
-        super().__init__("127.0.0.1:1", retry=RetryPolicy(attempt_s=1.0), history=history, **options)
-        self._stubs = [Stub(network, replica, process) for replica in replicas]
-        self._draw = loop.random
+    def __init__(self, loop, network, replicas, process, *, replay_tokens, **options):
+        super().__init__("127.0.0.1:1", replay_tokens=replay_tokens)
+        connections = Replicas([Stub(network, replica, process) for replica in replicas], loop.random)
+        self._calls = Calls(connections, token=None, retry=RetryPolicy(attempt_s=1.0), **options)
+
+
+class Replicas:
+    """What is called over: as `holdfast.client.transport.Transport`; a call goes to any replica."""
+
+    is_inherited = is_closed = False
+
+    def __init__(self, stubs, draw):
+        self._stubs = stubs
+        self._draw = draw
+
+    def check(self):
+        pass
 
     def next_stub(self):
-        self.lifetime.check()
         return self._draw.choice(self._stubs)
 
     def suspect(self, used, waited_s=None):
@@ -85,10 +98,12 @@ class Writer:
             world.network,
             world.replicas,
             self.process,
-            NotedRecorder(self._path, functools.partial(world.note, self.name), world.answers, world.loop),
             timeout_s=8.0,
             replay_tokens=self._draw.choice([0, 64, 65536]),
             ack_level=self._draw.choice(world.ack_levels),
+            history=NotedRecorder(
+                self._path, functools.partial(world.note, self.name), world.answers, world.loop
+            ),
         )
 
     async def act(self):

@@ -57,8 +57,8 @@ class Call:
         self.left, self.ending = 0, BREAK
 
 
-class Client:
-    """What a pipeline asks of a client."""
+class Calls:
+    """What a pipeline asks of the calls of its client."""
 
     metadata, history = (), None
 
@@ -80,12 +80,11 @@ class Client:
         return min(deadline_s, time.monotonic() + self._limit_s * 2**attempt)
 
 
-async def run(calls, positions):
+async def run(streams, positions):
     """Submits three batches over calls that end; returns the outcomes."""
-    turns = iter(calls)
+    turns = iter(streams)
     stub = SimpleNamespace(StreamBatches=lambda metadata: next(turns))
-    client = Client(stub)
-    async with BatchPipeline(client, {"model": "m"}, 8) as batches:
+    async with BatchPipeline(Calls(stub), {"model": "m"}, 8) as batches:
         replies = [await batches.submit(["s"], b"x", positions) for _ in range(3)]
         return await asyncio.gather(*replies, return_exceptions=True)
 

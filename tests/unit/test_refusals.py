@@ -15,6 +15,8 @@ from tests.foreign_graphs import PLAIN_CONTRACT
 from tests.mixing_graphs import beside, less_mean
 from tests.step_graphs import recurrent
 
+pytestmark = pytest.mark.process
+
 F32 = TensorProto.FLOAT
 info = helper.make_tensor_value_info
 CONTRACT = PLAIN_CONTRACT

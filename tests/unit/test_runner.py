@@ -5,7 +5,6 @@ import threading
 
 import pytest
 
-from holdfast.client.lifetime import Lifetime
 from holdfast.client.runner import Runner
 from holdfast.errors import ClientClosed, WrongEventLoop
 
@@ -44,7 +43,7 @@ def thread():
 
 @pytest.fixture
 def runner(thread):
-    runner = Runner(thread, Lifetime())
+    runner = Runner(thread)
     yield runner
     thread.interrupt = ""
     runner.close(nothing)

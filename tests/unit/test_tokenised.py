@@ -217,11 +217,13 @@ def test_clients_see_bytes_in_and_the_texts_of_entries_out(model):
 # -- files ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_the_confined_check_lets_a_tokenizer_pass(tmp_path):
     path = put_words_model(tmp_path)
     check_model(path, read_model(path))
 
 
+@pytest.mark.process
 def test_the_tokenizer_is_part_of_the_fingerprint(tmp_path):
     path = put_words_model(tmp_path)
     before = fingerprint_of(read_model(path))

@@ -75,6 +75,7 @@ with holdfast.Client(sys.argv[1], timeout_s=1, http_proxy=sys.argv[2] == "yes") 
 """
 
 
+@pytest.mark.process
 def test_a_proxy_of_the_environment_does_not_capture_this_machine():
     """Nothing listens at either address: the error names the one that was tried."""
     proxies = dict.fromkeys(["grpc_proxy", "http_proxy", "https_proxy"], "http://127.0.0.1:2")
@@ -238,9 +239,9 @@ async def test_nothing_of_grpc_outlives_the_end_of_a_client_whose_errors_are_kep
             await call()
         except HoldfastError as error:
             errors.append(error)
-    stub = client.next_stub()
+    stub = client._calls.next_stub()
     nowhere = holdfast.AsyncClient("127.0.0.1:1")
-    stream = nowhere.next_stub().StreamSteps(metadata=())
+    stream = nowhere._calls.next_stub().StreamSteps(metadata=())
     for attempt in (stream.read, lambda: stream.write(pb.StreamStepsRequest())):
         with pytest.raises((grpc.aio.AioRpcError, asyncio.InvalidStateError)) as caught:
             await attempt()

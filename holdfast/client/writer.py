@@ -1,0 +1,371 @@
+"""One writer of a session: positions, retries and resending.
+
+`AsyncSession` and `Session` show it, each in its way. Every chunk carries its position and the digest of
+the history before it, so sending it again is always safe. What has no reply stays pending, and nothing new
+is taken until it is settled: see `holdfast.client.ledger`. What is done about failures: see
+`holdfast.client.recovery`.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from typing import Any, Unpack
+
+from numpy.typing import NDArray
+
+from holdfast.client import forks
+from holdfast.client.ack_levels import to_number
+from holdfast.client.calls import Calls
+from holdfast.client.fate import (
+    leaves_unsure,
+    tell_fate,
+    tell_nothing_applied,
+    tell_pending,
+    telling_pending,
+)
+from holdfast.client.fetching import END
+from holdfast.client.ledger import Asked, Entry, Ledger
+from holdfast.client.options import MAX_POSITION, Outputs, ReplyOptions, whole_number
+from holdfast.client.pump import Pump
+from holdfast.client.recovery import Recovery
+from holdfast.client.reply import StepReply
+from holdfast.client.sources import MAX_IN_FLIGHT, Source, check_options, is_sequence, open_source
+from holdfast.client.tokens import Pieces, TokenSource, normalise, selection, to_arrays
+from holdfast.client.turn import Turn
+from holdfast.errors import ClientClosed, HoldfastError
+from holdfast.pending import PendingChunk, Tokens
+from holdfast.v1 import holdfast_pb2 as pb
+
+
+class Writer:
+    """Writes to one session, one call at a time. Lives on the client's event loop.
+
+    Args:
+        calls: Of the client.
+        stub: Of the connection that it was opened on.
+        opened: The reply to its opening.
+        initial_state: With which it was opened.
+        replay_tokens: Tokens kept to send again after a loss in the store.
+
+    Attributes:
+        session_id: Of the session, as are the others.
+        model: Name of its model.
+        model_version: Version of its model.
+        resumed: It existed when it was opened here.
+    """
+
+    def __init__(
+        self,
+        calls: Calls,
+        stub: Any,
+        opened: pb.OpenSessionResponse,
+        initial_state: Sequence[pb.NamedTensor],
+        replay_tokens: int,
+    ) -> None:
+        self._calls = calls
+        self._ledger = Ledger(opened.session, replay_tokens)
+        self._recovery = Recovery(calls, self._ledger, stub, opened, initial_state)
+        self._turn = Turn(calls.lifetime)
+        self._made_in = forks.generation()
+        self._late: set[asyncio.Future[None]] = set()
+        self.session_id: str = opened.session.session_id
+        self.model: str = opened.session.model.name
+        self.model_version: int = opened.session.model.version
+        self.resumed: bool = opened.resumed
+
+    @property
+    def position(self) -> int:
+        """Tokens applied and answered."""
+        return self._ledger.position
+
+    @property
+    def history_digest(self) -> int:
+        """Names the tokens up to `position`, see `holdfast.history_digest`; 0 if the server tells none."""
+        return self._ledger.history_digest
+
+    @property
+    def pending(self) -> tuple[PendingChunk, ...]:
+        """Chunks taken from the caller that have no reply yet: sent, or fetched from an iterator."""
+        return self._ledger.pending
+
+    @property
+    def incarnation(self) -> int:
+        """Number of this life of the session."""
+        return self._ledger.incarnation
+
+    async def step(
+        self,
+        tokens: TokenSource,
+        *,
+        position: int | None = None,
+        timeout_s: float | None = None,
+        **options: Unpack[ReplyOptions],
+    ) -> StepReply:
+        """Does what `AsyncSession.step` says."""
+        with _nothing_sent():
+            asked = self._asked(**options)
+            wanted = normalise(tokens)
+            if position is not None:
+                position = whole_number("position", position, at_least=0, at_most=MAX_POSITION)
+        deadline_s = self._calls.deadline_s(timeout_s)
+        with telling_pending(self._ledger):
+            self._calls.lifetime.check_before_sending()
+            await self._turn.take("a step", self._calls.left_s(deadline_s))
+        try:
+            return await self._step(wanted, position, asked, deadline_s)
+        finally:
+            self._turn.release()
+
+    async def settle(self, timeout_s: float | None = None) -> list[StepReply]:
+        """Does what `AsyncSession.settle` says."""
+        deadline_s = self._calls.deadline_s(timeout_s)
+        with telling_pending(self._ledger):
+            self._calls.lifetime.check_before_sending()
+            await self._turn.take("a settlement", self._calls.left_s(deadline_s))
+        try:
+            entries = list(self._ledger.entries)
+            for entry in entries:
+                await self._finish(entry, deadline_s)
+            return self._ledger.give(len(entries)) if entries else []
+        finally:
+            self._turn.release()
+
+    def pump(
+        self,
+        tokens: Pieces,
+        *,
+        chunk: int = 1,
+        max_in_flight: int | None = None,
+        timeout_s: float | None = None,
+        **asked: Unpack[ReplyOptions],
+    ) -> Pump:
+        """Returns what sends the chunks of a stream and gives their replies; arguments as of `stream`.
+
+        Raises:
+            ValueError: An option is out of its range.
+        """
+        check_options(chunk, max_in_flight)
+        if max_in_flight is None:
+            max_in_flight = MAX_IN_FLIGHT if is_sequence(tokens) else 1
+        return Pump(
+            self._calls,
+            self._ledger,
+            self._recovery,
+            self._turn,
+            self._asked(**asked),
+            chunk,
+            max_in_flight,
+            timeout_s,
+        )
+
+    async def replies(self, pump: Pump, tokens: Pieces, chunk: int) -> AsyncGenerator[StepReply, None]:
+        """Yields the replies to a stream whose source is asked on, or beside, the event loop."""
+        source = open_source(tokens, chunk)
+        try:
+            await pump.begin()
+            while (reply := await _next_reply(pump, source)) is not None:
+                yield reply
+            await pump.finish()
+        finally:
+            try:
+                await source.leave()
+            finally:  # also when it is cancelled in this, once more
+                self._end(source, pump)
+
+    async def state(self) -> dict[str, NDArray[Any]]:
+        """Does what `AsyncSession.state` says."""
+        request = pb.GetSessionRequest(session_id=self.session_id, include_state=True)
+        return to_arrays((await self._calls.call("GetSession", request)).state)
+
+    async def delete(self) -> int:
+        """Does what `AsyncSession.delete` says."""
+        request = pb.DeleteSessionRequest(session_id=self.session_id, incarnation=self.incarnation)
+        reply: pb.DeleteSessionResponse = await self._calls.call("DeleteSession", request)
+        return reply.position
+
+    def close(self) -> None:
+        """Does what `AsyncSession.close` says."""
+        forks.check_same_process(self._made_in)
+        self._ledger.check_nothing_pending()
+        self._turn.end()
+
+    def leave_block(self, error: type[BaseException] | None) -> None:
+        """Does what `AsyncSession.__aexit__` says; `error` is what ends the block."""
+        is_inherited = self._made_in != forks.generation()
+        if not is_inherited and (error is None or not self.pending):
+            self.close()
+
+    # -- for the session without asyncio ----------------------------------------------------------
+
+    def tell_pending(self, error: HoldfastError) -> None:
+        """Has an error say what is pending, unless it does."""
+        tell_pending(error, self._ledger)
+
+    def leave(self, replies: AsyncGenerator[StepReply, None]) -> None:
+        """Breaks a stream off, without waiting until that is done."""
+        task = asyncio.ensure_future(replies.aclose())
+        self._late.add(task)
+        task.add_done_callback(self._late.discard)
+
+    def take_back(self, replies: Sequence[StepReply]) -> None:
+        """Makes the replies that were given last pending again: they did not reach the caller."""
+        self._ledger.take_back(replies)
+
+    # -- one chunk --------------------------------------------------------------------------------
+
+    async def _step(
+        self, tokens: Tokens, position: int | None, asked: Asked, deadline_s: float
+    ) -> StepReply:
+        """Does what the table of `holdfast.client.ledger` says."""
+        entry = None
+        if position is None:
+            self._ledger.check_nothing_pending()
+        else:
+            entry = self._ledger.find(tokens, position)
+            if entry is None and position < self._ledger.position:
+                return await self._ask_again(self._ledger.repeat(tokens, position, asked), deadline_s)
+        if entry is None:
+            with _nothing_sent():
+                [entry] = self._ledger.take([tokens], asked)
+            await self._finish_new(entry, deadline_s)
+        else:
+            await self._finish(entry, deadline_s)
+        return self._ledger.give()[0]
+
+    async def _finish_new(self, entry: Entry, deadline_s: float) -> None:
+        """Sends an entry that its caller still has until its reply has come, or nothing came of it."""
+        try:
+            await self._finish(entry, deadline_s)
+        except HoldfastError as error:
+            if entry in self._ledger.entries and not entry.is_unsure:
+                tell_nothing_applied(error, self._ledger)
+            raise
+
+    async def _finish(self, entry: Entry, deadline_s: float) -> None:
+        """Sends an entry until its reply has come."""
+        if entry.reply is None:
+            try:
+                await self._send(entry, deadline_s)
+            except HoldfastError as error:
+                tell_fate(error, self._ledger)
+                raise
+
+    async def _send(self, entry: Entry, deadline_s: float) -> None:
+        attempt = 0
+        while True:
+            self._calls.lifetime.check()
+            was_unsure, entry.is_unsure = entry.is_unsure, True
+            try:
+                result = await self._call(entry, attempt, deadline_s)
+            except HoldfastError as error:
+                entry.is_unsure = was_unsure or leaves_unsure(error)
+                attempt += 1
+                await self._recovery.recover(error, attempt, deadline_s)
+            else:
+                self._ledger.answer(entry, result)
+                return
+
+    async def _ask_again(self, repetition: Entry, deadline_s: float) -> StepReply:
+        """Asks for the reply to a chunk behind the session's position, which stays where it is."""
+        attempt = 0
+        while True:
+            try:
+                result = await self._call(repetition, attempt, deadline_s)
+                self._ledger.check(repetition, result)
+                return StepReply(result)
+            except HoldfastError as error:
+                attempt += 1
+                error.tell(f"the session object still stands at position {self.position}")
+                await self._recovery.recover(error, attempt, deadline_s)
+
+    async def _call(self, entry: Entry, attempt: int, deadline_s: float) -> pb.ChunkResult:
+        until_s = self._calls.attempt_deadline_s(attempt, deadline_s)
+        request = pb.StepRequest(chunk=self._ledger.to_chunk(entry))
+        reply = await self._calls.call_once("Step", request, until_s, self._recovery.stub)
+        self._recovery.heard()
+        result: pb.ChunkResult = reply.result
+        return result
+
+    # -- small things -----------------------------------------------------------------------------
+
+    def _asked(
+        self,
+        top_k: int | None = None,
+        token_log_prob: bool = False,
+        outputs: Outputs = None,
+        state: bool = False,
+        ack_level: str | None = None,
+    ) -> Asked:
+        level = self._calls.ack_level if ack_level is None else ack_level
+        return Asked(selection(top_k, token_log_prob, outputs, state), to_number(level))
+
+    def _end(self, source: Source, pump: Pump) -> None:
+        """Ends a stream; what its source has given, or is about to give, stays with the session."""
+        try:
+            if source.uncollected is not None:
+                self._keep(source.uncollected, pump)
+        finally:
+            pump.release()
+
+    def _keep(self, fetch: "asyncio.Future[Any]", pump: Pump) -> None:
+        """Takes what a fetch has brought, or will bring, after its stream was left: nobody else has it."""
+        if fetch.done():
+            part = _brought(fetch)
+            if part is not END:
+                pump.take(part)
+        else:
+            fetch.add_done_callback(lambda fetch: self._keep_late(fetch, pump))
+
+    def _keep_late(self, fetch: "asyncio.Future[Any]", pump: Pump) -> None:
+        part = _brought(fetch)
+        if part is not END:
+            task = asyncio.create_task(self._take_late(part, pump))
+            self._late.add(task)
+            task.add_done_callback(self._late.discard)
+
+    async def _take_late(self, part: Any, pump: Pump) -> None:
+        try:
+            await self._turn.take("a part that a source has brought late", None)
+        except ClientClosed:  # nobody can send it any more; `pending` says so
+            pump.take(part)
+            return
+        try:
+            pump.take(part)
+        finally:
+            self._turn.release()
+
+
+async def _next_reply(pump: Pump, source: Source) -> StepReply | None:
+    """Returns the next reply; None when the source is empty and every reply was given."""
+    while True:
+        fetch = source.fetch() if pump.room and not source.is_empty else None
+        if fetch is not None and fetch.done():
+            part = source.collect()
+            if part is not END:
+                pump.take(part)
+        elif fetch is None and not pump.is_waiting:
+            return None
+        elif (reply := await pump.reply_or(fetch)) is not None:
+            return reply
+
+
+def _brought(fetch: "asyncio.Future[Any]") -> Any:
+    """Returns the part that a fetch has brought, END for none; what else it raised is reported."""
+    if fetch.cancelled():
+        return END
+    error = fetch.exception()
+    if error is not None:
+        message = "a source of tokens failed after its stream was left"
+        fetch.get_loop().call_exception_handler({"message": message, "exception": error, "future": fetch})
+        return END
+    return fetch.result()
+
+
+@contextlib.contextmanager
+def _nothing_sent() -> Iterator[None]:
+    """Has errors about what the caller gave say that nothing was sent."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        error.add_note("Nothing was sent.")
+        raise
