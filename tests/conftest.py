@@ -9,6 +9,7 @@ from hypothesis import settings
 
 from service.store.opening import create_store
 from service.store.safety import Allowances
+from tests.command_line import Starts
 
 settings.register_profile("untimed", deadline=None)  # no test asserts a time
 settings.load_profile("untimed")
@@ -40,6 +41,13 @@ def pytest_runtest_call(item):
 
 def _unmarked(*_, **__):
     pytest.fail("this test starts a process: mark it with `pytest.mark.process`")
+
+
+@pytest.fixture(scope="session")
+def starts():
+    """Starts of servers that are refused."""
+    with contextlib.closing(Starts()) as starts:
+        yield starts
 
 
 @pytest.fixture

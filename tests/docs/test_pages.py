@@ -1,6 +1,7 @@
 """Links lead somewhere; commands and settings in the pages exist; what can be run is run as it stands."""
 
 import functools
+import importlib.util
 import json
 import re
 import shlex
@@ -113,6 +114,9 @@ def test_commands_and_their_flags_exist():
                 assert flag in said, where
         elif program.startswith(("deploy/", "./")):
             assert (ROOT / program).exists(), where
+        elif program == "python":
+            assert arguments[0] == "-m", where
+            assert importlib.util.find_spec(arguments[1]), where
         elif program != "grpcurl":
             assert program in FOREIGN, where
 
