@@ -45,7 +45,7 @@ def _constant(translation: Translation, node: onnx.NodeProto, _: Sequence[Value 
             return [constant(np.array(attribute(node, entry.name), np.int64))]
         if entry.name in ("value_float", "value_floats"):
             return [constant(np.array(attribute(node, entry.name), np.float32))]
-    raise Refused(f"{label(node)} is no constant of numbers")
+    raise Refused(f"{label(node)} is not a constant of numbers")
 
 
 def _dropout(translation: Translation, node: onnx.NodeProto, values: Sequence[Value | None]) -> list[Value]:

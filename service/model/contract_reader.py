@@ -353,7 +353,7 @@ class _Reader:
             cast = array.astype(dtype) if array.dtype.kind in "biuf" else None
         is_rounded = array.dtype.kind == dtype.kind == "f"
         if cast is None or not (is_rounded or np.array_equal(cast, array)):
-            raise ContractError(f"{where} is no {dtype.name}: {str(value)[:40]}")
+            raise ContractError(f"{where} is not {dtype.name}: {str(value)[:40]}")
         return cast
 
     def _load(self, where: str, name: str) -> NDArray[Any]:

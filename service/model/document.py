@@ -235,7 +235,7 @@ def _expanded(entry: Document, where: str) -> list[Document]:
         raise ContractError(f"{where}: its patterns have different ranges, expected the same in each")
     first, last = map(int, ranges.pop())
     if not first <= last < first + MAX_EXPANDED:
-        raise ContractError(f"{where}: the pattern {{{first}..{last}}} stands for no, or too many, tensors")
+        raise ContractError(f"{where}: the pattern {{{first}..{last}}} matches no, or too many, tensors")
     return [
         {
             key: _RANGE.sub(str(number), value) if isinstance(value, str) else value
@@ -259,8 +259,8 @@ def files_named(document: Document) -> list[str]:
     for name in names:
         if not re.fullmatch(_PLAIN_NAME + r"\.npy", name):
             raise ContractError(
-                f"contract.toml: {_short(name)} is no name of an .npy file beside contract.toml: letters, "
-                "digits and . _ - are expected"
+                f"contract.toml: {_short(name)} is not the name of an .npy file beside contract.toml: "
+                "expected letters, digits and . _ -"
             )
     return [*names, *_tokenizer_named(document.get("vocabulary", {}))]
 
@@ -271,8 +271,8 @@ def _tokenizer_named(vocabulary: Document) -> list[str]:
         return []
     if not isinstance(name, str) or not re.fullmatch(_PLAIN_NAME + r"\.json", name):
         raise ContractError(
-            f"contract.toml: vocabulary: {_short(name)} is no name of a .json file beside contract.toml: "
-            "letters, digits and . _ - are expected"
+            f"contract.toml: vocabulary: {_short(name)} is not the name of a .json file beside "
+            "contract.toml: expected letters, digits and . _ -"
         )
     return [name]
 
@@ -285,8 +285,8 @@ def name_of(value: Any, where: str) -> str:
     """
     if not isinstance(value, str) or not 1 <= len(value) <= MAX_NAME_CHARS or control_character(value):
         raise ContractError(
-            f"{where} is {_short(value)}, which is no name: expected 1..{MAX_NAME_CHARS} characters, "
-            "none a control"
+            f"{where} is {_short(value)}, which is not a valid name: expected 1..{MAX_NAME_CHARS} "
+            "characters, none a control"
         )
     return value
 

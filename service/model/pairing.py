@@ -362,7 +362,7 @@ def _entries(document: Mapping[str, Any], topic: str) -> list[Entry]:
     value = document.get(topic, [])
     entries = [value] if isinstance(value, Mapping) else value
     if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
-        raise ContractError(f"{topic} is no table; write [[{topic}]]")
+        raise ContractError(f"{topic} is not a table; write [[{topic}]]")
     for entry in entries:
         for key in ("name", "input", "output"):
             if key in entry:
@@ -373,7 +373,7 @@ def _entries(document: Mapping[str, Any], topic: str) -> list[Entry]:
 def _table(document: Mapping[str, Any], topic: str) -> Mapping[str, Any]:
     value = document.get(topic, {})
     if not isinstance(value, Mapping):
-        raise ContractError(f"{topic} is no table; write [{topic}]")
+        raise ContractError(f"{topic} is not a table; write [{topic}]")
     return value
 
 

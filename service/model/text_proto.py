@@ -54,7 +54,7 @@ def _tokens(text: str) -> list[_Token]:
         found = _TOKEN.match(text, at)
         if found is None:
             raise TextProtoError(
-                f"line {line}: {text[at : at + 20].split(chr(10))[0]!r} is no field or value"
+                f"line {line}: {text[at : at + 20].split(chr(10))[0]!r} is not a field or value"
             )
         if found.lastgroup != "space":
             tokens.append(_Token(str(found.lastgroup), found[0], line))

@@ -134,11 +134,11 @@ def test_the_text_format():
     [
         ("a: 1\nb {\n c: 2", "line 3: the text ends"),
         ("a: 1\n}", "line 2: expected the name of a field"),
-        ("a: @", "line 1: '@' is no field or value"),
+        ("a: @", "line 1: '@' is not a field or value"),
         ("a: [1 2]", "expected a comma or ]"),
         ("a: ]", "expected a value"),
         ("a 3", "expected : or {"),
-        ('a: "x', "is no field or value"),
+        ('a: "x', "is not a field or value"),
         ("a {" * 40, "messages lie more than 32 deep"),
         ("a: 1 " * 300_000, "expected at most"),
     ],

@@ -86,7 +86,7 @@ def changed(topic, **values):
         (changed("vocabulary", size=100), "size 100 of kind 'bytes', expected >= 256"),
         (changed("states", name="c"), "state 'c' is named twice"),
         (changed("states", input="c"), "input 'c' is named twice"),
-        (changed("states", name=["h"]), "is no name"),
+        (changed("states", name=["h"]), "is not a valid name"),
         (changed("states", shape=[1e999]), "cannot be read"),
         ({**METADATA, "holdfast.states": '{"a": 1}'}, "cannot be read"),
         ({**METADATA, "holdfast.input": "[" * 20_000}, "cannot be read"),
@@ -97,7 +97,7 @@ def changed(topic, **values):
             "bytes, expected at most 65536; keep long facts",
         ),
         ({**METADATA, **{f"holdfast.{n}": "x" for n in range(6000)}}, "expected at most 65536"),
-        ({**METADATA, "holdfast.\x1b[2J": "x"}, "is no name"),
+        ({**METADATA, "holdfast.\x1b[2J": "x"}, "is not a valid name"),
     ],
 )
 def test_a_wrong_contract_is_refused_with_the_place(metadata, message):

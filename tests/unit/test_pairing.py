@@ -535,8 +535,8 @@ def test_an_input_that_pairs_with_nothing_beside_states_that_do_is_not_guessed_t
         ({"state": [{"input": "state", "output": "stateM"}]}, "did you mean 'stateN'?"),
         ({"constants": {"rate": 1}}, "the constant 'rate'"),
         ({"state": [{"initial": 0}]}, "a state lacks its input and output"),
-        ({"state": 3}, "state is no table"),
-        ({"constants": 3}, "constants is no table"),
+        ({"state": 3}, "state is not a table"),
+        ({"constants": 3}, "constants is not a table"),
     ],
 )
 def test_a_contract_that_contradicts_the_graph_is_refused(document, reason):
