@@ -6,9 +6,11 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 # onnxruntime reports its use to its makers unless it is told not to.
 export ORT_DISABLE_TELEMETRY := 1
+# Tests start hundreds of processes; one that has to compile what it imports takes a third longer to start.
+export PYTHONDONTWRITEBYTECODE :=
 SOURCES := holdfast service model_export tests proto benchmarks
 
-.PHONY: demo serve prometheus test check train matrix proto bench bench-quick bench-scale fuzz faults soak \
+.PHONY: demo serve prometheus test test-fast check train matrix proto bench bench-quick bench-scale fuzz faults soak \
         simulate alerts protections deploy-check public-check release-check settings errors format clean
 
 demo: $(VENV)/.server           ## a network's memory, served live, surviving kill -9
@@ -18,7 +20,11 @@ serve: $(VENV)/.server          ## a server with the shipped models and an embed
 	$(BIN)/holdfast serve
 
 test: $(VENV)/.dev $(VENV)/.protobuf7 $(VENV)/.node
-	$(BIN)/python -m pytest -n 3 --dist loadfile
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+
+test-fast: $(VENV)/.dev         ## the tests that start no process, within a minute
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not process" tests/unit tests/scenarios tests/simulation \
+		tests/fuzz tests/test_*.py
 
 check: $(VENV)/.dev $(VENV)/.protobuf7   ## format, lint, strict types, architecture, fresh stubs, settings and errors
 	$(BIN)/ruff format --check $(SOURCES)
@@ -59,7 +65,7 @@ simulate: $(VENV)/.dev          ## deployments in virtual time for MINUTES, or S
 
 FAULTS ?= --minutes 20
 faults: $(VENV)/.dev            ## kills, pauses, cuts and fills up a deployment under load; build/faults.md
-	HOLDFAST_FAULTS=long $(BIN)/python -m pytest -q tests/faults/test_machine.py
+	HOLDFAST_FAULTS=long $(BIN)/python -m pytest -q tests/faults
 	$(BIN)/python -m tests.faults.gone_back
 	$(BIN)/python -m tests.faults.store_losses
 	$(BIN)/python -m tests.faults.callers --cases 10000
@@ -83,9 +89,9 @@ public-check: $(VENV)/.dev      ## downloads streaming networks of other people 
 proto: $(VENV)/.dev             ## regenerates the committed stubs
 	$(BIN)/python proto/generate.py
 
-settings: $(VENV)/.dev          ## writes docs/settings.md from the settings
-	$(BIN)/python -m service.settings.reference > docs/settings.md.new
-	mv docs/settings.md.new docs/settings.md
+settings: $(VENV)/.dev          ## writes docs/operate/settings.md from the settings
+	$(BIN)/python -m service.settings.reference > docs/operate/settings.md.new
+	mv docs/operate/settings.md.new docs/operate/settings.md
 
 errors: $(VENV)/.dev            ## writes docs/errors.md from the errors
 	$(BIN)/python -m holdfast.errors.reference > docs/errors.md.new

@@ -139,7 +139,7 @@ def read_constants(entries: Sequence[str]) -> dict[str, NDArray[Any]]:
     for entry in entries:
         name, equals, file = entry.partition("=")
         if not name or not equals:
-            raise Refused(f"--constant {entry!r}: expected is INPUT=FILE.npy")
+            raise Refused(f"--constant {entry!r}: expected INPUT=FILE.npy")
         try:
             found[name] = np.load(file, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
@@ -155,7 +155,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser("python -m model_export.from_file", description=__doc__)
     parser.add_argument("file", type=Path, metavar="FILE", help="a whole-sequence ONNX graph")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="as models/mine/1")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FOLDER", help="folder of the version, as models/mine/1"
+    )
     add_options(parser)
     options = parser.parse_args(arguments)
     try:
@@ -176,18 +178,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="INPUT=FILE.npy",
-        help="a weight that is an input",
+        help="the value of an input that is a weight",
     )
-    parser.add_argument("--int8", action="store_true", help="weights as int8, a scale per output channel")
-    parser.add_argument("--float16-state", action="store_true", help="states as float16: half the record")
+    parser.add_argument(
+        "--int8", action="store_true", help="store weights as int8, a scale per output channel"
+    )
+    parser.add_argument(
+        "--float16-state", action="store_true", help="store states as float16, which halves the record"
+    )
     parser.add_argument(
         "--max-drift",
         type=float,
         default=MAX_DRIFT,
         metavar="N",
-        help=f"at most so much error (default {MAX_DRIFT:g})",
+        help=f"largest error (default: {MAX_DRIFT:g})",
     )
-    parser.add_argument("--overwrite", action="store_true", help="writes over a model that is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing model")
 
 
 def options_given(options: argparse.Namespace) -> dict[str, Any]:

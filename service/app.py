@@ -5,7 +5,6 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Mapping
 
 from holdfast.errors import AckLevelUnsupported, ServiceError, StoreUnavailable
 from service.common import failpoints
@@ -27,7 +26,7 @@ from service.model.step_graph import available_providers
 from service.rpc.access import Access
 from service.rpc.connections import connection_options, reading_places, request_bound
 from service.rpc.credentials import CredentialsError
-from service.rpc.gate import Gate, Rpc
+from service.rpc.gate import Gate
 from service.rpc.grpc_log import lower_lines_about_clients
 from service.rpc.grpc_server import GrpcServer
 from service.rpc.health import NAME as HEALTH_NAME
@@ -37,13 +36,13 @@ from service.rpc.open_calls import OpenCalls
 from service.rpc.reflection import V1_NAME, V1ALPHA_NAME, reflection_rpcs
 from service.rpc.server_tls import ServerTls, TlsFilesError
 from service.rpc.servicer import SERVICE_NAME, Servicer
-from service.rpc.tasks import give_up_unread, remember_parents
 from service.settings.descriptors import most_connections
 from service.settings.schema import Settings
 from service.store.confirmation import AckSettings
 from service.store.opening import create_store
-from service.store.protocol import AckLevel, Store, UnsafeStore
+from service.store.protocol import AckLevel, UnsafeStore
 from service.store.safety import Allowances, StoreUsage
+from service.store.store import Store
 from service.telemetry.metrics import STALLED_AFTER_S, Metrics, ServedModel
 
 _log = logging.getLogger(__name__)
@@ -120,7 +119,6 @@ class Server:
         Raises:
             StartError: The store is not reachable or not safe, or the address cannot be used.
         """
-        remember_parents(asyncio.get_running_loop())
         self._store = await self._open_store(store_url)
         settings = self._settings
         limits = EngineLimits(
@@ -227,9 +225,6 @@ class Server:
             return None, access
         return ServerTls(settings.tls_cert, settings.tls_key, settings.tls_client_ca), access
 
-    def _add_rpcs(self, service: str, rpcs: Mapping[str, Rpc], access: Access) -> None:
-        self._grpc.add_rpcs(service, rpcs, Gate(service, rpcs, access, self._metrics.refused))
-
     async def _open_store(self, url: str) -> Store:
         settings = self._settings
         allowances = Allowances(volatile=settings.allow_volatile_store, old=settings.trusts_store_version)
@@ -283,7 +278,6 @@ class Server:
             ("grpc.max_allowed_incoming_connections", most_connections(settings)),
         ]
         lower_lines_about_clients()
-        self._grpc = GrpcServer(options)
         sessions = Sessions(
             self._models,
             self._store,
@@ -303,12 +297,14 @@ class Server:
             max_chunk_tokens=settings.max_chunk_tokens,
             max_rows=settings.max_rows,
         )
-        self._add_rpcs(SERVICE_NAME, servicer.rpcs(), self._access)
-        self._add_rpcs(HEALTH_NAME, self._health.rpcs(), Access(None, asks_certificates=False))
+        gate = Gate(self._metrics.refused)
+        gate.add(SERVICE_NAME, servicer.rpcs(), self._access)
+        gate.add(HEALTH_NAME, self._health.rpcs(), Access(None, asks_certificates=False))
         if settings.reflection:
             for name in (V1_NAME, V1ALPHA_NAME):
                 rpcs = reflection_rpcs([SERVICE_NAME, HEALTH_NAME], self._access, self._calls.admission)
-                self._add_rpcs(name, rpcs, self._access)
+                gate.add(name, rpcs, self._access)
+        self._grpc = GrpcServer(options, gate)
         try:
             with socket_mode():
                 if self._tls is None:
@@ -341,9 +337,8 @@ class Server:
 
     async def _look_at_process(self) -> None:
         """Shows what the process uses and serves; it takes descriptors, of which there may be none."""
-        tasks = asyncio.all_tasks()
-        self._metrics.tasks.set(len(tasks))
-        give_up_unread(tasks, time.monotonic())
+        self._metrics.tasks.set(len(asyncio.all_tasks()))
+        self._grpc.give_up_unread(time.monotonic())
         self._show_models()
         self._metrics.look_at_process()
         await asyncio.sleep(LOOK_S)

@@ -15,13 +15,13 @@ from service.process.standard_streams import obeying_pipes, open_missing
 USAGE = """usage: holdfast COMMAND [--help] [options], or holdfast --version
 
 serve     runs a server: gRPC, metrics, and by default an embedded store
-demo      streams tokens through a server that is killed half-way, and judges the outputs
+demo      streams tokens through a server that is killed half-way, and checks the outputs
 bench     loads a running server and prints what its clients see
-verify    proves from what clients recorded that nothing was lost and nothing applied twice
-session   show, delete, release: a session of a server
-model     list, reload: what a server serves; inspect, check, add: model files; export: makes one
-token     create: a token for a client, and its entry for the server's tokens file
-store     acl: the ACL rule of the store's user"""
+verify    checks what clients recorded: nothing lost, nothing applied twice, no wrong output
+session   show, delete, release: shows, deletes or releases a session
+model     list, reload: models of a server; inspect, check, add: model files; export: makes a model
+token     create: makes a token for a client, and its entry for the server's tokens file
+store     acl: prints the ACL rule for Holdfast's user in the store"""
 
 SERVER_SIDE = {
     "serve": "holdfast.cli.serve",

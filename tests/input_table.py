@@ -1,4 +1,4 @@
-"""What callers may pass, and what it is taken for, with examples: the table of docs/inputs.md."""
+"""What callers may pass, and what it is taken for, with examples: the table of docs/guides/inputs.md."""
 
 import array
 import asyncio

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import pytest
-
 from holdfast.errors import ServiceError
 from holdfast.errors.reference import all_errors, parts, reference
 
@@ -21,8 +19,12 @@ def test_every_error_has_one_section():
     assert sorted(headings) == sorted(reasons)
 
 
-@pytest.mark.parametrize("kind", all_errors(), ids=lambda kind: kind.__name__)
-def test_every_error_says_what_it_means_and_what_to_do(kind):
-    needed = {"", "Cause", "Tokens", "Step"} | ({"Objective"} if issubclass(kind, ServiceError) else set())
-    said = parts(kind)
-    assert needed <= {name for name, text in said.items() if text.endswith((".", ")"))}
+def test_every_error_says_what_it_means_and_what_to_do():
+    wrong = []
+    for kind in all_errors():
+        needed = {"", "Cause", "Tokens", "Step"} | (
+            {"Objective"} if issubclass(kind, ServiceError) else set()
+        )
+        said = {name for name, text in parts(kind).items() if text.endswith((".", ")"))}
+        wrong += (f"{kind.__name__}: {part or 'its meaning'}" for part in needed - said)
+    assert not wrong, "parts that are missing, or do not end as a sentence:\n" + "\n".join(wrong)

@@ -95,14 +95,23 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )
     add_server_options(parser)
     parser.add_argument("--model", default="", help=f"name of the model (default: {MODEL}, or the first)")
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each load (default: 3)")
+    parser.add_argument("--seconds", type=float, default=3.0, help="duration of each load (default: 3)")
     parser.add_argument(
-        "--streams", type=int, nargs="+", default=[1, 8, 64], help="streams at once (default: 1 8 64)"
+        "--streams",
+        type=int,
+        nargs="+",
+        default=[1, 8, 64],
+        help="numbers of concurrent streams (default: 1 8 64)",
     )
     parser.add_argument(
-        "--connections", type=int, default=1, help="of all callers; give several for several workers"
+        "--connections",
+        type=int,
+        default=1,
+        help="connections that all callers share; use several for several workers",
     )
-    parser.add_argument("--http", metavar="HOST:PORT", help="of /metrics, to show the server's figures too")
+    parser.add_argument(
+        "--http", metavar="HOST:PORT", help="HTTP address of the server, to show its metrics too"
+    )
     options = parser.parse_args(arguments)
     if options.seconds <= 0 or min(*options.streams, options.connections) < 1:
         parser.error("--seconds, --streams and --connections are above 0")

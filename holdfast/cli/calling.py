@@ -24,11 +24,13 @@ def add_server_options(parser: Any, *, target: str | None = TARGET) -> None:
         target: The server that is called by default; None asks for one.
     """
     default = f" (default: {target})" if target else ""
-    parser.add_argument("--target", default=target, metavar="HOST:PORT", help=f"the server's gRPC{default}")
-    parser.add_argument("--token-file", type=Path, help="has the token to send with every call")
-    parser.add_argument("--tls-ca", type=Path, help="authorities, PEM: speak TLS and trust these")
+    parser.add_argument(
+        "--target", default=target, metavar="HOST:PORT", help=f"gRPC address of the server{default}"
+    )
+    parser.add_argument("--token-file", type=Path, help="file with the token to send with every call")
+    parser.add_argument("--tls-ca", type=Path, help="certificate authorities to trust, PEM; enables TLS")
     parser.add_argument("--tls-cert", type=Path, help="client certificate, PEM, for mutual TLS")
-    parser.add_argument("--tls-key", type=Path, help="its private key, PEM")
+    parser.add_argument("--tls-key", type=Path, help="private key of --tls-cert, PEM")
 
 
 def credentials(options: argparse.Namespace) -> dict[str, Any]:

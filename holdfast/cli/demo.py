@@ -49,16 +49,20 @@ def main(arguments: list[str]) -> int:
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="holdfast demo",
-        description="Streams tokens one by one through a server that is killed half-way.",
+        description="Streams tokens through a server that is killed half-way, and checks the outputs.",
     )
     parser.add_argument(
         "--model", choices=[MODEL, *SCREENS], default=MODEL, help=f"network to show (default: {MODEL})"
     )
-    parser.add_argument("--store", default=EMBEDDED, help="as in holdfast serve (default: embedded)")
+    parser.add_argument(
+        "--store", default=EMBEDDED, help="store, as for holdfast serve (default: embedded)"
+    )
     parser.add_argument("--file", type=Path, help="text to stream (default: a held-out source file)")
-    parser.add_argument("--bytes", "--tokens", type=int, dest="tokens", help="at most so many tokens")
-    parser.add_argument("--type", action="store_true", help="your keystrokes are the stream")
-    parser.add_argument("--picture", type=Path, help="save the last screen of a good run as SVG")
+    parser.add_argument("--bytes", "--tokens", type=int, dest="tokens", help="most tokens to stream")
+    parser.add_argument("--type", action="store_true", help="stream your keystrokes")
+    parser.add_argument(
+        "--picture", type=Path, help="SVG file to which the last screen of a successful run is saved"
+    )
     parser.add_argument("--data-dir", type=Path, help="folder of the embedded store (default: temporary)")
     options = parser.parse_args(arguments)
     if options.type and options.model != MODEL:

@@ -77,58 +77,72 @@ def _file_of(options: argparse.Namespace) -> dict[str, Any]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "holdfast model export",
-        description="Makes a model of a PyTorch network, or of a whole-sequence ONNX file: one step as "
-        "an ONNX graph, and contract.toml. The graph is compared with what it was made of, in a closed "
-        "loop, before it is written.",
+        description="Makes a model from a PyTorch network or a whole-sequence ONNX file: an ONNX graph of "
+        "one step, and contract.toml. Before the graph is written, its outputs are compared with those of "
+        "the original in a closed loop.",
     )
     parser.add_argument(
         "network",
         nargs="?",
         metavar="MODULE:FUNCTION",
         help="a function without arguments, in a module or a file (net.py:build): returns the network and "
-        "its example (x, state), and if need be a dict of further arguments of model_export.export_step",
+        "its example (x, state), optionally with a dict of further arguments of model_export.export_step",
     )
-    parser.add_argument("--from", dest="source", metavar="FILE", help="a whole-sequence ONNX file, instead")
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="of the version, as models/mine/1")
+    parser.add_argument(
+        "--from", dest="source", metavar="FILE", help="a whole-sequence ONNX file instead of a network"
+    )
+    parser.add_argument(
+        "--out", required=True, metavar="FOLDER", help="folder of the version, as models/mine/1"
+    )
     parser.add_argument(
         "--role",
-        help="of the output: logits, probs, log_probs, score, token_log_prob or raw (default: raw)",
-    )
-    parser.add_argument("--labels", metavar="A,B,...", help="names of the classes, one for each value")
-    parser.add_argument(
-        "--vocabulary", metavar="bytes|N", help="of ids (default: as the network's only embedding has rows)"
+        help="role of the output: logits, probs, log_probs, score, token_log_prob or raw (default: raw)",
     )
     parser.add_argument(
-        "--context", type=int, metavar="N", help="so many values of x are those of the tokens before"
+        "--labels", metavar="A,B,...", help="names of the classes, one for each value of the output"
     )
     parser.add_argument(
-        "--initial", type=float, metavar="N", help="what states start at (default: the example's state)"
+        "--vocabulary",
+        metavar="bytes|N",
+        help="size of the vocabulary (default: the rows of the network's only embedding)",
     )
-    parser.add_argument("--description", metavar="TEXT", help="for people")
+    parser.add_argument(
+        "--context", type=int, metavar="N", help="number of values of x that belong to previous tokens"
+    )
+    parser.add_argument(
+        "--initial",
+        type=float,
+        metavar="N",
+        help="initial value of the states (default: the example's state)",
+    )
+    parser.add_argument("--description", metavar="TEXT", help="description for people")
     parser.add_argument(
         "--one-session",
         action="store_const",
         const=True,
-        help="the network takes one session a call: no batch axis",
+        help="the network takes one session per call: it has no batch axis",
     )
     parser.add_argument(
-        "--one-token", action="store_const", const=True, help="x is one token: none of its axes is time"
+        "--one-token", action="store_const", const=True, help="x is one token: it has no time axis"
     )
     parser.add_argument(
         "--constant",
         action="append",
         default=[],
         metavar="INPUT=FILE.npy",
-        help="of --from: a weight that is an input",
+        help="with --from: the value of an input that is a weight",
     )
     for name, words in (
-        ("int8", "weights as int8, with a scale for each output channel"),
-        ("float16-state", "states as float16: half the record"),
-        ("overwrite", "writes over a model that is there"),
+        ("int8", "store weights as int8, with a scale for each output channel"),
+        ("float16-state", "store states as float16, which halves the record"),
+        ("overwrite", "replace an existing model"),
     ):
         parser.add_argument(f"--{name}", action="store_const", const=True, help=words)
     parser.add_argument(
-        "--max-drift", type=float, metavar="N", help="how much --int8 and --float16-state may change"
+        "--max-drift",
+        type=float,
+        metavar="N",
+        help="largest change of the outputs that --int8 and --float16-state may cause",
     )
     return parser
 
@@ -163,7 +177,7 @@ def _built(network: str) -> tuple[Any, Any, dict[str, Any]]:
     """
     built = _function(network)()
     if not isinstance(built, tuple) or len(built) not in (2, 3):
-        raise ExportError(f"{network} returns {type(built).__name__}, expected is (network, example)")
+        raise ExportError(f"{network} returns {type(built).__name__}, expected (network, example)")
     options = built[2] if len(built) == 3 else {}
     return built[0], built[1], dict(options)
 
@@ -171,7 +185,7 @@ def _built(network: str) -> tuple[Any, Any, dict[str, Any]]:
 def _function(network: str) -> Callable[[], Any]:
     place, colon, name = network.rpartition(":")
     if not colon or not place or not name:
-        raise ExportError(f"{network!r} names no function, expected is MODULE:FUNCTION, as net.py:build")
+        raise ExportError(f"{network!r} names no function, expected MODULE:FUNCTION, as net.py:build")
     sys.path.insert(0, "")  # a module of the folder that the command is called in
     try:
         module = _file(Path(place)) if place.endswith(".py") else importlib.import_module(place)

@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "holdfast model",
-        description="Shows what a server serves, and has it look for new model files.",
+        description="Lists the models that a server serves, and makes it look for new model files.",
         epilog="Without a server, where holdfast[server] is installed: `inspect FILE` prints what a model "
         "file is and a contract.toml for it, `check PATH` says whether it would be served, and `add FILE "
         "--name NAME` puts it where a server finds it. Where holdfast[train] is installed, `export` makes "
@@ -30,7 +30,7 @@ def _parser() -> argparse.ArgumentParser:
     shown = commands.add_parser("list", help="prints every model and version that is served")
     shown.set_defaults(run=_list)
     reload = commands.add_parser(
-        "reload", help="has the server look at its folder now; prints what it serves then, and refuses"
+        "reload", help="makes the server check its folder now; prints which models it serves and refuses"
     )
     reload.set_defaults(run=_reload)
     for command in (shown, reload):

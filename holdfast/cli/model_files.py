@@ -49,37 +49,40 @@ def main(arguments: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "holdfast model", description="Looks at model files, checks and adds them; needs no server."
+        "holdfast model", description="Inspects, checks and adds model files, without a server."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     inspect = commands.add_parser(
         "inspect",
-        help="prints what a file is, and a contract.toml for it",
+        help="prints a description of a file, and a contract.toml for it",
         description="Prints inputs, outputs, operators, size and run times of a model file as comments, "
-        "then a contract.toml: ready if the file can be served, else with questions (# ?) to answer.",
+        "then a contract.toml. A contract that is not complete yet has questions (# ?) to answer.",
     )
     inspect.set_defaults(run=_inspect)
     check = commands.add_parser(
         "check",
-        help="says of every model file below a folder whether a server would serve it",
-        description="Checks model files as a server does before it loads them, in a confined process: what "
-        "is in them, their contracts, and a trial of values. Exits with 1 if one is refused.",
+        help="reports for every model file below a folder whether a server would serve it",
+        description="Checks model files in a confined process, as a server does before it loads them: "
+        "their content, their contracts, and a trial run. The exit code is 1 if a file is refused.",
     )
     check.set_defaults(run=_check)
     check.add_argument("--json", action="store_true", help="prints one JSON object per file")
     add = commands.add_parser(
         "add",
-        help="checks a file and puts it, with its contract, where a server finds it",
-        description="Checks a model file, with its contract as far as one is needed, and puts both into "
-        "DIR/NAME/VERSION at once. A refused file leaves nothing behind; a contract is proposed for it.",
+        help="checks a file and adds it, with its contract, to the folder of models",
+        description="Checks a model file and its contract, if it needs one, and adds both "
+        "to DIR/NAME/VERSION atomically. If it is refused, nothing is added, and a contract is proposed.",
     )
     add.set_defaults(run=_add)
-    add.add_argument("--name", required=True, help="what clients call the model")
+    add.add_argument("--name", required=True, help="name by which clients ask for the model")
     add.add_argument("--version", type=int, help="its version, >= 1 (default: the one after the highest)")
     add.add_argument("--models", type=Path, default=Path("models"), metavar="DIR", help="folder of models")
     add.add_argument("--contract", type=Path, metavar="FILE", help="its contract.toml (default: beside it)")
     add.add_argument(
-        "--proposal", type=Path, metavar="FILE", help="where a proposed contract goes (default: is printed)"
+        "--proposal",
+        type=Path,
+        metavar="FILE",
+        help="file for a proposed contract (default: it is printed)",
     )
     for command in (inspect, add):
         command.add_argument("file", type=Path, metavar="FILE", help="an ONNX file")

@@ -18,26 +18,26 @@ def main(arguments: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "holdfast session", description="Shows a session, deletes one, or releases one that is held."
+        "holdfast session", description="Shows, deletes or releases a session."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    show = commands.add_parser("show", help="prints what is known of a session")
+    show = commands.add_parser("show", help="prints what is stored of a session")
     show.set_defaults(run=_show)
-    delete = commands.add_parser("delete", help="destroys a session and its state")
+    delete = commands.add_parser("delete", help="deletes a session and its state")
     delete.set_defaults(run=_delete)
     delete.add_argument(
         "--incarnation",
         type=int,
         default=0,
         metavar="N",
-        help="only if it has this one, as `show` prints it (default: any)",
+        help="delete only this incarnation, as `show` prints it (default: any)",
     )
-    release = commands.add_parser("release", help="lets a session in quarantine go on")
+    release = commands.add_parser("release", help="releases a session from quarantine")
     release.set_defaults(run=_release)
     release.add_argument(
         "--discard",
         action="store_true",
-        help="free the id instead; the record, damaged or in quarantine, is kept aside for 30 days",
+        help="free the id instead; the record, damaged or in quarantine, is set aside for 30 days",
     )
     for command in (show, delete, release):
         command.add_argument("session_id", metavar="ID", help="id of the session")

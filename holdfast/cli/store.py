@@ -48,19 +48,25 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     acl = commands.add_parser(
         "acl",
-        help="prints the ACL rule of the store's user",
-        description="Prints the ACL SETUSER command that gives Holdfast's user in Redis or Valkey what it "
-        "needs and nothing else. Run it on every server, replicas included, or put it into their ACL file.",
+        help="prints the ACL rule for Holdfast's user in the store",
+        description="Prints the ACL SETUSER command that grants Holdfast's user in Redis or Valkey "
+        "exactly what it needs. Run it on every server, replicas included, or put it into their ACL files.",
     )
     acl.add_argument("--user", default="holdfast", help="name of the user (default: %(default)s)")
     acl.add_argument(
-        "--password-file", type=Path, help="file with its password, of which the sha256 is printed"
+        "--password-file", type=Path, help="file with the user's password; its SHA-256 is printed"
     )
     acl.add_argument(
-        "--fsynced", action="store_true", help="for acknowledgement level fsynced: Redis 7.2, Valkey"
+        "--fsynced",
+        action="store_true",
+        help="also grant what acknowledgement level fsynced needs (Redis 7.2, Valkey)",
     )
     acl.add_argument(
-        "--key-prefix", default=DEFAULT_PREFIX, help="as `holdfast serve` has it (default: %(default)s)"
+        "--key-prefix",
+        default=DEFAULT_PREFIX,
+        help="key prefix, as for holdfast serve (default: %(default)s)",
     )
-    acl.add_argument("--sentinel", action="store_true", help="the rule for the user of the sentinels")
+    acl.add_argument(
+        "--sentinel", action="store_true", help="print the rule for the user of the sentinels instead"
+    )
     return parser.parse_args(arguments)

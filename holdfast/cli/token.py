@@ -33,12 +33,17 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         "holdfast token", description="Makes tokens for the clients of a server with --tokens-file."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    says = "prints a new token to standard error, its entry for --tokens-file to standard output"
+    says = "prints a new token to standard error, and its entry for --tokens-file to standard output"
     create = commands.add_parser("create", help=says, description=f"{says.capitalize()}.")
     create.add_argument(
-        "--tenant", default=DEFAULT_TENANT, help="whose sessions it opens (default: default)"
+        "--tenant",
+        default=DEFAULT_TENANT,
+        help="tenant whose sessions the token may use (default: default)",
     )
     create.add_argument(
-        "--scopes", nargs="+", default=["step"], help=f"of {', '.join(sorted(SCOPES))} (default: step)"
+        "--scopes",
+        nargs="+",
+        default=["step"],
+        help=f"scopes of the token: {', '.join(sorted(SCOPES))} (default: step)",
     )
     return parser.parse_args(arguments)

@@ -20,7 +20,8 @@ from holdfast.cli.calling import EXIT_CONFIGURATION, add_server_options, credent
 from holdfast.client.history import Recorder
 from holdfast.errors import HoldfastError
 from holdfast.v1 import holdfast_pb2 as pb
-from holdfast.verify.chain import TOLERANCE, Findings
+from holdfast.verify.chain import TOLERANCE
+from holdfast.verify.findings import Findings
 from holdfast.verify.judge import Verdict, judge
 from holdfast.verify.load import Load, LoadSettings
 from service.model.apart import parse_apart
@@ -181,10 +182,10 @@ def _progress() -> Iterator[Progress]:
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="holdfast verify",
-        description="Proves from what clients recorded (their option `history`) that no token was lost, "
-        "applied twice or answered wrongly: each session is run again, unbroken, by onnxruntime alone.",
+        description="Checks what clients recorded (their option `history`): no token may be lost, applied "
+        "twice or answered wrongly. Each session is run again without interruption by onnxruntime alone.",
     )
-    parser.add_argument("histories", nargs="*", type=Path, metavar="HISTORY", help="files to judge")
+    parser.add_argument("histories", nargs="*", type=Path, metavar="HISTORY", help="files to check")
     parser.add_argument(
         "--models", type=Path, default=Settings().models, metavar="DIR", help="folder of the models"
     )
@@ -193,23 +194,29 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         type=parse_apart,
         default=Settings().apart,
         metavar="NAME=rows,tokens",
-        help="as the server's",
+        help="--apart of the server",
     )
-    parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="largest difference (1e-5)")
+    parser.add_argument(
+        "--tolerance", type=float, default=TOLERANCE, help="largest difference of an output (default: 1e-5)"
+    )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     target = parser.add_argument_group(
-        "to load a deployment and judge that; its sessions are deleted afterwards"
+        "to load a deployment and check it; the sessions of the load are deleted afterwards"
     )
     add_server_options(target, target=None)
-    target.add_argument("--history", type=Path, metavar="OUT", help="file to record to; must not exist")
-    target.add_argument("--seconds", type=float, default=30.0, help="of load (30)")
-    target.add_argument("--sessions", type=int, default=50, help="at once (50)")
-    target.add_argument("--think-ms", type=float, default=50.0, help="mean pause of a session (50)")
+    target.add_argument("--history", type=Path, metavar="OUT", help="file to record to; it must not exist")
+    target.add_argument("--seconds", type=float, default=30.0, help="duration of the load (default: 30)")
+    target.add_argument("--sessions", type=int, default=50, help="concurrent sessions (default: 50)")
+    target.add_argument(
+        "--think-ms", type=float, default=50.0, help="mean pause of a session, ms (default: 50)"
+    )
     target.add_argument("--model", default="", help=f"name of the model (default: {MODEL}, or the first)")
-    target.add_argument("--seed", type=int, default=secrets.randbits(32), help="of what is drawn")
+    target.add_argument(
+        "--seed", type=int, default=secrets.randbits(32), help="seed of the random load (default: random)"
+    )
     options = parser.parse_args(arguments)
     if bool(options.target) == bool(options.histories):
-        parser.error("expected histories to judge, or --target to load")
+        parser.error("expected histories to check, or --target to load")
     if options.target:
         if options.history is None or options.history.exists():
             parser.error("--target needs --history, a file that does not exist yet")

@@ -141,7 +141,7 @@ class AsyncClient:
                 model's dtypes. Not looked at where the session is resumed.
 
         Raises:
-            TypeError, ValueError: What was passed is not what it should be; see docs/inputs.md.
+            TypeError, ValueError: What was passed is not what it should be; see docs/guides/inputs.md.
             SessionExists, ModelNotFound, ModelMismatch, HoldfastError: As named.
         """
         request = session_opening(session_id, **options)
@@ -167,7 +167,7 @@ class AsyncClient:
             Where they stand; rows fail one by one, see `OpenedBatch.errors`.
 
         Raises:
-            TypeError, ValueError: What was passed is not what it should be; see docs/inputs.md.
+            TypeError, ValueError: What was passed is not what it should be; see docs/guides/inputs.md.
             HoldfastError: The batch as a whole was refused.
         """
         request = batch_opening(model, session_ids, **options)

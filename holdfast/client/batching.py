@@ -361,7 +361,7 @@ def batch_message(
     """Writes the rows.
 
     Raises:
-        TypeError, ValueError: Something is not what it should be; see docs/inputs.md.
+        TypeError, ValueError: Something is not what it should be; see docs/guides/inputs.md.
     """
     ids = session_ids_text(session_ids)
     standing = standing_of(ids, positions)

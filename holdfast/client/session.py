@@ -80,7 +80,7 @@ class AsyncSession:
 
         Args:
             tokens: k >= 1 tokens: str or bytes, ids, or features (k, width), from whatever holds them; see
-                docs/inputs.md.
+                docs/guides/inputs.md.
             position: Tokens of the session before this chunk, for a call that may be a repetition: a
                 chunk that was applied is answered by the reply it had. Repeat it with the same tokens.
             top_k: So many likeliest next tokens after each token. A repetition gets what was asked for the

@@ -3,10 +3,10 @@
 `HoldfastError`
   `ServiceError`: a reason of the contract. Below it what is said of a session (`holdfast.errors.session`),
     and of a request or the service (`holdfast.errors.service`).
-  What the client says by itself (`holdfast.errors.client`).
+  What the client raises by itself (`holdfast.errors.client`).
 
-A class has all that is known of its reason: gRPC's code, whether a retry helps, whose fault it is, and in
-its docstring what docs/errors.md says of it. The modules import the standard library alone.
+A class has everything about its reason: gRPC's code, whether a retry helps, whether it counts against the
+objective, and as docstring its section of docs/errors.md. The modules import the standard library alone.
 
 `HoldfastError.retryable` says whether the same call may succeed later. The client itself retries such
 errors within the call's time limit, so one that reaches the caller has lasted that long. What became of the

@@ -1,4 +1,4 @@
-"""What the client says by itself: nobody answered, or nothing was sent.
+"""Errors that the client raises by itself: no server answered, or nothing was sent.
 
 The parts of a docstring are those of `holdfast.errors.session`.
 """
@@ -9,11 +9,11 @@ from holdfast.errors.base import HoldfastError
 class ServerUnavailable(HoldfastError):
     """No server answers at the address, or the connection broke.
 
-    Cause: The server is stopped or out of reach, the address is wrong, or TLS does not fit.
+    Cause: The server is stopped or unreachable, the address is wrong, or the TLS settings do not match.
     Tokens: Pending: applied or not.
-    Step: Repeat it, or `settle()`.
-    Stream: `settle()`, then go on.
-    Batch: Repeat it; without positions see where the sessions stand.
+    Step: Repeat it, or call `settle()`.
+    Stream: Call `settle()`, then continue.
+    Batch: Repeat it; without positions, check the position of each session first.
     """
 
     reason = "SERVER_UNAVAILABLE"
@@ -27,12 +27,12 @@ class ServerUnavailable(HoldfastError):
 
 
 class MessageTooLarge(HoldfastError):
-    """The request is larger than the server takes.
+    """The request is larger than the server accepts.
 
-    Cause: `--max-message-bytes` of the server, or a bound of a proxy on the way.
-    Tokens: Not applied; in a stream that one and all after it.
-    Step: Send a smaller chunk; the session goes on.
-    Stream: Take up again at `session.position`.
+    Cause: `--max-message-bytes` of the server, or a limit of a proxy in between.
+    Tokens: Not applied; in a stream, neither that chunk nor those after it.
+    Step: Send a smaller chunk; the session continues.
+    Stream: Continue with a new stream at `session.position`.
     Batch: Send fewer rows in one message.
     """
 
@@ -41,14 +41,14 @@ class MessageTooLarge(HoldfastError):
 
 
 class ChunkPending(HoldfastError):
-    """Chunks taken before have no reply yet, so nothing new is taken: `settle()`, or repeat the first one.
+    """Earlier chunks have no reply yet: call `settle()`, or repeat the first one, before you send new ones.
 
     Raised by the client; nothing was sent.
 
-    Cause: An earlier call failed, and what became of its chunks is not known yet.
-    Tokens: The new ones were not taken, nothing was sent.
-    Step: `settle()`, then the step.
-    Stream: `settle()`, then the stream.
+    Cause: An earlier call failed, and the outcome of its chunks is unknown.
+    Tokens: The new ones were not taken, and nothing was sent.
+    Step: Call `settle()`, then step.
+    Stream: Call `settle()`, then stream.
     """
 
     reason = "CHUNK_PENDING"
@@ -56,11 +56,11 @@ class ChunkPending(HoldfastError):
 
 
 class SessionBusy(HoldfastError):
-    """Another call, or a stream that is not read to its end, held the session for the whole time limit.
+    """Another call, or a stream that was not read to its end, held the session for the whole time limit.
 
     Raised by the client; nothing was sent.
 
-    Cause: Two calls of one session at the same time, or a stream that was left without closing it.
+    Cause: Two calls use one session at the same time, or a stream was abandoned without closing it.
     Tokens: Nothing was sent.
     Step: Read the stream that holds the session to its end, or close it.
     Stream: The same.
@@ -73,14 +73,15 @@ class SessionBusy(HoldfastError):
 class ClientClosed(HoldfastError):
     """The client, or the session object, was closed before or during the call.
 
-    Raised by the client. What `pending` names may have been applied; a new client that opens the session
-    finds by its position whether it was, and may repeat it with that chunk's position.
+    Raised by the client. What `pending` names may have been applied. Open the session with a new client:
+    its position shows whether it was, and you may repeat the chunk at the chunk's position.
 
     Cause: `close()` of the client or of the session, or the end of a `with` block of either.
     Tokens: Pending ones may have been applied.
-    Step: Open it with `take_over=True`, by a new client if this one was closed: its position tells.
+    Step: Open the session with `take_over=True`, by a new client if this one was closed: its position
+        tells.
     Stream: The same.
-    Batch: A new client, and repeat.
+    Batch: Use a new client, and repeat it.
     """
 
     reason = "CLIENT_CLOSED"
@@ -90,8 +91,8 @@ class ClientClosed(HoldfastError):
 class ClientForked(HoldfastError):
     """The client cannot be used here: it, or gRPC itself, was in use when the process forked.
 
-    Cause: A process that forks after it has used a client, as `multiprocessing` does by "fork".
-    Tokens: Nothing was sent; what the parent had pending is the parent's.
+    Cause: The process forked after it had used a client, as `multiprocessing` does by "fork".
+    Tokens: Nothing was sent; what the parent had pending is still the parent's.
     Step: Make a client in the child.
     Stream: The same.
     Batch: The same.
@@ -103,10 +104,10 @@ class ClientForked(HoldfastError):
 class WrongEventLoop(HoldfastError, RuntimeError):
     """The client belongs to another event loop or thread than the one that called it.
 
-    Cause: An `AsyncClient` on another event loop than its first, or on none; or a `Client` called in the
-        iterator that its stream reads from.
+    Cause: An `AsyncClient` is used on another event loop than its first, or on none; or a `Client` is
+        called in the iterator from which its stream reads.
     Tokens: Nothing was sent.
-    Step: Call from where the client belongs.
+    Step: Call from the event loop or thread to which the client belongs.
     Stream: The same.
     Batch: The same.
     """

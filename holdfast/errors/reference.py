@@ -8,9 +8,9 @@ from holdfast import errors
 from holdfast.errors import HoldfastError, ServiceError
 
 CHAPTERS = {
-    "Of a session": errors.session.__name__,
-    "Of a request or the service": errors.service.__name__,
-    "Of the client": errors.client.__name__,
+    "Errors of a session": errors.session.__name__,
+    "Errors of a request or of the service": errors.service.__name__,
+    "Errors of the client": errors.client.__name__,
 }
 """Title -> where its errors are."""
 
@@ -21,45 +21,48 @@ HEAD = """\
 # Errors
 
 Written by `make errors` from `holdfast/errors`. Every error of the Python client is a
-`holdfast.HoldfastError` from `holdfast.errors`, and those that the service sends are
-`holdfast.errors.ServiceError` as well. Beside what the server says an error tells what became of your
-tokens:
+`holdfast.HoldfastError` from `holdfast.errors`. Those that the service sends are
+`holdfast.errors.ServiceError` as well. An error also says what happened to your tokens:
 
-| attribute | says |
+| attribute | meaning |
 |---|---|
 | `reason` | the name of the error in the contract, `UPPER_SNAKE`; stable |
 | `retryable` | the same call may succeed later; a step only with the `position` that it had |
 | `pending` | chunks of the session that may have been applied, or wait to be sent: (position, tokens) |
 | `not_applied` | chunks that were taken from you and are known not to have been applied |
-| `expected_position` | where the stored session stands, if that matters |
-| `retry_after_s` | the pause that the server asks for |
+| `expected_position` | the position of the stored session, if that matters |
+| `retry_after_s` | the delay before a retry that the server asks for |
 | `field` | the field of the request that is at fault, if one is |
 
-`pending` is that of the session, whoever sent it: an error of a call that sent nothing names what was
-pending before.
+`pending` belongs to the session, whichever call sent the chunks. An error of a call that sent nothing
+therefore names what was pending before.
 
-Two rules cover all of them. If `pending` is not empty, `session.settle()` finds out and returns the
-replies; nothing new is taken before. If it is empty, nothing of yours is in doubt: what is in
-`not_applied` is yours again, and the session stands at `session.position`. `ValueError` and `TypeError`
-are about what you passed; nothing was sent.
+Two rules cover all errors:
 
-A refusal that does not come from the stored session, such as `PermissionDenied`, settles nothing where an
-earlier attempt of the same chunk ended without a word. Then the chunk stays in `pending`, and the message
-says that it may or may not have been applied: open the session again with `take_over=True`,
-and its position tells. Without `take_over` a copy that is still on its way may arrive after you looked;
-with it nothing sent before does.
+- If `pending` is not empty, call `session.settle()`. It finds out what happened and returns the missing
+  replies. The session takes nothing new before.
+- If `pending` is empty, none of your tokens is in doubt. What is in `not_applied` is yours again, and the
+  session is at `session.position`.
+
+`ValueError` and `TypeError` are about the arguments; nothing was sent.
+
+Some refusals do not come from the stored session, such as `PermissionDenied`. They settle nothing if an
+earlier attempt of the same chunk ended without a status. The chunk then stays in `pending`, and the message
+says that it may or may not have been applied. Open the session again with `take_over=True`; its position
+shows whether it was. Without `take_over`, a copy in transit may still arrive after you looked; with it,
+nothing that was sent before is applied.
 
 In the sections below, "repeat" means for a step: with the `position` it had; for a batch: the same rows
-at the same positions. After a stream it means another stream, with what is left. Where a section leaves
-out the step, the stream or the batch, the error does not occur there. Where a retry helps, the client
-library makes it, within the time limit of the call: an error that you see has lasted that long.
+at the same positions; after a stream: another stream with what is left. If a section leaves out the step,
+the stream or the batch, the error does not occur there. Where a retry helps, the client library retries
+within the time limit of the call, so an error that you see has lasted that long.
 
 ## All of them
 
-The last column is for those who operate the service: what its
-[objective](runbooks.md#what-counts-as-an-error-of-the-service) counts.
+The last column is for operators: which errors the service's
+[objective](operate/runbooks.md#what-counts-as-an-error-of-the-service) counts.
 
-| reason | code of gRPC | a retry helps | counts against the objective |
+| reason | gRPC code | a retry helps | counts against the objective |
 |---|---|---|---|
 """
 

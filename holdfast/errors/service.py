@@ -1,4 +1,4 @@
-"""What the service says of a request, of who makes it, and of itself.
+"""Errors of a request, of its caller, and of the service itself.
 
 The parts of a docstring are those of `holdfast.errors.session`.
 """
@@ -7,14 +7,14 @@ from holdfast.errors.base import ServiceError
 
 
 class InvalidRequest(ServiceError):
-    """The request is wrong in itself; it would be wrong at any time.
+    """The request is invalid, whatever the state of the service.
 
-    Cause: The field that `field` names; the message says what would be right.
-    Tokens: Not applied; in a stream that one and all after it.
-    Step: Change the chunk; the session goes on.
-    Stream: Take up again at `session.position`.
+    Cause: The field that `field` names is wrong; the message says what would be right.
+    Tokens: Not applied; in a stream, neither that chunk nor those after it.
+    Step: Change the chunk; the session continues.
+    Stream: Continue with a new stream at `session.position`.
     Batch: Change the row or the message.
-    Objective: The request is wrong in itself.
+    Objective: The request is invalid.
     """
 
     reason = "INVALID_REQUEST"
@@ -24,12 +24,12 @@ class InvalidRequest(ServiceError):
 class StateNotFinite(ServiceError):
     """The step would leave NaN or infinity in the state; the old state stays.
 
-    Cause: Tokens that the model was not trained for, or a model whose state grows without bound.
-    Tokens: Not applied; in a stream that one and all after it.
-    Step: Change the chunk; the session goes on.
-    Stream: Take up again at `session.position`.
+    Cause: The model was not trained for these tokens, or its state grows without limit.
+    Tokens: Not applied; in a stream, neither that chunk nor those after it.
+    Step: Change the chunk; the session continues.
+    Stream: Continue with a new stream at `session.position`.
     Batch: Change the row.
-    Objective: These tokens lead there; the old state stays.
+    Objective: These tokens lead there, and the old state stays.
     """
 
     reason = "STATE_NOT_FINITE"
@@ -39,12 +39,12 @@ class StateNotFinite(ServiceError):
 class ModelNotFound(ServiceError):
     """No model of that name and version is served.
 
-    Cause: A wrong name, a version that is not in the models folder, or a file that was refused.
+    Cause: The name is wrong, the version is not in the models folder, or its file was refused.
     Tokens: Not applied.
-    Step: Use the model and version that the session has; to open one, a model that is served.
+    Step: Use the model and version of the session; to open one, use a model that is served.
     Stream: The same.
     Batch: The same.
-    Objective: Asked for what is not served.
+    Objective: The model is not served.
     """
 
     reason = "MODEL_NOT_FOUND"
@@ -52,15 +52,15 @@ class ModelNotFound(ServiceError):
 
 
 class AckLevelUnsupported(ServiceError):
-    """The store cannot give the acknowledgement level.
+    """The store cannot provide the acknowledgement level.
 
-    Cause: The store's settings, or fewer replicas than `--replicas-required`; docs/durability.md has what a
-        level needs.
-    Tokens: Not applied; in a stream that one and all after it.
-    Step: Ask for another level; the session goes on.
-    Stream: Take up again at `session.position`.
-    Batch: Ask for another level.
-    Objective: Asked for what is not offered.
+    Cause: The store's settings, or fewer replicas than `--replicas-required`; docs/operate/durability.md
+        says what each level needs.
+    Tokens: Not applied; in a stream, neither that chunk nor those after it.
+    Step: Request another level; the session continues.
+    Stream: Continue with a new stream at `session.position`.
+    Batch: Request another level.
+    Objective: The level is not offered.
     """
 
     reason = "ACK_LEVEL_UNSUPPORTED"
@@ -68,14 +68,14 @@ class AckLevelUnsupported(ServiceError):
 
 
 class AckLevelNotReached(ServiceError):
-    """The chunk is applied but did not become as durable as was asked for within the time limit.
+    """The chunk is applied, but did not reach the requested acknowledgement level within the time limit.
 
-    Cause: A replica is missing or lags, or the store's disk syncs slowly; `--ack-timeout-s`.
-    Tokens: Pending: applied, not as durable as asked.
-    Step: Repeat it, or `settle()`: it is a replay and waits anew.
-    Stream: `settle()`, then go on.
+    Cause: A replica is missing or lags, or the store's disk syncs slowly; the limit is `--ack-timeout-s`.
+    Tokens: Pending: applied, but less durable than requested.
+    Step: Repeat it, or call `settle()`; it is a replay and waits again.
+    Stream: Call `settle()`, then continue.
     Batch: Repeat it.
-    Objective: Applied, and not as durable as promised.
+    Objective: The chunk is applied, but less durable than promised.
     """
 
     reason = "ACK_LEVEL_NOT_REACHED"
@@ -85,14 +85,14 @@ class AckLevelNotReached(ServiceError):
 
 
 class Unauthenticated(ServiceError):
-    """No valid credential came with the request.
+    """The request has no valid credential.
 
-    Cause: No token or certificate, or one that the server does not know or has revoked.
+    Cause: It has no token or certificate, or one that the server does not know or that was revoked.
     Tokens: Not applied, unless an earlier attempt is in `pending`.
-    Step: The right credential or server, then repeat.
+    Step: Use the right credential or server, then repeat it.
     Stream: The same.
     Batch: The same.
-    Objective: No valid credential.
+    Objective: The request has no valid credential.
     """
 
     reason = "UNAUTHENTICATED"
@@ -100,14 +100,14 @@ class Unauthenticated(ServiceError):
 
 
 class PermissionDenied(ServiceError):
-    """The credential is valid and does not allow this.
+    """The credential is valid but does not allow this call.
 
     Cause: It lacks the scope of the rpc: `step`, `read-state` or `admin`.
     Tokens: Not applied, unless an earlier attempt is in `pending`.
-    Step: The right credential or server, then repeat.
+    Step: Use the right credential or server, then repeat it.
     Stream: The same.
     Batch: The same.
-    Objective: The credential does not allow it.
+    Objective: The credential does not allow the call.
     """
 
     reason = "PERMISSION_DENIED"
@@ -115,15 +115,16 @@ class PermissionDenied(ServiceError):
 
 
 class Overloaded(ServiceError):
-    """A bound is reached: on waiting work, on memory, or on replies that the client has not acknowledged.
+    """A limit is reached: on waiting work, on memory, or on replies that the client has not acknowledged.
 
-    Cause: More comes than the servers can do, a caller reads too slowly, or sends too far ahead.
+    Cause: The load is higher than the servers can take, or a caller reads too slowly or sends too far
+        ahead.
     Tokens: Not applied, unless an earlier attempt is in `pending`.
     Step: Repeat it later.
-    Stream: `settle()` later.
+    Stream: Call `settle()` later.
     Batch: Repeat it later.
-    Retry: Helps, after the pause in `retry_after_s`, which the client library makes.
-    Objective: Capacity is ours; a client that heeds the pause counts few.
+    Retry: Helps after the delay in `retry_after_s`, which the client library observes.
+    Objective: Capacity is up to the service; a client that observes the delay causes few.
     """
 
     reason = "OVERLOADED"
@@ -133,14 +134,14 @@ class Overloaded(ServiceError):
 
 
 class ReplyTooLarge(ServiceError):
-    """The reply could not be kept for a retry: send fewer tokens or ask for fewer outputs.
+    """The reply is too large to be kept for a retry: send fewer tokens or request fewer outputs.
 
-    Cause: Outputs asked for, times tokens in the chunk, are more than a reply holds.
-    Tokens: Not applied; in a stream that one and all after it.
-    Step: Change the chunk; the session goes on.
-    Stream: Take up again at `session.position`.
+    Cause: The requested outputs, times the tokens in the chunk, exceed the size of a reply.
+    Tokens: Not applied; in a stream, neither that chunk nor those after it.
+    Step: Change the chunk; the session continues.
+    Stream: Continue with a new stream at `session.position`.
     Batch: Change the row or the message.
-    Objective: Asked for more than a reply holds.
+    Objective: The request asks for more than a reply can hold.
     """
 
     reason = "REPLY_TOO_LARGE"
@@ -148,15 +149,15 @@ class ReplyTooLarge(ServiceError):
 
 
 class StoreFull(ServiceError):
-    """The store has no memory left; sessions already stored are intact.
+    """The store has no memory left; sessions that are stored already are intact.
 
-    Cause: More sessions than its `maxmemory` holds, or keys of others in the same store.
+    Cause: There are more sessions than its `maxmemory` can hold, or others keep keys in the same store.
     Tokens: Not applied, unless an earlier attempt is in `pending`.
     Step: Repeat it later.
-    Stream: `settle()` later.
+    Stream: Call `settle()` later.
     Batch: Repeat it later.
     Retry: Helps once the store has room again; the client library does not wait for that.
-    Objective: Capacity is ours.
+    Objective: Capacity is up to the service.
     """
 
     reason = "STORE_FULL"
@@ -165,13 +166,13 @@ class StoreFull(ServiceError):
 
 
 class StoreUnavailable(ServiceError):
-    """The store does not answer; a write under way may or may not have happened.
+    """The store does not answer; a write in flight may or may not have happened.
 
-    Cause: The store is stopped, slow, failing over, or refuses what it is asked; the message has its words.
+    Cause: The store is stopped, slow or failing over, or refuses a command; the message quotes it.
     Tokens: Pending: applied or not.
-    Step: Repeat it, or `settle()`.
-    Stream: `settle()`, then go on.
-    Batch: Repeat it; without positions see where the sessions stand.
+    Step: Repeat it, or call `settle()`.
+    Stream: Call `settle()`, then continue.
+    Batch: Repeat it; without positions, check the position of each session first.
     Objective: The store is part of the service.
     """
 
@@ -182,13 +183,13 @@ class StoreUnavailable(ServiceError):
 
 
 class Draining(ServiceError):
-    """This server is leaving, or asks for a new connection; another one takes the same request.
+    """This server is shutting down, or asks for a new connection; another server takes the same request.
 
     Cause: A rollout, a shutdown, or a connection older than `--max-connection-age-s`.
     Tokens: Pending: applied or not.
-    Step: Repeat it, or `settle()`.
-    Stream: `settle()`, then go on.
-    Batch: Repeat it; without positions see where the sessions stand.
+    Step: Repeat it, or call `settle()`.
+    Stream: Call `settle()`, then continue.
+    Batch: Repeat it; without positions, check the position of each session first.
     Objective: Another replica takes the same chunk at once.
     """
 
@@ -198,19 +199,19 @@ class Draining(ServiceError):
 
     @property
     def is_goodbye(self) -> bool:
-        """Whether it ends a stream on which all that was read is answered: go on elsewhere, at once."""
+        """Whether it ends a stream whose chunks are all answered: the client goes on elsewhere at once."""
         return "requests_read" in self.metadata
 
 
 class DeadlinePassed(ServiceError):
-    """The time limit ran out. Said by a server, the chunk did not run, and nothing was changed.
+    """The time limit ran out. If the server says so, the chunk did not run and nothing was changed.
 
-    Cause: The servers are slower than the limit, or the connection is silent.
+    Cause: The servers are slower than the limit, or the connection is dead.
     Tokens: Pending: applied or not.
-    Step: Repeat it, or `settle()`.
-    Stream: `settle()`, then go on.
-    Batch: Repeat it; without positions see where the sessions stand.
-    Objective: Nothing came in time, whoever set the time.
+    Step: Repeat it, or call `settle()`.
+    Stream: Call `settle()`, then continue.
+    Batch: Repeat it; without positions, check the position of each session first.
+    Objective: Nothing arrived in time, whoever set the limit.
     """
 
     reason = "DEADLINE_PASSED"
@@ -220,19 +221,19 @@ class DeadlinePassed(ServiceError):
 
     @property
     def is_silence(self) -> bool:
-        """Whether nothing was heard of the server in that time; else it is the server that says so."""
+        """Whether the server was silent for that time; otherwise the server itself reported the error."""
         return "grpc_code" in self.metadata
 
 
 class ModelFailed(ServiceError):
     """The model raised, took too long, or broke its contract; nothing was changed.
 
-    Cause: The model, or these tokens; the message and the server's log say what it did.
-    Tokens: Not applied; in a stream that one and all after it.
-    Step: Change the chunk; the session goes on.
-    Stream: Take up again at `session.position`.
+    Cause: The model, or these tokens; the message and the server's log say what happened.
+    Tokens: Not applied; in a stream, neither that chunk nor those after it.
+    Step: Change the chunk; the session continues.
+    Stream: Continue with a new stream at `session.position`.
     Batch: Change the row or the message.
-    Objective: The model was let in by its check.
+    Objective: The service accepted the model.
     """
 
     reason = "MODEL_FAILED"
@@ -241,15 +242,15 @@ class ModelFailed(ServiceError):
 
 
 class InternalFailure(ServiceError):
-    """A fault of the server; its log has the trace.
+    """The server has a bug; its log has the trace.
 
     Cause: A bug.
     Tokens: Pending: the server does not know.
-    Step: Repeat it, or `settle()`; report it.
-    Stream: `settle()`, then go on.
+    Step: Repeat it, or call `settle()`, and report the bug.
+    Stream: Call `settle()`, then continue.
     Batch: Repeat it.
-    Retry: Tells whether it was applied; the client library makes none by itself.
-    Objective: A bug.
+    Retry: Shows whether the chunk was applied; the client library does not retry by itself.
+    Objective: It is a bug.
     """
 
     reason = "INTERNAL"

@@ -1,22 +1,22 @@
-"""What the service says of a session: it is gone, held, another one, or stands elsewhere.
+"""Errors of a session: it is gone, in quarantine, at another position, or on another model.
 
-The docstring of a class is its section of docs/errors.md: what the error means, then what caused it, what
-happened to the tokens, what to do after a step, a stream and a batch (one where it does not occur is left
-out), what else is to say of a retry, and why it counts as an error of the service or does not.
+The docstring of a class is its section of docs/errors.md: what the error means, its cause, what happened to
+the tokens, what to do after a step, a stream and a batch (left out where the error does not occur), what
+else there is to say about a retry, and why it counts as an error of the service or does not.
 """
 
 from holdfast.errors.base import ServiceError
 
 
 class SessionNotFound(ServiceError):
-    """Nothing is stored under the id, and nothing says that it should be.
+    """Nothing is stored under the id, and nothing indicates that a session should be there.
 
-    Cause: It was never opened, it is another tenant's, or it ended so long ago that this is forgotten.
-    Tokens: Gone with the session.
-    Step: Open it to begin anew.
+    Cause: The session was never opened, belongs to another tenant, or ended too long ago to be remembered.
+    Tokens: They are gone with the session.
+    Step: Open the session to begin anew.
     Stream: The same.
-    Batch: `open_batch`, and begin anew.
-    Objective: No such id.
+    Batch: Call `open_batch`, and begin anew.
+    Objective: There is no such id.
     """
 
     reason = "SESSION_NOT_FOUND"
@@ -24,16 +24,18 @@ class SessionNotFound(ServiceError):
 
 
 class SessionLost(ServiceError):
-    """A session that ran is gone from the store: the client has seen steps that the store does not know.
+    """The store has lost the session: the client has seen replies to steps that the store does not know.
 
-    The client makes good a loss as far as `replay_tokens` reach; what reaches the caller is older.
+    The client library repairs a loss as far as `replay_tokens` reaches; you see this error for older losses
+    only.
 
-    Cause: A fail-over to a replica that lagged, a store without its file, an older copy, deleted keys.
+    Cause: A fail-over to a lagging replica, a store without its file, a restored older copy, or deleted
+        keys.
     Tokens: The store has lost more than this client keeps (`replay_tokens`).
-    Step: Open it, and feed it again from its position.
+    Step: Open the session, and feed it again from its position.
     Stream: The same.
-    Batch: A pipeline keeps none: send again from `expected_position`.
-    Objective: Kept badly.
+    Batch: A pipeline keeps no tokens: send again from `expected_position`.
+    Objective: The store lost what was acknowledged.
     """
 
     reason = "SESSION_LOST"
@@ -44,12 +46,12 @@ class SessionLost(ServiceError):
 class SessionExpired(ServiceError):
     """The session was idle for longer than its time to live.
 
-    Cause: No chunk came within `--session-ttl-s`.
-    Tokens: Gone with the session.
-    Step: Open it to begin anew.
+    Cause: No chunk arrived within `--session-ttl-s`.
+    Tokens: They are gone with the session.
+    Step: Open the session to begin anew.
     Stream: The same.
-    Batch: `open_batch`, and begin anew.
-    Objective: Idle for longer than its time to live.
+    Batch: Call `open_batch`, and begin anew.
+    Objective: The session was idle for longer than its time to live.
     """
 
     reason = "SESSION_EXPIRED"
@@ -57,16 +59,16 @@ class SessionExpired(ServiceError):
 
 
 class SessionDeleted(ServiceError):
-    """The session, or this incarnation of it, is over: deleted, opened again, or taken over by a writer.
+    """The session, or this incarnation of it, has ended: it was deleted, opened again or taken over.
 
-    What this writer has not had answered may or may not have been applied before.
+    Chunks of this writer that have no reply may or may not have been applied before.
 
-    Cause: Somebody deleted it, or another writer opened it with `take_over=True`.
-    Tokens: Not applied; pending ones in doubt.
-    Step: Stop; open it to begin anew.
+    Cause: Somebody deleted the session, or another writer opened it with `take_over=True`.
+    Tokens: Not applied; pending ones are in doubt.
+    Step: Stop, or open the session to begin anew.
     Stream: The same.
     Batch: The same for the row.
-    Objective: The client, or its successor, deleted it.
+    Objective: The client or its successor deleted the session.
     """
 
     reason = "SESSION_DELETED"
@@ -74,11 +76,11 @@ class SessionDeleted(ServiceError):
 
 
 class SessionExists(ServiceError):
-    """A new session was asked for, and the id is taken.
+    """The call requires a new session, and the id is taken.
 
-    Cause: `must_be_new`, a copy or an import, under the id of a session that is there.
+    Cause: `must_be_new`, a copy or an import uses the id of an existing session.
     Tokens: No session was opened.
-    Step: Another id, or without `must_be_new`.
+    Step: Use another id, or leave out `must_be_new`.
     Batch: The same for the row.
     Objective: The id is taken.
     """
@@ -88,14 +90,15 @@ class SessionExists(ServiceError):
 
 
 class PositionConflict(ServiceError):
-    """Other tokens were applied at this position; `expected_position` is where the session stands.
+    """Other tokens were applied at this position; `expected_position` is the session's current position.
 
-    Cause: Two writers step one session, or one that was restarted goes on without the position it was told.
-    Tokens: Not applied: another writer stepped the session; pending ones in doubt.
-    Step: Stop, or open the session again and go on from its position.
+    Cause: Two writers step one session, or a restarted writer continues without the position that it was
+        told.
+    Tokens: Not applied, because another writer stepped the session; pending ones are in doubt.
+    Step: Stop, or open the session again and continue from its position.
     Stream: The same.
     Batch: The same for the row.
-    Objective: Two writers; see HoldfastPositionConflicts.
+    Objective: There are two writers; see HoldfastPositionConflicts.
     """
 
     reason = "POSITION_CONFLICT"
@@ -103,16 +106,17 @@ class PositionConflict(ServiceError):
 
 
 class HistoryConflict(ServiceError):
-    """The session stands at this position, but not after the tokens that this client has seen applied.
+    """The session is at this position, but not after the tokens that this client has seen applied.
 
-    The store has lost some of them, and another writer has gone on from there. Nothing was applied.
+    The store has lost some of them, and another writer has continued from there. Nothing was applied.
 
-    Cause: A loss of the store, as after SESSION_LOST, and another writer since.
-    Tokens: Not applied: the session has other tokens than you saw applied; pending ones in doubt.
-    Step: Open it again, compare, and feed it again.
+    Cause: The store lost steps, as for SESSION_LOST, and another writer has written since.
+    Tokens: Not applied, because the session has other tokens than you saw applied; pending ones are in
+        doubt.
+    Step: Open the session again, compare, and feed it again.
     Stream: The same.
     Batch: The same for the row.
-    Objective: Kept badly.
+    Objective: The store lost what was acknowledged.
     """
 
     reason = "HISTORY_CONFLICT"
@@ -121,14 +125,14 @@ class HistoryConflict(ServiceError):
 
 
 class PositionGap(ServiceError):
-    """Tokens before this position are missing; `expected_position` is where the session stands.
+    """Tokens before this position are missing; `expected_position` is the session's current position.
 
-    Cause: The caller left tokens out; or the store lost some, and the chunk has neither digest nor
-        acknowledged position, by which that could be told.
-    Tokens: Not applied: tokens before them are missing.
-    Step: Go on at `expected_position`.
+    Cause: The caller left out tokens. Or the store lost some, and the chunk has neither a digest nor an
+        acknowledged position, which would reveal the loss.
+    Tokens: Not applied, because tokens before them are missing.
+    Step: Continue at `expected_position`.
     Batch: Send the missing tokens first.
-    Objective: The client left tokens out.
+    Objective: The client left out tokens.
     """
 
     reason = "POSITION_GAP"
@@ -136,16 +140,16 @@ class PositionGap(ServiceError):
 
 
 class StoreRegressed(ServiceError):
-    """The store has lost steps that it had acknowledged; `expected_position` is where to send again from.
+    """The store has lost steps that it had acknowledged; send again from `expected_position`.
 
-    The client sends again what it keeps (`replay_tokens`); what reaches the caller is older than that.
+    The client library resends what it keeps (`replay_tokens`); you see this error for older losses only.
 
-    Cause: A fail-over to a replica that lagged, a store that was killed or restored from an older copy.
+    Cause: A fail-over to a lagging replica, or a store that was killed or restored from an older copy.
     Tokens: The store has lost more than this client keeps (`replay_tokens`).
-    Step: Open it, and feed it again from its position.
+    Step: Open the session, and feed it again from its position.
     Stream: The same.
-    Batch: A pipeline keeps none: send again from `expected_position`.
-    Objective: Kept badly.
+    Batch: A pipeline keeps no tokens: send again from `expected_position`.
+    Objective: The store lost what was acknowledged.
     """
 
     reason = "STORE_REGRESSED"
@@ -156,12 +160,13 @@ class StoreRegressed(ServiceError):
 class RecordCorrupt(ServiceError):
     """The stored record is damaged; it is left as found.
 
-    Cause: Somebody else writes to the store's keys, memory or a disk fails; of an import, a damaged blob.
-    Tokens: Not applied: the session is held.
-    Step: `holdfast session release ID --discard`, then open it and feed it again.
+    Cause: Somebody else writes to the store's keys, or memory or a disk fails; for an import, a damaged
+        blob.
+    Tokens: Not applied, because the record cannot be used.
+    Step: Run `holdfast session release ID --discard`, then open the session and feed it again.
     Stream: The same.
     Batch: The same for the row.
-    Objective: Kept badly.
+    Objective: The store damaged what was acknowledged.
     """
 
     reason = "RECORD_CORRUPT"
@@ -170,11 +175,12 @@ class RecordCorrupt(ServiceError):
 
 
 class ModelMismatch(ServiceError):
-    """The session runs on another model than the one asked for or served.
+    """The session runs on another model than the one that was requested or is served.
 
-    Cause: The call names another model or version than the session's, or that version's file was replaced.
+    Cause: The call names another model or version than the session's, or the file of that version was
+        replaced.
     Tokens: Not applied.
-    Step: Use the model and version that the session has.
+    Step: Use the model and version of the session.
     Stream: The same.
     Batch: The same.
     Objective: The session runs on another model.
@@ -185,14 +191,16 @@ class ModelMismatch(ServiceError):
 
 
 class SessionQuarantined(ServiceError):
-    """The session failed again and again and is held, with its state, until an administrator releases it.
+    """The session failed repeatedly and stays in quarantine, with its state, until it is released.
 
-    Cause: It failed by itself `--quarantine-after` times in a row: the model raises or stalls on it.
-    Tokens: Not applied: the session is held.
-    Step: `holdfast session release ID`, once what fails is mended: the tokens or the model.
+    Cause: It failed by itself `--quarantine-after` times in a row: the model raises or stalls on its
+        tokens.
+    Tokens: Not applied, because the session is in quarantine.
+    Step: Correct what fails, the tokens or the model. Then an administrator has to run
+        `holdfast session release ID`.
     Stream: The same.
     Batch: The same for the row.
-    Objective: One held session would count with every retry; see HoldfastSessionsQuarantined.
+    Objective: One such session would count with every retry; see HoldfastSessionsQuarantined.
     """
 
     reason = "SESSION_QUARANTINED"

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
-from holdfast.verify.chain import TOLERANCE, Findings, check
+from holdfast.verify.chain import TOLERANCE, check
+from holdfast.verify.findings import Findings
 from holdfast.verify.oracle import Oracle
 from holdfast.verify.reading import Histories, ModelId
 from service.model.apart import Apart

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from holdfast.verify.chain import Outputs
+from holdfast.verify.session_history import Outputs
 from service.model.contract import Contract, OutputSpec
 from service.model.files import fingerprint_of, read_model
 from service.model.loading import load_model
@@ -20,7 +20,7 @@ TOKENS_PER_CALL = 256
 
 
 class Oracle:
-    """Implements `chain.Network` on a file.
+    """Implements `network.Network` on a file.
 
     Args:
         path: The ONNX file.
@@ -66,7 +66,7 @@ class Oracle:
         return {name: np.concatenate(parts) for name, parts in collected.items()}, dict(state)
 
     def run(self, tokens: NDArray[Any], initial: Mapping[str, NDArray[Any]] | None) -> "OracleRun":
-        """See `chain.Network`; of an opening that gives some tensors the others are the model's own."""
+        """See `network.Network`; of an opening that gives some tensors the others are the model's own."""
         given = {} if initial is None else initial
         taken = {
             spec.name: spec.taken(given[spec.name]) for spec in self.contract.states if spec.name in given
@@ -74,7 +74,7 @@ class Oracle:
         return OracleRun(self, tokens, self.start() | taken)
 
     def dependence(self, tokens: NDArray[Any]) -> str | None:
-        """See `chain.Network`; tried on the first tokens asked for, then on drawn ones."""
+        """See `network.Network`; tried on the first tokens asked for, then on drawn ones."""
         if not self._is_tried:
             self._is_tried = True
             self.found_dependence = self._find_dependence(tokens)
@@ -103,7 +103,7 @@ class Oracle:
 
 
 class OracleRun:
-    """Implements `chain.Run`."""
+    """Implements `network.Run`."""
 
     def __init__(self, oracle: Oracle, tokens: NDArray[Any], initial: Mapping[str, NDArray[Any]]) -> None:
         self._oracle = oracle
@@ -118,7 +118,7 @@ class OracleRun:
         self._outputs = {name: np.concatenate(parts) for name, parts in collected.items()}
 
     def differences(self, start: int, outputs: Outputs) -> float:
-        """See `chain.Run`."""
+        """See `network.Run`."""
         part = slice(start, start + outputs.token_count)
         worst = [0.0]
         contract = self._oracle.contract
@@ -143,7 +143,7 @@ class OracleRun:
         return max(worst)
 
     def state_after(self, count: int) -> Mapping[str, NDArray[Any]]:
-        """See `chain.Run`."""
+        """See `network.Run`."""
         kept, rest = divmod(count, TOKENS_PER_CALL)
         if not rest:
             return self._states[kept]

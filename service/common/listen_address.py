@@ -44,7 +44,7 @@ class ListenAddress(NamedTuple):
         elif not host.isascii() or not host.isprintable() or any(char in host for char in ":[]%/ "):
             raise ValueError("expected HOST:PORT, an IPv6 address in brackets: [::1]:8080")
         elif not all(0 < len(label) <= MAX_LABEL_CHARS for label in host.removesuffix(".").split(".")):
-            raise ValueError("expected HOST:PORT, and the host is no name")
+            raise ValueError("expected HOST:PORT; the host is not a valid name")
         return cls(host, int(port))
 
     def at(self, port: int) -> Self:
@@ -75,7 +75,7 @@ def _check_ipv6(host: str) -> None:
     try:
         ipaddress.IPv6Address(host)
     except ValueError as error:
-        raise ValueError(f"between brackets stands no IPv6 address: {error}") from None
+        raise ValueError(f"the text in brackets is not an IPv6 address: {error}") from None
 
 
 def _socket_path(path: str) -> str:

@@ -76,7 +76,7 @@ def socket_mode() -> Iterator[None]:
 def bind_error(flag: str, address: str, error: OSError) -> StartError:
     """Returns what an operator is told when an address cannot be listened on."""
     if isinstance(error, socket.gaierror):
-        return StartError(f"{flag} {address}: the name is not known; give an address of this machine")
+        return StartError(f"{flag} {address}: the host name is unknown; give an address of this machine")
     remedies = _SOCKET_REMEDIES if ListenAddress.parse(address).socket_path else _REMEDIES
     remedy = remedies.get(error.errno or 0, f"{error.strerror or error}; choose another address")
     return StartError(f"{flag} {address}: {remedy}")

@@ -170,13 +170,13 @@ class Share:
         tenant.chunks += chunks
         tenant.size_bytes += size_bytes
 
-    def give_back(self) -> None:
-        """Nothing waits any more; a stream stays open."""
-        self.change(-self._chunks, -self._size_bytes)
+    def hold(self, chunks: int, size_bytes: int) -> None:
+        """Counts this in place of what was counted; refuses nothing."""
+        self.change(chunks - self._chunks, size_bytes - self._size_bytes)
 
     def close(self) -> None:
         """The call has ended: nothing is held any more."""
-        self.give_back()
+        self.change(-self._chunks, -self._size_bytes)
         self._whole.streams -= self._streams
         self._tenant.streams -= self._streams
         self._streams = 0

@@ -8,7 +8,7 @@ The *tail* of a session is the replies its record keeps, encoded. The next recor
 client sends ahead, and an answer from it rests on a record just read; so otherwise a commit drops it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -40,13 +40,15 @@ class Cache:
             the bound, so the bound on waiting work adds to it.
 
     Attributes:
+        slots: Of the sessions, by key.
+        models: By their numbers.
         held_bytes: Memory held, as counted.
     """
 
     def __init__(self, max_bytes: int, is_busy: Callable[[bytes], bool]) -> None:
         self._max_bytes = max_bytes
         self._is_busy = is_busy
-        self._slots: dict[bytes, int] = {}
+        self.slots: dict[bytes, int] = {}
         self._keys: list[bytes | None] = [None] * _FIRST_ROWS
         self._tails: dict[int, bytes] = {}
         self._has_tail = np.zeros(_FIRST_ROWS, np.bool_)
@@ -55,19 +57,10 @@ class Cache:
         self._used = np.zeros(_FIRST_ROWS, np.int64)
         self._turn = 0
         self._free = list(range(_FIRST_ROWS))
-        self._models: list[tuple[Model, _StateRows]] = []
+        self.models: list[Model] = []
+        self._states: list[_StateRows] = []  # of each
         self._model_numbers: dict[bytes, int] = {}
         self.held_bytes = 0
-
-    def __contains__(self, key: bytes) -> bool:
-        return key in self._slots
-
-    def __len__(self) -> int:
-        return len(self._slots)
-
-    def find(self, keys: Sequence[bytes]) -> list[int | None]:
-        """Returns the slot of each session; None if it is not hot."""
-        return list(map(self._slots.get, keys))
 
     def look_up(self, rows: Rows, slots: NDArray[np.int64]) -> None:
         """Fills in where sessions stand, as far as this process knows, and marks them as used."""
@@ -77,13 +70,9 @@ class Cache:
         rows.slots, rows.stamps, rows.nonces = slots, columns[:, _STAMP], columns[:, _NONCE]
         rows.models, rows.places = columns[:, _MODEL], columns[:, _ROW]
 
-    def model(self, number: np.int64) -> Model:
-        """Returns the model of that number."""
-        return self._models[number][0]
-
     def model_at(self, slot: int) -> Model:
         """Returns the model that a session runs on."""
-        return self.model(self._columns[slot, _MODEL])
+        return self.models[int(self._columns[slot, _MODEL])]
 
     def record(self, slot: int) -> Record:
         """Returns what the store is believed to hold, without the state. The tail must be here."""
@@ -97,7 +86,7 @@ class Cache:
 
     def age_s(self, key: bytes, now_s: float) -> float:
         """Returns how long ago the store was known to hold the record of a session; 0 if it is not hot."""
-        slot = self._slots.get(key)
+        slot = self.slots.get(key)
         return 0.0 if slot is None else now_s - self.verified_s(slot)
 
     def knows_all(self, slot: int, since_s: float) -> bool:
@@ -126,34 +115,33 @@ class Cache:
             self._grow()
         slot = self._free.pop()
         number = self._number(model)
-        row = self._models[number][1].claim(record.state)
+        row = self._states[number].claim(record.state)
         stamp = (record.incarnation, record.position, record.digest)
         self._columns[slot] = (*stamp, record.nonce, number, row)
         self._verified_s[slot] = verified_s
         self._turn += 1
         self._used[slot] = self._turn
         self._keys[slot] = key
-        self._slots[key] = slot
+        self.slots[key] = slot
         self.held_bytes += ENTRY_BYTES + len(key) + model.contract.state_bytes
         self._keep_tail(slot, encode_replies(record.replies))
         self._shrink()
 
     def discard(self, key: bytes) -> None:
         """Forgets a session, if it is hot."""
-        slot = self._slots.pop(key, None)
+        slot = self.slots.pop(key, None)
         if slot is None:
             return
         number, row = self._columns[slot, _MODEL:].tolist()
-        model, rows = self._models[number]
-        rows.release(row)
-        self.held_bytes -= ENTRY_BYTES + len(key) + model.contract.state_bytes
+        self._states[number].release(row)
+        self.held_bytes -= ENTRY_BYTES + len(key) + self.models[number].contract.state_bytes
         self._drop_tail(slot)
         self._keys[slot] = None
         self._free.append(slot)
 
     def gather(self, rows: Rows) -> None:
         """Fills in the raw states of rows of one model: copies, which a run may change."""
-        rows.states = self._models[rows.models[0]][1].rows[rows.places]
+        rows.states = self._states[rows.models[0]].rows[rows.places]
 
     def keep(self, rows: Rows, verified_s: float) -> None:
         """Takes in the records of rows of one model, which are committed.
@@ -164,7 +152,7 @@ class Cache:
         """
         slots = rows.slots
         self._columns[slots, _STAMP] = rows.next_stamps
-        self._models[rows.models[0]][1].rows[rows.places] = rows.next_states
+        self._states[rows.models[0]].rows[rows.places] = rows.next_states
         self._verified_s[slots] = verified_s
         for slot in slots[self._has_tail[slots]].tolist():
             self._drop_tail(slot)
@@ -185,9 +173,10 @@ class Cache:
     def _number(self, model: Model) -> int:
         number = self._model_numbers.get(model.fingerprint)
         if number is None:
-            number = self._model_numbers[model.fingerprint] = len(self._models)
+            number = self._model_numbers[model.fingerprint] = len(self.models)
             size_bytes = model.contract.state_bytes
-            self._models.append((model, _StateRows(size_bytes, self._max_bytes // size_bytes)))
+            self.models.append(model)
+            self._states.append(_StateRows(size_bytes, self._max_bytes // size_bytes))
         return number
 
     def _grow(self) -> None:
@@ -204,7 +193,7 @@ class Cache:
         if self.held_bytes <= self._max_bytes:
             return
         target_bytes = self._max_bytes - self._max_bytes // (2 * _OLDEST_SHARE)
-        live = np.fromiter(self._slots.values(), np.int64, len(self._slots))
+        live = np.fromiter(self.slots.values(), np.int64, len(self.slots))
         count = 1 + (len(live) - 1) // _OLDEST_SHARE
         oldest = live[np.argpartition(self._used[live], count - 1)[:count]]
         for slot in oldest.tolist():
@@ -260,12 +249,10 @@ def split_rows(contract: Contract, rows: NDArray[np.uint8]) -> dict[str, NDArray
     return states
 
 
-def join_rows(contract: Contract, states: dict[str, NDArray[Any]]) -> NDArray[np.uint8]:
+def join_rows(contract: Contract, states: Mapping[str, NDArray[Any]]) -> NDArray[np.uint8]:
     """Inverse of `split_rows`."""
-    parts = [
-        np.ascontiguousarray(states[spec.name], spec.dtype).reshape(len(states[spec.name]), -1)
-        for spec in contract.states
-    ]
-    if len(parts) == 1:
-        return parts[0].view(np.uint8)
-    return np.concatenate([part.view(np.uint8) for part in parts], axis=1)
+    parts = []
+    for spec in contract.states:
+        part = np.ascontiguousarray(states[spec.name], spec.dtype)
+        parts.append(part.reshape(len(part), -1).view(np.uint8))
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)

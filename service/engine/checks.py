@@ -1,58 +1,83 @@
-"""Holds what comes in against the contract of its model: requests, tokens, records, results. Pure.
-
-A contract was held against what the graph declares when it was loaded; what a graph computes may have
-other extents, and would then be cut up wrongly between neighbours. So results are checked where they enter.
-"""
+"""Holds what comes in against the contract of its model: requests, tokens, records. Pure."""
 
 import functools
 import math
-from collections.abc import Collection
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from holdfast.errors import InvalidRequest, ModelMismatch, RecordCorrupt, ReplyTooLarge
-from service.engine.chunk import Asked, Selection
+from service.engine.rows import Asked, Needs, Selection
 from service.engine.rules import MAX_KEPT_REPLY_BYTES
 from service.model.contract import Contract
-from service.model.protocol import Arrays, Model, Models
+from service.model.protocol import Model, Models
 from service.store.record import Record
 
 ALL_TENSORS = "*"
 DEFAULT_TOP_K = 5
 
 MAX_REMEMBERED = 1024
-"""So many valid selections, each at a length of chunk, are remembered as checked."""
+"""So many asks, each of one model, are remembered as checked."""
 
 _ENCODING_BYTES = 64
 """Upper bound on what the edge adds around the numbers of a reply, and around each of its tensors."""
 
 
-def validate(asked: Asked, model: Model) -> Selection:
+def validate(asked: Asked, model: Model) -> Needs:
     """Checks what chunks ask against the model of their sessions, before they share a batch with others.
 
     Returns:
-        The selection, defaults and "*" filled in.
+        What they need, defaults and "*" filled in.
 
     Raises:
         ModelMismatch: The request names another model.
         InvalidRequest: The kind of tokens or the selection does not suit the model.
         ReplyTooLarge: The reply could not be kept for a retry.
     """
-    check_named(model, asked.model_name, asked.model_version)
-    _check_kind(asked, model.contract)
-    return _checked(_named(asked.selection, model.contract), model.contract, asked.token_count)
+    if asked.selection is not None and asked.selection.tensors:
+        _check_sort(asked, model)
+        asked = asked._replace(selection=_named(asked.selection, model.contract))
+    return _checked(asked, model)
 
 
-def _named(selection: Selection | None, contract: Contract) -> Selection | None:
-    """Returns the selection with each tensor once, all of them the model's own; "*" is filled in.
+@functools.lru_cache(MAX_REMEMBERED)
+def _checked(asked: Asked, model: Model) -> Needs:
+    """Checks what callers ask again and again.
 
-    So what is remembered of a selection is as small as the model's own list of outputs.
+    Only what passes is remembered, and only tensors by `_named` may come here: so it is as small as the
+    model's own list of outputs.
     """
-    if selection is None or not selection.tensors:
-        return selection
-    every = {output.name: output.name for output in contract.outputs}
+    _check_sort(asked, model)
+    contract = model.contract
+    selection = _complete(asked.selection, contract)
+    size_bytes = reply_bytes(selection, contract, asked.token_count)
+    if size_bytes > MAX_KEPT_REPLY_BYTES:
+        raise ReplyTooLarge(
+            f"the reply would have up to {size_bytes} bytes, at most {MAX_KEPT_REPLY_BYTES} are kept "
+            "for a retry: send fewer tokens in a chunk or ask for fewer outputs",
+            field="outputs",
+        )
+    return Needs(selection, *needed_outputs(contract, [selection]))
+
+
+def needed_outputs(contract: Contract, selections: Iterable[Selection]) -> tuple[tuple[str, ...], int]:
+    """Returns the outputs that completed selections take together; see `Needs`."""
+    names: set[str] = set()
+    for selection in selections:
+        names.update(selection.tensors)
+        if selection.top_k and contract.ranked is not None:
+            names.add(contract.ranked.name)
+        if selection.token_log_prob and contract.token_log_prob is not None:
+            names.add(contract.token_log_prob.name)
+    needed = [output for output in contract.outputs if output.name in names]
+    return tuple(output.name for output in needed), sum(output.size_bytes for output in needed)
+
+
+def _named(selection: Selection, contract: Contract) -> Selection:
+    """Returns the selection with each tensor once, all of them the model's own; "*" is filled in."""
+    every = {name: name for name in contract.outputs_by_name}
     if ALL_TENSORS in selection.tensors:
         return selection._replace(tensors=tuple(every))
     try:
@@ -62,23 +87,6 @@ def _named(selection: Selection | None, contract: Contract) -> Selection | None:
             f"the model has no output {unknown.args[0]!r}; it has {', '.join(every)}",
             field="outputs.tensors",
         ) from None
-
-
-@functools.lru_cache(MAX_REMEMBERED)
-def _checked(selection: Selection | None, contract: Contract, token_count: int) -> Selection:
-    """Completes a selection and checks it; callers ask for the same few again and again.
-
-    Only what passes is remembered, and only what `_named` gives may come here.
-    """
-    complete = _complete(selection, contract)
-    size_bytes = reply_bytes(complete, contract, token_count)
-    if size_bytes > MAX_KEPT_REPLY_BYTES:
-        raise ReplyTooLarge(
-            f"the reply would have up to {size_bytes} bytes, at most {MAX_KEPT_REPLY_BYTES} are kept "
-            "for a retry: send fewer tokens in a chunk or ask for fewer outputs",
-            field="outputs",
-        )
-    return complete
 
 
 def largest_reply_bytes(asked: Asked, contract: Contract) -> int:
@@ -110,7 +118,10 @@ def _tensor_overhead(name: str) -> int:
     return _ENCODING_BYTES + 4 * len(name)
 
 
-def _check_kind(asked: Asked, contract: Contract) -> None:
+def _check_sort(asked: Asked, model: Model) -> None:
+    """Holds the model and the kind of tokens that chunks name against their model."""
+    check_named(model, asked.model_name, asked.model_version)
+    contract = model.contract
     vocabulary, width = contract.vocabulary, contract.input.width
     if vocabulary is None:
         if asked.kind != "features":
@@ -160,7 +171,7 @@ def _wrong_token(asked: Asked, tokens: NDArray[Any], place: int, contract: Contr
         for column, id_count in contract.id_columns:
             if (value := tokens[place][column]) not in range(id_count):
                 return InvalidRequest(
-                    f"column {column} of token {place} is {value:g}, expected is an id 0..{id_count - 1}",
+                    f"column {column} of token {place} is {value:g}, expected an id 0..{id_count - 1}",
                     field="tokens.features.data",
                 )
         return InvalidRequest(
@@ -233,47 +244,3 @@ def check_named(model: Model, name: str, version: int) -> None:
         f"the session runs on {model.name} version {model.version}, the request names {asked}",
         field="model",
     )
-
-
-class WrongResult(Exception):
-    """A tensor is missing or not what the contract says; the message names it."""
-
-
-def check_results(
-    contract: Contract,
-    needed: Collection[str],
-    results: tuple[Arrays, Arrays],
-    token_count: int,
-    row_count: int,
-) -> None:
-    """Checks what a call of a model gave.
-
-    Args:
-        contract: Of the model.
-        needed: Names of the outputs asked for.
-        results: Outputs (T, B, ...), or (1, B, ...) of those that are given once a run, and next states
-            (B, ...), by name.
-        token_count: T.
-        row_count: B.
-
-    Raises:
-        WrongResult: See there.
-    """
-    outputs, states = results
-    for output in contract.outputs:
-        if output.name in needed:
-            shape = (1 if output.is_last else token_count, row_count, *output.shape)
-            _check("output", output.name, outputs.get(output.name), output.dtype, shape)
-    for state in contract.states:
-        _check("state", state.name, states.get(state.name), state.dtype, (row_count, *state.shape))
-
-
-def _check(
-    what: str, name: str, array: NDArray[Any] | None, dtype: np.dtype[Any], shape: tuple[int, ...]
-) -> None:
-    if array is None:
-        raise WrongResult(f"{what} {name!r} is missing")
-    if array.shape != shape or array.dtype != dtype:
-        raise WrongResult(
-            f"{what} {name!r} is {array.dtype.name} {array.shape}, the contract says {dtype.name} {shape}"
-        )

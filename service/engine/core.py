@@ -13,14 +13,13 @@ Invariants:
 - A record whose commit has an unknown outcome is read back before anything else is committed.
 """
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from holdfast.errors import InternalFailure, PositionConflict, ServiceError, StoreUnavailable
 from service.engine.cache import Cache
-from service.engine.chunk import Chunk
-from service.engine.commits import Commits, outcomes, unproven
 from service.engine.effects import (
     Commit,
     Confirm,
@@ -30,15 +29,17 @@ from service.engine.effects import (
     Quarantine,
     Run,
     Settle,
+    outcomes,
     rows_of,
+    unproven,
 )
 from service.engine.failures import Failures, Refused
 from service.engine.limits import EngineLimits
-from service.engine.plan import Plan, read
+from service.engine.plan import Plan, join, read
 from service.engine.queue import Queue
 from service.engine.records import make_records
-from service.engine.rows import Rows, join
-from service.engine.rules import draining, expired
+from service.engine.rows import Chunk, Rows
+from service.engine.rules import Claim, check, draining, expired
 from service.model.protocol import Models
 from service.store.protocol import Found, Loaded, Refusals
 
@@ -63,6 +64,8 @@ class Core:
 
     Attributes:
         cache: Sessions in memory.
+        unanswered_count: Chunks that were taken and are not answered.
+        due_s: Monotonic time of the next `due`; None if nothing waits for a time.
     """
 
     def __init__(self, models: Models, limits: EngineLimits, epoch: int = 0, now_s: float = 0.0) -> None:
@@ -71,9 +74,11 @@ class Core:
         self._queue: Queue[bytes, Chunk | Rows] = Queue(limits.max_waiting)
         self.cache = Cache(limits.hot_state_bytes, self._queue.__contains__)
         self._failures = Failures(limits.quarantine_after)
-        self._commits = Commits()
+        self._to_commit: deque[Commit] = deque()
+        self._committing: Commit | None = None
         self._forgotten: set[bytes] = set()
-        self._unanswered_count = 0
+        self.unanswered_count = 0
+        self.due_s: float | None = None
         self._is_draining = False
         self._epoch = epoch
         self._epoch_seen_s = now_s
@@ -84,29 +89,19 @@ class Core:
     @property
     def has_free(self) -> bool:
         """Whether chunks wait whose sessions are free."""
-        return self._queue.has_ready
+        return bool(self._queue.ready)
 
     @property
     def is_ready(self) -> bool:
         """Whether to take a batch: not while a commit waits, nor a small one while one is under way."""
-        if not self.has_free or self._commits.is_waiting:
+        if not self._queue.ready or self._to_commit:
             return False
-        return self.is_full or not self._commits.is_under_way
+        return self._committing is None or self.is_full
 
     @property
     def is_full(self) -> bool:
         """Whether as many chunks wait as a batch takes."""
-        return len(self._queue) >= self._limits.max_batch
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether every chunk that was taken is answered."""
-        return self._unanswered_count == 0
-
-    @property
-    def due_s(self) -> float | None:
-        """Monotonic time of the next `due`."""
-        return self._failures.due_s
+        return self._queue.waiting_count >= self._limits.max_batch
 
     # -- what comes in ------------------------------------------------------------------------
 
@@ -118,10 +113,11 @@ class Core:
         """
         if self._is_draining:
             raise draining()
-        chunk.check()
+        claimed = chunk.position, chunk.acknowledged, chunk.incarnation, chunk.digest
+        check(Claim(chunk.asked.token_count, b"", *claimed))  # its tokens are held against a model
         self._queue.push(chunk.key, chunk)
         chunk.arrived_s = now_s
-        self._unanswered_count += 1
+        self.unanswered_count += 1
 
     def submit_rows(self, rows: Rows, now_s: float) -> None:
         """Takes rows of a message, of distinct sessions and well-formed; each is settled some time.
@@ -134,7 +130,7 @@ class Core:
             raise draining()
         self._queue.push_group(rows.keys, rows)
         rows.message.arrived_s = now_s
-        self._unanswered_count += len(rows)
+        self.unanswered_count += len(rows)
 
     def drain(self) -> None:
         """Takes no chunks any more."""
@@ -164,7 +160,8 @@ class Core:
 
     def next(self, now_s: float, epoch: int) -> list[Effect]:
         """Takes a batch: rows to run, rows of sessions to load, and those that are answered at once."""
-        self._see(epoch, now_s)
+        if epoch != self._epoch:
+            self._see(epoch, now_s)
         self._taken = self._queue.take(self._limits.max_batch)
         plan = Plan(self.cache, now_s, self._epoch_seen_s)
         plan.add(self._taken)
@@ -173,10 +170,11 @@ class Core:
         for row, verified_s in plan.replays:
             self._replay(row, verified_s)
         if plan.cold:
-            keys = [key for rows in plan.cold for key in rows.keys if key not in self.cache]
+            keys = [key for rows in plan.cold for key in rows.keys if key not in self.cache.slots]
             self._effects.append(Load(plan.cold, keys))
-        for run in self._failures.batch(plan.ready, now_s):
-            self._begin(run)
+        if plan.ready:
+            for run in self._failures.batch(plan.ready, now_s):
+                self._begin(run)
         self._taken = ()
         return self._flush(now_s)
 
@@ -188,7 +186,8 @@ class Core:
 
     def loaded(self, load: Load, records: Sequence[Loaded], epoch: int, now_s: float) -> list[Effect]:
         """The records of a load were read; again if the server changed meanwhile."""
-        self._see(epoch, now_s)
+        if epoch != self._epoch:
+            self._see(epoch, now_s)
         if load.commit is not None:
             self._conclude(load.commit, unproven(load.commit, records, load.commit.error), load.epoch)
         elif epoch == load.epoch:
@@ -265,7 +264,7 @@ class Core:
             for place, error in unfit:
                 self._settle(rows.one(place), error)
         if parts:
-            self._commits.add(parts)
+            self._to_commit.append(Commit(parts))
         return self._flush(now_s)
 
     def _refuse(self, refused: Refused) -> None:
@@ -275,22 +274,21 @@ class Core:
         else:
             self._settle(refused.rows, refused.error)
 
-    def quarantined(
-        self, quarantine: Quarantine, refusal: ServiceError | None, now_s: float
-    ) -> list[Effect]:
+    def quarantined(self, effect: Quarantine, refusal: ServiceError | None, now_s: float) -> list[Effect]:
         """A session is in quarantine, with the refusal of its chunks; or without one it is not."""
-        [key] = quarantine.rows.keys
+        [key] = effect.rows.keys
         if refusal is not None:
             self._failures.quarantined(key)
         self.cache.discard(key)
-        self._settle(quarantine.rows, refusal or quarantine.error)
+        self._settle(effect.rows, refusal or effect.error)
         return self._flush(now_s)
 
     # -- commit and answer --------------------------------------------------------------------
 
     def committed(self, commit: Commit, refusals: Refusals, epoch: int, now_s: float) -> list[Effect]:
         """Records are stored, but for those that were refused."""
-        self._see(epoch, now_s)
+        if epoch != self._epoch:
+            self._see(epoch, now_s)
         self._conclude(commit, refusals, commit.epoch)
         return self._flush(now_s)
 
@@ -302,14 +300,15 @@ class Core:
 
     def _conclude(self, commit: Commit, refusals: Refusals, epoch: int) -> None:
         """Answers the rows of a commit; what is not refused is known to be stored in this epoch."""
-        self._commits.end(commit)
-        for stored, refused in outcomes(commit, refusals):
-            if len(stored):
-                self.cache.keep(stored, commit.began_s)
-                stored.is_replayed = False
-                self._confirm(stored, epoch)
-            for row, refusal in refused:
-                self._conflict(row, refusal, commit.began_s)
+        if self._committing is commit:
+            self._committing = None
+        stored, refused = outcomes(commit, refusals) if refusals else (commit.rows, [])
+        for rows in stored:
+            self.cache.keep(rows, commit.began_s)
+            rows.is_replayed = False
+            self._confirm(rows, epoch)
+        for row, refusal in refused:
+            self._conflict(row, refusal, commit.began_s)
 
     def _conflict(self, row: Rows, refusal: Found | ServiceError, verified_s: float) -> None:
         """Decides again where another writer came first, on what is stored now; else refuses the row."""
@@ -362,8 +361,8 @@ class Core:
             if isinstance(one, Run):
                 about += self._failures.broke(one)
             commit = one.commit if isinstance(one, Load) else one
-            if isinstance(commit, Commit):
-                self._commits.end(commit)
+            if commit is self._committing:
+                self._committing = None
         for rows in about:
             left = rows.anew(rows.unanswered())
             for key in left.keys:
@@ -376,7 +375,7 @@ class Core:
         """Answers rows that were taken from the queue, and lets the next chunks of their sessions go."""
         rows.mark_answered()
         self._effects.append(Settle(rows, error, is_applied))
-        self._unanswered_count -= len(rows)
+        self.unanswered_count -= len(rows.keys)
         self._queue.release(rows.keys)
         if self._forgotten:
             for key in self._forgotten.intersection(rows.keys):
@@ -389,21 +388,23 @@ class Core:
         for rows in self._again:
             self._queue.put_back(rows, len(rows))
         self._again.clear()
+        self.due_s = None
         if self._failures.job_count:
             runs, refused = self._failures.begin(now_s)
             for one in refused:
                 self._refuse(one)
             for run in runs:
                 self._begin(run)
-        if (commit := self._commits.next()) is not None:
-            self._effects.append(commit)
+            self.due_s = self._failures.due_s
+        if self._to_commit and self._committing is None:
+            self._committing = self._to_commit.popleft()
+            self._effects.append(self._committing)
         effects, self._effects = self._effects, []
         return effects
 
     def _see(self, epoch: int, now_s: float) -> None:
         """Notes since when the store's connection has been one and the same."""
-        if epoch != self._epoch:
-            self._epoch, self._epoch_seen_s = epoch, now_s
+        self._epoch, self._epoch_seen_s = epoch, now_s
 
 
 def _as_rows(item: Chunk | Rows) -> Rows:

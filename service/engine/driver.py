@@ -14,18 +14,16 @@ from collections.abc import Callable, Sequence
 
 from holdfast.errors import ServiceError, StoreUnavailable
 from service.common import failpoints
-from service.common.background import RETRY_PAUSE_S, Trouble
+from service.common.background import RETRY_PAUSE_S, Trouble, Wake
 from service.engine import window
-from service.engine.chunk import Chunk
 from service.engine.core import Core
 from service.engine.effects import Commit, Confirm, Effect, Kind, Load, Quarantine, Run, Settle
 from service.engine.limits import EngineLimits
 from service.engine.quarantine import quarantine
 from service.engine.report import BatchReport
-from service.engine.rows import Rows
+from service.engine.rows import Chunk, Rows, answer
 from service.engine.run import Encode
 from service.engine.runner import Runner
-from service.engine.wake import Wake
 from service.engine.window import Window
 from service.model.protocol import Models
 from service.store.outputs import encode_outputs
@@ -77,7 +75,7 @@ class Driver:
 
     def hot_usage(self) -> tuple[int, int]:
         """Returns the number of sessions in memory, and the bytes of their states and kept replies."""
-        return len(self._core.cache), self._core.cache.held_bytes
+        return len(self._core.cache.slots), self._core.cache.held_bytes
 
     async def drain(self) -> None:
         """Refuses new chunks and waits until those taken are answered."""
@@ -115,11 +113,12 @@ class Driver:
         except ServiceError as error:
             if not chunk.is_cancelled:
                 self._report.refused.append(error.reason)
-            chunk.settle(error.without_trace())
+            answer(chunk.reply, chunk, error.without_trace())
             self._hand_over()
         else:
             self._idle.clear()
-            self._wake.ring()
+            if self._core.is_ready:
+                self._wake.ring()
 
     def submit_rows(self, rows: Rows) -> None:
         """Takes rows of a message; it gets what became of them, maybe before this returns."""
@@ -132,7 +131,8 @@ class Driver:
             self._hand_over()
         else:
             self._idle.clear()
-            self._wake.ring()
+            if self._core.is_ready:
+                self._wake.ring()
 
     def forget(self, key: bytes) -> None:
         """Drops a session from memory, because its record was changed by other means than a chunk."""
@@ -147,16 +147,17 @@ class Driver:
                 await self._wake.wait()
                 continue
             with trouble:
-                await self._gather()
+                now_s = time.monotonic()
+                self._window.sample(now_s)
+                if self._window.is_busy:
+                    await self._gather(now_s)
                 await self._take()
                 await asyncio.sleep(0)  # requests and replies move between batches
                 continue
             await asyncio.sleep(RETRY_PAUSE_S)
 
-    async def _gather(self) -> None:
+    async def _gather(self, now_s: float) -> None:
         """Waits for more chunks where the window says that it pays."""
-        now_s = time.monotonic()
-        self._window.sample(now_s, self._window.busy_s())
         until_s = now_s + window.MAX_WAIT_S
         while not self._core.is_full and self._window.expects_more(now_s):
             count = self._window.arrival_count
@@ -172,14 +173,20 @@ class Driver:
         except Exception:  # noqa: BLE001 -- whatever it is, these callers get an answer
             self._break(None)
             return
-        batch = [effect for effect in effects if isinstance(effect, Run) and effect.kind is Kind.BATCH]
-        if len(batch) < len(effects):
-            others = [effect for effect in effects if effect not in batch]
-            if len(others) == len(effects) == 1 and isinstance(others[0], Load) and not self._core.has_free:
+        batch: list[Run] = []
+        others: list[Effect] = []
+        for effect in effects:
+            if isinstance(effect, Run) and effect.kind is Kind.BATCH:
+                batch.append(effect)
+            else:
+                others.append(effect)
+        if others:
+            if len(effects) == 1 and isinstance(others[0], Load) and not self._core.has_free:
                 await self._do(others[0])
                 return
             self._perform(others)
-        if aside := [self._spawn(run) for run in batch if run.is_aside]:
+        if batch and batch[0].is_aside:  # those aside come first
+            aside = [self._spawn(run) for run in batch if run.is_aside]
             await asyncio.wait(aside, timeout=LINGER_S)
         for run in batch:
             if not run.is_aside:
@@ -198,12 +205,12 @@ class Driver:
                 self._spawn(effect)
         if has_settled:
             self._hand_over()
-        if self._core.is_idle:
+        if not self._core.unanswered_count:
             self._idle.set()
-        due_s = self._core.due_s
-        if due_s is not None or self._timer is not None:
-            self._set_timer(due_s)
-        self._wake.ring()
+        if self._core.due_s is not None or self._timer is not None:
+            self._set_timer(self._core.due_s)
+        if self._core.is_ready:
+            self._wake.ring()
 
     def _hand_over(self) -> None:
         """Has counted what was done."""
@@ -280,7 +287,7 @@ class Driver:
             self._report.rerun_count += 1
         for group in run.groups:
             for rows in group:
-                chunk_count += len(rows)
+                chunk_count += len(rows.keys)
                 if not run.is_again:
                     self._report.waits.append(rows.ages_s(started_s))
             failure = await self._runner.run(group, run.kind, in_thread=run.in_thread)
@@ -316,7 +323,9 @@ class Driver:
     def _count_commit(self, commit: Commit | None) -> None:
         """Counts a commit whose outcome is known."""
         if commit is not None:
-            size_bytes = sum(rows.writes.size_bytes for rows in commit.rows)
+            size_bytes = 0
+            for rows in commit.rows:
+                size_bytes += rows.writes.size_bytes
             self._report.commits.append((size_bytes, time.monotonic() - commit.began_s))
 
     async def _confirm(self, confirm: Confirm) -> None:
@@ -337,17 +346,18 @@ class Driver:
     def _settle(self, settle: Settle) -> None:
         """Notes what is to be counted, and tells the callers."""
         (rows, error, is_applied), report = settle, self._report
+        count = len(rows.keys)
         if error is None or is_applied:
             if rows.is_replayed:
-                report.replay_count += len(rows)
+                report.replay_count += count
             else:
                 now_s = time.monotonic()
-                report.step_count += len(rows) * rows.asked.token_count
+                report.step_count += count * rows.asked.token_count
                 report.answers.append(rows.ages_s(now_s))
                 if rows.chunks is not None:
                     self._window.answered(rows.keys, now_s)
         if error is None:
-            report.acknowledged.append((rows.ack_level, len(rows)))
+            report.acknowledged.append((rows.ack_level, count))
         else:
             error.without_trace()
             report.refused += [error.reason] * rows.waiting_count()

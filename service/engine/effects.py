@@ -4,11 +4,13 @@ The driver does what an effect says and reports it by the event of the same name
 """
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from holdfast.errors import ModelFailed, ServiceError
 from service.engine.rows import Rows
+from service.store.protocol import Found, Loaded, Refusals
 
 
 @dataclass(slots=True, eq=False)
@@ -147,3 +149,39 @@ def rows_of(effect: Effect) -> list[Rows]:
             return [rows for group in groups for rows in group]
         case _:
             return [effect.rows]
+
+
+def unproven(commit: Commit, records: Sequence[Loaded] | None, error: ServiceError) -> Refusals:
+    """Says which records of a commit are not known to be stored, its outcome being unknown.
+
+    A record that is found is a fact. One that is not may still arrive, from the buffer of the broken
+    connection, so its caller is told to try again and the compare decides.
+
+    Args:
+        commit: See there.
+        records: What was read back; None if nothing could be.
+        error: For the callers.
+    """
+    sent = [bytes(record) for rows in commit.rows for record in rows.writes.records]
+    found = records if records is not None else [None] * len(sent)
+    return {
+        number: error
+        for number, (data, record) in enumerate(zip(found, sent, strict=True))
+        if data != record
+    }
+
+
+def outcomes(
+    commit: Commit, refusals: Refusals
+) -> tuple[list[Rows], list[tuple[Rows, Found | ServiceError]]]:
+    """Returns the rows of a commit that are stored, and each of those that are not with the reason."""
+    stored, refused = [], []
+    first = 0
+    for rows in commit.rows:
+        end = first + len(rows)
+        reasons = {number - first: why for number, why in sorted(refusals.items()) if first <= number < end}
+        if len(reasons) < len(rows):
+            stored.append(rows.take(rows.others(reasons)) if reasons else rows)
+        refused += [(rows.one(place), why) for place, why in reasons.items()]
+        first = end
+    return stored, refused

@@ -133,18 +133,13 @@ class Failures:
         self.job_count = 0
 
     @property
-    def is_wary(self) -> bool:
-        """Whether batches are to be divided before they run."""
-        return bool(self._suspects)
-
-    @property
     def due_s(self) -> float | None:
         """Monotonic time at which a job may use its turn; None if none waits for that."""
         return min(job.not_before_s for job, _ in self._granted) if self._granted else None
 
     def distrusts(self, model: Model, now_s: float) -> bool:
         """Whether runs of a model may not end soon: one has held up the event loop not long ago."""
-        until_s = self._distrusted_until_s.get(model.fingerprint) if self._distrusted_until_s else None
+        until_s = self._distrusted_until_s.get(model.fingerprint)
         if until_s is None:
             return False
         if now_s < until_s:
@@ -162,17 +157,16 @@ class Failures:
 
     def batch(self, ready: Sequence[Rows], now_s: float) -> list[Run]:
         """Returns how a batch runs, model by model; jobs are made of what is under suspicion."""
-        if not ready:
-            return []
+        is_wary = bool(self._suspects.sessions or self._suspects.alarms)
         groups: dict[bytes, list[Rows]] = {}
         for rows in ready:
             groups.setdefault(rows.model.fingerprint, []).append(rows)
         batch = Run([])
         apart: list[Run] = []
         for group in groups.values():
-            parts = self._divide(group, now_s) if self.is_wary else [group]
-            if self.distrusts(group[0].model, now_s):
-                apart += [Run([part], in_thread=True, is_aside=self.is_wary) for part in parts]
+            parts = self._divide(group, now_s) if is_wary else [group]
+            if self._distrusted_until_s and self.distrusts(group[0].model, now_s):
+                apart += [Run([part], in_thread=True, is_aside=is_wary) for part in parts]
             else:
                 batch.groups += parts
         return [*apart, batch] if batch.groups else apart
@@ -213,11 +207,12 @@ class Failures:
     def ran(self, run: Run, group: list[Rows], now_s: float) -> None:
         """Notes that rows have run."""
         model = group[0].model.fingerprint
-        if run.kind in (Kind.BATCH, Kind.SEARCH):
-            self._suspects.ran(model)
-        else:
+        if run.kind is Kind.BRIEF or run.kind is Kind.LONG:
             self._suspects.ran_alone(model, group[0].keys[0])
-        self._leave(run, now_s)
+        elif model not in self._suspects.working:
+            self._suspects.ran(model)
+        if run in self._running:
+            self._leave(run, now_s)
 
     def failed(self, run: Run, group: list[Rows], failure: Failure, now_s: float) -> Refused | None:
         """Takes rows that failed; what is not refused of them goes on as jobs."""
@@ -307,14 +302,11 @@ class Failures:
         for rows in group:
             left = rows.unanswered()  # they may have been answered when a stage broke
             rows = rows if len(left) == len(rows) else rows.take(left)
-            unwanted = rows.unwanted(now_s)
-            if not unwanted:
-                wanted += [rows] if len(rows) else []
-                continue
-            self._refused.append(Refused(rows.take(np.array(unwanted)), late()))
-            rest = rows.others(unwanted)
-            if len(rest):
-                wanted.append(rows.take(rest))
+            still, unwanted = rows.by_demand(now_s)
+            if still is not None:
+                wanted.append(still)
+            if unwanted is not None:
+                self._refused.append(Refused(unwanted, late()))
         return wanted
 
     def _count(self, model: Model, failure: Failure, now_s: float) -> None:

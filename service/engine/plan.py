@@ -4,8 +4,9 @@ What runs is decided for a whole batch at once, by the vector form of the rules.
 at one by one, and answered only from a record that is known to have been in the store after they came.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +15,7 @@ from holdfast.errors import ServiceError
 from service.engine import rules
 from service.engine.cache import Cache
 from service.engine.checks import check_named, check_tokens, served_model, validate
-from service.engine.chunk import Asked, Chunk
-from service.engine.rows import Rows, join
+from service.engine.rows import NOT_GIVEN, Asked, Chunk, Rows, to_tokens, token_sums
 from service.model.protocol import Model, Models
 from service.store.protocol import Loaded
 from service.store.record import KeptReply, Record, decode
@@ -44,49 +44,44 @@ class Plan:
     replays: list[tuple[Rows, float]] = field(default_factory=list)
 
     def add(self, items: Iterable[Chunk | Rows]) -> None:
-        """Sorts chunks."""
-        for rows in self._joined(items):
-            slots = self.cache.find(rows.keys)
-            if None in slots:
-                self.cold.append(rows)
-            else:
-                self._decide(rows, np.array(slots))
-
-    def _joined(self, items: Iterable[Chunk | Rows]) -> list[Rows]:
-        """Joins single chunks that ask for the same, hot and cold ones apart; drops what nobody wants."""
+        """Sorts chunks: joins those that ask for the same, hot and cold ones apart."""
+        slots = self.cache.slots
         joined: list[Rows] = []
         alike: dict[tuple[Asked, bool], list[Chunk]] = {}
         for item in items:
             if isinstance(item, Rows):
                 joined.append(item)
             else:
-                alike.setdefault((item.asked, item.key in self.cache), []).append(item)
-        joined += map(join, alike.values())
-        return [wanted for rows in joined if (wanted := self._wanted(rows)) is not None]
-
-    def _wanted(self, rows: Rows) -> Rows | None:
-        """Returns the rows that somebody waits for; refuses the others."""
-        unwanted = rows.unwanted(self.now_s)
-        if not unwanted:
-            return rows
-        self.refused.append((rows.anew(np.array(unwanted)), rules.late()))
-        wanted = rows.others(unwanted)
-        return rows.anew(wanted) if len(wanted) else None
+                alike.setdefault((item.asked, item.key in slots), []).append(item)
+        for rows in (*joined, *map(join, alike.values())):
+            wanted, unwanted = rows.by_demand(self.now_s)
+            if unwanted is not None:
+                self.refused.append((unwanted, rules.late()))
+            if wanted is None:
+                continue
+            found = list(map(slots.get, wanted.keys))
+            if None in found:
+                self.cold.append(wanted)
+            else:
+                self._decide(wanted, np.array(found))
 
     def _decide(self, rows: Rows, slots: NDArray[np.int64]) -> None:
         self.cache.look_up(rows, slots)
         runs = rules.continues(
             rows.stamps, rows.positions, rows.incarnations, rows.digests, rows.asked.token_count
         )
+        rows.is_ahead = None
         if rows.acknowledged is not None:
             is_ahead = rules.sends_ahead(rows.stamps, rows.acknowledged)
-            runs &= ~is_ahead | self.cache.has_tails(slots, self.epoch_seen_s)
-        if np.count_nonzero(runs) < len(rows):
+            if is_ahead.any():
+                rows.is_ahead = is_ahead
+                runs &= ~is_ahead | self.cache.has_tails(slots, self.epoch_seen_s)
+        if not runs.all():
             for place in np.flatnonzero(~runs).tolist():
                 self._decide_alone(rows.one(place))
             rows = rows.take(np.flatnonzero(runs))
         numbers = rows.models
-        if len(rows) and np.count_nonzero(numbers == numbers[0]) == len(rows):
+        if len(numbers) and (numbers == numbers[0]).all():
             self._check(rows)
             return
         for number in np.unique(numbers):
@@ -94,9 +89,9 @@ class Plan:
 
     def _check(self, rows: Rows) -> None:
         """Lets the rows run that suit their model."""
-        rows.model = self.cache.model(rows.models[0])
+        rows.model = self.cache.models[rows.models[0]]
         try:
-            rows.selection = validate(rows.asked, rows.model)
+            rows.needs = validate(rows.asked, rows.model)
         except ServiceError as error:
             self.refused.append((rows, error))
             return
@@ -104,7 +99,7 @@ class Plan:
         if wrong:
             self.refused += [(rows.one(place), reason) for place, reason in wrong.items()]
             rows = rows.take(rows.others(wrong))
-        if len(rows):
+        if rows.keys:
             self.ready.append(rows)
 
     def _decide_alone(self, row: Rows) -> None:
@@ -124,6 +119,33 @@ class Plan:
             return
         _fill(row, record, reply)
         self.replays.append((row, self.cache.verified_s(slot)))
+
+
+_COLUMNS = attrgetter("key", "tokens", "position", "acknowledged", "incarnation", "digest")
+
+
+def join(chunks: list[Chunk]) -> Rows:
+    """Makes rows of chunks that ask for the same, of distinct sessions."""
+    asked = chunks[0].asked
+    keys, raw, positions, acknowledged, incarnations, digests = zip(*map(_COLUMNS, chunks), strict=True)
+    tokens = to_tokens(asked, b"".join(raw), len(chunks))
+    return Rows(
+        asked,
+        list(keys),
+        tokens,
+        token_sums(tokens),
+        _column(positions),
+        None if acknowledged.count(None) == len(chunks) else _column(acknowledged),
+        np.array(incarnations, np.int64) if any(incarnations) else None,
+        np.array(digests, np.int64) if any(digests) else None,
+        chunks,
+    )
+
+
+def _column(positions: Sequence[int | None]) -> NDArray[np.int64]:
+    if None in positions:
+        positions = [NOT_GIVEN if position is None else position for position in positions]
+    return np.array(positions, np.int64)
 
 
 def read(models: Models, rows: Rows, place: int, data: Loaded) -> tuple[Model, Record] | Rows:

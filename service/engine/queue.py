@@ -34,26 +34,22 @@ class Queue(Generic[Key, Item]):
 
     Args:
         max_waiting: Bound on waiting chunks; beyond it pushing is refused.
+
+    Attributes:
+        ready: What `take` hands out, with how many chunks each is.
+        waiting_count: Chunks that are not handed out.
     """
 
     def __init__(self, max_waiting: int) -> None:
         self._max_waiting = max_waiting
         self._nobody: deque[Item | _Group[Item]] = deque(maxlen=0)  # shared by all that are held alone
         self._lines: dict[Key, deque[Item | _Group[Item]]] = {}
-        self._ready: deque[tuple[Item, int]] = deque()
-        self._waiting_count = 0
-
-    def __len__(self) -> int:
-        return self._waiting_count
+        self.ready: deque[tuple[Item, int]] = deque()
+        self.waiting_count = 0
 
     def __contains__(self, key: Key) -> bool:
         """Whether the session has chunks waiting or is held."""
         return key in self._lines
-
-    @property
-    def has_ready(self) -> bool:
-        """Whether `take` would return anything."""
-        return bool(self._ready)
 
     def push(self, key: Key, item: Item) -> None:
         """Adds a chunk behind those of its session.
@@ -61,12 +57,14 @@ class Queue(Generic[Key, Item]):
         Raises:
             Overloaded: `max_waiting` chunks wait already.
         """
-        self._admit(1)
+        if self.waiting_count >= self._max_waiting:
+            raise self._full(1)
+        self.waiting_count += 1
         if key in self._lines:
             self._stand_in_line(key, item)
         else:
             self._lines[key] = self._nobody
-            self._ready.append((item, 1))
+            self.ready.append((item, 1))
 
     def push_group(self, keys: Collection[Key], item: Item) -> None:
         """Adds a group, one chunk of each of these distinct sessions.
@@ -75,10 +73,12 @@ class Queue(Generic[Key, Item]):
             Overloaded: With the group more than `max_waiting` chunks would wait.
         """
         count = len(keys)
-        self._admit(count)
+        if self.waiting_count + count > self._max_waiting:
+            raise self._full(count)
+        self.waiting_count += count
         if self._lines.keys().isdisjoint(keys):
             self._lines.update(dict.fromkeys(keys, self._nobody))
-            self._ready.append((item, count))
+            self.ready.append((item, count))
             return
         group = _Group(item, count)
         for key in keys:
@@ -92,17 +92,17 @@ class Queue(Generic[Key, Item]):
         """Hands out what is ready, up to `max_count` chunks or one group beyond; the sessions stay held."""
         taken: list[Item] = []
         count = 0
-        while self._ready and count < max_count:
-            item, weight = self._ready.popleft()
+        while self.ready and count < max_count:
+            item, weight = self.ready.popleft()
             taken.append(item)
             count += weight
-        self._waiting_count -= count
+        self.waiting_count -= count
         return taken
 
     def put_back(self, item: Item, count: int) -> None:
         """Returns what was handed out, `count` chunks; it is ready, its sessions stay held."""
-        self._waiting_count += count
-        self._ready.append((item, count))
+        self.waiting_count += count
+        self.ready.append((item, count))
 
     def release(self, keys: Iterable[Key]) -> None:
         """Lets the next chunks of held sessions go."""
@@ -113,14 +113,12 @@ class Queue(Generic[Key, Item]):
             else:
                 self._next(key)
 
-    def _admit(self, count: int) -> None:
-        if self._waiting_count + count > self._max_waiting:
-            raise Overloaded(
-                f"{self._waiting_count} chunks wait already, with {count} more it would be beyond the "
-                f"{self._max_waiting} that this server takes",
-                retry_after_s=0.05,
-            )
-        self._waiting_count += count
+    def _full(self, count: int) -> Overloaded:
+        return Overloaded(
+            f"{self.waiting_count} chunks wait already, with {count} more it would be beyond the "
+            f"{self._max_waiting} that this server takes",
+            retry_after_s=0.05,
+        )
 
     def _stand_in_line(self, key: Key, entry: Item | _Group[Item]) -> None:
         if self._lines[key] is self._nobody:
@@ -134,8 +132,8 @@ class Queue(Generic[Key, Item]):
         if not line:
             self._lines[key] = self._nobody
         if not isinstance(entry, _Group):
-            self._ready.append((entry, 1))
+            self.ready.append((entry, 1))
             return
         entry.missing -= 1
         if entry.missing == 0:
-            self._ready.append((entry.item, entry.count))
+            self.ready.append((entry.item, entry.count))

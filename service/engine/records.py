@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from holdfast.errors import ServiceError, StateNotFinite
 from holdfast.history_digest import after
 from service.engine.rows import Rows
-from service.engine.rules import keep_replies, sends_ahead
+from service.engine.rules import keep_replies
 from service.store.protocol import Writes
 from service.store.record import (
     REPLY_BYTES,
@@ -38,7 +38,7 @@ def make_records(rows: Rows, tail: Callable[[int], bytes]) -> tuple[list[Rows], 
     Returns:
         At most two parts, those that keep one reply and others; and rows that have no record.
     """
-    is_ahead = _is_ahead(rows)
+    is_ahead = rows.is_ahead
     if is_ahead is None and rows.is_finite is None:
         _make_alike(rows)
         return [rows], []
@@ -59,18 +59,10 @@ def make_records(rows: Rows, tail: Callable[[int], bytes]) -> tuple[list[Rows], 
     return parts, refused
 
 
-def _is_ahead(rows: Rows) -> NDArray[np.bool_] | None:
-    """Tells which clients have not acknowledged the last chunk; None if all have, as those that wait do."""
-    if rows.acknowledged is None:
-        return None
-    is_ahead = sends_ahead(rows.stamps, rows.acknowledged)
-    return is_ahead if is_ahead.any() else None
-
-
 def _next_stamps(rows: Rows) -> NDArray[np.int64]:
     stamps = rows.stamps.copy()
     stamps[:, 1] += rows.asked.token_count
-    stamps[:, 2] = after(stamps[:, 2], rows.sums, rows.asked.element_count)
+    stamps[:, 2] = after(stamps[:, 2], rows.sums, rows.asked.token_count * rows.asked.width)
     return stamps
 
 

@@ -1,5 +1,6 @@
 """What the engine did, as data for those who count it. Times are seconds."""
 
+import enum
 from dataclasses import dataclass, field
 
 from service.store.protocol import AckLevel
@@ -38,3 +39,17 @@ class BatchReport:
     rerun_count: int = 0
     halt_count: int = 0
     quarantine_count: int = 0
+
+
+class SessionEvent(enum.IntEnum):
+    """What can happen to a session. Numbered from 0; see `Metrics.session_event`."""
+
+    OPENED = 0
+    RESUMED = 1
+    TAKEN_OVER = 2
+    DELETED = 3
+    EXPIRED = 4
+    LOST = 5
+    REGRESSED = 6
+    QUARANTINED = 7
+    RELEASED = 8

@@ -9,16 +9,15 @@ leaves them by `take`, or goes back as it came by `anew`.
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from holdfast.errors import ServiceError
 from holdfast.history_digest import sums_of, to_elements
-from service.engine.chunk import Asked, Chunk, Reply, Selection
 from service.engine.rules import Claim
 from service.model.protocol import Model
 from service.store.protocol import AckLevel, Writes
@@ -33,6 +32,123 @@ TOKEN_DTYPES: dict[Literal["text", "ids", "features"], np.dtype[Any]] = {
     "ids": np.dtype("<i8"),
     "features": np.dtype("<f4"),
 }
+
+
+class Selection(NamedTuple):
+    """What a reply should hold.
+
+    Attributes:
+        top_k: So many likeliest next tokens after each token.
+        token_log_prob: Log-probability of each token given all before it.
+        tensors: Names of output tensors.
+        state: The state after the chunk.
+    """
+
+    top_k: int = 0
+    token_log_prob: bool = False
+    tensors: tuple[str, ...] = ()
+    state: bool = False
+
+
+class Asked(NamedTuple):
+    """What chunks that share rows have in common.
+
+    Attributes:
+        kind: What the tokens are: bytes of text, ids, or features.
+        token_count: k >= 1.
+        width: Features per token; 1 for text and ids.
+        model_name: Model named by the request; "" if none.
+        model_version: Its version; 0 is any, or the newest where the session is opened.
+        selection: What to return; None is the default of the model.
+        ack_level: How durable the commit must be before the reply; None is the default of the server.
+    """
+
+    kind: Literal["text", "ids", "features"]
+    token_count: int
+    width: int = 1
+    model_name: str = ""
+    model_version: int = 0
+    selection: Selection | None = None
+    ack_level: AckLevel | None = None
+
+
+class Needs(NamedTuple):
+    """What a model has to give for chunks.
+
+    Attributes:
+        selection: What to return, completed.
+        outputs: Names of the outputs that this takes, in the order of the contract.
+        step_bytes: Of these outputs, per token.
+    """
+
+    selection: Selection
+    outputs: tuple[str, ...]
+    step_bytes: int
+
+
+class Reply(NamedTuple):
+    """What a chunk gets that is applied.
+
+    Attributes:
+        incarnation: Of the session.
+        position: Tokens consumed, the chunk included.
+        digest: History digest there.
+        model_version: Version that ran.
+        replayed: It had been applied before.
+        outputs: What it gave, encoded by the edge.
+        ack_level: How durable it is.
+    """
+
+    incarnation: int
+    position: int
+    digest: int
+    model_version: int
+    replayed: bool
+    outputs: bytes
+    ack_level: AckLevel = AckLevel.MEMORY
+
+
+@dataclass(slots=True, eq=False)
+class Chunk:
+    """One chunk, sent by itself.
+
+    Attributes:
+        key: Store key of its session.
+        asked: What it asks.
+        tokens: Raw, (k,) or (k, width), row-major; dtype by kind, see `TOKEN_DTYPES`.
+        reply: Called once, on the event loop, with this chunk and what it gets.
+        position: Tokens before it; None is "append".
+        acknowledged: Position of the last reply the client has; None if it does not say.
+        incarnation: Meant by the client; 0 is any.
+        digest: History digest meant at the position; 0 is any.
+        request: What the caller wants to find here again.
+        deadline_s: Monotonic time after which the caller no longer waits.
+        arrived_s: Monotonic time of arrival.
+        is_cancelled: The caller has gone; skip it if it has not run yet.
+        is_answered: It is settled.
+    """
+
+    key: bytes
+    asked: Asked
+    tokens: bytes
+    reply: "Callable[[Chunk, Reply | ServiceError], None]"
+    position: int | None = None
+    acknowledged: int | None = None
+    incarnation: int = 0
+    digest: int = 0
+    request: Any = None
+    deadline_s: float = math.inf
+    arrived_s: float = 0.0
+    is_cancelled: bool = False
+    is_answered: bool = False
+
+
+def answer(reply: Callable[[Any, Any], None], about: "Chunk | Rows", outcome: Any) -> None:
+    """Gives a caller what it gets; one that cannot take it must not hurt its neighbours."""
+    try:
+        reply(about, outcome)
+    except Exception:  # noqa: BLE001 -- logged, whatever it is
+        _log.exception("bug: a caller could not take its answer")
 
 
 @dataclass(slots=True, eq=False)
@@ -58,13 +174,6 @@ class Message:
 
     def __post_init__(self) -> None:
         self.is_answered = np.zeros(self.row_count, np.bool_)
-
-    def settle(self, rows: "Rows", error: ServiceError | None) -> None:
-        """Gives the caller what some rows get; see `Chunk.settle`."""
-        try:
-            self.reply(rows, error)
-        except Exception:  # noqa: BLE001 -- logged, whatever it is
-            _log.exception("bug: a caller could not take its answer")
 
 
 @dataclass(slots=True, eq=False)
@@ -93,8 +202,10 @@ class Rows:
         nonces: Of the sessions' openings, int64 (B,).
         models: Numbers of their models, int64 (B,).
         places: Where their states lie, int64 (B,).
+        is_ahead: Whose clients have not acknowledged the last chunk, (B,); None if all have, as those that
+            wait do. Filled when the rows are decided on.
         model: The model of all of them. These two are filled when the rows are to run.
-        selection: What to return, completed.
+        needs: What it has to give.
         states: Raw, uint8 (B, state_bytes), from the cache; the run may change them, and lets go of them.
         outputs: What each gave, encoded by the edge, uint8 (B, n). These three are filled by the run.
         next_states: Raw, uint8 (B, state_bytes).
@@ -124,8 +235,9 @@ class Rows:
     nonces: NDArray[np.int64] = field(init=False)
     models: NDArray[np.int64] = field(init=False)
     places: NDArray[np.int64] = field(init=False)
+    is_ahead: NDArray[np.bool_] | None = field(init=False)
     model: Model = field(init=False)
-    selection: Selection = field(init=False)
+    needs: Needs = field(init=False)
     states: NDArray[np.uint8] = field(init=False)
     outputs: NDArray[np.uint8] = field(init=False)
     next_states: NDArray[np.uint8] = field(init=False)
@@ -200,16 +312,19 @@ class Rows:
             return [now_s - chunk.arrived_s for chunk in self.chunks], 1
         return [now_s - self._message.arrived_s], len(self)
 
-    def unwanted(self, now_s: float) -> list[int]:
-        """Returns the rows whose caller has gone or waits no longer, by index."""
-        if self.chunks is not None:
-            return [
-                place
-                for place, chunk in enumerate(self.chunks)
-                if chunk.is_cancelled or chunk.deadline_s < now_s
-            ]
-        message = self._message
-        return list(range(len(self))) if message.is_cancelled or message.deadline_s < now_s else []
+    def by_demand(self, now_s: float) -> "tuple[Rows | None, Rows | None]":
+        """Cuts the rows into those that a caller waits for and the others; None is no row."""
+        if self.chunks is None:
+            is_wanted = not self._message.is_cancelled and self._message.deadline_s >= now_s
+            return (self, None) if is_wanted else (None, self)
+        unwanted = []
+        for place, chunk in enumerate(self.chunks):
+            if chunk.is_cancelled or chunk.deadline_s < now_s:
+                unwanted.append(place)
+        if not unwanted:
+            return (self if self.keys else None), None
+        wanted = self.others(unwanted)
+        return (self.take(wanted) if len(wanted) else None), self.take(np.array(unwanted))
 
     def waiting_count(self) -> int:
         """Returns how many rows have a caller who has not gone."""
@@ -232,23 +347,23 @@ class Rows:
         return np.flatnonzero(~self._message.is_answered[self.numbers])
 
     def settle(self, error: ServiceError | None = None) -> None:
-        """Gives callers what their rows get; one that cannot take it must not hurt its neighbours."""
+        """Gives callers what their rows get."""
         if self.chunks is None:
-            self._message.settle(self, error)
-        elif error is not None:
+            answer(self._message.reply, self, error)
+            return
+        if error is not None:
             for chunk in self.chunks:
-                chunk.settle(error)
-        else:
-            self._reply_each(self.chunks)
-
-    def _reply_each(self, chunks: list[Chunk]) -> None:
+                answer(chunk.reply, chunk, error)
+            return
         version, is_replayed, ack_level = self.model.version, self.is_replayed, self.ack_level
         size, outputs = self.outputs.shape[1], self.outputs.tobytes()
         start = 0
-        for chunk, (incarnation, position, digest) in zip(chunks, self.next_stamps.tolist(), strict=True):
+        for chunk, stamp in zip(self.chunks, self.next_stamps.tolist(), strict=True):
             end = start + size
             own = outputs[start:end]
-            chunk.settle(Reply(incarnation, position, digest, version, is_replayed, own, ack_level))
+            incarnation, position, digest = stamp
+            reply = Reply(incarnation, position, digest, version, is_replayed, own, ack_level)
+            answer(chunk.reply, chunk, reply)
             start = end
 
     @property
@@ -257,18 +372,10 @@ class Rows:
         return self.message
 
 
-_ONE_FOR_ALL = ("model", "selection", "ack_level", "is_replayed")
+_ONE_FOR_ALL = ("model", "needs", "ack_level", "is_replayed")
 _OF_EACH = (
-    "slots",
-    "stamps",
-    "nonces",
-    "models",
-    "places",
-    "states",
-    "outputs",
-    "next_states",
-    "is_finite",
-    "next_stamps",
+    *("slots", "stamps", "nonces", "models", "places", "is_ahead"),
+    *("states", "outputs", "next_states", "is_finite", "next_stamps"),
 )
 
 
@@ -291,29 +398,3 @@ def to_tokens(asked: Asked, raw: bytes, row_count: int) -> NDArray[Any]:
 def token_sums(tokens: NDArray[Any]) -> NDArray[np.int64]:
     """Returns what the tokens of rows do to history digests; see `Rows.sums`."""
     return sums_of(to_elements(tokens).reshape(len(tokens), -1))
-
-
-def join(chunks: list[Chunk]) -> Rows:
-    """Makes rows of chunks that ask for the same, of distinct sessions."""
-    asked = chunks[0].asked
-    acknowledged = [chunk.acknowledged for chunk in chunks]
-    incarnations = [chunk.incarnation for chunk in chunks]
-    digests = [chunk.digest for chunk in chunks]
-    tokens = to_tokens(asked, b"".join([chunk.tokens for chunk in chunks]), len(chunks))
-    return Rows(
-        asked,
-        [chunk.key for chunk in chunks],
-        tokens,
-        token_sums(tokens),
-        _column([NOT_GIVEN if chunk.position is None else chunk.position for chunk in chunks]),
-        _column([NOT_GIVEN if position is None else position for position in acknowledged])
-        if any(position is not None for position in acknowledged)
-        else None,
-        _column(incarnations) if any(incarnations) else None,
-        _column(digests) if any(digests) else None,
-        chunks,
-    )
-
-
-def _column(values: Sequence[int]) -> NDArray[np.int64]:
-    return np.array(values, np.int64)

@@ -2,20 +2,24 @@
 
 Rows are ordered by length, longest first, so that the chunks that have tokens left are always the first
 rows of the arrays; they run together, as many tokens in one call as all of them have.
+
+A contract was held against what the graph declares when it was loaded; what a graph computes may have
+other extents, and would then be cut up wrongly between neighbours. So results are checked where they enter.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from holdfast.errors import ModelFailed
 from service.engine.cache import join_rows, split_rows
-from service.engine.checks import check_results
+from service.engine.checks import needed_outputs
 from service.engine.ranking import ranked_candidates
 from service.engine.rows import Rows
-from service.model.contract import Contract
+from service.model.contract import Contract, OutputSpec, StateSpec
 from service.model.protocol import Arrays, Halt, Model
 from service.store.outputs import Outputs
 
@@ -34,6 +38,10 @@ _TOP_IDS, _TOP_LOG_PROBS = "\0ids", "\0log_probs"
 """Stand among the outputs in place of what has been ranked; no output has such a name."""
 
 
+class WrongResult(Exception):
+    """A tensor is missing or not what the contract says; the message names it."""
+
+
 def run_batch(model: Model, group: Sequence[Rows], encode: Encode, halt: Halt) -> None:
     """Runs rows of distinct sessions of one model, and fills in what they gave.
 
@@ -46,47 +54,64 @@ def run_batch(model: Model, group: Sequence[Rows], encode: Encode, halt: Halt) -
     Raises:
         ModelFailed: The model raised, or gave what its contract does not say.
     """
-    for part in _parts(model.contract, group):
-        _run_together(model, part, encode, halt)
+    together = _together(model.contract, group)
+    ranked = model.contract.ranked
+    if ranked is None or not together.is_large:
+        _run_together(model, group, together, encode, halt)
+        return
+    whole = [rows for rows in group if ranked.name in rows.needs.selection.tensors]
+    others = [rows for rows in group if ranked.name not in rows.needs.selection.tensors]
+    for part in filter(None, (others, whole)):  # who wants the whole of what others only want ranked
+        _run_together(model, part, _together(model.contract, part), encode, halt)
 
 
-def _parts(contract: Contract, group: Sequence[Rows]) -> list[Sequence[Rows]]:
-    """Divides a large batch by whether rows want the whole of what others only want ranked."""
-    ranked = contract.ranked
-    if ranked is None or not _is_large(contract, group):
-        return [group]
-    whole = [rows for rows in group if ranked.name in rows.selection.tensors]
-    others = [rows for rows in group if ranked.name not in rows.selection.tensors]
-    return [part for part in (others, whole) if part]
+class _Together(NamedTuple):
+    """What rows that run together take.
+
+    Attributes:
+        needed: Names of the outputs.
+        most_steps: Tokens times rows that one call may have.
+        is_large: They have more.
+    """
+
+    needed: tuple[str, ...]
+    most_steps: int
+    is_large: bool
 
 
-def _is_large(contract: Contract, group: Sequence[Rows]) -> bool:
-    """Whether the outputs of a batch take more memory than those of one call may."""
-    token_count = sum(len(rows) * rows.asked.token_count for rows in group)
-    return token_count > _most_steps(contract, _needed_outputs(contract, group))
+def _together(contract: Contract, group: Sequence[Rows]) -> _Together:
+    if len(group) == 1:
+        [rows] = group
+        needed, step_bytes = rows.needs.outputs, rows.needs.step_bytes
+        step_count = len(rows.keys) * rows.asked.token_count
+    else:
+        needed, step_bytes = needed_outputs(contract, [rows.needs.selection for rows in group])
+        step_count = sum(len(rows) * rows.asked.token_count for rows in group)
+    most_steps = max(1, min(MAX_STEPS_PER_CALL, MAX_OUTPUT_BYTES // max(1, step_bytes)))
+    return _Together(needed, most_steps, step_count > most_steps)
 
 
-def _most_steps(contract: Contract, needed: Sequence[str]) -> int:
-    """Returns how many tokens times rows one call may have."""
-    step_bytes = sum(output.size_bytes for output in contract.outputs if output.name in needed)
-    return max(1, min(MAX_STEPS_PER_CALL, MAX_OUTPUT_BYTES // max(1, step_bytes)))
-
-
-def _run_together(model: Model, group: Sequence[Rows], encode: Encode, halt: Halt) -> None:
+def _run_together(
+    model: Model, group: Sequence[Rows], together: _Together, encode: Encode, halt: Halt
+) -> None:
     """Runs rows that share calls of the model; see `run_batch`."""
-    ordered = sorted(group, key=lambda rows: -rows.asked.token_count)
-    before = _joined([rows.states for rows in ordered])
+    if len(group) > 1:
+        group = sorted(group, key=lambda rows: -rows.asked.token_count)
     try:
-        outputs, after = _run(model, ordered, split_rows(model.contract, before), halt)
+        states = split_rows(model.contract, _joined(group, "states"))
+        if together.is_large or group[0].asked.token_count > group[-1].asked.token_count:
+            outputs, after = _run_in_spans(model, group, together, states, halt)
+        else:
+            outputs, after = _run_at_once(model, group, together.needed, states, halt)
         next_states = join_rows(model.contract, after)
     except Exception as error:  # a model may raise anything; its batch fails, no more
         reason = f"model {model.name} version {model.version} failed: {type(error).__name__}: {error}"
         raise ModelFailed(reason) from error
     finite = _finite_rows(after)
     row = token = 0
-    for rows in ordered:
-        rows_end = row + len(rows)
-        tokens_end = token + len(rows) * rows.asked.token_count
+    for rows in group:
+        rows_end = row + len(rows.keys)
+        tokens_end = token + len(rows.keys) * rows.asked.token_count
         part = slice(row, rows_end)
         rows.outputs = encode(_outputs_of(rows, outputs, after, slice(token, tokens_end), part))
         rows.next_states = next_states[part]
@@ -95,83 +120,103 @@ def _run_together(model: Model, group: Sequence[Rows], encode: Encode, halt: Hal
         row, token = rows_end, tokens_end
 
 
-def _joined(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+def _joined(group: Sequence[Rows], name: str) -> NDArray[Any]:
+    """Returns a column of rows, one below the other."""
+    if len(group) == 1:
+        column: NDArray[Any] = getattr(group[0], name)
+        return column
+    return np.concatenate([getattr(rows, name) for rows in group])
 
 
-def _finite_rows(states: dict[str, NDArray[Any]]) -> NDArray[np.bool_] | None:
+def _finite_rows(states: Arrays) -> NDArray[np.bool_] | None:
     """Tells which rows have neither NaN nor infinity; None if all."""
-    if all(_is_finite(array) for array in states.values()):
+    for array in states.values():
+        flat = array.ravel()
+        if not math.isfinite(flat.dot(flat)):  # one product says it of all, but where it overflows
+            break
+    else:
         return None
     finite = [np.isfinite(array).reshape(len(array), -1).all(axis=1) for array in states.values()]
     rows: NDArray[np.bool_] = np.logical_and.reduce(finite)
     return None if rows.all() else rows
 
 
-def _is_finite(array: NDArray[Any]) -> bool:
-    """Tells by one product whether an array is free of NaN and infinity; may say no where it overflows."""
-    flat = array.ravel()
-    return bool(np.isfinite(flat.dot(flat)))
-
-
-def _run(
-    model: Model, ordered: Sequence[Rows], states: dict[str, NDArray[Any]], halt: Halt
-) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
-    """Runs all tokens of all chunks.
+def _run_at_once(
+    model: Model, group: Sequence[Rows], needed: tuple[str, ...], states: Arrays, halt: Halt
+) -> tuple[Arrays, Arrays]:
+    """Runs chunks of one length by one call.
 
     Returns:
         Needed outputs by name, (N, ...) with the tokens of each row together, (B, ...) of those that are
-        given once a run; of a large batch the candidates in place of what is only ranked; last states
-        (B, ...).
+        given once a run; last states (B, ...).
     """
-    needed = _needed_outputs(model.contract, ordered)
-    counts = [rows.asked.token_count for rows in ordered]
-    sizes = [len(rows) for rows in ordered]
-    dtype = model.contract.input.dtype
-    if counts[0] == counts[-1] and not _is_large(model.contract, ordered):
-        tokens = _joined([rows.tokens for rows in ordered])
-        outputs, after = _call(model, tokens.swapaxes(0, 1).astype(dtype, "C"), states, needed, halt)
-        return {name: _by_row(outputs[name]) for name in needed}, dict(after)
-    return _run_in_spans(model, ordered, np.repeat(counts, sizes), states, needed, halt)
+    tokens = _joined(group, "tokens").swapaxes(0, 1).astype(model.contract.input.dtype, "C")
+    outputs, after = _call(model, tokens, states, needed, halt)
+    by_row = {}
+    for name in needed:
+        output = outputs[name].swapaxes(0, 1)
+        by_row[name] = output.reshape(-1, *output.shape[2:])
+    return by_row, after
 
 
 def _call(
-    model: Model,
-    tokens: NDArray[Any],
-    states: dict[str, NDArray[Any]],
-    needed: tuple[str, ...],
-    halt: Halt,
+    model: Model, tokens: NDArray[Any], states: Arrays, needed: tuple[str, ...], halt: Halt
 ) -> tuple[Arrays, Arrays]:
-    results = model.run(tokens, states, needed, halt)
-    check_results(model.contract, needed, results, *tokens.shape[:2])
-    return results
+    """Runs a model and holds what it gave against its contract."""
+    outputs, after = model.run(tokens, states, needed, halt)
+    token_count, row_count = tokens.shape[:2]
+    for name in needed:
+        output = model.contract.outputs_by_name[name]
+        shape = (1 if output.is_last else token_count, row_count, *output.shape)
+        if (given := outputs.get(name)) is None or given.shape != shape or given.dtype != output.dtype:
+            raise _wrong("output", output, given, shape)
+    for state in model.contract.states:
+        shape = (row_count, *state.shape)
+        if (given := after.get(state.name)) is None or given.shape != shape or given.dtype != state.dtype:
+            raise _wrong("state", state, given, shape)
+    return outputs, after
+
+
+def _wrong(
+    what: str, spec: OutputSpec | StateSpec, given: NDArray[Any] | None, shape: tuple[int, ...]
+) -> WrongResult:
+    if given is None:
+        return WrongResult(f"{what} {spec.name!r} is missing")
+    return WrongResult(
+        f"{what} {spec.name!r} is {given.dtype.name} {given.shape}, "
+        f"the contract says {spec.dtype.name} {shape}"
+    )
 
 
 def _run_in_spans(
-    model: Model,
-    ordered: Sequence[Rows],
-    counts: NDArray[np.int64],
-    states: dict[str, NDArray[Any]],
-    needed: tuple[str, ...],
-    halt: Halt,
-) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
-    shape = () if model.contract.input.kind == "token_id" else (model.contract.input.width,)
-    flat = _joined([rows.tokens.reshape(-1, *shape) for rows in ordered])
-    tokens = flat.astype(model.contract.input.dtype)
+    model: Model, group: Sequence[Rows], together: _Together, states: dict[str, NDArray[Any]], halt: Halt
+) -> tuple[Arrays, Arrays]:
+    """Runs chunks of several lengths, or many tokens, by several calls.
+
+    Returns:
+        As `_run_at_once`; of a large batch the candidates in place of what is only ranked.
+    """
+    contract, needed = model.contract, together.needed
+    shape = () if contract.input.kind == "token_id" else (contract.input.width,)
+    tokens = np.concatenate([rows.tokens.reshape(-1, *shape) for rows in group]).astype(
+        contract.input.dtype
+    )
+    counts = np.repeat([rows.asked.token_count for rows in group], [len(rows) for rows in group])
     starts = np.concatenate([[0], np.cumsum(counts)])
-    specs = {output.name: output for output in model.contract.outputs}
-    top_k = _ranked_at_once(model.contract, ordered)
+    specs = contract.outputs_by_name
+    top_k = _ranked_at_once(contract, group) if together.is_large else 0
     is_last = {name: specs[name].is_last for name in needed}
-    if model.contract.ranked is not None:
-        is_last |= dict.fromkeys((_TOP_IDS, _TOP_LOG_PROBS), model.contract.ranked.is_last)
+    if contract.ranked is not None:
+        is_last |= dict.fromkeys((_TOP_IDS, _TOP_LOG_PROBS), contract.ranked.is_last)
     collected: dict[str, NDArray[Any]] = {}
-    for begin, end, active in _spans(counts.tolist(), _most_steps(model.contract, needed)):
+    for begin, end, active in _spans(counts.tolist(), together.most_steps):
         places = starts[:active] + np.arange(begin, end)[:, np.newaxis]
         active_states = {name: array[:active] for name, array in states.items()}
         outputs, after = _call(model, tokens[places], active_states, needed, halt)
         given = {name: outputs[name].reshape(-1, *specs[name].shape) for name in needed}
-        if top_k and (ranked := model.contract.ranked) is not None:
-            given |= _as_candidates(given.pop(ranked.name), top_k, ranked.role)
+        if top_k and (ranked := contract.ranked) is not None:
+            ids, log_probs = ranked_candidates(given.pop(ranked.name), top_k, ranked.role)
+            given |= {_TOP_IDS: ids, _TOP_LOG_PROBS: log_probs}
         for name, array in given.items():
             if name not in collected:
                 row_count = len(counts if is_last[name] else tokens)
@@ -184,18 +229,10 @@ def _run_in_spans(
 
 def _ranked_at_once(contract: Contract, group: Sequence[Rows]) -> int:
     """Returns how many candidates to take of each call of a large batch; 0 if logits are kept whole."""
-    is_whole = any(contract.ranked.name in rows.selection.tensors for rows in group if contract.ranked)
-    return 0 if is_whole or not _is_large(contract, group) else max(rows.selection.top_k for rows in group)
-
-
-def _as_candidates(values: NDArray[Any], top_k: int, role: str) -> dict[str, NDArray[Any]]:
-    ids, log_probs = ranked_candidates(values, top_k, role)
-    return {_TOP_IDS: ids, _TOP_LOG_PROBS: log_probs}
-
-
-def _by_row(output: NDArray[Any]) -> NDArray[Any]:
-    """Turns (T, B, ...) into (B * T, ...), the tokens of each row together."""
-    return output.swapaxes(0, 1).reshape(-1, *output.shape[2:])
+    selections = [rows.needs.selection for rows in group]
+    if contract.ranked is None or any(contract.ranked.name in one.tensors for one in selections):
+        return 0
+    return max(selection.top_k for selection in selections)
 
 
 def _spans(counts: list[int], most_steps: int) -> Iterator[tuple[int, int, int]]:
@@ -215,49 +252,30 @@ def _spans(counts: list[int], most_steps: int) -> Iterator[tuple[int, int, int]]
             active -= 1
 
 
-def _needed_outputs(contract: Contract, group: Sequence[Rows]) -> tuple[str, ...]:
-    needed: set[str] = set()
-    for rows in group:
-        needed.update(rows.selection.tensors)
-        if rows.selection.top_k and contract.ranked is not None:
-            needed.add(contract.ranked.name)
-        if rows.selection.token_log_prob and contract.token_log_prob is not None:
-            needed.add(contract.token_log_prob.name)
-    return tuple(output.name for output in contract.outputs if output.name in needed)
-
-
-def _outputs_of(
-    rows: Rows,
-    outputs: dict[str, NDArray[Any]],
-    states: dict[str, NDArray[Any]],
-    of_tokens: slice,
-    of_rows: slice,
-) -> Outputs:
+def _outputs_of(rows: Rows, outputs: Arrays, states: Arrays, of_tokens: slice, of_rows: slice) -> Outputs:
     """Picks what some rows asked for."""
-    selection, contract = rows.selection, rows.model.contract
+    selection, contract = rows.needs.selection, rows.model.contract
+    picked = {}
+    for name, array in outputs.items():
+        spec = contract.outputs_by_name.get(name, contract.ranked)  # candidates stand for what was ranked
+        picked[name] = array[of_rows if spec is not None and spec.is_last else of_tokens]
     ids = log_probs = surprise = None
-    specs = {output.name: output for output in contract.outputs}
-
-    def picked(name: str) -> NDArray[Any]:
-        return outputs[name][of_rows if specs[name].is_last else of_tokens]
-
     if selection.top_k:
         assert contract.ranked is not None, "bug: a selection ranks what the model does not have"
-        if _TOP_IDS in outputs:
-            part = of_rows if contract.ranked.is_last else of_tokens
-            ids, log_probs = (outputs[name][part, : selection.top_k] for name in (_TOP_IDS, _TOP_LOG_PROBS))
+        if _TOP_IDS in picked:
+            ids, log_probs = (picked[name][:, : selection.top_k] for name in (_TOP_IDS, _TOP_LOG_PROBS))
         else:
             ids, log_probs = ranked_candidates(
-                picked(contract.ranked.name), selection.top_k, contract.ranked.role
+                picked[contract.ranked.name], selection.top_k, contract.ranked.role
             )
     if selection.token_log_prob and contract.token_log_prob is not None:
-        surprise = picked(contract.token_log_prob.name)
+        surprise = picked[contract.token_log_prob.name]
     return Outputs(
-        row_count=len(rows),
+        row_count=len(rows.keys),
         token_count=rows.asked.token_count,
         top_ids=ids,
         top_log_probs=log_probs,
         token_log_probs=surprise,
-        tensors={name: picked(name) for name in selection.tensors},
+        tensors={name: picked[name] for name in selection.tensors} if selection.tensors else {},
         state={name: states[name][of_rows] for name in states} if selection.state else {},
     )

@@ -14,15 +14,16 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 from holdfast.errors import ModelFailed
+from service.common.background import Trouble
 from service.engine.effects import Failure, Kind
 from service.engine.failures import BRIEF_COUNT, LONG_COUNT, THREAD_COUNT
 from service.engine.rows import Rows
 from service.engine.run import Encode, run_batch
-from service.engine.watchdog import Watchdog
-from service.model.protocol import Model
+from service.model.protocol import Halt, Model
 
 _log = logging.getLogger(__name__)
 
@@ -35,11 +36,75 @@ NEW_PATIENCE_S = 0.5
 """Others wait for a run so many times as long as it should take, and at least this: the longer of the two
 where nobody knows yet how long that is."""
 
+TICK_S = 0.1
+"""A round of the watchdog. It counts rounds instead of reading a clock: a process that was stopped, or had
+no core, has not looked around either, so its runs are not taken for stalled ones."""
+
 _NICENESS = 10
 """Of the threads for runs apart: where there are too few cores, those that serve others come first."""
 
 _NEW_SHARE = 0.2
 """Weight of the latest batch in what is known of a model's speed."""
+
+
+@dataclass(slots=True, eq=False)
+class WatchedRun:
+    """One run.
+
+    Attributes:
+        halt: Ends it.
+        ticks_left: Rounds of the watchdog that it may take.
+        was_halted: It was told to end.
+    """
+
+    halt: Halt
+    ticks_left: int
+    was_halted: bool = False
+
+    def tick(self) -> None:
+        """Counts a round; ends the run if it was one too many."""
+        self.ticks_left -= 1
+        if self.ticks_left < 0:
+            self.end()
+
+    def end(self) -> None:
+        """Ends the run."""
+        self.was_halted = True
+        self.halt.terminate = True
+
+
+class Watchdog:
+    """Watches runs, whichever thread they are in. Starts its thread at once; `close` ends it.
+
+    Attributes:
+        runs: Those under way.
+    """
+
+    def __init__(self) -> None:
+        self.runs: set[WatchedRun] = set()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._thread.start()
+
+    def begin(self, halt: Halt, limit_s: float) -> WatchedRun:
+        """Watches a run, to a tick, until it is taken out of `runs`."""
+        run = WatchedRun(halt, max(1, round(limit_s / TICK_S)))
+        self.runs.add(run)
+        return run
+
+    def close(self) -> None:
+        """Ends the thread and the runs under way."""
+        self._closing.set()
+        self._thread.join()
+        for run in tuple(self.runs):
+            run.end()
+
+    def _watch(self) -> None:
+        trouble = Trouble("watchdog")
+        while not self._closing.wait(TICK_S):
+            for run in tuple(self.runs):
+                with trouble:
+                    run.tick()
 
 
 class Runner:
@@ -71,7 +136,9 @@ class Runner:
         Returns:
             Why the model failed; None if it did not, and what each of them gave is filled in.
         """
-        model, step_count = group[0].model, sum(len(rows) * rows.asked.token_count for rows in group)
+        model, step_count = group[0].model, 0
+        for rows in group:
+            step_count += len(rows.keys) * rows.asked.token_count
         if kind is Kind.LONG:
             return await self._run_in(self._apart, model, group, step_count, self._timeout_s)
         limit_s = self.patience_s(model, step_count)
@@ -118,7 +185,7 @@ class Runner:
             failed = ModelFailed(reason)
             return Failure(failed, was_halted=False, cpu_s=time.thread_time() - started_cpu_s)
         finally:
-            self._watchdog.end(watched)
+            self._watchdog.runs.discard(watched)
         step_s = (time.perf_counter() - started_s) / step_count
         known_s = self._step_s.get(model.fingerprint, step_s)
         self._step_s[model.fingerprint] = known_s + _NEW_SHARE * (step_s - known_s)

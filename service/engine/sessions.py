@@ -21,8 +21,8 @@ from holdfast.errors import (
 from holdfast.history_digest import MAX_NUMBER, initial_digest
 from service.engine.checks import check_named, served_model
 from service.engine.driver import Driver
+from service.engine.report import SessionEvent
 from service.engine.rules import check_incarnation, quarantined
-from service.engine.session_event import SessionEvent
 from service.model.protocol import Model, Models
 from service.store.protocol import AckLevel, Found, Loaded, StateStore, Writes, commit_one, load_one
 from service.store.record import NO_STAMP, Record, decode, draw_incarnation, encode, new_record

@@ -55,47 +55,48 @@ class Suspects:
 
     Args:
         quarantine_after: Failures in a row that lead to quarantine; 0 is never.
+
+    Attributes:
+        sessions: What is known of those under suspicion, by key.
+        alarms: By model and tenant.
+        working: Models that have run since a session failed by itself.
     """
 
     def __init__(self, quarantine_after: int) -> None:
         self._quarantine_after = quarantine_after
-        self._suspects: dict[bytes, _Suspect] = {}
-        self._alarms: dict[tuple[bytes, bytes], _Alarm] = {}
+        self.sessions: dict[bytes, _Suspect] = {}
+        self.alarms: dict[tuple[bytes, bytes], _Alarm] = {}
+        self.working: set[bytes] = set()
         self._proven: set[bytes] = set()
         self._failed_since: dict[bytes, set[bytes]] = {}
 
-    def __bool__(self) -> bool:
-        """Whether anybody is under suspicion."""
-        return bool(self._suspects or self._alarms)
-
     def places(self, keys: Sequence[bytes]) -> list[int]:
         """Returns which of these sessions are suspects, by index."""
-        suspects = self._suspects
-        return [place for place, key in enumerate(keys) if key in suspects]
+        return [place for place, key in enumerate(keys) if key in self.sessions]
 
     def has_stalled(self, key: bytes) -> bool:
         """Whether a session is a suspect because a run of it did not end."""
-        suspect = self._suspects.get(key)
+        suspect = self.sessions.get(key)
         return suspect is not None and suspect.has_stalled
 
     def is_alarmed(self, now_s: float) -> bool:
         """Whether there is an alarm for any tenant; those that are over end here."""
-        for about, alarm in list(self._alarms.items()):
+        for about, alarm in list(self.alarms.items()):
             while now_s >= alarm.falls_s and alarm.level >= 0:
                 alarm.level -= 1
                 alarm.falls_s += ALARM_S
             if alarm.level < 0:
-                del self._alarms[about]
-        return bool(self._alarms)
+                del self.alarms[about]
+        return bool(self.alarms)
 
     def bar(self, model: bytes, tenant: bytes) -> int | None:
         """Returns the tokens that a session of a tenant needs behind it; None without an alarm."""
-        alarm = self._alarms.get((model, tenant))
+        alarm = self.alarms.get((model, tenant))
         return None if alarm is None else BARS[alarm.level]
 
     def fears_stalls(self, model: bytes, tenant: bytes) -> bool:
         """Whether a session of a tenant has stalled since its alarm began."""
-        alarm = self._alarms.get((model, tenant))
+        alarm = self.alarms.get((model, tenant))
         return alarm is not None and alarm.has_stalled
 
     def failed_alone(
@@ -111,11 +112,12 @@ class Suspects:
         """Notes a session that failed by itself, at this position; returns whether to quarantine it."""
         alarm = self._sound(model, tenant, position, now_s)
         alarm.has_stalled |= has_stalled
-        suspect = self._suspects.setdefault(key, _Suspect())
+        suspect = self.sessions.setdefault(key, _Suspect())
         suspect.runs_left = CLEAN_RUNS
         suspect.has_stalled |= has_stalled
-        if len(self._suspects) > MAX_SUSPECTS:
-            del self._suspects[next(iter(self._suspects))]
+        if len(self.sessions) > MAX_SUSPECTS:
+            del self.sessions[next(iter(self.sessions))]
+        self.working.discard(model)
         failed = self._failed_since.setdefault(model, set())
         if len(failed) < CULPRIT_AFTER:
             failed.add(key)
@@ -126,29 +128,29 @@ class Suspects:
 
     def quarantined(self, key: bytes) -> None:
         """Notes that a session is in quarantine; once it is released it runs alone first."""
-        self._suspects[key] = _Suspect()
+        self.sessions[key] = _Suspect()
 
     def ran(self, model: bytes) -> None:
         """Notes that a model has run."""
+        self.working.add(model)
         self._proven.add(model)
-        if self._failed_since:
-            self._failed_since.pop(model, None)
+        self._failed_since.pop(model, None)
 
     def ran_alone(self, model: bytes, key: bytes) -> None:
         """Notes that a model has run for one session, by itself."""
         self.ran(model)
-        suspect = self._suspects.get(key)
+        suspect = self.sessions.get(key)
         if suspect is None:
             return
         suspect.failure_count = 0
         suspect.runs_left -= 1
         if suspect.runs_left <= 0:
-            del self._suspects[key]
+            del self.sessions[key]
 
     def _sound(self, model: bytes, tenant: bytes, position: int, now_s: float) -> _Alarm:
-        alarm = self._alarms.get((model, tenant))
+        alarm = self.alarms.get((model, tenant))
         if alarm is None:
-            alarm = self._alarms[model, tenant] = _Alarm(0, now_s, now_s + ALARM_S)
+            alarm = self.alarms[model, tenant] = _Alarm(0, now_s, now_s + ALARM_S)
             return alarm
         alarm.falls_s = now_s + ALARM_S
         is_above = position >= BARS[alarm.level]

@@ -36,12 +36,13 @@ class Window:
 
     Attributes:
         arrival_count: Chunks that have come so far.
+        is_busy: The loop was, when last looked at.
     """
 
     def __init__(self) -> None:
         self.arrival_count = 0
         self._answered_s: OrderedDict[bytes, float] = OrderedDict()  # oldest first
-        self._is_busy = False
+        self.is_busy = False
         self._sampled_s = 0.0
         self._sampled_busy_s = 0.0
         try:
@@ -56,27 +57,26 @@ class Window:
 
     def answered(self, keys: Iterable[bytes], now_s: float) -> None:
         """Sessions were answered, and may come back soon."""
+        answered_s = self._answered_s
         for key in keys:
-            self._answered_s[key] = now_s
-            self._answered_s.move_to_end(key)
-        self._forget_old(now_s)
+            answered_s[key] = now_s
+            answered_s.move_to_end(key)
+        while answered_s and now_s - next(iter(answered_s.values())) >= RETURN_S:
+            answered_s.popitem(last=False)
 
-    def sample(self, now_s: float, busy_s: float) -> None:
-        """Takes the time that the loop has been busy so far."""
+    def sample(self, now_s: float) -> None:
+        """Looks how long the loop has been busy since the last look, if that was not a moment ago."""
         elapsed_s = now_s - self._sampled_s
         if elapsed_s >= SAMPLE_S:
-            self._is_busy = busy_s - self._sampled_busy_s >= BUSY_SHARE * elapsed_s
+            busy_s = self.busy_s()
+            self.is_busy = busy_s - self._sampled_busy_s >= BUSY_SHARE * elapsed_s
             self._sampled_s, self._sampled_busy_s = now_s, busy_s
 
     def expects_more(self, now_s: float) -> bool:
         """Tells whether it pays to wait."""
-        self._forget_old(now_s)
-        return self._is_busy and bool(self._answered_s)
-
-    def _forget_old(self, now_s: float) -> None:
-        answered_s = self._answered_s
-        while answered_s and now_s - next(iter(answered_s.values())) >= RETURN_S:
-            answered_s.popitem(last=False)
+        if not self.is_busy or not self._answered_s:
+            return False
+        return now_s - next(reversed(self._answered_s.values())) < RETURN_S
 
     def busy_s(self) -> float:
         """Returns how long the loop has been busy: on a core, or waiting for one that others use; 2 us.

@@ -145,7 +145,7 @@ class StateSpec:
     units: str = ""
     description: str = ""
 
-    @property
+    @cached_property
     def size_bytes(self) -> int:
         """Bytes of one session's tensor."""
         return self.dtype.itemsize * math.prod(self.shape)
@@ -199,7 +199,7 @@ class OutputSpec:
     units: str = ""
     description: str = ""
 
-    @property
+    @cached_property
     def size_bytes(self) -> int:
         """Bytes per token."""
         return self.dtype.itemsize * math.prod(self.shape)
@@ -287,6 +287,11 @@ class Contract:
         return frozenset(part for part, limit in limits.items() if limit == 1)
 
     @cached_property
+    def outputs_by_name(self) -> dict[str, OutputSpec]:
+        """The outputs, in their order."""
+        return {output.name: output for output in self.outputs}
+
+    @cached_property
     def ranked(self) -> OutputSpec | None:
         """The output by which classes, mostly next tokens, are ranked."""
         return next((output for output in self.outputs if output.role in RANKED), None)
@@ -300,6 +305,13 @@ class Contract:
     def id_columns(self) -> tuple[tuple[int, int], ...]:
         """Columns of features that hold ids, with how many ids there are."""
         return tuple((part.columns[0], part.id_count) for part in self.graph_inputs if part.id_count)
+
+
+def opening_rows(contract: Contract, row_count: int) -> dict[str, NDArray[Any]]:
+    """Returns the states that sessions begin with, (B, ...) by name."""
+    return {
+        spec.name: np.repeat(spec.initial_array[np.newaxis], row_count, axis=0) for spec in contract.states
+    }
 
 
 @dataclass(frozen=True)

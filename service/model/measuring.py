@@ -9,14 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.model.bundle import Bundle
-from service.model.contract import DTYPES, ContractError, GraphTensor
+from service.model.contract import DTYPES, ContractError, GraphTensor, opening_rows
 from service.model.contract_reader import Graph
 from service.model.document import from_metadata, from_toml
 from service.model.inspection import BATCH_SIZES
 from service.model.pairing import complete
 from service.model.protocol import Model
 from service.model.step_graph import BareGraph
-from service.model.token_inputs import opening_rows
 from service.model.trial_inputs import fits
 
 _MOST_RUNS, _MOST_S = 30, 1.0

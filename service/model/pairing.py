@@ -69,7 +69,7 @@ class _Completion:
     ) -> None:
         for side, tensors in (("inputs", inputs), ("outputs", outputs)):
             if len(tensors) > MAX_TENSORS:
-                raise ContractError(f"it has {len(tensors)} {side}, expected are at most {MAX_TENSORS}")
+                raise ContractError(f"it has {len(tensors)} {side}, expected at most {MAX_TENSORS}")
         self.doubts: list[str] = []
         self._document = dict(document)
         self._inputs, self._outputs = inputs, outputs

@@ -17,7 +17,11 @@ class Halt(Protocol):
 
 
 class Model(Protocol):
-    """One network in one version, ready to run."""
+    """One network in one version, ready to run. Equal to itself only, so that it can be a key."""
+
+    def __hash__(self) -> int:
+        """See there."""
+        ...
 
     @property
     def name(self) -> str:

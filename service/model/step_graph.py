@@ -11,12 +11,18 @@ from numpy.typing import NDArray
 
 from service.model.arrangement import Arrangement, arrangement
 from service.model.bundle import Bundle, BundleError, unpack
-from service.model.contract import Contract, ContractError, GraphTensor, Layout, StateSpec
+from service.model.contract import (
+    Context,
+    Contract,
+    ContractError,
+    GraphTensor,
+    Layout,
+    StateSpec,
+)
 from service.model.contract_reader import Graph, read_contract
 from service.model.files import ModelFileError, fingerprint_of, read_model
 from service.model.protocol import Arrays, Halt
 from service.model.providers import Providers
-from service.model.token_inputs import split_tokens
 
 _ORT_DTYPES = {
     "tensor(float)": "float32",
@@ -80,7 +86,6 @@ class StepGraph:
         self.contract = contract
         self._tokens_per_run = contract.tokens_per_run if contract.input.has_time_axis else 1
         self._every_output = tuple(output.name for output in contract.outputs)
-        self._outputs = {output.name: output for output in contract.outputs}
         self._fed = [spec for spec in contract.states if spec.kind != "context"]
         self._made = [spec for spec in contract.states if spec.output]
         self._next_names = [spec.output for spec in self._made]
@@ -120,12 +125,9 @@ class StepGraph:
             outputs, after = self._call(arrays, states, names, halt)
         else:
             outputs, after = self._run_tokens(arrays, states, names, halt, most)
-        return outputs, {spec.name: self._next(spec, after, kept, states) for spec in self.contract.states}
-
-    def _next(self, spec: StateSpec, after: Arrays, kept: Arrays, before: Arrays) -> NDArray[Any]:
-        if spec.kind == "state":
-            return after[spec.name]
-        return kept[spec.name] if spec.kind == "context" else before[spec.name]
+        if len(self._made) < len(self.contract.states):
+            after = {spec.name: _next(spec, after, kept, states) for spec in self.contract.states}
+        return outputs, after
 
     def _run_rows(
         self, tokens: NDArray[Any], states: Arrays, names: tuple[str, ...], halt: Halt | None, most: int
@@ -163,7 +165,7 @@ class StepGraph:
             states = {**states, **after}
         return {
             name: parts[-1][name]
-            if self._outputs[name].is_last
+            if self.contract.outputs_by_name[name].is_last
             else np.concatenate([part[name] for part in parts])
             for name in names
         }, after
@@ -194,6 +196,59 @@ class StepGraph:
             axes = self._state_axes[spec.name]
             after[spec.name] = result if axes is None else axes.from_graph(result)[0]
         return outputs, after
+
+
+def split_tokens(
+    contract: Contract, tokens: NDArray[Any], states: Arrays
+) -> tuple[list[NDArray[Any]], Arrays]:
+    """Returns what each input gets, in the order of the contract's, and the contexts behind the tokens.
+
+    Args:
+        contract: Of the graph.
+        tokens: int64 (T, B) ids, or float32 (T, B, width) features.
+        states: State name -> (B, ...); contexts are taken out of it.
+
+    Returns:
+        Arrays (T, B, ...) in the graph's dtype, and state name -> (B, ...).
+    """
+    arrays, contexts = [], {}
+    for part in contract.graph_inputs:
+        own = tokens[..., slice(*part.columns)] if contract.input.kind == "features" else tokens
+        if own.shape[2:] != part.shape:
+            own = own.reshape(*own.shape[:2], *part.shape)
+        own = own.astype(part.dtype, copy=False)
+        if part.context is not None:
+            own, contexts[part.context.state] = _windows(own, states[part.context.state], part.context)
+        arrays.append(own)
+    return arrays, contexts
+
+
+def _next(spec: StateSpec, after: Arrays, kept: Arrays, before: Arrays) -> NDArray[Any]:
+    """Returns what follows upon a state: what the graph made, what a window keeps, or what it was."""
+    if spec.kind == "state":
+        return after[spec.name]
+    return kept[spec.name] if spec.kind == "context" else before[spec.name]
+
+
+def _windows(own: NDArray[Any], kept: NDArray[Any], context: Context) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Puts before each token what came before it.
+
+    Args:
+        own: (T, B, ...) of the tokens.
+        kept: (B, ...) of the tokens before them.
+        context: Which axis goes on.
+
+    Returns:
+        Windows (T, B, ...), and what is to be kept (B, ...).
+    """
+    token_count, new = len(own), own.shape[2 + context.axis]
+    line = np.moveaxis(np.moveaxis(own, 2 + context.axis, -1), 0, -2)  # (B, other axes, T, new)
+    line = line.reshape(*line.shape[:-2], token_count * new)
+    line = np.concatenate([np.moveaxis(kept, 1 + context.axis, -1), line], axis=-1)
+    after = line[..., line.shape[-1] - context.extent :]
+    every = np.lib.stride_tricks.sliding_window_view(line, context.extent + new, axis=-1)[..., ::new, :]
+    windows = np.moveaxis(np.moveaxis(every, -2, 0), -1, 2 + context.axis)
+    return np.ascontiguousarray(windows), np.ascontiguousarray(np.moveaxis(after, -1, 1 + context.axis))
 
 
 class BareGraph:

@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from service.model.contract import opening_rows
 from service.model.protocol import Model
-from service.model.token_inputs import opening_rows
 from service.model.trial_ahead import looks_ahead
 from service.model.trial_inputs import LEAST_ROWS, Sample, draw, fits, has_sizes, nudged
 from service.model.trial_roles import wrong_role

@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from service.model.contract import Contract
+from service.model.contract import Contract, opening_rows
 from service.model.protocol import Arrays, Model
-from service.model.token_inputs import opening_rows
 
 SEED = 2
 DRAWN_IDS = 32

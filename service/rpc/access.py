@@ -18,8 +18,6 @@ _log = logging.getLogger(__name__)
 
 _SCHEME = "bearer "
 
-_UNHELD = contextlib.nullcontext()
-
 
 class Access:
     """Finds the caller of a call.
@@ -28,11 +26,15 @@ class Access:
         tokens_file: See `credentials`; None lets everybody do everything.
         asks_certificates: Clients present certificates, and those are verified.
 
+    Attributes:
+        is_open: Everybody may do everything.
+
     Raises:
         CredentialsError: The file cannot be used.
     """
 
     def __init__(self, tokens_file: Path | None, *, asks_certificates: bool) -> None:
+        self.is_open = tokens_file is None
         self._path = tokens_file
         self._asks_certificates = asks_certificates
         self._credentials: Credentials | None = None
@@ -40,11 +42,6 @@ class Access:
         if tokens_file is not None:
             self._files = WatchedFiles([tokens_file])
             self._credentials = self._read_changed()
-
-    @property
-    def is_open(self) -> bool:
-        """Whether everybody may do everything."""
-        return self._credentials is None
 
     def of_metadata(self, metadata: Iterable[tuple[str, str | bytes]]) -> Caller | None:
         """Returns who calls with this metadata; None leaves it to the connection's certificate.
@@ -81,7 +78,7 @@ class Access:
         return caller
 
     def holding(self, caller: Caller) -> contextlib.AbstractContextManager[None]:
-        """Returns what lets a call go on for as long as the caller's credential grants what it did.
+        """Returns what lets a call go on for as long as its caller's credential grants what it did.
 
         Where it is left, Unauthenticated says that the credential no longer does; what ran inside, in the
         task that entered it, was cancelled.
@@ -89,9 +86,7 @@ class Access:
         Raises:
             Unauthenticated: It has not since the call was let in, however long its message took to come.
         """
-        if self._credentials is None:
-            return _UNHELD
-        if caller not in self._credentials:
+        if self._credentials is None or caller not in self._credentials:
             raise _revoked()
         return _Hold(caller, self._held)
 

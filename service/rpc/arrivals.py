@@ -8,25 +8,13 @@ many that were sent to stand in line.
 """
 
 import asyncio
-from typing import Any, Protocol
+from typing import Any
+
+from holdfast.errors import Overloaded
+from service.rpc.call import Call
 
 GRACE_S = 1.0
 """So long a message may take, whoever waits: a large one over a slow connection."""
-
-
-class Arriving(Protocol):
-    """A call whose message is awaited."""
-
-    @property
-    def tenant(self) -> str:
-        """Whose it is."""
-
-    @property
-    def context(self) -> Any:
-        """The call, of grpc.aio."""
-
-    def too_slow(self, waited_s: float) -> None:
-        """Ends it: others wait."""
 
 
 class Arrivals:
@@ -38,28 +26,28 @@ class Arrivals:
 
     def __init__(self, places: int) -> None:
         self._free = places
-        self._since_s: dict[Arriving, float] = {}  # of those that have a place, the oldest first
+        self._since_s: dict[Call, float] = {}  # of those that have a place, the oldest first
         self._taken: dict[str, int] = {}
         self._waiting: dict[str, dict[asyncio.Future[None], None]] = {}
 
-    async def read(self, call: Arriving) -> Any:
+    async def read(self, call: Call) -> Any:
         """Returns the message of a call, or EOF; what does not come has its place until `leave`."""
-        now_s = asyncio.get_running_loop().time()
+        tenant, now_s = call.caller.tenant, asyncio.get_running_loop().time()
         if self._free:
             self._free -= 1
-            self._taken[call.tenant] = self._taken.get(call.tenant, 0) + 1
+            self._taken[tenant] = self._taken.get(tenant, 0) + 1
         else:
-            await self._wait(call.tenant, now_s)
+            await self._wait(tenant, now_s)
             now_s = asyncio.get_running_loop().time()
         self._since_s[call] = now_s
         message = await call.context.read()
         self.leave(call)
         return message
 
-    def leave(self, call: Arriving) -> None:
+    def leave(self, call: Call) -> None:
         """Frees the place of a call, if it has one."""
         if self._since_s.pop(call, None) is not None:
-            self._give_back(call.tenant)
+            self._give_back(call.caller.tenant)
 
     def sweep(self, now_s: float) -> None:
         """Ends as many of those that take long as wait for a place."""
@@ -67,7 +55,13 @@ class Arrivals:
         for call, since_s in self._since_s.items():
             if wanted <= 0 or now_s - since_s < GRACE_S:
                 return
-            call.too_slow(now_s - since_s)
+            waited_s = now_s - since_s
+            call.refuse(
+                Overloaded(
+                    f"the call's message did not come within {waited_s:.1f} s, and other calls waited",
+                    retry_after_s=1.0,
+                )
+            )
             wanted -= 1
 
     async def _wait(self, tenant: str, now_s: float) -> None:

@@ -19,9 +19,8 @@ from holdfast.history_digest import MAX_NUMBER
 from holdfast.v1 import holdfast_pb2 as pb
 from service.engine import rules
 from service.engine.checks import largest_reply_bytes
-from service.engine.chunk import Asked
 from service.engine.driver import Driver
-from service.engine.rows import NOT_GIVEN, TOKEN_DTYPES, Message, Rows, to_tokens, token_sums
+from service.engine.rows import NOT_GIVEN, TOKEN_DTYPES, Asked, Message, Rows, to_tokens, token_sums
 from service.model.protocol import Model
 from service.rpc import codec
 from service.rpc.stack import MAX_REPLY_BYTES, Piece, stack_outputs

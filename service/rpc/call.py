@@ -1,4 +1,4 @@
-"""One call at the edge: gRPC's side of it, the id that it has in logs, and what is logged of it.
+"""One call at the edge: whose it is, what it holds, the id that it has in logs, and what is logged of it.
 
 A failure of this server is a warning in the log; what callers do wrong is theirs. At level debug every
 call is logged. A line has the request's id, the method, the reason, and the mark of the session; never
@@ -6,7 +6,9 @@ contents of tokens, ids of sessions, or credentials. So the message of a model t
 well: onnxruntime may quote values in it.
 """
 
+import asyncio
 import logging
+import math
 import re
 import secrets
 import time
@@ -23,12 +25,18 @@ from holdfast.errors import (
     StoreRegressed,
     StoreUnavailable,
 )
+from service.engine.admission import Share
+from service.rpc.credentials import NOBODY
+from service.rpc.ending import end_within
+from service.rpc.status import REQUEST_ID
 from service.telemetry.log_lines import fields
 from service.telemetry.logs import session_mark
-from service.telemetry.rpc_metrics import RpcMetrics
 
-REQUEST_ID = "x-request-id"
-"""Metadata of a request, and trailing metadata of a call that failed."""
+CALL_BYTES = 24 << 10
+"""What a unary call takes by itself, about: in gRPC and its tasks here."""
+
+SLOWEST_BYTES_S = 64 << 10
+"""A reply that is read more slowly than this, over a stall, is given up."""
 
 _RIGHT_ID = re.compile(r"[\w.:/+=-]{1,64}", re.ASCII)
 """Another one is not taken: it goes into logs and headers."""
@@ -53,22 +61,49 @@ class Call:
     Args:
         method: Name of the rpc.
         context: The call, of grpc.aio.
-        metrics: Counts its rpc.
 
     Attributes:
-        context, metrics: The same.
+        context: The same.
+        caller: Whose it is; NOBODY until that is known.
+        share: What it holds; set by `OpenCalls`.
+        began_s: Monotonic time.
+        deadline_s: Monotonic time after which its caller no longer waits.
+        is_arriving: Its message is awaited.
+        task: What awaits the message.
+        refusal: With what it was ended meanwhile.
+        session_id: Of the session that it is about, where it is one.
+        row_count: Of the batch that it has, if it has one.
     """
 
-    __slots__ = ("_began_s", "_id", "_method", "_row_count", "_session_id", "context", "metrics")
+    __slots__ = (
+        "_id",
+        "_method",
+        "began_s",
+        "caller",
+        "context",
+        "deadline_s",
+        "is_arriving",
+        "refusal",
+        "row_count",
+        "session_id",
+        "share",
+        "task",
+    )
 
-    def __init__(self, method: str, context: Any, metrics: RpcMetrics) -> None:
+    share: Share
+    task: "asyncio.Task[Any]"
+
+    def __init__(self, method: str, context: Any) -> None:
         self.context = context
-        self.metrics = metrics
+        self.caller = NOBODY
+        self.began_s = time.monotonic()
+        self.deadline_s = math.inf
+        self.is_arriving = False
+        self.refusal: ServiceError | None = None
+        self.session_id = ""
+        self.row_count: int | None = None
         self._method = method
         self._id = ""
-        self._session_id = ""
-        self._row_count: int | None = None
-        self._began_s = time.monotonic() if is_logged() else 0.0
 
     @property
     def request_id(self) -> str:
@@ -78,21 +113,31 @@ class Call:
             self._id = next(filter(_is_right, given), None) or secrets.token_hex(8)
         return self._id
 
-    def is_about(self, request: Any) -> None:
-        """Notes what a request names; the request itself need not be kept for it."""
-        self._session_id = getattr(getattr(request, "chunk", request), "session_id", "")
-        batch = getattr(request, "batch", None)
-        if batch is not None:
-            self._row_count = len(batch.session_ids)
+    def refuse(self, error: ServiceError) -> None:
+        """Ends it with an error while its message is awaited."""
+        if self.refusal is None:
+            self.refusal = error
+            self.is_arriving = False
+            self.task.cancel()
 
-    def failed(self, error: ServiceError, tenant: str = "", session_id: str = "", **more: Any) -> None:
+    def replies(self, size_bytes: int, max_stall_s: float) -> None:
+        """Counts the reply of a unary call that is about to be written; what it was made from is gone.
+
+        Args:
+            size_bytes: Of the reply.
+            max_stall_s: It may take so long, and what its size adds.
+        """
+        self.share.hold(1, CALL_BYTES + 2 * size_bytes)  # it is here, and copied into gRPC
+        end_within(max_stall_s + size_bytes / SLOWEST_BYTES_S)
+
+    def failed(self, error: ServiceError, session_id: str = "", **more: Any) -> None:
         """Logs a failure of this server; one of the caller's it leaves out."""
         if not isinstance(error, _OURS):
             return
-        session_id = session_id or self._session_id
+        session_id = session_id or self.session_id
         about = {"request_id": self.request_id, "method": self._method, "reason": error.reason, **more}
         if session_id:
-            about["session"] = session_mark(tenant, session_id)
+            about["session"] = session_mark(self.caller.tenant, session_id)
         if not isinstance(error, ModelFailed):
             about["detail"] = error.message
         trace = error.__cause__ if isinstance(error, InternalFailure) else None
@@ -106,32 +151,26 @@ class Call:
         for alike in by_reason.values():
             self.failed(alike[0], rows=len(alike))
 
-    def ended(self, outcome: str, tenant: str = "") -> None:
+    def ended(self, outcome: str) -> None:
         """Logs the call, if calls are.
 
         Args:
             outcome: OK, CANCELLED or the reason of its refusal.
-            tenant: Of the caller, where it is known.
         """
-        if not (self._began_s and is_logged()):
+        if not _log.isEnabledFor(logging.DEBUG):
             return
-        took_ms = round((time.monotonic() - self._began_s) * 1000, 3)
+        took_ms = round((time.monotonic() - self.began_s) * 1000, 3)
         about = {
             "request_id": self.request_id,
             "method": self._method,
             "outcome": outcome,
             "took_ms": took_ms,
         }
-        if self._session_id:
-            about["session"] = session_mark(tenant, self._session_id)
-        if self._row_count is not None:
-            about["rows"] = self._row_count
+        if self.session_id:
+            about["session"] = session_mark(self.caller.tenant, self.session_id)
+        if self.row_count is not None:
+            about["rows"] = self.row_count
         _log.debug("a call ended", extra=fields(**about))
-
-
-def is_logged() -> bool:
-    """Whether every call is logged."""
-    return _log.isEnabledFor(logging.DEBUG)
 
 
 def _is_right(value: str | bytes) -> bool:

@@ -5,13 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from holdfast.errors import InvalidRequest, ServiceError
 from holdfast.v1 import holdfast_pb2 as pb
 from service.common.names import control_character
-from service.engine.chunk import Asked, Chunk, Reply, Selection
-from service.engine.rows import TOKEN_DTYPES
+from service.engine.rows import TOKEN_DTYPES, Asked, Chunk, Reply, Selection
 from service.model.contract import DTYPES, Contract
 from service.rpc.credentials import Caller
 from service.store.keys import session_key, session_keys
@@ -41,6 +41,22 @@ _ACK_NUMBERS: dict[AckLevel, Any] = {
 }
 
 TokenKind = Literal["text", "ids", "features"]
+
+
+def parse(message_type: Any, raw: bytes) -> Any:
+    """Returns a message.
+
+    Args:
+        message_type: Its class.
+        raw: As received.
+
+    Raises:
+        InvalidRequest: The bytes are no such message.
+    """
+    try:
+        return message_type.FromString(raw)
+    except DecodeError:
+        raise InvalidRequest(f"the bytes are no {message_type.DESCRIPTOR.name}") from None
 
 
 def key_of(tenant: str, session_id: str, field: str = "session_id") -> bytes:

@@ -78,6 +78,9 @@ class Caller(NamedTuple):
 ANYBODY = Caller(DEFAULT_TENANT, SCOPES, "")
 """The caller of a server without a tokens file."""
 
+NOBODY = Caller("", frozenset(), "")
+"""The caller of a call before it is known who calls, and of one that nobody need be known for."""
+
 
 class Credentials:
     """What a tokens file grants.

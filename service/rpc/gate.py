@@ -5,20 +5,15 @@ without a valid token costs a hash, and holds nothing here: neither a message no
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import grpc
 
 from holdfast.errors import ServiceError
 from service.rpc.access import Access
-from service.rpc.call import REQUEST_ID
 from service.rpc.credentials import ANYBODY, Caller, Scope
-from service.rpc.status import code_of, message_of, to_trailers
-from service.rpc.tasks import end_within
+from service.rpc.status import abort, code_of
 from service.telemetry.rpc_metrics import RpcMetrics
-
-MAX_STATUS_WAIT_S = 30.0
-"""So long a status waits for a client that reads nothing."""
 
 Identify = Callable[[Any], Caller]
 """Given the context of a call, says who calls; raises ServiceError."""
@@ -38,38 +33,47 @@ class Rpc(NamedTuple):
     metrics: RpcMetrics | None = None
 
 
-class Gate(grpc.GenericRpcHandler):
-    """Gives the handlers of a service's rpcs to those who may call them.
+class Gate:
+    """Gives the handlers of rpcs to those who may call them.
 
     Args:
-        service: Full name.
-        rpcs: By name.
-        access: Says who calls.
         on_refused: Told the reason of each refusal.
+
+    Attributes:
+        services: Names of the rpcs of each, by its full name.
     """
 
-    def __init__(
-        self, service: str, rpcs: Mapping[str, Rpc], access: Access, on_refused: Callable[[str], None]
-    ) -> None:
-        self._rpcs = {f"/{service}/{name}": rpc for name, rpc in rpcs.items()}
-        self._open = {path: rpc.build(lambda _: ANYBODY) for path, rpc in self._rpcs.items()}
-        self._access = access
+    def __init__(self, on_refused: Callable[[str], None]) -> None:
+        self.services: dict[str, tuple[str, ...]] = {}
+        self._open: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+        self._closed: dict[str, tuple[Rpc, Access]] = {}
         self._on_refused = on_refused
 
-    def service(
-        self, handler_call_details: grpc.HandlerCallDetails
-    ) -> "grpc.RpcMethodHandler[Any, Any] | None":
-        """Returns the handler of a call; None if it is for another service."""
-        path = handler_call_details.method
-        if self._access.is_open:
-            return self._open.get(path)
-        rpc = self._rpcs.get(path)
-        if rpc is None:
-            return None
+    def add(self, service: str, rpcs: Mapping[str, Rpc], access: Access) -> None:
+        """Adds a service.
+
+        Args:
+            service: Full name.
+            rpcs: By name.
+            access: Says who calls.
+        """
+        self.services[service] = tuple(rpcs)
+        for name, rpc in rpcs.items():
+            if access.is_open:
+                self._open[f"/{service}/{name}"] = rpc.build(_anybody)
+            else:
+                self._closed[f"/{service}/{name}"] = rpc, access
+
+    def resolve_handler(self, details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[Any, Any] | None":
+        """Returns the handler of a call; None where there is none. gRPC calls it so."""
+        handler = self._open.get(details.method)
+        if handler is not None or details.method not in self._closed:
+            return handler
+        rpc, access = self._closed[details.method]
         try:
-            caller = self._access.of_metadata(handler_call_details.invocation_metadata)
+            caller = access.of_metadata(details.invocation_metadata)
             if caller is None:
-                return rpc.build(lambda context: self._by_certificate(context, rpc.scopes))
+                return rpc.build(lambda context: self._by_certificate(context, access, rpc.scopes))
             caller.need(*rpc.scopes)
         except ServiceError as error:
             self._on_refused(error.reason)
@@ -78,9 +82,9 @@ class Gate(grpc.GenericRpcHandler):
             return _refusal(error)
         return rpc.build(lambda _: caller)
 
-    def _by_certificate(self, context: Any, scopes: tuple[Scope, ...]) -> Caller:
+    def _by_certificate(self, context: Any, access: Access, scopes: tuple[Scope, ...]) -> Caller:
         try:
-            caller = self._access.of_connection(context)
+            caller = access.of_connection(context)
             caller.need(*scopes)
         except ServiceError as error:
             self._on_refused(error.reason)
@@ -88,14 +92,8 @@ class Gate(grpc.GenericRpcHandler):
         return caller
 
 
-async def abort(context: Any, error: ServiceError, request_id: str = "") -> NoReturn:
-    """Ends a call with an error, its details and its id in logs; raises what grpc.aio raises then."""
-    trailers = to_trailers(error)
-    if request_id:
-        trailers = (*trailers, (REQUEST_ID, request_id))
-    end_within(MAX_STATUS_WAIT_S)
-    await context.abort(code_of(error), message_of(error), trailers)
-    raise AssertionError("bug: an aborted call goes on")
+def _anybody(_: Any) -> Caller:
+    return ANYBODY
 
 
 def _refusal(error: ServiceError) -> "grpc.RpcMethodHandler[Any, Any]":

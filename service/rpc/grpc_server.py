@@ -12,13 +12,15 @@ Both need names that grpcio keeps to itself (1.85). If one is missing, this file
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
-import grpc
 from grpc._cython import cygrpc
 from grpc._cython.cygrpc import AioServer, _handle_rpc, _schedule_rpc_coro
 from grpc.aio._server import Server, _augment_channel_arguments
+
+from service.rpc.ending import Endings
+from service.rpc.gate import Gate
 
 _WRONG_ENCODING = "Invalid encoding on %s"
 
@@ -30,37 +32,29 @@ class GrpcServer(Server):
 
     Args:
         options: Channel arguments.
+        gate: Has the handlers.
     """
 
-    def __init__(self, options: Sequence[tuple[str, Any]]) -> None:
+    def __init__(self, options: Sequence[tuple[str, Any]], gate: Gate) -> None:
         self._loop = asyncio.get_running_loop()
-        self._server = _Server(self._loop, _augment_channel_arguments(options, None))
+        self._server = _Server(self._loop, _augment_channel_arguments(options, None), gate)
+        nothing: Any = None  # no handler of a method's own: the gate is asked for that of each call
+        for service, names in gate.services.items():
+            self.add_registered_method_handlers(service, dict.fromkeys(names, nothing))
 
-    def add_rpcs(self, service: str, names: Iterable[str], handler: grpc.GenericRpcHandler) -> None:
-        """Has a handler answer the methods of a service.
-
-        Args:
-            service: Full name.
-            names: Of the methods.
-            handler: Asked for the handler of each call.
-        """
-        self.add_generic_rpc_handlers((handler,))
-        nothing: Any = None  # no handler of a method's own: the one for its calls is asked
-        self.add_registered_method_handlers(service, dict.fromkeys(names, nothing))
+    def give_up_unread(self, now_s: float) -> None:
+        """Ends calls that should be over by this monotonic time."""
+        self._server.endings.give_up_unread(now_s)
 
 
 class _Server(AioServer):  # type: ignore[misc]  # it has no types
     """Takes calls in loops of its own; everything else is grpc.aio's."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, options: Any) -> None:
-        self._resolver = _Resolver()
+    def __init__(self, loop: asyncio.AbstractEventLoop, options: Any, gate: Gate) -> None:
+        self._gate = gate
         self._own_loop = loop
-        self._tasks: set[asyncio.Task[None]] = set()  # the loop itself refers to them weakly only
+        self.endings = Endings()
         super().__init__(loop, None, (), (), options, None)
-
-    def add_generic_rpc_handlers(self, handlers: Iterable[grpc.GenericRpcHandler]) -> None:
-        """See `grpc.aio.Server`."""
-        self._resolver.handlers += handlers
 
     async def _request_registered_call(self, method: bytes) -> NoReturn:
         while True:
@@ -72,17 +66,5 @@ class _Server(AioServer):  # type: ignore[misc]  # it has no types
             self._begin("", await super()._request_call())
 
     def _begin(self, method: str, state: Any) -> None:
-        call = _handle_rpc(method, self._resolver, (), state, self._own_loop, False)
-        task = self._own_loop.create_task(_schedule_rpc_coro(call, state, self._own_loop, method))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-
-class _Resolver:
-    """Finds the handler of a call, as that of grpc.aio does."""
-
-    def __init__(self) -> None:
-        self.handlers: list[grpc.GenericRpcHandler] = []
-
-    def resolve_handler(self, details: grpc.HandlerCallDetails) -> Any:
-        return next((found for one in self.handlers if (found := one.service(details)) is not None), None)
+        call = _handle_rpc(method, self._gate, (), state, self._own_loop, False)
+        self.endings.begin(self._own_loop, _schedule_rpc_coro(call, state, self._own_loop, method))

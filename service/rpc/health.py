@@ -14,10 +14,12 @@ from grpc_health.v1 import health, health_pb2
 
 from holdfast.errors import ServiceError
 from service.engine.admission import Admission, Bounds
-from service.rpc.gate import Identify, Rpc, abort
-from service.rpc.messages import parse
+from service.rpc.call import Call
+from service.rpc.codec import parse
+from service.rpc.ending import end_within
+from service.rpc.gate import Identify, Rpc
 from service.rpc.open_calls import OpenCalls
-from service.rpc.tasks import end_within
+from service.rpc.status import abort
 
 NAME = health.SERVICE_NAME
 
@@ -26,9 +28,6 @@ MAX_BYTES = 64 << 20
 """What callers of health have at most, of Check and of Watch each: calls under way, bytes as counted."""
 
 _PLACES = 16
-_NOBODY = ""
-"""The name of these callers, who are not told apart."""
-
 Status = health_pb2.HealthCheckResponse
 
 
@@ -86,14 +85,14 @@ class Health:
         self._watches.sweep(now_s)
 
     async def _check(self, _: Any, context: Any) -> bytes:
-        service = await self._begin(self._checks, context)
+        service = await self._begin("Check", self._checks, context)
         if service not in self._statuses:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such service")
         end_within(self._checks.max_stall_s)
         return _reply(self._statuses[service])
 
     async def _watch(self, _: Any, context: Any) -> None:
-        service = await self._begin(self._watches, context)
+        service = await self._begin("Watch", self._watches, context)
         told = None
         while True:
             changed = self._changed
@@ -106,10 +105,10 @@ class Health:
             end_within(math.inf)
             told = status
 
-    async def _begin(self, calls: OpenCalls, context: Any) -> str:
+    async def _begin(self, method: str, calls: OpenCalls, context: Any) -> str:
         """Returns the service that a call names, once it is let in."""
         try:
-            raw = await calls.begin_unary(context, _NOBODY).message()
+            raw = await calls.receive(Call(method, context))
             request = parse(health_pb2.HealthCheckRequest, raw)
         except ServiceError as error:
             await abort(context, error)

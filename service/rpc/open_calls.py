@@ -8,15 +8,18 @@ written is dropped, for the client has everything to send it again.
 
 import asyncio
 import contextlib
+import functools
 import random
 import time
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
-from holdfast.errors import DeadlinePassed, Draining, Overloaded, ServiceError
+import grpc.aio
+
+from holdfast.errors import DeadlinePassed, Draining, InvalidRequest, Overloaded, ServiceError
 from service.engine.admission import Admission, Share
 from service.rpc.arrivals import Arrivals
-from service.rpc.unary import CALL_BYTES, UnaryCall
+from service.rpc.call import CALL_BYTES, Call
 
 AGE_JITTER = 0.1
 """Streams that began together do not end together; as gRPC does with connections."""
@@ -29,6 +32,8 @@ handed over when it stops gets a bare CANCELLED, so it stops while clients wait 
 RETRY_AFTER_S = 0.05
 """Of calls refused while draining: another server takes them, or this one's successor."""
 
+GIVEN_UP_S = 0.1
+"""gRPC says that nothing more will come an instant before it says that the call was given up."""
 
 SILENT_S = 1.0
 RELIEF_PART = 16
@@ -98,7 +103,7 @@ class OpenCalls:
         self._arrivals = Arrivals(places)
         self._max_age_s = max_age_s
         self._streams: dict[OpenStream, _Watched] = {}
-        self._unary: dict[UnaryCall, None] = {}
+        self._unary: dict[Call, None] = {}
         self._is_draining = False
         self._shortage = ""
         self._busy_s = -QUIET_S  # when a call last ended or was refused
@@ -119,25 +124,41 @@ class OpenCalls:
         finally:
             share.close()
             self._streams.pop(stream, None)
-            self._left()
+            self._busy_s = time.monotonic()
+            self._see_whether_none_is_left()
 
-    def begin_unary(self, context: Any, tenant: str) -> UnaryCall:
-        """Counts the unary call that runs in this task, until all of it is over.
+    async def receive(self, call: Call) -> bytes:
+        """Counts a unary call until all of it is over, and returns its message; nothing is parsed.
 
-        Args:
-            context: The call, of grpc.aio.
-            tenant: Whose it is.
+        Awaited in the task that serves the call.
 
         Raises:
-            Draining, Overloaded: It may not begin.
+            Draining: It may not begin.
+            InvalidRequest: It has no message.
+            Overloaded, DeadlinePassed: It may not begin; its message took too long, or is too large now.
         """
         self._check_open()
-        share = self.admission.share(tenant)
+        share = call.share = self.admission.share(call.caller.tenant)
         share.take(1, CALL_BYTES)
-        call = UnaryCall(context, tenant, share, self._arrivals, self.admission.refused)
+        task = asyncio.current_task()
+        assert task is not None, "bug: a call without a task"
+        call.task, call.is_arriving = task, True
         self._unary[call] = None
-        call.when_over(self._unary_over)
-        return call
+        task.add_done_callback(functools.partial(self._over, call))
+        try:
+            message = await self._arrivals.read(call)
+            if message is grpc.aio.EOF:
+                await asyncio.sleep(GIVEN_UP_S)
+                raise InvalidRequest("the call ended before it had a message")
+        except asyncio.CancelledError:
+            if call.refusal is None or task.uncancel():
+                raise  # not, or not only, `refuse` has cancelled this
+            self.admission.refused(call.refusal.reason)
+            raise call.refusal from None
+        call.is_arriving = False
+        share.take(0, len(message))
+        raw: bytes = message
+        return raw
 
     async def drain(self) -> None:
         """Refuses calls from now on; returns when those under way have ended and hardly any come."""
@@ -211,11 +232,11 @@ class OpenCalls:
             self.admission.refused(Overloaded.reason)
             raise Overloaded(self._shortage, retry_after_s=SHORTAGE_RETRY_S)
 
-    def _unary_over(self, call: UnaryCall) -> None:
-        del self._unary[call]
-        self._left()
-
-    def _left(self) -> None:
+    def _over(self, call: Call, _: object) -> None:
+        """The reply to a unary call or its status is written, or it was given up."""
+        self._arrivals.leave(call)
+        call.share.close()
+        del self._unary[call], call.task  # the task holds the call, where it failed
         self._busy_s = time.monotonic()
         self._see_whether_none_is_left()
 

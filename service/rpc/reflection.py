@@ -11,8 +11,9 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from holdfast.errors import ServiceError
 from service.engine.admission import Admission
 from service.rpc.access import Access
-from service.rpc.gate import Identify, Rpc, abort
-from service.rpc.messages import parse
+from service.rpc.codec import parse
+from service.rpc.gate import Identify, Rpc
+from service.rpc.status import abort
 
 V1_NAME = "grpc.reflection.v1.ServerReflection"
 V1ALPHA_NAME = reflection.SERVICE_NAME
@@ -32,7 +33,8 @@ def reflection_rpcs(service_names: Sequence[str], access: Access, admission: Adm
         async def info(requests: Any, context: Any) -> None:
             try:
                 caller = identify(context)
-                with access.holding(caller), contextlib.closing(admission.open_stream(caller.tenant)):
+                held = access.holding(caller) if caller.credential else contextlib.nullcontext()
+                with held, contextlib.closing(admission.open_stream(caller.tenant)):
                     async for reply in servicer.ServerReflectionInfo(requests, context):
                         await context.write(reply)
             except ServiceError as error:

@@ -1,14 +1,22 @@
 """Turns errors into what goes over the wire: a code, and google.rpc details."""
 
 import math
+from typing import Any, NoReturn
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
 from holdfast.errors import Overloaded, ServiceError
+from service.rpc.ending import end_within
 
 DOMAIN = "holdfast"
+
+REQUEST_ID = "x-request-id"
+"""Metadata of a request, and trailing metadata of a call that failed."""
+
+MAX_STATUS_WAIT_S = 30.0
+"""So long a status waits for a client that reads nothing."""
 
 MAX_MESSAGE_BYTES = 512
 MAX_FIELD_BYTES = 128
@@ -46,6 +54,16 @@ def to_trailers(error: ServiceError) -> tuple[tuple[str, bytes | str], ...]:
     if not isinstance(error, Overloaded) or error.retry_after_s is None:
         return (details,)
     return (details, ("grpc-retry-pushback-ms", str(math.ceil(error.retry_after_s * 1000))))
+
+
+async def abort(context: Any, error: ServiceError, request_id: str = "") -> NoReturn:
+    """Ends a call with an error, its details and its id in logs; raises what grpc.aio raises then."""
+    trailers = to_trailers(error)
+    if request_id:
+        trailers = (*trailers, (REQUEST_ID, request_id))
+    end_within(MAX_STATUS_WAIT_S)
+    await context.abort(code_of(error), message_of(error), trailers)
+    raise AssertionError("bug: an aborted call goes on")
 
 
 def message_of(error: ServiceError) -> str:

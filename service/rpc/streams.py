@@ -15,18 +15,17 @@ import grpc.aio
 
 from holdfast.errors import Draining, InternalFailure, ServiceError
 from holdfast.v1 import holdfast_pb2 as pb
+from service.common.background import Wake
 from service.engine.admission import Share
-from service.engine.chunk import Chunk, Reply
 from service.engine.driver import Driver
-from service.engine.wake import Wake
+from service.engine.rows import Chunk, Reply
 from service.rpc.batches import BatchCall, BatchLimits
 from service.rpc.call import Call
-from service.rpc.codec import Named, encode_reply, size_of, to_chunk
+from service.rpc.codec import Named, encode_reply, parse, size_of, to_chunk
 from service.rpc.credentials import Caller
-from service.rpc.gate import abort
-from service.rpc.messages import parse
 from service.rpc.open_calls import OpenCalls
-from service.rpc.status import to_status
+from service.rpc.status import abort, to_status
+from service.telemetry.rpc_metrics import RpcMetrics
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +47,7 @@ class _ReplyStream(ABC):
         engine: Applies the chunks.
         call: The call.
         calls: Knows it while it lasts, and may end it.
-        caller: Whose it is.
+        metrics: Counts what is read and written.
         max_tokens: Most tokens of a chunk.
 
     Attributes:
@@ -60,7 +59,7 @@ class _ReplyStream(ABC):
     _share: Share
 
     def __init__(
-        self, engine: Driver, call: Call, calls: OpenCalls, caller: Caller, *, max_tokens: int
+        self, engine: Driver, call: Call, calls: OpenCalls, metrics: RpcMetrics, *, max_tokens: int
     ) -> None:
         self.is_writing = False
         self.written_count = 0
@@ -69,8 +68,8 @@ class _ReplyStream(ABC):
         self._call = call
         self._context = call.context
         self._calls = calls
-        self._caller = caller
-        self._metrics = call.metrics
+        self._caller = call.caller
+        self._metrics = metrics
         self._max_tokens = max_tokens
         self._read_count = 0
         self._ending: ServiceError | None = None
@@ -123,7 +122,7 @@ class _ReplyStream(ABC):
             "requests_read": str(self._read_count),
             "requests_answered": str(self.written_count),
         }
-        await abort(self._context, error)
+        await abort(self._context, error, self._call.request_id)
 
     async def _exchange(self) -> None:
         self._reader = asyncio.create_task(self._read())
@@ -137,7 +136,7 @@ class _ReplyStream(ABC):
         finally:
             self._is_over = True
             self._replies.clear()
-            self._share.give_back()
+            self._share.hold(0, 0)
             if self.is_writing:
                 self._share.change(0, self._writing_bytes)  # gRPC holds it for as long as the call lasts
             self._reader.cancel()
@@ -251,7 +250,7 @@ class StepStream(_ReplyStream):
     def _reply(self, chunk: Chunk, outcome: Reply | ServiceError) -> None:
         self._unanswered.discard(chunk)
         if isinstance(outcome, ServiceError):
-            self._call.failed(outcome, self._caller.tenant, chunk.request.chunk.session_id)
+            self._call.failed(outcome, chunk.request.chunk.session_id)
         self._settle(chunk.request, outcome)
 
     def _settle(self, turn: _Turn, outcome: Reply | ServiceError) -> None:

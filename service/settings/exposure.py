@@ -37,8 +37,8 @@ def check_edge(settings: Settings) -> None:
         return
     if settings.tls_cert is None and not settings.allow_plaintext:
         raise ConfigurationError(
-            f"--grpc-address {settings.grpc_address} can be reached from other machines and would speak "
-            "plain text: give --tls-cert and --tls-key, or --allow-plaintext where a network encrypts"
+            f"--grpc-address {settings.grpc_address} is reachable from other machines without "
+            "TLS: set --tls-cert and --tls-key, or --allow-plaintext if the network encrypts"
         )
     if settings.tls_cert is None and settings.tokens_file is not None:
         _log.warning("tokens come to %s in plain text", settings.grpc_address)
@@ -52,7 +52,7 @@ def check_edge(settings: Settings) -> None:
 def _check_tls(settings: Settings) -> None:
     if (settings.tls_cert is None) != (settings.tls_key is None):
         missing, given = ("--tls-key", "--tls-cert") if settings.tls_cert else ("--tls-cert", "--tls-key")
-        raise ConfigurationError(f"{given} has to have {missing} beside it: give both or neither")
+        raise ConfigurationError(f"{given} needs {missing}: set both or neither")
     if settings.tls_client_ca is not None and settings.tls_cert is None:
         raise ConfigurationError("--tls-client-ca needs --tls-cert and --tls-key")
 

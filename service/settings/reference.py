@@ -1,4 +1,4 @@
-"""Writes docs/settings.md from the settings: `python -m service.settings.reference > docs/settings.md`."""
+"""Writes docs/operate/settings.md from the settings: `python -m service.settings.reference > PAGE`."""
 
 import sys
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from service.settings.schema import Settings
 from service.settings.sources import allowed, flag_of, variable_of
 
 GROUPS = {
-    "Where it serves": (
+    "Server": (
         "config",
         "grpc_address",
         "http_address",
@@ -41,7 +41,7 @@ GROUPS = {
         "allow_old_store",
     ),
     "Acknowledgement": ("ack_level", "replicas_required", "ack_timeout_s"),
-    "Bounds": (
+    "Limits": (
         "max_chunk_tokens",
         "max_rows",
         "max_message_bytes",
@@ -55,17 +55,17 @@ GROUPS = {
         "keepalive_s",
         "max_connection_age_s",
     ),
-    "Who may call": ("tls_cert", "tls_key", "tls_client_ca", "tokens_file", "allow_plaintext"),
-    "Stopping": ("drain_timeout_s", "drain_pause_s"),
+    "Access": ("tls_cert", "tls_key", "tls_client_ca", "tokens_file", "allow_plaintext"),
+    "Shutdown": ("drain_timeout_s", "drain_pause_s"),
     "Log and tests": ("log_level", "log_format", "allow_failpoints"),
 }
 """Title -> settings, in the order of the page."""
 
 DEFAULTS = {
-    "models": "those that come with the package",
-    "max_message_bytes": "by the models",
+    "models": "the models of the package",
+    "max_message_bytes": "what the models can use",
     "apart": "what the files say",
-    "max_memory_bytes": "80 % of what the container or the machine has, divided by `workers`",
+    "max_memory_bytes": "80 % of the memory of the container or the machine, divided by `workers`",
     "tokens_file": "anyone may call",
 }
 """Defaults that are no values."""
@@ -75,8 +75,8 @@ HEAD = """\
 
 Written by `make settings` from `service/settings/schema.py`; `holdfast serve --help` says the same.
 
-A setting is, in this order: what its flag says, else its variable, else the settings file, else its
-default. The settings file is TOML, flat, with the names below as keys; `--config FILE` or
+A setting has the value of its flag; without one, that of its variable, then of its key in the settings
+file, then its default. The settings file is flat TOML, with the names below as keys. `--config FILE` or
 `HOLDFAST_CONFIG` names it:
 
 ```toml
@@ -86,24 +86,23 @@ store = "redis://store:6379"
 store_password_file = "/run/secrets/store"
 ```
 
-Paths are relative to the folder in which the server is started, wherever they stand. The file is read
-once, at start. Secrets belong into files of their own, or into variables: arguments can be seen by other
-users.
+All paths are relative to the folder in which the server is started. The server reads the file once, at
+start. Put secrets into files of their own or into variables, because other users can see arguments.
 
-A flag, a key, or a variable that starts with `HOLDFAST_` and is none of those below refuses the start,
-with the nearest name that is one. Excepted are the variables that Kubernetes sets for a Service named
-`holdfast…` (`HOLDFAST_SERVICE_HOST`, `HOLDFAST_PORT=tcp://…` and their like) and those of tests
-(`HOLDFAST_TEST_…`, `HOLDFAST_FAULTS`, `HOLDFAST_FAILPOINTS`).
+The server does not start with an unknown flag, key, or variable that starts with `HOLDFAST_`; the message
+suggests the nearest known name. Two groups of variables are ignored: those that Kubernetes sets for
+a Service named `holdfast…` (`HOLDFAST_SERVICE_HOST`, `HOLDFAST_PORT=tcp://…` and the like), and those of
+tests (`HOLDFAST_TEST_…`, `HOLDFAST_FAULTS`, `HOLDFAST_FAILPOINTS`).
 
-What refuses a start is one line on standard error, as in `holdfast serve: --workers 0: expected an
-integer from 1 to 256 [set by HOLDFAST_WORKERS]`. The exit code is 2 for settings that are wrong by
-themselves, which will not be better next time, and 1 for what is outside: a file, a port, a model, the
-store. After a drain it is 0.
+If the server does not start, it prints one line on standard error, such as `holdfast serve: --workers 0:
+expected an integer from 1 to 256 [set by HOLDFAST_WORKERS]`. The exit code is 2 for invalid settings, which
+a restart does not help, and 1 for problems outside: a file, a port, a model or the store. After a
+drain it is 0.
 
-The settings are logged at start, passwords in URLs masked. [logs.md](logs.md) is about the log.
+The settings are logged at start, with the passwords in URLs masked. [logs.md](logs.md) describes the log.
 """
 
-_COLUMNS = ("flag", "variable", "key", "values", "default", "what it is")
+_COLUMNS = ("flag", "variable", "key", "values", "default", "meaning")
 
 
 def reference() -> str:

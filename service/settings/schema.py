@@ -1,6 +1,6 @@
 """The settings of a server: one declaration is flag, variable, key of the file, type, default and help.
 
-`settings_sources` reads them, `settings_reference` writes docs/settings.md from them.
+`settings_sources` reads them, `settings_reference` writes docs/operate/settings.md from them.
 """
 
 import re
@@ -49,7 +49,7 @@ def _shipped_models() -> Path:
 
 
 class Settings(BaseSettings):
-    """All settings. Frozen; unknown names are refused."""
+    """Runs a server. Each setting is a flag, a variable HOLDFAST_... or a key of the settings file."""
 
     model_config = SettingsConfigDict(
         env_prefix="HOLDFAST_",
@@ -62,7 +62,7 @@ class Settings(BaseSettings):
     )
 
     config: Annotated[
-        Path | None, Field(description="settings file, TOML; flags and variables go before what it says")
+        Path | None, Field(description="settings file, TOML; flags and variables override it")
     ] = None
     models: Annotated[Path, Field(description="folder of models, <name>/<version>/model.onnx")] = Field(
         default_factory=_shipped_models
@@ -71,24 +71,24 @@ class Settings(BaseSettings):
         int, Field(ge=1024, le=MOST_MODEL_BYTES, description="largest model file, bytes")
     ] = 512 << 20
     strict_models: Annotated[
-        bool, Field(description="end the start if any model file is refused, not only if all are")
+        bool, Field(description="do not start if any model file is refused, instead of only if all are")
     ] = False
     model_refresh_s: Annotated[
         float,
-        Field(ge=0, le=LONGEST_S, description="seconds between looks at the folder of models; 0 is never"),
+        Field(ge=0, le=LONGEST_S, description="seconds between checks of the models folder; 0 means never"),
     ] = 5.0
     apart: Annotated[
         str,
         Field(
-            description="NAME=rows,tokens;NAME=rows: models that run one session, or one token, at a time, "
-            "whatever their files say"
+            description="models that run one session or one token at a time, whatever their files say, "
+            "as in NAME=rows,tokens;NAME=rows"
         ),
     ] = ""
     providers: Annotated[
         str,
         Field(
-            description="execution providers of onnxruntime, by name: the first one that can runs a node; "
-            "NAME=ROWS bounds the sessions of a run"
+            description="execution providers of onnxruntime, by name; the first one that supports a "
+            "node runs it. NAME=ROWS limits the sessions of a run"
         ),
     ] = CPU
     store: Annotated[
@@ -100,37 +100,40 @@ class Settings(BaseSettings):
         ),
     ] = EMBEDDED
     store_password_file: Annotated[
-        Path | None, Field(description="file that holds the password of the store's user")
+        Path | None, Field(description="file with the password of the store's user")
     ] = None
     key_prefix: Annotated[
         str,
-        Field(description="what the store's keys begin with; deployments that share a store need one each"),
+        Field(description="prefix of the store's keys; deployments that share a store need different ones"),
     ] = DEFAULT_PREFIX
     data_dir: Annotated[Path, Field(description="folder of the embedded store")] = Path(
         "~/.local/share/holdfast"
     )
     grpc_address: Annotated[
-        str, Field(description="HOST:PORT or unix:/PATH of gRPC; port 0 takes a free one")
+        str, Field(description="HOST:PORT or unix:/PATH for gRPC; port 0 picks a free one")
     ] = "127.0.0.1:50051"
     http_address: Annotated[
-        str, Field(description="HOST:PORT of /metrics, /livez and /readyz; port 0 takes a free one")
+        str, Field(description="HOST:PORT for /metrics, /livez and /readyz; port 0 picks a free one")
     ] = "127.0.0.1:8080"
     workers: Annotated[
-        int, Field(ge=1, le=256, description="processes that serve the gRPC port; one per core is right")
+        int, Field(ge=1, le=256, description="processes that serve the gRPC port; use one per core")
     ] = 1
     session_ttl_s: Annotated[
-        float, Field(ge=0, le=LONGEST_TTL_S, description="seconds an idle session lives; 0 is for ever")
+        float,
+        Field(
+            ge=0, le=LONGEST_TTL_S, description="time to live of an idle session, seconds; 0 means for ever"
+        ),
     ] = 86_400.0
-    max_batch: Annotated[int, Field(ge=1, le=1024, description="most chunks run together")] = 64
+    max_batch: Annotated[int, Field(ge=1, le=1024, description="largest batch, chunks")] = 64
     max_waiting: Annotated[
-        int, Field(ge=1, le=MOST_COUNT, description="most chunks waiting, per worker")
+        int, Field(ge=1, le=MOST_COUNT, description="most waiting chunks, per worker")
     ] = 8192
     max_waiting_bytes: Annotated[
         int,
         Field(
             ge=1 << 20,
             le=MOST_BYTES,
-            description="most bytes of waiting chunks and of replies not written, per worker",
+            description="most bytes of waiting chunks and unwritten replies, per worker",
         ),
     ] = 256 << 20
     max_streams: Annotated[int, Field(ge=1, le=MOST_COUNT, description="most open streams, per worker")] = (
@@ -138,16 +141,16 @@ class Settings(BaseSettings):
     )
     tenant_share: Annotated[
         float,
-        Field(ge=0.01, le=1, description="part of these bounds that one tenant alone may have; 1 is all"),
+        Field(ge=0.01, le=1, description="share of these limits that one tenant may use; 1 means all"),
     ] = 0.8
     max_chunk_tokens: Annotated[int, Field(ge=1, le=65536, description="most tokens in a chunk")] = 1024
-    max_rows: Annotated[int, Field(ge=1, le=65536, description="most rows of a batch")] = 1024
+    max_rows: Annotated[int, Field(ge=1, le=65536, description="most rows in a batch")] = 1024
     max_message_bytes: Annotated[
         int | None,
         Field(
             ge=1024,
             le=MOST_MESSAGE_BYTES,
-            description="largest request, bytes; by default what the models can make use of",
+            description="largest request, bytes; by default what the models can use",
         ),
     ] = None
     max_memory_bytes: Annotated[
@@ -155,7 +158,8 @@ class Settings(BaseSettings):
         Field(
             ge=0,
             le=MOST_BYTES,
-            description="resident memory above which calls are refused, per worker, bytes; 0 is never",
+            description="resident memory above which calls are refused, per worker, bytes; 0 means no "
+            "limit",
         ),
     ] = None
     max_call_s: Annotated[
@@ -163,7 +167,7 @@ class Settings(BaseSettings):
         Field(
             ge=0.05,
             le=LONGEST_S,
-            description="longest wait of a call without a deadline, and of a stream's chunk, seconds",
+            description="longest wait of a call without a deadline, and of a chunk of a stream, seconds",
         ),
     ] = 60.0
     max_stall_s: Annotated[
@@ -171,7 +175,7 @@ class Settings(BaseSettings):
         Field(
             ge=0.05,
             le=LONGEST_S,
-            description="a stream whose client reads nothing for so many seconds is ended",
+            description="seconds after which a stream is ended whose client reads nothing",
         ),
     ] = 60.0
     keepalive_s: Annotated[
@@ -185,7 +189,7 @@ class Settings(BaseSettings):
         Field(
             ge=0,
             le=LONGEST_S,
-            description="seconds, within 10 %, after which clients connect anew; 0 is never",
+            description="seconds, within 10 %, after which clients must reconnect; 0 means never",
         ),
     ] = 600.0
     hot_state_bytes: Annotated[
@@ -193,7 +197,7 @@ class Settings(BaseSettings):
         Field(
             ge=0,
             le=MOST_BYTES,
-            description="memory for the states of sessions that ran lately, per worker, bytes",
+            description="memory for the states of recently used sessions, per worker, bytes",
         ),
     ] = 256 << 20
     store_timeout_s: Annotated[
@@ -202,43 +206,52 @@ class Settings(BaseSettings):
     ack_level: Annotated[
         Literal["memory", "fsynced", "replicated", "fsynced+replicated"],
         Field(
-            description="how durable a commit is before its reply leaves, where a request asks for no level"
+            description="acknowledgement level that a commit must reach before its reply leaves, unless "
+            "the request names one"
         ),
     ] = "memory"
     replicas_required: Annotated[
         int,
-        Field(ge=0, le=100, description="replicas that make a commit `replicated`; 0 offers no such level"),
+        Field(
+            ge=0,
+            le=100,
+            description="replicas that must confirm a commit at level `replicated`; 0 disables the level",
+        ),
     ] = 0
     ack_timeout_s: Annotated[
         float, Field(ge=0.05, le=60, description="longest wait for an acknowledgement level, seconds")
     ] = 5.0
     drain_timeout_s: Annotated[
         float,
-        Field(ge=0, le=LONGEST_S, description="longest wait for chunks under way when stopping, seconds"),
+        Field(ge=0, le=LONGEST_S, description="longest wait for chunks in flight on shutdown, seconds"),
     ] = 10.0
     run_timeout_s: Annotated[
-        float, Field(ge=0.05, le=3600, description="longest run of a model before it is ended, seconds")
+        float, Field(ge=0.05, le=3600, description="longest run of a model before it is aborted, seconds")
     ] = 10.0
     quarantine_after: Annotated[
         int,
         Field(
             ge=0,
             le=MOST_COUNT,
-            description="failures in a row that put a session into quarantine; 0 is never",
+            description="failures in a row after which a session is put into quarantine; 0 means never",
         ),
     ] = 3
     tls_cert: Annotated[
-        Path | None, Field(description="certificate chain of gRPC, PEM; replaced on disk, it is read again")
+        Path | None, Field(description="certificate chain for gRPC, PEM; read again when the file changes")
     ] = None
-    tls_key: Annotated[Path | None, Field(description="its private key, PEM")] = None
+    tls_key: Annotated[Path | None, Field(description="private key of --tls-cert, PEM")] = None
     tls_client_ca: Annotated[
-        Path | None, Field(description="authorities, PEM, of which every client has to have a certificate")
+        Path | None,
+        Field(
+            description="certificate authorities, PEM; every client must present a certificate of one "
+            "of them"
+        ),
     ] = None
     tokens_file: Annotated[
         Path | None,
         Field(
-            description="who may call what, TOML; `holdfast token create` makes a line. "
-            "Default: anyone, anything"
+            description="credentials and what they allow, TOML; `holdfast token create` makes an entry. "
+            "Without it, anyone may call anything"
         ),
     ] = None
     allow_plaintext: Annotated[
@@ -249,7 +262,8 @@ class Settings(BaseSettings):
         Field(
             ge=0,
             le=LONGEST_S,
-            description="seconds of that in which it still serves, not ready, when stopping",
+            description="part of --drain-timeout-s in which the server still serves but is not ready, "
+            "seconds",
         ),
     ] = 0.0
     stuck_worker_s: Annotated[
@@ -257,26 +271,26 @@ class Settings(BaseSettings):
         Field(
             ge=0,
             le=LONGEST_S,
-            description="a worker whose loop stands still for so long is replaced; 0 is never",
+            description="seconds after which a worker whose event loop is stuck is replaced; 0 means never",
         ),
     ] = 15.0
     allow_volatile_store: Annotated[bool, Field(description="serve on a store that may lose sessions")] = (
         False
     )
     allow_old_store: Annotated[
-        bool, Field(description="trust a store whose version has, or may have, known holes")
+        bool, Field(description="trust a store whose version has, or may have, known vulnerabilities")
     ] = False
     allow_failpoints: Annotated[
-        bool, Field(description="for tests: obey HOLDFAST_FAILPOINTS, which breaks the server on purpose")
+        bool, Field(description="for tests: obey HOLDFAST_FAILPOINTS, which injects faults on purpose")
     ] = False
     reflection: Annotated[bool, Field(description="serve gRPC reflection")] = True
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
-        Field(description="what is logged; SIGUSR1 makes it debug, SIGUSR2 this again"),
+        Field(description="lowest level that is logged; SIGUSR1 sets debug, SIGUSR2 this level again"),
     ] = "info"
     log_format: Annotated[
         Literal["auto", "json", "text"],
-        Field(description="form of a log line; auto is text on a terminal and json elsewhere"),
+        Field(description="format of a log line; auto means text on a terminal and json elsewhere"),
     ] = "auto"
 
     @property
@@ -304,7 +318,7 @@ class Settings(BaseSettings):
             if bound * self.tenant_share < 1:
                 raise ValueError(
                     f"{flag} {bound}: --tenant-share {self.tenant_share:g} of it is less than one, so "
-                    "nobody would be served; make one of them larger"
+                    "no tenant would be served; raise one of them"
                 )
         return self
 
@@ -316,9 +330,9 @@ class Settings(BaseSettings):
             return value
         value = value.rstrip("\r\n")
         if not value:
-            raise ValueError("expected a value, not nothing; leave it out for the default")
+            raise ValueError("expected a value, not an empty text; leave it out for the default")
         if "\0" in value or not _is_utf8(value):
-            raise ValueError("expected text in UTF-8, without NUL")
+            raise ValueError("expected UTF-8 text without NUL")
         return value
 
     @field_validator("max_connection_age_s", "stuck_worker_s")

@@ -103,7 +103,7 @@ def password_in(path: Path) -> str:
     try:
         return decoded(read_file(path).data).strip()
     except UnicodeDecodeError:
-        raise OSError(errno.EILSEQ, "it is no text in UTF-8", str(path)) from None
+        raise OSError(errno.EILSEQ, "it is not UTF-8 text", str(path)) from None
 
 
 class Target(NamedTuple):
@@ -149,7 +149,7 @@ def parse_url(url: str, *, password_file: Path | None = None) -> Target:
     _check_options(parts.scheme, topology, options)
     username, colon, password = userinfo.partition(":")
     if colon and password_file is not None:
-        raise ValueError("a password stands in it, and another in the password file; only one can be right")
+        raise ValueError("it has a password, and so has the password file; use only one of them")
     primary = Address(
         database=_database(parts, topology, options),
         username=unquote(username) or None,
@@ -176,7 +176,7 @@ def parse_url(url: str, *, password_file: Path | None = None) -> Target:
         )
     addresses = tuple(_located(greeting, server, port) for server in servers.split(","))
     if topology == "single" and len(addresses) > 1:
-        raise ValueError("several servers are redis+sentinel:// or redis+cluster://")
+        raise ValueError("for several servers, use redis+sentinel:// or redis+cluster://")
     return Target(topology, addresses, group, primary)
 
 
@@ -195,9 +195,9 @@ def _database(parts: SplitResult, topology: str, options: Mapping[str, str]) -> 
     if topology == "single" and parts.scheme != "unix" and parts.path.strip("/"):
         text = parts.path.strip("/")
     if topology == "cluster" and parts.path.strip("/"):
-        raise ValueError("a cluster has one database, so nothing stands after its nodes")
+        raise ValueError("a cluster has only one database; leave out the path after its nodes")
     if not (text.isascii() and text.isdecimal()):
-        raise ValueError("the number of the database is not a number")
+        raise ValueError("expected a number for the database")
     return int(text)
 
 
@@ -207,7 +207,7 @@ def _located(greeting: Address, server: str, default_port: int) -> Address:
         host, port = server, str(default_port)
     host = host.strip("[]")
     if not host or not (port.isascii() and port.isdecimal() and 0 < int(port) < 65_536):
-        raise ValueError("a server is not HOST or HOST:PORT")
+        raise ValueError("expected each server as HOST or HOST:PORT")
     return greeting.at(unquote(host), int(port))
 
 
@@ -221,6 +221,6 @@ def _tls(options: Mapping[str, str]) -> ssl.SSLContext:
         raise ValueError(f"a file of its TLS options cannot be used: {error}") from None
     checked = options.get("ssl_check_hostname", "true").lower()
     if checked not in ("true", "false", "1", "0", "yes", "no"):
-        raise ValueError("ssl_check_hostname is neither true nor false")
+        raise ValueError("expected true or false for ssl_check_hostname")
     context.check_hostname = checked in ("true", "1", "yes")
     return context

@@ -1,60 +1,42 @@
-"""The state store on a cluster: sessions lie in slots, and each slot on one of several primaries.
+"""Which primary of a cluster has a key: each slot has one, and slots and primaries move.
 
 Every record is committed by a script call of its own, since the keys of a call must share a slot and
 sessions hardly ever do; the calls for a primary go out in one write, those for several at the same time.
 
 What may be sent again: a call that a node refused because the slot is elsewhere (MOVED, ASK) or on its way
-(TRYAGAIN), or because it does not know the script, was not executed. A call whose reply did not come is
-never sent again; its record may or may not have been written.
+(TRYAGAIN) was not executed. A call whose reply did not come is never sent again; its record may or may not
+have been written.
 """
 
 import asyncio
 import contextlib
-import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import hiredis
+import numpy as np
 
-from holdfast.errors import AckLevelNotReached, ServiceError, StoreUnavailable
+from holdfast.errors import ServiceError, StoreUnavailable
 from service.common.background import Trouble
 from service.store.address import Address
-from service.store.confirmation import AckSettings, AckSupport, not_reached
-from service.store.connection import RECONNECT_DELAYS_S, Reply, fixed
+from service.store.confirmation import AckSettings
+from service.store.connection import RECONNECT_DELAYS_S, fixed
 from service.store.error_table import RETRY_AFTER_S, error_of, means_demoted
-from service.store.keys import KeySpace
 from service.store.node import Node
-from service.store.packing import pack_scripts
-from service.store.protocol import AckLevel, Loaded, Refusals, UnsafeStore, Writes
-from service.store.redis import (
-    SCRIPT,
-    SCRIPT_SHA,
-    check_node,
-    is_unknown_script,
-    records_of,
-    refusals_of,
-    seconds_of,
-    set_aside_command,
-)
-from service.store.safety import Allowances, StoreUsage, describe, usage_together
+from service.store.protocol import Writes
+from service.store.record import NO_STAMP
+from service.store.replies import is_unknown_script
 from service.store.slots import SLOT_COUNT, slot_of
+from service.store.topology import Answer, Call
 
 REDIRECT_PAUSES_S = (0.0, 0.01, 0.02, 0.05, 0.1)
 """Before a call is sent to where it was redirected, by how often it was before; the last one repeats."""
 
+_STAMP_BYTES = len(NO_STAMP)
 _ASKING = hiredis.pack_command(("ASKING",))
-
-Value = TypeVar("Value")
 
 Place = tuple[str, int]
 """Host and port of a node."""
-
-
-class _Call(NamedTuple):
-    """A packed command about one key, and the key's slot."""
-
-    slot: int
-    request: bytes
 
 
 class _Route(NamedTuple):
@@ -64,54 +46,71 @@ class _Route(NamedTuple):
     asking: bool = False
 
 
-class ClusterStore:
-    """Implements `Store` on a cluster.
+def pack_each(command: bytes, script: bytes, writes: Sequence[Writes], ttl_ms: int) -> list[Call]:
+    """Returns a call `command script 1 key ttl stamp record` for each record; see `Topology.pack`."""
+    head = b"*7\r\n$%d\r\n%s\r\n$%d\r\n%s\r\n$1\r\n1\r\n" % (len(command), command, len(script), script)
+    ttl = b"$%d\r\n%d\r\n$%d\r\n" % (len(b"%d" % ttl_ms), ttl_ms, _STAMP_BYTES)
+    calls = []
+    for part in writes:
+        records = part.records
+        if isinstance(records, np.ndarray):
+            records = [row.tobytes() for row in records]
+        stamps, starts = part.expected, range(0, len(part.expected), _STAMP_BYTES)
+        for key, start, record in zip(part.keys, starts, records, strict=True):
+            sizes = (len(key), key, ttl, stamps[start : start + _STAMP_BYTES], len(record), record)
+            calls.append(Call(key, (head + b"$%d\r\n%s\r\n%s%s\r\n$%d\r\n%s\r\n" % sizes,)))
+    return calls
+
+
+class Cluster:
+    """Implements `Topology` on a cluster.
 
     Args:
         seeds: Some nodes of it.
         timeout_s: Longest wait for any reply.
-        allowances: Dangers that `check_safe` does not mind.
         acks: What is asked of each primary beyond its memory.
         marker_of: Gives keys of ours to write before a wait, by number; their slots differ.
         on_change: Called with whether every slot has a primary that answers, when that changes.
     """
+
+    is_cluster = True
+    why_moved = "the cluster has changed since"
+    pack = staticmethod(pack_each)
 
     def __init__(
         self,
         seeds: Sequence[Address],
         *,
         timeout_s: float,
-        allowances: Allowances,
-        acks: AckSettings = AckSettings(),  # noqa: B008 -- frozen
-        marker_of: Callable[[int], bytes] = KeySpace().ack_marker_of,  # noqa: B008 -- frozen
-        on_change: Callable[[bool], None] = lambda _: None,
+        acks: AckSettings,
+        marker_of: Callable[[int], bytes],
+        on_change: Callable[[bool], None],
     ) -> None:
-        self._marker_of = marker_of
         self._seeds = seeds
         self._timeout_s = timeout_s
-        self._allowances = allowances
         self._acks = acks
-        self._supports: list[AckSupport] = []
+        self._marker_of = marker_of
         self._on_change = on_change
+        self._on_moved: Callable[[], None] = lambda: None
         self._told = False
         self._nodes: dict[Place, Node] = {}
         self._owners: list[Node | None] = [None] * SLOT_COUNT
-        self._primaries: list[Node] = []
         self._is_covered = False
         self._map_is_old = False
         self._turn = 0
         self._refreshing: asyncio.Task[None] | None = None
         self._retiring: set[asyncio.Task[None]] = set()
         self._closed = False
-        self.epoch = 0
+        self.nodes: list[Node] = []
 
     @property
     def is_available(self) -> bool:
         """Whether every slot has a primary that answered when last asked."""
-        return self._is_covered and all(node.is_connected for node in self._primaries)
+        return self._is_covered and all(node.is_connected for node in self.nodes)
 
-    async def open(self) -> None:
-        """Reads the map and connects to every primary; see `Store.open`."""
+    async def open(self, on_moved: Callable[[], None]) -> None:
+        """Reads the map and connects to every primary; see `Topology.open`."""
+        self._on_moved = on_moved
         refusals = []
         for seed in self._seeds:
             try:
@@ -121,7 +120,7 @@ class ClusterStore:
                 refusals.append(error.message)
         else:
             raise _unavailable("; ".join(refusals))
-        await asyncio.gather(*(node.wait_connected() for node in self._primaries))
+        await asyncio.gather(*(node.wait_connected() for node in self.nodes))
         if not self._is_covered:
             raise _unavailable("not every slot of the cluster has a primary; see CLUSTER SLOTS")
 
@@ -134,144 +133,21 @@ class ClusterStore:
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(node.close() for node in self._nodes.values()))
 
-    async def check_safe(self) -> StoreUsage:
-        """Makes sure that every primary keeps what it acknowledges; see `Store.check_safe`."""
-        checks = (check_node(node, self._allowances, in_cluster=True) for node in self._primaries)
-        outcomes = await asyncio.gather(*checks, return_exceptions=True)
-        unsafe = [outcome for outcome in outcomes if isinstance(outcome, UnsafeStore)]
-        usages = [outcome for outcome in outcomes if isinstance(outcome, StoreUsage)]
-        if unsafe:
-            usage = usage_together(usages + [outcome.usage for outcome in unsafe])
-            raise UnsafeStore("; ".join(map(str, unsafe)), usage)
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException):
-                raise outcome
-        return usage_together(usages)
+    def node_of(self, key: bytes) -> Node | None:
+        """Returns the primary of a key's slot."""
+        return self._owners[slot_of(key)]
 
-    async def describe(self) -> str:
-        """Returns one line about the store; see `Store.describe`."""
-        node = self._primaries[0]
-        first = describe(await node.info(), await node.config())
-        return f"cluster of {len(self._primaries)} primaries; {node}: {first}"
-
-    async def check_acks(self) -> None:
-        """Finds out which acknowledgement levels every primary can give; see `Store.check_acks`."""
-        self._supports = list(await asyncio.gather(*(node.ack_support() for node in self._primaries)))
-        for support in self._supports:
-            support.check_default()
-
-    def check_level(self, level: AckLevel) -> None:
-        """Refuses what a primary is not set up to give; see `StateStore.check_level`."""
-        for support in self._supports:
-            support.check(level)
-
-    async def confirm(self, keys: Sequence[bytes], level: AckLevel, epoch: int) -> Refusals:
-        """Waits for replicas and disks, of all primaries at the same time; see `StateStore.confirm`."""
-        by_node: dict[Node | None, list[int]] = {}
-        for number, key in enumerate(keys):
-            by_node.setdefault(self._owners[slot_of(key)], []).append(number)
-        outcomes = await asyncio.gather(*(self._confirm_node(node, level, epoch) for node in by_node))
-        refusals: Refusals = {}
-        for numbers, refusal in zip(by_node.values(), outcomes, strict=True):
-            if refusal is not None:
-                refusals.update(dict.fromkeys(numbers, refusal))
-        return refusals
-
-    async def _confirm_node(
-        self, node: Node | None, level: AckLevel, epoch: int
-    ) -> AckLevelNotReached | None:
-        """Confirms what one primary holds, as long as no slot and no primary changes."""
-        refusal = None
-        if node is not None and epoch == self.epoch:
-            refusal = await node.confirm(level, node.epoch)
-        if refusal is None and (node is None or epoch != self.epoch):
-            refusal = not_reached(level, "the cluster has changed since")
-        return refusal
-
-    async def load(self, keys: Sequence[bytes]) -> list[Loaded]:
-        """Reads records, from all primaries at the same time; see `StateStore.load`."""
-        answers = await self._send([_Call(slot_of(key), _packed("MGET", key)) for key in keys])
-        failed = [answer for answer in answers if isinstance(answer, ServiceError)]
-        if failed and len(failed) == len(answers):
-            raise failed[0]
-        return [
-            self._read("MGET", slot_of(key), answer, lambda reply: records_of(reply, 1)[0])
-            for key, answer in zip(keys, answers, strict=True)
-        ]
-
-    async def commit(self, writes: Sequence[Writes], ttl_s: float) -> Refusals:
-        """Replaces records, on all primaries at the same time; see `StateStore.commit`."""
-        ttl_ms = math.ceil(ttl_s * 1000)
-        slots = [slot_of(key) for part in writes for key in part.keys]
-        requests = pack_scripts(b"EVALSHA", SCRIPT_SHA, writes, ttl_ms)
-        answers = await self._send(list(map(_Call, slots, requests)))
-        unknown = [number for number, answer in enumerate(answers) if is_unknown_script(answer)]
-        if unknown:
-            requests = pack_scripts(b"EVAL", SCRIPT, writes, ttl_ms)
-            again = await self._send([_Call(slots[number], requests[number]) for number in unknown])
-            for number, answer in zip(unknown, again, strict=True):
-                answers[number] = answer
-        return self._refusals(slots, answers)
-
-    async def set_aside(self, key: bytes, record: bytes, ttl_s: float) -> bool:
-        """Moves a record to where it is kept for inspection; see `StateStore.set_aside`."""
-        [moved] = await self._send([_Call(slot_of(key), _packed(*set_aside_command(key, record, ttl_s)))])
-        if isinstance(moved, ServiceError):
-            raise moved
-        return bool(moved)
-
-    async def time_to_live_s(self, key: bytes) -> float:
-        """Returns the seconds until the record expires; see `StateStore.time_to_live_s`."""
-        [left_ms] = await self._send([_Call(slot_of(key), _packed("PTTL", key))])
-        seconds = self._read("PTTL", slot_of(key), left_ms, seconds_of)
-        if isinstance(seconds, ServiceError):
-            raise seconds
-        return seconds
-
-    async def ping(self) -> None:
-        """Asks every primary for a sign of life; see `Store.ping`."""
-        outcomes = await asyncio.gather(
-            *(node.ask("PING") for node in self._primaries), return_exceptions=True
-        )
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException):
-                raise outcome
-
-    def _refusals(self, slots: Sequence[int], answers: Sequence[Reply | ServiceError]) -> Refusals:
-        refusals: Refusals = {}
-        for number, (slot, answer) in enumerate(zip(slots, answers, strict=True)):
-            if answer != []:
-                said = self._read(
-                    "the script", slot, answer, lambda reply: refusals_of(reply, 1, self._refusal)
-                )
-                refusals[number] = said if isinstance(said, ServiceError) else said[0]
-        return refusals
-
-    def _read(
-        self, command: str, slot: int, answer: Reply | ServiceError, read: Callable[[Reply], Value]
-    ) -> Value | ServiceError:
-        """Reads the reply of a slot's primary, which is dropped if it cannot be one; errors stay."""
-        if isinstance(answer, ServiceError):
-            return answer
-        try:
-            return read(answer)
-        except ValueError:
-            why = f"the reply to {command} cannot be one"
-            node = self._owners[slot]
-            if node is not None:
-                node.leave(why)
-            return _unavailable(why)
+    def together(self, keys: Sequence[bytes]) -> Sequence[Sequence[bytes]]:
+        """Returns each key by itself."""
+        return [(key,) for key in keys]
 
     # -- calls --------------------------------------------------------------------------------
 
-    async def _send(self, calls: Sequence[_Call]) -> list[Reply | ServiceError]:
-        """Sends each call to the primary of its slot, and to where it is redirected.
-
-        Returns:
-            Its reply, or what became of it; NOSCRIPT is a reply.
-        """
-        answers: list[Reply | ServiceError] = [None] * len(calls)
-        routes = {number: _Route(self._owners[call.slot]) for number, call in enumerate(calls)}
+    async def send(self, calls: Sequence[Call]) -> list[Answer]:
+        """Sends each call to the primary of its slot, and to where it is redirected; never raises."""
+        answers: list[Answer] = [None] * len(calls)
+        owners = self._owners
+        routes = {number: _Route(owners[slot_of(call.key)]) for number, call in enumerate(calls)}
         deadline_s = asyncio.get_running_loop().time() + self._timeout_s
         attempt = 0
         while routes:
@@ -280,9 +156,9 @@ class ClusterStore:
                 if not isinstance(answer, hiredis.ReplyError) or is_unknown_script(answer):
                     answers[number] = answer
                     continue
-                route = self._redirect(str(answer), routes[number], calls[number].slot)
+                route = self._redirect(str(answer), routes[number], calls[number].key)
                 if route is None or asyncio.get_running_loop().time() > deadline_s:
-                    answers[number] = self._refusal(str(answer))
+                    answers[number] = self.refusal(str(answer))
                 else:
                     redirected[number] = route
             routes = redirected
@@ -291,19 +167,17 @@ class ClusterStore:
             attempt += 1
         return answers
 
-    async def _send_once(
-        self, calls: Sequence[_Call], routes: dict[int, _Route]
-    ) -> dict[int, Reply | ServiceError]:
+    async def _send_once(self, calls: Sequence[Call], routes: dict[int, _Route]) -> dict[int, Answer]:
         by_node: dict[Node | None, list[int]] = {}
         for number, route in routes.items():
             by_node.setdefault(route.node, []).append(number)
-        answers: dict[int, Reply | ServiceError] = {}
+        answers: dict[int, Answer] = {}
         under_way = []
         for node, numbers in by_node.items():
-            requests: list[bytes] = []
+            requests: list[bytes | memoryview] = []
             for number in numbers:
                 requests += [_ASKING] * routes[number].asking
-                requests.append(calls[number].request)
+                requests += calls[number].request  # in one piece
             try:
                 if node is None:
                     raise _unavailable("the cluster has no primary for this session's slot")
@@ -319,7 +193,7 @@ class ClusterStore:
                 answers[number] = next(replies)
         return answers
 
-    def _redirect(self, message: str, route: _Route, slot: int) -> _Route | None:
+    def _redirect(self, message: str, route: _Route, key: bytes) -> _Route | None:
         """Returns where to send a call that was not executed; None if that would be of no use."""
         kind, *rest = message.split()
         if kind == "TRYAGAIN":
@@ -332,8 +206,8 @@ class ClusterStore:
         node = self._node(_place(rest[1], route.node))
         if kind == "ASK":
             return _Route(node, asking=True)
-        self._owners[slot] = node
-        self.epoch += 1
+        self._owners[slot_of(key)] = node
+        self._on_moved()
         self._refresh_soon()
         return _Route(node)
 
@@ -343,7 +217,8 @@ class ClusterStore:
         waits = (node.wait_connected() for node in nodes)
         await asyncio.gather(*waits, return_exceptions=True)  # sending tells who is not
 
-    def _refusal(self, message: str) -> ServiceError:
+    def refusal(self, message: str) -> ServiceError:
+        """Returns what an error means; see `Topology.refusal`."""
         if means_demoted(message):
             self._refresh_soon()
         return error_of(message)
@@ -380,7 +255,9 @@ class ClusterStore:
             return await (_map_of(choice) if isinstance(choice, Node) else self._map_of_seed(choice))
 
     async def _map_of_seed(self, seed: Address) -> dict[Place, list[range]]:
-        node = Node(fixed(seed), timeout_s=self._timeout_s)
+        node = Node(
+            fixed(seed), timeout_s=self._timeout_s, acks=self._acks, marker=lambda: self._marker_of(0)
+        )
         try:
             await node.open()
             return await _map_of(node)
@@ -394,10 +271,10 @@ class ClusterStore:
             for part in parts:
                 owners[part.start : part.stop] = [node] * len(part)
         if owners != self._owners:
-            self.epoch += 1
+            self._on_moved()
         self._owners = owners
         self._is_covered = None not in owners
-        self._primaries = [self._nodes[place] for place in places]
+        self.nodes = [self._nodes[place] for place in places]
         for place in self._nodes.keys() - places.keys():
             self._retire(self._nodes.pop(place))
         self._tell()
@@ -447,7 +324,7 @@ class ClusterStore:
         if self._closed:
             return
         if not is_up:
-            self.epoch += 1
+            self._on_moved()
             self._refresh_soon()
         self._tell()
 
@@ -474,11 +351,6 @@ def _place(text: str, said_by: Node) -> Place:
         assert said_by.address is not None, "bug: a node that was never connected has spoken"
         host = said_by.address.host
     return host, int(port)
-
-
-def _packed(*command: Any) -> bytes:
-    request: bytes = hiredis.pack_command(command)
-    return request
 
 
 def _unavailable(why: str) -> StoreUnavailable:

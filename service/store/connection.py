@@ -23,6 +23,7 @@ from holdfast.errors import ServiceError, StoreUnavailable
 from service.common.background import Trouble
 from service.store.address import Address
 from service.store.error_table import RETRY_AFTER_S, error_of
+from service.store.replies import Reply
 
 _log = logging.getLogger(__name__)
 
@@ -35,9 +36,6 @@ after a second of standing still, its own or the machine's, it would give up rep
 
 Locate = Callable[[], Awaitable[Address]]
 """Says where the server is now; raises StoreUnavailable if nobody knows."""
-
-Reply = Any
-"""As hiredis reads it: bytes, int, list, None or hiredis.ReplyError."""
 
 _IDENTITY_COMMANDS: tuple[tuple[Any, ...], ...] = (("INFO", "server"), ("INFO", "replication"))
 _IDENTITY = re.compile(rb"^(?:run_id|role|master_replid):\S+", re.MULTILINE)
@@ -166,9 +164,13 @@ class StoreConnection:
             StoreUnavailable: There is no connection (from the call), or it broke or took too long
                 (from the future); what was sent may or may not have been executed.
         """
-        return self._connected().send(request)
+        if self._protocol is None:
+            raise self._unavailable(self._last_error)
+        return self._protocol.send(request)
 
-    def send_many(self, requests: Sequence[bytes]) -> asyncio.Future[list[Reply | StoreUnavailable]]:
+    def send_many(
+        self, requests: Sequence[bytes | memoryview]
+    ) -> asyncio.Future[list[Reply | StoreUnavailable]]:
         """Sends packed requests in one write.
 
         Returns:
@@ -178,12 +180,9 @@ class StoreConnection:
         Raises:
             StoreUnavailable: There is no connection; nothing was sent.
         """
-        return self._connected().send_many(requests)
-
-    def _connected(self) -> "_RespProtocol":
         if self._protocol is None:
             raise self._unavailable(self._last_error)
-        return self._protocol
+        return self._protocol.send_many(requests)
 
     def _unavailable(self, why: str) -> StoreUnavailable:
         where = "" if self.address is None else f" {self.address}"
@@ -336,20 +335,24 @@ class _RespProtocol(asyncio.Protocol):
     def send(self, request: Sequence[bytes | memoryview]) -> asyncio.Future[Reply]:
         future = self._loop.create_future()
         self._waiting.append((future, self._loop.time() + self._timeout_s))
-        self._write(request)
+        if self._timer is None:
+            self._start_timer()
+        self._transport.writelines(request)
         return future
 
-    def send_many(self, requests: Sequence[bytes]) -> asyncio.Future[list[Reply | StoreUnavailable]]:
+    def send_many(
+        self, requests: Sequence[bytes | memoryview]
+    ) -> asyncio.Future[list[Reply | StoreUnavailable]]:
         future = self._loop.create_future()
         entry = (_Replies(len(requests), future), self._loop.time() + self._timeout_s)
         self._waiting.extend(entry for _ in requests)
-        self._write(requests)
+        if self._timer is None:
+            self._start_timer()
+        self._transport.writelines(requests)
         return future
 
-    def _write(self, pieces: Sequence[bytes | memoryview]) -> None:
-        if self._timer is None:
-            self._timer = self._loop.call_later(self._timeout_s, self._check_time)
-        self._transport.writelines(pieces)
+    def _start_timer(self) -> None:
+        self._timer = self._loop.call_later(self._timeout_s, self._check_time)
 
     def data_received(self, data: bytes) -> None:
         self._reader.feed(data)

@@ -3,24 +3,21 @@
 A single server and the primary behind Sentinel are one node; a cluster has one per primary.
 """
 
-import asyncio
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import hiredis
 
-from holdfast.errors import AckLevelNotReached, ServiceError, StoreUnavailable
-from service.store.address import Address
+from holdfast.errors import AckLevelNotReached, ServiceError
 from service.store.confirmation import ASK_POLICY, AckSettings, AckSupport, Confirmer
-from service.store.connection import Locate, Reply, StoreConnection
-from service.store.error_table import RETRY_AFTER_S, error_of, means_demoted
-from service.store.keys import KeySpace
-from service.store.protocol import AckLevel
-from service.store.safety import CONFIG_NAMES
+from service.store.connection import Locate, StoreConnection
+from service.store.error_table import error_of, means_demoted
+from service.store.protocol import AckLevel, UnsafeStore
+from service.store.replies import Reply
+from service.store.safety import CONFIG_NAMES, Allowances, StoreUsage, dangers, suspicion, usage_of
 
 
-class Node:
+class Node(StoreConnection):
     """A primary.
 
     Args:
@@ -39,74 +36,20 @@ class Node:
         timeout_s: float,
         on_change: Callable[[bool], None] = lambda _: None,
         must_be_primary: bool = False,
-        acks: AckSettings = AckSettings(),  # noqa: B008 -- frozen
-        marker: Callable[[], bytes] = lambda: KeySpace().ack_marker,
+        acks: AckSettings,
+        marker: Callable[[], bytes],
     ) -> None:
-        self._connection = StoreConnection(
-            locate, timeout_s=timeout_s, on_change=on_change, must_be_primary=must_be_primary
-        )
+        super().__init__(locate, timeout_s=timeout_s, on_change=on_change, must_be_primary=must_be_primary)
         self._acks = acks
-        self._confirmer = Confirmer(self._connection, marker, acks)
+        self._confirmer = Confirmer(self, marker, acks)
 
     def __str__(self) -> str:
-        return f"store {self._connection.address}"
-
-    @property
-    def address(self) -> Address | None:
-        """Where it is, as far as known."""
-        return self._connection.address
-
-    @property
-    def epoch(self) -> int:
-        """Changes whenever another server may have taken this one's place."""
-        return self._connection.epoch
-
-    @property
-    def is_connected(self) -> bool:
-        """Whether it can be asked."""
-        return self._connection.is_connected
-
-    async def open(self) -> None:
-        """Connects; see `StoreConnection.open`."""
-        await self._connection.open()
-
-    def begin(self) -> None:
-        """Connects in the background."""
-        self._connection.begin()
-
-    async def wait_connected(self) -> None:
-        """Waits for a connection; see `StoreConnection.wait_connected`."""
-        await self._connection.wait_connected()
+        return f"store {self.address}"
 
     async def close(self) -> None:
         """Closes for good."""
         await self._confirmer.close()
-        await self._connection.close()
-
-    def leave(self, why: str) -> None:
-        """Drops the server and looks for the primary anew."""
-        self._connection.leave(why)
-
-    def send(self, request: Sequence[bytes | memoryview]) -> asyncio.Future[Reply]:
-        """Sends a packed request; see `StoreConnection.send`."""
-        return self._connection.send(request)
-
-    def send_many(self, requests: Sequence[bytes]) -> asyncio.Future[list[Reply | StoreUnavailable]]:
-        """Sends packed requests; see `StoreConnection.send_many`."""
-        return self._connection.send_many(requests)
-
-    async def ack_support(self) -> AckSupport:
-        """Finds out which acknowledgement levels it can give.
-
-        Raises:
-            ServiceError: It gave no answer.
-        """
-        policy = await self._connection.execute(*ASK_POLICY)  # an error is no answer
-        return AckSupport(await self.ask("INFO"), policy, self._acks)
-
-    async def confirm(self, level: AckLevel, epoch: int) -> AckLevelNotReached | None:
-        """Waits until all that it has answered is as durable as the level says; see `Confirmer`."""
-        return await self._confirmer.confirm(level, epoch)
+        await super().close()
 
     async def ask(self, *command: Any) -> Reply:
         """Executes a command.
@@ -114,29 +57,44 @@ class Node:
         Raises:
             ServiceError: What the error means, by `error_table`, or StoreUnavailable: no answer in time.
         """
-        reply = await self._connection.execute(*command)
+        reply = await self.execute(*command)
         if isinstance(reply, hiredis.ReplyError):
             raise self.refusal(str(reply))
         return reply
-
-    @contextlib.contextmanager
-    def reading(self, command: str) -> Iterator[None]:
-        """Makes StoreUnavailable of the ValueError of a reply that cannot be one; drops the connection.
-
-        Whatever came over it may belong to another request, so no other reply can be trusted either.
-        """
-        try:
-            yield
-        except ValueError:
-            why = f"the reply to {command} cannot be one"
-            self.leave(why)
-            raise StoreUnavailable(f"{self}: {why}", retry_after_s=RETRY_AFTER_S) from None
 
     def refusal(self, message: str) -> ServiceError:
         """Returns what an error means; a server that says it is no primary any more is left."""
         if means_demoted(message):
             self.leave(message)
         return error_of(message, str(self))
+
+    async def check(self, allowances: Allowances, *, in_cluster: bool) -> StoreUsage:
+        """Makes sure that it keeps what it acknowledges; returns what it uses.
+
+        Raises:
+            UnsafeStore: It does not, for all the reasons in its text.
+            StoreUnavailable: No answer in time.
+        """
+        info = await self.info()
+        asks_config = info.get("rdb_last_bgsave_status", "ok") != "ok"  # else nothing depends on it
+        config = await self.config() if asks_config else {}
+        found = dangers(info, config, in_cluster=in_cluster, allowances=allowances)
+        if found:
+            raise UnsafeStore(f"{self}: {'; '.join(found)}", usage_of(info))
+        return usage_of(info)._replace(suspicion=suspicion(info, allowances))
+
+    async def ack_support(self) -> AckSupport:
+        """Finds out which acknowledgement levels it can give.
+
+        Raises:
+            ServiceError: It gave no answer.
+        """
+        policy = await self.execute(*ASK_POLICY)  # an error is no answer
+        return AckSupport(await self.ask("INFO"), policy, self._acks)
+
+    async def confirm(self, level: AckLevel, epoch: int) -> AckLevelNotReached | None:
+        """Waits until all that it has answered is as durable as the level says; see `Confirmer`."""
+        return await self._confirmer.confirm(level, epoch)
 
     async def info(self) -> dict[str, str]:
         """Returns what INFO says.
@@ -153,7 +111,7 @@ class Node:
         Raises:
             StoreUnavailable: No answer in time.
         """
-        reply = await self._connection.execute("CONFIG", "GET", *CONFIG_NAMES)
+        reply = await self.execute("CONFIG", "GET", *CONFIG_NAMES)
         if isinstance(reply, hiredis.ReplyError):
             return {}
         texts = [part.decode(errors="replace") for part in reply]

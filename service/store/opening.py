@@ -3,17 +3,15 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from service.store.address import parse_url
-from service.store.cluster import ClusterStore
+from service.store.address import Address, parse_url
+from service.store.cluster import Cluster
 from service.store.confirmation import AckSettings
-from service.store.connection import fixed
 from service.store.keys import DEFAULT_PREFIX, KeySpace
-from service.store.node import Node
-from service.store.placed import PlacedStore
-from service.store.protocol import Store
-from service.store.redis import RedisStore
+from service.store.one_node import OneNode
 from service.store.safety import Allowances
 from service.store.sentinel import Sentinels
+from service.store.store import Store
+from service.store.topology import Topology
 
 
 def create_store(
@@ -42,28 +40,20 @@ def create_store(
     """
     key_space = KeySpace(key_prefix)
     target = parse_url(url, password_file=password_file)
-    allowances = allowances or Allowances()
-    store: Store
+    topology: Topology
     if target.topology == "cluster":
-        store = ClusterStore(
+        topology = Cluster(
             target.addresses,
             timeout_s=timeout_s,
-            allowances=allowances,
             acks=acks,
             marker_of=key_space.ack_marker_of,
             on_change=on_change,
         )
     else:
-        sentinels = None
+        place: Address | Sentinels = target.addresses[0]
         if target.topology == "sentinel":
-            sentinels = Sentinels(target.addresses, target.group, target.primary, timeout_s=timeout_s)
-        node = Node(
-            fixed(target.addresses[0]) if sentinels is None else sentinels.locate,
-            timeout_s=timeout_s,
-            on_change=on_change,
-            must_be_primary=sentinels is not None,
-            acks=acks,
-            marker=lambda: key_space.ack_marker,
+            place = Sentinels(target.addresses, target.group, target.primary, timeout_s=timeout_s)
+        topology = OneNode(
+            place, timeout_s=timeout_s, acks=acks, marker=key_space.ack_marker, on_change=on_change
         )
-        store = RedisStore(node, allowances, sentinels)
-    return store if key_space.is_default else PlacedStore(store, key_space)
+    return Store(topology, allowances or Allowances(), key_space)

@@ -3,6 +3,7 @@
 They are encoded once, stored with the session, and sent, now and in every replay.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,46 +59,52 @@ def encode_outputs(outputs: Outputs) -> NDArray[np.uint8]:
     differ in these bytes only: what frames them is written once.
     """
     rows, count = outputs.row_count, outputs.token_count
-    parts: list[bytes | NDArray[np.uint8]] = [_TOKEN_COUNT_TAG + varint(count)]
+    parts = [_head(_TOKEN_COUNT_TAG, count)]
+    columns = []
     if outputs.top_ids is not None and outputs.top_log_probs is not None:
-        parts.append(_TOP_K_TAG + varint(outputs.top_ids.shape[1]))
-        parts += _column(_TOP_IDS_TAG, outputs.top_ids, rows)
-        parts += _column(_TOP_LOG_PROBS_TAG, outputs.top_log_probs, rows)
+        parts.append(_head(_TOP_K_TAG, outputs.top_ids.shape[1]))
+        columns += [(_TOP_IDS_TAG, outputs.top_ids), (_TOP_LOG_PROBS_TAG, outputs.top_log_probs)]
     if outputs.token_log_probs is not None:
-        parts += _column(_TOKEN_LOG_PROBS_TAG, outputs.token_log_probs, rows)
+        columns.append((_TOKEN_LOG_PROBS_TAG, outputs.token_log_probs))
+    for tag, values in columns:
+        data = np.ascontiguousarray(values).reshape(rows, -1).view(np.uint8)
+        parts += (_head(tag, data.shape[1]), data)
     for name, array in outputs.tensors.items():
         parts += _named_column(_TENSORS_TAG, name, array, (len(array) // rows, *array.shape[1:]), rows)
     for name, array in outputs.state.items():
         parts += _named_column(_STATE_TAG, name, array, array.shape[1:], rows)
-    sizes = [len(part) if isinstance(part, bytes) else part.shape[1] for part in parts]
-    matrix = np.empty((rows, sum(sizes)), np.uint8)
+    matrix = np.empty((rows, sum([part.shape[-1] for part in parts])), np.uint8)
     end = 0
-    for part, size in zip(parts, sizes, strict=True):
-        start, end = end, end + size
-        matrix[:, start:end] = np.frombuffer(part, np.uint8) if isinstance(part, bytes) else part
+    for part in parts:
+        start, end = end, end + part.shape[-1]
+        matrix[:, start:end] = part
     return matrix
 
 
-def _column(tag: bytes, values: NDArray[Any], rows: int) -> tuple[bytes, NDArray[np.uint8]]:
-    """Returns tag and length, and the bytes of each row (R, n)."""
-    data = _row_bytes(values, rows)
-    return tag + varint(data.shape[1]), data
-
-
-def _row_bytes(values: NDArray[Any], rows: int) -> NDArray[np.uint8]:
-    return np.ascontiguousarray(values).reshape(rows, -1).view(np.uint8)
+@functools.lru_cache(1024)
+def _head(tag: bytes, value: int) -> NDArray[np.uint8]:
+    """Returns what is the same in every row: a tag, and a number or the length of the data that follow."""
+    return np.frombuffer(tag + varint(value), np.uint8)
 
 
 def _named_column(
     tag: bytes, name: str, values: NDArray[Any], shape: tuple[int, ...], rows: int
-) -> tuple[bytes, NDArray[np.uint8]]:
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Returns what comes before the data of a NamedTensor, its last bytes, and the data of each row."""
-    data = _row_bytes(values, rows)
-    empty = pb.Tensor(dtype=DTYPE_NUMBERS[values.dtype.name], shape=shape).SerializeToString()
-    head = empty + _DATA_TAG + varint(data.shape[1])
+    data = np.ascontiguousarray(values).reshape(rows, -1).view(np.uint8)
+    return _named_head(tag, name, values.dtype.name, shape, data.shape[1]), data
+
+
+@functools.lru_cache(1024)
+def _named_head(
+    tag: bytes, name: str, dtype: str, shape: tuple[int, ...], data_bytes: int
+) -> NDArray[np.uint8]:
+    """Returns what comes before the data of a NamedTensor, its last bytes."""
+    empty = pb.Tensor(dtype=DTYPE_NUMBERS[dtype], shape=shape).SerializeToString()
+    head = empty + _DATA_TAG + varint(data_bytes)
     named = pb.NamedTensor(name=name).SerializeToString()
-    named += _TENSOR_TAG + varint(len(head) + data.shape[1]) + head
-    return tag + varint(len(named) + data.shape[1]) + named, data
+    named += _TENSOR_TAG + varint(len(head) + data_bytes) + head
+    return np.frombuffer(tag + varint(len(named) + data_bytes) + named, np.uint8)
 
 
 def varint(value: int) -> bytes:

@@ -1,7 +1,6 @@
-"""What the engine and the server need of a store.
+"""What the engine needs of a store.
 
-Implementations: `redis.RedisStore` (one primary, fixed or named by sentinels), `cluster.ClusterStore`,
-and a fake in the tests. `opening.create_store` chooses by URL.
+Implementations: `store.Store`, and fakes in the tests.
 """
 
 import enum
@@ -212,53 +211,3 @@ async def commit_one(
     if isinstance(refusal, ServiceError):
         raise refusal
     return refusal
-
-
-class Store(StateStore, Protocol):
-    """A state store as the server holds it."""
-
-    async def open(self) -> None:
-        """Connects.
-
-        Raises:
-            StoreUnavailable: No server answers there, or it refuses the greeting.
-        """
-        ...
-
-    async def close(self) -> None:
-        """Closes its connections; requests under way fail."""
-        ...
-
-    async def check_safe(self) -> StoreUsage:
-        """Makes sure that every primary keeps what it acknowledges; returns what they use.
-
-        Raises:
-            UnsafeStore: It may evict sessions, does not write them to disk, or is too old.
-            StoreUnavailable: No answer in time.
-        """
-        ...
-
-    async def check_acks(self) -> None:
-        """Finds out which acknowledgement levels the store can give, and makes sure of the default.
-
-        Raises:
-            AckLevelUnsupported: Not the default.
-            StoreUnavailable: No answer in time.
-        """
-        ...
-
-    async def describe(self) -> str:
-        """Returns one line for the operator: what the store is, and what its settings promise.
-
-        Raises:
-            StoreUnavailable: No answer in time.
-        """
-        ...
-
-    async def ping(self) -> None:
-        """Asks for a sign of life.
-
-        Raises:
-            StoreUnavailable: No answer in time.
-        """
-        ...

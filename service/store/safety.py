@@ -128,32 +128,34 @@ def describe(info: Mapping[str, str], config: Mapping[str, str]) -> str:
         kept = "no append-only file: a restart loses everything since its last snapshot"
     else:
         kept = {
-            "always": "append-only file, synced before each reply: loss of power loses no reply",
-            "everysec": "append-only file, synced every second: loss of power loses the last replies, and "
+            "always": "append-only file, synced before each reply: a power loss loses no reply",
+            "everysec": "append-only file, synced every second: a power loss loses the last replies, and "
             "so does a killed process while a sync is slow",
-            "no": "append-only file, synced as the system likes: a killed process loses no reply, loss of "
-            "power all that the system has not written",
-        }.get(config.get("appendfsync", ""), "append-only file, how often it is synced may not be read")
+            "no": "append-only file, synced when the system decides: a killed process loses no reply, a "
+            "power loss all that the system has not written",
+        }.get(
+            config.get("appendfsync", ""), "append-only file; the user may not read how often it is synced"
+        )
     replicas = int(info.get("connected_slaves", "0"))
     if replicas:
         behind = f"{replicas} replicas, asynchronous: a fail-over may lose what was acknowledged last"
     else:
-        behind = "no replica: it is down while its machine is"
+        behind = "no replica: the store is down while its machine is"
     return f"{kind} {'.'.join(map(str, version))}; {kept}; {behind}"
 
 
 def _wrong_server(info: Mapping[str, str], in_cluster: bool) -> list[str]:
     if info.get("redis_mode", info.get("server_mode")) == "sentinel":
-        return ["it is a sentinel: name it by redis+sentinel://HOST:PORT/NAME"]
+        return ["it is a sentinel: use redis+sentinel://HOST:PORT/NAME"]
     if (info.get("cluster_enabled") == "1") != in_cluster:
         right = (
-            "it is no node of a cluster: name it by redis://"
+            "it is not a cluster node: use redis://"
             if in_cluster
-            else ("it is a node of a cluster: name it by redis+cluster://")
+            else ("it is a cluster node: use redis+cluster://")
         )
         return [right]
     if info.get("role") == "slave":
-        return ["it is a replica and takes no writes: name the primary, or the sentinels"]
+        return ["it is a replica and takes no writes: use the primary or the sentinels"]
     return []
 
 

@@ -18,9 +18,9 @@ import hiredis
 from holdfast.errors import ServiceError, StoreUnavailable
 from service.common.background import keep_going
 from service.store.address import Address
-from service.store.connection import Reply
 from service.store.error_table import RETRY_AFTER_S, error_of
 from service.store.node import Node
+from service.store.replies import Reply
 
 _log = logging.getLogger(__name__)
 

@@ -20,24 +20,32 @@ SECONDS = (
 
 
 class CounterFamily(Collector):
-    """A counter without labels."""
+    """A counter without labels.
+
+    Attributes:
+        numbers: The count.
+    """
 
     def __init__(self, name: str, text: str, numbers: "Numbers[float]") -> None:
         self._name = name
         self._text = text
-        self._numbers = numbers
+        self.numbers = numbers
 
     def inc(self, amount: float = 1) -> None:
         """Counts."""
-        self._numbers[0] += amount
+        self.numbers[0] += amount
 
     def collect(self) -> Iterator[Metric]:
         """Yields the family."""
-        yield CounterMetricFamily(self._name, self._text, value=self._numbers[0])
+        yield CounterMetricFamily(self._name, self._text, value=self.numbers[0])
 
 
 class LabelledFamily(Collector):
-    """A counter with one label of few values, each of them there from the start."""
+    """A counter with one label of few values, each of them there from the start.
+
+    Attributes:
+        numbers: The count of each value.
+    """
 
     def __init__(
         self, name: str, text: str, label: str, values: Sequence[str], numbers: "Numbers[float]"
@@ -46,16 +54,16 @@ class LabelledFamily(Collector):
         self._text = text
         self._label = label
         self._values = values
-        self._numbers = numbers
+        self.numbers = numbers
 
     def inc(self, index: int, amount: float = 1) -> None:
         """Counts, by the number of the value."""
-        self._numbers[index] += amount
+        self.numbers[index] += amount
 
     def collect(self) -> Iterator[Metric]:
         """Yields the family."""
         family = CounterMetricFamily(self._name, self._text, labels=[self._label])
-        for value, number in zip(self._values, self._numbers, strict=True):
+        for value, number in zip(self._values, self.numbers, strict=True):
             family.add_metric([value], number)
         yield family
 

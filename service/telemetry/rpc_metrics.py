@@ -20,7 +20,7 @@ CODES = (
 )  # fmt: skip
 """By number."""
 
-_OK, _CANCELLED, _DEADLINE_EXCEEDED = 0, 1, 4
+OK, _CANCELLED, _DEADLINE_EXCEEDED = 0, 1, 4
 _STARTED, _RECEIVED, _SENT = range(3)
 _HANDLED = slice(3, 3 + len(CODES))
 NUMBER_COUNT = 3 + len(CODES) + len(SECONDS) + 2
@@ -75,7 +75,7 @@ class RpcMetrics:
     def by_code(self) -> Iterator[tuple[str, float]]:
         """Yields calls ended: OK always, another code from its first time on."""
         for code, number in zip(CODES, self._handled, strict=True):
-            if number or code == CODES[_OK]:
+            if number or code == CODES[OK]:
                 yield code, number
 
 
@@ -85,8 +85,8 @@ class RpcFamilies(Collector):
     _LABELS = ("grpc_type", "grpc_service", "grpc_method")
     _COUNTS = (
         ("grpc_server_started", "Rpcs started."),
-        ("grpc_server_msg_received", "Messages read of rpcs."),
-        ("grpc_server_msg_sent", "Messages written of rpcs."),
+        ("grpc_server_msg_received", "Messages received by rpcs."),
+        ("grpc_server_msg_sent", "Messages sent by rpcs."),
     )
 
     def __init__(self, rpcs: Sequence[RpcMetrics]) -> None:
@@ -100,10 +100,10 @@ class RpcFamilies(Collector):
                 family.add_metric(rpc.labels, rpc.counts()[index])
             yield family
         handled = CounterMetricFamily(
-            "grpc_server_handled", "Rpcs ended, by code.", labels=(*self._LABELS, "grpc_code")
+            "grpc_server_handled", "Rpcs that ended, by code.", labels=(*self._LABELS, "grpc_code")
         )
         seconds = HistogramMetricFamily(
-            "grpc_server_handling_seconds", "Time of an rpc, a stream's included.", labels=self._LABELS
+            "grpc_server_handling_seconds", "Duration of an rpc, including streams.", labels=self._LABELS
         )
         for rpc in self._rpcs:
             for code, number in rpc.by_code():
@@ -127,16 +127,15 @@ def rpc_labels() -> Iterator[tuple[str, str, str]]:
         yield kind, service.full_name, method.name
 
 
-def code_of(context: Any, error: BaseException | None) -> int:
-    """Returns the number of the code with which a call ends.
+def code_of(context: Any) -> int:
+    """Returns the number of the code with which a call ends that was refused, given up, or ran out of time.
 
     Args:
         context: Of the call, of grpc.aio.
-        error: What its handler raised, if anything.
     """
     said = context.code()  # 0 until `abort` puts a grpc.StatusCode there
-    code: int = said.value[0] if said else _OK
-    if code == _OK and error is not None:
-        left_s: float | None = context.time_remaining()
-        return _DEADLINE_EXCEEDED if left_s is not None and left_s <= 0 else _CANCELLED
-    return code
+    if said:
+        code: int = said.value[0]
+        return code
+    left_s: float | None = context.time_remaining()
+    return _DEADLINE_EXCEEDED if left_s is not None and left_s <= 0 else _CANCELLED

@@ -140,7 +140,7 @@ async def test_a_replica_takes_no_writes(start, opened):
     await assert_unavailable(refused(store, record(0)), "READONLY", "replica")
     assert store.epoch > epoch
     await eventually(store.ping)
-    with pytest.raises(UnsafeStore, match=r"replica.*name the primary"):
+    with pytest.raises(UnsafeStore, match=r"replica.*use the primary"):
         await store.check_safe()
 
 
@@ -154,7 +154,7 @@ async def test_a_replica_without_its_primary(start, opened):
 async def test_a_wait_that_a_demotion_ends(start, opened):
     server = start()
     store = await opened(server.url)
-    waiting = asyncio.create_task(failure(store._node.ask("BLPOP", "holdfast:v1:list", 10)))
+    waiting = asyncio.create_task(failure(store._topology.nodes[0].ask("BLPOP", "holdfast:v1:list", 10)))
     await asyncio.to_thread(wait_for, lambda: server.info()["blocked_clients"])
     server.call("REPLICAOF", "127.0.0.1", free_port())
     await assert_unavailable(waiting, "UNBLOCKED", "became a replica")
@@ -404,7 +404,7 @@ async def test_a_silent_node_fails_its_own_rows_only(cluster, opened):
 
 async def test_a_cluster_that_was_named_as_a_single_server(cluster, opened):
     store = await opened(cluster.processes[0].url)
-    with pytest.raises(UnsafeStore, match=r"name it by redis\+cluster://"):
+    with pytest.raises(UnsafeStore, match=r"use redis\+cluster://"):
         await store.check_safe()
     keys = [session_key("tenant", str(number)) for number in range(2)]
     await assert_unavailable(failure(store.load(keys)), "CROSSSLOT", "redis+cluster://")

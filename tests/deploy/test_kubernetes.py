@@ -237,7 +237,7 @@ def test_files_that_are_named_are_mounted(manifests):
 
 
 def test_the_page_names_what_there_is(prod):
-    page = (FOLDER.parents[1] / "docs" / "deploy-kubernetes.md").read_text()
+    page = (FOLDER.parents[1] / "docs" / "operate" / "deploy-kubernetes.md").read_text()
     for name in re.findall(r"\| `([a-z/-]+\.(?:yaml|env))` \|", page):
         assert list(FOLDER.rglob(name)), name
     for volume in prod.pod["volumes"]:

@@ -13,7 +13,7 @@ from tests.deploy.rules import FOLDER, ROOT, alerts, dashboard_queries, names_in
 
 TESTS = sorted((FOLDER / "tests").glob("*.yml"))
 ALERTS = alerts()
-RUNBOOKS = (ROOT / "docs" / "runbooks.md").read_text()
+RUNBOOKS = (ROOT / "docs" / "operate" / "runbooks.md").read_text()
 
 
 def promtool(*arguments):
@@ -58,7 +58,7 @@ def test_every_alert_says_what_it_is_and_what_to_do(name):
     assert rule["labels"]["severity"] in ("page", "ticket")
     assert set(rule["annotations"]) == {"summary", "description", "runbook"}
     page, anchor = rule["annotations"]["runbook"].split("#")
-    assert (page, anchor) == ("docs/runbooks.md", name.lower())
+    assert (page, anchor) == ("docs/operate/runbooks.md", name.lower())
 
 
 def test_every_alert_has_a_section_in_the_runbooks_and_the_other_way_round():

@@ -1,4 +1,4 @@
-"""A network for each shape that docs/your-network.md has a contract of; needs torch."""
+"""A network for each shape that docs/guides/your-network.md has a contract of; needs torch."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""Backup and restore of a store, as docs/operations.md has it: a snapshot back, and clients that go on."""
+"""Backup and restore of a store by docs/operate/operations.md: a snapshot back, and clients that go on."""
 
 import shutil
 
@@ -40,7 +40,7 @@ def test_a_snapshot_is_restored_and_clients_send_again_what_it_lacks(tmp_path):
 
 
 def test_the_page_has_the_options_and_commands_of_this_test():
-    text = (ROOT / "docs" / "operations.md").read_text()
+    text = (ROOT / "docs" / "operate" / "operations.md").read_text()
     assert "--dbfilename holdfast.rdb --appendonly no --maxmemory-policy noeviction" in text
     assert "CONFIG SET appendonly yes" in text
 

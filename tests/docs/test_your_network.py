@@ -1,4 +1,4 @@
-"""docs/your-network.md: its contracts, its networks, and the whole way, as they stand."""
+"""docs/guides/your-network.md: its contracts, its networks, and the whole way, as they stand."""
 
 import re
 import shlex
@@ -12,7 +12,7 @@ from holdfast.demo.processes import ServerProcess
 from service.model.document import from_toml
 from tests.docs.pages import ROOT, blocks
 
-PAGE = "docs/your-network.md"
+PAGE = "docs/guides/your-network.md"
 PYTHON = [block.text for block in blocks("python") if block.page == PAGE]
 COMMANDS = [block.text for block in blocks("sh") if block.page == PAGE]
 CONTRACTS = dict(

@@ -8,6 +8,7 @@ import pytest
 import holdfast
 from holdfast.demo.processes import ServerProcess
 from tests.certificates import Authority
+from tests.command_line import call
 from tests.rpc.conftest import MODEL
 from tests.tokens import TokensFile
 
@@ -21,8 +22,12 @@ COMMANDS = {
 }
 
 
+def filled(words, tmp_path):
+    return [str(tmp_path / "history") if word == "HISTORY" else word for word in words]
+
+
 def run(words, tmp_path, *options):
-    words = [str(tmp_path / "history") if word == "HISTORY" else word for word in words]
+    words = filled(words, tmp_path)
     line = [sys.executable, "-c", "from service.command import main; main()", *words, *map(str, options)]
     return subprocess.run(line, capture_output=True, text=True, timeout=120)
 
@@ -51,11 +56,11 @@ def test_what_is_wrong_is_said_in_one_line(words, guarded, tmp_path):
     server = guarded[0]
     missing = tmp_path / "missing"
     for options in (("--token-file", missing), ("--tls-ca", missing), ("--tls-key", missing)):
-        result = run(words, tmp_path, "--target", server.address, *options)
-        assert result.returncode in (1, 2), options
-        said = [line for line in result.stderr.splitlines() if line.startswith("holdfast ")]
-        assert len(said) == 1, result.stderr
-        assert "Traceback" not in result.stderr
+        result = call(*filled(words, tmp_path), "--target", server.address, *options)
+        assert result.code in (1, 2), options
+        said = [line for line in result.err.splitlines() if line.startswith("holdfast ")]
+        assert len(said) == 1, result.err
+        assert "Traceback" not in result.err
 
 
 def test_a_session_is_deleted_by_its_incarnation_or_by_its_id(guarded, tmp_path):

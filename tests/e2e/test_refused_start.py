@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from holdfast.cli import serve as command
 from holdfast.demo.processes import ServerProcess
 from tests.certificates import Authority
+from tests.command_line import Said
 from tests.faults.test_store import store_of
 
 pytestmark = pytest.mark.e2e
@@ -137,7 +139,7 @@ CASES = {
         variables={"HOLDFAST_STORE": "mongodb://db"},
     ),
     "a certificate without a key": Case(
-        "--tls-cert", "set by flag", "--tls-key beside it", CONFIGURATION, {"--tls-cert": "{cert}"}
+        "--tls-cert", "set by flag", "set both or neither", CONFIGURATION, {"--tls-cert": "{cert}"}
     ),
     "one address twice": Case(
         "--http-address 127.0.0.1:7",
@@ -312,40 +314,80 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(
-    ("case", "workers"),
-    [pytest.param(case, runs, id=f"{name}, {runs}") for name, case in CASES.items() for runs in case.runs],
-)
-def test_a_start_is_refused_in_one_line(tmp_path, places, case, workers):
-    if case.setting.endswith("theirs") and os.geteuid() != 0:
-        pytest.skip("only root can make a folder of another user")
-    path = tmp_path / "settings.toml"
+def started(places, path, case, workers):
+    """Returns a case's arguments of `holdfast serve`, and the variables of its environment."""
 
     def filled(text):
         return text.format_map(places | {"file": str(path)})
 
-    flags = ADDRESSES | {"--data-dir": str(tmp_path / "data"), "--workers": str(workers)} | case.flags
+    flags = ADDRESSES | {"--data-dir": f"{path.parent}/data", "--workers": str(workers)} | case.flags
     variables = dict(case.variables)
     if "HOLDFAST_WORKERS" in variables:
         del flags["--workers"]
     if case.file is not None:
         path.write_text(filled(case.file))
         variables["HOLDFAST_CONFIG"] = str(path)
-    command = list(case.prefix) if os.geteuid() == 0 else []
-    command += [Path(sys.executable).parent / "holdfast", "serve"]
+    arguments = []
     for flag, value in flags.items():
         if value or flag == "--allow-plaintext":
-            command += [flag, filled(value)][: 2 if value else 1]
-    environment = os.environ | {name: filled(value) for name, value in variables.items()}
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+            arguments += [flag, filled(value)][: 2 if value else 1]
+    return arguments, {name: filled(value) for name, value in variables.items()}, filled
 
-    lines = [line for line in result.stderr.splitlines() if not line.startswith("{")]
-    assert (len(lines), result.stdout) == (1, ""), result.stderr
+
+def check_line(case, filled, code, out, err):
+    lines = [line for line in err.splitlines() if not line.startswith("{")]
+    assert (len(lines), out) == (1, ""), err
     assert lines[0].startswith(f"holdfast serve: {filled(case.setting)}"), lines
     assert lines[0].endswith(f"[{filled(case.source)}]" if case.source else ""), lines
     assert case.remedy in lines[0], lines
-    assert result.returncode == case.code
-    assert "wr0ng-secret" not in result.stderr
+    assert code == case.code
+    assert "wr0ng-secret" not in err
+
+
+TOLD_LATER = {
+    "a store of another kind",
+    "a certificate without a key",
+    "one address twice",
+    "a socket for several workers",
+}
+"""Wrong settings that are noticed by the part that they are for."""
+TOLD_FIRST = [name for name, case in CASES.items() if case.code == CONFIGURATION and name not in TOLD_LATER]
+
+
+@pytest.mark.parametrize("case", [CASES[name] for name in TOLD_FIRST], ids=TOLD_FIRST)
+def test_wrong_settings_are_refused_in_one_line_before_anything_starts(
+    tmp_path, places, case, monkeypatch, capsys
+):
+    arguments, variables, filled = started(places, tmp_path / "settings.toml", case, 1)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(command, "serve", lambda settings: pytest.fail(f"it starts with {settings}"))
+    code = command.main(arguments)
+    check_line(case, filled, code, *capsys.readouterr())
+
+
+@pytest.mark.parametrize(
+    ("case", "workers"),
+    [
+        pytest.param(case, runs, id=f"{name}, {runs}")
+        for name, case in CASES.items()
+        for runs in case.runs
+        if name not in TOLD_FIRST[1:]  # one of them is enough to see that the process ends so
+    ],
+)
+def test_a_start_is_refused_in_one_line(tmp_path, places, case, workers, starts):
+    if case.setting.endswith("theirs") and os.geteuid() != 0:
+        pytest.skip("only root can make a folder of another user")
+    arguments, variables, filled = started(places, tmp_path / "settings.toml", case, workers)
+    if case.prefix and os.geteuid() == 0:
+        line = [*case.prefix, Path(sys.executable).parent / "holdfast", "serve", *arguments]
+        result = subprocess.run(
+            line, capture_output=True, text=True, timeout=120, env=os.environ | variables
+        )
+        said = Said(result.returncode, result.stdout, result.stderr)
+    else:
+        said = starts.call("serve", *arguments, **variables)
+    check_line(case, filled, *said)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has to be kept from reading everything")

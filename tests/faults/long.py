@@ -24,7 +24,7 @@ from rich.table import Table
 import holdfast
 from holdfast.cli.verify import summary, to_json
 from holdfast.client.history import Recorder
-from holdfast.verify.chain import FAULTS
+from holdfast.verify.findings import FAULTS
 from holdfast.verify.judge import judge
 from holdfast.verify.load import Load, LoadSettings
 from service.process.library_environment import set_library_environment
@@ -171,9 +171,10 @@ def to_markdown(report):
     lines = [
         "# Faults",
         "",
-        f"{report['minutes']:g} minutes, seed {report['seed']}: a store and two replicas as processes, a",
-        f"proxy on every link, {report['sessions']} sessions stepped through the client library. Made by",
-        "`make faults`; judged by `holdfast verify`, which runs every session again without a break.",
+        f"The run took {report['minutes']:g} minutes, with seed {report['seed']}: a store and two",
+        f"replicas as processes, a proxy on every link, and {report['sessions']} sessions that are stepped",
+        "through the client library. `make faults` wrote this section. `holdfast verify` checked the run,",
+        "by running every session again without interruption.",
         "",
         f"**{outcome}**",
         "",

@@ -1,8 +1,8 @@
-"""The table of docs/durability.md that says what is lost at most, and whether a loss keeps to it."""
+"""The table of docs/operate/durability.md that says what is lost at most; whether a loss is within it."""
 
 from pathlib import Path
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "durability.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "operate" / "durability.md"
 
 HOLDFAST, KILLED, SLOW, FULL, SAVED, LEFT, BEHIND = (
     "Holdfast killed",

@@ -1,9 +1,9 @@
-"""What a store loses: `python -m tests.faults.store_losses --rounds N` prints the table of docs/faults.md.
+"""What a store loses: `python -m tests.faults.store_losses --rounds N`, the table of `operate/faults.md`.
 
 In each round 16 sessions are stepped at one acknowledgement level, on a store with one policy of its
 append-only file, until something is killed. Then the records are read in what is left of the store, started
 again from its files or promoted, and held against the replies: an acknowledged token that is not in its
-session's record is lost. What may be lost is what the table in docs/durability.md says.
+session's record is lost. What may be lost is what the table in docs/operate/durability.md says.
 
 A killed process leaves the system's memory as it is. So this says nothing about a machine that loses power:
 that would need a file system or a block device that forgets what was not synced.

@@ -6,13 +6,14 @@ import random
 import numpy as np
 
 import holdfast
-from model_export.corpus import join, load_corpus
-from tests.oracle import run
+from tests.faults import LONG
+from tests.oracle import held_out_text, run
 
 MODEL = "python-source"
+SESSIONS, BYTES = (24, 300) if LONG else (16, 200)
 
 
-async def survive(address, nemesis, *, session_count=24, byte_count=300, prefix="s"):
+async def survive(address, nemesis, *, session_count=SESSIONS, byte_count=BYTES, prefix="s"):
     """Streams sessions until `nemesis` is over and some time after it, and compares their outputs.
 
     Args:
@@ -22,7 +23,7 @@ async def survive(address, nemesis, *, session_count=24, byte_count=300, prefix=
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     rng = random.Random(seed)
-    text = join(load_corpus().held_out)
+    text = held_out_text()
     starts = [rng.randrange(len(text) - byte_count) for _ in range(session_count)]
     streams = [text[start : start + byte_count] for start in starts]
     async with holdfast.AsyncClient(address, timeout_s=60) as client:

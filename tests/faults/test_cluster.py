@@ -8,14 +8,12 @@ import pytest
 from holdfast.demo.processes import ServerProcess
 from service.store.keys import session_key
 from service.store.slots import slot_of
-from tests.faults.streams import survive
+from tests.faults.streams import SESSIONS, survive
 from tests.server import get as page
 from tests.stores import deploy_cluster, move_keys, move_slot, start_moving
 from tests.waiting import wait_for
 
 pytestmark = pytest.mark.faults
-
-SESSIONS = 24
 
 
 @pytest.fixture(params=["valkey", "redis"])
@@ -43,7 +41,7 @@ async def test_a_planned_failover_under_load(cluster, server):
             replica.call("CLUSTER", "FAILOVER")
             await asyncio.to_thread(wait_for, lambda replica=replica: is_primary(replica))
 
-    await survive(server.address, fail_over(), session_count=SESSIONS)
+    await survive(server.address, fail_over())
     assert page(server, "/readyz")[0] == 200
 
 
@@ -56,7 +54,7 @@ async def test_a_killed_primary_under_load(cluster, server):
         await asyncio.to_thread(wait_for, lambda: page(server, "/readyz")[0] == 200)
         print(f"ready {time.monotonic() - promoted_s:.2f} s after the promotion")
 
-    await survive(server.address, kill(), session_count=SESSIONS)
+    await survive(server.address, kill())
 
 
 async def test_slots_move_under_load(cluster, server):
@@ -67,7 +65,7 @@ async def test_slots_move_under_load(cluster, server):
         for key in keys:
             await asyncio.to_thread(migrate_slot, cluster, slot_of(key))
 
-    await survive(server.address, migrate(), session_count=SESSIONS)
+    await survive(server.address, migrate())
     stored = [cluster.primary_of(key).call("EXISTS", key) for key in keys]
     assert stored == [1] * SESSIONS, "the sessions had other keys, so their slots were not moved"
 

@@ -8,9 +8,8 @@ import pytest
 
 import holdfast
 from holdfast.demo.processes import ServerProcess
-from model_export.corpus import join, load_corpus
 from tests.opening import open_at
-from tests.oracle import run
+from tests.oracle import held_out_text, run
 
 MODEL = "python-source"
 SESSIONS = 4
@@ -53,7 +52,7 @@ def server(tmp_path_factory):
 
 
 async def test_a_session_streams_on_through_the_ages_of_its_connections(server, monkeypatch):
-    text = join(load_corpus().held_out)
+    text = held_out_text()
     async with holdfast.AsyncClient(server.address, timeout_s=20) as client:
         counts = Counts(client._calls, monkeypatch)
         given = await asyncio.gather(*(_stream(client, f"s{n}", text[997 * n :]) for n in range(SESSIONS)))

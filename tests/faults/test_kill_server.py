@@ -8,8 +8,7 @@ import pytest
 
 import holdfast
 from holdfast.demo.processes import ServerProcess
-from model_export.corpus import join, load_corpus
-from tests.oracle import run
+from tests.oracle import held_out_text, run
 
 SESSIONS = 50
 BYTES_PER_SESSION = 400
@@ -23,7 +22,7 @@ async def test_fifty_sessions_survive_five_kills(tmp_path):
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     rng = random.Random(seed)
-    text = join(load_corpus().held_out)
+    text = held_out_text()
     starts = [rng.randrange(len(text) - BYTES_PER_SESSION) for _ in range(SESSIONS)]
     streams = [text[start : start + BYTES_PER_SESSION] for start in starts]
     servers = [ServerProcess(tmp_path / "data")]

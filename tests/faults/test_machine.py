@@ -5,7 +5,6 @@ dictionary judges positions as it goes; the checker judges the history of every 
 """
 
 import itertools
-import os
 import random
 
 import pytest
@@ -21,10 +20,11 @@ from hypothesis.stateful import (
 
 import holdfast
 from holdfast.errors import PositionConflict, PositionGap, SessionDeleted
+from tests.faults import LONG
 from tests.faults.scene import Scene
 from tests.faults.verdict import MODEL, assert_held, chunk, seeded
 
-RUNS, STEPS, KILLS = (60, 40, 5) if os.environ.get("HOLDFAST_FAULTS") == "long" else (8, 20, 2)
+RUNS, STEPS, KILLS = (60, 40, 5) if LONG else (8, 20, 2)
 NAMES = 4
 ROWS = ("row-0", "row-1", "row-2")
 

@@ -11,6 +11,7 @@ from holdfast.errors import StoreUnavailable
 from service.store.keys import session_key
 from service.store.protocol import Found
 from tests.contract.test_store import eventually, get, put, record
+from tests.faults import LONG
 from tests.faults.streams import survive
 from tests.faults.test_regression import refused
 from tests.server import get as page
@@ -20,11 +21,12 @@ from tests.waiting import wait_for
 
 pytestmark = pytest.mark.faults
 
+KINDS = ["valkey", "redis"]
 RECOVERY_LIMIT_S = 10.0
 """Generous: a loaded machine must not fail these tests."""
 
 
-@pytest.fixture(params=["valkey", "redis"])
+@pytest.fixture(params=KINDS)
 def group(request, tmp_path):
     with deploy_sentinel(request.param, tmp_path, down_after_ms=500) as deployed:
         yield deployed
@@ -84,6 +86,7 @@ def let_back(old, new):
 
 
 @pytest.mark.parametrize("level", ["memory", "replicated"])
+@pytest.mark.parametrize("group", KINDS if LONG else KINDS[:1], indirect=True)
 async def test_a_partition_under_load_loses_nothing_that_was_acknowledged(group, tmp_path, level):
     """For a while both sides have a primary, and the server writes to the one that will lose it all."""
     old = group.nodes[0]

@@ -1,4 +1,4 @@
-"""A stock gRPC client with docs/service-config.json gets through a restart."""
+"""A stock gRPC client with docs/guides/service-config.json gets through a restart."""
 
 import json
 import threading
@@ -17,7 +17,7 @@ from tests.opening import open_sessions
 from tests.oracle import run
 from tests.waiting import wait_for
 
-CONFIG = Path(__file__).parents[2] / "docs" / "service-config.json"
+CONFIG = Path(__file__).parents[2] / "docs" / "guides" / "service-config.json"
 CALLERS = 16
 RESTARTS = 3
 

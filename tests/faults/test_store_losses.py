@@ -1,4 +1,4 @@
-"""What a killed store loses is what docs/durability.md says; the long form is in `store_losses`."""
+"""What a killed store loses is what docs/operate/durability.md says; the long form is in `store_losses`."""
 
 import pytest
 

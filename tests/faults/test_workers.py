@@ -4,8 +4,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +13,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import holdfast
 from holdfast.demo.processes import ServerProcess
-from model_export.corpus import join, load_corpus
 from tests.faults.test_store import health, store_of
 from tests.nemesis.processes import children_of
 from tests.nemesis.store import StoreProcess
-from tests.oracle import run
+from tests.oracle import held_out_text, run
 from tests.server import get
 from tests.waiting import wait_for
 
@@ -28,8 +25,10 @@ SESSIONS = 16
 BYTES_PER_SESSION = 160
 KILLS = 2
 
-TEXT = join(load_corpus().held_out)
-STREAMS = [TEXT[1000 * n : 1000 * n + BYTES_PER_SESSION] for n in range(SESSIONS)]
+
+@pytest.fixture(scope="module")
+def streams():
+    return [held_out_text()[1000 * n :][:BYTES_PER_SESSION] for n in range(SESSIONS)]
 
 
 @pytest.fixture(scope="module")
@@ -86,14 +85,14 @@ def assert_uninterrupted(data, log_probs, position):
     np.testing.assert_allclose(log_probs, run(MODEL, data)[1], atol=1e-5, rtol=0)
 
 
-async def test_both_workers_serve_and_one_scrape_counts_them_all(server):
+async def test_both_workers_serve_and_one_scrape_counts_them_all(server, streams):
     before = samples(server)[0]
     async with holdfast.AsyncClient(server.address, timeout_s=20, connections=SESSIONS) as client:
-        given = await asyncio.gather(*(write(client, f"all-{n}", data) for n, data in enumerate(STREAMS)))
+        given = await asyncio.gather(*(write(client, f"all-{n}", data) for n, data in enumerate(streams)))
         assert len(workers_of(server)) == 2
         # so many connections leave a worker out once in 2 ** 15 runs
         assert all(connection_count(pid, server) > 0 for pid in workers_of(server))
-    for data, outcome in zip(STREAMS, given, strict=True):
+    for data, outcome in zip(streams, given, strict=True):
         assert_uninterrupted(data, *outcome)
     counted, values = samples(server)
     for name in ("holdfast_steps_total", "holdfast_chunks_total", "holdfast_chunk_seconds_count"):
@@ -103,8 +102,8 @@ async def test_both_workers_serve_and_one_scrape_counts_them_all(server):
     assert health(server.address) == "SERVING"
 
 
-async def test_a_session_moves_between_workers_with_every_chunk(server):
-    data = STREAMS[0]
+async def test_a_session_moves_between_workers_with_every_chunk(server, streams):
+    data = streams[0]
     async with contextlib.AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(holdfast.AsyncClient(server.address)) for _ in range(32)]
         log_probs = []
@@ -122,7 +121,9 @@ async def test_a_killed_worker_costs_nothing_and_its_counts_stay(tmp_path):
     with ServerProcess(tmp_path / "data", "--workers", "2") as server:
         async with holdfast.AsyncClient(server.address, timeout_s=30, connections=8) as client:
             nemesis = asyncio.create_task(asyncio.to_thread(kill_workers, server))
-            writers = (write_until(client, f"s{n}", TEXT[1000 * n :], nemesis) for n in range(SESSIONS))
+            writers = (
+                write_until(client, f"s{n}", held_out_text()[1000 * n :], nemesis) for n in range(SESSIONS)
+            )
             given = await asyncio.gather(*writers)
             await nemesis
         counted, values = samples(server)
@@ -221,21 +222,10 @@ def assert_store_stopped(data_dir):
         client.ping()
 
 
-def test_a_port_that_is_taken_ends_the_start_with_one_line(server, tmp_path):
-    said = refused("--data-dir", str(tmp_path), "--grpc-address", server.address)
-    assert said.startswith(f"holdfast serve: --grpc-address {server.address}: ")
-
-
-def test_a_worker_that_cannot_start_ends_the_start_with_one_line():
-    assert "redis://127.0.0.1:1" in refused("--store", "redis://127.0.0.1:1")
-
-
-def refused(*flags):
-    """Starts a server that cannot start; returns the line that it says after its settings."""
-    command = [sys.executable, "-c", "from service.command import main; main()", "serve", "--workers", "2"]
-    command += ["--http-address", "127.0.0.1:0", "--grpc-address", "127.0.0.1:0", *flags]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=30)
-    assert (result.returncode, result.stdout) == (1, "")
-    settings, *_, line = result.stderr.splitlines()
+def test_a_port_that_is_taken_ends_the_start_with_one_line(server, tmp_path, starts):
+    flags = ("--workers", "2", "--data-dir", tmp_path, "--http-address", "127.0.0.1:0")
+    said = starts.call("serve", *flags, "--grpc-address", server.address)
+    assert (said.code, said.out) == (1, "")
+    settings, *_, line = said.err.splitlines()
     assert "settings: models=" in settings
-    return line
+    assert line.startswith(f"holdfast serve: --grpc-address {server.address}: ")

@@ -38,8 +38,8 @@ from service.model.wire_format import UnsafeGraph
 from service.rpc import codec
 from service.rpc.batches import BatchCall, BatchLimits
 from service.rpc.credentials import ANYBODY
+from service.rpc.model_message import contract_message
 from service.rpc.openings import given_states, opening_keys, opening_reply, state_of
-from service.rpc.servicer import contract_message
 from service.rpc.status import MAX_MESSAGE_BYTES, to_status
 from service.store import record
 from service.store.connection import _RespProtocol
@@ -448,7 +448,7 @@ async def read_as_every_reply(reply):
         future.set_result(reply)
         return future
 
-    connection = store._node._connection
+    [connection] = store._topology.nodes
     connection.execute = connection.send = answer
     writes = [type("W", (), {"keys": [b"k"], "expected": bytes(16), "records": [b"r"]})()]
     for ask, is_right in (

@@ -1,7 +1,7 @@
 // Speaks the contract as a user of Node would: `node client.cjs ADDRESS PROTO GOOGLEAPIS` prints JSON of what came.
 //
 // PROTO is the folder with holdfast/v1/holdfast.proto, GOOGLEAPIS the one with google/rpc/status.proto. What lies
-// between the two lines with "example" is shown in docs/clients.md.
+// between the two lines with "example" is shown in docs/guides/clients.md.
 'use strict';
 
 const [ADDRESS, PROTO, GOOGLEAPIS] = process.argv.slice(2);

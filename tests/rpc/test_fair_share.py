@@ -18,7 +18,8 @@ from service.rpc.access import Access
 from service.rpc.call import Call
 from service.rpc.codec import key_of
 from service.rpc.credentials import ANYBODY
-from service.rpc.gate import Gate
+from service.rpc.gate import Gate, Rpc
+from service.rpc.grpc_server import GrpcServer
 from service.rpc.open_calls import OpenCalls
 from service.rpc.servicer import SERVICE_NAME, Servicer
 from service.rpc.streams import StepStream
@@ -62,9 +63,6 @@ class Server:
 
     async def __aenter__(self):
         self._engine.start()
-        self._grpc = grpc.aio.server()
-        handler = grpc.stream_stream_rpc_method_handler(self._stream_steps)
-        handlers = grpc.method_handlers_generic_handler(SERVICE_NAME, {"StreamSteps": handler})
         access = Access(None, asks_certificates=False)
         servicer = Servicer(
             self._engine,
@@ -77,8 +75,10 @@ class Server:
             max_chunk_tokens=64,
             max_rows=8,
         )
-        others = Gate(SERVICE_NAME, servicer.rpcs(), access, self.observer.refused)
-        self._grpc.add_generic_rpc_handlers((handlers, others))  # the first that knows a call takes it
+        handler = grpc.stream_stream_rpc_method_handler(self._stream_steps)
+        gate = Gate(self.observer.refused)
+        gate.add(SERVICE_NAME, servicer.rpcs() | {"StreamSteps": Rpc((), lambda _: handler)}, access)
+        self._grpc = GrpcServer([], gate)
         self.address = f"127.0.0.1:{self._grpc.add_insecure_port('127.0.0.1:0')}"
         await self._grpc.start()
         return self
@@ -90,9 +90,10 @@ class Server:
 
     async def _stream_steps(self, _, context):
         tenant = dict(context.invocation_metadata())["tenant"]
-        caller = ANYBODY._replace(tenant=tenant)
-        call = Call("StreamSteps", context, Metrics().rpc("StreamSteps"))
-        await StepStream(self._engine, call, self._calls, caller, max_tokens=64).serve()
+        call = Call("StreamSteps", context)
+        call.caller = ANYBODY._replace(tenant=tenant)
+        metrics = Metrics().rpc("StreamSteps")
+        await StepStream(self._engine, call, self._calls, metrics, max_tokens=64).serve()
 
 
 async def send(call, session_id, count):

@@ -27,7 +27,7 @@ CLOSED_LABELS = {
 """Each takes few values, which sessions, tenants and requests do not add to."""
 
 SMALL_UNITS = re.compile(r"_(ms|us|ns|millis|micros|milliseconds|kb|mb|mib|percent)(_|$)")
-SESSIONS = 100_000
+SESSIONS = 10_000
 ROWS = 1000
 
 
@@ -189,7 +189,7 @@ def test_the_process_and_its_store_and_its_models_are_shown(rpc):
     wait_for(lambda: sample(rpc.server, "process_cpu_seconds_total") > before, 5)
 
 
-def test_a_hundred_thousand_sessions_add_no_series(tmp_path):
+def test_thousands_of_sessions_add_no_series(tmp_path):
     with (
         ServerProcess(tmp_path / "data") as server,
         holdfast.Client(server.address) as client,

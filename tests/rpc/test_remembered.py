@@ -19,7 +19,7 @@ CACHES = {
     ("holdfast/history_digest.py", "_powers_array"): "the same as arrays",
     ("holdfast/history_digest.py", "_ascending"): "lengths that are powers of two, up to 2^16: 2 MiB",
     ("service/model/check.py", "_tell_once"): "some of five names",
-    ("service/engine/checks.py", "_checked"): "1,024 valid selections, of the model's own names",
+    ("service/engine/checks.py", "_checked"): "1,024 valid asks, of the model's own names",
     ("service/store/record.py", "_constant_headers"): "256 sizes of replies, 150 bytes each",
 }
 """Functions that remember results, by what, and how much that is at most."""

@@ -77,7 +77,7 @@ def test_what_a_call_held_is_free_when_it_ends():
     share.take(5, 100)
     share.change(-2, 30)
     assert admission.held == Held(1, 3, 130)
-    share.give_back()
+    share.hold(0, 0)
     assert admission.held == Held(1, 0, 0)
     share.close()
     share.close()
@@ -91,7 +91,7 @@ def test_no_bound_is_ever_passed_and_the_counts_stay_right(acts):
     held = dict.fromkeys("abc", (0, 0))
     for tenant, chunks, size_bytes, gives_back in acts:
         if gives_back:
-            shares[tenant].give_back()
+            shares[tenant].hold(0, 0)
             held[tenant] = (0, 0)
             continue
         before = held[tenant]

@@ -7,6 +7,8 @@ import pytest
 from holdfast.errors import DeadlinePassed, Overloaded
 from service.engine.admission import Admission, Bounds
 from service.rpc.arrivals import GRACE_S
+from service.rpc.call import Call
+from service.rpc.credentials import NOBODY
 from service.rpc.memory_guard import MemoryGuard
 from service.rpc.open_calls import OpenCalls
 
@@ -36,7 +38,9 @@ async def begin(calls, tenant):
     context = Context()
 
     async def serve():
-        return await calls.begin_unary(context, tenant).message()
+        call = Call("Step", context)
+        call.caller = NOBODY._replace(tenant=tenant)
+        return await calls.receive(call)
 
     task = asyncio.create_task(serve())
     await asyncio.sleep(0)

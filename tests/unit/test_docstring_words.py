@@ -9,7 +9,7 @@ import pytest
 import holdfast
 from model_export.docstrings import held_out_docstrings
 from service.model.loading import load_model
-from service.rpc.servicer import contract_message
+from service.rpc.model_message import contract_message
 from service.settings.schema import Settings
 from tests.subword_models import package
 from tests.unit.test_tokenised import run

@@ -4,7 +4,7 @@ import random
 import numpy as np
 
 from service.engine.cache import ENTRY_BYTES
-from service.engine.chunk import Asked, Chunk, Reply
+from service.engine.rows import Asked, Chunk, Reply
 from service.engine.sessions import Sessions
 from service.store.record import decode
 from tests.fakes import FakeModels
@@ -200,8 +200,8 @@ async def test_a_session_changed_while_a_chunk_is_under_way_is_forgotten_after_i
     await send(engine, "s", [1], 0)
     under_way = submit(engine, "s", [2], 1)
     engine.forget(b"s")
-    assert b"s" in engine._core.cache
+    assert b"s" in engine._core.cache.slots
     await under_way
     await send(engine, "another", [1], 0)
-    assert b"s" not in engine._core.cache
+    assert b"s" not in engine._core.cache.slots
     assert not engine._core._forgotten

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from holdfast.v1 import holdfast_pb2 as pb
-from service.engine.chunk import Asked
-from service.engine.rows import NOT_GIVEN, Message, Rows, token_sums
+from service.engine.rows import NOT_GIVEN, Asked, Message, Rows, token_sums
 from service.rpc.batches import BatchCall, BatchLimits
 from service.store.keys import session_key
 from tests.unit.test_engine import send, submit

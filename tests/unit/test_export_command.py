@@ -60,11 +60,11 @@ def test_a_file_is_converted(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("network", "words"),
     [
-        ("net", "'net' names no function, expected is MODULE:FUNCTION"),
+        ("net", "'net' names no function, expected MODULE:FUNCTION"),
         ("nowhere_at_all:build", "no module nowhere_at_all"),
         ("{}/missing.py:build", "no file {}/missing.py"),
         ("{}/net.py:made", "has no function 'made'"),
-        ("{}/net.py:nothing", "returns NoneType, expected is (network, example)"),
+        ("{}/net.py:nothing", "returns NoneType, expected (network, example)"),
         ("{}/needy.py:build", "needs a_library_that_is_not_there, which is not installed"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What callers may pass is taken for what docs/inputs.md says, row by row."""
+"""What callers may pass is taken for what docs/guides/inputs.md says, row by row."""
 
 import asyncio
 import re
@@ -13,7 +13,7 @@ from tests.foreign_arrays import FakeTable
 from tests.input_table import ROWS_OF_TWO, TABLE, TURNED, Refused, agenerator, generator, ids
 from tests.pieces import pieces
 
-PAGE = ROOT / "docs" / "inputs.md"
+PAGE = ROOT / "docs" / "guides" / "inputs.md"
 
 
 def name_of(row):

@@ -14,10 +14,9 @@ from service.engine.cache import ENTRY_BYTES
 from service.engine.driver import Driver
 from service.engine.failures import LONG_COUNT
 from service.engine.limits import EngineLimits
-from service.engine.runner import NEW_PATIENCE_S, PATIENCE_S
+from service.engine.runner import NEW_PATIENCE_S, PATIENCE_S, WatchedRun
 from service.engine.sessions import Opening, Sessions
 from service.engine.suspects import ALARM_S, BARS, CLEAN_RUNS, CULPRIT_AFTER, MAX_SUSPECTS, RISE_S, Suspects
-from service.engine.watchdog import TICK_S, WatchedRun
 from service.store.record import decode, encode
 from tests.fakes import (
     CountingObserver,
@@ -269,7 +268,7 @@ async def test_who_waits_to_run_apart_is_answered_when_the_server_leaves(start, 
 
 def test_a_run_is_ended_after_as_many_rounds_as_its_limit_has(model):
     halt = model.new_halt()
-    run = WatchedRun(halt, 3 * TICK_S)
+    run = WatchedRun(halt, ticks_left=3)
     for _ in range(3):
         run.tick()
         assert not halt.terminate
@@ -475,7 +474,7 @@ def test_memory_of_suspects_is_bounded():
         suspects.failed_alone(b"m", b"t", b"%d" % n, 0.0)
         suspects.ran(b"m")
     assert suspects.places([b"8", b"9"]) == [1]
-    assert len(suspects._suspects) == MAX_SUSPECTS
+    assert len(suspects.sessions) == MAX_SUSPECTS
 
 
 def test_an_alarm_is_about_one_tenant_rises_while_sessions_above_it_fail_and_falls_again():

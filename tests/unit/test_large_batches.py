@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from service.engine import run as batch
-from service.engine.chunk import Asked, Selection
-from service.engine.rows import Rows, token_sums
+from service.engine.checks import validate
+from service.engine.rows import Asked, Rows, Selection, token_sums
 from service.engine.run import run_batch
 from service.model.loading import load_model
 from tests.subword_models import TEXT, put_words_model
@@ -21,10 +21,9 @@ def model(tmp_path_factory):
 def rows_of(model, length, selection, row_count=2):
     data = TEXT.encode()
     tokens = np.array([list(data[row : row + length]) for row in range(row_count)], np.uint8)
-    rows = Rows(
-        Asked("text", length), [b""] * row_count, tokens, token_sums(tokens), np.zeros(row_count, np.int64)
-    )
-    rows.model, rows.selection = model, selection
+    asked = Asked("text", length, selection=selection)
+    rows = Rows(asked, [b""] * row_count, tokens, token_sums(tokens), np.zeros(row_count, np.int64))
+    rows.model, rows.needs = model, validate(asked, model)
     rows.states = np.zeros((row_count, model.contract.state_bytes), np.uint8)
     return rows
 

@@ -25,7 +25,7 @@ class Reference:
     def __init__(self):
         self.registry = CollectorRegistry()
         self.steps = Counter("holdfast_steps", "Steps committed: tokens applied.", registry=self.registry)
-        text = "Chunks answered with an error, and calls refused for who makes them."
+        text = "Chunks answered with an error, and calls refused because of their caller."
         self.errors = Counter("holdfast_errors", text, ["reason"], registry=self.registry)
         for reason in REASONS:
             self.errors.labels(reason)
@@ -129,7 +129,7 @@ def test_the_store_is_up_if_it_is_for_every_worker_that_serves():
 
 
 def test_the_page_in_the_docs_is_fresh():
-    assert (ROOT / "docs" / "metrics.md").read_text() == to_markdown()
+    assert (ROOT / "docs" / "operate" / "metrics.md").read_text() == to_markdown()
 
 
 def test_the_models_of_several_processes_are_shown_as_one():

@@ -5,7 +5,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.store.packing import pack_script
+from service.store.cluster import pack_each
+from service.store.one_node import pack_together
 from service.store.protocol import Writes
 from service.store.record import NO_STAMP
 
@@ -24,6 +25,13 @@ def test_a_script_call_reads_as_hiredis_packs_it(parts):
         keys += names
         for row in range(count):
             arguments += [expected[STAMP_BYTES * row :][:STAMP_BYTES], matrix[row].tobytes()]
-    packed = b"".join(pack_script(b"EVALSHA", b"f" * 40, writes, 86_400_000))
-    plain = hiredis.pack_command(("EVALSHA", "f" * 40, len(keys), *keys, 86_400_000, *arguments))
-    assert packed == plain
+    script = b"f" * 40
+    [call] = pack_together(b"EVALSHA", script, writes, 86_400_000)
+    plain = hiredis.pack_command(("EVALSHA", script, len(keys), *keys, 86_400_000, *arguments))
+    assert (call.key, b"".join(call.request)) == (keys[0], plain)
+    pairs = zip(keys, arguments[::2], arguments[1::2], strict=True)
+    plain_each = [
+        (key, (hiredis.pack_command(("EVALSHA", script, 1, key, 86_400_000, stamp, record)),))
+        for key, stamp, record in pairs
+    ]
+    assert pack_each(b"EVALSHA", script, writes, 86_400_000) == plain_each

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
+from service.model.contract import opening_rows
 from service.model.providers import Providers, parse_providers
 from service.model.step_graph import StepGraph
-from service.model.token_inputs import opening_rows
 from tests.foreign_graphs import NETWORKS
 
 

@@ -1,4 +1,4 @@
-"""What an editor shows on the classes of the client is what docs/python.md lists, and nothing else."""
+"""What an editor shows on the client's classes is what docs/guides/python.md lists, and nothing else."""
 
 import re
 import types

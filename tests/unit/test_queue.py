@@ -40,14 +40,14 @@ def test_a_group_waits_for_all_its_sessions_and_holds_those_it_has():
     assert queue.take(9) == [3]
     queue.release("c")
     assert not any(key in queue for key in "abc")
-    assert len(queue) == 0
+    assert queue.waiting_count == 0
 
 
 def test_groups_count_their_chunks():
     queue = Queue(5)
     queue.push_group("abc", "three")
     queue.push("d", "one")
-    assert len(queue) == 4
+    assert queue.waiting_count == 4
     with pytest.raises(Overloaded, match="4 chunks wait already, with 2 more"):
         queue.push_group("ef", "two")
     assert "e" not in queue
@@ -82,7 +82,7 @@ def test_every_session_leaves_in_order_and_nothing_is_lost(events, max_count):
             _take(queue, max_count, taken, held)
         for key in keys:
             pushed.setdefault(key, []).append(item)
-    while len(queue) or held:
+    while queue.waiting_count or held:
         while held:
             queue.release(held.pop())
         _take(queue, max_count, taken, held)

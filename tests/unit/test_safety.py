@@ -62,7 +62,7 @@ def test_all_dangers_are_said():
     [
         ({"cluster_enabled": "1"}, False, r"redis\+cluster://"),
         ({}, True, "redis://"),
-        ({"role": "slave"}, False, "name the primary"),
+        ({"role": "slave"}, False, "use the primary"),
         ({"redis_mode": "sentinel"}, False, r"redis\+sentinel://"),
     ],
 )
@@ -130,9 +130,9 @@ def test_floors_are_in_order_and_none_is_above_all_lines_that_are_kept():
     ("changes", "config", "words"),
     [
         ({}, {"appendfsync": "everysec"}, "so does a killed process while a sync is slow"),
-        ({}, {"appendfsync": "always"}, "loss of power loses no reply"),
+        ({}, {"appendfsync": "always"}, "a power loss loses no reply"),
         ({}, {"appendfsync": "no"}, "all that the system has not written"),
-        ({}, {}, "may not be read"),
+        ({}, {}, "may not read"),
         ({"aof_enabled": "0"}, {}, "loses everything since its last snapshot"),
         ({"connected_slaves": "2"}, {}, "2 replicas, asynchronous"),
         ({}, {}, "no replica"),

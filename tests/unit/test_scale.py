@@ -3,7 +3,7 @@
 import json
 
 from benchmarks.scale import FailOver, Found, Moves, Node, Turn, document, markdown
-from holdfast.verify.chain import Findings
+from holdfast.verify.findings import Findings
 from holdfast.verify.judge import Verdict
 
 FOUND = Found(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from holdfast.history_digest import INITIAL, run_of
-from service.engine.chunk import Asked, Chunk, Reply
+from service.engine.rows import Asked, Chunk, Reply
 from service.engine.sessions import Opening, Sessions
 from service.store.record import decode, draw_incarnation, encode
 from tests.fakes import AccumulatorModel, FakeModels

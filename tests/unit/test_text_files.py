@@ -28,7 +28,7 @@ def test_the_mark_at_the_head_of_a_file_is_no_part_of_it(tmp_path, content):
 def test_a_password_that_is_no_text_is_told_as_a_file_that_cannot_be_read(tmp_path):
     path = tmp_path / "password"
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(OSError, match="it is no text in UTF-8"):
+    with pytest.raises(OSError, match="it is not UTF-8 text"):
         password_in(path)
 
 

@@ -8,9 +8,14 @@ from service.engine.window import RETURN_S, SAMPLE_S, Window
 
 def busy(share=1.0):
     waits = Window()
-    waits.sample(100.0, 50.0)
-    waits.sample(100.0 + 2 * SAMPLE_S, 50.0 + 2 * share * SAMPLE_S)
+    sample(waits, 100.0, 50.0)
+    sample(waits, 100.0 + 2 * SAMPLE_S, 50.0 + 2 * share * SAMPLE_S)
     return waits
+
+
+def sample(waits, now_s, busy_s):
+    waits.busy_s = lambda: busy_s
+    waits.sample(now_s)
 
 
 def test_a_busy_loop_waits_for_a_session_answered_a_moment_ago():
@@ -47,10 +52,10 @@ def test_only_the_last_answer_of_a_session_counts():
 
 def test_the_share_is_taken_over_a_stretch():
     waits = busy()
-    waits.sample(100.0 + 2.5 * SAMPLE_S, 50.0 + 2 * SAMPLE_S)  # too short to say anything
+    sample(waits, 100.0 + 2.5 * SAMPLE_S, 50.0 + 2 * SAMPLE_S)  # too short to say anything
     waits.answered((b"a",), 101.0)
     assert waits.expects_more(101.0)
-    waits.sample(101.0, 50.0 + 2 * SAMPLE_S)
+    sample(waits, 101.0, 50.0 + 2 * SAMPLE_S)
     assert not waits.expects_more(101.0)
 
 

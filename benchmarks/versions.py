@@ -1,0 +1,139 @@
+"""This tree beside another version of it, in turns: `python -m benchmarks.versions REVISION`.
+
+The other version takes part twice, so the columns of "twice the old" say how much of a ratio is noise. Each
+server has a store of its own. Both versions are asked in the contract of this one.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.contestants import Contestant
+from benchmarks.loads import load
+from benchmarks.results import Label, Results, Round
+from benchmarks.turns import BATCHES_UNDER_WAY, Turns, batches_name, take_turns
+from holdfast.bench.loads import ClosedLoop, batches, opening, streams, unary
+from holdfast.bench.payload import Payload
+from holdfast.demo.processes import ServerProcess
+from holdfast.v1 import holdfast_pb2 as pb
+from service.store.embedded import EmbeddedStore
+
+ROOT = Path(__file__).parent.parent
+OLD, NEW, OLD_AGAIN = "old", "new", "old again"
+FLOOR = 0.97
+"""Steps per second that a version has to have of those of the other."""
+
+
+def main() -> None:
+    """Prints the ratios of every load."""
+    parser = argparse.ArgumentParser(description="Compares this tree with another version, in turns.")
+    parser.add_argument("revision", help="of git, or the folder of a tree")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=3.0, help="per turn")
+    options = parser.parse_args()
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="holdfast-")))
+        old = stack.enter_context(_tree(options.revision, folder / "tree"))
+        servers = [
+            stack.enter_context(_server(name, tree, folder / name))
+            for name, tree in ((OLD, old), (NEW, ROOT), (OLD_AGAIN, old))
+        ]
+        results = take_turns(_turns(servers), options.rounds, options.seconds)
+    Console(width=120).print(_table(results))
+
+
+@contextmanager
+def _tree(revision: str, folder: Path) -> Iterator[Path]:
+    if Path(revision).is_dir():
+        yield Path(revision).resolve()
+        return
+    git = ("git", "-C", str(ROOT), "worktree")
+    subprocess.run([*git, "add", "--quiet", "--detach", str(folder), revision], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run([*git, "remove", "--force", str(folder)], check=True)
+
+
+@contextmanager
+def _server(name: str, tree: Path, folder: Path) -> Iterator[Contestant]:
+    before = os.environ.get("PYTHONPATH")
+    store = EmbeddedStore.start(folder / "store")
+    try:
+        os.environ["PYTHONPATH"] = str(tree)  # goes before the tree that is installed
+        models = ("--models", str(tree / "models"))
+        with ServerProcess(folder / "server", "--store", store.url, *models) as server:
+            yield Contestant(name, server.address, server.pid, store.pid)
+    finally:
+        store.release()
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
+def _turns(servers: Sequence[Contestant]) -> Turns:
+    """Returns the turns, all servers of a load one after the other."""
+    payload = Payload(pb.Model(name="python-source", vocabulary=pb.Vocabulary(size=256, is_bytes=True)))
+    turns: Turns = {}
+    for name, open_call, count, rows, tokens in (
+        ("1 stream", streams(payload), 1, 1, 1),
+        ("64 streams", streams(payload), 64, 1, 1),
+        ("256 streams", streams(payload), 256, 1, 1),
+        ("1 unary caller", unary(payload), 1, 1, 1),
+        ("64 unary callers", unary(payload), 64, 1, 1),
+        ("256 unary callers", unary(payload), 256, 1, 1),
+        (batches_name(256, 1), batches(payload, 1), BATCHES_UNDER_WAY, 256, 1),
+        (batches_name(64, 16), batches(payload, 16), BATCHES_UNDER_WAY, 64, 16),
+    ):
+        for server in servers:
+            loop = ClosedLoop(
+                f"{server.name} {name}",
+                count,
+                open_call,
+                rows=rows,
+                tokens_per_row=tokens,
+                opening=opening(payload),
+            )
+            turns[Label(name, server.name)] = partial(load, server, loop)
+    return turns
+
+
+def _table(results: Results) -> Table:
+    table = Table("load", title="medians of all rounds, over the other version's")
+    for column in ("steps/s", "twice the old", "p50", "server CPU a step", "twice the old", "new, us"):
+        table.add_column(column, justify="right")
+    loads = list(dict.fromkeys(label.load for label in results.rounds))
+    for name in loads:
+        old, new, again = (results.rounds[Label(name, who)] for who in (OLD, NEW, OLD_AGAIN))
+        both = [*old, *again]
+        rate, p50, cpu = (_ratio(new, both, field) for field in ("steps_per_s", "p50_ms", "server_us"))
+        cpu_us = statistics.median(turn.server_us for turn in new)
+        table.add_row(
+            name,
+            f"{rate:.2f}{'' if rate >= FLOOR else ' !'}",
+            f"{_ratio(again, old, 'steps_per_s'):.2f}",
+            f"{p50:.2f}",
+            f"{cpu:.2f}",
+            f"{_ratio(again, old, 'server_us'):.2f}",
+            f"{cpu_us:.1f}",
+        )
+    return table
+
+
+def _ratio(over: Sequence[Round], under: Sequence[Round], field: str) -> float:
+    upper, lower = (statistics.median(getattr(turn, field) for turn in turns) for turns in (over, under))
+    return upper / lower
+
+
+if __name__ == "__main__":
+    main()

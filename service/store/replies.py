@@ -1,0 +1,68 @@
+"""What the replies of a server say. Pure."""
+
+from collections.abc import Callable
+from typing import Any
+
+import hiredis
+
+from holdfast.errors import ServiceError
+from service.store.protocol import Found, Refusals
+
+Reply = Any
+"""As hiredis reads it: bytes, int, list, None or hiredis.ReplyError."""
+
+
+def is_unknown_script(reply: Any) -> bool:
+    """Whether a server that was asked for the script by its hash has lost it, and so executed nothing."""
+    return isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT")
+
+
+def records_of(reply: Reply, count: int) -> list[bytes | None]:
+    """Reads what MGET returns for `count` keys.
+
+    Raises:
+        ValueError: It cannot be that.
+    """
+    if not isinstance(reply, list) or len(reply) != count:
+        raise ValueError
+    if not all(record is None or isinstance(record, bytes) for record in reply):
+        raise ValueError
+    return reply
+
+
+def seconds_of(reply: Reply) -> float:
+    """Reads what PTTL returns; 0 where nothing expires.
+
+    Raises:
+        ValueError: It cannot be that.
+    """
+    if not isinstance(reply, int):
+        raise ValueError
+    return max(reply, 0) / 1000
+
+
+def refusals_of(reply: Reply, count: int, refusal: Callable[[str], ServiceError]) -> Refusals:
+    """Reads what the script returns.
+
+    Args:
+        reply: To a call for `count` records.
+        count: See there.
+        refusal: Says what an error text means.
+
+    Returns:
+        The records that were not written, by their number from 0.
+
+    Raises:
+        ValueError: It cannot be that.
+    """
+    if not isinstance(reply, list):
+        raise ValueError
+    refusals: Refusals = {}
+    for number, kind, detail in zip(reply[::3], reply[1::3], reply[2::3], strict=True):
+        if not (isinstance(number, int) and 1 <= number <= count and isinstance(detail, bytes | None)):
+            raise ValueError
+        if kind == b"error" and detail:
+            refusals[number - 1] = refusal(detail.decode(errors="replace"))
+        else:
+            refusals[number - 1] = Found(detail)
+    return refusals

@@ -1,0 +1,253 @@
+"""The state store in Redis or Valkey: what is sent to it, and what its replies mean, in any topology.
+
+The records of a commit are independent, so they go in as many calls as the topology needs. A call is sent
+again only if a server has refused it without executing anything; one whose reply did not come never is.
+"""
+
+import asyncio
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from typing import Any, TypeVar
+
+import hiredis
+
+from holdfast.errors import AckLevelNotReached, ServiceError, StoreUnavailable
+from service.store.confirmation import AckSupport, not_reached
+from service.store.error_table import RETRY_AFTER_S
+from service.store.keys import KeySpace, set_aside_key
+from service.store.node import Node
+from service.store.protocol import AckLevel, Loaded, Refusals, UnsafeStore, Writes
+from service.store.replies import is_unknown_script, records_of, refusals_of, seconds_of
+from service.store.safety import Allowances, StoreUsage, describe, usage_together
+from service.store.topology import Answer, Call, Topology
+
+COMMIT = files(__package__).joinpath("commit.lua").read_bytes()
+COMMIT_SHA = hashlib.sha1(COMMIT, usedforsecurity=False).hexdigest().encode()
+SET_ASIDE = files(__package__).joinpath("set_aside.lua").read_bytes()
+
+Value = TypeVar("Value")
+
+
+class Store:
+    """Implements `StateStore`, and what a server needs beyond it.
+
+    Args:
+        topology: Says which node has a key.
+        allowances: Dangers that `check_safe` does not mind.
+        key_space: Where the keys of this deployment lie.
+
+    Attributes:
+        epoch: See `StateStore.epoch`.
+    """
+
+    def __init__(self, topology: Topology, allowances: Allowances, key_space: KeySpace) -> None:
+        self._topology = topology
+        self._allowances = allowances
+        self._key_space = key_space
+        self._placed = None if key_space.is_default else key_space.placed
+        self._supports: list[AckSupport] = []
+        self.epoch = 0
+
+    @property
+    def is_available(self) -> bool:
+        """Whether every key has a server that answered when last asked."""
+        return self._topology.is_available
+
+    async def open(self) -> None:
+        """Connects.
+
+        Raises:
+            StoreUnavailable: No server answers there, or it refuses the greeting.
+        """
+        await self._topology.open(self._moved)
+
+    async def close(self) -> None:
+        """Closes its connections; requests under way fail."""
+        await self._topology.close()
+
+    async def check_safe(self) -> StoreUsage:
+        """Makes sure that every primary keeps what it acknowledges; returns what they use.
+
+        Raises:
+            UnsafeStore: It may evict sessions, does not write them to disk, or is too old.
+            StoreUnavailable: No answer in time.
+        """
+        in_cluster = self._topology.is_cluster
+        checks = (node.check(self._allowances, in_cluster=in_cluster) for node in self._topology.nodes)
+        outcomes = await asyncio.gather(*checks, return_exceptions=True)
+        unsafe = [outcome for outcome in outcomes if isinstance(outcome, UnsafeStore)]
+        usages = [outcome for outcome in outcomes if isinstance(outcome, StoreUsage)]
+        if unsafe:
+            usage = usage_together(usages + [outcome.usage for outcome in unsafe])
+            raise UnsafeStore("; ".join(map(str, unsafe)), usage)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+        return usage_together(usages)
+
+    async def check_acks(self) -> None:
+        """Finds out which acknowledgement levels every primary can give, and makes sure of the default.
+
+        Raises:
+            AckLevelUnsupported: Not the default.
+            StoreUnavailable: No answer in time.
+        """
+        self._supports = await asyncio.gather(*(node.ack_support() for node in self._topology.nodes))
+        for support in self._supports:
+            support.check_default()
+
+    async def describe(self) -> str:
+        """Returns one line for the operator: what the store is, and what its settings promise.
+
+        Raises:
+            StoreUnavailable: No answer in time.
+        """
+        nodes = self._topology.nodes
+        kind = f"cluster of {len(nodes)} primaries; " if self._topology.is_cluster else ""
+        place = "" if self._placed is None else f"; its keys {self._key_space.pattern}"
+        return f"{kind}{nodes[0]}: {describe(await nodes[0].info(), await nodes[0].config())}{place}"
+
+    async def ping(self) -> None:
+        """Asks every primary for a sign of life.
+
+        Raises:
+            StoreUnavailable: No answer in time.
+        """
+        pings = (node.ask("PING") for node in self._topology.nodes)
+        for outcome in await asyncio.gather(*pings, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
+
+    def check_level(self, level: AckLevel) -> None:
+        """Refuses what a primary is not set up to give; see `StateStore.check_level`."""
+        assert self._supports, "bug: nobody asked what the store can give"
+        for support in self._supports:
+            support.check(level)
+
+    async def load(self, keys: Sequence[bytes]) -> list[Loaded]:
+        """Reads records in one round trip; see `StateStore.load`."""
+        if self._placed is not None:
+            keys = self._placed(keys)
+        shares = self._topology.together(keys)
+        answers = await self._topology.send([_call(share[0], "MGET", *share) for share in shares])
+        records: list[Loaded] = []
+        failed = []
+        for share, answer in zip(shares, answers, strict=True):
+            read = self._read("MGET", share[0], answer, records_of, len(share))
+            if isinstance(read, ServiceError):
+                failed.append(read)
+                records += [read] * len(share)
+            else:
+                records += read
+        if failed and len(failed) == len(answers):
+            raise failed[0]
+        return records
+
+    async def commit(self, writes: Sequence[Writes], ttl_s: float) -> Refusals:
+        """Replaces records in one round trip; see `StateStore.commit`."""
+        if self._placed is not None:
+            writes = [part._replace(keys=self._placed(part.keys)) for part in writes]
+        ttl_ms = math.ceil(ttl_s * 1000)
+        calls = self._topology.pack(b"EVALSHA", COMMIT_SHA, writes, ttl_ms)
+        answers = await self._topology.send(calls)
+        if answers.count([]) == len(answers):
+            return {}
+        unknown = [number for number, answer in enumerate(answers) if is_unknown_script(answer)]
+        if unknown:
+            # a server that does not know the script has executed nothing, so asking again is safe
+            calls = self._topology.pack(b"EVAL", COMMIT, writes, ttl_ms)
+            again = await self._topology.send([calls[number] for number in unknown])
+            for number, answer in zip(unknown, again, strict=True):
+                answers[number] = answer
+        return self._refusals(calls, answers, sum(len(part.keys) for part in writes) // len(calls))
+
+    async def confirm(self, keys: Sequence[bytes], level: AckLevel, epoch: int) -> Refusals:
+        """Waits for replicas and disks, of all primaries at the same time; see `StateStore.confirm`."""
+        if self._placed is not None:
+            keys = self._placed(keys)
+        by_node: dict[Node | None, list[int]] = {}
+        first = 0
+        for share in self._topology.together(keys):
+            end = first + len(share)
+            by_node.setdefault(self._topology.node_of(share[0]), []).extend(range(first, end))
+            first = end
+        outcomes = await asyncio.gather(*(self._confirm_node(node, level, epoch) for node in by_node))
+        refusals: Refusals = {}
+        for numbers, refusal in zip(by_node.values(), outcomes, strict=True):
+            if refusal is not None:
+                refusals.update(dict.fromkeys(numbers, refusal))
+        return refusals
+
+    async def set_aside(self, key: bytes, record: bytes, ttl_s: float) -> bool:
+        """Moves a record to where it is kept for inspection; see `StateStore.set_aside`."""
+        if self._placed is not None:
+            [key] = self._placed((key,))
+        ttl_ms = math.ceil(ttl_s * 1000)
+        return bool(await self._ask(key, "EVAL", SET_ASIDE, 2, key, set_aside_key(key), record, ttl_ms))
+
+    async def time_to_live_s(self, key: bytes) -> float:
+        """Returns the seconds until the record expires; see `StateStore.time_to_live_s`."""
+        if self._placed is not None:
+            [key] = self._placed((key,))
+        seconds = self._read("PTTL", key, await self._ask(key, "PTTL", key), seconds_of)
+        if isinstance(seconds, ServiceError):
+            raise seconds
+        return seconds
+
+    def _moved(self) -> None:
+        self.epoch += 1
+
+    async def _ask(self, key: bytes, *command: Any) -> Answer:
+        """Executes a command about a key; what became of it is raised if it is no reply."""
+        [answer] = await self._topology.send([_call(key, *command)])
+        if isinstance(answer, ServiceError):
+            raise answer
+        return answer
+
+    def _refusals(self, calls: Sequence[Call], answers: Sequence[Answer], size: int) -> Refusals:
+        """Reads what the script says of `size` records a call."""
+        refusals: Refusals = {}
+        for number, (call, answer) in enumerate(zip(calls, answers, strict=True)):
+            said = self._read("the script", call.key, answer, refusals_of, size, self._topology.refusal)
+            if isinstance(said, ServiceError):
+                if not self._topology.is_cluster:
+                    raise said  # of no record is anything known
+                said = {0: said}
+            refusals.update({number * size + place: refusal for place, refusal in said.items()})
+        return refusals
+
+    def _read(
+        self, command: str, key: bytes, answer: Answer, read: Callable[..., Value], *details: Any
+    ) -> Value | ServiceError:
+        """Reads the reply of a key's node, which is left if it cannot be one; errors stay.
+
+        Whatever came over that connection may belong to another request, so no other reply can be trusted
+        either.
+        """
+        if isinstance(answer, ServiceError):
+            return answer
+        try:
+            return read(answer, *details)
+        except ValueError:
+            why = f"the reply to {command} cannot be one"
+            node = self._topology.node_of(key)
+            if node is not None:
+                node.leave(why)
+            return StoreUnavailable(f"{node or 'store'}: {why}", retry_after_s=RETRY_AFTER_S)
+
+    async def _confirm_node(
+        self, node: Node | None, level: AckLevel, epoch: int
+    ) -> AckLevelNotReached | None:
+        """Confirms what one primary holds, as long as none of them is lost and no slot moves."""
+        refusal = None
+        if node is not None and epoch == self.epoch:
+            refusal = await node.confirm(level, node.epoch)
+        if refusal is None and (node is None or epoch != self.epoch):
+            refusal = not_reached(level, self._topology.why_moved)
+        return refusal
+
+
+def _call(key: bytes, *command: Any) -> Call:
+    return Call(key, (hiredis.pack_command(command),))

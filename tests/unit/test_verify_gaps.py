@@ -1,0 +1,94 @@
+"""Gaps: of the requests of which nobody knows the fate those fill them that were applied."""
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from holdfast.history_digest import INITIAL, run_of
+from holdfast.verify.session_history import Sight
+from tests.judged_sessions import LIFE, Session, chunks, judged, place_of, step_in
+
+
+@given(st.integers(2, 4), st.integers(1, 4), st.data())
+def test_of_many_broken_streams_the_digest_tells_what_each_applied(streams, length, data):
+    session = Session(digests=True)
+    session.step([1, 2, 3])
+    start = len(session.log)
+    sent = [
+        [session.send([10 * stream + index], start + index) for index in range(length)]
+        for stream in range(streams)
+    ]
+    which = data.draw(st.lists(st.integers(0, streams - 1), min_size=length, max_size=length))
+    session.log += [int(sent[stream][index].tokens[0]) for index, stream in enumerate(which)]
+    session.answer(
+        session.send([200], len(session.log)), before=list(session.log), position=start + length + 1
+    )
+    wrongs, found = judged(session)
+    assert (wrongs, found.digests) == ({}, 2)
+
+
+@pytest.mark.parametrize("is_taken_over", [False, True])
+@given(st.integers(2, 4), st.data())
+def test_of_several_unanswered_writers_what_was_seen_tells_which_was_applied(is_taken_over, writers, data):
+    """Nothing was acknowledged after it in that life: who looked, or took over, saw the digest."""
+    session = Session()
+    session.step([1, 2])
+    sent = [session.send([100 + writer], 2) for writer in range(writers)]
+    session.log += [int(data.draw(st.sampled_from(sent)).tokens[0])]
+    digest = run_of(np.array(session.log)).after(INITIAL)
+    session.history.sights.append(Sight(session.now(), LIFE, 3, 0 if is_taken_over else digest))
+    session.history.sights.append(Sight(session.now(), LIFE + 1, 3, digest, took_over=True))
+    step_in(session, LIFE + 1, [4, 5])
+    wrongs, found = judged(session)
+    assert (wrongs, found.unchecked) == ({}, 0)
+
+
+@pytest.mark.parametrize(("streams", "length"), [(2, 1), (2, 12), (3, 4), (6, 3), (6, 12)])
+def test_what_the_last_of_many_broken_streams_applied_is_found(streams, length):
+    """Each sent other tokens to the same positions, so there are streams ** length ways to fill them."""
+    rng = random.Random(length)
+    session = Session()
+    session.step([1, 2, 3])
+    start = len(session.log)
+    for _ in range(streams):
+        sent = [session.send([rng.randrange(256)], start + index) for index in range(length)]
+    session.log += [int(attempt.tokens[0]) for attempt in sent]
+    session.look()
+    session.step([7, 8])
+    wrongs, found = judged(session)
+    assert wrongs == {}
+    assert found.tokens == 5
+
+
+@given(chunks(), st.data())
+def test_tokens_that_nobody_sent_are_unexplained(pieces, data):
+    session = Session()
+    for tokens in pieces:
+        session.step(tokens)
+    place = place_of(data, len(pieces))
+    del session.history.attempts[place]
+    assert judged(session)[0] == {"unexplained": len(pieces[place])}
+
+
+@given(chunks(), st.data())
+def test_of_two_writers_one_chain_counts(pieces, data):
+    """Each position is won by one of two writers; the loser's chunk at it is refused, or never answered."""
+    session = Session()
+    rivals = list(range(300, 600))
+    for tokens in pieces:
+        position = len(session.log)
+        rival = session.send([rivals.pop()], position)
+        if data.draw(st.booleans()):
+            session.log += rival.tokens.tolist()  # won, and its reply never came
+            loser = session.send(tokens, position)
+            loser.reason, loser.expected_position = "POSITION_CONFLICT", position + 1
+            position += 1
+        elif data.draw(st.booleans()):
+            rival.reason = "POSITION_CONFLICT"
+        attempt = session.send(tokens, position)
+        session.log += tokens
+        session.answer(attempt)
+    assert judged(session)[0] == {}
