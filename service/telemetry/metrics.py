@@ -30,6 +30,7 @@ from service.telemetry.families import (
     HistogramFamily,
     InfoFamily,
     LabelledFamily,
+    ModelLoads,
 )
 from service.telemetry.rpc_metrics import NUMBER_COUNT, RpcFamilies, RpcMetrics, rpc_labels
 
@@ -46,7 +47,6 @@ STALLED_AFTER_S = 10.0
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _REASONS = sorted(kind.reason for kind in ServiceError.__subclasses__())
 _REASON_INDEX = {reason: index for index, reason in enumerate(_REASONS)}
-_LOADED, _REFUSED = range(2)
 _EVENT_OF_REASON = {
     "SESSION_EXPIRED": SessionEvent.EXPIRED,
     "SESSION_LOST": SessionEvent.LOST,
@@ -60,26 +60,6 @@ class ServedModel(NamedTuple):
     model: str
     version: str
     fingerprint: str
-
-
-class ModelLoads:
-    """Implements `ModelObserver`."""
-
-    def __init__(self, loads: LabelledFamily, refused: GaugeFamily) -> None:
-        self._loads = loads
-        self._refused = refused
-
-    def loaded(self) -> None:
-        """See `ModelObserver`."""
-        self._loads.inc(_LOADED)
-
-    def refused(self) -> None:
-        """See `ModelObserver`."""
-        self._loads.inc(_REFUSED)
-
-    def stand_refused(self, count: int) -> None:
-        """See `ModelObserver`."""
-        self._refused.set(count)
 
 
 class Metrics:
@@ -159,29 +139,29 @@ class Metrics:
         self._rpcs = {labels[2]: RpcMetrics(labels, self._take(NUMBER_COUNT)) for labels in rpc_labels()}
         self.registry.register(RpcFamilies(list(self._rpcs.values())))
         self._counted = self._taken  # what follows is about now and is not added up
-        self.store_up = self._gauge("store_up", "1 while the store answers.", _least)
+        self.store_up = self._gauge("store_up", "1 while the store answers.", min)
         self.store_safe = self._gauge(
-            "store_safe", "1 while the store is known to keep what it acknowledges.", _least
+            "store_safe", "1 while the store is known to keep what it acknowledges.", min
         )
         self._store_persists = self._gauge(
-            "store_persists", "1 while the store's last writes of its files succeeded.", _least
+            "store_persists", "1 while the store's last writes of its files succeeded.", min
         )
         self._store_keys = self._gauge(
             "store_keys",
             "Keys of all users of the store: sessions, and deleted ones for an hour.",
-            _most,
+            max,
         )
         self._store_bytes = self._gauge(
-            "store_memory_bytes", "Memory of the store; of a cluster's fullest primary.", _most
+            "store_memory_bytes", "Memory of the store; of a cluster's fullest primary.", max
         )
         self._store_limit_bytes = self._gauge(
-            "store_memory_limit_bytes", "Limit of the store's memory; 0 means none.", _most
+            "store_memory_limit_bytes", "Limit of the store's memory; 0 means none.", max
         )
         self._store_suspect = self._gauge(
-            "store_version_suspect", "1 while the store's version may have known holes.", _most
+            "store_version_suspect", "1 while the store's version may have known holes.", max
         )
         self._store_replicas = self._gauge(
-            "store_replicas", "Replicas connected; of the primary of a cluster that has fewest.", _least
+            "store_replicas", "Replicas connected; of the primary of a cluster that has fewest.", min
         )
         self.workers = self._gauge("workers", "Processes that serve.")
         self._streams = self._gauge("streams", "Open streams.")
@@ -194,17 +174,17 @@ class Metrics:
         self._hot_bytes = self._gauge("hot_state_bytes", "Memory of hot sessions.")
         self.hot_limit_bytes = self._gauge("hot_state_limit_bytes", "Limit of the memory of hot sessions.")
         text = "Model files in the folder that cannot be served."
-        self.model_loads = ModelLoads(loads, self._gauge("models_refused", text, _most))
+        self.model_loads = ModelLoads(loads, self._gauge("models_refused", text, max))
         self.tasks = self._gauge("tasks", "Tasks of the event loop, sampled every few seconds.")
         self._resident_bytes = self._gauge(
             "process_resident_memory_bytes", "Resident memory of all processes.", prefix=""
         )
         self._open_fds = self._gauge("process_open_fds", "Open descriptors of all processes.", prefix="")
         self._max_fds = self._gauge(
-            "process_max_fds", "Limit of open descriptors of one process.", _least, prefix=""
+            "process_max_fds", "Limit of open descriptors of one process.", min, prefix=""
         )
         self._start_time_s = self._gauge(
-            "process_start_time_seconds", "When the server began, since the epoch.", _least, prefix=""
+            "process_start_time_seconds", "When the server began, since the epoch.", min, prefix=""
         )
         self._beat_s = self._take(1)
         text = "1 for each model served."
@@ -421,11 +401,3 @@ def scrape_together(base: Metrics, workers: Sequence[Metrics], floor: Metrics) -
 def _version() -> str:
     """Returns the version of the package, read once: a scrape must not need a descriptor."""
     return version("holdfast")
-
-
-def _least(values: Sequence[float]) -> float:
-    return min(values)
-
-
-def _most(values: Sequence[float]) -> float:
-    return max(values)
