@@ -66,7 +66,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--data-dir", type=Path, help="folder of the embedded store (default: temporary)")
     options = parser.parse_args(arguments)
     if options.type and options.model != MODEL:
-        parser.error(f"--type shows {MODEL}; keystrokes are no tokens of {options.model}")
+        parser.error(f"--type shows {MODEL}; keystrokes are not tokens of {options.model}")
     if options.file is not None and options.model not in (MODEL, LanguageScreen.model, WordsScreen.model):
         parser.error(f"--file is for networks over text; {options.model} is shown on data that is made")
     return options

@@ -132,7 +132,7 @@ def loop(translation: Translation, node: onnx.NodeProto, values: Values, run: Ru
     frozen = translation.frozen.get(TIME)
     if count is None or count[0] is None or count[0] not in (Size((TIME,)), frozen):
         raise Refused(
-            f"{label(node)} does not turn once for each token of a time axis, so it is no recurrence "
+            f"{label(node)} does not iterate once for each token of a time axis, so it is not a recurrence "
             "over a stream; "
             "loop over the extent of the input's time axis"
         )

@@ -76,7 +76,7 @@ def sort_inputs(graph: onnx.GraphProto) -> GraphInputs:
     for name, info in free.items():
         if info.type.WhichOneof("value") != "tensor_type":
             raise Refused(
-                f"input {name!r} is no tensor but a {info.type.WhichOneof('value')}, which no token is"
+                f"input {name!r} is not a tensor but a {info.type.WhichOneof('value')}, which no token is"
             )
     weights, starts, lengths = _slots(graph)
     for name, node in weights.items():

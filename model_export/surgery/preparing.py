@@ -25,7 +25,7 @@ def parsed(data: bytes) -> onnx.ModelProto:
     try:
         model.ParseFromString(data)
     except DecodeError:
-        raise Refused("it is no ONNX file, or cut off; export it again, in one piece") from None
+        raise Refused("it is not an ONNX file, or is truncated; export it again, in one piece") from None
     return model
 
 
@@ -36,7 +36,7 @@ def prepared(model: onnx.ModelProto, constants: Mapping[str, NDArray[Any]]) -> o
         Refused: The file is not whole or not consistent.
     """
     if not model.HasField("graph") or not model.graph.node:
-        raise Refused("it has no graph; it is no ONNX model, or cut off")
+        raise Refused("it has no graph; it is not an ONNX model, or is truncated")
     _check_in_one_file(model.graph)
     _check_order(model.graph, set())
     versions = {entry.domain for entry in model.opset_import}

@@ -172,9 +172,8 @@ class Core:
         if plan.cold:
             keys = [key for rows in plan.cold for key in rows.keys if key not in self.cache.slots]
             self._effects.append(Load(plan.cold, keys))
-        if plan.ready:
-            for run in self._failures.batch(plan.ready, now_s):
-                self._begin(run)
+        for run in self._failures.batch(plan.ready, now_s):
+            self._begin(run)
         self._taken = ()
         return self._flush(now_s)
 

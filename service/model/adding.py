@@ -26,7 +26,7 @@ def place_of(models: Path, name: str, version: int | None, path: Path) -> Path:
     if (wrong := wrong_with_name(name)) is not None:
         raise ModelFileError(path, f"the name {name!r} {wrong}")
     if not name or "/" in name:
-        raise ModelFileError(path, f"the name {name!r} is no name of a folder")
+        raise ModelFileError(path, f"the name {name!r} is not a valid folder name")
     if version is None:
         there = [int(entry.name) for entry in (models / name).glob("*") if entry.name.isdecimal()]
         version = max(there, default=0) + 1

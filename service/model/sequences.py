@@ -86,7 +86,7 @@ class Wiring:
             told = constants.get(node.inputs[1])
             if told is None or self.defined[node.inputs[1]] != 1:
                 return (
-                    f"what {name} is told is no constant; expected is an initializer or a Constant of "
+                    f"the argument of {name} is not a constant; expected an initializer or a Constant of "
                     "int64, no input of the graph, with a name that nothing else in the file has"
                 )
             if node.operator == SPLIT:
@@ -96,7 +96,7 @@ class Wiring:
                     return "the name of a sequence is there twice, which no ONNX tool writes"
                 lengths[node.outputs[0]] = len(told.values)
             elif node.inputs[0] not in lengths:
-                return f"{name} takes from what is no output of a SplitToSequence"
+                return f"{name} reads something that is not an output of SplitToSequence"
             else:
                 length = lengths[node.inputs[0]]
                 if len(told.values) != 1 or not -length <= told.values[0] < length:

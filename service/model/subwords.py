@@ -168,13 +168,13 @@ def _divided(data: bytes) -> Iterator[str | int]:
 def _read(data: bytes, name: str) -> dict[str, Any]:
     """Reads the file as JSON and refuses what cannot tokenise a stream."""
     if len(data) > MAX_BYTES:
-        raise TokenizerError(f"{name} has {len(data)} bytes, expected are at most {MAX_BYTES}")
+        raise TokenizerError(f"{name} has {len(data)} bytes, expected at most {MAX_BYTES}")
     try:
         document = json.loads(data)
     except (RecursionError, ValueError) as error:
-        raise TokenizerError(f"{name} is no JSON: {error}") from None
+        raise TokenizerError(f"{name} is not JSON: {error}") from None
     if not isinstance(document, dict) or not isinstance(document.get("model"), dict):
-        raise TokenizerError(f"{name} is no tokenizer.json of the package tokenizers: it has no model")
+        raise TokenizerError(f"{name} is not a tokenizer.json of the package tokenizers: it has no model")
     _check_model(document["model"], name)
     _check_splitter(document.get("pre_tokenizer"), name)
     for part in _flat(document.get("normalizer"), "normalizers", name):
@@ -242,7 +242,7 @@ def _flat(part: Any, key: str, name: str, depth: int = 0) -> list[dict[str, Any]
     if part is None:
         return []
     if not isinstance(part, dict) or depth > MAX_DEPTH:
-        raise TokenizerError(f"{name}: {str(part)[:40]} is no part of a tokenizer")
+        raise TokenizerError(f"{name}: {str(part)[:40]} is not a part of a tokenizer")
     if part.get("type") != "Sequence":
         return [part]
     inner = part.get(key)

@@ -56,7 +56,7 @@ def parse(message_type: Any, raw: bytes) -> Any:
     try:
         return message_type.FromString(raw)
     except DecodeError:
-        raise InvalidRequest(f"the bytes are no {message_type.DESCRIPTOR.name}") from None
+        raise InvalidRequest(f"the bytes are not a {message_type.DESCRIPTOR.name}") from None
 
 
 def key_of(tenant: str, session_id: str, field: str = "session_id") -> bytes:
@@ -153,7 +153,7 @@ def check_model_and_level(asked: pb.Chunk | pb.Batch, field: str) -> AckLevel | 
     try:
         return _ACK_LEVELS[asked.ack_level]
     except KeyError:
-        raise InvalidRequest(f"{asked.ack_level} is no level", field=f"{field}.ack_level") from None
+        raise InvalidRequest(f"{asked.ack_level} is not a level", field=f"{field}.ack_level") from None
 
 
 def ack_number(level: AckLevel) -> Any:

@@ -171,7 +171,7 @@ def _parse(text: str) -> list[_Entry]:
     for kind in _FOUND_BY:
         tables = document.get(kind, [])
         if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-            raise CredentialsError(f"{kind} is no list of tables, expected [[{kind}]]")
+            raise CredentialsError(f"{kind} is not a list of tables, expected [[{kind}]]")
         entries += [_entry(kind, f"[[{kind}]] {number}", table) for number, table in enumerate(tables, 1)]
     if not entries:
         raise CredentialsError("it has no [[token]] and no [[certificate]]")

@@ -84,7 +84,7 @@ class ServerTls:
             self._files.judge()
             reason = " ".join(str(error).split())
             raise TlsFilesError(
-                f"{self._name}: it, its key or the clients' authorities are no PEM, or do not belong "
+                f"{self._name}: it, its key or the clients' authorities are not PEM, or do not belong "
                 f"together: {reason}"
             ) from None
         except OSError as error:

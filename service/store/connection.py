@@ -231,7 +231,7 @@ class StoreConnection:
             if isinstance(role, hiredis.ReplyError):
                 raise error_of(str(role), f"store {address}")
             if role[0] != b"master":
-                raise self._unavailable(f"it is no primary but {role[0].decode(errors='replace')!r}")
+                raise self._unavailable(f"it is not a primary but {role[0].decode(errors='replace')!r}")
 
     def _take(self, protocol: "_RespProtocol") -> None:
         self._protocol = protocol

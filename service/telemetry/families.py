@@ -18,6 +18,8 @@ SECONDS = (
 )  # fmt: skip
 """Upper bounds of a histogram of times."""
 
+_LOADED, _REFUSED = range(2)
+
 
 class CounterFamily(Collector):
     """A counter without labels.
@@ -185,3 +187,23 @@ class InfoFamily(Collector):
         for values in self._read():
             family.add_metric(values, 1)
         yield family
+
+
+class ModelLoads:
+    """Counts what becomes of model files. Implements `ModelObserver`."""
+
+    def __init__(self, loads: LabelledFamily, refused: GaugeFamily) -> None:
+        self._loads = loads
+        self._refused = refused
+
+    def loaded(self) -> None:
+        """See `ModelObserver`."""
+        self._loads.inc(_LOADED)
+
+    def refused(self) -> None:
+        """See `ModelObserver`."""
+        self._loads.inc(_REFUSED)
+
+    def stand_refused(self, count: int) -> None:
+        """See `ModelObserver`."""
+        self._refused.set(count)

@@ -160,7 +160,7 @@ CASES = {
     "a certificate that is none": Case(
         "--tls-cert {dir}/no.pem",
         "set by flag",
-        "no PEM, or do not belong together",
+        "not PEM, or do not belong together",
         OUTSIDE,
         {"--tls-cert": "{dir}/no.pem", "--tls-key": "{key}"},
     ),

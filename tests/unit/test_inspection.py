@@ -159,8 +159,8 @@ def test_a_model_comes_with_all_that_belongs_to_it_or_not_at_all(tmp_path):
 @pytest.mark.parametrize(
     ("name", "version", "reason"),
     [
-        ("a/b", 1, "no name of a folder"),
-        ("", 1, "no name of a folder"),
+        ("a/b", 1, "not a valid folder name"),
+        ("", 1, "not a valid folder name"),
         (".hidden", 1, "begins with a dot"),
         ("a\nb", 1, "U+000A"),
         ("x" * 200, 1, "200 characters"),

@@ -68,6 +68,9 @@ def ask(folder, *, replies, stands_still):
                 if stands_still:
                     theirs.send(b"x")
                 return await asyncio.wait_for(reply, 10)
+            except StoreUnavailable:
+                assert connection.epoch == 1  # else what was committed before could be confirmed
+                raise
             finally:
                 asyncio.get_running_loop().remove_reader(ours)
                 await connection.close()

@@ -12,7 +12,7 @@ from tests.sequence_graphs import stream
 
 BACKWARD = "starts with the last token"
 NO_TOKEN = "is a single number without a time axis"
-NO_TENSOR = "is no tensor but a"
+NO_TENSOR = "is not a tensor but a"
 
 CASES = {
     "test_simple_rnn_defaults": None,

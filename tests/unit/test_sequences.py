@@ -90,7 +90,7 @@ def in_two_graphs():
     return sequence_graph().SerializeToString() + second.SerializeToString()
 
 
-NO_CONSTANT = "is no constant"
+NO_CONSTANT = "is not a constant"
 INT64, INT32 = TensorProto.INT64, TensorProto.INT32
 VALUE = helper.make_attribute("value", PLACE)
 BEYOND = "position that is not in -2..1"
@@ -246,7 +246,7 @@ REFUSED = {
                 ),
             )
         ),
-        "no output of a SplitToSequence",
+        "not an output of SplitToSequence",
     ),
     "a sequence that goes through Identity": (
         sequence_graph(
@@ -255,7 +255,7 @@ REFUSED = {
             split=("SplitToSequence", ["x", "extents"], ["more"]),
             at=("SequenceAt", ["same", "place"], ["piece"]),
         ),
-        "no output of a SplitToSequence",
+        "not an output of SplitToSequence",
     ),
     "a sequence that goes to Identity": (sequence_graph(("Identity", ["pieces"], ["same"])), OTHER_USE),
     "a sequence as a position": (

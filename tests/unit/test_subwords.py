@@ -106,7 +106,7 @@ def changed(**parts):
         (changed(model={"merges": [["no", "such"]]}), "cannot be loaded"),
         (changed(added_tokens=[{"id": 5, "content": "of the", "special": False}]), "is not special"),
         (changed(model=None), "it has no model"),
-        ([1], "is no tokenizer.json"),
+        ([1], "is not a tokenizer.json"),
     ],
 )
 def test_a_tokenizer_that_cannot_stream_is_refused(document, said):
@@ -118,10 +118,10 @@ def test_a_tokenizer_that_cannot_stream_is_refused(document, said):
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (b"{", "is no JSON"),
-        (b"\xff", "is no JSON"),
-        (b"[" * 100_000, "is no JSON"),
-        (b" " * (MAX_BYTES + 1), f"expected are at most {MAX_BYTES}"),
+        (b"{", "is not JSON"),
+        (b"\xff", "is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
+        (b" " * (MAX_BYTES + 1), f"expected at most {MAX_BYTES}"),
     ],
 )
 def test_bytes_that_are_no_tokenizer_are_refused(data, said):

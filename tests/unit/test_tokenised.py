@@ -237,14 +237,14 @@ def test_the_tokenizer_is_part_of_the_fingerprint(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ('file = "tokenizer.json"', 'file = "../tokenizer.json"', "is no name of a .json file"),
+        ('file = "tokenizer.json"', 'file = "../tokenizer.json"', "is not the name of a .json file"),
         ('file = "tokenizer.json"', 'fiel = "tokenizer.json"', "did you mean 'file'"),
         ('file = "tokenizer.json"\n', "", 'a tokenizer needs file = "tokenizer.json"'),
         ('file = "tokenizer.json"', 'file = "other.json"', "No such file"),
-        ('sha256 = "', 'sha256 = "x', "expected is what sha256sum says of tokenizer.json"),
+        ('sha256 = "', 'sha256 = "x', "expected what sha256sum says of tokenizer.json"),
         ("size = 320", "size = 321", "one value per token id, 321; it has 320"),
-        ("start = 0", "start = -1", "start is -1, expected is an id"),
-        ("start = 0", "start = 320", r"start 320 is no id, expected is 0..319"),
+        ("start = 0", "start = -1", "start is -1, expected an id"),
+        ("start = 0", "start = 320", r"start 320 is not an id, expected 0..319"),
         ('name = "h"', 'name = "piece"', "a state is named 'piece'"),
     ],
 )
