@@ -68,7 +68,8 @@ def main(arguments):
             f"{target.file}: {len(noticed)} of {len(noticed) + len(left)} noticed, {score:.0f} %",
             flush=True,
         )
-        print("".join(f"  not noticed:\n{text}\n" for text in left) if score < target.floor else "", end="")
+        for text in left:
+            print(f"  not noticed:\n{text}")
         below += score < target.floor
     return 1 if below or not targets else 0
 
