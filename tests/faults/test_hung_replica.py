@@ -1,37 +1,61 @@
 """A replica that hangs with its connections open: calls go on with another one."""
 
+import itertools
+
 import numpy as np
 import pytest
 
 import holdfast
+from holdfast.bench.scrape import scrape
+from holdfast.client.history import FAILURE, read_frames
+from holdfast.client.transport import PING_TIMEOUT_S
 from holdfast.demo.processes import ServerProcess
 from tests.faults.verdict import MODEL
 from tests.nemesis import processes
 from tests.oracle import run
 
 TEXT = b"for line in sys.stdin:\n    print(line)\n"
+PIECE = 9
+
+TIMEOUT_S = PING_TIMEOUT_S - 1.0
+"""Less than PING_TIMEOUT_S, after which a ping of gRPC may end the connection and so save the call."""
 
 pytestmark = pytest.mark.faults
 
 
 @pytest.mark.parametrize("streams", [False, True])
 def test_a_replica_that_hangs_holds_a_call_for_one_attempt(tmp_path, streams):
-    retry = holdfast.RetryPolicy(attempt_s=0.5)
-    with ServerProcess(tmp_path / "data") as one, ServerProcess(tmp_path / "data") as other:
-        addresses = [one.address, other.address]
-        with holdfast.Client(addresses, timeout_s=8, retry=retry) as client:
-            session = client.open_session("s", model=MODEL)
-            log_probs = [session.step(TEXT[at : at + 1], token_log_prob=True) for at in range(4)]
-            processes.pause(one.pid)
-            try:
-                if streams:
-                    log_probs += session.stream(TEXT[4:], token_log_prob=True)
-                else:
-                    log_probs += [
-                        session.step(TEXT[at : at + 9], token_log_prob=True)
-                        for at in range(4, len(TEXT), 9)
-                    ]
-            finally:
-                processes.resume(one.pid)
-    given = np.concatenate([reply.token_log_probs for reply in log_probs])
-    np.testing.assert_allclose(given, run(MODEL, TEXT)[1], atol=1e-5, rtol=0)
+    retry, history = holdfast.RetryPolicy(attempt_s=0.5), tmp_path / "history"
+    text = bytearray()
+    with (
+        ServerProcess(tmp_path / "data") as one,
+        ServerProcess(tmp_path / "data") as other,
+        holdfast.Client([one.address, other.address], retry=retry, history=history) as client,
+    ):
+        session = client.open_session("s", model=MODEL)
+        replies = []
+
+        def step(piece, **limit):
+            text.extend(piece)
+            replies.append(session.step(piece, token_log_prob=True, **limit))
+
+        def stream(piece, **limit):
+            text.extend(piece)
+            replies.extend(session.stream(piece, token_log_prob=True, **limit))
+
+        tokens = itertools.cycle(TEXT)
+        while not (has_run(one) and has_run(other)):  # then calls go to both of them in turns
+            step(bytes([next(tokens)]))
+        processes.pause(one.pid)
+        try:
+            for at in range(0, len(TEXT), PIECE):
+                (stream if streams else step)(TEXT[at : at + PIECE], timeout_s=TIMEOUT_S)
+        finally:
+            processes.resume(one.pid)
+    given = np.concatenate([reply.token_log_probs for reply in replies])
+    np.testing.assert_allclose(given, run(MODEL, bytes(text))[1], atol=1e-5, rtol=0)
+    assert any(frame.kind == FAILURE for frame in read_frames(history)), "the one that hangs was not asked"
+
+
+def has_run(server):
+    return scrape(server.http).get("holdfast_batch_size_count", 0) > 0
