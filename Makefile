@@ -10,7 +10,7 @@ export ORT_DISABLE_TELEMETRY := 1
 export PYTHONDONTWRITEBYTECODE :=
 SOURCES := holdfast service model_export tests proto benchmarks
 
-.PHONY: demo serve prometheus test check train matrix proto bench bench-quick bench-scale fuzz faults soak \
+.PHONY: demo serve prometheus test test-fast check train matrix proto bench bench-quick bench-scale fuzz faults soak \
         simulate alerts protections deploy-check public-check release-check settings errors format clean
 
 demo: $(VENV)/.server           ## a network's memory, served live, surviving kill -9
@@ -21,6 +21,10 @@ serve: $(VENV)/.server          ## a server with the shipped models and an embed
 
 test: $(VENV)/.dev $(VENV)/.protobuf7 $(VENV)/.node
 	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+
+test-fast: $(VENV)/.dev         ## the tests that start no process, within a minute
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not process" tests/unit tests/scenarios tests/simulation \
+		tests/fuzz tests/test_*.py
 
 check: $(VENV)/.dev $(VENV)/.protobuf7   ## format, lint, strict types, architecture, fresh stubs, settings and errors
 	$(BIN)/ruff format --check $(SOURCES)

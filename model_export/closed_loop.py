@@ -206,7 +206,7 @@ class _Loop:
             value = value[-1] if TIME in part.axes else value
             if value.shape != right.shape:
                 return (
-                    f"the graph gives {name} {list(value.shape)} for {self._batch} rows, expected is "
+                    f"the graph gives {name} {list(value.shape)} for {self._batch} rows, expected "
                     f"{list(right.shape)}"
                 )
         return f"the graph or the network gives values that are not finite with {self._batch} rows"

@@ -116,7 +116,7 @@ def export_step(
             "number, or say overwrite=True (--overwrite)"
         )
     if not isinstance(module, nn.Module):
-        raise ExportError(f"the network is {type(module).__name__}, expected is a torch.nn.Module")
+        raise ExportError(f"the network is {type(module).__name__}, expected a torch.nn.Module")
     module = getattr(module, "_orig_mod", module)  # of torch.compile
     parts = _parts(example)
     meaning = Meaning(
@@ -201,14 +201,14 @@ def _parts(example: Any) -> Example:
         unknown = set(example) - {"x", "state", "session"}
         if unknown or "x" not in example:
             raise ExportError(
-                f"the example has {', '.join(map(str, example))}, expected are x, state and session"
+                f"the example has {', '.join(map(str, example))}, expected x, state and session"
             )
         result = Example(example["x"], example.get("state"), dict(example.get("session") or {}))
     elif isinstance(example, tuple | list) and len(example) == 2:
         result = Example(example[0], example[1])
     else:
         raise ExportError(
-            f"the example is {type(example).__name__}, expected is (x, state), or a dict with x, state and "
+            f"the example is {type(example).__name__}, expected (x, state), or a dict with x, state and "
             "session"
         )
     if not result.tokens:

@@ -1,4 +1,4 @@
-"""`holdfast export --from FILE --out FOLDER`: a model of a whole-sequence file, without torch.
+"""`holdfast model export --from FILE --out FOLDER`: a model of a whole-sequence file, without torch.
 
 Also as `python -m model_export.from_file FILE --out FOLDER`.
 """
@@ -139,7 +139,7 @@ def read_constants(entries: Sequence[str]) -> dict[str, NDArray[Any]]:
     for entry in entries:
         name, equals, file = entry.partition("=")
         if not name or not equals:
-            raise Refused(f"--constant {entry!r}: expected is INPUT=FILE.npy")
+            raise Refused(f"--constant {entry!r}: expected INPUT=FILE.npy")
         try:
             found[name] = np.load(file, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:

@@ -160,7 +160,7 @@ class _Builder:
     def _normalisation(self, layer: Any) -> None:
         axes = [layer.axis] if isinstance(layer.axis, int) else list(layer.axis)
         if axes not in ([-1], [2 if self._has_time else 1]):
-            raise Refused(f"layer {layer.name!r} normalises over axis {axes}, expected is the last one")
+            raise Refused(f"layer {layer.name!r} normalises over axis {axes}, expected the last one")
         held = layer.get_weights()
         width = len(held[0]) if held else 0
         if not width:

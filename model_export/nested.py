@@ -83,7 +83,7 @@ def _parts(value: Any, where: str, path: tuple[str, ...]) -> list[tuple[str, Any
         return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
     place = ".".join((where, *path))
     raise ExportError(
-        f"{place} is {type(value).__name__} {value!r:.40}, expected is a tensor, or a tuple, list, dict, "
+        f"{place} is {type(value).__name__} {value!r:.40}, expected a tensor, or a tuple, list, dict, "
         "NamedTuple or dataclass of tensors"
     )
 

@@ -90,7 +90,7 @@ class PlainLayers(nn.Module):
         """
         if not isinstance(x, Tensor):
             raise ExportError(
-                f"{self._name} is given {type(x).__name__}, expected is a tensor: a stream has no "
+                f"{self._name} is given {type(x).__name__}, expected a tensor: a stream has no "
                 "padding, so call it without pack_padded_sequence"
             )
         is_lone = x.dim() == 2

@@ -181,7 +181,7 @@ def _run(step: Step, states: Sequence[Tensor], seed: int = 0) -> tuple[list[Tens
             raise
         except Exception as error:
             raise ExportError(
-                f"the network raises on its own example: {short(error)}; expected is a call "
+                f"the network raises on its own example: {short(error)}; expected a call "
                 "module(x, state) that returns (y, state)"
             ) from error
         return [part.clone() for part in outputs], [part.clone() for part in after]

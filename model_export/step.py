@@ -131,13 +131,13 @@ class Step(nn.Module):
             return result, None
         if not isinstance(result, tuple) or len(result) != 2:
             raise ExportError(
-                f"{type(self.module).__name__} returns {_described(result)}, expected is (y, state): what "
+                f"{type(self.module).__name__} returns {_described(result)}, expected (y, state): what "
                 "it gives for the tokens, and the state after them in the structure that it takes"
             )
         if example.states and not nested.same_structure(example.state, result[1]):
             raise ExportError(
                 f"the next state is {_described(result[1])}, the state {_described(example.state)}; "
-                "expected is the same structure, so that it can be given back"
+                "expected the same structure, so that it can be given back"
             )
         return result[0], result[1]
 

@@ -40,7 +40,7 @@ def vocabulary_size(meaning: Meaning, module: torch.nn.Module) -> int | None:
     if isinstance(meaning.vocabulary, int):
         return meaning.vocabulary
     if meaning.vocabulary is not None:
-        raise ExportError(f"vocabulary is {meaning.vocabulary!r}, expected is 'bytes' or a number of ids")
+        raise ExportError(f"vocabulary is {meaning.vocabulary!r}, expected 'bytes' or a number of ids")
     tables = [part for part in module.modules() if isinstance(part, torch.nn.Embedding)]
     return tables[0].num_embeddings if len(tables) == 1 else None
 
@@ -184,7 +184,7 @@ def _token(part: Part, name: str, context: int, size: int | None) -> dict[str, A
     if context:
         if len(part.numbers) != 1 or not 0 < context < part.numbers[0]:
             raise ExportError(
-                f"context is {context} and {name} has the axes {list(part.axes)}: expected is one numbered "
+                f"context is {context} and {name} has the axes {list(part.axes)}: expected one numbered "
                 "axis, longer than the context"
             )
         entry |= {"token": part.numbers[0] - context, "context": context}
@@ -204,9 +204,7 @@ def _of(given: Mapping[str, Any], part: Part, is_lone: bool) -> Any:
 
 def _check_meaning(part: Part, role: str | None, labels: Sequence[str] | None) -> None:
     if role is not None and role not in ROLES:
-        raise ExportError(
-            f"role of output {part.name!r} is {role!r}, expected is one of {', '.join(ROLES)}"
-        )
+        raise ExportError(f"role of output {part.name!r} is {role!r}, expected one of {', '.join(ROLES)}")
     width = part.numbers[-1] if part.numbers else 1
     if labels and len(labels) != width:
         raise ExportError(

@@ -18,9 +18,8 @@ serve     runs a server: gRPC, metrics, and by default an embedded store
 demo      streams tokens through a server that is killed half-way, and checks the outputs
 bench     loads a running server and prints what its clients see
 verify    checks what clients recorded: nothing lost, nothing applied twice, no wrong output
-export    makes a model from a PyTorch network or a whole-sequence ONNX file
 session   show, delete, release: shows, deletes or releases a session
-models    list, reload: models of a server; inspect, check, add: model files
+model     list, reload: models of a server; inspect, check, add: model files; export: makes a model
 token     create: makes a token for a client, and its entry for the server's tokens file
 store     acl: prints the ACL rule for Holdfast's user in the store"""
 
@@ -33,11 +32,10 @@ SERVER_SIDE = {
     "store": "holdfast.cli.store",
 }
 MODEL_FILES = ("inspect", "check", "add")
-"""Subcommands of `models` that call no server, but need what one has."""
-OTHERS = {
+"""Subcommands of `model` that call no server, but need what one has."""
+CLIENT_SIDE = {
     "session": "holdfast.cli.session",
-    "models": "holdfast.cli.models",
-    "export": "holdfast.cli.export",
+    "model": "holdfast.cli.model",
 }
 
 
@@ -45,10 +43,10 @@ def main() -> None:
     """Runs the subcommand named on the command line and exits with its code; by SIGINT after Ctrl-C."""
     open_missing()
     sys.excepthook = _uncaught
-    raise SystemExit(obeying_pipes(f"holdfast {' '.join(sys.argv[1:2])}".strip(), _run))
+    raise SystemExit(obeying_pipes(f"holdfast {' '.join(sys.argv[1:2])}".strip(), _dispatch))
 
 
-def _run() -> int:
+def _dispatch() -> int:
     if sys.argv[1:] == ["--version"]:
         print(f"holdfast {holdfast.__version__}")
         return 0
@@ -58,11 +56,12 @@ def _run() -> int:
     command, arguments = sys.argv[1], sys.argv[2:]
     if command in SERVER_SIDE:
         return _run_server_side(command, SERVER_SIDE[command], arguments)
-    if command == "models" and arguments[:1] and arguments[0] in MODEL_FILES:
+    if command == "model" and arguments[:1] and arguments[0] in MODEL_FILES:
         return _run_server_side(command, "holdfast.cli.model_files", arguments)
-    if command in OTHERS:
-        code: int = importlib.import_module(OTHERS[command]).main(arguments)
-        return code
+    if [command, *arguments[:1]] == ["model", "export"]:
+        return _run("holdfast.cli.export", arguments[1:])
+    if command in CLIENT_SIDE:
+        return _run(CLIENT_SIDE[command], arguments)
     print(f"holdfast: no command {command!r}\n{USAGE}", file=sys.stderr)
     return 2
 
@@ -71,6 +70,11 @@ def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackT
     """Says nothing of Ctrl-C: it was meant, and the interpreter ends by SIGINT, as shells expect."""
     if not issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error, trace)
+
+
+def _run(module: str, arguments: list[str]) -> int:
+    code: int = importlib.import_module(module).main(arguments)
+    return code
 
 
 def _run_server_side(command: str, module: str, arguments: list[str]) -> int:

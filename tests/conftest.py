@@ -2,12 +2,14 @@
 
 import contextlib
 import os
+import subprocess
 
 import pytest
 from hypothesis import settings
 
 from service.store.opening import create_store
 from service.store.safety import Allowances
+from tests.command_line import Starts
 
 settings.register_profile("untimed", deadline=None)  # no test asserts a time
 settings.load_profile("untimed")
@@ -21,6 +23,31 @@ def pytest_collection_modifyitems(items):
     """Begins with what takes long, so that no worker of xdist is left with a long file at the end."""
     order = {name: number for number, name in enumerate(FIRST)}
     items.sort(key=lambda item: order.get(item.path.parent.name, len(order)))
+
+
+QUICK = ("unit", "scenarios", "simulation", "fuzz", "tests")
+"""Folders that `make test-fast` runs, but for tests marked `process`."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """Fails a test of the quick folders that starts a process and is not marked so."""
+    if item.path.parent.name not in QUICK or item.get_closest_marker("process"):
+        return (yield)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess.Popen, "__init__", _unmarked)
+        return (yield)
+
+
+def _unmarked(*_, **__):
+    pytest.fail("this test starts a process: mark it with `pytest.mark.process`")
+
+
+@pytest.fixture(scope="session")
+def starts():
+    """Starts of servers that are refused."""
+    with contextlib.closing(Starts()) as starts:
+        yield starts
 
 
 @pytest.fixture

@@ -4,6 +4,8 @@ import ast
 import subprocess
 import sys
 
+import pytest
+
 import holdfast
 from tests.release import CLIENT, ROOT
 
@@ -32,10 +34,12 @@ assert holdfast.Client is Client
 """
 
 
+@pytest.mark.process
 def test_a_client_loads_nothing_of_the_servers():
     run(CLIENT, holdfast.__version__)
 
 
+@pytest.mark.process
 def test_errors_and_small_commands_load_neither_grpc_nor_arrays():
     run(LIGHT)
 

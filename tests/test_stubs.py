@@ -18,6 +18,7 @@ assert pb.Chunk.FromString(chunk.SerializeToString()).HasField("position")
 """
 
 
+@pytest.mark.process
 def test_stubs_are_what_the_contract_generates(tmp_path):
     subprocess.run([sys.executable, ROOT / "proto" / "generate.py", tmp_path], check=True)
     for name in ("holdfast_pb2.py", "holdfast_pb2.pyi", "holdfast_pb2_grpc.py"):
@@ -25,6 +26,7 @@ def test_stubs_are_what_the_contract_generates(tmp_path):
         assert fresh == (ROOT / "holdfast" / "v1" / name).read_text(), f"{name} is stale: make proto"
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("version", "path"), [("6.", None), ("7.", PROTOBUF_7)])
 def test_stubs_import_beside_protobuf(version, path):
     environment = dict(os.environ)

@@ -1,4 +1,4 @@
-"""`holdfast export`: makes a model of a network, or says in one line why it cannot be one."""
+"""`holdfast model export`: makes a model of a network, or says in one line why it cannot be one."""
 
 import argparse
 import importlib
@@ -32,14 +32,16 @@ def main(arguments: Sequence[str]) -> int:
     """
     options = _parser().parse_args(arguments)
     if (options.network is None) == (options.source is None):
-        return failed("export", "give either MODULE:FUNCTION or --from FILE", EXIT_CONFIGURATION)
+        return failed("model export", "give either MODULE:FUNCTION or --from FILE", EXIT_CONFIGURATION)
     # what needs torch or onnx is imported here, so that --help needs neither
     try:
         made = _network(options) if options.source is None else _file_of(options)
     except ModuleNotFoundError as error:
-        return failed("export", f"needs {error.name}: pip install 'holdfast[train]'", EXIT_CONFIGURATION)
+        return failed(
+            "model export", f"needs {error.name}: pip install 'holdfast[train]'", EXIT_CONFIGURATION
+        )
     except ExportError as error:
-        return failed("export", error)
+        return failed("model export", error)
     print(_shown(made))
     for topic, text in made.get("facts", {}).items():
         print(f"{topic}: {text}")
@@ -74,7 +76,7 @@ def _file_of(options: argparse.Namespace) -> dict[str, Any]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "holdfast export",
+        "holdfast model export",
         description="Makes a model from a PyTorch network or a whole-sequence ONNX file: an ONNX graph of "
         "one step, and contract.toml. Before the graph is written, its outputs are compared with those of "
         "the original in a closed loop.",
@@ -175,7 +177,7 @@ def _built(network: str) -> tuple[Any, Any, dict[str, Any]]:
     """
     built = _function(network)()
     if not isinstance(built, tuple) or len(built) not in (2, 3):
-        raise ExportError(f"{network} returns {type(built).__name__}, expected is (network, example)")
+        raise ExportError(f"{network} returns {type(built).__name__}, expected (network, example)")
     options = built[2] if len(built) == 3 else {}
     return built[0], built[1], dict(options)
 
@@ -183,7 +185,7 @@ def _built(network: str) -> tuple[Any, Any, dict[str, Any]]:
 def _function(network: str) -> Callable[[], Any]:
     place, colon, name = network.rpartition(":")
     if not colon or not place or not name:
-        raise ExportError(f"{network!r} names no function, expected is MODULE:FUNCTION, as net.py:build")
+        raise ExportError(f"{network!r} names no function, expected MODULE:FUNCTION, as net.py:build")
     sys.path.insert(0, "")  # a module of the folder that the command is called in
     try:
         module = _file(Path(place)) if place.endswith(".py") else importlib.import_module(place)

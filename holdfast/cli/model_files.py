@@ -1,4 +1,4 @@
-"""`holdfast models inspect`, `check` and `add`: model files, without a server."""
+"""`holdfast model inspect`, `check` and `add`: model files, without a server."""
 
 import argparse
 import json
@@ -37,19 +37,19 @@ def main(arguments: list[str]) -> int:
     """
     options = _parser().parse_args(arguments)
     if find_spec("onnxruntime") is None:  # the process that looks at a file would end without a word
-        print("holdfast models needs onnxruntime: pip install 'holdfast[server]'", file=sys.stderr)
+        print("holdfast model needs onnxruntime: pip install 'holdfast[server]'", file=sys.stderr)
         return EXIT_CONFIGURATION
     try:
         code: int = options.run(options)
     except (ModelFileError, OSError) as error:
-        print(f"holdfast models: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"holdfast model: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_REFUSED
     return code
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "holdfast models", description="Inspects, checks and adds model files, without a server."
+        "holdfast model", description="Inspects, checks and adds model files, without a server."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     inspect = commands.add_parser(
@@ -202,7 +202,7 @@ def _bundle(options: argparse.Namespace) -> Bundle:
 
 
 def _propose(options: argparse.Namespace, found: Inspection) -> None:
-    print(f"holdfast models add: {_shown(str(options.file))}: {_shown(found.refusal)}", file=sys.stderr)
+    print(f"holdfast model add: {_shown(str(options.file))}: {_shown(found.refusal)}", file=sys.stderr)
     if not found.contract:
         return
     if options.proposal is None:
@@ -211,7 +211,7 @@ def _propose(options: argparse.Namespace, found: Inspection) -> None:
     else:
         options.proposal.write_text(found.contract)
         how = f"complete {options.proposal}"
-    print(f"holdfast models add: {how}, and give it as --contract", file=sys.stderr)
+    print(f"holdfast model add: {how}, and give it as --contract", file=sys.stderr)
 
 
 def _times(found: Inspection) -> str:

@@ -152,7 +152,7 @@ def state_message(state: Mapping[str, Any] | None, *, row_count: int | None = No
         shape = list(each.tensor.shape)
         if shape[:1] != [row_count]:
             raise ValueError(
-                f"values of the state {each.name!r} have the shape {shape}, expected is a row for each of "
+                f"values of the state {each.name!r} have the shape {shape}, expected a row for each of "
                 f"{row_count} sessions"
             )
     return named

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class StreamingInferenceServiceStub(object):
-    """Advances recurrent networks one step per token and keeps their memory.
+    """Advances recurrent networks one step per token and keeps their states.
     """
 
     def __init__(self, channel):
@@ -98,11 +98,11 @@ class StreamingInferenceServiceStub(object):
 
 
 class StreamingInferenceServiceServicer(object):
-    """Advances recurrent networks one step per token and keeps their memory.
+    """Advances recurrent networks one step per token and keeps their states.
     """
 
     def OpenSession(self, request, context):
-        """Opens a session, or resumes the one that exists. No other rpc opens one, except OpenBatch. Safe to retry
+        """Opens a session, or resumes an existing one. Only this rpc and OpenBatch open sessions. Safe to retry
         with the same `nonce`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -110,7 +110,7 @@ class StreamingInferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def OpenBatch(self, request, context):
-        """OpenSession for many sessions of one model; rows succeed or fail one by one. Safe to retry with the same
+        """OpenSession for many sessions of one model; each row succeeds or fails on its own. Safe to retry with the same
         `nonce`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -125,7 +125,7 @@ class StreamingInferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteSession(self, request, context):
-        """Destroys a session and its state. A *tombstone* stays in the store for an hour: until then a chunk for the
+        """Deletes a session and its state. A *tombstone* stays in the store for an hour: until then a chunk for the
         session is SESSION_DELETED, and DeleteSession gives the same answer again. Safe to retry when `incarnation`
         is given.
         """
@@ -134,8 +134,8 @@ class StreamingInferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ReleaseSession(self, request, context):
-        """Lets a session go on that is held: quarantined, or its record damaged. Needs the admin scope. Safe to
-        retry; a discard that comes again may find nothing (SESSION_NOT_FOUND).
+        """Releases a session that is in quarantine, or whose record is damaged. Needs the admin scope. Safe to retry;
+        a repeated discard may find nothing (SESSION_NOT_FOUND).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -149,28 +149,28 @@ class StreamingInferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def StreamSteps(self, request_iterator, context):
-        """Applies chunks of any number of sessions. Replies of one session come in the order of its chunks, refusals
-        among them. A chunk that fails is answered by an `error` and the stream lives on. The same session may
-        have several chunks under way: send them at the positions, and with the history digests, they will have.
-        A server that leaves, or wants its old connections replaced, ends the stream once every chunk it has
-        read is answered: UNAVAILABLE, DRAINING, with `requests_read` and `requests_answered` in the metadata of
-        ErrorInfo, and RetryInfo of 0. Go on with the first chunk that has no reply, on a new stream, at once.
-        A stream on which nothing is read while replies wait is ended by RESOURCE_EXHAUSTED, OVERLOADED.
+        """Applies chunks of any number of sessions. The replies of a session, errors included, keep the order of its
+        chunks. A chunk that fails is answered by an `error`, and the stream continues. A session may have several
+        chunks in flight: send each at the position, and with the history digest, that it will have.
+        A server that drains, or replaces old connections, ends the stream once every chunk that it has read is
+        answered: UNAVAILABLE, DRAINING, with `requests_read` and `requests_answered` in the metadata of ErrorInfo,
+        and RetryInfo of 0. Continue at once on a new stream, with the first chunk that has no reply.
+        If the client reads nothing while replies wait, the stream ends with RESOURCE_EXHAUSTED, OVERLOADED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StepBatch(self, request, context):
-        """Applies the same number of tokens to each of many sessions of one model. Rows succeed
-        or fail one by one. Safe to retry when `positions` are given.
+        """Applies the same number of tokens to each of many sessions of one model. Each row succeeds or fails on its
+        own. Safe to retry when `positions` are given.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StreamBatches(self, request_iterator, context):
-        """StepBatch as a stream; replies come in the order of the requests. It ends as StreamSteps does.
+        """StepBatch as a stream; replies keep the order of the requests. It ends as StreamSteps does.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -191,11 +191,11 @@ class StreamingInferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ReloadModels(self, request, context):
-        """Looks for new model files now, loads them, and tries again those that were refused. What is served stays
-        as it is: a version is never exchanged, and one whose file is gone is served until the server restarts.
-        It reaches one process: other workers and replicas find the files by themselves, at the latest after
-        twice `model_refresh_s`, and sessions that name no version take the new one when they have had the time,
-        after three times that; at once where the server has one worker. Needs the admin scope. Safe to retry.
+        """Looks for new model files now, loads them, and tries refused files again. Served versions do not change: a
+        version is never exchanged, and one whose file is gone is served until the server restarts.
+        The call reaches one process. Other workers and replicas find the files by themselves, after at most twice
+        `model_refresh_s`. Sessions that name no version take the new one after three times that, when the others
+        have had time to load it, or at once if the server has one worker. Needs the admin scope. Safe to retry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -273,7 +273,7 @@ def add_StreamingInferenceServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class StreamingInferenceService(object):
-    """Advances recurrent networks one step per token and keeps their memory.
+    """Advances recurrent networks one step per token and keeps their states.
     """
 
     @staticmethod

@@ -18,6 +18,7 @@ def incarnations_of(history: SessionHistory) -> list[int]:
         one = seen.setdefault(sight.incarnation, _Evidence(sight.incarnation))
         one.add(sight.sent_s, sight.position, sight.digest)
         if sight.is_opening or sight.took_over:
+            one.asked_s = sight.sent_s if sight.asked_s is None else sight.asked_s
             one.heard_s = sight.sent_s if sight.heard_s is None else sight.heard_s
         if sight.took_over:
             one.found = (sight.position, sight.digest)
@@ -25,6 +26,8 @@ def incarnations_of(history: SessionHistory) -> list[int]:
         if (reply := attempt.reply) is not None:
             one = seen.setdefault(reply.incarnation, _Evidence(reply.incarnation))
             one.add(attempt.time_s, reply.position, reply.digest)
+    for one in seen.values():
+        one.first_s = max(one.first_s, one.asked_s)  # what was sent before may have been late in finding it
     lives = sorted(seen.values(), key=lambda one: one.first_s)
     for _ in lives:
         for place in range(len(lives) - 1):
@@ -41,6 +44,7 @@ class _Evidence:
     Attributes:
         incarnation: Its number.
         first_s, last_s: When the first and the last request was sent that found it.
+        asked_s: When somebody asked for it to begin.
         heard_s: When it was known to have begun.
         found: Position and digest at which it took over another one.
         places: Positions and digests that were seen of it.
@@ -49,6 +53,7 @@ class _Evidence:
     incarnation: int
     first_s: float = math.inf
     last_s: float = -math.inf
+    asked_s: float = -math.inf
     heard_s: float = -math.inf
     found: tuple[int, int] | None = None
     places: set[tuple[int, int]] = field(default_factory=set)

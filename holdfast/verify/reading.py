@@ -45,12 +45,14 @@ class RecordedSession:
         model: Its model, as far as anybody said.
         open_fates: Requests to open it that had no good reply: when they were sent, their nonce, and
             whether they were to take it over.
+        begun: Sights of lives that began, with the nonce of the opening.
         answered_nonces: Of openings with a good reply, which tells what became of earlier attempts.
     """
 
     history: SessionHistory = field(default_factory=SessionHistory)
     model: ModelId = UNKNOWN_MODEL
     open_fates: list[tuple[float, int, bool]] = field(default_factory=list)
+    begun: list[tuple[Sight, int]] = field(default_factory=list)
     answered_nonces: set[int] = field(default_factory=set)
 
 
@@ -92,6 +94,9 @@ class Histories:
             read[request.rpc](request, answers.get(number))
         for session in self.sessions.values():
             session.history.sights.sort(key=lambda sight: sight.sent_s)
+            for sight, begun_by in session.begun:
+                asked = [sent_s for sent_s, nonce, _ in session.open_fates if nonce and nonce == begun_by]
+                sight.asked_s = min([sight.sent_s, *asked])
             unanswered = [
                 (sent_s, takes_over)
                 for sent_s, nonce, takes_over in session.open_fates
@@ -117,12 +122,15 @@ class Histories:
         reply = pb.OpenSessionResponse.FromString(answer.body)
         initial = to_arrays(asked.initial_state) if asked.initial_state and not reply.resumed else None
         took_over = asked.take_over and reply.resumed
-        self._see(request, reply.session, Sight(
+        sight = Sight(
             request.time_s, reply.session.incarnation, reply.session.position,
             digest=reply.session.history_digest,
             is_opening=not reply.resumed, took_over=took_over, heard_s=answer.time_s, initial=initial,
-        ))  # fmt: skip
-        self.session(reply.session.session_id).answered_nonces.add(asked.nonce)
+        )  # fmt: skip
+        self._see(request, reply.session, sight)
+        session = self.session(reply.session.session_id)
+        session.answered_nonces.add(asked.nonce)
+        session.begun.append((sight, asked.nonce))
 
     def _open_batch(self, request: Frame, answer: Frame | None) -> None:
         asked = pb.OpenBatchRequest.FromString(request.body)
@@ -138,12 +146,14 @@ class Histories:
                 session.open_fates.append((request.time_s, asked.nonce, False))
                 continue
             session.answered_nonces.add(asked.nonce)
-            session.history.sights.append(Sight(
+            sight = Sight(
                 request.time_s, reply.incarnations[row], reply.positions[row],
                 digest=reply.history_digests[row], is_opening=row not in resumed, heard_s=answer.time_s,
                 initial={name: array[row] for name, array in initial.items()}
                 if initial and row not in resumed else None,
-            ))  # fmt: skip
+            )  # fmt: skip
+            session.history.sights.append(sight)
+            session.begun.append((sight, asked.nonce))
             _learn(session, asked.model, reply.model_versions[row])
 
     def _get(self, request: Frame, answer: Frame | None) -> None:

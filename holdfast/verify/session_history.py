@@ -87,6 +87,7 @@ class Sight:
         is_opening: It was opened here; else it existed.
         took_over: The asker gave it this incarnation, and it went on.
         heard_s: When the answer came; None is at once.
+        asked_s: When the client first sent the request that this answers; None is `sent_s`.
         initial: State it was opened with; None is the model's own.
         state: State that was read; empty if none was.
     """
@@ -98,6 +99,7 @@ class Sight:
     is_opening: bool = False
     took_over: bool = False
     heard_s: float | None = None
+    asked_s: float | None = None
     initial: Arrays | None = None
     state: Arrays = field(default_factory=dict)
 

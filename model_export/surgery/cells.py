@@ -34,7 +34,7 @@ def cell(translation: Translation, node: onnx.NodeProto, values: Values) -> list
             raise Refused(f"{label(node)}: its weight {node.input[place]!r} is computed from the tokens")
     layout = attribute(node, "layout", 0)
     if x.rank != 3:
-        raise Refused(f"{label(node)} reads {in_words(x.axes)}, expected are time, batch and features")
+        raise Refused(f"{label(node)} reads {in_words(x.axes)}, expected time, batch and features")
     time_at, batch_at = (1, 0) if layout else (0, 1)
     batch = x.axes[batch_at]
     recurrent = padded[2]
@@ -44,13 +44,13 @@ def cell(translation: Translation, node: onnx.NodeProto, values: Values) -> list
         raise Refused(
             f"{label(node)} has {number_of(hidden)} units and recurrent weights for "
             f"{number_of(recurrent.axes[-1])}: a projection, which ONNX's own layers do not have; export "
-            "one step with holdfast export"
+            "one step with holdfast model export"
         )
     if translation.parent is not None:
         return _inside(translation, node, padded, batch, hidden)
     if x.axes[time_at] != TIME_AXIS or batch not in (BATCH_AXIS, ONE):
         wanted = "[batch, time, …]" if layout else "[time, batch, …]"
-        raise Misread(f"{label(node)} reads {in_words(x.axes)}, expected is {wanted} of all tokens")
+        raise Misread(f"{label(node)} reads {in_words(x.axes)}, expected {wanted} of all tokens")
     _check_lengths(translation, node, padded[LENGTHS])
     return _rewritten(translation, node, padded, batch, hidden)
 

@@ -241,7 +241,7 @@ def _first_value(
             raise Refused(f"first state {pair.start!r} differs from row to row; give one for all rows")
         found = first
     if list(found.shape) != shape:
-        raise Refused(f"first state {pair.start!r} has shape {list(found.shape)}, expected is {shape}")
+        raise Refused(f"first state {pair.start!r} has shape {list(found.shape)}, expected {shape}")
     return np.asarray(found, dtype)
 
 

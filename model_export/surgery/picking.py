@@ -108,7 +108,7 @@ def check_last(translation: Translation, node: onnx.NodeProto, place: Extent | N
         raise Refused(
             f"{label(node)} picks token {place} by itself: the sequence was written out token by "
             "token, or an "
-            "early token is kept; export one step with holdfast export, or keep that token as a state"
+            "early token is kept; export one step with holdfast model export, or keep that token as a state"
         )
     raise Refused(
         f"{label(node)} picks a token by a computed number; only the last one can be picked in a stream"
@@ -218,7 +218,8 @@ def _of_symbol(
     what = "tokens" if TIME in axis else "rows"
     raise Refused(
         f"{label(node)} picks some {what} of a run by their number: the sequence was written out token by "
-        "token, or early tokens are kept; export one step with holdfast export, or keep them as a state"
+        "token, or early tokens are kept; export one step with holdfast model export, or keep them as a "
+        "state"
     )
 
 

@@ -26,10 +26,10 @@ _LOOKS = {
     "states",
     "DynamicQuantizeLinear": "has one scale for all tokens and rows of a run, so rows see one "
     "another; quantise with "
-    "holdfast export --int8, whose scales are fixed",
+    "holdfast model export --int8, whose scales are fixed",
     "DynamicQuantizeLSTM": "has one scale for all tokens and rows of a run, so rows see one another; "
     "quantise with "
-    "holdfast export --int8, whose scales are fixed",
+    "holdfast model export --int8, whose scales are fixed",
     "NonZero": "gives as many entries as the values say, so a stream has no fixed shape; use Where",
     "Unique": "gives as many entries as the values say, so a stream has no fixed shape",
     "Compress": "gives as many entries as the values say, so a stream has no fixed shape; use Where",
@@ -179,6 +179,6 @@ def _rule(node: onnx.NodeProto) -> Rule:
         raise Refused(
             f"{label(node)}: nothing is known of what this operator does along time, so nothing can "
             "be proved; write "
-            "it in others, or export one step with holdfast export"
+            "it in others, or export one step with holdfast model export"
         )
     return rule

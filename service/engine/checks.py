@@ -171,7 +171,7 @@ def _wrong_token(asked: Asked, tokens: NDArray[Any], place: int, contract: Contr
         for column, id_count in contract.id_columns:
             if (value := tokens[place][column]) not in range(id_count):
                 return InvalidRequest(
-                    f"column {column} of token {place} is {value:g}, expected is an id 0..{id_count - 1}",
+                    f"column {column} of token {place} is {value:g}, expected an id 0..{id_count - 1}",
                     field="tokens.features.data",
                 )
         return InvalidRequest(

@@ -75,7 +75,7 @@ def _document(config: Message, read_file: ReadFile, files: dict[str, bytes]) -> 
             raise _wrong(f"{field}: {reason}")
     most_rows = _single(config, "max_batch_size", 0)
     if not isinstance(most_rows, int):
-        raise _wrong(f"max_batch_size is {most_rows!r}, expected is a number")
+        raise _wrong(f"max_batch_size is {most_rows!r}, expected a number")
     leading = ["batch"] if most_rows > 0 else []
     sequences = _messages(config, "sequence_batching")
     for sequence in sequences:
@@ -119,7 +119,7 @@ def _state(
         _initial(initial, names["input"], read_file, files) for initial in _messages(entry, "initial_state")
     ]
     if len(initials) > 1:
-        raise _wrong(f"state {names['input']!r} has {len(initials)} initial states, expected is one")
+        raise _wrong(f"state {names['input']!r} has {len(initials)} initial states, expected one")
     return names | axes | (initials[0] if initials else {})
 
 
@@ -184,14 +184,14 @@ def _messages(message: Message, field: str) -> list[Message]:
     values = message.get(field, [])
     for value in values:
         if not isinstance(value, dict):
-            raise _wrong(f"{field} is {value!r}, expected is a message")
+            raise _wrong(f"{field} is {value!r}, expected a message")
     return [value for value in values if isinstance(value, dict)]
 
 
 def _numbers(message: Message, field: str) -> list[int]:
     values = message.get(field, [])
     if not all(isinstance(value, int) for value in values):
-        raise _wrong(f"{field} is {values!r}, expected are numbers")
+        raise _wrong(f"{field} is {values!r}, expected numbers")
     return [value for value in values if isinstance(value, int)]
 
 

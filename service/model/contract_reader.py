@@ -120,7 +120,7 @@ class _Reader:
     def _limit(self, key: str) -> int | None:
         limit = self._document.get(key)
         if limit is not None and not (type(limit) is int and limit >= 1):
-            raise ContractError(f"{key} is {limit!r}, expected is a number >= 1, or none for any")
+            raise ContractError(f"{key} is {limit!r}, expected a number >= 1, or none for any")
         return limit
 
     # -- tensors ------------------------------------------------------------------------------
@@ -338,10 +338,10 @@ class _Reader:
             whole = np.broadcast_to(array, tensor.rest) if array.size == 1 else array.reshape(tensor.rest)
         except ValueError:
             raise ContractError(
-                f"{where}: initial has shape {array.shape}, expected is {tensor.rest}"
+                f"{where}: initial has shape {array.shape}, expected {tensor.rest}"
             ) from None
         if whole.dtype.kind == "f" and not np.isfinite(whole).all():
-            raise ContractError(f"{where}: initial holds NaN or infinity, expected are finite numbers")
+            raise ContractError(f"{where}: initial holds NaN or infinity, expected finite numbers")
         return whole.tobytes() if np.any(whole) else b""
 
     def _array(self, where: str, value: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -369,7 +369,7 @@ class _Reader:
         if tensor.dtype != "bool":
             raise ContractError(f"switch {name!r} is {tensor.dtype}, the contract says bool")
         if tensor.shape:
-            raise ContractError(f"switch {name!r} has shape {tensor.shape}, expected is one bool")
+            raise ContractError(f"switch {name!r} has shape {tensor.shape}, expected one bool")
 
     def _check_all_fed(self, fed: set[str]) -> None:
         for name, tensor in self._graph.inputs.items():

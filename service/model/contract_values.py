@@ -61,7 +61,7 @@ def dtype_of(where: str, tensor: GraphTensor, entry: Mapping[str, Any]) -> np.dt
     """
     dtype = DTYPES.get(tensor.dtype)
     if dtype is None:
-        raise ContractError(f"{where} is {tensor.dtype}, expected is one of {', '.join(DTYPES)}")
+        raise ContractError(f"{where} is {tensor.dtype}, expected one of {', '.join(DTYPES)}")
     said = entry.get("dtype", tensor.dtype)
     check_known(str(said), DTYPES, f"{where} is {tensor.dtype}; its dtype in the contract")
     if said != tensor.dtype:
@@ -77,7 +77,7 @@ def axes_of(where: str, entry: Document) -> list[int | str]:
     """
     axes = entry.get("axes")
     if not isinstance(axes, list):
-        raise ContractError(f'{where}: axes are {axes!r}, expected is a list such as ["batch", 128]')
+        raise ContractError(f'{where}: axes are {axes!r}, expected a list such as ["batch", 128]')
     for axis in axes:
         if axis not in ("batch", "time") and not (type(axis) is int and axis >= 1):
             low = "is below 1" if type(axis) is int else 'is none: a number, "batch" or "time"'
@@ -110,7 +110,7 @@ def id_count_of(where: str, entry: Document) -> int:
     size = entry.get("size")
     if type(size) is not int or not 1 <= size <= MAX_EXACT_ID:
         raise ContractError(
-            f"{where}: size is {size!r}, expected is the number of ids, 1..{MAX_EXACT_ID}, as it is one of "
+            f"{where}: size is {size!r}, expected the number of ids, 1..{MAX_EXACT_ID}, as it is one of "
             "several inputs"
         )
     return size
@@ -122,14 +122,14 @@ def without_context(
     """Returns the extents of a token's own values, and what is put before them."""
     kept = entry.get("context", 0)
     if type(kept) is not int or kept < 0:
-        raise ContractError(f"{where}: context is {kept!r}, expected is a number >= 0")
+        raise ContractError(f"{where}: context is {kept!r}, expected a number >= 0")
     new = entry.get("token")
     if new is None:
         if kept:
             raise ContractError(f"{where}: it has context but no token, the number of new values per token")
         return rest, None
     if type(new) is not int or new < 1:
-        raise ContractError(f"{where}: token is {new!r}, expected is a number >= 1")
+        raise ContractError(f"{where}: token is {new!r}, expected a number >= 1")
     fitting = [axis for axis, extent in enumerate(rest) if extent == new + kept]
     if not fitting:
         raise ContractError(
@@ -158,10 +158,10 @@ def tokenizer_of(entry: Document) -> TokenizerFile:
         )
     if not isinstance(sha256, str) or not re.fullmatch("[0-9a-f]{64}", sha256):
         raise ContractError(
-            f"vocabulary: sha256 is {str(sha256)[:70]!r}, expected is what sha256sum says of {name}"
+            f"vocabulary: sha256 is {str(sha256)[:70]!r}, expected what sha256sum says of {name}"
         )
     if start is not None and not (type(start) is int and start >= 0):
-        raise ContractError(f"vocabulary: start is {start!r}, expected is an id, or none")
+        raise ContractError(f"vocabulary: start is {start!r}, expected an id, or none")
     return TokenizerFile(name, sha256, start)
 
 
@@ -173,7 +173,7 @@ def labels_of(where: str, entry: Document) -> tuple[str, ...]:
     """
     labels = entry.get("labels", [])
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-        raise ContractError(f"{where}: labels are {str(labels)[:40]!r}, expected is a list of names")
+        raise ContractError(f"{where}: labels are {str(labels)[:40]!r}, expected a list of names")
     return tuple(labels)
 
 
@@ -196,7 +196,7 @@ def check_role(
             raise ContractError(f"{where}: {role} need one value per token id, {wanted}; it has {count}")
         if tensor.dtype.kind != "f":
             raise ContractError(
-                f"{where}: {role} is {tensor.dtype.name}, expected is float32, float16 or float64"
+                f"{where}: {role} is {tensor.dtype.name}, expected float32, float16 or float64"
             )
     if role == "token_log_prob" and tensor.rest != ():
         raise ContractError(f"{where}: token_log_prob must be a scalar per token, it is {tensor.rest}")
@@ -225,7 +225,7 @@ def text_of(entry: Document, key: str, where: str) -> str:
     """
     text = entry.get(key, "")
     if not isinstance(text, str):
-        raise ContractError(f"{where} is {str(text)[:40]!r}, expected is text")
+        raise ContractError(f"{where} is {str(text)[:40]!r}, expected text")
     return text
 
 
@@ -236,7 +236,7 @@ def one_of(where: str, value: Any, choices: Sequence[str]) -> Any:
         ContractError: It is not.
     """
     if value not in choices:
-        raise ContractError(f"{where} is {str(value)[:40]!r}, expected is one of {', '.join(choices)}")
+        raise ContractError(f"{where} is {str(value)[:40]!r}, expected one of {', '.join(choices)}")
     return value
 
 

@@ -70,7 +70,7 @@ def from_toml(data: bytes) -> Document:
         ContractError: It is too long, no TOML, or has a key that is not known.
     """
     if len(data) > MAX_TEXT_BYTES:
-        raise ContractError(f"contract.toml has {len(data)} bytes, expected are at most {MAX_TEXT_BYTES}")
+        raise ContractError(f"contract.toml has {len(data)} bytes, expected at most {MAX_TEXT_BYTES}")
     try:
         document = tomllib.loads(data.decode().removeprefix("\ufeff"))  # as some editors begin a file
     except (RecursionError, ValueError) as error:  # decoding raises a ValueError too
@@ -90,7 +90,7 @@ def from_metadata(metadata: Mapping[str, str]) -> Document | None:
     text_bytes = metadata_bytes(metadata)
     if text_bytes > MAX_TEXT_BYTES:
         raise ContractError(
-            f"its metadata under {PREFIX} has {text_bytes} bytes, expected are at most {MAX_TEXT_BYTES}; "
+            f"its metadata under {PREFIX} has {text_bytes} bytes, expected at most {MAX_TEXT_BYTES}; "
             "keep long facts elsewhere"
         )
     try:
@@ -142,14 +142,14 @@ def _of_topics(topics: Mapping[str, str]) -> Document:
 
 def _limits(parts: Any) -> dict[str, int]:
     if not isinstance(parts, list) or not set(map(str, parts)) <= set(PARTS):
-        raise TypeError(f"apart is {parts!r}, expected is a list of {' and '.join(PARTS)}")
+        raise TypeError(f"apart is {parts!r}, expected a list of {' and '.join(PARTS)}")
     return {f"{part}_per_run": 1 for part in parts}
 
 
 def _input_axes(entry: Mapping[str, Any]) -> list[Any]:
     has_time_axis = entry.get("time_axis", False)
     if not isinstance(has_time_axis, bool):
-        raise TypeError(f"time_axis is {has_time_axis!r}, expected is true or false")
+        raise TypeError(f"time_axis is {has_time_axis!r}, expected true or false")
     width = _extents([entry.get("width", 1)])
     return [*(["time"] if has_time_axis else []), "batch", *(width if entry["kind"] == "features" else [])]
 
@@ -188,18 +188,18 @@ def checked(document: Document, source: str) -> Document:
             continue
         entries = [document[name]] if isinstance(document[name], dict) else document[name]
         if not isinstance(entries, list):
-            raise ContractError(f"{source}: {name} is {_short(entries)}, expected is a table [[{name}]]")
+            raise ContractError(f"{source}: {name} is {_short(entries)}, expected a table [[{name}]]")
         for number, entry in enumerate(entries, 1):
             if not isinstance(entry, dict):
                 raise ContractError(
-                    f"{source}: {name} {number} is {_short(entry)}, expected is a table [[{name}]]"
+                    f"{source}: {name} {number} is {_short(entry)}, expected a table [[{name}]]"
                 )
             _check_keys(entry, TABLES[name], f"{source}: {name} {number}")
         written[name] = [one for entry in entries for one in _expanded(entry, f"{source}: {name}")]
     for name in ("vocabulary", "constants", "facts"):
         table = document.get(name, {})
         if not isinstance(table, dict):
-            raise ContractError(f"{source}: {name} is {_short(table)}, expected is a table [{name}]")
+            raise ContractError(f"{source}: {name} is {_short(table)}, expected a table [{name}]")
     _check_keys(document.get("vocabulary", {}), TABLES["vocabulary"], f"{source}: vocabulary")
     return written
 
@@ -232,7 +232,7 @@ def _expanded(entry: Document, where: str) -> list[Document]:
     if not ranges:
         return [entry]
     if len(ranges) > 1:
-        raise ContractError(f"{where}: its patterns have different ranges, expected is the same in each")
+        raise ContractError(f"{where}: its patterns have different ranges, expected the same in each")
     first, last = map(int, ranges.pop())
     if not first <= last < first + MAX_EXPANDED:
         raise ContractError(f"{where}: the pattern {{{first}..{last}}} stands for no, or too many, tensors")
@@ -285,7 +285,7 @@ def name_of(value: Any, where: str) -> str:
     """
     if not isinstance(value, str) or not 1 <= len(value) <= MAX_NAME_CHARS or control_character(value):
         raise ContractError(
-            f"{where} is {_short(value)}, which is no name: expected are 1..{MAX_NAME_CHARS} characters, "
+            f"{where} is {_short(value)}, which is no name: expected 1..{MAX_NAME_CHARS} characters, "
             "none a control"
         )
     return value

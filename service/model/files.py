@@ -130,7 +130,7 @@ def wrong_with_name(name: str) -> str | None:
     if name.startswith("."):
         return "begins with a dot, as those of hidden folders do"
     if len(name) > MAX_NAME_CHARS:
-        return f"has {len(name)} characters, expected are at most {MAX_NAME_CHARS}"
+        return f"has {len(name)} characters, expected at most {MAX_NAME_CHARS}"
     return None
 
 

@@ -212,7 +212,7 @@ def _check_opset(data: bytes, fields: Fields) -> bool:
     is_onnx = same_domain(_text(data, fields, _OPSET_DOMAIN)) == ONNX_DOMAIN
     if is_onnx and version not in OPSETS:
         raise UnsafeGraph(
-            f"it uses version {version} of ONNX's operators, expected is one of {OPSETS[0]}..{OPSETS[-1]}"
+            f"it uses version {version} of ONNX's operators, expected one of {OPSETS[0]}..{OPSETS[-1]}"
         )
     return is_onnx
 
@@ -250,7 +250,7 @@ def _check_operator(operator: Operator) -> None:
     if not is_listed(operator):
         where = f"operator {_shown(operator.name)} of domain {_shown(operator.domain)}"
         raise UnsafeGraph(
-            f"{where} is not allowed; expected are those of ai.onnx that recurrent graphs have, and the "
+            f"{where} is not allowed; expected those of ai.onnx that recurrent graphs have, and the "
             "quantised ones of com.microsoft"
         )
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 MOST_LOOKED_AT = 4096
 _MAX_SHOWN = 60
 
-_EXPORT = "export the network to ONNX from the program that has it, or with `holdfast export`"
+_EXPORT = "export the network to ONNX from the program that has it, or with `holdfast model export`"
 _DOWNLOAD = "probably a download that failed; get the file again"
 _UNPACK = "unpack it, and give the model.onnx in it"
 

@@ -69,7 +69,7 @@ class _Completion:
     ) -> None:
         for side, tensors in (("inputs", inputs), ("outputs", outputs)):
             if len(tensors) > MAX_TENSORS:
-                raise ContractError(f"it has {len(tensors)} {side}, expected are at most {MAX_TENSORS}")
+                raise ContractError(f"it has {len(tensors)} {side}, expected at most {MAX_TENSORS}")
         self.doubts: list[str] = []
         self._document = dict(document)
         self._inputs, self._outputs = inputs, outputs
@@ -106,7 +106,7 @@ class _Completion:
         """Returns the doubts as one line."""
         told = "; ".join(self.doubts[:_MAX_TOLD])
         more = f"; and {len(self.doubts) - _MAX_TOLD} more" if len(self.doubts) > _MAX_TOLD else ""
-        return f"the contract has to say more (holdfast models inspect proposes it): {told}{more}"
+        return f"the contract has to say more (holdfast model inspect proposes it): {told}{more}"
 
     def proposal(self) -> str:
         """Returns a contract to look over, with a question wherever one is open."""

@@ -86,7 +86,7 @@ class Wiring:
             told = constants.get(node.inputs[1])
             if told is None or self.defined[node.inputs[1]] != 1:
                 return (
-                    f"what {name} is told is no constant; expected is an initializer or a Constant of "
+                    f"what {name} is told is no constant; expected an initializer or a Constant of "
                     "int64, no input of the graph, with a name that nothing else in the file has"
                 )
             if node.operator == SPLIT:

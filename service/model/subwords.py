@@ -168,7 +168,7 @@ def _divided(data: bytes) -> Iterator[str | int]:
 def _read(data: bytes, name: str) -> dict[str, Any]:
     """Reads the file as JSON and refuses what cannot tokenise a stream."""
     if len(data) > MAX_BYTES:
-        raise TokenizerError(f"{name} has {len(data)} bytes, expected are at most {MAX_BYTES}")
+        raise TokenizerError(f"{name} has {len(data)} bytes, expected at most {MAX_BYTES}")
     try:
         document = json.loads(data)
     except (RecursionError, ValueError) as error:

@@ -44,7 +44,7 @@ def parse(text: str) -> Message:
         TextProtoError: The text is not of this format.
     """
     if len(text) > MAX_BYTES:
-        raise TextProtoError(f"it has {len(text)} characters, expected are at most {MAX_BYTES}")
+        raise TextProtoError(f"it has {len(text)} characters, expected at most {MAX_BYTES}")
     return _Parser(_tokens(text)).message("", 0)
 
 
@@ -78,7 +78,7 @@ class _Parser:
         while not self._takes(end):
             name = self._next()
             if name.kind != "word":
-                raise self._error(f"expected is the name of a field, found {name.text!r}", name)
+                raise self._error(f"expected the name of a field, found {name.text!r}", name)
             values = fields.setdefault(name.text, [])
             if self._takes(":") or self._peek().text == "[":
                 values += self._values(depth)
@@ -95,7 +95,7 @@ class _Parser:
         while not self._takes("]"):
             values.append(self._value(depth))
             if not self._takes(",") and self._peek().text != "]":
-                raise self._error("expected is a comma or ]")
+                raise self._error("expected a comma or ]")
         return values
 
     def _value(self, depth: int) -> Word:
@@ -112,12 +112,12 @@ class _Parser:
             return _number(token)
         if token.kind == "word":
             return token.text
-        raise self._error("expected is a value", token)
+        raise self._error("expected a value", token)
 
     def _inner(self, depth: int) -> Message:
         opening = self._next()
         if opening.text not in _ENDS:
-            raise self._error("expected is : or {", opening)
+            raise self._error("expected : or {", opening)
         return self.message(_ENDS[opening.text], depth + 1)
 
     def _peek(self) -> _Token:

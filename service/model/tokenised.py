@@ -74,7 +74,7 @@ class TokenisedModel:
         self.contract = _text_contract(network.contract, subwords)
         if start is not None and not 0 <= start < len(subwords.texts):
             raise TokenizerError(
-                f"vocabulary: start {start} is no id, expected is 0..{len(subwords.texts) - 1}"
+                f"vocabulary: start {start} is no id, expected 0..{len(subwords.texts) - 1}"
             )
         self._outputs = {output.name: output for output in network.contract.outputs}
 

@@ -59,7 +59,7 @@ def given_states(request: pb.OpenBatchRequest) -> dict[str, NDArray[Any]]:
     for name, array in arrays.items():
         if array.shape[:1] != (count,):
             raise InvalidRequest(
-                f"state {name!r} has shape {list(array.shape)}, expected is a row for each of "
+                f"state {name!r} has shape {list(array.shape)}, expected a row for each of "
                 f"{count} sessions",
                 field="initial_state",
             )

@@ -1,1 +1,1 @@
-"""Where sessions live: the record codec, the store protocol and its Redis implementation."""
+"""Where sessions live: the record codec, the store protocol and its implementation in Redis or Valkey."""

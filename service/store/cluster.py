@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import hiredis
+import numpy as np
 
 from holdfast.errors import ServiceError, StoreUnavailable
 from service.common.background import Trouble
@@ -51,9 +52,11 @@ def pack_each(command: bytes, script: bytes, writes: Sequence[Writes], ttl_ms: i
     ttl = b"$%d\r\n%d\r\n$%d\r\n" % (len(b"%d" % ttl_ms), ttl_ms, _STAMP_BYTES)
     calls = []
     for part in writes:
+        records = part.records
+        if isinstance(records, np.ndarray):
+            records = [row.tobytes() for row in records]
         stamps, starts = part.expected, range(0, len(part.expected), _STAMP_BYTES)
-        for key, start, row in zip(part.keys, starts, part.records, strict=True):
-            record = bytes(row)
+        for key, start, record in zip(part.keys, starts, records, strict=True):
             sizes = (len(key), key, ttl, stamps[start : start + _STAMP_BYTES], len(record), record)
             calls.append(Call(key, (head + b"$%d\r\n%s\r\n%s%s\r\n$%d\r\n%s\r\n" % sizes,)))
     return calls
@@ -143,7 +146,8 @@ class Cluster:
     async def send(self, calls: Sequence[Call]) -> list[Answer]:
         """Sends each call to the primary of its slot, and to where it is redirected; never raises."""
         answers: list[Answer] = [None] * len(calls)
-        routes = {number: _Route(self.node_of(call.key)) for number, call in enumerate(calls)}
+        owners = self._owners
+        routes = {number: _Route(owners[slot_of(call.key)]) for number, call in enumerate(calls)}
         deadline_s = asyncio.get_running_loop().time() + self._timeout_s
         attempt = 0
         while routes:

@@ -38,16 +38,19 @@ def pack_together(command: bytes, script: bytes, writes: Sequence[Writes], ttl_m
     text.append(b"$%d\r\n%s\r\n" % (len(ttl), ttl))
     pieces: list[bytes | memoryview] = []
     for part in writes:
-        if isinstance(part.records, np.ndarray) and len(part.records) >= _MATRIX_PAYS:
-            if text:
-                pieces.append(b"".join(text))
-            pieces.append(_frame(part.expected, part.records))
-            text = []
-            continue
+        records = part.records
+        if isinstance(records, np.ndarray):
+            if len(records) >= _MATRIX_PAYS:
+                if text:
+                    pieces.append(b"".join(text))
+                pieces.append(_frame(part.expected, records))
+                text = []
+                continue
+            records = [row.tobytes() for row in records]
         starts = range(0, len(part.expected), _STAMP_BYTES)
-        for start, record in zip(starts, part.records, strict=True):
+        for start, record in zip(starts, records, strict=True):
             stamp = part.expected[start : start + _STAMP_BYTES]
-            text += (b"$%d\r\n%s\r\n$%d\r\n" % (len(stamp), stamp, len(record)), bytes(record), b"\r\n")
+            text += (b"$%d\r\n%s\r\n$%d\r\n" % (len(stamp), stamp, len(record)), record, b"\r\n")
     if text:
         pieces.append(b"".join(text))
     return [Call(keys[0], pieces)]

@@ -93,7 +93,7 @@ class Metrics:
         self._chunks = self._counter("chunks", "Chunks committed.")
         self._replays = self._counter("replays", "Chunks answered from the record.")
         self._conflicts = self._counter("conflicts", "Commits that found another record than expected.")
-        text = "Chunks answered with an error, and calls refused for who makes them."
+        text = "Chunks answered with an error, and calls refused because of their caller."
         self._errors = self._labelled("errors", text, "reason", _REASONS)
         self._acknowledged = self._labelled(
             "acknowledged_chunks",
@@ -103,33 +103,35 @@ class Metrics:
         )
         self._session_events = self._labelled(
             "session_events",
-            "What happened to sessions; lost, expired and regressed count every chunk that finds it so.",
+            "Events of sessions; lost, expired and regressed count every chunk that finds this.",
             "event",
             [event.name.lower() for event in SessionEvent],
         )
         self._batch_size = self._histogram("batch_size", "Chunks run together.", _SIZES)
-        self._queue_s = self._histogram("queue_seconds", "Wait of a chunk before it runs.")
+        self._queue_s = self._histogram("queue_seconds", "Time that a chunk waits before it runs.")
         self._load_s = self._histogram("state_load_seconds", "One read of cold states.")
         self._run_s = self._histogram("run_seconds", "One batch through the model.")
         self._commit_s = self._histogram("commit_seconds", "One commit of a batch.")
-        self._chunk_s = self._histogram("chunk_seconds", "A chunk from arrival to answer.")
+        self._chunk_s = self._histogram("chunk_seconds", "Time of a chunk from arrival to answer.")
         self._loaded = self._counter(
-            "loaded_sessions", "Sessions read from the store, not being in memory."
+            "loaded_sessions", "Sessions read from the store because they were not in memory."
         )
         self._committed_bytes = self._counter("committed_bytes", "Bytes of records offered to the store.")
-        self._reruns = self._counter("reruns", "Parts of a batch that failed, run again.")
+        self._reruns = self._counter("reruns", "Parts of failed batches that ran again.")
         self._halts = self._counter("halted_runs", "Runs of a model ended because they took too long.")
-        text = "Model files that came while serving; one that is refused counts anew when it changes."
+        text = "Model files that arrived while serving; a refused one counts again when it changes."
         loads = self._labelled("model_loads", text, "outcome", ("loaded", "refused"))
         self.restarts = self._counter("worker_restarts", "Workers started again after one ended.")
         self._store_reconnects = self._counter(
             "store_reconnects", "Times that the store was reached again after it was not."
         )
-        self.loop_lag_s = self._histogram("event_loop_lag_seconds", "How late the event loop wakes up.")
+        self.loop_lag_s = self._histogram(
+            "event_loop_lag_seconds", "Delay with which the event loop wakes up."
+        )
         self._cpu_s = self._counter("process_cpu_seconds", "User and system time of all processes.", "")
         self._task_errors = self._labelled(
             "task_errors",
-            "Failures of work in the background, which goes on nevertheless; the log says what.",
+            "Failures of background tasks, which continue; the log says what failed.",
             "task",
             background.TASKS,
         )
@@ -146,14 +148,14 @@ class Metrics:
         )
         self._store_keys = self._gauge(
             "store_keys",
-            "Keys in the store, of all who share it: sessions, and for an hour deleted ones.",
+            "Keys of all users of the store: sessions, and deleted ones for an hour.",
             max,
         )
         self._store_bytes = self._gauge(
             "store_memory_bytes", "Memory of the store; of a cluster's fullest primary.", max
         )
         self._store_limit_bytes = self._gauge(
-            "store_memory_limit_bytes", "The bound on that; 0 where there is none.", max
+            "store_memory_limit_bytes", "Limit of the store's memory; 0 means none.", max
         )
         self._store_suspect = self._gauge(
             "store_version_suspect", "1 while the store's version may have known holes.", max
@@ -164,19 +166,23 @@ class Metrics:
         self.workers = self._gauge("workers", "Processes that serve.")
         self._streams = self._gauge("streams", "Open streams.")
         self._waiting_chunks = self._gauge("waiting_chunks", "Chunks taken and not answered.")
-        self.waiting_limit = self._gauge("waiting_chunks_limit", "The bound on that.")
-        self._waiting_bytes = self._gauge("waiting_bytes", "Bytes of these, and of replies not written.")
+        self.waiting_limit = self._gauge("waiting_chunks_limit", "Limit of waiting chunks.")
+        self._waiting_bytes = self._gauge(
+            "waiting_bytes", "Bytes of waiting chunks and of unwritten replies."
+        )
         self._hot_sessions = self._gauge("hot_sessions", "Sessions whose state is in memory.")
-        self._hot_bytes = self._gauge("hot_state_bytes", "Memory that they take.")
-        self.hot_limit_bytes = self._gauge("hot_state_limit_bytes", "The bound on that.")
-        text = "Model files in the folder that cannot be served as they are."
+        self._hot_bytes = self._gauge("hot_state_bytes", "Memory of hot sessions.")
+        self.hot_limit_bytes = self._gauge("hot_state_limit_bytes", "Limit of the memory of hot sessions.")
+        text = "Model files in the folder that cannot be served."
         self.model_loads = ModelLoads(loads, self._gauge("models_refused", text, max))
-        self.tasks = self._gauge("tasks", "Tasks of the event loop, looked at every few seconds.")
+        self.tasks = self._gauge("tasks", "Tasks of the event loop, sampled every few seconds.")
         self._resident_bytes = self._gauge(
             "process_resident_memory_bytes", "Resident memory of all processes.", prefix=""
         )
         self._open_fds = self._gauge("process_open_fds", "Open descriptors of all processes.", prefix="")
-        self._max_fds = self._gauge("process_max_fds", "The bound on those of one process.", min, prefix="")
+        self._max_fds = self._gauge(
+            "process_max_fds", "Limit of open descriptors of one process.", min, prefix=""
+        )
         self._start_time_s = self._gauge(
             "process_start_time_seconds", "When the server began, since the epoch.", min, prefix=""
         )
@@ -185,7 +191,7 @@ class Metrics:
         self.registry.register(InfoFamily("holdfast_model_info", text, ServedModel._fields, self.models))
         built = [[_version()]]
         self.registry.register(
-            InfoFamily("holdfast_build_info", "1 for the version that runs.", ["version"], lambda: built)
+            InfoFamily("holdfast_build_info", "1 for the running version.", ["version"], lambda: built)
         )
 
     def scrape(self) -> bytes:

@@ -4,15 +4,15 @@ from service.telemetry.metrics import Metrics, ServedModel
 
 HEAD = """# Metrics
 
-What `/metrics` on the HTTP address shows, in Prometheus' text format; one scrape covers all workers, and
-counts outlive a worker that is killed. Made by `python -m service.telemetry.reference`.
+`/metrics` on the HTTP address has these metrics, in Prometheus' text format. One scrape covers all workers,
+and counts outlive a worker that is killed. Written by `python -m service.telemetry.reference`.
 
 Labels take values from closed sets: neither sessions nor tenants nor requests add a series. The rpcs of
-`holdfast.v1` are counted by the names of go-grpc's middleware, so dashboards for those work; health and
-reflection are not counted. A chunk that fails on a stream does not end the stream: `holdfast_errors_total`
-counts chunks, `grpc_server_handled_total` calls. Of a session in memory nothing is read, so the share of
-chunks that found their session there is `1 - rate(holdfast_loaded_sessions_total[5m]) /
-rate(holdfast_chunks_total[5m])`.
+`holdfast.v1` have the metric names of go-grpc's middleware, so its dashboards work; health and reflection
+are not counted. A chunk that fails on a stream does not end the stream, so `holdfast_errors_total` counts
+chunks and `grpc_server_handled_total` counts calls. A session in memory is not read from the store. The
+share of chunks that found their session in memory is therefore
+`1 - rate(holdfast_loaded_sessions_total[5m]) / rate(holdfast_chunks_total[5m])`.
 
 | metric | type | labels | |
 |---|---|---|---|

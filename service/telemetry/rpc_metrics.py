@@ -85,8 +85,8 @@ class RpcFamilies(Collector):
     _LABELS = ("grpc_type", "grpc_service", "grpc_method")
     _COUNTS = (
         ("grpc_server_started", "Rpcs started."),
-        ("grpc_server_msg_received", "Messages read of rpcs."),
-        ("grpc_server_msg_sent", "Messages written of rpcs."),
+        ("grpc_server_msg_received", "Messages received by rpcs."),
+        ("grpc_server_msg_sent", "Messages sent by rpcs."),
     )
 
     def __init__(self, rpcs: Sequence[RpcMetrics]) -> None:
@@ -100,10 +100,10 @@ class RpcFamilies(Collector):
                 family.add_metric(rpc.labels, rpc.counts()[index])
             yield family
         handled = CounterMetricFamily(
-            "grpc_server_handled", "Rpcs ended, by code.", labels=(*self._LABELS, "grpc_code")
+            "grpc_server_handled", "Rpcs that ended, by code.", labels=(*self._LABELS, "grpc_code")
         )
         seconds = HistogramMetricFamily(
-            "grpc_server_handling_seconds", "Time of an rpc, a stream's included.", labels=self._LABELS
+            "grpc_server_handling_seconds", "Duration of an rpc, including streams.", labels=self._LABELS
         )
         for rpc in self._rpcs:
             for code, number in rpc.by_code():

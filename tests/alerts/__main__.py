@@ -82,12 +82,13 @@ def to_markdown(rows, factor):
     """Returns the report for people."""
     rules = alerts()
     lines = [
-        "# Alerts, drilled",
+        "# Alerts",
         "",
-        "Every alert that is shipped, made to fire by its fault and to clear by healing it: a real",
-        f"Prometheus with the shipped rules, all windows and `for:` divided by {factor:g} (a minute is",
-        f"{60 / factor:g} s), a scrape every half second, on a replica under load, a store with a replica,",
-        "and a server with two workers. Made by `make alerts`. What to do: [runbooks.md](runbooks.md).",
+        "In this drill, each alert's fault makes it fire, and healing the fault clears it. A real",
+        f"Prometheus runs the rules of the package, with all windows and `for:` divided by {factor:g} (a",
+        f"minute is {60 / factor:g} s) and a scrape every half second. It watches a replica under load, a",
+        "store with a replica, and a server with two workers. `make alerts` writes this page;",
+        "[runbooks.md](runbooks.md) says what to do.",
         "",
         "| alert | severity | fault | fires after, s | clears after, s |",
         "|---|---|---|---:|---:|",
@@ -99,12 +100,12 @@ def to_markdown(rows, factor):
         lines.append(f"| {link} | {rules[name]['labels']['severity']} | {row['what']} | {times} |")
     lines += [
         "",
-        "Firing counts from the fault, clearing from its healing; what of it is the rule's own window is",
-        "as many times longer as shipped.",
+        "Times to fire count from the fault, and times to clear from its healing. The part of a time that",
+        f"is the rule's own window takes {factor:g} times as long with the original rules.",
         "",
     ]
     if left_out := sorted(rules.keys() - {row["alert"] for row in rows}):
-        lines += [f"Left out of this run: {', '.join(left_out)}.", ""]
+        lines += [f"Not in this run: {', '.join(left_out)}.", ""]
     return "\n".join(lines)
 
 

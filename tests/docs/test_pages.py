@@ -1,6 +1,7 @@
 """Links lead somewhere; commands and settings in the pages exist; what can be run is run as it stands."""
 
 import functools
+import importlib.util
 import json
 import re
 import shlex
@@ -19,7 +20,7 @@ from tests.docs.grpcurl import grpcurl
 from tests.docs.pages import PAGES, ROOT, anchors, blocks, kinds, links
 
 RUN = {
-    "README.md": ["the session stands at 19"],
+    "README.md": ["position 19"],
     "docs/guides/python.md": [
         "0 False 1", "10 False memory", "(2, 256)", "float32", "True ()", "True", "True", "True",
         "[1, 2, 3, 4, 5, 6, 7, 8, 9]",
@@ -30,7 +31,7 @@ RUN = {
 
 FOREIGN = {
     "apt-get", "cd", "cp", "curl", "docker", "git", "helm", "kubectl", "mv", "openssl", "pip", "prometheus",
-    "promtool", "python3", "redis-cli", "redis-server", "sudo", "unzip",
+    "promtool", "python", "python3", "redis-cli", "redis-server", "sudo", "unzip",
 }  # fmt: skip
 """Programs of others that the pages call."""
 
@@ -113,6 +114,9 @@ def test_commands_and_their_flags_exist():
                 assert flag in said, where
         elif program.startswith(("deploy/", "./")):
             assert (ROOT / program).exists(), where
+        elif program == "python":
+            assert arguments[0] == "-m", where
+            assert importlib.util.find_spec(arguments[1]), where
         elif program != "grpcurl":
             assert program in FOREIGN, where
 
@@ -161,7 +165,7 @@ def all_help():
         ["store", "acl"],
         ["session", "release"],
         ["session", "delete"],
-        ["export"],
+        ["model", "export"],
     )
     return "".join(help_of(command) for command in commands)
 

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.e2e
 
 COMMANDS = {
     "session": ("session", "show", "s"),
-    "models": ("models", "list"),
+    "model": ("model", "list"),
     "bench": ("bench", "--seconds", "0.2", "--streams", "1"),
     "verify": ("verify", "--seconds", "1", "--sessions", "2", "--history", "HISTORY"),
 }

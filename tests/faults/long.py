@@ -171,9 +171,10 @@ def to_markdown(report):
     lines = [
         "# Faults",
         "",
-        f"{report['minutes']:g} minutes, seed {report['seed']}: a store and two replicas as processes, a",
-        f"proxy on every link, {report['sessions']} sessions stepped through the client library. Made by",
-        "`make faults`; judged by `holdfast verify`, which runs every session again without a break.",
+        f"The run took {report['minutes']:g} minutes, with seed {report['seed']}: a store and two",
+        f"replicas as processes, a proxy on every link, and {report['sessions']} sessions that are stepped",
+        "through the client library. `make faults` wrote this section. `holdfast verify` checked the run,",
+        "by running every session again without interruption.",
         "",
         f"**{outcome}**",
         "",

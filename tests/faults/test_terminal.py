@@ -210,7 +210,7 @@ def test_a_system_with_next_to_nothing_will_do(tmp_path):
     assert "Traceback" not in said
 
 
-COMMANDS = [["--help"], ["token", "create"], ["store", "acl"], ["session", "--help"], ["models", "--help"],
+COMMANDS = [["--help"], ["token", "create"], ["store", "acl"], ["session", "--help"], ["model", "--help"],
             ["bench", "--help"], ["verify", "--help"], ["demo", "--help"], ["serve", "--help"]]  # fmt: skip
 
 

@@ -4,8 +4,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -224,17 +222,10 @@ def assert_store_stopped(data_dir):
         client.ping()
 
 
-def test_a_port_that_is_taken_ends_the_start_with_one_line(server, tmp_path):
-    said = refused("--data-dir", str(tmp_path), "--grpc-address", server.address)
-    assert said.startswith(f"holdfast serve: --grpc-address {server.address}: ")
-
-
-def refused(*flags):
-    """Starts a server that cannot start; returns the line that it says after its settings."""
-    command = [sys.executable, "-c", "from service.command import main; main()", "serve", "--workers", "2"]
-    command += ["--http-address", "127.0.0.1:0", "--grpc-address", "127.0.0.1:0", *flags]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=30)
-    assert (result.returncode, result.stdout) == (1, "")
-    settings, *_, line = result.stderr.splitlines()
+def test_a_port_that_is_taken_ends_the_start_with_one_line(server, tmp_path, starts):
+    flags = ("--workers", "2", "--data-dir", tmp_path, "--http-address", "127.0.0.1:0")
+    said = starts.call("serve", *flags, "--grpc-address", server.address)
+    assert (said.code, said.out) == (1, "")
+    settings, *_, line = said.err.splitlines()
     assert "settings: models=" in settings
-    return line
+    assert line.startswith(f"holdfast serve: --grpc-address {server.address}: ")

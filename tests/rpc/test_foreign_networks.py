@@ -222,7 +222,7 @@ def test_a_number_that_is_no_id_is_refused_with_its_column(client, wrong):
     session = client.open_session(model=slug("id and features"))
     tokens = np.array([[1, 0, 0, 0, 0], [wrong, 0, 0, 0, 0]], np.float32)
     with pytest.raises(
-        holdfast.errors.InvalidRequest, match=r"column 0 of token 1 is .*, expected is an id 0\.\.4"
+        holdfast.errors.InvalidRequest, match=r"column 0 of token 1 is .*, expected an id 0\.\.4"
     ):
         session.step(tokens)
     assert session.step(tokens[:1]).position == 1

@@ -1,13 +1,11 @@
 """A model file that cannot be served ends `holdfast serve` with the file and the reason."""
 
-import subprocess
-import sys
-
 import pytest
 from onnx import helper
 
 import holdfast
 from holdfast.demo.processes import ServerProcess
+from tests.command_line import call
 from tests.hostile_models import external_tensor, lying, step_graph
 from tests.mixing_graphs import beside, less_mean
 from tests.models import CONTRACT, write_features_model
@@ -45,19 +43,21 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("write", "reason"), BROKEN.values(), ids=BROKEN.keys())
-def test_a_broken_model_is_refused_at_start(tmp_path, write, reason):
+def test_a_broken_model_is_refused_at_start(tmp_path, write, reason, starts):
     path = tmp_path / "models" / "broken" / "1" / "model.onnx"
     write(path)
-    result = serve("--models", str(tmp_path / "models"), "--data-dir", str(tmp_path / "data"))
-    assert result.returncode == 1
-    assert str(path) in result.stderr
-    assert reason in result.stderr
-    settings, _ = result.stderr.splitlines()
+    result = starts.call(
+        "serve", "--models", str(tmp_path / "models"), "--data-dir", str(tmp_path / "data")
+    )
+    assert result.code == 1
+    assert str(path) in result.err
+    assert reason in result.err
+    settings, _ = result.err.splitlines()
     assert "settings: " in settings
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_broken_model_keeps_no_other_from_being_served_unless_it_shall(tmp_path, workers):
+def test_a_broken_model_keeps_no_other_from_being_served_unless_it_shall(tmp_path, workers, starts):
     write_features_model(tmp_path / "models" / "good" / "1" / "model.onnx")
     broken = tmp_path / "models" / "broken" / "1" / "model.onnx"
     write_truncated(broken)
@@ -65,33 +65,23 @@ def test_a_broken_model_keeps_no_other_from_being_served_unless_it_shall(tmp_pat
     with ServerProcess(tmp_path / "data", *flags) as server, holdfast.Client(server.address) as client:
         assert [model.name for model in client.list_models()] == ["good"]
         assert f"{broken}: not a loadable ONNX graph" in server.log_path.read_text()
-    result = serve(*flags, "--strict-models", "--data-dir", str(tmp_path / "data"))
-    assert (result.returncode, str(broken) in result.stderr) == (1, True)
+    result = starts.call("serve", *flags, "--strict-models", "--data-dir", str(tmp_path / "data"))
+    assert (result.code, str(broken) in result.err) == (1, True)
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_file_over_the_limit_is_refused_at_start(tmp_path, workers):
+def test_a_file_over_the_limit_is_refused_at_start(tmp_path, workers, starts):
     path = tmp_path / "models" / "large" / "1" / "model.onnx"
     write_features_model(path, metadata={**CONTRACT, "holdfast.filling": "x" * 2000})
     flags = ["--models", str(tmp_path / "models"), "--data-dir", str(tmp_path / "data")]
-    result = serve(*flags, "--max-model-bytes", "1024", "--workers", workers)
-    assert (result.returncode, result.stderr.count("Traceback")) == (1, 0)
-    assert f"{path}: more than 1024 bytes, the limit of --max-model-bytes" in result.stderr
-
-
-def test_a_folder_without_models_is_refused(tmp_path):
-    result = serve("--models", str(tmp_path), "--data-dir", str(tmp_path / "data"))
-    assert (result.returncode, "model.onnx" in result.stderr) == (1, True)
+    result = starts.call("serve", *flags, "--max-model-bytes", "1024", "--workers", workers)
+    assert (result.code, result.err.count("Traceback")) == (1, 0)
+    assert f"{path}: more than 1024 bytes, the limit of --max-model-bytes" in result.err
 
 
 @pytest.mark.parametrize("flags", [["--max-batch", "0"], ["--no-such-flag"], ["--grpc-address", "nowhere"]])
 def test_wrong_settings_end_with_code_2(flags):
-    assert serve(*flags).returncode == 2
-
-
-def serve(*flags):
-    command = [sys.executable, "-c", "from service.command import main; main()", "serve", *flags]
-    return subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert call("serve", *flags).code == 2
 
 
 def test_a_shipped_model_whose_package_is_not_installed_is_left_out_and_nothing_is_wrong(

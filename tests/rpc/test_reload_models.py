@@ -206,7 +206,7 @@ def test_a_drain_does_not_wait_for_a_check_that_hangs(serve, models):
 
 
 def models_command(*arguments):
-    line = [sys.executable, "-c", "from service.command import main; main()", "models", *arguments]
+    line = [sys.executable, "-c", "from service.command import main; main()", "model", *arguments]
     return subprocess.run(line, capture_output=True, text=True, timeout=60)
 
 

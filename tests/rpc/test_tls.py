@@ -3,8 +3,6 @@
 import os
 import socket
 import ssl
-import subprocess
-import sys
 
 import pytest
 
@@ -166,12 +164,12 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("flags", "said", "code"), REFUSED.values(), ids=REFUSED.keys())
-def test_a_server_that_would_be_open_or_cannot_be_closed_does_not_start(tmp_path, flags, said, code):
-    command = [sys.executable, "-c", "from service.command import main; main()", "serve", *flags]
-    command += ["--data-dir", str(tmp_path), "--http-address", "127.0.0.1:0"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert result.returncode == code
-    last = result.stderr.splitlines()[-1]
+def test_a_server_that_would_be_open_or_cannot_be_closed_does_not_start(
+    tmp_path, flags, said, code, starts
+):
+    result = starts.call("serve", *flags, "--data-dir", tmp_path, "--http-address", "127.0.0.1:0")
+    assert result.code == code
+    last = result.err.splitlines()[-1]
     assert last.startswith("holdfast serve: ")
     assert said in last
 

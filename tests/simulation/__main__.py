@@ -59,7 +59,7 @@ def search(first, count, minutes):
             shown_s = now_s
             print(progress(seed - first, steps, faults, now_s - began_s), flush=True)
     print(progress(seed - first, steps, faults, time.perf_counter() - began_s))
-    print("no law was broken")
+    print(f"no law was broken in {time.process_time():.1f} s of a core")
     return 0
 
 

@@ -5,7 +5,9 @@
 - A reply comes from a history that was stored, by the tokens of its chunk and nothing else; and from the
   one that the chunk named. What the store had forgotten before the chunk was sent, nobody remembers.
 - Two replies to one chunk are equal, and the chunk was answered once each time that it was taken.
-- What an error says was not applied was not applied.
+- What an error says was not applied was not applied, and what was applied went where its writer stood.
+- Every record continues the one that it replaces, and a reply is repeated only of what the store still has.
+- A server that leaves has nothing begin any more that waited to run apart.
 - The model fails nobody but whose tokens make it fail, and the server nobody.
 """
 
@@ -21,9 +23,6 @@ from holdfast.verify.reading import Histories
 from service.store.record import decode
 from tests.hash_oracle import hashes_of
 from tests.simulation.replica import RAISES, STALLS
-
-TELLING = 3
-"""So many tokens are those of one chunk and of no other one."""
 
 
 class HashNetwork:
@@ -51,7 +50,7 @@ class HashRun:
         return {"s": np.int64(self._hashes[count - 1] if count else self._start)}
 
 
-def judge(paths, primary, drivers, answers, not_applied, key_of):
+def judge(paths, primary, drivers, answers, not_applied, meant, key_of, *, can_tell_apart):
     """Returns session and words for everything that is wrong.
 
     Args:
@@ -60,25 +59,38 @@ def judge(paths, primary, drivers, answers, not_applied, key_of):
         drivers: Of the replicas, all drained.
         answers: Of all clients.
         not_applied: Time, session and chunk, of errors that say so.
+        meant: Session, position, history digest and tokens of steps, as their writers meant them.
         key_of: Gives the store key of a session.
+        can_tell_apart: No two writers send the same chunk.
     """
     broken = []
     stored = {}
     for session_id, session in Histories(paths).sessions.items():
         key, history = key_of(session_id), session.history
         records = stored[session_id] = [decode(raw) for raw in primary.written.get(key, ())]
-        if key not in primary.forgotten:
+        if can_tell_apart and key not in primary.forgotten:
             found = check(history, HashNetwork())
             broken += [] if found.is_good else [(session_id, note) for note in found.notes]
         texts = [*unproven(history, records), *unequal(history), *blameless(history)]
         broken += [(session_id, text) for text in texts]
+    broken += [
+        ("", f"a record was written over one that it does not continue: {key}") for key in primary.misplaced
+    ]
     broken += misled(answers)
+    broken += strayed(meant, stored)
     broken += forgotten(answers, primary, key_of)
     taken_back_s = {tuple(place): stays[-1][1] for (_, *place), stays in primary.stays.items()}
     broken += belied(not_applied, stored, taken_back_s, primary.expired_s)
     for driver in drivers:
         wrong = Counter(count for count in driver.answers.values() if count != 1)
         broken += [("", f"{many} chunks were answered {count} times") for count, many in wrong.items()]
+        broken += [
+            ("", f"a repeated reply rests on what the store forgot: {stale}") for stale in driver.stale
+        ]
+        if driver.late_count:
+            broken.append(
+                ("", f"{driver.late_count} runs began beside batches after a server was told to leave")
+            )
     return broken
 
 
@@ -154,11 +166,30 @@ def forgotten(answers, primary, key_of):
             yield answer.session_id, f"position {answer.stamp[1]} was replicated, and is forgotten"
 
 
+def strayed(meant, stored):
+    """Yields chunks that were applied, but to another history than the one at which their writer stood."""
+    places = {}
+    for session_id, position, digest, tokens in meant:
+        steps = places.setdefault((session_id, position + len(tokens), len(tokens)), {})
+        steps.setdefault(tuple(tokens), set()).add(digest)
+    for (session_id, end, count), steps in places.items():
+        replies = {
+            (reply.digest_before, reply.digest)
+            for record in stored.get(session_id, ())
+            for reply in record.replies
+            if (reply.position, reply.token_count) == (end, count)
+        }
+        for tokens, digests in steps.items():
+            run = run_of(np.array(tokens))
+            if any(run.after(before) == after and before not in digests for before, after in replies):
+                yield session_id, f"the chunk at {end - count} was applied where its writer did not stand"
+
+
 def belied(not_applied, stored, taken_back_s, expired_s):
     """Yields chunks that were applied, and not lost with more, though an error says that they were not."""
     for told_s, session_id, chunk in not_applied:
         run, count = run_of(chunk.tokens), len(chunk.tokens)
-        for record in stored.get(session_id, ()) if count >= TELLING else ():
+        for record in stored.get(session_id, ()):
             place = record.incarnation, record.position, record.digest
             if (
                 min(taken_back_s.get(place, math.inf), expired_s.get(record.incarnation, math.inf))

@@ -27,6 +27,11 @@ NAMES = (
     "rows of a batch that stalls run again, apart",
     "each row's answer goes to its own caller",
     "an attempt that ended without a word leaves its chunk in doubt",
+    "a kept reply is that of the history before its chunk",
+    "every chunk of a session names its history",
+    "an opening sent again finds its own session",
+    "what was in memory when the connection broke answers nothing",
+    "who waits to run apart is answered when the server leaves",
 )
 
 OWN = (
@@ -42,6 +47,20 @@ OWN = (
         "service/engine/core.py",
         "        self._queue.release(rows.keys)\n",
         "        self._queue.release(rows.keys if error is None else [])\n",
+        "",
+    ),
+    Protection(
+        "the store compares the history, not only incarnation and position (the simulated one)",
+        "tests/fakes.py",
+        "stamp == part.expected[size * row : size * (row + 1)]\n",
+        "stamp[:16] == part.expected[size * row : size * row + 16]\n",
+        "",
+    ),
+    Protection(
+        "replies are kept until they are acknowledged",
+        "service/engine/rules.py",
+        "    kept = (*(reply for reply in replies if reply.position > acknowledged), new)\n",
+        "    kept = (new,)\n",
         "",
     ),
 )

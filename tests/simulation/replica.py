@@ -4,21 +4,26 @@ Not real are the model, which is a hash of all tokens, and the runner: its threa
 """
 
 import asyncio
+import contextlib
 import itertools
+import math
 from collections import Counter
+from dataclasses import replace
 
 from holdfast.errors import ModelFailed
 from service.engine.admission import Admission, Bounds
 from service.engine.driver import Driver
 from service.engine.effects import Failure, Kind
+from service.engine.rows import Reply
 from service.engine.run import run_batch
 from service.engine.sessions import Sessions
+from service.model.contract import Vocabulary
 from service.rpc.access import Access
 from service.rpc.credentials import ANYBODY
 from service.rpc.open_calls import OpenCalls
 from service.rpc.servicer import Servicer
 from service.telemetry.rpc_metrics import NUMBER_COUNT, RpcMetrics
-from tests.fakes import CountingObserver, FakeModels, HashModel
+from tests.fakes import HASH_CONTRACT, CountingObserver, FakeModels, HashModel
 from tests.simulation.store import SimulatedStore
 
 RAISES, STALLS = 254, 253
@@ -27,11 +32,13 @@ RUN_TIMEOUT_S = 2.0
 
 
 class Model(HashModel):
-    """The hash of all tokens; raises where it finds token 254.
+    """The hash of all tokens, of which there are many; raises where it finds token 254.
 
     Args:
         run_s: What a run takes, about.
     """
+
+    contract = replace(HASH_CONTRACT, vocabulary=Vocabulary("ids", 1 << 31))
 
     def __init__(self, run_s):
         super().__init__()
@@ -56,8 +63,11 @@ class SimulatedRunner:
     def __init__(self, encode, timeout_s):
         self._encode = encode
         self._timeout_s = timeout_s
+        self.is_leaving = False
+        self.late_count = 0  # runs beside batches that began after it was told to leave
 
     async def run(self, group, kind, *, in_thread):
+        self.late_count += self.is_leaving and kind is not Kind.BATCH
         loop = asyncio.get_running_loop()
         on_loop = not in_thread and kind in (Kind.BATCH, Kind.SEARCH)
         stalls = any((rows.tokens == STALLS).any() for rows in group)
@@ -83,13 +93,20 @@ class SimulatedRunner:
 class CountedDriver(Driver):
     """A driver of which every answer is counted.
 
+    Args:
+        is_stale: Whether what is stored under a key was forgotten by the store that it is connected to.
+        arguments: As of `Driver`.
+
     Attributes:
         answers: How often each chunk, and each row of each message, was answered.
+        stale: Keys, and stamps of repeated replies that rest on what the store had forgotten by then.
     """
 
-    def __init__(self, *arguments):
+    def __init__(self, is_stale, *arguments):
         super().__init__(*arguments)
         self.answers = Counter()
+        self.stale = []
+        self._is_stale = is_stale
         self._numbers = itertools.count()
         self._messages = {}
 
@@ -97,9 +114,11 @@ class CountedDriver(Driver):
         number, reply = next(self._numbers), chunk.reply
         self.answers[number] = 0
 
-        def counted(*arguments):
+        def counted(chunk, outcome):
             self.answers[number] += 1
-            reply(*arguments)
+            if isinstance(outcome, Reply) and outcome.replayed:
+                self._look_at(chunk.key, (outcome.incarnation, outcome.position, outcome.digest))
+            reply(chunk, outcome)
 
         chunk.reply = counted
         super().submit(chunk)
@@ -114,12 +133,28 @@ class CountedDriver(Driver):
             def counted(answered, error):
                 for row in answered.numbers.tolist():
                     self.answers[number, row] += 1
+                if error is None and answered.is_replayed:
+                    for key, stamp in zip(answered.keys, answered.next_stamps.tolist(), strict=True):
+                        self._look_at(key, tuple(stamp))
                 reply(answered, error)
 
             message.reply = counted
         for row in rows.numbers.tolist():
             self.answers[number, row] = 0
         super().submit_rows(rows)
+
+    async def stop(self):
+        self._runner.is_leaving = True
+        await super().stop()
+
+    @property
+    def late_count(self):
+        """Runs beside batches that began after it was told to leave."""
+        return self._runner.late_count
+
+    def _look_at(self, key, stamp):
+        if self._is_stale(key, stamp):
+            self.stale.append((key, stamp))
 
 
 class Replica:
@@ -149,7 +184,7 @@ class Replica:
         models = Served(Model(self._run_s))
         store = SimulatedStore(self._loop, self._primary, self._store_process, self.process)
         self.store = store
-        self.driver = CountedDriver(models, store, CountingObserver().count, limits)
+        self.driver = CountedDriver(store.has_forgotten, models, store, CountingObserver().count, limits)
         self.drivers.append(self.driver)
         self.driver.start()
         sessions = Sessions(
@@ -171,10 +206,11 @@ class Replica:
         )
         self.handlers = {name: rpc.build(lambda _: ANYBODY) for name, rpc in servicer.rpcs().items()}
 
-    async def stop(self):
-        """Drains; called in its process."""
+    async def stop(self, patience_s=math.inf):
+        """Drains, for so long; called in its process."""
         await self.calls.drain()
-        await self.driver.drain()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.driver.drain(), None if patience_s == math.inf else patience_s)
         self.handlers = {}
         await self.driver.stop()
 

@@ -44,6 +44,7 @@ class Primary:
         stays: By key, incarnation, position and digest, each time that it came there, and when that was
             taken back.
         is_down, is_full, is_cut_off: It does not answer; takes no writes; has no replicas.
+        misplaced: Keys at which a record was written over one that it does not continue.
     """
 
     def __init__(self, loop, note):
@@ -57,6 +58,7 @@ class Primary:
         self.expires_s = {}
         self.is_down = self.is_full = self.is_cut_off = False
         self.connections = []
+        self.misplaced = set()
         self._log = []
         self._replicated_count = 0
 
@@ -81,6 +83,8 @@ class Primary:
             elif self.is_full:
                 refusals[number] = StoreFull("the store is full", retry_after_s=0.1)
             else:
+                if found is not None and not _continues(decode(found), decode(record)):
+                    self.misplaced.add(key)
                 self._put(key, record, ttl_s)
                 self._note("store", "writes", key, record)
         return refusals
@@ -139,6 +143,19 @@ def _place(record):
         return None
     found = decode(record)
     return found.incarnation, found.position, found.digest
+
+
+def _continues(before, after):
+    """Whether a record goes on from the one that it replaces, by one chunk or none."""
+    if before.deleted:
+        return True  # a session that begins anew
+    place = after.position, after.digest
+    if after.incarnation == before.incarnation and after.position != before.position:
+        last = after.replies[-1]
+        if place != (last.position, last.digest):
+            return False
+        place = last.position - last.token_count, last.digest_before
+    return place == (before.position, before.digest)
 
 
 class Connection:
@@ -224,6 +241,7 @@ class SimulatedStore:
         self._processes = store_process, owner_process
         self.epoch = 1
         self.is_available = True
+        self._connected_s = loop.now_s
         self.connection = self._connect()
 
     async def load(self, keys):
@@ -257,10 +275,16 @@ class SimulatedStore:
         expires_s = self._primary.expires_s.get(key)
         return 0.0 if expires_s is None else max(0.001, expires_s - self._loop.now_s)
 
+    def has_forgotten(self, key, stamp):
+        """Whether the store had forgotten a stamp before it was connected to."""
+        stays = self._primary.stays.get((key, *stamp), ())
+        return bool(stays) and all(end_s < self._connected_s for _, end_s in stays)
+
     def _connect(self):
         return Connection(self._loop, self._primary, *self._processes, self._reconnect)
 
     def _reconnect(self, broken):
         if broken is self.connection:
             self.epoch += 1
+            self._connected_s = self._loop.now_s
             self.connection = self._connect()

@@ -21,6 +21,7 @@ def test_no_law_is_broken(first):
         assert outcome.events["got"]
 
 
+@pytest.mark.process
 def test_a_seed_names_one_run():
     command = [sys.executable, "-m", "tests.simulation", "--seed", "3"]
     runs = set()

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import math
 import random
 import secrets
 import tempfile
@@ -12,7 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
+
 from holdfast.errors import HoldfastError
+from holdfast.history_digest import digest_after
 from service.engine import driver
 from service.engine.limits import EngineLimits
 from service.engine.window import Window
@@ -24,7 +28,7 @@ from tests.simulation.loop import SimulatedLoop, Stuck
 from tests.simulation.network import Network
 from tests.simulation.replica import RUN_TIMEOUT_S, Replica, SimulatedRunner
 from tests.simulation.store import Primary
-from tests.simulation.writers import Writer
+from tests.simulation.writers import FOR_OTHERS, Writer
 
 MOST_FAULTS = 100
 """Of a run: writers that are held up all the time would never end."""
@@ -71,8 +75,11 @@ class World:
 
     Attributes:
         pause_s, takeover_share, poison_share, delete_share, most_tokens: What writers are like in this run.
+        ack_levels: What they ask for; where nobody asks for more than memory a fail-over forgets most.
+        kind_count: Of tokens; where there are two, different writers often send the same chunk.
         answers: All that clients got.
         not_applied: Time, session and chunk, of errors that say so.
+        meant: Session, position, history digest and tokens of steps, as their writers meant them.
     """
 
     def __init__(self, loop, folder, outcome):
@@ -84,6 +91,10 @@ class World:
         self.poison_share = draw.choice([0.0, 0.0, 0.1])
         self.delete_share = draw.choice([0.0, 0.0, 0.3])
         self.most_tokens = draw.choice([1, 4])
+        self.ack_levels = draw.choice([[None, "memory"], [None, "memory", "replicated"]])
+        self.kind_count = 1 << 30
+        if is_alike := draw.random() < 0.2:
+            self.kind_count, self.most_tokens, self.takeover_share, self.ack_levels = 2, 1, 0.0, [None]
         self.fault_pause_s = draw.choice([0.01, 0.05, 0.5])
         self.network = Network(loop)
         self.primary = Primary(loop, self.note)
@@ -101,14 +112,35 @@ class World:
         ]
         self.answers = []
         self.not_applied = []
+        self.meant = []
+        self._leaving = []
         self._folder = folder
-        self._session_ids = [f"s{number}" for number in range(draw.choice([1, 1, 2, 3, 6]))]
+        session_count = 1 if is_alike else draw.choice([1, 1, 2, 3, 6])
+        self._session_ids = [f"s{number}" for number in range(session_count)]
         self.writers = [self._new_writer(number) for number in range(draw.choice([2, 4, 8]))]
 
     def note(self, who, what, key=b"", more=None):
         """Writes a line of the transcript."""
         self.outcome.events[what] += 1
         self.outcome.lines.append((self.loop.now_s, who, what, key, more))
+
+    @property
+    def can_tell_apart(self):
+        """Whether a chunk of some tokens is known by them."""
+        return self.kind_count > 2
+
+    def means(self, session, tokens, size):
+        """Notes where chunks of so many tokens are meant to go."""
+        digest = session.history_digest
+        for start in range(0, len(tokens) if self.can_tell_apart else 0, size):
+            chunk = tokens[start : start + size]
+            self.meant.append((session.session_id, session.position + start, digest, chunk))
+            digest = digest_after(digest, np.array(chunk))
+
+    def check_own(self, session_id, reason):
+        """Notes a refusal that only another writer can give reason for, of a session that has none."""
+        if reason in FOR_OTHERS and _key(session_id) not in self.primary.forgotten:
+            self.outcome.broken.append((session_id, f"{reason}, though nobody else writes to the session"))
 
     async def run(self):
         """Lets the writers write while things break, then everything settle, and looks."""
@@ -128,7 +160,8 @@ class World:
             faults.result()
         for writer in self.writers:
             await self._in(writer.process, writer.settle())
-        for session_id in self._session_ids:
+        own_ids = [writer.own_id for writer in self.writers if writer.has_opened_own]
+        for session_id in self._session_ids + own_ids:
             await self._look(session_id)
         for replica in self.replicas:
             await self._in(replica.process, replica.stop())
@@ -144,7 +177,7 @@ class World:
                 )
 
     def _new_writer(self, number):
-        return Writer(self, f"writer {number}", self._session_ids, self._folder / f"{number}.history")
+        return Writer(self, number, self._session_ids, self._folder / f"{number}.history")
 
     async def _in(self, process, work):
         await self.loop.spawn(process, work)
@@ -154,9 +187,12 @@ class World:
     async def _break_things(self):
         kinds = (
             self._pause, self._kill, self._drain, self._cut_calls, self._break_store_connection,
-            self._restart_store, self._fail_over, self._fill_up, self._cut_off_replication,
+            self._restart_store, self._fail_over, self._fail_over_unnoticed, self._fill_up,
+            self._cut_off_replication,
         )  # fmt: skip
         kinds = self.loop.random.sample(kinds, self.loop.random.randint(1, len(kinds)))
+        if not self.can_tell_apart:
+            kinds.append(self._fail_over)
         for _ in range(MOST_FAULTS):
             await asyncio.sleep(self.loop.random.expovariate(1 / self.fault_pause_s))
             kind = self.loop.random.choice(kinds)
@@ -167,6 +203,8 @@ class World:
 
     async def _heal(self):
         self.primary.is_down = self.primary.is_full = self.primary.is_cut_off = False
+        for leaving in self._leaving:
+            await leaving
         for replica in self.replicas:
             if not replica.handlers:
                 await self._start_again(replica)
@@ -191,7 +229,10 @@ class World:
 
     async def _drain(self):
         replica = self.loop.random.choice(self.replicas)
-        await self._in(replica.process, replica.stop())
+        patience_s = self.loop.random.choice([0.0, 0.05, math.inf])
+        leaving = self.loop.spawn(replica.process, replica.stop(patience_s))
+        self._leaving.append(leaving)
+        await asyncio.shield(leaving)  # it leaves in good form, even if nothing breaks any more
         await self._start_again(replica)
 
     async def _cut_calls(self):
@@ -214,6 +255,13 @@ class World:
             await self._cut_calls()
         await self._for(0.0, 0.1)
         self.primary.is_down = False
+
+    async def _fail_over_unnoticed(self):
+        """A replica stands still meanwhile: what it has in memory is not what is stored."""
+        replica = self.loop.random.choice(self.replicas)
+        await self._for(0.0, 0.002)
+        self.loop.hold(replica.process, 0.3)
+        await self._fail_over()
 
     async def _fill_up(self):
         self.primary.is_full = True
@@ -239,7 +287,16 @@ def simulate(seed):
         else:
             drivers = [driver for replica in world.replicas for driver in replica.drivers]
             paths = sorted(Path(folder).glob("*.history"))
-            outcome.broken += judge(paths, world.primary, drivers, world.answers, world.not_applied, _key)
+            outcome.broken += judge(
+                paths,
+                world.primary,
+                drivers,
+                world.answers,
+                world.not_applied,
+                world.meant,
+                _key,
+                can_tell_apart=world.can_tell_apart,
+            )
         outcome.broken += [("", _trouble(context)) for context in loop.troubles]
     outcome.step_count, outcome.trace = loop.step_count, loop.trace
     return outcome

@@ -7,6 +7,7 @@ opens a session again that was taken from it, and takes over where it was killed
 import asyncio
 import contextlib
 import functools
+import itertools
 
 from holdfast.client.aio import AsyncClient
 from holdfast.client.calls import Calls
@@ -18,6 +19,15 @@ from tests.simulation.replica import RAISES, STALLS
 
 LAST_LIMIT_S = 120.0
 """Once nothing breaks any more, everything has to be done within so long."""
+
+FIRST_TOKEN = 1000
+"""Those before have a meaning."""
+
+OWN_SHARE = 0.25
+"""Of what a writer does, with the session that is its own."""
+
+FOR_OTHERS = {"POSITION_CONFLICT", "HISTORY_CONFLICT", "SESSION_EXISTS"}
+"""Refusals for what another writer did."""
 
 
 class SimulatedClient(AsyncClient):
@@ -53,13 +63,20 @@ class Writer:
 
     Args:
         world: See there.
-        name: For transcripts.
-        session_ids: Which it writes to.
+        number: Of the writer.
+        session_ids: Which it writes to, beside one that nobody else writes to.
         history: Where it records what it sends and gets.
+
+    Attributes:
+        name: For transcripts.
+        own_id: The session that nobody else writes to; a new one from time to time.
+        has_opened_own: It may have been opened.
     """
 
-    def __init__(self, world, name, session_ids, history):
-        self.name = name
+    def __init__(self, world, number, session_ids, history):
+        self.name = name = f"writer {number}"
+        self._own_ids = (f"{name}, {count}" for count in itertools.count())
+        self._renew_own()
         self.process = world.loop.new_process(name)
         self._world = world
         self._draw = world.loop.random
@@ -83,7 +100,7 @@ class Writer:
             self.process,
             timeout_s=8.0,
             replay_tokens=self._draw.choice([0, 64, 65536]),
-            ack_level=self._draw.choice([None, "memory", "replicated"]),
+            ack_level=self._draw.choice(world.ack_levels),
             history=NotedRecorder(
                 self._path, functools.partial(world.note, self.name), world.answers, world.loop
             ),
@@ -93,6 +110,11 @@ class Writer:
         """Does one thing, whatever comes of it."""
         session_id = self._draw.choice(self._session_ids)
         acts = self._step, self._step, self._stream, self._stream, self._together, self._batch, self._leave
+        if self._draw.random() < OWN_SHARE:
+            if self._draw.random() < 0.3:  # it is done with that one
+                self._sessions.pop(self.own_id, None)
+                self._renew_own()
+            session_id, acts = self.own_id, (self._step, self._stream, self._stream, self._leave)
         act = self._draw.choice(acts)
         try:
             await act(session_id)
@@ -102,8 +124,11 @@ class Writer:
     async def _failed(self, what, session_id, error):
         """Goes on as the error says."""
         self._world.note(self.name, f"{what} fails", session_id.encode(), error.reason)
+        if session_id == self.own_id:
+            self._world.check_own(session_id, error.reason)
         now_s = self._world.loop.now_s
-        self._world.not_applied += [(now_s, session_id, chunk) for chunk in error.not_applied]
+        if self._world.can_tell_apart:
+            self._world.not_applied += [(now_s, session_id, chunk) for chunk in error.not_applied]
         if isinstance(error, SessionQuarantined) and self._draw.random() < 0.5:
             with contextlib.suppress(HoldfastError):
                 await self.client.release_session(session_id)
@@ -115,7 +140,14 @@ class Writer:
         session = self._sessions.get(session_id)
         if session is None:
             take_over = self._draw.random() < self._world.takeover_share
-            session = await self.client.open_session(session_id, model="hash", take_over=take_over)
+            must_be_new = False
+            if session_id == self.own_id:  # after the first time, what was left under way is fenced off
+                take_over = self.has_opened_own
+                must_be_new = not take_over
+                self.has_opened_own = True
+            session = await self.client.open_session(
+                session_id, model="hash", must_be_new=must_be_new, take_over=take_over
+            )
             self._sessions[session_id] = session
         if session.pending:
             try:
@@ -126,9 +158,12 @@ class Writer:
                 raise
         return session
 
+    def _token(self):
+        return FIRST_TOKEN + self._draw.randrange(self._world.kind_count)
+
     def _tokens(self, times=1):
         count = self._draw.randint(1, self._world.most_tokens * times)
-        tokens = [self._draw.randint(0, 250) for _ in range(count)]
+        tokens = [self._token() for _ in range(count)]
         if self._draw.random() < self._world.poison_share:
             tokens[-1] = self._draw.choice([RAISES, STALLS])
         return tokens
@@ -139,8 +174,10 @@ class Writer:
         if self._draw.random() < 0.1:
             options["timeout_s"] = self._draw.choice([0.001, 0.01, 0.3])
         if self._draw.random() < 0.2:
-            options["ack_level"] = self._draw.choice(["memory", "replicated"])
-        work = session.step(self._tokens(), outputs=True, **options)
+            options["ack_level"] = self._draw.choice(self._world.ack_levels)
+        tokens = self._tokens()
+        self._world.means(session, tokens, len(tokens))
+        work = session.step(tokens, outputs=True, **options)
         if self._draw.random() < 0.1:
             await self._cancelled(work)
         else:
@@ -159,6 +196,7 @@ class Writer:
         tokens = [token for _ in range(4) for token in self._tokens(2)]
         size, ahead = self._draw.choice([(1, 1), (1, 8), (2, 16), (4, 32)])
         left = self._draw.randint(1, 12)
+        self._world.means(session, tokens, size)
         replies = session.stream(tokens, chunk=size, max_in_flight=ahead, outputs=True)
         async with contextlib.aclosing(replies):
             async for _ in replies:
@@ -200,7 +238,7 @@ class Writer:
         await self._pipeline(ids, width, [int(position) for position in opened.positions])
 
     def _rows(self, ids, width):
-        return [[self._draw.randint(0, 250) for _ in range(width)] for _ in ids]
+        return [[self._token() for _ in range(width)] for _ in ids]
 
     async def _pipeline(self, ids, width, positions):
         """Sends batches ahead of their replies; what fails is sent again in order, as it was."""
@@ -221,6 +259,9 @@ class Writer:
         session = self._sessions.pop(session_id, None)
         if session is not None and self._draw.random() < self._world.delete_share:
             await session.delete()
+
+    def _renew_own(self):
+        self.own_id, self.has_opened_own = next(self._own_ids), False
 
     # -- the end --------------------------------------------------------------------------------
 

@@ -98,12 +98,12 @@ def test_reshaped_tensors_have_the_shape_of_the_graph():
         ("[ 2, 3 ] data_file", "[ 2, 4 ] data_file", "has 24 bytes, float32 [2, 4] has 32"),
         ("TYPE_FP32 dims: [ 2, 3 ] data", "TYPE_STRING dims: [ 2, 3 ] data", "'TYPE_STRING' is not one of"),
         ("labels.txt", "../labels.txt", "is not beside it"),
-        ("max_batch_size: 8", "max_batch_size: many", "expected is a number"),
+        ("max_batch_size: 8", "max_batch_size: many", "expected a number"),
         ("instance_group", "batch_input", "told about the batch"),
         ("parameters", "ensemble_scheduling", "joins several models"),
         ('input_name: "h"', "", "input_name is missing"),
-        ("dims: [ 4 ]", 'dims: [ "4" ]', "expected are numbers"),
-        ("sequence_batching {", "sequence_batching: 3 x {", "expected is a message"),
+        ("dims: [ 4 ]", 'dims: [ "4" ]', "expected numbers"),
+        ("sequence_batching {", "sequence_batching: 3 x {", "expected a message"),
     ],
 )
 def test_what_no_contract_says_is_refused(found, replacement, reason):
@@ -133,14 +133,14 @@ def test_the_text_format():
     ("text", "reason"),
     [
         ("a: 1\nb {\n c: 2", "line 3: the text ends"),
-        ("a: 1\n}", "line 2: expected is the name of a field"),
+        ("a: 1\n}", "line 2: expected the name of a field"),
         ("a: @", "line 1: '@' is no field or value"),
-        ("a: [1 2]", "expected is a comma or ]"),
-        ("a: ]", "expected is a value"),
-        ("a 3", "expected is : or {"),
+        ("a: [1 2]", "expected a comma or ]"),
+        ("a: ]", "expected a value"),
+        ("a 3", "expected : or {"),
         ('a: "x', "is no field or value"),
         ("a {" * 40, "messages lie more than 32 deep"),
-        ("a: 1 " * 300_000, "expected are at most"),
+        ("a: 1 " * 300_000, "expected at most"),
     ],
 )
 def test_what_is_not_of_the_text_format_is_refused_with_its_line(text, reason):

@@ -12,6 +12,8 @@ from service.model.check import check_folder, check_model
 from service.model.confinement import CALL_FILTER, LANDLOCK, confine
 from tests.oracle import MODELS
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def told(caplog):

@@ -1,4 +1,4 @@
-"""`holdfast export`: what it says where no network comes out of it. Needs no torch."""
+"""`holdfast model export`: what it says where no network comes out of it. Needs no torch."""
 
 import sys
 import types
@@ -26,12 +26,14 @@ def test_without_torch_it_says_what_to_install(monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "model_export.exporter", raising=False)
     for name in [name for name in sys.modules if name.startswith("model_export.")]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr(sys, "argv", ["holdfast", "export", "net.py:build", "--out", "models/mine/1"])
+    monkeypatch.setattr(
+        sys, "argv", ["holdfast", "model", "export", "net.py:build", "--out", "models/mine/1"]
+    )
     with pytest.raises(SystemExit) as ended:
         command.main()
     assert ended.value.code == 2
     said = capsys.readouterr().err
-    assert said.startswith("holdfast export: needs torch: pip install 'holdfast[train]'")
+    assert said.startswith("holdfast model export: needs torch: pip install 'holdfast[train]'")
     assert said.count("\n") == 1
 
 
@@ -39,7 +41,7 @@ def test_a_refusal_is_one_line(monkeypatch, capsys, tmp_path):
     exporter(monkeypatch, refuses)
     (tmp_path / "net.py").write_text("def build():\n    return 1, 2\n")
     assert export.main([f"{tmp_path}/net.py:build", "--out", "x/1"]) == 1
-    assert capsys.readouterr().err == "holdfast export: the network is no network\n"
+    assert capsys.readouterr().err == "holdfast model export: the network is no network\n"
 
 
 def test_a_network_or_a_file_not_both(capsys):
@@ -58,11 +60,11 @@ def test_a_file_is_converted(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("network", "words"),
     [
-        ("net", "'net' names no function, expected is MODULE:FUNCTION"),
+        ("net", "'net' names no function, expected MODULE:FUNCTION"),
         ("nowhere_at_all:build", "no module nowhere_at_all"),
         ("{}/missing.py:build", "no file {}/missing.py"),
         ("{}/net.py:made", "has no function 'made'"),
-        ("{}/net.py:nothing", "returns NoneType, expected is (network, example)"),
+        ("{}/net.py:nothing", "returns NoneType, expected (network, example)"),
         ("{}/needy.py:build", "needs a_library_that_is_not_there, which is not installed"),
     ],
 )

@@ -270,7 +270,7 @@ def test_a_state_that_is_written_over_and_one_that_counts(out):
 
 
 def test_a_function_is_no_network(out):
-    with pytest.raises(ExportError, match=r"expected is a torch.nn.Module"):
+    with pytest.raises(ExportError, match=r"expected a torch.nn.Module"):
         export_step(lambda x, h: (x, h), (torch.randn(2, WIDTH), zeros(2, HIDDEN)), out=out)
 
 
@@ -342,8 +342,8 @@ REFUSED = {
     "batch norm": r"norm \(BatchNorm1d\) has track_running_stats=False",
     "grows": "ring buffer",
     "other type": r"float32 and float64 after a step",
-    "other structure": "expected is the same structure",
-    "no state": r"expected is \(y, state\)",
+    "other structure": "expected the same structure",
+    "no state": r"expected \(y, state\)",
     "number": "count is int 3",
     "not finite": "not a number for the example",
 }
@@ -434,10 +434,10 @@ def test_a_version_that_is_there_is_not_written_over(out):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"role": "logit"}, "expected is one of logits"),
+        ({"role": "logit"}, "expected one of logits"),
         ({"role": {"z": "logits"}}, "role is for 'z', the network has y"),
         ({"labels": ["a"]}, "has 50 values and 1 labels"),
-        ({"vocabulary": "words"}, "expected is 'bytes' or a number"),
+        ({"vocabulary": "words"}, "expected 'bytes' or a number"),
         ({"initial": {"q": 0}}, "initial is for 'q', the network has h, c"),
     ],
 )

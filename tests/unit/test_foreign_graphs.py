@@ -42,6 +42,7 @@ def test_a_graph_of_another_form_gives_every_row_what_it_computes(network, chunk
             np.testing.assert_allclose(states[name][row], value, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", ["rank 4", "window", "input of the session", "id and features", "int8"])
 def test_the_check_lets_it_pass(name, tmp_path):
     check_model(tmp_path, NETWORKS[name].bundle())

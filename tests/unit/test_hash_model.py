@@ -26,6 +26,7 @@ def models(tmp_path_factory):
     return models
 
 
+@pytest.mark.process
 @given(
     st.lists(st.binary(min_size=9, max_size=9), min_size=1, max_size=4),
     st.integers(1, 8),

@@ -17,6 +17,8 @@ from tests.bare_graphs import elman, scaled
 from tests.hostile_models import endless, external_tensor, step_graph
 from tests.models import write_features_model
 
+pytestmark = pytest.mark.process
+
 PATH = Path("model.onnx")
 
 

@@ -165,6 +165,7 @@ raise RuntimeError("at the top")
 """
 
 
+@pytest.mark.process
 def test_what_nobody_caught_is_a_line_like_any_other():
     done = subprocess.run([sys.executable, "-W", "always", "-c", UNCAUGHT], capture_output=True, text=True)
     lines = [json.loads(line) for line in done.stderr.splitlines()]

@@ -25,7 +25,7 @@ class Reference:
     def __init__(self):
         self.registry = CollectorRegistry()
         self.steps = Counter("holdfast_steps", "Steps committed: tokens applied.", registry=self.registry)
-        text = "Chunks answered with an error, and calls refused for who makes them."
+        text = "Chunks answered with an error, and calls refused because of their caller."
         self.errors = Counter("holdfast_errors", text, ["reason"], registry=self.registry)
         for reason in REASONS:
             self.errors.labels(reason)

@@ -23,6 +23,8 @@ from tests.hostile_models import (
 from tests.mixing_graphs import beside, less_mean
 from tests.models import write_features_model
 
+pytestmark = pytest.mark.process
+
 GIB = 1 << 30
 
 

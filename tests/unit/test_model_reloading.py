@@ -18,6 +18,8 @@ from tests.mixing_graphs import beside, less_mean
 from tests.models import CONTRACT, write_features_model
 from tests.waiting import wait_for
 
+pytestmark = pytest.mark.process
+
 BROKEN = step_graph(initializers=[external_tensor("w.bin")]).SerializeToString()
 
 

@@ -54,7 +54,7 @@ def test_a_folder_whose_name_is_no_text_is_no_model(tmp_path):
     ("name", "reason"),
     [
         (".hidden", "begins with a dot"),
-        ("n" * 129, "has 129 characters, expected are at most 128"),
+        ("n" * 129, "has 129 characters, expected at most 128"),
         ("ab\u202ecd", "has U\\+202E at index 2"),
         ("clicks\u200b", "has U\\+200B at index 6"),
         ("\ufeffclicks", "has U\\+FEFF at index 0"),

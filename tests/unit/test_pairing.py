@@ -545,7 +545,7 @@ def test_a_contract_that_contradicts_the_graph_is_refused(document, reason):
 
 def test_more_tensors_than_any_network_has_are_refused_before_they_are_looked_through():
     many = {f"h{number}": GraphTensor("float32", ("batch", 4)) for number in range(MAX_TENSORS + 1)}
-    assert "it has 2001 inputs, expected are at most 2000" in str(refused(many, {}))
+    assert "it has 2001 inputs, expected at most 2000" in str(refused(many, {}))
     assert "it has 2001 outputs" in str(refused({}, many))
 
 

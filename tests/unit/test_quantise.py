@@ -72,6 +72,7 @@ def test_float16_states_of_the_shipped_network(shipped):
     assert 0 < drift.peak < 2e-3
 
 
+@pytest.mark.process
 def test_both_pass_the_servers_own_trial(shipped, tmp_path):
     small, document = quantise(*shipped, int8=True, float16_state=True)
     write_model(small, document, tmp_path)
@@ -89,6 +90,7 @@ def test_a_state_in_a_loop_is_rounded_after_every_token(dtype):
     np.testing.assert_allclose(one, many, atol=1e-6)
 
 
+@pytest.mark.process
 def test_a_whole_sequence_file_made_small(tmp_path):
     source = tmp_path / "whole.onnx"
     source.write_bytes(lstm().SerializeToString())
@@ -108,6 +110,7 @@ def test_a_whole_sequence_file_made_small(tmp_path):
     assert not (tmp_path / "mine" / "2").exists()
 
 
+@pytest.mark.process
 def test_a_model_of_the_server_made_small(tmp_path):
     """It has its contract inside; a model with contract.toml beside it is taken as well."""
     document = export_file(MODELS / "python-source" / "1", tmp_path / "1", float16_state=True)

@@ -15,6 +15,8 @@ from tests.foreign_graphs import PLAIN_CONTRACT
 from tests.mixing_graphs import beside, less_mean
 from tests.step_graphs import recurrent
 
+pytestmark = pytest.mark.process
+
 F32 = TensorProto.FLOAT
 info = helper.make_tensor_value_info
 CONTRACT = PLAIN_CONTRACT
@@ -94,7 +96,7 @@ BAD = {
     "texts": (
         graph(*PASSED_ON, h_type=TensorProto.STRING, hn_type=TensorProto.STRING),
         CONTRACT,
-        "input 'h' is string, expected is one of float32",
+        "input 'h' is string, expected one of float32",
     ),
     "complex numbers": (
         graph(*PASSED_ON, h_type=TensorProto.COMPLEX64, hn_type=TensorProto.COMPLEX64),
@@ -104,7 +106,7 @@ BAD = {
     "bfloat16": (
         graph(*PASSED_ON, h_type=TensorProto.BFLOAT16, hn_type=TensorProto.BFLOAT16),
         CONTRACT,
-        "input 'h' is bfloat16, expected is one of float32",
+        "input 'h' is bfloat16, expected one of float32",
     ),
     "a weight that is NaN": (with_weights(np.nan), CONTRACT, "tensor 'W' holds NaN or infinity"),
     "a weight that is infinite": (with_weights(np.inf), CONTRACT, "tensor 'W' holds NaN or infinity"),
@@ -172,7 +174,7 @@ BAD = {
     ),
     "no TOML": (GOOD, CONTRACT + "[[[", "contract.toml cannot be read: "),
     "no text": (GOOD, b"\xff\xfe", "contract.toml cannot be read: "),
-    "a contract that is too long": (GOOD, CONTRACT + "#" * (1 << 16), "expected are at most 65536"),
+    "a contract that is too long": (GOOD, CONTRACT + "#" * (1 << 16), "expected at most 65536"),
     "another version": (
         GOOD,
         "contract_version = 2\n" + CONTRACT,
@@ -203,7 +205,7 @@ BAD = {
     "an initial value of another shape": (
         GOOD,
         changed('"hn"\naxes', '"hn"\ninitial = [1, 2]\naxes'),
-        r"initial has shape \(2,\), expected is \(4,\)",
+        r"initial has shape \(2,\), expected \(4,\)",
     ),
     "an initial value that is no number": (
         GOOD,
@@ -219,12 +221,12 @@ BAD = {
     "a role that is none": (
         GOOD,
         CONTRACT + 'role = "loss"\n',
-        "role is 'loss', expected is one of logits",
+        "role is 'loss', expected one of logits",
     ),
     "rows per run below 1": (
         GOOD,
         "rows_per_run = 0\n" + CONTRACT,
-        "rows_per_run is 0, expected is a number >= 1",
+        "rows_per_run is 0, expected a number >= 1",
     ),
     "an axis that is none": (GOOD, changed('["batch", 4]', '["rows", 4]'), "the axis 'rows' is none"),
     "a state with time": (

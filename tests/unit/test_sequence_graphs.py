@@ -260,6 +260,7 @@ def test_a_shape_with_two_readings_is_none():
     )
 
 
+@pytest.mark.process
 def test_a_file_becomes_a_model_that_the_server_takes(tmp_path, capsys):
     """Through the server's own trial, in a process of its own; nothing is written of what is refused."""
     source = tmp_path / "whole.onnx"

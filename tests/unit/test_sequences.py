@@ -355,6 +355,7 @@ def test_a_sequence_that_constants_tell_is_let_through_and_runs(model):
     assert session.run(["y"], {"x": x, "h": h})[0].tolist() == [[15, 26]]
 
 
+@pytest.mark.process
 def test_a_position_without_a_value_would_end_the_process():
     """Why they are refused: if onnxruntime has come to survive this, the rules may go."""
     data = with_place(number("place", NOTHING)).SerializeToString()

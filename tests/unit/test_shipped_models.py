@@ -114,6 +114,7 @@ def test_many_steps_in_one_call_equal_single_steps(repository, name):
     np.testing.assert_allclose(last["h"], states["h"], atol=1e-5)
 
 
+@pytest.mark.process
 def test_those_that_start_unchecked_are_these_and_pass_the_check():
     files = sorted(Settings().models.glob("*/*/model.onnx"))
     models = {path: read_model(path) for path in files}

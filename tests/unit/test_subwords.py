@@ -121,7 +121,7 @@ def test_a_tokenizer_that_cannot_stream_is_refused(document, said):
         (b"{", "is no JSON"),
         (b"\xff", "is no JSON"),
         (b"[" * 100_000, "is no JSON"),
-        (b" " * (MAX_BYTES + 1), f"expected are at most {MAX_BYTES}"),
+        (b" " * (MAX_BYTES + 1), f"expected at most {MAX_BYTES}"),
     ],
 )
 def test_bytes_that_are_no_tokenizer_are_refused(data, said):

@@ -217,11 +217,13 @@ def test_clients_see_bytes_in_and_the_texts_of_entries_out(model):
 # -- files ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_the_confined_check_lets_a_tokenizer_pass(tmp_path):
     path = put_words_model(tmp_path)
     check_model(path, read_model(path))
 
 
+@pytest.mark.process
 def test_the_tokenizer_is_part_of_the_fingerprint(tmp_path):
     path = put_words_model(tmp_path)
     before = fingerprint_of(read_model(path))
@@ -239,10 +241,10 @@ def test_the_tokenizer_is_part_of_the_fingerprint(tmp_path):
         ('file = "tokenizer.json"', 'fiel = "tokenizer.json"', "did you mean 'file'"),
         ('file = "tokenizer.json"\n', "", 'a tokenizer needs file = "tokenizer.json"'),
         ('file = "tokenizer.json"', 'file = "other.json"', "No such file"),
-        ('sha256 = "', 'sha256 = "x', "expected is what sha256sum says of tokenizer.json"),
+        ('sha256 = "', 'sha256 = "x', "expected what sha256sum says of tokenizer.json"),
         ("size = 320", "size = 321", "one value per token id, 321; it has 320"),
-        ("start = 0", "start = -1", "start is -1, expected is an id"),
-        ("start = 0", "start = 320", r"start 320 is no id, expected is 0..319"),
+        ("start = 0", "start = -1", "start is -1, expected an id"),
+        ("start = 0", "start = 320", r"start 320 is no id, expected 0..319"),
         ('name = "h"', 'name = "piece"', "a state is named 'piece'"),
     ],
 )

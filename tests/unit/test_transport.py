@@ -75,6 +75,7 @@ with holdfast.Client(sys.argv[1], timeout_s=1, http_proxy=sys.argv[2] == "yes") 
 """
 
 
+@pytest.mark.process
 def test_a_proxy_of_the_environment_does_not_capture_this_machine():
     """Nothing listens at either address: the error names the one that was tried."""
     proxies = dict.fromkeys(["grpc_proxy", "http_proxy", "https_proxy"], "http://127.0.0.1:2")

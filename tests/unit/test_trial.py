@@ -166,6 +166,7 @@ def test_a_switch_that_switches_off_more_is_refused():
     assert "when no output is asked for" in refusal(switched(honest=False))
 
 
+@pytest.mark.process
 @pytest.mark.filterwarnings("default")
 def test_a_shipped_network_in_int8_is_refused_and_passes_with_both_apart(tmp_path):
     path = tmp_path / "int8.onnx"
@@ -216,6 +217,7 @@ def test_the_poison_of_other_tests_is_not_drawn(tmp_path):
     assert not set(range(models.STALLS, models.RULES_OUT_ALL + 1)) & set(sample.tokens.ravel().tolist())
 
 
+@pytest.mark.process
 def test_a_trial_loads_nothing(tmp_path):
     """Where files are checked, none can be opened any more; parts of numpy load when they are called."""
     for name, data in (("good", plain()), ("bad", in_time(quantised)), ("random", noisy("Dropout"))):

@@ -3,7 +3,7 @@
 import numpy as np
 
 from holdfast.history_digest import INITIAL, run_of
-from holdfast.verify.session_history import Attempt, Sight
+from holdfast.verify.session_history import Attempt, Deletion, Sight
 from tests.judged_sessions import LIFE, Session, judged, step_in
 
 
@@ -59,4 +59,25 @@ def test_of_two_takeovers_at_the_same_time_that_which_found_less_was_first():
     session.history.attempts.append(Attempt(6.0, np.array([2]), 1, LIFE + 1))  # its reply was lost
     session.log.append(2)
     step_in(session, LIFE + 2, [3])
+    assert judged(session)[0] == {}
+
+
+def test_a_life_began_no_earlier_than_it_was_asked_for():
+    """A chunk sent long before, to whatever life there is, was late in finding it."""
+    session = Session(digests=True)
+    late = Attempt(session.now(), np.array([9]), None, 0)
+    session.history.attempts.append(late)
+    step_in(session, LIFE, [1, 2])
+    digest = session.history.attempts[-1].reply.digest
+    session.history.sights.append(Sight(session.now(), LIFE + 1, 2, digest, took_over=True))
+    step_in(session, LIFE + 1, [3, 4])
+    session.history.deletions.append(Deletion(session.now(), LIFE + 1, session.now()))
+    session.history.sights.append(Sight(session.now(), LIFE + 2, 0, INITIAL, is_opening=True))
+    session.log = []
+    step_in(session, LIFE + 2, [5])
+    digest = session.history.attempts[-1].reply.digest
+    session.history.sights.append(Sight(session.now(), LIFE + 3, 1, digest, took_over=True))
+    session.log.append(9)
+    session.answer(late)
+    late.reply.incarnation = LIFE + 3
     assert judged(session)[0] == {}

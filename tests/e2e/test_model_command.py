@@ -1,4 +1,4 @@
-"""`holdfast models inspect`, `check` and `add`: from a file of somebody else's to a stream."""
+"""`holdfast model inspect`, `check` and `add`: from a file of somebody else's to a stream."""
 
 import json
 import subprocess
@@ -56,17 +56,17 @@ def test_inspect_prints_what_a_file_is_and_a_contract_for_it(models, tmp_path):
 
 
 def test_the_command_of_models_finds_its_subcommands(tmp_path):
-    line = [sys.executable, "-c", "from service.command import main; main()", "models"]
+    line = [sys.executable, "-c", "from service.command import main; main()", "model"]
     done = subprocess.run([*line, "check", str(tmp_path)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
-    assert done.stderr == f"holdfast models: {tmp_path}: no .onnx file in this folder\n"
+    assert done.stderr == f"holdfast model: {tmp_path}: no .onnx file in this folder\n"
 
 
 def test_a_client_that_is_no_server_is_told_what_to_install(models, monkeypatch):
     monkeypatch.setattr("holdfast.cli.model_files.find_spec", lambda name: None)
     done = models("check", ".")
     assert done.code == 2
-    assert done.err == "holdfast models needs onnxruntime: pip install 'holdfast[server]'\n"
+    assert done.err == "holdfast model needs onnxruntime: pip install 'holdfast[server]'\n"
 
 
 def test_inspect_of_what_is_no_model_fails_in_a_line(models, tmp_path):
@@ -76,7 +76,7 @@ def test_inspect_of_what_is_no_model_fails_in_a_line(models, tmp_path):
     assert "not a loadable ONNX graph" in done.out
     missing = models("inspect", "none.onnx")
     assert missing.code == 1
-    assert missing.err == "holdfast models: none.onnx: No such file or directory\n"
+    assert missing.err == "holdfast model: none.onnx: No such file or directory\n"
 
 
 def test_check_says_of_each_file_below_a_folder_whether_it_is_served(models, tmp_path):

@@ -1,4 +1,4 @@
-"""`holdfast models`: shows what a server serves, and has it look for new model files."""
+"""`holdfast model`: shows what a server serves, and has it look for new model files."""
 
 import argparse
 import sys
@@ -14,16 +14,17 @@ def main(arguments: list[str]) -> int:
         0, or 1 if the server refused, or refuses a file; argparse exits with 2 for wrong arguments.
     """
     options = _parser().parse_args(arguments)
-    return ask_server("models", options, options.run)
+    return ask_server("model", options, options.run)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "holdfast models",
+        "holdfast model",
         description="Lists the models that a server serves, and makes it look for new model files.",
         epilog="Without a server, where holdfast[server] is installed: `inspect FILE` prints what a model "
         "file is and a contract.toml for it, `check PATH` says whether it would be served, and `add FILE "
-        "--name NAME` puts it where a server finds it; each has --help.",
+        "--name NAME` puts it where a server finds it. Where holdfast[train] is installed, `export` makes "
+        "a model of a network. Each has --help.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     shown = commands.add_parser("list", help="prints every model and version that is served")
@@ -49,6 +50,6 @@ def _reload(client: Client) -> int:
     reloaded = client.reload_models()
     code = _list(client)
     for refusal in reloaded.refused:
-        print(f"holdfast models: refused: {refusal}", file=sys.stderr)
+        print(f"holdfast model: refused: {refusal}", file=sys.stderr)
         code = EXIT_FAILURE
     return code
