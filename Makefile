@@ -11,7 +11,7 @@ export PYTHONDONTWRITEBYTECODE :=
 SOURCES := holdfast service model_export tests proto benchmarks
 
 .PHONY: demo serve prometheus test test-fast check train matrix proto bench bench-quick bench-scale fuzz faults soak \
-        simulate alerts protections deploy-check public-check release-check settings errors format clean
+        simulate alerts protections mutations deploy-check public-check release-check settings errors format clean
 
 demo: $(VENV)/.server           ## a network's memory, served live, surviving kill -9
 	$(BIN)/holdfast demo
@@ -80,6 +80,9 @@ alerts: $(VENV)/.dev            ## breaks a deployment so that every alert fires
 protections: $(VENV)/.dev       ## takes every protection out, one at a time, and sees its test fail
 	$(BIN)/python -m tests.protections
 
+mutations: $(VENV)/.dev $(VENV)/.mutmut   ## changes pure files in every way; too few changes noticed fail
+	$(BIN)/python -m tests.mutations
+
 deploy-check: $(VENV)/.dev      ## runs docker-compose.yml without an engine, every profile; as root
 	HOLDFAST_TEST_DEPLOY=long $(BIN)/python -m pytest -q tests/deploy
 
@@ -118,6 +121,11 @@ $(VENV)/.train: $(BIN)/python pyproject.toml constraints.txt
 # The stubs must import beside protobuf 6 (in the environment) and 7 (in this folder).
 $(VENV)/.protobuf7: $(BIN)/python
 	$(BIN)/python -m pip --disable-pip-version-check --quiet install --no-deps --upgrade --target $(VENV)/protobuf7 protobuf==7.36.2
+	touch $@
+
+# Beside the environment, since it brings a pytest and an editor's worth of packages of its own.
+$(VENV)/.mutmut: $(BIN)/python
+	$(BIN)/python -m pip --disable-pip-version-check --quiet install --upgrade --target $(VENV)/mutmut mutmut==3.8.1
 	touch $@
 
 # The contract's test from another language. Where it cannot be set up it is skipped, and says so; without a

@@ -17,7 +17,6 @@ from holdfast.client.status import from_rpc
 from holdfast.demo.processes import ServerProcess
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
-from tests.faults import LONG
 from tests.faults.test_store import health, step
 from tests.faults.test_workers import is_gone, workers_of
 from tests.opening import open_at
@@ -57,7 +56,7 @@ async def write_and_read(stub, session_id, opened):
         return count, from_rpc(error)
 
 
-@pytest.mark.parametrize("workers", [1, 2] if LONG else [1])
+@pytest.mark.parametrize("workers", [1, 2])
 async def test_a_drain_of_a_thousand_open_streams_loses_nothing(tmp_path, workers):
     server = ServerProcess(tmp_path / "data", "--workers", str(workers), "--drain-timeout-s", "30")
     channels = [grpc.aio.insecure_channel(server.address, [("channel", n)]) for n in range(8)]

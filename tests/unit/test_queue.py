@@ -63,6 +63,28 @@ def test_a_full_queue_refuses_and_keeps_what_it_has():
     assert queue.take(9) == [1]
 
 
+def test_a_queue_takes_as_much_as_it_may_and_what_is_put_back_counts_again():
+    queue = Queue(3)
+    queue.push_group("abc", "three")
+    assert queue.take(1) == ["three"]
+    assert queue.waiting_count == 0
+    queue.put_back("three", 3)
+    assert queue.waiting_count == 3
+    with pytest.raises(Overloaded):
+        queue.push("d", "one")
+    assert queue.take(1) == ["three"]
+    queue.push("d", "one")
+    assert queue.waiting_count == 1
+
+
+def test_a_batch_is_filled_up_to_its_size():
+    queue = Queue(10)
+    for key in "abc":
+        queue.push(key, key)
+    assert queue.take(2) == ["a", "b"]
+    assert queue.take(2) == ["c"]
+
+
 EVENTS = st.lists(st.sets(st.sampled_from("abcd"), max_size=3), max_size=60)
 
 

@@ -16,7 +16,7 @@ from holdfast.errors import (
     SessionQuarantined,
     StoreRegressed,
 )
-from holdfast.history_digest import INITIAL, run_of
+from holdfast.history_digest import INITIAL, MAX_NUMBER, run_of
 from service.engine.rules import (
     MAX_KEPT_REPLIES,
     MAX_KEPT_REPLY_BYTES,
@@ -25,6 +25,7 @@ from service.engine.rules import (
     continues,
     decide,
     keep_replies,
+    sends_ahead,
 )
 from service.store.record import MAX_POSITION, KeptReply, Record
 
@@ -193,6 +194,20 @@ def test_numbers_out_of_range_are_refused(asked, field):
     assert caught.value.field == field
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        claim(5, incarnation=MAX_NUMBER),
+        claim(5, digest=MAX_NUMBER),
+        claim(5, acknowledged=0),
+        claim(5, acknowledged=5),
+        claim(0, acknowledged=0),
+    ],
+)
+def test_numbers_at_the_ends_of_their_range_are_taken(asked):
+    check(asked)
+
+
 def test_the_last_positions_can_be_used():
     check(claim(MAX_POSITION - 2))
     stored = STORED._replace(position=MAX_POSITION - 2, replies=())
@@ -205,6 +220,22 @@ def test_the_last_positions_can_be_used():
 def test_unacknowledged_replies_are_kept():
     new = KeptReply(12, 2, AT_10, 7, b"three")
     assert keep_replies(KEPT, new, 8) == (KEPT[1], new)
+
+
+def test_replies_are_kept_up_to_the_limits():
+    new = KeptReply(99, 1, 1, 1, b"x")
+    many = tuple(KeptReply(index + 1, 1, 1, 1, b"") for index in range(MAX_KEPT_REPLIES - 1))
+    assert keep_replies(many, new, 0) == (*many, new)
+    large = KeptReply(1, 1, 1, 1, bytes(MAX_KEPT_REPLY_BYTES - 1))
+    assert keep_replies((large,), new, 0) == (large, new)
+    larger = new._replace(outputs=bytes(MAX_KEPT_REPLY_BYTES + 1))
+    assert keep_replies((), larger, 0) == (larger,), "one is kept however large it is"
+
+
+@pytest.mark.parametrize(("acknowledged", "is_ahead"), [(-1, False), (0, True), (9, True), (10, False)])
+def test_who_has_not_acknowledged_the_last_chunk_sends_ahead(acknowledged, is_ahead):
+    stamps = np.array([[5, 10, 3]])
+    assert sends_ahead(stamps, np.array([acknowledged])).tolist() == [is_ahead]
 
 
 def test_too_many_unacknowledged_replies_are_refused():

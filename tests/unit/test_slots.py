@@ -21,10 +21,15 @@ from service.store.slots import SLOT_COUNT, slot_of
         (b"{bar", 4015),
         (b"foo{bar}{zap}", 5061),
         (b"bar", 5061),
+        (b"a}{bar}", 5061),  # what closes before it opens is no part
     ],
 )
 def test_known_slots(key, slot):
     assert slot_of(key) == slot % SLOT_COUNT
+
+
+def test_a_part_may_be_one_byte():
+    assert slot_of(b"{b}ar") == slot_of(b"b")
 
 
 def test_all_keys_of_a_session_share_a_slot():
