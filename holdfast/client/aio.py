@@ -192,7 +192,7 @@ class AsyncClient:
                 features (B, width) or (B, T, width).
             positions: Tokens each session has consumed before, as numbers; or an `OpenedBatch` or
                 `BatchReply` of the same sessions in the same order, which name their histories too. None
-                appends where each session stands; then the call is not repeated when the connection breaks.
+                appends to each session; the call is then not repeated when the connection breaks.
             timeout_s: Longest wait, retries included; default is the client's.
             **options: version, top_k, token_log_prob, outputs and ack_level, as in `AsyncSession.step`.
 

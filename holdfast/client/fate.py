@@ -66,9 +66,9 @@ def tell_rows(error: HoldfastError, *, has_positions: bool) -> None:
         error.tell("rows may have been applied: send the same rows at the same positions again")
     else:
         error.tell(
-            "rows may have been applied, and since they were sent without positions, sending them again "
-            "may apply them twice: see where each session stands, by open_batch() or get_session(), and go "
-            "on from there with positions"
+            "rows may have been applied, and because they were sent without positions, sending them again "
+            "may apply them twice: read the position of each session by open_batch() or get_session(), and "
+            "continue from there with positions"
         )
 
 
@@ -122,8 +122,8 @@ def _tell_pending(error: HoldfastError, ledger: Ledger) -> None:
 
 def _elsewhere(pending: Sequence[PendingChunk]) -> str:
     return (
-        "open the session with another client and take_over=True, after which nothing sent by this one "
-        f"arrives; its position tells, or repeat the first chunk there with position={pending[0].position}"
+        "open the session with another client and take_over=True, which fences whatever this one sent; its "
+        f"position tells, or repeat the first chunk there with position={pending[0].position}"
     )
 
 
@@ -131,7 +131,7 @@ def _tell_lost_sight(error: HoldfastError, ledger: Ledger) -> None:
     pending = ledger.pending
     error.tell(
         f"{describe(pending)} may or may not have been applied before this refusal: open the session again "
-        "by client.open_session(..., take_over=True), after which nothing sent before arrives, and compare "
+        "by client.open_session(..., take_over=True), which fences whatever was sent before, and compare "
         "its position",
         pending=pending,
     )

@@ -157,9 +157,9 @@ class Ledger:
             return first
         if position > self.position:
             raise PositionGap(
-                f"position is {position}, the session stands at {self.position}: tokens are missing",
+                f"position is {position}, but the session is at {self.position}: tokens are missing",
                 expected_position=self.position,
-            ).tell(f"nothing was sent; go on with the token at position {self.position}")
+            ).tell(f"nothing was sent; continue with the token at position {self.position}")
         return None
 
     def take(self, pieces: Sequence[Tokens], asked: Asked) -> list[Entry]:
@@ -203,7 +203,7 @@ class Ledger:
                 raise PositionConflict(
                     f"other tokens were applied at position {position}",
                     expected_position=self.position,
-                ).tell(f"nothing was sent; the session stands at position {self.position}")
+                ).tell(f"nothing was sent; the session is at position {self.position}")
             history_digest = self._buffer.digest_at(position)
         self._tag += 1
         return Entry(position, history_digest, tokens, to_message(tokens), asked, self._tag)

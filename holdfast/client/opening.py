@@ -27,7 +27,7 @@ def session_opening(
     """Writes the opening of a session; arguments as of `AsyncClient.open_session`.
 
     Raises:
-        TypeError, ValueError: Something is not what it should be; see docs/inputs.md.
+        TypeError, ValueError: Something is not what it should be; see docs/guides/inputs.md.
     """
     state = state_message(initial_state)
     version = whole_number("version", version, at_least=0)
@@ -52,7 +52,7 @@ def batch_opening(
     """Writes the opening of many sessions; arguments as of `AsyncClient.open_batch`.
 
     Raises:
-        TypeError, ValueError: Something is not what it should be; see docs/inputs.md.
+        TypeError, ValueError: Something is not what it should be; see docs/guides/inputs.md.
     """
     ids = session_ids_text(session_ids)
     return pb.OpenBatchRequest(

@@ -128,6 +128,8 @@ class Store:
 
     async def load(self, keys: Sequence[bytes]) -> list[Loaded]:
         """Reads records in one round trip; see `StateStore.load`."""
+        if not keys:
+            return []  # MGET without a key is an error
         if self._placed is not None:
             keys = self._placed(keys)
         shares = self._topology.together(keys)
@@ -161,7 +163,8 @@ class Store:
             again = await self._topology.send([calls[number] for number in unknown])
             for number, answer in zip(unknown, again, strict=True):
                 answers[number] = answer
-        return self._refusals(calls, answers, sum(len(part.keys) for part in writes) // len(calls))
+        size = sum(len(part.keys) for part in writes) // len(calls)  # all records, or one
+        return self._refusals(calls, answers, size)
 
     async def confirm(self, keys: Sequence[bytes], level: AckLevel, epoch: int) -> Refusals:
         """Waits for replicas and disks, of all primaries at the same time; see `StateStore.confirm`."""
@@ -173,7 +176,8 @@ class Store:
             end = first + len(share)
             by_node.setdefault(self._topology.node_of(share[0]), []).extend(range(first, end))
             first = end
-        outcomes = await asyncio.gather(*(self._confirm_node(node, level, epoch) for node in by_node))
+        waits = [self._confirm_node(node, level, epoch) for node in by_node]
+        outcomes = await asyncio.gather(*waits) if len(waits) > 1 else [await waits[0]]
         refusals: Refusals = {}
         for numbers, refusal in zip(by_node.values(), outcomes, strict=True):
             if refusal is not None:

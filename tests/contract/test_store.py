@@ -81,6 +81,10 @@ async def test_what_is_committed_is_loaded(store, key):
     assert await get(store, key) == record(3)
 
 
+async def test_nothing_is_read_where_nothing_is_asked_for(store):
+    assert await store.load([]) == []
+
+
 async def test_another_record_is_left_alone_and_shown(store, key):
     await put(store, key, record(5))
     for new, old in (

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from holdfast.errors import InvalidRequest, RecordCorrupt, ServiceError, StoreUnavailable
 from holdfast.v1 import holdfast_pb2 as pb
+from service.engine import rules
 from service.engine.checks import check_tokens, validate
 from service.engine.rows import to_tokens
 from service.model.config_pbtxt import read_config
@@ -118,7 +119,8 @@ def run_chunk(data):
     try:
         chunk = codec.to_chunk(request.chunk, lambda *_: None, ANYBODY, max_tokens=MAX_TOKENS)
         assert len(chunk.tokens) <= max(8 * len(data), 8)
-        chunk.check()
+        claimed = chunk.position, chunk.acknowledged, chunk.incarnation, chunk.digest
+        rules.check(rules.Claim(chunk.asked.token_count, b"", *claimed))
         for model in MODELS:
             judge(model, chunk.asked, chunk.tokens, 1)
     except ServiceError as error:

@@ -4,7 +4,7 @@ import grpc
 import numpy as np
 import pytest
 
-from holdfast.client.status import from_rpc
+from holdfast.client.status import from_rpc, from_status
 from holdfast.v1 import holdfast_pb2 as pb
 from tests.rpc.conftest import MODEL
 
@@ -91,6 +91,9 @@ def test_a_bad_session_id_is_refused_by_every_rpc(rpc, session_id):
     assert rpc.step(session_id, text=b"x").reason == "INVALID_REQUEST"
     for name, request in [("GetSession", pb.GetSessionRequest), ("DeleteSession", pb.DeleteSessionRequest)]:
         assert rpc.call(name, request(session_id=session_id)).reason == "INVALID_REQUEST"
+    batch = pb.OpenBatchRequest(session_ids=[session_id], model=pb.ModelRef(name=MODEL))
+    [refused] = rpc.call("OpenBatch", batch).errors
+    assert from_status(refused.status).reason == "INVALID_REQUEST"
 
 
 @pytest.mark.parametrize(

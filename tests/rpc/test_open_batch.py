@@ -75,7 +75,7 @@ def test_rows_that_are_not_opened_are_told(client):
 def test_a_batch_without_positions_is_not_repeated_and_its_error_says_how_to_find_out(client, scripted):
     client.open_batch("m", IDS)
     scripted.script.extend([None, None, LOST])
-    with pytest.raises(ServerUnavailable, match="may apply them twice: see where each session stands"):
+    with pytest.raises(ServerUnavailable, match="may apply them twice: read the position of each session"):
         client.step_batch("m", IDS, b"abc")
     assert [scripted.applied(name) for name in IDS] == [b"a", b"b", b"c"]
     again = client.open_batch("m", IDS)
