@@ -34,7 +34,7 @@ class Target(NamedTuple):
 
 TARGETS = (
     Target("service/engine/rules.py", ("tests/unit/test_rules.py", "tests/scenarios"), 97),
-    Target("service/engine/queue.py", ("tests/unit/test_queue.py", "tests/scenarios"), 88),
+    Target("service/engine/queue.py", ("tests/unit/test_queue.py", "tests/scenarios"), 92),
     Target("service/engine/window.py", ("tests/unit/test_window.py",), 68),
     Target("service/store/slots.py", ("tests/unit/test_slots.py",), 100),
 )
