@@ -7,10 +7,10 @@ import pytest
 
 import holdfast
 from holdfast.demo.processes import ServerProcess
-from tests.certificates import Authority
-from tests.command_line import call
 from tests.rpc.conftest import MODEL
-from tests.tokens import TokensFile
+from tests.support.certificates import Authority
+from tests.support.command_line import call
+from tests.support.tokens import TokensFile
 
 pytestmark = pytest.mark.e2e
 

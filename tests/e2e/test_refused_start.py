@@ -12,9 +12,9 @@ import pytest
 
 from holdfast.cli import serve as command
 from holdfast.demo.processes import ServerProcess
-from tests.certificates import Authority
-from tests.command_line import Said
 from tests.faults.test_store import store_of
+from tests.support.certificates import Authority
+from tests.support.command_line import Said
 
 pytestmark = pytest.mark.e2e
 

@@ -13,11 +13,11 @@ import holdfast
 from holdfast.client.history import read_frames
 from holdfast.demo.processes import ServerProcess
 from holdfast.v1 import holdfast_pb2 as pb
-from tests.foreign_graphs import NETWORKS
-from tests.mixing_graphs import RARE, beside, less_mean, when_rare
-from tests.models import write_features_model
-from tests.oracle import MODELS
-from tests.step_graphs import recurrent
+from tests.support.foreign_graphs import NETWORKS
+from tests.support.mixing_graphs import RARE, beside, less_mean, when_rare
+from tests.support.models import write_features_model
+from tests.support.oracle import MODELS
+from tests.support.step_graphs import recurrent
 
 MODEL = "python-source"
 TEXT = b"class Point:\n    x: int\n    y: int\n"

@@ -14,12 +14,12 @@ from service.store.confirmation import AckSettings
 from service.store.opening import create_store
 from service.store.protocol import AckLevel
 from tests.faults.test_store import store_of
-from tests.opening import open_at
-from tests.oracle import run
 from tests.rpc.conftest import Rpc
-from tests.server import get
-from tests.store_process import StoreProcess
-from tests.waiting import wait_for
+from tests.support.opening import open_at
+from tests.support.oracle import run
+from tests.support.server import get
+from tests.support.store_process import StoreProcess
+from tests.support.waiting import wait_for
 
 MODEL = "python-source"
 TEXT = b"def f(x):\n    return x + 1\n"

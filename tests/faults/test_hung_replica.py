@@ -7,7 +7,7 @@ import holdfast
 from holdfast.demo.processes import ServerProcess
 from tests.faults.verdict import MODEL
 from tests.nemesis import processes
-from tests.oracle import run
+from tests.support.oracle import run
 
 TEXT = b"for line in sys.stdin:\n    print(line)\n"
 

@@ -14,10 +14,10 @@ from tests.contract.test_store import eventually, get, put, record
 from tests.faults import LONG
 from tests.faults.streams import survive
 from tests.faults.test_regression import refused
-from tests.server import get as page
-from tests.server import value
-from tests.stores import ADMIN, GROUP, PASSWORD, URL_PASSWORD, USER, deploy_sentinel
-from tests.waiting import wait_for
+from tests.support.server import get as page
+from tests.support.server import value
+from tests.support.stores import ADMIN, GROUP, PASSWORD, URL_PASSWORD, USER, deploy_sentinel
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.faults
 

@@ -12,10 +12,10 @@ from service.app import Server
 from service.settings.schema import Settings
 from service.telemetry.metrics import Metrics
 from tests.faults.test_store import health, step
-from tests.opening import open_at
-from tests.server import get, value
-from tests.stores import StoreProcess
-from tests.waiting import wait_for
+from tests.support.opening import open_at
+from tests.support.server import get, value
+from tests.support.stores import StoreProcess
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.faults
 

@@ -13,11 +13,11 @@ from holdfast.demo.processes import ServerProcess
 from holdfast.v1 import holdfast_pb2 as pb
 from service.telemetry.log_lines import LINES
 from tests.faults.test_workers import workers_of
-from tests.models import write_features_model
 from tests.nemesis.store import StoreProcess
 from tests.rpc.conftest import MODEL, Rpc
-from tests.server import get
-from tests.waiting import wait_for
+from tests.support.models import write_features_model
+from tests.support.server import get
+from tests.support.waiting import wait_for
 
 
 def lines_of(server):

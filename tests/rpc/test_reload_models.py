@@ -11,14 +11,14 @@ import pytest
 import holdfast
 from holdfast.demo.processes import ServerProcess
 from holdfast.errors import ModelMismatch, ModelNotFound, PermissionDenied
-from tests.hostile_models import endless
-from tests.models import put_shipped
 from tests.nemesis.processes import children_of, state_of
-from tests.oracle import run
 from tests.rpc.conftest import MODEL
-from tests.server import get, value
-from tests.tokens import TokensFile
-from tests.waiting import wait_for
+from tests.support.hostile_models import endless
+from tests.support.models import put_shipped
+from tests.support.oracle import run
+from tests.support.server import get, value
+from tests.support.tokens import TokensFile
+from tests.support.waiting import wait_for
 
 SECOND = "python-source-elman"
 """The shipped model that is version 2 of MODEL here."""

@@ -10,9 +10,9 @@ import holdfast
 from holdfast import Tls
 from holdfast.demo.processes import ServerProcess
 from holdfast.errors import ServerUnavailable
-from tests.certificates import Authority, replace
 from tests.rpc.conftest import MODEL
-from tests.waiting import wait_for
+from tests.support.certificates import Authority, replace
+from tests.support.waiting import wait_for
 
 
 @pytest.fixture

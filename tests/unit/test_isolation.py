@@ -18,7 +18,7 @@ from service.engine.runner import NEW_PATIENCE_S, PATIENCE_S, WatchedRun
 from service.engine.sessions import Opening, Sessions
 from service.engine.suspects import ALARM_S, BARS, CLEAN_RUNS, CULPRIT_AFTER, MAX_SUSPECTS, RISE_S, Suspects
 from service.store.record import decode, encode
-from tests.fakes import (
+from tests.support.fakes import (
     CountingObserver,
     FakeModels,
     MemoryStore,

@@ -10,7 +10,7 @@ from model_export.from_file import main as export_main
 from model_export.from_sequence import Refused, to_step_graph
 from model_export.surgery.axes import regroup
 from model_export.surgery.preparing import parsed
-from tests.sequence_graphs import FLOAT, INFO, INT64, Graph, check_streams, loop_model, stream
+from tests.support.sequence_graphs import FLOAT, INFO, INT64, Graph, check_streams, loop_model, stream
 
 
 @pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from holdfast.history_digest import INITIAL, run_of
 from holdfast.verify.session_history import Sight
-from tests.judged_sessions import LIFE, Session, chunks, judged, place_of, step_in
+from tests.support.judged_sessions import LIFE, Session, chunks, judged, place_of, step_in
 
 
 @given(st.integers(2, 4), st.integers(1, 4), st.data())

@@ -24,8 +24,8 @@ from holdfast.client.options import (
 )
 from holdfast.client.rows import normalise_rows
 from holdfast.client.tokens import normalise, state_message, to_arrays
-from tests.foreign_arrays import FakeColumn, FakeTable, FakeTensor, OnlyElsewhere
-from tests.pieces import pieces
+from tests.support.foreign_arrays import FakeColumn, FakeTable, FakeTensor, OnlyElsewhere
+from tests.support.pieces import pieces
 
 NAN, INF = float("nan"), float("inf")
 
