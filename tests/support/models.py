@@ -152,8 +152,8 @@ HASH_STATE = {
 def write_hash_model(path, *, has_time_axis=False):
     """Writes s_next = (s * 1000003 + token + 1) mod 2147483647 in int64, its output `hash` being s_next.
 
-    `tests.support.hash_oracle` says what comes out. No product reaches 2^63. With a time axis a chunk is one
-    run.
+    `tests.support.hash_oracle` says what comes out. No product reaches 2^63. With a time axis a chunk is
+    one run.
     """
     named = {"factor": FACTOR, "one": 1, "modulus": MODULUS}
     constants = [numpy_helper.from_array(np.array(value, np.int64), name) for name, value in named.items()]
