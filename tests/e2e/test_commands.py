@@ -79,3 +79,12 @@ def test_a_session_is_deleted_by_its_incarnation_or_by_its_id(guarded, tmp_path)
     assert gone.stderr.startswith(
         "holdfast session: SESSION_DELETED: the session was deleted at position 3"
     )
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"), [("models", "model"), ("export", "model export"), ("serv", "serve"), ("xyz", "")]
+)
+def test_an_unknown_command_is_answered_with_the_nearest_one(word, meant):
+    said = call(word)
+    line = f"holdfast: no command {word!r}" + (f"; did you mean {meant!r}?" if meant else "")
+    assert (said.code, said.out, said.err.splitlines()[0]) == (2, "", line)
