@@ -68,7 +68,7 @@ def test_a_session_is_deleted_by_its_incarnation_or_by_its_id(guarded, tmp_path)
     shown = run(("session", "show", "s"), tmp_path, *options).stdout
     other = run(("session", "delete", "s", "--incarnation", "1"), tmp_path, *options)
     assert (other.returncode, other.stdout) == (1, "")
-    assert other.stderr.startswith("holdfast session: SESSION_DELETED: ")
+    assert other.stderr.startswith("holdfast session delete: SESSION_DELETED: ")
     assert (
         run(("session", "show", "s"), tmp_path, *options).stdout.splitlines()[:3] == shown.splitlines()[:3]
     )
@@ -77,7 +77,7 @@ def test_a_session_is_deleted_by_its_incarnation_or_by_its_id(guarded, tmp_path)
     gone = run(("session", "show", "s"), tmp_path, *options)
     assert gone.returncode == 1
     assert gone.stderr.startswith(
-        "holdfast session: SESSION_DELETED: the session was deleted at position 3"
+        "holdfast session show: SESSION_DELETED: the session was deleted at position 3"
     )
 
 
