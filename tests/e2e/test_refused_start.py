@@ -131,6 +131,13 @@ CASES = {
         CONFIGURATION,
         file="ack_level = 'disk'",
     ),
+    "a level that needs replicas": Case(
+        "--ack-level fsynced+replicated",
+        "set by HOLDFAST_ACK_LEVEL",
+        "level replicated needs --replicas-required N, N >= 1",
+        CONFIGURATION,
+        variables={"HOLDFAST_ACK_LEVEL": "fsynced+replicated"},
+    ),
     "a store of another kind": Case(
         "--store mongodb://db",
         "set by HOLDFAST_STORE",

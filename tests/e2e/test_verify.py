@@ -195,7 +195,7 @@ def test_without_the_model_nothing_is_proven(server, models, tmp_path):
     [
         ((), "expected histories to check, or --target to load"),
         (("--target", "127.0.0.1:1"), "--target needs --history"),
-        (("no-such-file",), "No such file"),
+        (("no-such-file",), "verify: no-such-file: no such file"),
         (("pyproject.toml",), "is not a history"),
     ],
 )

@@ -48,7 +48,7 @@ def test_an_eviction_policy_that_is_changed(store, tmp_path, workers):
         wait_for(lambda: is_ready(server) and health(server.address) == "SERVING")
     log = (tmp_path / "data" / "server.log").read_text()
     assert "maxmemory-policy noeviction" in log
-    assert "append-only file, synced every second" in log
+    assert "append-only file, appendfsync everysec" in log
 
 
 def test_a_disk_that_is_full_until_there_is_room(store, tmp_path):

@@ -184,7 +184,7 @@ def test_a_replica_without_the_version_says_so_and_goes_on_when_it_has_it(serve,
     with holdfast.Client(behind.address) as client:
         with pytest.raises(ModelMismatch, match=f"fingerprint {fingerprint}, which this server does not"):
             client.open_session("s")
-        with pytest.raises(ModelNotFound, match="no version 2; served are 1"):
+        with pytest.raises(ModelNotFound, match="no version 2; the server has 1"):
             client.open_session(model=MODEL, version=2)
         put_shipped(late, SECOND, MODEL, 2)
         assert list(client.reload_models().refused) == []

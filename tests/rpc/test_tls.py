@@ -159,7 +159,11 @@ REFUSED = {
     "no certificate": (["--tls-key", "x.pem"], "--tls-cert", 2),
     "clients' authority alone": (["--tls-client-ca", "x.pem"], "--tls-client-ca", 2),
     "no such file": (["--tls-cert", "x.pem", "--tls-key", "x.pem"], "x.pem: no such file", 1),
-    "no such tokens file": (["--tokens-file", "x.toml"], "--tokens-file x.toml: [Errno 2]", 1),
+    "no such tokens file": (
+        ["--tokens-file", "x.toml"],
+        "--tokens-file x.toml: no such file or directory; name a TOML file",
+        1,
+    ),
 }
 
 
