@@ -156,7 +156,7 @@ async def test_a_primary_that_was_stopped_is_not_written_to_when_it_wakes(group,
 async def test_a_replica_that_the_sentinels_still_name_is_not_used(group, opened):
     primary, replica = group.nodes
     primary.call("REPLICAOF", "127.0.0.1", replica.port)
-    with pytest.raises(StoreUnavailable, match="it is no primary"):
+    with pytest.raises(StoreUnavailable, match="it is not a primary"):
         await opened(group.url, timeout_s=2.0)
 
 

@@ -26,7 +26,7 @@ from tests.support.fakes import (
     encode_totals,
     open_session,
 )
-from tests.unit.test_engine import send, submit
+from tests.unit.test_driver import send, submit
 from tests.unit.test_engine_rows import send_rows
 
 RAISE, STALL, NO_STATE = 254, 253, 252
