@@ -162,7 +162,7 @@ class _Loop:
             self._begin(coroutine, answer)
             return answer.result()
         except BaseException:
-            if self._cancel(answer):
+            if self._cancel(coroutine, answer):
                 answer.wait(INTERRUPT_S)  # what the caller does next finds it ended
             raise
         finally:
@@ -194,8 +194,8 @@ class _Loop:
         with self._lock:
             self._is_exiting = self._is_exiting or at_exit
             if not self._is_ending:
-                self._is_ending = True
                 self._loop.call_soon_threadsafe(self._end_asked.set)
+                self._is_ending = True  # now: an interrupt before it would leave nobody to end it
 
     def wait_for_end(self, limit_s: float) -> None:
         self._thread.join(limit_s)
@@ -215,19 +215,20 @@ class _Loop:
                     self._loop.call_soon_threadsafe(self._start, coroutine, answer)
                     return
         except BaseException:
-            coroutine.close()
+            if answer not in self._calls:  # else the loop may have it, and closes it
+                coroutine.close()
             raise
         coroutine.close()
         if self._is_exiting and threading.current_thread().daemon:
             return  # it waits, and ends with the process
         raise ClientClosed("the client is closed")
 
-    def _cancel(self, answer: _Answer[Any]) -> bool:
+    def _cancel(self, coroutine: Coroutine[Any, Any, Any], answer: _Answer[Any]) -> bool:
         """Cancels a call that runs; returns whether there is one."""
         with self._lock:
             runs = answer in self._calls and not answer.done() and not self._is_ending
             if runs:
-                self._loop.call_soon_threadsafe(self._cancel_here, answer)
+                self._loop.call_soon_threadsafe(self._cancel_here, coroutine, answer)
             return runs
 
     def _is_here(self) -> bool:
@@ -258,6 +259,8 @@ class _Loop:
 
     async def _live(self) -> None:
         await self._end_asked.wait()
+        with self._lock:
+            self._is_ending = True  # where an interrupt came before whoever asked could note it
         await self._end_calls()
         try:
             if self._farewell is not None:
@@ -297,10 +300,14 @@ class _Loop:
         if self._is_ending:
             task.cancel()
 
-    def _cancel_here(self, answer: _Answer[Any]) -> None:
+    def _cancel_here(self, coroutine: Coroutine[Any, Any, Any], answer: _Answer[Any]) -> None:
         task = self._calls.get(answer)
         if task is not None:
             task.cancel()
+        elif answer in self._calls:  # the interrupt came before `_start` was asked for
+            coroutine.close()
+            del self._calls[answer]
+            self._answer(answer, error=asyncio.CancelledError())
 
     def _settle(self, task: asyncio.Task[Any], answer: _Answer[Any]) -> None:
         self._calls.pop(answer, None)

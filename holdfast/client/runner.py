@@ -43,8 +43,9 @@ class Runner:
         self._loop = thread.run(_loop_here())
         self._lock = threading.RLock()  # taken itself: a condition takes it in lines that interrupts part
         self._changed = threading.Condition(self._lock)
-        self._running_count = 0
+        self._running: set[_Outcome[Any]] = set()
         self._is_closed = False
+        self._has_ended = False
 
     def run(
         self,
@@ -62,23 +63,22 @@ class Runner:
             ClientClosed: It is closed.
             WrongEventLoop: The caller is on the event loop itself, which would wait for itself.
         """
-        try:
-            self._check_thread()
-            self._enter()
-        except BaseException:
-            coroutine.close()
-            raise
         outcome = _Outcome(coroutine)
         try:
-            return self._thread.run(outcome.run())
+            try:
+                self._check_thread()
+                self._enter(outcome)
+                return self._thread.run(outcome.run())
+            finally:
+                self._running.discard(outcome)  # one call, which no interrupt parts
+                if self._is_closed:
+                    self._wake_closer()
         except Exception:
             outcome.close()
             raise
         except BaseException:  # an interrupt
             self._unwind(outcome, take_back)
             raise
-        finally:
-            self._leave()
 
     def post(self, callback: Callable[[], None]) -> None:
         """Has the event loop call something, without waiting for it: also when the interpreter exits."""
@@ -88,7 +88,7 @@ class Runner:
             self._loop.call_soon_threadsafe(callback)
 
     def close(self, closing: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Ends all calls, those of other threads too; the second time it does nothing.
+        """Ends all calls, those of other threads too; once that is done, it does nothing.
 
         Args:
             closing: Closes the client on the loop.
@@ -97,29 +97,28 @@ class Runner:
             self._is_closed = True
             self._thread.close()
             return
-        with self._lock:
-            if self._is_closed:
-                return
-            self._is_closed = True
+        if self._has_ended:
+            return
+        self._is_closed = True
         try:
             with contextlib.suppress(ClientClosed):  # the loop has ended before, and the client with it
                 self._thread.run(closing())
-        except BaseException:
+            with self._lock:
+                self._changed.wait_for(lambda: not self._running, CLOSE_S)
+            self._thread.close()
+        except BaseException:  # also an interrupt: the next `close` does the rest
             self._is_closed = False
             raise
-        with self._lock:
-            self._changed.wait_for(lambda: self._running_count == 0, CLOSE_S)
-        self._thread.close()
+        self._has_ended = True
 
-    def _enter(self) -> None:
+    def _enter(self, outcome: "_Outcome[Any]") -> None:
         with self._lock:
             if self._is_closed:
                 raise ClientClosed("the client is closed").tell("nothing was sent")
-            self._running_count += 1
+            self._running.add(outcome)
 
-    def _leave(self) -> None:
+    def _wake_closer(self) -> None:
         with self._lock:
-            self._running_count -= 1
             self._changed.notify_all()
 
     def _is_here(self) -> bool:

@@ -143,18 +143,31 @@ class Session:
             self._writer.tell_pending(error)
             raise
         finally:
-            pump.keep(fetched)  # here, since the event loop may be closed by now; the turn is this stream's
-            self._runner.post(pump.release)
+            try:
+                self._end(pump, fetched)
+            except BaseException:  # an interrupt: without an end the session would be held for ever
+                self._end(pump, fetched)
+                raise
+
+    def _end(self, pump: Pump, fetched: "deque[Any]") -> None:
+        """Ends a stream, as often as it is asked to."""
+        pump.keep(fetched)  # here, since the event loop may be closed by now; the turn is this stream's
+        self._runner.post(pump.release)
 
     def _read(
         self, pump: Pump, replies: AsyncGenerator[StepReply, None]
     ) -> Generator[StepReply, None, None]:
         """Yields the replies to what an asynchronous source gives, on the event loop."""
+        leave = functools.cache(lambda: self._writer.leave(replies))  # once, as often as it is posted
         try:
             while (reply := self._run(_next(replies), self._take_back)) is not None:
                 yield reply
         finally:
-            self._runner.post(functools.partial(self._writer.leave, replies))
+            try:
+                self._runner.post(leave)
+            except BaseException:  # an interrupt, as above
+                self._runner.post(leave)
+                raise
 
     def _take_back(self, reply: StepReply | None) -> None:
         if reply is not None:

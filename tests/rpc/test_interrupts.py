@@ -114,7 +114,10 @@ def test_an_interrupt_of_a_loop_body_leaves_its_stream_in_good_order(server):
 
 
 def test_interrupts_at_any_moment_lose_and_double_nothing(server):
-    """A timer interrupts steps and streams, hundreds of times; what came out is all that was applied."""
+    """A timer interrupts steps and streams, hundreds of times; what came out is all that was applied.
+
+    Not even the reply that comes with an interrupt is lost: the settlement gives it.
+    """
     code = """
     import random, warnings
 
@@ -126,8 +129,13 @@ def test_interrupts_at_any_moment_lose_and_double_nothing(server):
 
     sys.unraisablehook = unraisable
     rng = random.Random(7)
-    signal.signal(signal.SIGALRM, signal.default_int_handler)
-    given, interrupts = b"", 0
+    given, interrupts, is_calling = b"", 0, False
+
+    def interrupt(*_):
+        if is_calling:  # else it came too early or too late, and the call is not what it hits
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGALRM, interrupt)
 
     def take(replies):
         global given
@@ -135,28 +143,25 @@ def test_interrupts_at_any_moment_lose_and_double_nothing(server):
 
     print("interrupted", flush=True)
     for number in range(400):
-        signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.0001, 0.003))
         replies = []
         try:
+            is_calling = True
+            signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.0001, 0.003))
             if number % 2:
                 replies.append(session.step(bytes([number % 90 + 32])))
             else:
                 replies.extend(session.stream(iter([b"abc", b"def"]), chunk=2, max_in_flight=3))
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            is_calling = False
         except KeyboardInterrupt:
+            is_calling = False
             interrupts += 1
-            signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         take(replies)
         take(session.settle())
-        if session.position != len(given):  # it came between the reply and its being noted here
-            print("between", session.position - len(given))
-            given = given[: session.position].ljust(session.position)
-    print(interrupts > 100, session.position)
+    print(interrupts > 100, given.decode())
     sys.stdout.flush()
     """
-    said = run(server, code, 60)
-    assert said[-1] == f"True {len(server.applied())}", said
-    assert len(said) < 20, said  # of 400: between a reply and its being noted there are a few bytecodes
+    assert run(server, code, 60) == [f"True {server.applied().decode()}"]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import inspect
 import signal
 import threading
 import time
@@ -96,6 +97,37 @@ def test_an_interrupt_is_not_held_up_by_a_call_that_does_not_end(thread):
     finally:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
     assert thread.run(give(1)) == 1
+
+
+@pytest.mark.parametrize("is_asked", [False, True])
+def test_an_interrupt_of_the_asking_for_a_call_leaves_it_to_the_loop(thread, monkeypatch, is_asked):
+    """It comes before the loop is asked, or when the call has begun there: it is ended there, not here."""
+    begun, ended_in = threading.Event(), []
+
+    async def call():
+        begun.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended_in.append(threading.current_thread().name)
+
+    loop = thread._loop._loop
+    ask = loop.call_soon_threadsafe
+
+    def interrupted(callback, *arguments):
+        monkeypatch.setattr(loop, "call_soon_threadsafe", ask)
+        if is_asked:
+            ask(callback, *arguments)
+            assert begun.wait(5)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "call_soon_threadsafe", interrupted)
+    coroutine = call()
+    with pytest.raises(KeyboardInterrupt):
+        thread.run(coroutine)
+    assert ended_in == ["holdfast"] * is_asked
+    assert inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED
+    assert not thread._loop._calls
 
 
 def test_the_loop_does_not_wait_for_itself(thread):
