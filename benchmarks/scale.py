@@ -38,9 +38,9 @@ from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from holdfast.verify.judge import Verdict, judge
 from holdfast.verify.load import Load, LoadSettings
 from service.settings.schema import Settings
-from tests.server import get
-from tests.stores import Deployment, deploy_cluster
-from tests.waiting import wait_for
+from tests.support.server import get
+from tests.support.stores import Deployment, deploy_cluster
+from tests.support.waiting import wait_for
 
 MODEL = "python-source"
 REPLICA_COUNTS = (1, 2, 4)

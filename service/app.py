@@ -22,7 +22,7 @@ from service.model.files import ModelFileError
 from service.model.providers import parse_providers
 from service.model.reloading import ModelReloading
 from service.model.repository import ModelRepository
-from service.model.step_graph import available_providers
+from service.model.step_graph import check_available
 from service.rpc.access import Access
 from service.rpc.connections import connection_options, reading_places, request_bound
 from service.rpc.credentials import CredentialsError
@@ -96,7 +96,10 @@ class Server:
         self._store_danger = self._store_refusal = self._store_suspicion = ""
         self.grpc_port = 0
         failpoints.arm(os.environ, is_allowed=settings.allow_failpoints)
-        _check_available(settings.providers)
+        try:
+            check_available(parse_providers(settings.providers))
+        except ValueError as error:
+            raise StartError(f"--providers {error}") from None
         try:
             self._models = ModelRepository(
                 settings.models,
@@ -399,14 +402,3 @@ def _refused_store(error: ServiceError | UnsafeStore, ack_level: str) -> StartEr
     if isinstance(error, StoreUnavailable):
         return StartError(f"--store: {error}; a server starts once its store answers")
     return StartError(f"--store: {error}")
-
-
-def _check_available(providers: str) -> None:
-    """Refuses providers that this onnxruntime does not have; it would only warn, and run on the CPU."""
-    available = available_providers()
-    for name in parse_providers(providers).names:
-        if name not in available:
-            raise StartError(
-                f"--providers {name}: this onnxruntime has {', '.join(available)}; install the build of "
-                "onnxruntime that has it"
-            )

@@ -62,8 +62,17 @@ def _dispatch() -> int:
         return _run("holdfast.cli.export", arguments[1:])
     if command in CLIENT_SIDE:
         return _run(CLIENT_SIDE[command], arguments)
-    print(f"holdfast: no command {command!r}\n{USAGE}", file=sys.stderr)
+    print(f"holdfast: no command {command!r}{_meant(command)}\n{USAGE}", file=sys.stderr)
     return 2
+
+
+def _meant(command: str) -> str:
+    """Returns which command may be meant instead, as the rest of a line."""
+    import difflib  # takes its time, and only a mistake needs it
+
+    commands = {name: name for name in (*SERVER_SIDE, *CLIENT_SIDE)} | {"export": "model export"}
+    nearest = difflib.get_close_matches(command, commands, n=1)
+    return f"; did you mean {commands[nearest[0]]!r}?" if nearest else ""
 
 
 def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

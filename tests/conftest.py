@@ -9,7 +9,7 @@ from hypothesis import settings
 
 from service.store.opening import create_store
 from service.store.safety import Allowances
-from tests.command_line import Starts
+from tests.support.command_line import Starts
 
 settings.register_profile("untimed", deadline=None)  # no test asserts a time
 settings.load_profile("untimed")

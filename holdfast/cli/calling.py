@@ -61,5 +61,7 @@ def ask_server(command: str, options: argparse.Namespace, ask: Callable[[Client]
 
 def failed(command: str, reason: object, code: int = EXIT_FAILURE) -> int:
     """Prints one line about why a command failed; returns the exit code."""
+    if isinstance(reason, OSError) and reason.filename and reason.strerror:
+        reason = f"{reason.filename}: {reason.strerror.lower()}"
     print(f"holdfast {command}: {' '.join(str(reason).split())}", file=sys.stderr)
     return code

@@ -14,7 +14,7 @@ def main(arguments: list[str]) -> int:
         0, or 1 if the server refused, or refuses a file; argparse exits with 2 for wrong arguments.
     """
     options = _parser().parse_args(arguments)
-    return ask_server("model", options, options.run)
+    return ask_server(f"model {options.command}", options, options.run)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -26,7 +26,7 @@ def _parser() -> argparse.ArgumentParser:
         "--name NAME` puts it where a server finds it. Where holdfast[train] is installed, `export` makes "
         "a model of a network. Each has --help.",
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
     shown = commands.add_parser("list", help="prints every model and version that is served")
     shown.set_defaults(run=_list)
     reload = commands.add_parser(

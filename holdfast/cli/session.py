@@ -1,4 +1,4 @@
-"""`holdfast session`: shows a session, deletes one, and releases one that is held."""
+"""`holdfast session`: shows a session, deletes one, and releases one from quarantine."""
 
 import argparse
 
@@ -13,14 +13,14 @@ def main(arguments: list[str]) -> int:
         0, or 1 if the server refused; argparse exits with 2 for wrong arguments.
     """
     options = _parser().parse_args(arguments)
-    return ask_server("session", options, lambda client: options.run(client, options))
+    return ask_server(f"session {options.command}", options, lambda client: options.run(client, options))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "holdfast session", description="Shows, deletes or releases a session."
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
     show = commands.add_parser("show", help="prints what is stored of a session")
     show.set_defaults(run=_show)
     delete = commands.add_parser("delete", help="deletes a session and its state")
@@ -71,8 +71,10 @@ def _delete(client: Client, options: argparse.Namespace) -> int:
 def _release(client: Client, options: argparse.Namespace) -> int:
     released = client.release_session(options.session_id, discard=options.discard)
     if not released.reason:
-        print(f"{options.session_id} was not held; it stands at position {released.position}")
+        print(f"{options.session_id} was not in quarantine; its position is {released.position}")
         return 0
-    end = "its record is set aside, the id is free" if options.discard else "it goes on from there"
-    print(f"{options.session_id} was held at position {released.position}: {released.reason}; {end}")
+    end = "its record is set aside, the id is free" if options.discard else "it continues from there"
+    print(
+        f"{options.session_id} was in quarantine at position {released.position}: {released.reason}; {end}"
+    )
     return 0

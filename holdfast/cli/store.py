@@ -59,7 +59,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     acl.add_argument(
         "--fsynced",
         action="store_true",
-        help="also grant what acknowledgement level fsynced needs (Redis 7.2, Valkey)",
+        help="also grant what acknowledgement level fsynced needs (Redis 7.4.3 or newer, Valkey 8 or "
+        "newer with appendfsync always)",
     )
     acl.add_argument(
         "--key-prefix",

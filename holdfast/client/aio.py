@@ -13,6 +13,7 @@ from holdfast.client.opening import batch_opening, session_opening
 from holdfast.client.options import (
     MAX_POSITION,
     BatchOptions,
+    NewId,
     OpenBatchOptions,
     OpenOptions,
     SessionId,
@@ -125,13 +126,13 @@ class AsyncClient:
         await self._calls.close()
 
     async def open_session(
-        self, session_id: SessionId = "", **options: Unpack[OpenOptions]
+        self, session_id: SessionId | NewId = NewId.FROM_SERVER, **options: Unpack[OpenOptions]
     ) -> AsyncSession:
         """Opens a session, or resumes the one that exists.
 
         Args:
-            session_id: 1..128 characters, none of them a control character; "" lets the server make one. 7
-                and a UUID are as their text.
+            session_id: 1..128 characters, none of them a control character; 7 and a UUID are as their text.
+                If it is left out, the server makes one that nobody can guess.
             model: Name of the model; may be left out to resume.
             version: Of the model; 0 is the newest, or any to resume.
             must_be_new: Refuse to resume.

@@ -4,7 +4,7 @@ import secrets
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from holdfast.client.options import SessionId, flag, session_id_text, session_ids_text, whole_number
+from holdfast.client.options import NewId, SessionId, flag, session_id_text, session_ids_text, whole_number
 from holdfast.client.tokens import state_message
 from holdfast.history_digest import MAX_NUMBER
 from holdfast.v1 import holdfast_pb2 as pb
@@ -16,7 +16,7 @@ def draw_nonce() -> int:
 
 
 def session_opening(
-    session_id: SessionId,
+    session_id: SessionId | NewId,
     *,
     model: str = "",
     version: int = 0,
@@ -32,13 +32,24 @@ def session_opening(
     state = state_message(initial_state)
     version = whole_number("version", version, at_least=0)
     return pb.OpenSessionRequest(
-        session_id=session_id_text(session_id),
+        session_id=_one_id(session_id),
         model=pb.ModelRef(name=model, version=version) if model else None,
         must_be_new=flag("must_be_new", must_be_new),
         initial_state=state,
         take_over=flag("take_over", take_over),
         nonce=draw_nonce(),
     )
+
+
+def _one_id(session_id: SessionId | NewId) -> str:
+    if isinstance(session_id, NewId):
+        return ""  # the server makes one
+    text = session_id_text(session_id)
+    if not text:
+        raise ValueError(
+            "a session id is '', expected 1 to 128 characters; without one the server makes an id"
+        )
+    return text
 
 
 def batch_opening(

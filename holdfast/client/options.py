@@ -3,6 +3,7 @@
 Python takes a str for a list of letters and True for 1; here what is not meant is refused.
 """
 
+import enum
 import math
 import numbers
 import operator
@@ -18,6 +19,13 @@ from holdfast.v1 import holdfast_pb2 as pb
 
 SessionId = str | int | uuid.UUID
 """How a session may be named; 7 is the session "7"."""
+
+
+class NewId(enum.Enum):
+    """Stands for an id that is left out; "" does not, since it is more often an id that got lost."""
+
+    FROM_SERVER = enum.auto()
+
 
 Outputs = bool | str | Iterable[str] | None
 """Output tensors: one name, several, True for all."""

@@ -10,7 +10,7 @@ from holdfast.client.aio import AsyncClient, ClientOptions
 from holdfast.client.batching import BatchReply
 from holdfast.client.loop_thread import LoopThread
 from holdfast.client.opened_batch import OpenedBatch
-from holdfast.client.options import OpenBatchOptions, OpenOptions, SessionId, StepBatchOptions
+from holdfast.client.options import NewId, OpenBatchOptions, OpenOptions, SessionId, StepBatchOptions
 from holdfast.client.rows import Rows
 from holdfast.client.runner import Runner
 from holdfast.client.standing import Positions
@@ -50,7 +50,9 @@ class Client:
         """
         self._runner.close(self._client.close)
 
-    def open_session(self, session_id: SessionId = "", **options: Unpack[OpenOptions]) -> Session:
+    def open_session(
+        self, session_id: SessionId | NewId = NewId.FROM_SERVER, **options: Unpack[OpenOptions]
+    ) -> Session:
         """Opens a session, or resumes the one that exists; see `AsyncClient.open_session`."""
         opened = self._client.open_session(session_id, **options)
         return Session(self._runner, self._runner.run(opened))

@@ -18,10 +18,13 @@ def to_target(address: str | Sequence[str]) -> tuple[str, Options]:
         address: One target as gRPC takes it, HOST:PORT among them; or a list of HOST:PORT.
 
     Raises:
-        ValueError: A list is empty, or has something that is not HOST:PORT or several versions of IP.
+        ValueError: An address has no port, or a list is empty, or has something that is not HOST:PORT or
+            several versions of IP.
         OSError: A name in a list is not known.
     """
     if isinstance(address, str):
+        if not _has_port(address):
+            raise ValueError(f"no port in {address!r}, expected HOST:PORT")
         return address, []
     places = [_place(entry) for entry in address]
     versions = {ipaddress.ip_address(host).version for host, _ in places}
@@ -43,6 +46,17 @@ def is_local(target: str) -> bool:
         return True
     places = rest.rpartition("/")[2] if colon and scheme in _SCHEMES else target
     return all(_is_loopback(place) for place in places.split(","))
+
+
+def _has_port(target: str) -> bool:
+    """Whether a target names its port; without one gRPC takes 443. Not all schemes have one."""
+    scheme, colon, rest = target.partition(":")
+    if colon and scheme == "dns":
+        target = rest.rpartition("/")[2]
+    elif "/" in target or (colon and scheme in (*_LOCAL_SCHEMES, *_SCHEMES)):
+        return True
+    host, colon, port = target.rpartition(":")
+    return bool(colon and port) and (":" not in host or (host.startswith("[") and host.endswith("]")))
 
 
 def _is_loopback(place: str) -> bool:

@@ -24,18 +24,19 @@ class SessionNotFound(ServiceError):
 
 
 class SessionLost(ServiceError):
-    """The store has lost the session: the client has seen replies to steps that the store does not know.
+    """The session is gone from the store, although the client has seen replies to its steps.
 
-    The client library repairs a loss as far as `replay_tokens` reaches; you see this error for older losses
-    only.
+    The client library opens it again and resends its tokens, as far as `replay_tokens` reaches; you see
+    this error only if the client no longer has all of them.
 
-    Cause: A fail-over to a lagging replica, a store without its file, a restored older copy, or deleted
-        keys.
-    Tokens: The store has lost more than this client keeps (`replay_tokens`).
-    Step: Open the session, and feed it again from its position.
+    Cause: The session expired while no replica had it in memory, so none can say SESSION_EXPIRED. Or the
+        store lost it: a fail-over to a lagging replica, a store without its file, a restored older copy, or
+        deleted keys.
+    Tokens: They are gone with the session, and this client does not keep all of them (`replay_tokens`).
+    Step: Open the session, which begins at position 0, and feed it again.
     Stream: The same.
-    Batch: A pipeline keeps no tokens: send again from `expected_position`.
-    Objective: The store lost what was acknowledged.
+    Batch: Call `open_batch`, and send all tokens from position 0; a batch keeps no tokens.
+    Objective: What was acknowledged is gone; nothing tells a loss from an expiry.
     """
 
     reason = "SESSION_LOST"
@@ -78,7 +79,7 @@ class SessionDeleted(ServiceError):
 class SessionExists(ServiceError):
     """The call requires a new session, and the id is taken.
 
-    Cause: `must_be_new`, a copy or an import uses the id of an existing session.
+    Cause: `must_be_new` was set, and the id is that of an existing session.
     Tokens: No session was opened.
     Step: Use another id, or leave out `must_be_new`.
     Batch: The same for the row.
@@ -113,7 +114,7 @@ class HistoryConflict(ServiceError):
     Cause: The store lost steps, as for SESSION_LOST, and another writer has written since.
     Tokens: Not applied, because the session has other tokens than you saw applied; pending ones are in
         doubt.
-    Step: Open the session again, compare, and feed it again.
+    Step: Open the session again, compare its position with what you have sent, and feed it what it lacks.
     Stream: The same.
     Batch: The same for the row.
     Objective: The store lost what was acknowledged.
@@ -160,8 +161,7 @@ class StoreRegressed(ServiceError):
 class RecordCorrupt(ServiceError):
     """The stored record is damaged; it is left as found.
 
-    Cause: Somebody else writes to the store's keys, or memory or a disk fails; for an import, a damaged
-        blob.
+    Cause: Somebody else writes to the store's keys, or memory or a disk fails.
     Tokens: Not applied, because the record cannot be used.
     Step: Run `holdfast session release ID --discard`, then open the session and feed it again.
     Stream: The same.

@@ -56,6 +56,8 @@ class DigestChain:
         if digest is None:
             return False
         last = next((place for place in self._places if place >= end), math.inf)
+        if last < math.inf and (rest := self._between(end, int(last))) is not None:
+            return after(digest, [*tokens, *rest]) == self._known[int(last)]
         for place, said in self._said:
             rest = self._between(end, place) if end <= place <= last else None
             if rest is not None and after(digest, [*tokens, *rest]) == said:

@@ -239,7 +239,7 @@ def check_named(model: Model, name: str, version: int) -> None:
     """
     if name in ("", model.name) and version in (0, model.version):
         return
-    asked = f"{name or model.name} version {version or 'any'}"
+    asked = f"{name or model.name}{f' version {version}' if version else ', any version'}"
     raise ModelMismatch(
         f"the session runs on {model.name} version {model.version}, the request names {asked}",
         field="model",

@@ -172,8 +172,7 @@ class Core:
         if plan.cold:
             keys = [key for rows in plan.cold for key in rows.keys if key not in self.cache.slots]
             self._effects.append(Load(plan.cold, keys))
-        for run in self._failures.batch(plan.ready, now_s):
-            self._begin(run)
+        self._begin(self._failures.batch(plan.ready, now_s))
         self._taken = ()
         return self._flush(now_s)
 
@@ -241,11 +240,13 @@ class Core:
 
     # -- run ----------------------------------------------------------------------------------
 
-    def _begin(self, run: Run) -> None:
-        for group in run.groups:
-            for rows in group:
-                self.cache.gather(rows)
-        self._effects.append(run)
+    def _begin(self, runs: list[Run]) -> None:
+        """Has rows run; they are noted before anything can break, so that `broke` finds them."""
+        self._effects += runs
+        for run in runs:
+            for group in run.groups:
+                for rows in group:
+                    self.cache.gather(rows)
 
     def ran(self, run: Run, failures: Sequence[Failure | None], now_s: float) -> list[Effect]:
         """Rows have run, group by group, or have failed."""
@@ -392,8 +393,7 @@ class Core:
             runs, refused = self._failures.begin(now_s)
             for one in refused:
                 self._refuse(one)
-            for run in runs:
-                self._begin(run)
+            self._begin(runs)
             self.due_s = self._failures.due_s
         if self._to_commit and self._committing is None:
             self._committing = self._to_commit.popleft()

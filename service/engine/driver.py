@@ -257,7 +257,12 @@ class Driver:
 
     def _break(self, effect: Effect | None) -> None:
         _log.exception("bug: a stage of the engine failed")
-        self._perform(self._core.broke(effect, time.monotonic()))
+        try:
+            effects = self._core.broke(effect, time.monotonic())
+        except Exception:  # noqa: BLE001 -- the same
+            _log.exception("bug: what may begin after a stage of the engine failed, failed too")
+            effects = self._core.broke(None, time.monotonic())
+        self._perform(effects)
 
     async def _load(self, load: Load) -> None:
         is_cold = load.commit is None

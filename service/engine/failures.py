@@ -295,13 +295,13 @@ class Failures:
 
     def _wanted(self, group: list[Rows], now_s: float) -> list[Rows]:
         """Returns the rows that somebody still waits for; the others are refused."""
-        if self._is_stopping:
-            self._refused += [Refused(rows, draining()) for rows in group]
-            return []
         wanted = []
         for rows in group:
             left = rows.unanswered()  # they may have been answered when a stage broke
             rows = rows if len(left) == len(rows) else rows.take(left)
+            if self._is_stopping:
+                self._refused += [Refused(rows, draining())] if rows.keys else []
+                continue
             still, unwanted = rows.by_demand(now_s)
             if still is not None:
                 wanted.append(still)

@@ -314,6 +314,8 @@ class Rows:
 
     def by_demand(self, now_s: float) -> "tuple[Rows | None, Rows | None]":
         """Cuts the rows into those that a caller waits for and the others; None is no row."""
+        if not self.keys:
+            return None, None
         if self.chunks is None:
             is_wanted = not self._message.is_cancelled and self._message.deadline_s >= now_s
             return (self, None) if is_wanted else (None, self)
@@ -322,7 +324,7 @@ class Rows:
             if chunk.is_cancelled or chunk.deadline_s < now_s:
                 unwanted.append(place)
         if not unwanted:
-            return (self if self.keys else None), None
+            return self, None
         wanted = self.others(unwanted)
         return (self.take(wanted) if len(wanted) else None), self.take(np.array(unwanted))
 

@@ -156,12 +156,12 @@ class ModelRepository:
         versions = self._served.versions.get(name)
         if versions is None:
             known = ", ".join(sorted(self._served.versions))
-            raise ModelNotFound(f"no model is named {name!r}; served are {known}", field="model.name")
+            raise ModelNotFound(f"no model is named {name!r}; the server has {known}", field="model.name")
         model = versions.get(version or self._served.newest[name])
         if model is None:
             known = ", ".join(str(number) for number in sorted(versions))
             raise ModelNotFound(
-                f"model {name!r} has no version {version}; served are {known}",
+                f"model {name!r} has no version {version}; the server has {known}",
                 field="model.version",
             )
         return model

@@ -284,9 +284,19 @@ class _NotAGraph(Exception):
     """onnxruntime cannot load the bytes."""
 
 
-def available_providers() -> list[str]:
-    """Returns the names of the execution providers that this onnxruntime has."""
-    return list(ort.get_available_providers())
+def check_available(providers: Providers) -> None:
+    """Refuses providers that this onnxruntime does not have; it would only warn, and run on the CPU.
+
+    Raises:
+        ValueError: As said.
+    """
+    available = ort.get_available_providers()
+    for name in providers.names:
+        if name not in available:
+            raise ValueError(
+                f"{name}: this onnxruntime has {', '.join(available)}; install the build of onnxruntime "
+                "that has it"
+            )
 
 
 def _create_session(data: bytes, providers: tuple[str, ...] = ON_CPU.names) -> ort.InferenceSession:

@@ -111,7 +111,12 @@ class Access:
         try:
             contents = self._files.read_changed()
             credentials = None if contents is None else self._judge(contents[0])
-        except (OSError, CredentialsError) as error:
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise CredentialsError(
+                f"--tokens-file {self._path}: {reason}; name a TOML file that can be read"
+            ) from None
+        except CredentialsError as error:
             raise CredentialsError(f"--tokens-file {self._path}: {error}") from None
         return credentials
 

@@ -241,8 +241,12 @@ class BatchCall:
             )
         self._left_count -= len(numbers)
         if self._left_count == 0:
-            del self._message.reply  # it holds this, and this the message
+            self._message.reply = _answered  # it held this, and this the message
             self._on_done()
+
+
+def _answered(_: Rows, __: ServiceError | None) -> None:
+    raise AssertionError("bug: a message whose rows are all answered gets one more answer")
 
 
 def _tokens(batch: pb.Batch, limits: BatchLimits) -> tuple[Asked, bytes]:

@@ -17,10 +17,12 @@ from typing import Any
 
 from holdfast.errors import (
     AckLevelNotReached,
+    HistoryConflict,
     InternalFailure,
     ModelFailed,
     RecordCorrupt,
     ServiceError,
+    SessionLost,
     StoreFull,
     StoreRegressed,
     StoreUnavailable,
@@ -43,9 +45,11 @@ _RIGHT_ID = re.compile(r"[\w.:/+=-]{1,64}", re.ASCII)
 
 _OURS = (
     AckLevelNotReached,
+    HistoryConflict,
     InternalFailure,
     ModelFailed,
     RecordCorrupt,
+    SessionLost,
     StoreFull,
     StoreRegressed,
     StoreUnavailable,

@@ -86,9 +86,9 @@ class Health:
 
     async def _check(self, _: Any, context: Any) -> bytes:
         service = await self._begin("Check", self._checks, context)
+        end_within(self._checks.max_stall_s)
         if service not in self._statuses:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such service")
-        end_within(self._checks.max_stall_s)
         return _reply(self._statuses[service])
 
     async def _watch(self, _: Any, context: Any) -> None:

@@ -95,9 +95,9 @@ a Service named `holdfast…` (`HOLDFAST_SERVICE_HOST`, `HOLDFAST_PORT=tcp://…
 tests (`HOLDFAST_TEST_…`, `HOLDFAST_FAULTS`, `HOLDFAST_FAILPOINTS`).
 
 If the server does not start, it prints one line on standard error, such as `holdfast serve: --workers 0:
-expected an integer from 1 to 256 [set by HOLDFAST_WORKERS]`. The exit code is 2 for invalid settings, which
-a restart does not help, and 1 for problems outside: a file, a port, a model or the store. After a
-drain it is 0.
+expected an integer from 1 to 256 [set by HOLDFAST_WORKERS]`. The exit code is 2 for invalid settings, a
+settings file that is missing among them, which a restart does not help. It is 1 for problems outside:
+a file that a setting names, a port, a model or the store. After a drain it is 0.
 
 The settings are logged at start, with the passwords in URLs masked. [logs.md](logs.md) describes the log.
 """

@@ -320,6 +320,10 @@ class Settings(BaseSettings):
                     f"{flag} {bound}: --tenant-share {self.tenant_share:g} of it is less than one, so "
                     "no tenant would be served; raise one of them"
                 )
+        if "replicated" in self.ack_level and not self.replicas_required:
+            raise ValueError(
+                f"--ack-level {self.ack_level}: level replicated needs --replicas-required N, N >= 1"
+            )
         return self
 
     @field_validator("*", mode="before")

@@ -67,7 +67,7 @@ class AckSupport:
             AckLevel.FSYNCED: _why_not_believed(info, policy) or _why_not_written(info),
             AckLevel.REPLICATED: ""
             if settings.replicas_required
-            else "it is not said how many replicas are enough: set --replicas-required",
+            else "it needs --replicas-required N, N >= 1",
         }
         self._online_count = len(re.findall(rb"^slave\d+:.*state=online", info, re.MULTILINE))
         self._settings = settings
@@ -80,7 +80,9 @@ class AckSupport:
         """
         for part in level:
             if self._reasons[part]:
-                raise AckLevelUnsupported(f"no level {part} here: {self._reasons[part]}", field="ack_level")
+                raise AckLevelUnsupported(
+                    f"level {part} is not available: {self._reasons[part]}", field="ack_level"
+                )
 
     def check_default(self) -> None:
         """Makes sure that a server that starts can give its level from the start.
@@ -92,8 +94,8 @@ class AckSupport:
         required = self._settings.replicas_required
         if AckLevel.REPLICATED in self._settings.level and self._online_count < required:
             raise AckLevelUnsupported(
-                f"no level replicated here: {self._online_count} replicas are connected, "
-                f"--replicas-required is {required}",
+                f"level replicated needs {required} connected replicas (--replicas-required), "
+                f"{self._online_count} are connected",
                 field="ack_level",
             )
 

@@ -122,26 +122,19 @@ def dangers(
 
 
 def describe(info: Mapping[str, str], config: Mapping[str, str]) -> str:
-    """Returns what a server is and what its settings promise, in one line."""
+    """Returns what a server is, how it keeps its data, and where it is said what that can lose."""
     kind, version = _version(info)
     if info.get("aof_enabled") != "1":
-        kept = "no append-only file: a restart loses everything since its last snapshot"
+        kept = "no append-only file"
     else:
-        kept = {
-            "always": "append-only file, synced before each reply: a power loss loses no reply",
-            "everysec": "append-only file, synced every second: a power loss loses the last replies, and "
-            "so does a killed process while a sync is slow",
-            "no": "append-only file, synced when the system decides: a killed process loses no reply, a "
-            "power loss all that the system has not written",
-        }.get(
-            config.get("appendfsync", ""), "append-only file; the user may not read how often it is synced"
+        kept = (
+            f"append-only file, appendfsync {config.get('appendfsync', 'unknown (no right to CONFIG GET)')}"
         )
     replicas = int(info.get("connected_slaves", "0"))
-    if replicas:
-        behind = f"{replicas} replicas, asynchronous: a fail-over may lose what was acknowledged last"
-    else:
-        behind = "no replica: the store is down while its machine is"
-    return f"{kind} {'.'.join(map(str, version))}; {kept}; {behind}"
+    return (
+        f"{kind} {'.'.join(map(str, version))}; {kept}; {replicas} connected replicas; "
+        "what it can lose: docs/operate/durability.md"
+    )
 
 
 def _wrong_server(info: Mapping[str, str], in_cluster: bool) -> list[str]:

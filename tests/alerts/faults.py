@@ -7,8 +7,8 @@ from holdfast.errors import HoldfastError
 from holdfast.v1 import holdfast_pb2 as pb
 from service.store.record import STAMP_START
 from tests.alerts.scene import MODEL, POISON, repeated
-from tests.models import RAISES
 from tests.nemesis.processes import kill, paused
+from tests.support.models import RAISES
 
 FAULTS = {}
 """Names of alerts -> (what is done, context manager of a scene), in the order in which they are drilled:

@@ -10,14 +10,14 @@ from holdfast.demo.processes import ServerProcess
 from holdfast.verify.load import Load, LoadSettings
 from service.process.library_environment import set_library_environment
 from tests.faults.test_workers import workers_of
-from tests.models import write_poison_model
 from tests.nemesis import processes
 from tests.nemesis.proxy import FaultProxy
 from tests.nemesis.store import StoreProcess
-from tests.oracle import MODELS
 from tests.rpc.conftest import Rpc
-from tests.stores import free_port
-from tests.waiting import wait_for
+from tests.support.models import write_poison_model
+from tests.support.oracle import MODELS
+from tests.support.stores import free_port
+from tests.support.waiting import wait_for
 
 MODEL, POISON = "python-source", "poison"
 MAX_WAITING = 64

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.stores import deploy
+from tests.support.stores import deploy
 
 DEPLOYMENTS = [
     (kind, topology)

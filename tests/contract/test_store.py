@@ -11,7 +11,7 @@ from service.store.keys import session_key
 from service.store.protocol import AckLevel, Found, Writes
 from service.store.record import NO_STAMP, Record, decode, encode
 from service.store.slots import slot_of
-from tests.stores import PASSWORD, URL_PASSWORD, USER
+from tests.support.stores import PASSWORD, URL_PASSWORD, USER
 
 
 def record(position, *, incarnation=7, state=b"state", deleted=False, digest=1):

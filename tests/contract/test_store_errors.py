@@ -16,7 +16,7 @@ from service.store.protocol import UnsafeStore, Writes
 from service.store.record import NO_STAMP, encode
 from service.store.slots import slot_of
 from tests.contract.test_store import eventually, get, put, record
-from tests.stores import (
+from tests.support.stores import (
     StoreProcess,
     deploy_cluster,
     free_port,
@@ -26,7 +26,7 @@ from tests.stores import (
     tls_options,
     write_certificates,
 )
-from tests.waiting import wait_for
+from tests.support.waiting import wait_for
 
 KEY = session_key("tenant", "s")
 

@@ -5,8 +5,8 @@ import pytest
 from holdfast.errors import StoreUnavailable
 from service.store.keys import session_key
 from tests.contract.test_store import get, put, record
-from tests.stores import GROUP, StoreProcess, free_port, tls_options, write_certificates
-from tests.waiting import wait_for
+from tests.support.stores import GROUP, StoreProcess, free_port, tls_options, write_certificates
+from tests.support.waiting import wait_for
 
 KEY = session_key("tenant", "s")
 

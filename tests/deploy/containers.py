@@ -13,7 +13,7 @@ import subprocess
 from pathlib import Path
 
 from tests.deploy.images import PATH
-from tests.waiting import wait_for
+from tests.support.waiting import wait_for
 
 TOOLS = ("unshare", "nsenter", "setpriv", "ip", "mount", "chroot", "redis-cli", "openssl")
 SUBNET = "10.81.7"

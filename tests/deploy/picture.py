@@ -19,7 +19,7 @@ from holdfast.errors import HoldfastError
 from tests.deploy.prometheus import Prometheus
 from tests.deploy.rules import DASHBOARD, ROOT
 from tests.rpc.conftest import MODEL
-from tests.store_process import StoreProcess
+from tests.support.store_process import StoreProcess
 
 ROWS = ("Traffic", "Latency by stage", "Sessions", "Memory and truth", "Store")
 SECONDS, AWAY_AT_S, AWAY_S = 100, 55, 4

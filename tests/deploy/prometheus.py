@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from tests.deploy.rules import FOLDER
-from tests.stores import free_port
-from tests.waiting import wait_for
+from tests.support.stores import free_port
+from tests.support.waiting import wait_for
 
 REQUIRE_PROMTOOL = "HOLDFAST_TEST_REQUIRE_PROMTOOL"
 """Set where Prometheus must be there, so that its tests cannot be skipped without a word."""

@@ -14,7 +14,7 @@ from tests.deploy.compose_file import load
 from tests.deploy.containers import Project, why_not
 from tests.deploy.images import Image, redis_image
 from tests.deploy.test_compose import copy
-from tests.waiting import wait_for
+from tests.support.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
 REASON = why_not()

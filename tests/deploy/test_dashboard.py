@@ -19,8 +19,8 @@ from tests.deploy.rules import (
     rule_queries,
 )
 from tests.rpc.conftest import Rpc
-from tests.server import get
-from tests.waiting import wait_for
+from tests.support.server import get
+from tests.support.waiting import wait_for
 
 OF_PROMETHEUS = {"up", "ALERTS"}
 FACTOR = 10

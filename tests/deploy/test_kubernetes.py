@@ -18,13 +18,13 @@ from holdfast.demo.processes import ServerProcess
 from service.settings.exposure import check_edge
 from service.settings.schema import Settings
 from service.store.address import parse_url
-from tests.certificates import Authority
 from tests.deploy.manifests import FOLDER, OVERLAYS, POD_OWNERS, ports_of, render
 from tests.deploy.pod_security import breaches
-from tests.server import get
-from tests.stores import ADMIN, ADMIN_PASSWORD, PASSWORD, StoreProcess
-from tests.tokens import TokensFile
-from tests.waiting import wait_for
+from tests.support.certificates import Authority
+from tests.support.server import get
+from tests.support.stores import ADMIN, ADMIN_PASSWORD, PASSWORD, StoreProcess
+from tests.support.tokens import TokensFile
+from tests.support.waiting import wait_for
 
 VERSIONS = ("1.27", "1.37")
 """Of Kubernetes: the oldest that knows all fields used, and the newest that has schemas here."""

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from tests.user_networks import CausalConvolution, Tagger, zeros
+from tests.support.user_networks import CausalConvolution, Tagger, zeros
 
 
 def lstm_state(hidden):

@@ -7,10 +7,10 @@ import numpy as np
 import holdfast
 from holdfast.demo.processes import ServerProcess
 from tests.docs.pages import ROOT
-from tests.oracle import run
-from tests.server import get
-from tests.store_process import StoreProcess
-from tests.waiting import wait_for
+from tests.support.oracle import run
+from tests.support.server import get
+from tests.support.store_process import StoreProcess
+from tests.support.waiting import wait_for
 
 MODEL = "python-source"
 TEXT = b"def answer():\n    return 42\n"

@@ -15,9 +15,9 @@ import yaml
 from holdfast.demo.processes import ServerProcess
 from holdfast.v1 import holdfast_pb2 as pb
 from service.settings.schema import Settings
-from tests.command_line import call
 from tests.docs.grpcurl import grpcurl
 from tests.docs.pages import PAGES, ROOT, anchors, blocks, kinds, links
+from tests.support.command_line import call
 
 RUN = {
     "README.md": ["position 19"],

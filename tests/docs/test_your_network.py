@@ -34,7 +34,7 @@ def test_a_contract_of_the_page_is_one(name):
 
 
 def test_networks_of_the_page_are_those_that_are_tested():
-    source = (ROOT / "tests" / "user_networks.py").read_text()
+    source = (ROOT / "tests" / "support" / "user_networks.py").read_text()
     shown = [text for text in PYTHON if "def build" not in text and "import holdfast" not in text]
     assert len(shown) == 4
     for text in shown:

@@ -12,11 +12,11 @@ from benchmarks.graphs import open_graph
 from holdfast.demo.processes import ServerProcess
 from service.store.embedded import EmbeddedStore
 from service.store.record import decode
-from tests.certificates import Authority
-from tests.command_line import call
-from tests.models import write_features_model
-from tests.oracle import MODELS
-from tests.tokens import TokensFile
+from tests.support.certificates import Authority
+from tests.support.command_line import call
+from tests.support.models import write_features_model
+from tests.support.oracle import MODELS
+from tests.support.tokens import TokensFile
 
 pytestmark = pytest.mark.e2e
 

@@ -7,10 +7,10 @@ import pytest
 
 import holdfast
 from holdfast.demo.processes import ServerProcess
-from tests.certificates import Authority
-from tests.command_line import call
 from tests.rpc.conftest import MODEL
-from tests.tokens import TokensFile
+from tests.support.certificates import Authority
+from tests.support.command_line import call
+from tests.support.tokens import TokensFile
 
 pytestmark = pytest.mark.e2e
 
@@ -68,7 +68,7 @@ def test_a_session_is_deleted_by_its_incarnation_or_by_its_id(guarded, tmp_path)
     shown = run(("session", "show", "s"), tmp_path, *options).stdout
     other = run(("session", "delete", "s", "--incarnation", "1"), tmp_path, *options)
     assert (other.returncode, other.stdout) == (1, "")
-    assert other.stderr.startswith("holdfast session: SESSION_DELETED: ")
+    assert other.stderr.startswith("holdfast session delete: SESSION_DELETED: ")
     assert (
         run(("session", "show", "s"), tmp_path, *options).stdout.splitlines()[:3] == shown.splitlines()[:3]
     )
@@ -77,5 +77,14 @@ def test_a_session_is_deleted_by_its_incarnation_or_by_its_id(guarded, tmp_path)
     gone = run(("session", "show", "s"), tmp_path, *options)
     assert gone.returncode == 1
     assert gone.stderr.startswith(
-        "holdfast session: SESSION_DELETED: the session was deleted at position 3"
+        "holdfast session show: SESSION_DELETED: the session was deleted at position 3"
     )
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"), [("models", "model"), ("export", "model export"), ("serv", "serve"), ("xyz", "")]
+)
+def test_an_unknown_command_is_answered_with_the_nearest_one(word, meant):
+    said = call(word)
+    line = f"holdfast: no command {word!r}" + (f"; did you mean {meant!r}?" if meant else "")
+    assert (said.code, said.out, said.err.splitlines()[0]) == (2, "", line)

@@ -12,7 +12,7 @@ import pytest
 import holdfast
 from holdfast.cli.model_files import main
 from holdfast.demo.processes import ServerProcess
-from tests.bare_graphs import elman, scaled
+from tests.support.bare_graphs import elman, scaled
 
 pytestmark = pytest.mark.e2e
 

@@ -12,9 +12,9 @@ import pytest
 
 from holdfast.cli import serve as command
 from holdfast.demo.processes import ServerProcess
-from tests.certificates import Authority
-from tests.command_line import Said
 from tests.faults.test_store import store_of
+from tests.support.certificates import Authority
+from tests.support.command_line import Said
 
 pytestmark = pytest.mark.e2e
 
@@ -130,6 +130,13 @@ CASES = {
         "one of memory, fsynced",
         CONFIGURATION,
         file="ack_level = 'disk'",
+    ),
+    "a level that needs replicas": Case(
+        "--ack-level fsynced+replicated",
+        "set by HOLDFAST_ACK_LEVEL",
+        "level replicated needs --replicas-required N, N >= 1",
+        CONFIGURATION,
+        variables={"HOLDFAST_ACK_LEVEL": "fsynced+replicated"},
     ),
     "a store of another kind": Case(
         "--store mongodb://db",

@@ -7,12 +7,12 @@ import pytest
 import holdfast
 from holdfast.demo.processes import ServerProcess
 from holdfast.errors import Unauthenticated
-from tests.certificates import Authority, replace
 from tests.faults.test_store import store_of
 from tests.faults.test_workers import workers_of
-from tests.server import get
-from tests.tokens import TokensFile
-from tests.waiting import wait_for
+from tests.support.certificates import Authority, replace
+from tests.support.server import get
+from tests.support.tokens import TokensFile
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.e2e
 

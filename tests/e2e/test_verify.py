@@ -13,11 +13,11 @@ import holdfast
 from holdfast.client.history import read_frames
 from holdfast.demo.processes import ServerProcess
 from holdfast.v1 import holdfast_pb2 as pb
-from tests.foreign_graphs import NETWORKS
-from tests.mixing_graphs import RARE, beside, less_mean, when_rare
-from tests.models import write_features_model
-from tests.oracle import MODELS
-from tests.step_graphs import recurrent
+from tests.support.foreign_graphs import NETWORKS
+from tests.support.mixing_graphs import RARE, beside, less_mean, when_rare
+from tests.support.models import write_features_model
+from tests.support.oracle import MODELS
+from tests.support.step_graphs import recurrent
 
 MODEL = "python-source"
 TEXT = b"class Point:\n    x: int\n    y: int\n"
@@ -195,7 +195,7 @@ def test_without_the_model_nothing_is_proven(server, models, tmp_path):
     [
         ((), "expected histories to check, or --target to load"),
         (("--target", "127.0.0.1:1"), "--target needs --history"),
-        (("no-such-file",), "No such file"),
+        (("no-such-file",), "verify: no-such-file: no such file"),
         (("pyproject.toml",), "is not a history"),
     ],
 )

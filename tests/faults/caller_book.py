@@ -11,7 +11,7 @@ import time
 from collections import Counter
 
 from holdfast.history_digest import INITIAL, digest_after
-from tests.hash_oracle import hash_of, hashes_of
+from tests.support.hash_oracle import hash_of, hashes_of
 
 
 class Book:

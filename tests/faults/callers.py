@@ -38,7 +38,7 @@ from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from tests.faults.caller_book import Book
 from tests.faults.caller_sources import KINDS, RUBBISH, AsyncIterator, Iterator, SourceFailed
 from tests.faults.gateway import Gateway
-from tests.models import write_hash_model
+from tests.support.models import write_hash_model
 
 MODEL = "hash"
 JOBS = 24

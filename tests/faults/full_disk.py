@@ -12,8 +12,8 @@ import holdfast
 from holdfast.demo.processes import ServerProcess
 from holdfast.errors import HoldfastError
 from tests.faults.streams import MODEL
-from tests.server import get
-from tests.waiting import wait_for
+from tests.support.server import get
+from tests.support.waiting import wait_for
 
 DISK_BYTES = 2 << 20
 

@@ -41,9 +41,9 @@ from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.store.keys import session_key
 from service.store.record import decode
-from tests.hash_oracle import hash_of
-from tests.models import write_hash_model
 from tests.nemesis.store import StoreProcess
+from tests.support.hash_oracle import hash_of
+from tests.support.models import write_hash_model
 
 MODEL = "hash"
 SESSIONS = 6

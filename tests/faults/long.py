@@ -31,7 +31,7 @@ from service.process.library_environment import set_library_environment
 from tests.faults.scene import Scene
 from tests.faults.verdict import MODEL
 from tests.nemesis.turns import Turns
-from tests.oracle import MODELS
+from tests.support.oracle import MODELS
 
 SETTINGS = LoadSettings(session_count=40, think_s=0.05, timeout_s=4.0, restart_chance=0.003)
 

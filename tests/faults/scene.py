@@ -14,8 +14,8 @@ from service.common.failpoints import VARIABLE
 from tests.nemesis.processes import pause, resume, state_of
 from tests.nemesis.proxy import FaultProxy
 from tests.nemesis.store import StoreProcess
-from tests.server import get
-from tests.waiting import time_until
+from tests.support.server import get
+from tests.support.waiting import time_until
 
 STORE_TIMEOUT_S = 0.5
 

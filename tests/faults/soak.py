@@ -25,7 +25,7 @@ from holdfast.errors import HoldfastError
 from holdfast.verify.load import Load, LoadSettings
 from service.process.library_environment import set_library_environment
 from tests.faults.verdict import MODEL, chunk
-from tests.server import get
+from tests.support.server import get
 
 SESSIONS = 40
 CALIBRATION_S = 5.0

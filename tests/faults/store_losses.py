@@ -33,15 +33,15 @@ from service.store.embedded import find_binary
 from service.store.keys import session_key
 from service.store.record import decode
 from tests.faults.loss_table import BEHIND, FULL, HOLDFAST, KILLED, LEFT, SAVED, SLOW, wrong_in
-from tests.models import write_hash_model
 from tests.nemesis import processes
 from tests.nemesis.proxy import FaultProxy
 from tests.nemesis.store import append_only_file
 from tests.nemesis.threads import can_stop_threads, stopped_thread
-from tests.opening import open_sessions_async
-from tests.server import get
-from tests.store_process import StoreProcess, free_port
-from tests.waiting import wait_for
+from tests.support.models import write_hash_model
+from tests.support.opening import open_sessions_async
+from tests.support.server import get
+from tests.support.store_process import StoreProcess, free_port
+from tests.support.waiting import wait_for
 
 MODEL = "hash"
 SESSIONS = 16

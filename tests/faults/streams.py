@@ -7,7 +7,7 @@ import numpy as np
 
 import holdfast
 from tests.faults import LONG
-from tests.oracle import held_out_text, run
+from tests.support.oracle import held_out_text, run
 
 MODEL = "python-source"
 SESSIONS, BYTES = (24, 300) if LONG else (16, 200)

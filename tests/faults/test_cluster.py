@@ -9,9 +9,9 @@ from holdfast.demo.processes import ServerProcess
 from service.store.keys import session_key
 from service.store.slots import slot_of
 from tests.faults.streams import SESSIONS, survive
-from tests.server import get as page
-from tests.stores import deploy_cluster, move_keys, move_slot, start_moving
-from tests.waiting import wait_for
+from tests.support.server import get as page
+from tests.support.stores import deploy_cluster, move_keys, move_slot, start_moving
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.faults
 

@@ -8,8 +8,8 @@ import pytest
 
 import holdfast
 from holdfast.demo.processes import ServerProcess
-from tests.opening import open_at
-from tests.oracle import held_out_text, run
+from tests.support.opening import open_at
+from tests.support.oracle import held_out_text, run
 
 MODEL = "python-source"
 SESSIONS = 4

@@ -11,8 +11,8 @@ import pytest
 import holdfast
 from holdfast.demo.processes import ServerProcess
 from tests.faults.test_workers import MODEL, workers_of
-from tests.server import get, value
-from tests.waiting import wait_for
+from tests.support.server import get, value
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.faults
 

@@ -19,9 +19,9 @@ from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from tests.faults.test_store import health, step
 from tests.faults.test_workers import is_gone, workers_of
-from tests.opening import open_at
-from tests.server import get, value
-from tests.waiting import wait_for
+from tests.support.opening import open_at
+from tests.support.server import get, value
+from tests.support.waiting import wait_for
 
 MODEL = "python-source"
 STREAMS = 1000

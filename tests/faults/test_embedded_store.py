@@ -21,8 +21,8 @@ from service.store.embedded import EmbeddedStore
 from tests.faults.streams import MODEL, survive
 from tests.faults.test_store import store_of
 from tests.nemesis.processes import kill, paused, state_of
-from tests.server import get
-from tests.waiting import wait_for
+from tests.support.server import get
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.faults
 

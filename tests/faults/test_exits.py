@@ -17,7 +17,7 @@ def server(tmp_path_factory):
 
 
 def run(scene, server, timeout_s):
-    command = [sys.executable, "-m", "tests.processes.exits", scene, server.address]
+    command = [sys.executable, "-m", "tests.support.processes.exits", scene, server.address]
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s)
     return done.returncode, done.stdout, done.stderr
 

@@ -11,8 +11,8 @@ from holdfast.errors import DeadlinePassed, InternalFailure
 from service.common.failpoints import POINTS, VARIABLE
 from tests.faults.verdict import MODEL, assert_held, chunk
 from tests.nemesis.processes import resume, state_of
-from tests.server import get
-from tests.waiting import wait_for
+from tests.support.server import get
+from tests.support.waiting import wait_for
 
 TEXT = b"def f(x):\n    return x + 1\n"
 ALLOWED = "--allow-failpoints"

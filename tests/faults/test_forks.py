@@ -42,7 +42,7 @@ def test_a_fork_neither_hangs_nor_crashes(server, scene, support):
             "-W",
             "error",
             "-m",
-            "tests.processes.forks",
+            "tests.support.processes.forks",
             scene,
             server.address,
         ],

@@ -18,10 +18,10 @@ from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.store.keys import session_key
 from tests.faults.test_sentinel import cut_off, let_back, promoted
-from tests.hash_oracle import hash_of
-from tests.models import write_hash_model
-from tests.stores import USER, deploy_cluster, deploy_sentinel
-from tests.waiting import wait_for
+from tests.support.hash_oracle import hash_of
+from tests.support.models import write_hash_model
+from tests.support.stores import USER, deploy_cluster, deploy_sentinel
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.faults
 

@@ -12,7 +12,7 @@ from holdfast.client.transport import PING_TIMEOUT_S
 from holdfast.demo.processes import ServerProcess
 from tests.faults.verdict import MODEL
 from tests.nemesis import processes
-from tests.oracle import run
+from tests.support.oracle import run
 
 TEXT = b"for line in sys.stdin:\n    print(line)\n"
 PIECE = 9

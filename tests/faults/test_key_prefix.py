@@ -8,8 +8,8 @@ import redis
 import holdfast
 from holdfast.demo.processes import ServerProcess
 from service.store.acl import store_rule
-from tests.opening import MODEL
-from tests.stores import StoreProcess
+from tests.support.opening import MODEL
+from tests.support.stores import StoreProcess
 
 pytestmark = pytest.mark.faults
 

@@ -8,7 +8,7 @@ import pytest
 
 import holdfast
 from holdfast.demo.processes import ServerProcess
-from tests.oracle import held_out_text, run
+from tests.support.oracle import held_out_text, run
 
 SESSIONS = 50
 BYTES_PER_SESSION = 400

@@ -13,8 +13,8 @@ from holdfast.demo.processes import ServerProcess
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.engine.suspects import BARS
-from tests.models import CHANGES_SHAPE, RAISES, SPOILS_STATE, STALLS, write_poison_model
-from tests.tokens import TokensFile
+from tests.support.models import CHANGES_SHAPE, RAISES, SPOILS_STATE, STALLS, write_poison_model
+from tests.support.tokens import TokensFile
 
 pytestmark = pytest.mark.faults
 

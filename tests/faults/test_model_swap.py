@@ -13,9 +13,9 @@ from holdfast.demo.processes import ServerProcess
 from holdfast.errors import ModelMismatch
 from tests.faults.test_workers import workers_of
 from tests.faults.verdict import MODEL, assert_held
-from tests.models import put_shipped
-from tests.server import value
-from tests.waiting import wait_for
+from tests.support.models import put_shipped
+from tests.support.server import value
+from tests.support.waiting import wait_for
 
 OTHER = "python-source-elman"
 TEXT = b"for line in open(path):\n    print(line, end='')\n" * 4

@@ -16,9 +16,9 @@ from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from tests.faults.test_drain import request
 from tests.faults.test_store import store_of
-from tests.opening import open_at
-from tests.server import get
-from tests.waiting import wait_for
+from tests.support.opening import open_at
+from tests.support.server import get
+from tests.support.waiting import wait_for
 
 MODEL = "python-source"
 SESSIONS = 200

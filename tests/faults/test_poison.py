@@ -19,7 +19,7 @@ from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.model.step_graph import StepGraph
 from service.store.opening import create_store
-from tests.models import (
+from tests.support.models import (
     CHANGES_SHAPE,
     RAISES,
     RULES_OUT_ALL,
@@ -28,8 +28,8 @@ from tests.models import (
     STALLS,
     write_poison_model,
 )
-from tests.opening import open_at
-from tests.server import get
+from tests.support.opening import open_at
+from tests.support.server import get
 
 pytestmark = pytest.mark.faults
 

@@ -13,11 +13,11 @@ import pytest
 import holdfast
 from holdfast.demo.processes import ServerProcess
 from holdfast.errors import ServerUnavailable, SessionDeleted, SessionLost, StoreRegressed
-from tests.opening import open_at
-from tests.oracle import run
-from tests.server import get
-from tests.store_process import StoreProcess
-from tests.waiting import wait_for
+from tests.support.opening import open_at
+from tests.support.oracle import run
+from tests.support.server import get
+from tests.support.store_process import StoreProcess
+from tests.support.waiting import wait_for
 
 MODEL = "python-source"
 TEXT = b"import numpy as np\n\n\ndef f(x):\n    return np.tanh(x) + 1\n\n\nclass C:\n    pass\n" * 3

@@ -10,7 +10,7 @@ import pytest
 import holdfast
 from holdfast.demo.processes import ServerProcess
 from tests.faults import LONG
-from tests.oracle import held_out_text, run
+from tests.support.oracle import held_out_text, run
 
 MODEL = "python-source"
 REPLICAS = 3

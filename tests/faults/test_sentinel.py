@@ -14,10 +14,10 @@ from tests.contract.test_store import eventually, get, put, record
 from tests.faults import LONG
 from tests.faults.streams import survive
 from tests.faults.test_regression import refused
-from tests.server import get as page
-from tests.server import value
-from tests.stores import ADMIN, GROUP, PASSWORD, URL_PASSWORD, USER, deploy_sentinel
-from tests.waiting import wait_for
+from tests.support.server import get as page
+from tests.support.server import value
+from tests.support.stores import ADMIN, GROUP, PASSWORD, URL_PASSWORD, USER, deploy_sentinel
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.faults
 
@@ -156,7 +156,7 @@ async def test_a_primary_that_was_stopped_is_not_written_to_when_it_wakes(group,
 async def test_a_replica_that_the_sentinels_still_name_is_not_used(group, opened):
     primary, replica = group.nodes
     primary.call("REPLICAOF", "127.0.0.1", replica.port)
-    with pytest.raises(StoreUnavailable, match="it is no primary"):
+    with pytest.raises(StoreUnavailable, match="it is not a primary"):
         await opened(group.url, timeout_s=2.0)
 
 

@@ -12,9 +12,9 @@ from holdfast.demo.processes import ServerProcess
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from tests.nemesis.store import StoreProcess
-from tests.opening import open_at
-from tests.server import get
-from tests.waiting import wait_for
+from tests.support.opening import open_at
+from tests.support.server import get
+from tests.support.waiting import wait_for
 
 MODEL = pb.ModelRef(name="python-source")
 

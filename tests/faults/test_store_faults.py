@@ -12,8 +12,8 @@ from holdfast.errors import HoldfastError
 from tests.faults.verdict import MODEL, assert_held
 from tests.nemesis.processes import paused
 from tests.nemesis.store import StoreProcess
-from tests.server import get
-from tests.waiting import wait_for
+from tests.support.server import get
+from tests.support.waiting import wait_for
 
 TEXT = b"import os\n\n\ndef names(path):\n    return sorted(os.listdir(path))\n"
 

@@ -15,7 +15,7 @@ from tests.faults.loss_table import (
 )
 from tests.faults.store_losses import CASES, Case, Losses
 from tests.faults.verdict import seeded
-from tests.stores import binary
+from tests.support.stores import binary
 
 pytestmark = pytest.mark.faults
 

@@ -12,10 +12,10 @@ from service.app import Server
 from service.settings.schema import Settings
 from service.telemetry.metrics import Metrics
 from tests.faults.test_store import health, step
-from tests.opening import open_at
-from tests.server import get, value
-from tests.stores import StoreProcess
-from tests.waiting import wait_for
+from tests.support.opening import open_at
+from tests.support.server import get, value
+from tests.support.stores import StoreProcess
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.faults
 
@@ -48,7 +48,7 @@ def test_an_eviction_policy_that_is_changed(store, tmp_path, workers):
         wait_for(lambda: is_ready(server) and health(server.address) == "SERVING")
     log = (tmp_path / "data" / "server.log").read_text()
     assert "maxmemory-policy noeviction" in log
-    assert "append-only file, synced every second" in log
+    assert "append-only file, appendfsync everysec" in log
 
 
 def test_a_disk_that_is_full_until_there_is_room(store, tmp_path):

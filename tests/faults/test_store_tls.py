@@ -5,9 +5,9 @@ import pytest
 
 import holdfast
 from holdfast.demo.processes import ServerProcess
-from tests.opening import open_at
-from tests.oracle import run
-from tests.stores import deploy
+from tests.support.opening import open_at
+from tests.support.oracle import run
+from tests.support.stores import deploy
 
 MODEL = "python-source"
 

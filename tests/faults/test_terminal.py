@@ -16,9 +16,9 @@ from holdfast.demo.processes import ServerProcess
 from tests.faults.test_embedded_store import MODEL, stores_on
 from tests.faults.test_workers import workers_of
 from tests.nemesis.processes import state_of
-from tests.server import get
-from tests.store_process import free_port
-from tests.waiting import wait_for
+from tests.support.server import get
+from tests.support.store_process import free_port
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.faults
 

@@ -12,7 +12,7 @@ from holdfast.errors import HoldfastError, PositionConflict, PositionGap
 from tests.faults.verdict import MODEL, assert_held, chunk, seeded
 from tests.nemesis.proxy import FaultProxy
 from tests.nemesis.store import StoreProcess
-from tests.server import get
+from tests.support.server import get
 
 TEXT = b"class Stack(list):\n    def push(self, item):\n        self.append(item)\n"
 

@@ -16,9 +16,9 @@ from holdfast.demo.processes import ServerProcess
 from tests.faults.test_store import health, store_of
 from tests.nemesis.processes import children_of
 from tests.nemesis.store import StoreProcess
-from tests.oracle import held_out_text, run
-from tests.server import get
-from tests.waiting import wait_for
+from tests.support.oracle import held_out_text, run
+from tests.support.server import get
+from tests.support.waiting import wait_for
 
 MODEL = "python-source"
 SESSIONS = 16

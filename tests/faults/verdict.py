@@ -6,7 +6,7 @@ import secrets
 from holdfast.cli.verify import summary
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.verify.judge import judge
-from tests.oracle import MODELS
+from tests.support.oracle import MODELS
 
 MODEL = "python-source"
 REF = pb.ModelRef(name=MODEL)

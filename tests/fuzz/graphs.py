@@ -11,7 +11,7 @@ import onnxruntime.capi.onnxruntime_pybind11_state as onnxruntime
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from service.model.operators import Operator, is_listed
-from tests.hostile_models import INFO, step_graph
+from tests.support.hostile_models import INFO, step_graph
 
 LATE = 7.0
 

@@ -45,11 +45,11 @@ from service.rpc.status import MAX_MESSAGE_BYTES, to_status
 from service.store import record
 from service.store.connection import _RespProtocol
 from service.store.opening import create_store
-from tests.fakes import SUM_CONTRACT
 from tests.fuzz.bytes import damaged
 from tests.fuzz.graphs import drawn_model
 from tests.fuzz.stepping import ending_of
-from tests.hostile_models import (
+from tests.support.fakes import SUM_CONTRACT
+from tests.support.hostile_models import (
     external_tensor,
     function_named,
     function_with,
@@ -57,7 +57,7 @@ from tests.hostile_models import (
     step_graph,
     subgraph_with,
 )
-from tests.models import CONTRACT
+from tests.support.models import CONTRACT
 
 MAX_TOKENS = 64
 MAX_ROWS = 1024

@@ -1,4 +1,4 @@
-"""Has a model file stepped by another process (`tests.processes.steps_models`), which survives its end."""
+"""Has a model file stepped by another process, `tests.support.processes.steps_models`; survives its end."""
 
 import functools
 import os
@@ -23,5 +23,5 @@ def ending_of(data):
 @functools.cache
 def _stepper():
     environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1", "OPENBLAS_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.processes.steps_models"]
+    command = [sys.executable, "-m", "tests.support.processes.steps_models"]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)

@@ -1,4 +1,4 @@
-"""`make matrix`: every network of `tests.user_networks`, exported, served, and compared with PyTorch.
+"""`make matrix`: networks of `tests.support.user_networks`, exported, served, and compared with PyTorch.
 
 Every kind in 1 and 2 layers, in batches of 1, 7 and 64 sessions, in chunks of 1, 7 and 64 tokens; with a
 server that is killed in the middle for each kind once. Writes build/matrix.md. With `--record` it writes
@@ -19,7 +19,7 @@ import torch
 from holdfast.demo.processes import ServerProcess
 from model_export import export_step
 from tests.matrix.streams import TOLERANCE, Kill, difference, outputs_of
-from tests.user_networks import LAYERS, NETWORKS, WIDTH, build, offline
+from tests.support.user_networks import LAYERS, NETWORKS, WIDTH, build, offline
 
 RECORDED = Path(__file__).parent / "recorded"
 BATCHES, CHUNKS, TOKENS = (1, 7, 64), (1, 7, 64), 70

@@ -6,7 +6,7 @@ import resource
 import signal
 from pathlib import Path
 
-from tests.waiting import wait_for
+from tests.support.waiting import wait_for
 
 
 def kill(pid):

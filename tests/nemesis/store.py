@@ -11,7 +11,7 @@ from redis.retry import Retry
 
 from service.store.embedded import find_binary
 from tests.nemesis import processes
-from tests.waiting import time_until
+from tests.support.waiting import time_until
 
 
 class StoreProcess:

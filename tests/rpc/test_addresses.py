@@ -9,8 +9,8 @@ from pathlib import Path
 import holdfast
 from holdfast.demo.processes import ServerProcess
 from tests.rpc.conftest import MODEL
-from tests.server import get
-from tests.waiting import wait_for
+from tests.support.server import get
+from tests.support.waiting import wait_for
 
 SERVE = (sys.executable, "-c", "from service.command import main; main()", "serve")
 

@@ -20,12 +20,12 @@ from holdfast.errors import PermissionDenied, SessionNotFound, Unauthenticated
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.rpc.servicer import RPC_SCOPES, SERVICE_NAME
-from tests.certificates import Authority
-from tests.oracle import run
 from tests.rpc.conftest import MODEL
-from tests.server import get
-from tests.tokens import TokensFile
-from tests.waiting import wait_for
+from tests.support.certificates import Authority
+from tests.support.oracle import run
+from tests.support.server import get
+from tests.support.tokens import TokensFile
+from tests.support.waiting import wait_for
 
 SERVICE = pb.DESCRIPTOR.services_by_name["StreamingInferenceService"]
 NO_TOKEN = "no valid token came with the call, as 'authorization: Bearer …'"

@@ -12,8 +12,8 @@ from holdfast import AsyncClient, BatchReply, Client
 from holdfast.client.batching import batch_message
 from holdfast.errors import InvalidRequest, PositionConflict, ServerUnavailable
 from holdfast.v1 import holdfast_pb2 as pb
-from tests.oracle import run
 from tests.rpc.conftest import MODEL
+from tests.support.oracle import run
 
 TEXT = b"import asyncio\n\nclass Reader:\n    def read(self, size):\n        return self._data[:size]\n"
 

@@ -14,11 +14,11 @@ from holdfast.errors import Overloaded
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.rpc import health
-from tests.http2 import Connection, message
-from tests.opening import open_sessions
 from tests.rpc.conftest import MODEL
-from tests.server import value
-from tests.waiting import wait_for
+from tests.support.http2 import Connection, message
+from tests.support.opening import open_sessions
+from tests.support.server import value
+from tests.support.waiting import wait_for
 
 MIB = 1 << 20
 SERVICE = "/holdfast.v1.StreamingInferenceService/"

@@ -9,9 +9,9 @@ from benchmarks.footprint import descriptor_count, resident_bytes
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from tests.faults.test_drain import request
-from tests.opening import open_sessions_async
-from tests.server import value
-from tests.waiting import wait_for
+from tests.support.opening import open_sessions_async
+from tests.support.server import value
+from tests.support.waiting import wait_for
 
 STREAMS = 10_000
 AT_A_TIME = 50

@@ -21,7 +21,7 @@ from holdfast.errors import (
     SessionDeleted,
     StoreRegressed,
 )
-from tests.oracle import run
+from tests.support.oracle import run
 
 MODEL = "python-source"
 TEXT = b"def f(x):\n    return x + 1\n"

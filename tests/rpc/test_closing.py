@@ -9,8 +9,8 @@ import pytest
 
 import holdfast
 from holdfast.errors import ClientClosed, HoldfastError, ServerUnavailable, SessionBusy, WrongEventLoop
-from tests.scripted_server import DOWN, SILENT, STUCK, ScriptedServer
-from tests.waiting import wait_for
+from tests.support.scripted_server import DOWN, SILENT, STUCK, ScriptedServer
+from tests.support.waiting import wait_for
 
 QUICK = holdfast.RetryPolicy(initial_s=0.01, max_s=0.02, attempt_s=60)
 PROMPT_S = 5

@@ -24,8 +24,8 @@ from service.rpc.open_calls import OpenCalls
 from service.rpc.servicer import SERVICE_NAME, Servicer
 from service.rpc.streams import StepStream
 from service.telemetry.metrics import Metrics
-from tests.fakes import AccumulatorModel, CountingObserver, FakeModels, MemoryStore, open_session
-from tests.waiting import wait_for
+from tests.support.fakes import AccumulatorModel, CountingObserver, FakeModels, MemoryStore, open_session
+from tests.support.waiting import wait_for
 
 BOUND = 100
 SHARE = 80

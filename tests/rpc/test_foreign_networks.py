@@ -7,7 +7,7 @@ import pytest
 
 import holdfast
 from holdfast.demo.processes import ServerProcess
-from tests.foreign_graphs import NETWORKS as EVERY
+from tests.support.foreign_graphs import NETWORKS as EVERY
 
 ALIKE = {
     "unnamed axes",

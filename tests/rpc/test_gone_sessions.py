@@ -12,8 +12,8 @@ from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.store.keys import session_key
 from tests.rpc.conftest import MODEL
-from tests.store_process import StoreProcess
-from tests.waiting import wait_for
+from tests.support.store_process import StoreProcess
+from tests.support.waiting import wait_for
 
 TTL_S = 1.0
 

@@ -5,8 +5,8 @@ import pytest
 
 import holdfast
 from holdfast.demo.processes import ServerProcess
-from tests.hash_oracle import MODULUS, hash_of, hashes_of
-from tests.models import write_hash_model
+from tests.support.hash_oracle import MODULUS, hash_of, hashes_of
+from tests.support.models import write_hash_model
 
 TOKENS = bytes(np.random.default_rng(7).integers(0, 256, 200, np.uint8))
 

@@ -13,8 +13,8 @@ import pytest
 
 from service.process.http_connection import KEEP_ALIVE_S
 from service.settings.descriptors import HTTP_COUNT
-from tests.server import get
-from tests.waiting import wait_for
+from tests.support.server import get
+from tests.support.waiting import wait_for
 
 SLOW = 300
 RESETS = 500

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.scripted_server import SILENT, STUCK, ScriptedServer
+from tests.support.scripted_server import SILENT, STUCK, ScriptedServer
 
 PROMPT_S = 5.0
 

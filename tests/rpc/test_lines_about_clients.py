@@ -17,7 +17,8 @@ from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.rpc import codec
 from service.rpc.grpc_log import lower_lines_about_clients
-from tests.frames import (
+from tests.rpc.conftest import MODEL
+from tests.support.frames import (
     CONTINUATION,
     DATA,
     END_HEADERS,
@@ -32,8 +33,7 @@ from tests.frames import (
     reset,
     window_update,
 )
-from tests.opening import open_at
-from tests.rpc.conftest import MODEL
+from tests.support.opening import open_at
 
 SERVICE = b"/holdfast.v1.StreamingInferenceService/"
 STEP, STREAM = SERVICE + b"Step", SERVICE + b"StreamSteps"

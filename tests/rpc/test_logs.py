@@ -13,11 +13,11 @@ from holdfast.demo.processes import ServerProcess
 from holdfast.v1 import holdfast_pb2 as pb
 from service.telemetry.log_lines import LINES
 from tests.faults.test_workers import workers_of
-from tests.models import write_features_model
 from tests.nemesis.store import StoreProcess
 from tests.rpc.conftest import MODEL, Rpc
-from tests.server import get
-from tests.waiting import wait_for
+from tests.support.models import write_features_model
+from tests.support.server import get
+from tests.support.waiting import wait_for
 
 
 def lines_of(server):
@@ -90,18 +90,19 @@ def rpc(tmp_path, store):
         rpc.channel.close()
 
 
-def features(session_id):
+def features(session_id, **fields):
     return pb.Chunk(
         session_id=session_id,
         model=pb.ModelRef(name="features"),
         tokens=pb.Tokens(features=pb.Tensor(dtype=pb.DATA_TYPE_FLOAT32, shape=(1, 2), data=bytes(8))),
+        **fields,
     )
 
 
-def refused(rpc, *metadata):
+def refused(rpc, *metadata, **fields):
     """Returns reason and trailing request id of a step that fails."""
     with pytest.raises(grpc.RpcError) as error:
-        rpc.stub.Step(pb.StepRequest(chunk=features("secret-id")), timeout=10, metadata=metadata)
+        rpc.stub.Step(pb.StepRequest(chunk=features("secret-id", **fields)), timeout=10, metadata=metadata)
     trailers = dict(error.value.trailing_metadata())
     return from_rpc(error.value).reason, trailers["x-request-id"]
 
@@ -165,3 +166,14 @@ def test_what_callers_do_wrong_is_not_logged_and_has_an_id_all_the_same(rpc):
         rpc.stub.Step(pb.StepRequest(), timeout=10)
     assert len(dict(error.value.trailing_metadata())["x-request-id"]) == 16
     assert not lines_with(rpc.server, level="warning")
+
+
+def test_what_the_store_has_lost_is_logged_though_the_store_answers(rpc):
+    assert refused(rpc, ("x-request-id", "gone"), position=4) == ("SESSION_LOST", "gone")
+    rpc.open("secret-id", model="features")
+    reply = rpc.stub.Step(pb.StepRequest(chunk=features("secret-id")), timeout=10)
+    other = {"position": reply.result.position, "history_digest": 7}
+    assert refused(rpc, ("x-request-id", "other"), **other) == ("HISTORY_CONFLICT", "other")
+    lines = wait_for(lambda: len(lines := lines_with(rpc.server, message="a call failed")) == 2 and lines)
+    said = {line["request_id"]: line["reason"] for line in lines}
+    assert said == {"gone": "SESSION_LOST", "other": "HISTORY_CONFLICT"}

@@ -12,12 +12,12 @@ from holdfast.demo.processes import ServerProcess
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.common.failpoints import VARIABLE
-from tests.opening import open_sessions
-from tests.oracle import MODELS
 from tests.rpc.conftest import MODEL
-from tests.server import get
-from tests.tokens import TokensFile
-from tests.waiting import wait_for
+from tests.support.opening import open_sessions
+from tests.support.oracle import MODELS
+from tests.support.server import get
+from tests.support.tokens import TokensFile
+from tests.support.waiting import wait_for
 
 PREFIXES = ("holdfast_", "grpc_server_", "process_")
 CLOSED_LABELS = {

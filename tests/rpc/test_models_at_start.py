@@ -5,12 +5,12 @@ from onnx import helper
 
 import holdfast
 from holdfast.demo.processes import ServerProcess
-from tests.command_line import call
-from tests.hostile_models import external_tensor, lying, step_graph
-from tests.mixing_graphs import beside, less_mean
-from tests.models import CONTRACT, write_features_model
-from tests.server import get
-from tests.waiting import wait_for
+from tests.support.command_line import call
+from tests.support.hostile_models import external_tensor, lying, step_graph
+from tests.support.mixing_graphs import beside, less_mean
+from tests.support.models import CONTRACT, write_features_model
+from tests.support.server import get
+from tests.support.waiting import wait_for
 
 
 def write_truncated(path):

@@ -10,7 +10,7 @@ import pytest
 from grpc_reflection.v1alpha import reflection_pb2
 
 from tests.rpc.conftest import MODEL
-from tests.server import get
+from tests.support.server import get
 
 
 def test_metrics_count_what_happened(rpc):

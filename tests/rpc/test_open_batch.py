@@ -5,7 +5,7 @@ import pytest
 
 import holdfast
 from holdfast.errors import HistoryConflict, ServerUnavailable, SessionExists
-from tests.scripted_server import LOST, ScriptedServer
+from tests.support.scripted_server import LOST, ScriptedServer
 
 IDS = ["a", "b", "c"]
 QUICK = holdfast.RetryPolicy(initial_s=0.01, max_s=0.02, attempt_s=5)

@@ -28,8 +28,8 @@ from holdfast.errors import (
     SessionLost,
     StoreRegressed,
 )
-from tests.scripted_server import DOWN, LOST, SILENT, STUCK, ScriptedServer
-from tests.waiting import wait_for
+from tests.support.scripted_server import DOWN, LOST, SILENT, STUCK, ScriptedServer
+from tests.support.waiting import wait_for
 
 QUICK = holdfast.RetryPolicy(initial_s=0.01, max_s=0.02, attempt_s=5)
 UNKNOWN = (ServerUnavailable, DeadlinePassed)

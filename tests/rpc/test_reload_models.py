@@ -11,14 +11,14 @@ import pytest
 import holdfast
 from holdfast.demo.processes import ServerProcess
 from holdfast.errors import ModelMismatch, ModelNotFound, PermissionDenied
-from tests.hostile_models import endless
-from tests.models import put_shipped
 from tests.nemesis.processes import children_of, state_of
-from tests.oracle import run
 from tests.rpc.conftest import MODEL
-from tests.server import get, value
-from tests.tokens import TokensFile
-from tests.waiting import wait_for
+from tests.support.hostile_models import endless
+from tests.support.models import put_shipped
+from tests.support.oracle import run
+from tests.support.server import get, value
+from tests.support.tokens import TokensFile
+from tests.support.waiting import wait_for
 
 SECOND = "python-source-elman"
 """The shipped model that is version 2 of MODEL here."""
@@ -184,7 +184,7 @@ def test_a_replica_without_the_version_says_so_and_goes_on_when_it_has_it(serve,
     with holdfast.Client(behind.address) as client:
         with pytest.raises(ModelMismatch, match=f"fingerprint {fingerprint}, which this server does not"):
             client.open_session("s")
-        with pytest.raises(ModelNotFound, match="no version 2; served are 1"):
+        with pytest.raises(ModelNotFound, match="no version 2; the server has 1"):
             client.open_session(model=MODEL, version=2)
         put_shipped(late, SECOND, MODEL, 2)
         assert list(client.reload_models().refused) == []

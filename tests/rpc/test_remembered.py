@@ -20,6 +20,11 @@ CACHES = {
     ("holdfast/history_digest.py", "_ascending"): "lengths that are powers of two, up to 2^16: 2 MiB",
     ("service/model/check.py", "_tell_once"): "some of five names",
     ("service/engine/checks.py", "_checked"): "1,024 valid asks, of the model's own names",
+    ("service/store/outputs.py", "_head"): "1,024 numbers and lengths in outputs, 200 bytes each",
+    (
+        "service/store/outputs.py",
+        "_named_head",
+    ): "1,024 shapes of models' tensors, by the models' own names",
     ("service/store/record.py", "_constant_headers"): "256 sizes of replies, 150 bytes each",
 }
 """Functions that remember results, by what, and how much that is at most."""

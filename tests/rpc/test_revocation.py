@@ -14,13 +14,13 @@ from holdfast.demo.processes import ServerProcess
 from holdfast.errors import Unauthenticated
 from holdfast.v1 import holdfast_pb2 as pb
 from service.rpc.servicer import SERVICE_NAME
-from tests import call_heads
-from tests.certificates import Authority
 from tests.rpc.conftest import MODEL
-from tests.server import get
-from tests.stores import StoreProcess
-from tests.tokens import TokensFile
-from tests.waiting import wait_for
+from tests.support import call_heads
+from tests.support.certificates import Authority
+from tests.support.server import get
+from tests.support.stores import StoreProcess
+from tests.support.tokens import TokensFile
+from tests.support.waiting import wait_for
 
 REVOKED = "the credential of this call was revoked"
 OPEN, STEP = (f"/{SERVICE_NAME}/{name}" for name in ("OpenSession", "Step"))

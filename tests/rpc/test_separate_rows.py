@@ -13,10 +13,10 @@ from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.rpc.stack import Piece, stack_outputs
 from service.store.keys import session_key
 from service.store.record import decode, encode
-from tests.models import put_shipped
-from tests.oracle import run
 from tests.rpc.conftest import MODEL, Rpc
-from tests.store_process import StoreProcess
+from tests.support.models import put_shipped
+from tests.support.oracle import run
+from tests.support.store_process import StoreProcess
 
 
 def open_session(rpc, session_id, model=MODEL, version=0):

@@ -12,8 +12,8 @@ from holdfast.v1 import holdfast_pb2 as pb
 from model_export.data.machine import KINDS, make_readings
 from model_export.data.sound import make_scene, windows
 from model_export.data.sources import LANGUAGES, held_out_files
-from tests.oracle import MODELS
 from tests.rpc.conftest import Rpc
+from tests.support.oracle import MODELS
 
 NAMES = ("sensor-anomaly", "code-language", "sound-events")
 COUNT = 200

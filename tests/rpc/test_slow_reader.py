@@ -7,9 +7,9 @@ import grpc.aio
 
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
-from tests.opening import open_sessions_async
 from tests.rpc.conftest import MODEL
-from tests.server import get
+from tests.support.opening import open_sessions_async
+from tests.support.server import get
 
 CHUNKS = 1500
 TOKENS = 60  # 60 KiB of logits, near the largest reply there is

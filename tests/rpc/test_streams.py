@@ -13,8 +13,8 @@ import pytest
 import holdfast
 from holdfast import errors as refusals
 from holdfast.errors import ChunkPending, HoldfastError, InvalidRequest, ServerUnavailable
-from tests.scripted_server import DOWN, LOST, SILENT, STUCK, ScriptedServer
-from tests.waiting import wait_for
+from tests.support.scripted_server import DOWN, LOST, SILENT, STUCK, ScriptedServer
+from tests.support.waiting import wait_for
 
 QUICK = holdfast.RetryPolicy(initial_s=0.01, max_s=0.02, attempt_s=5)
 TEXT = bytes(range(32, 96))

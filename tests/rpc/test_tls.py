@@ -10,9 +10,9 @@ import holdfast
 from holdfast import Tls
 from holdfast.demo.processes import ServerProcess
 from holdfast.errors import ServerUnavailable
-from tests.certificates import Authority, replace
 from tests.rpc.conftest import MODEL
-from tests.waiting import wait_for
+from tests.support.certificates import Authority, replace
+from tests.support.waiting import wait_for
 
 
 @pytest.fixture
@@ -159,7 +159,11 @@ REFUSED = {
     "no certificate": (["--tls-key", "x.pem"], "--tls-cert", 2),
     "clients' authority alone": (["--tls-client-ca", "x.pem"], "--tls-client-ca", 2),
     "no such file": (["--tls-cert", "x.pem", "--tls-key", "x.pem"], "x.pem: no such file", 1),
-    "no such tokens file": (["--tokens-file", "x.toml"], "--tokens-file x.toml: [Errno 2]", 1),
+    "no such tokens file": (
+        ["--tokens-file", "x.toml"],
+        "--tokens-file x.toml: no such file or directory; name a TOML file",
+        1,
+    ),
 }
 
 

@@ -11,7 +11,7 @@ import pytest
 
 import holdfast
 from holdfast.demo.processes import ServerProcess
-from tests.subword_models import HIDDEN, SIZE, TEXT, byte_pairs, package, put_words_model
+from tests.support.subword_models import HIDDEN, SIZE, TEXT, byte_pairs, package, put_words_model
 
 MODEL = "words"
 DATA = TEXT.encode() + b"odd bytes \xff\xfe\xc3 and <|start|> then \xe6\x97"

@@ -33,7 +33,7 @@ from service.engine.rules import quarantined
 from service.engine.run import run_batch
 from service.store.protocol import AckLevel, Found
 from service.store.record import NO_STAMP, STAMP_END, STAMP_START, decode, encode, new_record
-from tests.fakes import AccumulatorModel, FakeModels, encode_totals
+from tests.support.fakes import AccumulatorModel, FakeModels, encode_totals
 
 RAISES, STALLS = 254, 253
 EFFECTS = {"load": Load, "run": Run, "commit": Commit, "confirm": Confirm, "quarantine": Quarantine}

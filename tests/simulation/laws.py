@@ -21,8 +21,8 @@ from holdfast.history_digest import run_of
 from holdfast.verify.chain import check
 from holdfast.verify.reading import Histories
 from service.store.record import decode
-from tests.hash_oracle import hashes_of
 from tests.simulation.replica import RAISES, STALLS
+from tests.support.hash_oracle import hashes_of
 
 
 class HashNetwork:

@@ -51,7 +51,7 @@ OWN = (
     ),
     Protection(
         "the store compares the history, not only incarnation and position (the simulated one)",
-        "tests/fakes.py",
+        "tests/support/fakes.py",
         "stamp == part.expected[size * row : size * (row + 1)]\n",
         "stamp[:16] == part.expected[size * row : size * row + 16]\n",
         "",

@@ -23,8 +23,8 @@ from service.rpc.credentials import ANYBODY
 from service.rpc.open_calls import OpenCalls
 from service.rpc.servicer import Servicer
 from service.telemetry.rpc_metrics import NUMBER_COUNT, RpcMetrics
-from tests.fakes import HASH_CONTRACT, CountingObserver, FakeModels, HashModel
 from tests.simulation.store import SimulatedStore
+from tests.support.fakes import HASH_CONTRACT, CountingObserver, FakeModels, HashModel
 
 RAISES, STALLS = 254, 253
 PATIENCE_S = 0.2

@@ -14,7 +14,7 @@ from holdfast.errors import AckLevelNotReached, AckLevelUnsupported, StoreFull, 
 from service.store.keys import set_aside_key
 from service.store.protocol import AckLevel, Found
 from service.store.record import decode
-from tests.fakes import compared
+from tests.support.fakes import compared
 
 ACK_TIMEOUT_S = 1.0
 TIMEOUT_S = 2.0

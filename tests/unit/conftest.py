@@ -4,7 +4,7 @@ import pytest
 
 from service.engine.driver import Driver
 from service.engine.limits import EngineLimits
-from tests.fakes import (
+from tests.support.fakes import (
     AccumulatorModel,
     CountingObserver,
     FakeModels,

@@ -14,7 +14,7 @@ from service.engine.rows import Asked, Chunk, Reply
 from service.engine.sessions import Opening, Sessions
 from service.store.protocol import AckLevel
 from service.store.record import decode
-from tests.fakes import (
+from tests.support.fakes import (
     AccumulatorModel,
     CountingObserver,
     FakeModels,

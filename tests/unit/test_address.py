@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from service.store.address import parse_url
-from tests.stores import write_certificates
+from tests.support.stores import write_certificates
 
 SECRET = "s3cret"
 

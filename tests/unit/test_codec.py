@@ -12,7 +12,7 @@ from service.engine.rows import Reply, Selection
 from service.rpc.codec import encode_reply
 from service.rpc.credentials import ANYBODY
 from service.store.outputs import Outputs, encode_outputs
-from tests.fakes import SUM_CONTRACT
+from tests.support.fakes import SUM_CONTRACT
 
 
 @given(st.integers(1, 5), st.integers(1, 300), st.integers(0, 40), st.booleans(), st.booleans())

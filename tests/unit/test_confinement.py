@@ -10,7 +10,7 @@ from service.model import check, confinement
 from service.model.call_filter import number_of_seccomp, program_for
 from service.model.check import check_folder, check_model
 from service.model.confinement import CALL_FILTER, LANDLOCK, confine
-from tests.oracle import MODELS
+from tests.support.oracle import MODELS
 
 pytestmark = pytest.mark.process
 
@@ -24,7 +24,7 @@ def told(caplog):
 
 
 def test_a_confined_process_reaches_no_file_no_network_and_no_other_process():
-    command = [sys.executable, "-m", "tests.processes.confined"]
+    command = [sys.executable, "-m", "tests.support.processes.confined"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=30)
     assert result.returncode == 0, result.stderr
     held, *reached = result.stdout.split("; ")
@@ -48,7 +48,7 @@ def test_the_log_says_what_a_system_does_not_allow(told):
 
 
 def test_what_a_check_claims_beside_that_is_not_logged(told, monkeypatch):
-    monkeypatch.setattr(check, "PROCESS", "tests.processes.passes")
+    monkeypatch.setattr(check, "PROCESS", "tests.support.processes.passes")
     check_model(MODELS, b"")
     assert [line.partition("; ")[0] for line in told()] == [
         "model files are checked with limits on resources"

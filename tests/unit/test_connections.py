@@ -14,7 +14,7 @@ from service.model.contract import Contract
 from service.rpc import connections
 from service.rpc.connections import connection_options, receive_limit_bytes, request_bound
 from service.settings.schema import Settings
-from tests.fakes import SUM_CONTRACT, InputSpec, np
+from tests.support.fakes import SUM_CONTRACT, InputSpec, np
 
 
 def options(**settings):

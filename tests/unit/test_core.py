@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 
 from service.engine.effects import Commit, Load, Run, Settle
-from service.engine.rows import Asked, Chunk, Reply
+from service.engine.rows import (
+    NOT_GIVEN,
+    Asked,
+    Chunk,
+    Message,
+    Reply,
+    Rows,
+    to_tokens,
+    token_sums,
+)
 from service.store.protocol import AckLevel
 from tests.scenarios.world import Replica, World
 
@@ -98,3 +107,64 @@ def test_whatever_breaks_each_chunk_is_answered_once_and_the_next_ones_run(world
     play(world, replica, [])
     assert all(isinstance(said, int) for _, said in answers)
     assert core.unanswered_count == 0
+
+
+@pytest.mark.parametrize("at", range(1, 8))
+def test_what_breaks_while_rows_that_run_apart_begin_is_answered(world, at):
+    replica = Replica(world.model)
+    core, answers, names = replica.core, [], "bhij"
+    world.command(["open", *names])
+    submit(core, "b", answers, tokens=(254,))  # from now on it is a suspect
+    play(world, replica, [])
+    answers.clear()
+    gather = core.cache.gather
+    core.cache.gather = breaks_at(gather, at)
+    for _ in range(2):
+        for session in names:
+            submit(core, session, answers)
+        play(world, replica, [])
+        core.cache.gather = gather
+    assert sorted(session for session, _ in answers) == sorted(names * 2)
+    assert core.unanswered_count == 0
+
+
+def test_rows_of_a_message_that_were_answered_when_a_stage_broke_do_not_run_again(world):
+    replica = Replica(world.model)
+    core, answers, names = replica.core, [], "bchij"
+    world.command(["open", *names])
+    submit(core, "b", answers, tokens=(254,))  # from now on it is a suspect
+    submit(core, "c", answers)
+    play(world, replica, [])
+    rows = message("hbc", answers)
+    gather = core.cache.gather
+    core.cache.gather = breaks_at(gather, 1)
+    core.submit_rows(rows, world.now_s)
+    play(world, replica, [])
+    core.cache.gather = gather
+    assert sorted(session for session, _ in answers[2:]) == sorted("hbc")
+    answers.clear()
+    for session in names:
+        submit(core, session, answers)
+    play(world, replica, [])
+    assert sorted(session for session, _ in answers) == sorted(names)
+    assert core.unanswered_count == 0
+
+
+def message(sessions, answers):
+    """Returns the rows of a message, one token each."""
+    asked, count = Asked("ids", 1, model_name="sum"), len(sessions)
+    tokens = to_tokens(asked, np.ones(count, np.int64).tobytes(), count)
+
+    def reply(rows, error):
+        said = error.reason if error is not None else None
+        answers.extend((key.decode(), said) for key in rows.keys)
+
+    return Rows(
+        asked,
+        [session.encode() for session in sessions],
+        tokens,
+        token_sums(tokens),
+        np.full(count, NOT_GIVEN, np.int64),
+        message=Message(reply, count),
+        numbers=np.arange(count),
+    )

@@ -11,7 +11,7 @@ from model_export.docstrings import held_out_docstrings
 from service.model.loading import load_model
 from service.rpc.model_message import contract_message
 from service.settings.schema import Settings
-from tests.subword_models import package
+from tests.support.subword_models import package
 from tests.unit.test_tokenised import run
 
 FOLDER = Settings().models / "docstring-words" / "1"

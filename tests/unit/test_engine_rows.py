@@ -12,7 +12,7 @@ from holdfast.v1 import holdfast_pb2 as pb
 from service.engine.rows import NOT_GIVEN, Asked, Message, Rows, token_sums
 from service.rpc.batches import BatchCall, BatchLimits
 from service.store.keys import session_key
-from tests.unit.test_engine import send, submit
+from tests.unit.test_driver import send, submit
 
 
 class Sent:

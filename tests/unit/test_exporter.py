@@ -16,7 +16,7 @@ from torch import nn  # noqa: E402
 from model_export import closed_loop, exporter, plain_cells  # noqa: E402
 from model_export.export_error import ExportError  # noqa: E402
 from model_export.exporter import export_step  # noqa: E402
-from tests.user_networks import (  # noqa: E402
+from tests.support.user_networks import (  # noqa: E402
     HIDDEN,
     NETWORKS,
     WIDTH,

@@ -5,7 +5,7 @@ import pytest
 
 from model_export.from_file import load
 from model_export.from_sequence import Refused, to_step_graph
-from tests.sequence_graphs import stream
+from tests.support.sequence_graphs import stream
 
 TORCH = [
     ("GRU", True, {}), ("LSTM", False, {"num_layers": 2}), ("RNN", True, {"nonlinearity": "relu"}),

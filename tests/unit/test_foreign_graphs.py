@@ -6,7 +6,7 @@ from service.model.arrangement import Arrangement
 from service.model.check import check_model
 from service.model.contract import Layout
 from service.model.step_graph import StepGraph
-from tests.foreign_graphs import NETWORKS
+from tests.support.foreign_graphs import NETWORKS
 
 TOKENS, ROWS = 9, 3
 

@@ -9,9 +9,9 @@ from holdfast.verify.oracle import difference
 from service.engine.run import _finite_rows
 from service.model.check import check_model
 from service.model.step_graph import StepGraph
-from tests.fakes import HashModel
-from tests.hash_oracle import MODULUS, hash_of, hashes_of
-from tests.models import write_hash_model
+from tests.support.fakes import HashModel
+from tests.support.hash_oracle import MODULUS, hash_of, hashes_of
+from tests.support.models import write_hash_model
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ import pytest
 from holdfast.client.batching import batch_message
 from holdfast.client.tokens import is_whole, normalise, to_message
 from tests.docs.pages import ROOT
-from tests.foreign_arrays import FakeTable
-from tests.input_table import ROWS_OF_TWO, TABLE, TURNED, Refused, agenerator, generator, ids
-from tests.pieces import pieces
+from tests.support.foreign_arrays import FakeTable
+from tests.support.input_table import ROWS_OF_TWO, TABLE, TURNED, Refused, agenerator, generator, ids
+from tests.support.pieces import pieces
 
 PAGE = ROOT / "docs" / "guides" / "inputs.md"
 

@@ -13,9 +13,9 @@ from service.model.bundle import Bundle, pack, unpack
 from service.model.check import CheckLimits, check_model
 from service.model.files import ModelFileError, read_model
 from service.model.inspection import inspect_completed, inspect_model
-from tests.bare_graphs import elman, scaled
-from tests.hostile_models import endless, external_tensor, step_graph
-from tests.models import write_features_model
+from tests.support.bare_graphs import elman, scaled
+from tests.support.hostile_models import endless, external_tensor, step_graph
+from tests.support.models import write_features_model
 
 pytestmark = pytest.mark.process
 

@@ -8,7 +8,7 @@ from service.engine.checks import validate
 from service.engine.rows import Asked, Rows, Selection, token_sums
 from service.engine.run import run_batch
 from service.model.loading import load_model
-from tests.subword_models import TEXT, put_words_model
+from tests.support.subword_models import TEXT, put_words_model
 
 LENGTHS = (40, 40, 13, 1)
 

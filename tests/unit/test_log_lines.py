@@ -10,7 +10,7 @@ import pytest
 
 from service.telemetry import log_lines, logs
 from service.telemetry.log_lines import LINES, JsonFormatter, LineLimit, TextFormatter, fields
-from tests.waiting import wait_for
+from tests.support.waiting import wait_for
 
 
 def record(message="said", *values, level=logging.WARNING, extra=None, exc_info=None):

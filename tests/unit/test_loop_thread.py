@@ -11,7 +11,7 @@ import pytest
 
 from holdfast.client.loop_thread import LoopThread
 from holdfast.errors import ClientClosed, WrongEventLoop
-from tests.waiting import wait_for
+from tests.support.waiting import wait_for
 
 
 @pytest.fixture

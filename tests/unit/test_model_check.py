@@ -11,7 +11,7 @@ from service.model import check
 from service.model.check import CheckLimits, check_folder, check_model
 from service.model.files import ModelFileError, fingerprint_of, read_file
 from service.model.repository import ModelRepository
-from tests.hostile_models import (
+from tests.support.hostile_models import (
     MEMORY_ADDRESS,
     endless,
     external_tensor,
@@ -20,8 +20,8 @@ from tests.hostile_models import (
     shadowing,
     step_graph,
 )
-from tests.mixing_graphs import beside, less_mean
-from tests.models import write_features_model
+from tests.support.mixing_graphs import beside, less_mean
+from tests.support.models import write_features_model
 
 pytestmark = pytest.mark.process
 
@@ -50,7 +50,7 @@ def test_a_graph_that_never_ends_is_refused(path):
 
 
 def test_a_check_that_hangs_without_using_the_cpu_is_refused(path, monkeypatch):
-    monkeypatch.setattr(check, "PROCESS", "tests.processes.hangs")
+    monkeypatch.setattr(check, "PROCESS", "tests.support.processes.hangs")
     assert "took more than 0.5 s" in refuse(path, b"", CheckLimits(wall_s=0.5))
 
 
@@ -60,17 +60,17 @@ def test_a_graph_that_takes_all_memory_is_refused(path):
 
 
 def test_a_crash_of_the_check_is_a_reason(path, monkeypatch):
-    monkeypatch.setattr(check, "PROCESS", "tests.processes.crashes")
+    monkeypatch.setattr(check, "PROCESS", "tests.support.processes.crashes")
     assert signal.Signals.SIGABRT.name in refuse(path, b"")
 
 
 def test_a_signal_without_a_name_is_a_reason(path, monkeypatch):
-    monkeypatch.setattr(check, "PROCESS", "tests.processes.ends_by_number")
+    monkeypatch.setattr(check, "PROCESS", "tests.support.processes.ends_by_number")
     assert "ended with signal 40" in refuse(path, b"")
 
 
 def test_what_a_check_says_is_short_and_printable(path, monkeypatch):
-    monkeypatch.setattr(check, "PROCESS", "tests.processes.raves")
+    monkeypatch.setattr(check, "PROCESS", "tests.support.processes.raves")
     reason = refuse(path, b"")
     assert reason.isprintable()
     assert len(reason) <= check.MAX_REASON_CHARS + 3
@@ -93,13 +93,13 @@ def test_a_kernel_behind_a_function_of_its_name_is_refused(path):
 
 
 def test_a_check_can_open_no_file_and_no_socket_and_write_nothing(path, monkeypatch):
-    monkeypatch.setattr(check, "PROCESS", "tests.processes.reaches_out")
+    monkeypatch.setattr(check, "PROCESS", "tests.support.processes.reaches_out")
     assert refuse(path, b"") == "open: EMFILE socket: EMFILE write: EFBIG"
 
 
 def test_a_check_knows_no_secrets(path, monkeypatch):
     monkeypatch.setenv("HOLDFAST_STORE", "redis://:secret@store")
-    monkeypatch.setattr(check, "PROCESS", "tests.processes.says_its_environment")
+    monkeypatch.setattr(check, "PROCESS", "tests.support.processes.says_its_environment")
     assert "secret" not in refuse(path, b"")
 
 

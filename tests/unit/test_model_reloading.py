@@ -13,10 +13,10 @@ from service.model.files import ModelFileError, fingerprint_of
 from service.model.loading import load_model
 from service.model.reloading import MAX_TOLD, ModelReloading
 from service.model.repository import ModelRepository
-from tests.hostile_models import external_tensor, step_graph
-from tests.mixing_graphs import beside, less_mean
-from tests.models import CONTRACT, write_features_model
-from tests.waiting import wait_for
+from tests.support.hostile_models import external_tensor, step_graph
+from tests.support.mixing_graphs import beside, less_mean
+from tests.support.models import CONTRACT, write_features_model
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.process
 

@@ -6,7 +6,7 @@ from onnx import TensorProto, helper
 
 from service.model.onnx_wire import check_file
 from service.model.wire_format import UnsafeGraph
-from tests.hostile_models import (
+from tests.support.hostile_models import (
     MEMORY_ADDRESS,
     endless,
     external_tensor,
@@ -17,8 +17,8 @@ from tests.hostile_models import (
     step_graph,
     subgraph_with,
 )
-from tests.models import CONTRACT
-from tests.oracle import MODELS
+from tests.support.models import CONTRACT
+from tests.support.oracle import MODELS
 
 ANYWHERE = external_tensor("w.bin")
 

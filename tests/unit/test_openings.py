@@ -18,7 +18,7 @@ from service.engine.sessions import Opening, Sessions
 from service.rpc.openings import given_states, opening_keys, opening_reply
 from service.store.protocol import AckLevel
 from service.store.record import decode, encode
-from tests.fakes import FakeModels, open_session
+from tests.support.fakes import FakeModels, open_session
 from tests.unit.test_store_gone_back import send
 
 NEW = Opening("sum", nonce=5)

@@ -15,7 +15,7 @@ import pytest
 
 from service.model.onnx_wire import UnsafeGraph, check_file
 from service.model.other_formats import other_format
-from tests.oracle import MODELS
+from tests.support.oracle import MODELS
 
 
 def zipped(**files):

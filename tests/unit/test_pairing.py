@@ -13,7 +13,7 @@ from service.model.document import from_toml
 from service.model.name_stems import pair_names
 from service.model.pairing import MAX_TENSORS, complete, to_toml
 from service.model.step_graph import BareGraph
-from tests.foreign_graphs import NETWORKS
+from tests.support.foreign_graphs import NETWORKS
 
 
 def tensors(**shapes):

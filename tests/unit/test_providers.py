@@ -4,7 +4,7 @@ import pytest
 from service.model.contract import opening_rows
 from service.model.providers import Providers, parse_providers
 from service.model.step_graph import StepGraph
-from tests.foreign_graphs import NETWORKS
+from tests.support.foreign_graphs import NETWORKS
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from model_export.from_sequence import Refused, to_step_graph
 from model_export.quantise import per_channel, quantise
 from model_export.written import contract_files, write_model
 from service.model.document import from_metadata
-from tests.sequence_graphs import Graph, loop_model, stream
+from tests.support.sequence_graphs import Graph, loop_model, stream
 
 MODELS = Path(__file__).parents[2] / "models"
 

@@ -11,9 +11,9 @@ from service.model.check import check_model
 from service.model.contract_text import to_toml
 from service.model.document import from_toml
 from service.model.files import ModelFileError
-from tests.foreign_graphs import PLAIN_CONTRACT
-from tests.mixing_graphs import beside, less_mean
-from tests.step_graphs import recurrent
+from tests.support.foreign_graphs import PLAIN_CONTRACT
+from tests.support.mixing_graphs import beside, less_mean
+from tests.support.step_graphs import recurrent
 
 pytestmark = pytest.mark.process
 

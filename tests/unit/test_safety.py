@@ -129,17 +129,18 @@ def test_floors_are_in_order_and_none_is_above_all_lines_that_are_kept():
 @pytest.mark.parametrize(
     ("changes", "config", "words"),
     [
-        ({}, {"appendfsync": "everysec"}, "so does a killed process while a sync is slow"),
-        ({}, {"appendfsync": "always"}, "a power loss loses no reply"),
-        ({}, {"appendfsync": "no"}, "all that the system has not written"),
-        ({}, {}, "may not read"),
-        ({"aof_enabled": "0"}, {}, "loses everything since its last snapshot"),
-        ({"connected_slaves": "2"}, {}, "2 replicas, asynchronous"),
-        ({}, {}, "no replica"),
+        ({}, {"appendfsync": "everysec"}, "; append-only file, appendfsync everysec; "),
+        ({}, {"appendfsync": "always"}, "; append-only file, appendfsync always; "),
+        ({}, {"appendfsync": "no"}, "; append-only file, appendfsync no; "),
+        ({}, {}, "appendfsync unknown (no right to CONFIG GET)"),
+        ({"aof_enabled": "0"}, {}, "; no append-only file; "),
+        ({"connected_slaves": "2"}, {}, "; 2 connected replicas; "),
+        ({}, {}, "; 0 connected replicas; "),
+        ({}, {}, "what it can lose: docs/operate/durability.md"),
         ({}, {}, "valkey 9.1.2"),
     ],
 )
-def test_what_it_promises_is_said(changes, config, words):
+def test_what_it_is_is_said_and_where_to_read_what_it_can_lose(changes, config, words):
     assert words in describe({**SAFE, **changes}, config)
 
 

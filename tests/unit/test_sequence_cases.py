@@ -8,7 +8,7 @@ from onnx.backend.test.case import node as node_cases
 
 from model_export.from_sequence import Refused, to_step_graph
 from model_export.surgery import gate
-from tests.sequence_graphs import stream
+from tests.support.sequence_graphs import stream
 
 BACKWARD = "starts with the last token"
 NO_TOKEN = "is a single number without a time axis"

@@ -10,7 +10,7 @@ from model_export.from_file import main as export_main
 from model_export.from_sequence import Refused, to_step_graph
 from model_export.surgery.axes import regroup
 from model_export.surgery.preparing import parsed
-from tests.sequence_graphs import FLOAT, INFO, INT64, Graph, check_streams, loop_model, stream
+from tests.support.sequence_graphs import FLOAT, INFO, INT64, Graph, check_streams, loop_model, stream
 
 
 @pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
@@ -110,7 +110,7 @@ def refused(model, constants=None):
 
 
 def test_loops_that_do_not_follow_the_tokens():
-    assert "does not turn once for each token" in refused(loop_model(turns=5))
+    assert "does not iterate once for each token" in refused(loop_model(turns=5))
     assert "may end before the last token" in refused(loop_model(goes_on=False))
 
 
@@ -200,7 +200,7 @@ def plain():
 
 
 def test_graphs_that_are_not_whole(tmp_path):
-    with pytest.raises(Refused, match="cut off"):
+    with pytest.raises(Refused, match="is truncated"):
         parsed(plain().SerializeToString()[:-7])
     cyclic = plain()
     cyclic.graph.node[0].input[0] = cyclic.graph.node[1].output[0]

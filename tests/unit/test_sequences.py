@@ -8,7 +8,7 @@ from onnx import AttributeProto, ModelProto, TensorProto, helper, numpy_helper
 from service.model.onnx_wire import check_file
 from service.model.wire_format import UnsafeGraph
 from tests.fuzz.stepping import ending_of
-from tests.hostile_models import INFO, function_named, step_graph
+from tests.support.hostile_models import INFO, function_named, step_graph
 
 NOTHING = np.zeros(0, np.int64)
 SPLIT = ("SplitToSequence", ["x", "extents"], ["pieces"])

@@ -12,7 +12,7 @@ from holdfast.history_digest import INITIAL, run_of
 from service.engine.rows import Asked, Chunk, Reply
 from service.engine.sessions import Opening, Sessions
 from service.store.record import decode, draw_incarnation, encode
-from tests.fakes import AccumulatorModel, FakeModels
+from tests.support.fakes import AccumulatorModel, FakeModels
 from tests.unit.test_engine_rows import Sent
 
 ABC, XXX, YYY, ZZZ = [1, 2, 3], [10, 10, 10], [20, 20, 20], [7, 7, 7]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from model_export.corpus import SourceFile
 from model_export.subwords import train_tokenizer
 from service.model.subwords import MAX_BYTES, Subwords, TokenizerError
-from tests.subword_models import SIZE, byte_pairs, other_kinds, package, text_of_pieces
+from tests.support.subword_models import SIZE, byte_pairs, other_kinds, package, text_of_pieces
 
 KINDS = {"BPE of bytes": byte_pairs(), **other_kinds()}
 

@@ -13,7 +13,7 @@ from service.model.check import check_model
 from service.model.files import ModelFileError, fingerprint_of, read_model
 from service.model.loading import load_model
 from service.model.pieces import MAX_PIECE_BYTES, cut
-from tests.subword_models import SIZE, TEXT, byte_pairs, package, put_words_model, text_of_pieces
+from tests.support.subword_models import SIZE, TEXT, byte_pairs, package, put_words_model, text_of_pieces
 
 TOLERANCE = 1e-5
 IDS_OF = package(byte_pairs())

@@ -17,8 +17,8 @@ from service.model.step_graph import StepGraph
 from service.model.trial import NotIndependent, try_out
 from service.model.trial_inputs import MAX_BYTES, draw, fits
 from service.model.trial_runs import TrialFailed
-from tests import models
-from tests.mixing_graphs import (
+from tests.support import models
+from tests.support.mixing_graphs import (
     AHEAD,
     RARE,
     ROWS,
@@ -32,9 +32,9 @@ from tests.mixing_graphs import (
     quantised,
     when_rare,
 )
-from tests.oracle import MODELS
-from tests.proper_graphs import GOOD, plain, switched
-from tests.step_graphs import WIDTH, Builder
+from tests.support.oracle import MODELS
+from tests.support.proper_graphs import GOOD, plain, switched
+from tests.support.step_graphs import WIDTH, Builder
 
 BOTH = frozenset({"rows", "tokens"})
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.history_digest import INITIAL, run_of
-from tests.judged_sessions import Session, chunks, judged, place_of
+from tests.support.judged_sessions import Session, chunks, judged, place_of
 
 
 @given(chunks(), st.data())

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.history_digest import INITIAL, run_of
-from holdfast.verify.session_history import Sight
-from tests.judged_sessions import LIFE, Session, chunks, judged, place_of, step_in
+from holdfast.verify.chain import check
+from holdfast.verify.session_history import Attempt, Outputs, Reply, SessionHistory, Sight
+from tests.support.judged_sessions import LIFE, Session, chunks, judged, place_of, step_in
 
 
 @given(st.integers(2, 4), st.integers(1, 4), st.data())
@@ -44,6 +45,29 @@ def test_of_several_unanswered_writers_what_was_seen_tells_which_was_applied(is_
     step_in(session, LIFE + 1, [4, 5])
     wrongs, found = judged(session)
     assert (wrongs, found.unchecked) == ({}, 0)
+
+
+def test_a_known_digest_decides_against_one_that_was_only_seen():
+    """The store may have forgotten what was seen: here it went back, and the slow request came then."""
+
+    def digest(*tokens):
+        return run_of(np.array(tokens)).after(INITIAL)
+
+    slow, forgotten, last = np.array([7]), np.array([5]), np.array([9])
+    history = SessionHistory()
+    history.sights += [
+        Sight(1.0, 11, 0, digest=INITIAL, is_opening=True, heard_s=1.1),
+        Sight(4.0, 11, 1, digest=digest(5), heard_s=4.1),
+        Sight(6.0, 11, 1, digest=digest(7), heard_s=6.1),
+    ]
+    history.attempts += [
+        Attempt(2.0, slow, 0, 11),
+        Attempt(3.0, forgotten, 0, 11),
+        Attempt(5.0, np.array([6]), 1, 11, None, "STORE_REGRESSED", 0),
+        Attempt(7.0, last, 1, 11, Reply(7.1, 11, 2, False, Outputs(1), digest=digest(7, 9))),
+    ]
+    found = check(history, None)
+    assert found.is_good, found.notes
 
 
 @pytest.mark.parametrize(("streams", "length"), [(2, 1), (2, 12), (3, 4), (6, 3), (6, 12)])

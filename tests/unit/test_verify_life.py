@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast.verify.session_history import Attempt, Deletion, Sight
-from tests.judged_sessions import LIFE, Session, chunks, judged, place_of, step_in
+from tests.support.judged_sessions import LIFE, Session, chunks, judged, place_of, step_in
 
 
 @given(chunks(), st.data())

@@ -4,7 +4,7 @@ import numpy as np
 
 from holdfast.history_digest import INITIAL, run_of
 from holdfast.verify.session_history import Attempt, Deletion, Sight
-from tests.judged_sessions import LIFE, Session, judged, step_in
+from tests.support.judged_sessions import LIFE, Session, judged, step_in
 
 
 def test_a_takeover_that_was_asked_for_before_the_opening_comes_after_it():

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.verify.chain import check
-from tests.judged_sessions import Session, Toy, chunks, judged, outputs_after, place_of
+from tests.support.judged_sessions import Session, Toy, chunks, judged, outputs_after, place_of
 
 
 def test_outputs_of_a_model_that_depends_on_more_tell_of_no_loss():

@@ -11,8 +11,8 @@ from service.rpc import access, server_tls
 from service.rpc.access import Access
 from service.rpc.credentials import Credentials, CredentialsError, new_token, token_entry
 from service.rpc.server_tls import ServerTls, TlsFilesError
-from tests.certificates import Authority, replace
-from tests.tokens import TokensFile
+from tests.support.certificates import Authority, replace
+from tests.support.tokens import TokensFile
 
 REFUSED = "the credentials before stay valid"
 

@@ -9,7 +9,7 @@ from model_export.bigrams import bigram_nats
 from model_export.corpus import SourceFile
 from model_export.docstrings import load_docstrings
 from model_export.subwords import START, encode, train_tokenizer
-from tests.subword_models import TEXT, package
+from tests.support.subword_models import TEXT, package
 
 SOURCE = '''"""First."""
 

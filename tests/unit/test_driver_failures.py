@@ -18,7 +18,7 @@ from service.engine.runner import NEW_PATIENCE_S, PATIENCE_S, WatchedRun
 from service.engine.sessions import Opening, Sessions
 from service.engine.suspects import ALARM_S, BARS, CLEAN_RUNS, CULPRIT_AFTER, MAX_SUSPECTS, RISE_S, Suspects
 from service.store.record import decode, encode
-from tests.fakes import (
+from tests.support.fakes import (
     CountingObserver,
     FakeModels,
     MemoryStore,
@@ -26,7 +26,7 @@ from tests.fakes import (
     encode_totals,
     open_session,
 )
-from tests.unit.test_engine import send, submit
+from tests.unit.test_driver import send, submit
 from tests.unit.test_engine_rows import send_rows
 
 RAISE, STALL, NO_STATE = 254, 253, 252

@@ -1,7 +1,7 @@
 """Tokens files for tests."""
 
 from service.rpc.credentials import new_token, token_entry
-from tests.certificates import replace
+from tests.support.certificates import replace
 
 
 class TokensFile:

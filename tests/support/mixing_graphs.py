@@ -3,7 +3,7 @@
 import numpy as np
 from onnx import TensorProto
 
-from tests.step_graphs import HIDDEN, WIDTH, Builder, cell, elman, over_time, recurrent, scan
+from tests.support.step_graphs import HIDDEN, WIDTH, Builder, cell, elman, over_time, recurrent, scan
 
 
 def beside(change, **extra):

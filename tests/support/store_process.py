@@ -11,7 +11,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from service.store.embedded import find_binary
-from tests.waiting import wait_for
+from tests.support.waiting import wait_for
 
 
 def free_port():

@@ -7,7 +7,7 @@ from service.engine.cache import ENTRY_BYTES
 from service.engine.rows import Asked, Chunk, Reply
 from service.engine.sessions import Sessions
 from service.store.record import decode
-from tests.fakes import FakeModels
+from tests.support.fakes import FakeModels
 
 
 async def send(engine, session, tokens, position=None, **claim):

@@ -39,11 +39,11 @@ def call(*words):
 
 
 class Starts:
-    """Calls `holdfast`, each time in a process forked from another: see `tests/processes/starts.py`."""
+    """Calls `holdfast`, each time in a forked process: see `tests/support/processes/starts.py`."""
 
     def __init__(self):
         self._folder = tempfile.TemporaryDirectory(prefix="starts-")
-        command = [sys.executable, "-m", "tests.processes.starts"]
+        command = [sys.executable, "-m", "tests.support.processes.starts"]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )

@@ -13,6 +13,7 @@ import numpy as np
 
 from holdfast.client.aio import AsyncClient
 from holdfast.client.batching import batch_message
+from holdfast.client.opening import session_opening
 from holdfast.client.options import (
     flag,
     positions_list,
@@ -24,8 +25,8 @@ from holdfast.client.options import (
 )
 from holdfast.client.rows import normalise_rows
 from holdfast.client.tokens import normalise, state_message, to_arrays
-from tests.foreign_arrays import FakeColumn, FakeTable, FakeTensor, OnlyElsewhere
-from tests.pieces import pieces
+from tests.support.foreign_arrays import FakeColumn, FakeTable, FakeTensor, OnlyElsewhere
+from tests.support.pieces import pieces
 
 NAN, INF = float("nan"), float("inf")
 
@@ -509,7 +510,7 @@ TABLE = [
         "`str`, a member of an enum of them", "its text", "session id",
         [
             (opened("a"), "a"), (opened(np.str_("a")), "a"), (opened(Kind.READER), "reader"),
-            (opened(""), ""), (opened("é\u200d"), "é\u200d"),
+            (opened("é\u200d"), "é\u200d"),
             (opened("\ud800"), value_error("surrogates")), (opened_all(np.array(["a", "b"])), ["a", "b"]),
         ],
     ),
@@ -522,8 +523,9 @@ TABLE = [
         ],
     ),
     Row(
-        "`bytes`, `None`, bools, floats, other objects", "refused", "session id",
+        "`bytes`, `None`, bools, floats, other objects; `\"\"`", "refused", "session id",
         [
+            (lambda: session_opening(""), value_error("expected 1 to 128 characters")),
             (opened(b"a"), type_error("expected str, int or UUID: decode it")),
             (opened(None), type_error("None")), (opened(True), type_error("True")),
             (opened(1.0), type_error("1.0")), (opened(["a"]), type_error("expected str")),

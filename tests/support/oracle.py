@@ -6,7 +6,7 @@ from pathlib import Path
 from holdfast.demo.oracle import run_uninterrupted
 from model_export.corpus import join, load_corpus
 
-MODELS = Path(__file__).parent.parent / "models"
+MODELS = Path(__file__).parents[2] / "models"
 
 
 def run(name, data):

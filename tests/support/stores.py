@@ -20,7 +20,7 @@ from redis.retry import Retry
 from service.store.acl import sentinel_rule, store_rule
 from service.store.embedded import find_binary
 from service.store.slots import slot_of
-from tests.waiting import wait_for
+from tests.support.waiting import wait_for
 
 REQUIRE_REDIS = "HOLDFAST_TEST_REQUIRE_REDIS"
 """Set where Redis 7 must be there, so that its half of the tests cannot be skipped without a word."""

@@ -3,7 +3,7 @@
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.models import CONTRACT
+from tests.support.models import CONTRACT
 
 INFO = helper.make_tensor_value_info
 STEP = ("Add", ["h", "x"], ["h_next"])

@@ -19,7 +19,7 @@ from service.store.keys import set_aside_key
 from service.store.outputs import Outputs
 from service.store.protocol import AckLevel, Found, Refusals, Writes
 from service.store.record import NO_STAMP, STAMP_END, STAMP_START, Record, encode, new_record
-from tests.hash_oracle import next_hash
+from tests.support.hash_oracle import next_hash
 
 F32 = np.dtype("<f4")
 
@@ -65,7 +65,7 @@ HASH_CONTRACT = Contract(
 
 
 class HashModel(AccumulatorModel):
-    """State and output: a hash of all tokens in their order, int64; see `tests.hash_oracle`."""
+    """State and output: a hash of all tokens in their order, int64; see `tests.support.hash_oracle`."""
 
     name = "hash"
     contract = HASH_CONTRACT

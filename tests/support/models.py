@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.hash_oracle import FACTOR, MODULUS
-from tests.oracle import MODELS
+from tests.support.hash_oracle import FACTOR, MODULUS
+from tests.support.oracle import MODELS
 
 STATE = {
     "name": "h", "input": "h", "output": "h_next", "dtype": "float32", "shape": [2],
@@ -152,7 +152,8 @@ HASH_STATE = {
 def write_hash_model(path, *, has_time_axis=False):
     """Writes s_next = (s * 1000003 + token + 1) mod 2147483647 in int64, its output `hash` being s_next.
 
-    `tests.hash_oracle` says what comes out. No product reaches 2^63. With a time axis a chunk is one run.
+    `tests.support.hash_oracle` says what comes out. No product reaches 2^63. With a time axis a chunk is
+    one run.
     """
     named = {"factor": FACTOR, "one": 1, "modulus": MODULUS}
     constants = [numpy_helper.from_array(np.array(value, np.int64), name) for name, value in named.items()]
