@@ -12,8 +12,8 @@ import sys
 import pytest
 
 import holdfast
-from tests.scripted_server import ScriptedServer
-from tests.waiting import wait_for
+from tests.support.scripted_server import ScriptedServer
+from tests.support.waiting import wait_for
 
 RETRY = holdfast.RetryPolicy(initial_s=0.01, max_s=0.02, attempt_s=60)
 
