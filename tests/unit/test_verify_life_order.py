@@ -81,3 +81,45 @@ def test_a_life_began_no_earlier_than_it_was_asked_for():
     session.answer(late)
     late.reply.incarnation = LIFE + 3
     assert judged(session)[0] == {}
+
+
+def test_a_life_that_was_still_found_when_another_was_known_comes_after_that_one():
+    """Whoever took it over heard nothing, and it was seen where the other one was taken over, too."""
+    session = Session(digests=True)
+    session.step([1, 2])
+    digest = session.history.attempts[-1].reply.digest
+    session.history.takeovers = [4.0]
+    session.history.sights += [
+        Sight(4.0, LIFE + 1, 2, digest, took_over=True, heard_s=6.0),
+        Sight(7.0, LIFE + 2, 2, digest, heard_s=8.0),
+    ]
+    late = Attempt(5.0, np.array([3]), 2, 0)  # sent before that was known
+    session.history.attempts.append(late)
+    session.time_s = 8.0
+    session.log.append(3)
+    session.answer(late)
+    late.reply.incarnation = LIFE + 2
+    session.history.sights.append(
+        Sight(session.now(), LIFE + 3, 3, late.reply.digest, took_over=True, heard_s=session.now())
+    )
+    step_in(session, LIFE + 3, [4])
+    assert judged(session)[0] == {}
+
+
+def test_a_chunk_sent_long_before_was_late_in_finding_a_life_that_nobody_heard_begin():
+    session = Session(digests=True)
+    session.step([1, 2])
+    digest = session.history.attempts[-1].reply.digest
+    session.history.takeovers = [4.0]
+    late = Attempt(4.0, np.array([3]), 2, 0)
+    session.history.attempts.append(late)
+    session.history.sights += [
+        Sight(5.0, LIFE + 1, 2, digest, took_over=True, heard_s=6.0),
+        Sight(7.0, LIFE + 2, 2, digest, heard_s=8.0),
+    ]
+    session.time_s = 8.0
+    session.log.append(3)
+    session.answer(late)
+    late.reply.incarnation = LIFE + 2
+    step_in(session, LIFE + 2, [4])
+    assert judged(session)[0] == {}
