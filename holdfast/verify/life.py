@@ -82,11 +82,20 @@ class Life:
         self.top = self.base
 
     def _unheard_takeover(self, history: SessionHistory, first: Sight | None) -> Sight | None:
-        """Returns where it was first seen, if a request without an answer may have taken it over."""
+        """Returns where it was first seen, if a request without an answer may have taken it over.
+
+        That may also be an earlier attempt of one that took over again, later, what others had taken over.
+        """
         if first is None or first.is_opening:
             return None
-        sent_s = first.sent_s if first.heard_s is None else first.heard_s
-        return first if any(asked_s < sent_s for asked_s in history.takeovers) else None
+        retried = (
+            sight.asked_s
+            for sight in history.sights
+            if sight.took_over and sight.asked_s is not None and sight.asked_s < sight.sent_s
+            and first.sent_s < sight.known_s
+        )  # fmt: skip
+        asked = (*history.takeovers, *retried)
+        return first if any(asked_s < first.known_s for asked_s in asked) else None
 
     def _first_place(self) -> int:
         """Returns where the record begins of a session that nobody was seen to open."""

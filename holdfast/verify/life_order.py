@@ -9,16 +9,15 @@ from holdfast.verify.session_history import SessionHistory
 def incarnations_of(history: SessionHistory) -> list[int]:
     """Returns the lives of a session in the order in which they were lived.
 
-    That is the order in which they were first seen. Where one was still found after another was known, it
-    was lived after that one. Where two may have begun at the same time, one that was taken over comes before
-    the one that found it so; of two takeovers the one that found less, and then the one that left less;
-    else the one that was left first.
+    That is the order in which they were first seen. One that was still found when another was known already
+    comes after it. Where two may have begun at the same time, one that was taken over comes before the one
+    that found it so; of two takeovers the one that found less, and then the one that left less; else the
+    one that was left first.
     """
     seen: dict[int, _Evidence] = {}
     for sight in history.sights:
         one = seen.setdefault(sight.incarnation, _Evidence(sight.incarnation))
-        heard_s = sight.sent_s if sight.heard_s is None else sight.heard_s
-        one.add(sight.sent_s, heard_s, sight.position, sight.digest)
+        one.add(sight.sent_s, sight.known_s, sight.position, sight.digest)
         if sight.is_opening or sight.took_over:
             one.asked_s = sight.sent_s if sight.asked_s is None else sight.asked_s
         if sight.took_over:

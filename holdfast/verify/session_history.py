@@ -103,6 +103,11 @@ class Sight:
     initial: Arrays | None = None
     state: Arrays = field(default_factory=dict)
 
+    @property
+    def known_s(self) -> float:
+        """When the asker knew it."""
+        return self.sent_s if self.heard_s is None else self.heard_s
+
 
 class Deletion(NamedTuple):
     """A request to delete a session.

@@ -88,6 +88,37 @@ def test_a_takeover_whose_answer_did_not_come_is_no_new_beginning(asked_s, lost)
     assert judged(session)[0] == ({"lost": lost} if lost else {})
 
 
+@pytest.mark.parametrize(("asked_s", "lost"), [(3.5, 0), (None, 2), (60.0, 2)])
+def test_an_answered_takeover_may_have_taken_over_before_where_another_followed(asked_s, lost):
+    """The answer to its first attempt was lost; the second found that somebody else had taken over."""
+    session = Session(digests=True)
+    session.step([1, 2])
+    digest = session.history.attempts[-1].reply.digest
+    session.history.sights.append(Sight(session.now(), LIFE + 1, 2, digest))
+    step_in(session, LIFE + 1, [3])
+    digest = session.history.attempts[-1].reply.digest
+    session.history.sights += [
+        Sight(session.now(), LIFE + 2, 3, digest, took_over=True),
+        Sight(70.0, LIFE + 3, 3, digest, took_over=True, asked_s=asked_s),
+    ]
+    assert judged(session)[0] == ({"lost": lost} if lost else {})
+
+
+def test_a_retried_takeover_explains_no_life_that_was_seen_only_after_its_answer():
+    session = Session(digests=True)
+    session.step([1, 2])
+    digest = session.history.attempts[-1].reply.digest
+    asked_s = session.now()
+    session.history.sights.append(
+        Sight(session.now(), LIFE + 1, 2, digest, took_over=True, asked_s=asked_s, heard_s=session.now())
+    )
+    step_in(session, LIFE + 1, [3])
+    digest = session.history.attempts[-1].reply.digest
+    session.history.sights.append(Sight(session.now(), LIFE + 2, 3, digest))
+    step_in(session, LIFE + 2, [4])
+    assert judged(session)[0] == {"lost": 1}
+
+
 @given(chunks())
 def test_who_asked_first_need_not_have_opened_the_session(pieces):
     """Of several writers that open it at once one does; others find it, maybe some steps on."""
