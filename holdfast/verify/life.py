@@ -86,6 +86,7 @@ class Life:
 
         That may also be an earlier attempt of one that took over again, later, what others had taken over.
         """
+        first = first or self._first_step()
         if first is None or first.is_opening:
             return None
         retried = (
@@ -96,6 +97,18 @@ class Life:
         )  # fmt: skip
         asked = (*history.takeovers, *retried)
         return first if any(asked_s < first.known_s for asked_s in asked) else None
+
+    def _first_step(self) -> Sight | None:
+        """Returns where its first chunk went, if that was in the middle of the session."""
+        starts = [
+            Sight(
+                attempt.time_s, self.incarnation, reply.position - len(attempt.tokens), heard_s=reply.time_s
+            )
+            for attempt in self.acknowledged
+            if (reply := attempt.reply) is not None and not reply.replayed
+        ]
+        first = min(starts, key=lambda start: start.position, default=None)
+        return first if first is not None and first.position > 0 else None
 
     def _first_place(self) -> int:
         """Returns where the record begins of a session that nobody was seen to open."""

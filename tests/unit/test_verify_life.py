@@ -119,6 +119,24 @@ def test_a_retried_takeover_explains_no_life_that_was_seen_only_after_its_answer
     assert judged(session)[0] == {"lost": 1}
 
 
+@pytest.mark.parametrize(("asked_s", "lost"), [([3.5], 0), ([], 2), ([60.0], 2)])
+def test_a_takeover_of_which_only_a_reply_tells_is_no_new_beginning(asked_s, lost):
+    session = Session(digests=True)
+    session.step([1, 2])
+    session.history.takeovers = asked_s
+    step_in(session, LIFE + 1, [3])
+    assert judged(session)[0] == ({"lost": lost} if lost else {})
+
+
+def test_what_is_missing_after_a_takeover_of_which_only_a_reply_tells_is_lost():
+    session = Session(digests=True)
+    session.step([1, 2])
+    session.history.takeovers = [3.5]
+    session.log.pop()
+    step_in(session, LIFE + 1, [3])
+    assert judged(session)[0] == {"lost": 1}
+
+
 @given(chunks())
 def test_who_asked_first_need_not_have_opened_the_session(pieces):
     """Of several writers that open it at once one does; others find it, maybe some steps on."""
