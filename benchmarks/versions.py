@@ -1,6 +1,6 @@
 """This tree beside another version of it, in turns: `python -m benchmarks.versions REVISION`.
 
-The other version takes part twice, so the columns of "twice the old" say how much of a ratio is noise. Each
+The other version takes part twice, so the columns "old to old" say how much of a ratio is noise. Each
 server has a store of its own. Both versions are asked in the contract of this one.
 """
 
@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("revision", help="of git, or the folder of a tree")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="per turn")
+    parser.add_argument("--only", default="", help="loads whose name has this")
     options = parser.parse_args()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="holdfast-")))
@@ -47,7 +48,7 @@ def main() -> None:
             stack.enter_context(_server(name, tree, folder / name))
             for name, tree in ((OLD, old), (NEW, ROOT), (OLD_AGAIN, old))
         ]
-        results = take_turns(_turns(servers), options.rounds, options.seconds)
+        results = take_turns(_turns(servers, options.only), options.rounds, options.seconds)
     Console(width=120).print(_table(results))
 
 
@@ -81,7 +82,7 @@ def _server(name: str, tree: Path, folder: Path) -> Iterator[Contestant]:
             os.environ["PYTHONPATH"] = before
 
 
-def _turns(servers: Sequence[Contestant]) -> Turns:
+def _turns(servers: Sequence[Contestant], only: str) -> Turns:
     """Returns the turns, all servers of a load one after the other."""
     payload = Payload(pb.Model(name="python-source", vocabulary=pb.Vocabulary(size=256, is_bytes=True)))
     turns: Turns = {}
@@ -95,7 +96,7 @@ def _turns(servers: Sequence[Contestant]) -> Turns:
         (batches_name(256, 1), batches(payload, 1), BATCHES_UNDER_WAY, 256, 1),
         (batches_name(64, 16), batches(payload, 16), BATCHES_UNDER_WAY, 64, 16),
     ):
-        for server in servers:
+        for server in servers if only in name else ():
             loop = ClosedLoop(
                 f"{server.name} {name}",
                 count,
@@ -109,30 +110,38 @@ def _turns(servers: Sequence[Contestant]) -> Turns:
 
 
 def _table(results: Results) -> Table:
-    table = Table("load", title="medians of all rounds, over the other version's")
-    for column in ("steps/s", "twice the old", "p50", "server CPU a step", "twice the old", "new, us"):
+    table = Table("load", title="medians over the rounds of the ratio to the old version in the same round")
+    for column in ("steps/s", "old to old", "p50", "server CPU a step", "old to old", "new, us"):
         table.add_column(column, justify="right")
-    loads = list(dict.fromkeys(label.load for label in results.rounds))
-    for name in loads:
+    for name in dict.fromkeys(label.load for label in results.rounds):
         old, new, again = (results.rounds[Label(name, who)] for who in (OLD, NEW, OLD_AGAIN))
-        both = [*old, *again]
-        rate, p50, cpu = (_ratio(new, both, field) for field in ("steps_per_s", "p50_ms", "server_us"))
-        cpu_us = statistics.median(turn.server_us for turn in new)
+        rate, p50, cpu = (
+            _ratio(new, figure, old, again) for figure in ("steps_per_s", "p50_ms", "server_us")
+        )
+        cpu_us = statistics.median(_figure(turn, "server_us") for turn in new)
         table.add_row(
             name,
             f"{rate:.2f}{'' if rate >= FLOOR else ' !'}",
-            f"{_ratio(again, old, 'steps_per_s'):.2f}",
+            f"{_ratio(again, 'steps_per_s', old):.2f}",
             f"{p50:.2f}",
             f"{cpu:.2f}",
-            f"{_ratio(again, old, 'server_us'):.2f}",
+            f"{_ratio(again, 'server_us', old):.2f}",
             f"{cpu_us:.1f}",
         )
     return table
 
 
-def _ratio(over: Sequence[Round], under: Sequence[Round], field: str) -> float:
-    upper, lower = (statistics.median(getattr(turn, field) for turn in turns) for turns in (over, under))
-    return upper / lower
+def _ratio(rounds: Sequence[Round], figure: str, *others: Sequence[Round]) -> float:
+    """Returns the median over the rounds of a figure over the mean of others' in the same round."""
+    return statistics.median(
+        _figure(turn, figure) / statistics.fmean(_figure(other, figure) for other in same)
+        for turn, *same in zip(rounds, *others, strict=True)
+    )
+
+
+def _figure(turn: Round, figure: str) -> float:
+    value: float = getattr(turn, figure)
+    return value
 
 
 if __name__ == "__main__":
