@@ -66,22 +66,22 @@ def take_turns(turns: Turns, count: int, seconds: float) -> Results:
 
 def all_turns(field: Field) -> Turns:
     """Returns the turns in the order of the report, so that neighbours can be compared."""
-    one_each, call_each = streams(_payload()), unary(_payload())
+    one_each, call_each = streams(payload()), unary(payload())
     holdfast, echo, plain = field.holdfast, field.echo, field.plain
     workers = [field.workers] if field.workers else []
     alone = open_graph(MODEL_FILE)
     return (
-        _loaded("1 stream", one_each, 1, holdfast, echo)
-        | _loaded("64 streams", one_each, 64, holdfast, echo)
+        loaded("1 stream", one_each, 1, holdfast, echo)
+        | loaded("64 streams", one_each, 64, holdfast, echo)
         | _triton("64 streams", triton_loads.streams, 64, field.triton)
-        | _loaded("256 streams", one_each, 256, holdfast)
+        | loaded("256 streams", one_each, 256, holdfast)
         | _triton("256 streams", triton_loads.streams, 256, field.triton)
-        | _loaded("64 unary callers", call_each, 64, holdfast, *workers, echo)
+        | loaded("64 unary callers", call_each, 64, holdfast, *workers, echo)
         | _triton("64 unary callers", triton_loads.unary, 64, field.triton)
-        | _loaded("256 unary callers", call_each, 256, holdfast, plain)
-        | _in_batches(256, 1, holdfast, echo)
+        | loaded("256 unary callers", call_each, 256, holdfast, plain)
+        | in_batches(256, 1, holdfast, echo)
         | _bare(256, 1)
-        | _in_batches(64, 16, holdfast, echo)
+        | in_batches(64, 16, holdfast, echo)
         | _bare(64, 16)
         | _bare(1, 1)
         | {Label(ONE_RUN_IDLE, ONNXRUNTIME): _short(partial(bare, alone, 1, 1, pause_s=IDLE_PAUSE_S))}
@@ -98,11 +98,12 @@ def batches_name(rows: int, tokens_per_row: int) -> str:
     return f"{rows} {'row' if rows == 1 else 'rows'} x {tokens_per_row}"
 
 
-def _payload() -> Payload:
+def payload() -> Payload:
+    """Returns what every load sends."""
     return Payload(pb.Model(name="python-source", vocabulary=pb.Vocabulary(size=256, is_bytes=True)))
 
 
-def _loaded(
+def loaded(
     name: str,
     open_call: OpenCall,
     count: int,
@@ -110,6 +111,7 @@ def _loaded(
     rows: int = 1,
     tokens_per_row: int = 1,
 ) -> Turns:
+    """Returns the turns of contestants that take one load, one after the other."""
     turns: Turns = {}
     for contestant in contestants:
         sessions = f"{contestant.name} {name}"
@@ -119,15 +121,16 @@ def _loaded(
             open_call,
             rows=rows,
             tokens_per_row=tokens_per_row,
-            opening=opening(_payload()),
+            opening=opening(payload()),
         )
         turns[Label(name, contestant.name)] = partial(load, contestant, loop)
     return turns
 
 
-def _in_batches(rows: int, tokens_per_row: int, *contestants: Contestant) -> Turns:
-    name, open_call = batches_name(rows, tokens_per_row), batches(_payload(), tokens_per_row)
-    return _loaded(
+def in_batches(rows: int, tokens_per_row: int, *contestants: Contestant) -> Turns:
+    """Returns those of a load of batch messages."""
+    name, open_call = batches_name(rows, tokens_per_row), batches(payload(), tokens_per_row)
+    return loaded(
         name, open_call, BATCHES_UNDER_WAY, *contestants, rows=rows, tokens_per_row=tokens_per_row
     )
 

@@ -11,20 +11,16 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.contestants import Contestant
-from benchmarks.loads import load
 from benchmarks.results import Label, Results, Round
-from benchmarks.turns import BATCHES_UNDER_WAY, Turns, batches_name, take_turns
-from holdfast.bench.loads import ClosedLoop, batches, opening, streams, unary
-from holdfast.bench.payload import Payload
+from benchmarks.turns import Turns, in_batches, loaded, payload, take_turns
+from holdfast.bench.loads import streams, unary
 from holdfast.demo.processes import ServerProcess
-from holdfast.v1 import holdfast_pb2 as pb
 from service.store.embedded import EmbeddedStore
 
 ROOT = Path(__file__).parent.parent
@@ -84,29 +80,18 @@ def _server(name: str, tree: Path, folder: Path) -> Iterator[Contestant]:
 
 def _turns(servers: Sequence[Contestant], only: str) -> Turns:
     """Returns the turns, all servers of a load one after the other."""
-    payload = Payload(pb.Model(name="python-source", vocabulary=pb.Vocabulary(size=256, is_bytes=True)))
-    turns: Turns = {}
-    for name, open_call, count, rows, tokens in (
-        ("1 stream", streams(payload), 1, 1, 1),
-        ("64 streams", streams(payload), 64, 1, 1),
-        ("256 streams", streams(payload), 256, 1, 1),
-        ("1 unary caller", unary(payload), 1, 1, 1),
-        ("64 unary callers", unary(payload), 64, 1, 1),
-        ("256 unary callers", unary(payload), 256, 1, 1),
-        (batches_name(256, 1), batches(payload, 1), BATCHES_UNDER_WAY, 256, 1),
-        (batches_name(64, 16), batches(payload, 16), BATCHES_UNDER_WAY, 64, 16),
-    ):
-        for server in servers if only in name else ():
-            loop = ClosedLoop(
-                f"{server.name} {name}",
-                count,
-                open_call,
-                rows=rows,
-                tokens_per_row=tokens,
-                opening=opening(payload),
-            )
-            turns[Label(name, server.name)] = partial(load, server, loop)
-    return turns
+    one_each, call_each = streams(payload()), unary(payload())
+    turns = (
+        loaded("1 stream", one_each, 1, *servers)
+        | loaded("64 streams", one_each, 64, *servers)
+        | loaded("256 streams", one_each, 256, *servers)
+        | loaded("1 unary caller", call_each, 1, *servers)
+        | loaded("64 unary callers", call_each, 64, *servers)
+        | loaded("256 unary callers", call_each, 256, *servers)
+        | in_batches(256, 1, *servers)
+        | in_batches(64, 16, *servers)
+    )
+    return {label: turn for label, turn in turns.items() if only in label.load}
 
 
 def _table(results: Results) -> Table:

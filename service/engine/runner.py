@@ -193,7 +193,6 @@ class Runner:
 
 
 def _be_nice() -> None:
-    with contextlib.suppress(
-        OSError
-    ):  # a thread of its own on Linux, elsewhere refused or the whole process
+    # of a thread on Linux, elsewhere refused or of the whole process
+    with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

@@ -5,7 +5,6 @@ that streams, which reads for itself: it is counted, refused and timed before it
 """
 
 import asyncio
-import contextlib
 import functools
 import time
 from collections.abc import Awaitable, Callable
@@ -31,7 +30,7 @@ class Handler:
         method: Its name.
         message_type: Of its request; None for one that streams, which reads its own.
         serve: Takes the request, where this reads it, and the call; returns the reply, a message or its
-            bytes. One that streams takes the call, and writes.
+            bytes. One that streams takes the call and what counts its messages, and writes.
         calls: Knows the unary calls under way, and how long a call may take.
         access: Ends calls whose credential is revoked.
         metrics: Counts the calls.
@@ -71,9 +70,9 @@ class Handler:
                 remaining_s: float | None = context.time_remaining()
                 limit_s = self._calls.max_call_s if remaining_s is None else remaining_s
                 call.deadline_s = call.began_s + limit_s
-                with self._access.holding(caller) if caller.credential else contextlib.nullcontext():
+                with self._access.holding(caller):
                     if self._message_type is None:
-                        reply = await self._function(call)
+                        reply = await self._function(call, metrics)
                     elif remaining_s is not None:
                         reply = await self._answer(call)
                     else:

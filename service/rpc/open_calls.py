@@ -124,8 +124,7 @@ class OpenCalls:
         finally:
             share.close()
             self._streams.pop(stream, None)
-            self._busy_s = time.monotonic()
-            self._see_whether_none_is_left()
+            self._left()
 
     async def receive(self, call: Call) -> bytes:
         """Counts a unary call until all of it is over, and returns its message; nothing is parsed.
@@ -237,6 +236,9 @@ class OpenCalls:
         self._arrivals.leave(call)
         call.share.close()
         del self._unary[call], call.task  # the task holds the call, where it failed
+        self._left()
+
+    def _left(self) -> None:
         self._busy_s = time.monotonic()
         self._see_whether_none_is_left()
 

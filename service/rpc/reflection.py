@@ -33,8 +33,7 @@ def reflection_rpcs(service_names: Sequence[str], access: Access, admission: Adm
         async def info(requests: Any, context: Any) -> None:
             try:
                 caller = identify(context)
-                held = access.holding(caller) if caller.credential else contextlib.nullcontext()
-                with held, contextlib.closing(admission.open_stream(caller.tenant)):
+                with access.holding(caller), contextlib.closing(admission.open_stream(caller.tenant)):
                     async for reply in servicer.ServerReflectionInfo(requests, context):
                         await context.write(reply)
             except ServiceError as error:

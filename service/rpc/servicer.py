@@ -235,14 +235,12 @@ class Servicer:
         call.rows_failed(rows.errors)
         return reply
 
-    async def stream_batches(self, call: Call) -> None:
+    async def stream_batches(self, call: Call, metrics: RpcMetrics) -> None:
         """Applies rows as they come."""
-        metrics = self._metrics_of("StreamBatches")
         await BatchStream(self._engine, call, self._calls, metrics, limits=self._batch_limits).serve()
 
-    async def stream_steps(self, call: Call) -> None:
+    async def stream_steps(self, call: Call, metrics: RpcMetrics) -> None:
         """Applies chunks as they come."""
-        metrics = self._metrics_of("StreamSteps")
         await StepStream(
             self._engine, call, self._calls, metrics, max_tokens=self._max_chunk_tokens
         ).serve()

@@ -20,6 +20,7 @@ class KeySpace:
             reach into another's keys, braces would move the hash tag, and stars are for patterns.
 
     Attributes:
+        is_default: Keys lie where their names say.
         pattern: Of all its keys, as ACL rules and KEYS have it.
         ack_marker: Written before each wait for replicas or the disk; see `confirmation`. Its value means
             nothing.
@@ -34,19 +35,17 @@ class KeySpace:
         head = f"{prefix}:v1:"
         self.pattern = f"{head}*"
         self.ack_marker = f"{head}wait".encode()
+        self.is_default = head == _DEFAULT_HEAD
         self._head = head.encode()
-
-    @property
-    def is_default(self) -> bool:
-        """Whether keys lie where their names say."""
-        return self._head == _DEFAULT_HEAD.encode()
 
     def ack_marker_of(self, number: int) -> bytes:
         """Returns such a marker for a cluster, where each node needs one in a slot of its own."""
         return self.ack_marker + f":{number}".encode()
 
-    def placed(self, keys: Sequence[bytes]) -> list[bytes]:
+    def placed(self, keys: Sequence[bytes]) -> Sequence[bytes]:
         """Returns where sessions with these keys lie in this key space; their slots are the same."""
+        if self.is_default:
+            return keys
         return [self._head + key[len(_DEFAULT_HEAD) :] for key in keys]
 
 

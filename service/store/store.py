@@ -46,7 +46,6 @@ class Store:
         self._topology = topology
         self._allowances = allowances
         self._key_space = key_space
-        self._placed = None if key_space.is_default else key_space.placed
         self._supports: list[AckSupport] = []
         self.epoch = 0
 
@@ -106,7 +105,7 @@ class Store:
         """
         nodes = self._topology.nodes
         kind = f"cluster of {len(nodes)} primaries; " if self._topology.is_cluster else ""
-        place = "" if self._placed is None else f"; its keys {self._key_space.pattern}"
+        place = "" if self._key_space.is_default else f"; its keys {self._key_space.pattern}"
         return f"{kind}{nodes[0]}: {describe(await nodes[0].info(), await nodes[0].config())}{place}"
 
     async def ping(self) -> None:
@@ -130,8 +129,7 @@ class Store:
         """Reads records in one round trip; see `StateStore.load`."""
         if not keys:
             return []  # MGET without a key is an error
-        if self._placed is not None:
-            keys = self._placed(keys)
+        keys = self._key_space.placed(keys)
         shares = self._topology.together(keys)
         answers = await self._topology.send([_call(share[0], "MGET", *share) for share in shares])
         records: list[Loaded] = []
@@ -149,8 +147,8 @@ class Store:
 
     async def commit(self, writes: Sequence[Writes], ttl_s: float) -> Refusals:
         """Replaces records in one round trip; see `StateStore.commit`."""
-        if self._placed is not None:
-            writes = [part._replace(keys=self._placed(part.keys)) for part in writes]
+        if not self._key_space.is_default:
+            writes = [part._replace(keys=self._key_space.placed(part.keys)) for part in writes]
         ttl_ms = math.ceil(ttl_s * 1000)
         calls = self._topology.pack(b"EVALSHA", COMMIT_SHA, writes, ttl_ms)
         answers = await self._topology.send(calls)
@@ -168,8 +166,7 @@ class Store:
 
     async def confirm(self, keys: Sequence[bytes], level: AckLevel, epoch: int) -> Refusals:
         """Waits for replicas and disks, of all primaries at the same time; see `StateStore.confirm`."""
-        if self._placed is not None:
-            keys = self._placed(keys)
+        keys = self._key_space.placed(keys)
         by_node: dict[Node | None, list[int]] = {}
         first = 0
         for share in self._topology.together(keys):
@@ -186,15 +183,13 @@ class Store:
 
     async def set_aside(self, key: bytes, record: bytes, ttl_s: float) -> bool:
         """Moves a record to where it is kept for inspection; see `StateStore.set_aside`."""
-        if self._placed is not None:
-            [key] = self._placed((key,))
+        [key] = self._key_space.placed((key,))
         ttl_ms = math.ceil(ttl_s * 1000)
         return bool(await self._ask(key, "EVAL", SET_ASIDE, 2, key, set_aside_key(key), record, ttl_ms))
 
     async def time_to_live_s(self, key: bytes) -> float:
         """Returns the seconds until the record expires; see `StateStore.time_to_live_s`."""
-        if self._placed is not None:
-            [key] = self._placed((key,))
+        [key] = self._key_space.placed((key,))
         seconds = self._read("PTTL", key, await self._ask(key, "PTTL", key), seconds_of)
         if isinstance(seconds, ServiceError):
             raise seconds
