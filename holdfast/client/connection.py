@@ -300,8 +300,8 @@ class Stream:
         was cut off before.
         """
         self._call = None
-        self._woken |= self._waiting
-        for task in self._waiting:
+        for task in self._waiting - self._woken:  # twice would look like a cancellation by its caller
+            self._woken.add(task)
             task.cancel()
 
     def _usable(self) -> Any:

@@ -61,7 +61,9 @@ _owners: "weakref.WeakSet[Inheritance]" = weakref.WeakSet()
 _generation = 0
 _ran_at_fork = False
 _runs_now = False
-_is_forking = False
+_forking: set[int] = set()
+"""Threads that fork now."""
+
 _released_s = -math.inf
 
 
@@ -102,7 +104,7 @@ def check_usable() -> None:
 
 def is_forking() -> bool:
     """Whether the process is about to fork: then nothing of gRPC is opened."""
-    return _is_forking
+    return bool(_forking)
 
 
 def keep_in_children(owner: Inheritance) -> None:
@@ -143,8 +145,8 @@ def _thread_names() -> list[str]:
 
 
 def _before_fork() -> None:
-    global _runs_now, _is_forking
-    _is_forking = True
+    global _runs_now
+    _forking.add(threading.get_ident())
     wait([done for owner in list(_owners) if (done := owner.let_go()) is not None], LET_GO_S)
     while time.monotonic() < _released_s + SETTLE_S and _has_core_threads():
         time.sleep(POLL_S)
@@ -152,13 +154,12 @@ def _before_fork() -> None:
 
 
 def _in_parent() -> None:
-    global _is_forking
-    _is_forking = False
+    _forking.discard(threading.get_ident())
 
 
 def _in_child() -> None:
-    global _generation, _ran_at_fork, _is_forking
-    _is_forking = False
+    global _generation, _ran_at_fork
+    _forking.clear()
     _generation += 1
     _ran_at_fork = _ran_at_fork or _runs_now
     for owner in list(_owners):

@@ -2,7 +2,7 @@
 
 A fault is named here and nowhere else, a reason by its class in `holdfast/errors`. An entry of the
 TOML files of this folder says with `guards` which of them it stands for; `tests/test_protections.py` fails
-while one has none. `python -m tests.protections` then takes the entries out.
+while one has no entry. `python -m tests.protections` then takes the entries out.
 """
 
 import tomllib
@@ -82,7 +82,7 @@ FAULTS = {
 
 REASONS = frozenset(kind.reason for kind in ServiceError.__subclasses__())
 
-_NEEDED = {"name", "file", "old", "new", "test"}
+_KEYS = {"name", "file", "old", "new", "test", "guards"}
 
 
 class Protection(NamedTuple):
@@ -102,7 +102,7 @@ class Protection(NamedTuple):
     old: str
     new: str
     test: str
-    guards: tuple[str, ...] = ()
+    guards: tuple[str, ...]
 
 
 def read(folder=FOLDER, words=()):
@@ -114,10 +114,10 @@ def read(folder=FOLDER, words=()):
     """
     for path in sorted(folder.glob("*.toml")):
         for entry in tomllib.loads(path.read_text()).get("protection", []):
-            if entry.keys() - {"guards"} != _NEEDED:
-                expected = f"expected {', '.join(sorted(_NEEDED))}, perhaps guards"
+            if entry.keys() != _KEYS:
+                expected = f"expected {', '.join(sorted(_KEYS))}"
                 raise ValueError(f"{path.name}: {entry.get('name')}: {expected}")
-            protection = Protection(**{**entry, "guards": tuple(entry.get("guards", ()))})
+            protection = Protection(**{**entry, "guards": tuple(entry["guards"])})
             if not words or any(
                 word == path.stem or word in protection.name or word in protection.guards for word in words
             ):

@@ -1,8 +1,7 @@
 """Takes protections out, one at a time, and looks how soon the simulation notices: `python -m
 tests.simulation.mutants`.
 
-They are those of `tests/protections` that are named here, and what the simulated store has in place of
-`commit.lua`. The simulation runs on a copy of the tree, from seed 0 on.
+They are those of `tests/protections` that are named here, and others that only order shows. The simulation runs on a copy of the tree, from seed 0 on.
 """
 
 import argparse
@@ -20,27 +19,84 @@ from tests.protections.catalogue import Protection, read
 
 NAMES = (
     "a chunk says which history it means",
-    "a chunk of another incarnation is refused",
-    "a commit is answered only once it is as durable as asked",
     "a commit of unknown fate is not taken for done",
     "a batch that raises is halved until what raises is alone",
     "rows of a batch that stalls run again, apart",
     "each row's answer goes to its own caller",
-    "an attempt that ended without a word leaves its chunk in doubt",
-    "a kept reply is that of the history before its chunk",
-    "every chunk of a session names its history",
-    "an opening sent again finds its own session",
-    "what was in memory when the connection broke answers nothing",
-    "who waits to run apart is answered when the server leaves",
 )
 
 OWN = (
+    Protection(
+        "a chunk of another incarnation is refused",
+        "service/engine/rules.py",
+        "    if meant not in (0, stored.incarnation):\n",
+        "    if meant < 0:\n",
+        "",
+        (),
+    ),
+    Protection(
+        "a commit is answered only once it is as durable as asked",
+        "service/engine/core.py",
+        "        if rows.ack_level:\n            self._effects",
+        "        if rows.ack_level and rows.is_replayed:\n            self._effects",
+        "",
+        (),
+    ),
+    Protection(
+        "an attempt that ended without a word leaves its chunk in doubt",
+        "holdfast/client/writer.py",
+        "entry.is_unsure = was_unsure or leaves_unsure(error)",
+        "entry.is_unsure = False",
+        "",
+        (),
+    ),
+    Protection(
+        "a kept reply is that of the history before its chunk",
+        "service/engine/rules.py",
+        "            and claim.digest in (0, reply.digest_before)\n",
+        "",
+        "",
+        (),
+    ),
+    Protection(
+        "every chunk of a session names its history",
+        "holdfast/client/ledger.py",
+        "            history_digest=history_digest,\n",
+        "",
+        "",
+        (),
+    ),
+    Protection(
+        "an opening sent again finds its own session",
+        "service/engine/sessions.py",
+        "        is_repeated = opening.nonce != 0 and abs(stored.nonce) == opening.nonce\n",
+        "        is_repeated = False\n",
+        "",
+        (),
+    ),
+    Protection(
+        "what was in memory when the connection broke answers nothing",
+        "service/engine/plan.py",
+        "max(row.arrived_s(0), self.epoch_seen_s)",
+        "row.arrived_s(0)",
+        "",
+        (),
+    ),
+    Protection(
+        "who waits to run apart is answered when the server leaves",
+        "service/engine/failures.py",
+        "            if self._is_stopping:\n",
+        "            if False:\n",
+        "",
+        (),
+    ),
     Protection(
         "the store compares the stamp before it writes",
         "tests/simulation/store.py",
         "            if not is_expected:\n",
         "            if False:\n",
         "",
+        (),
     ),
     Protection(
         "a session whose chunk was taken is held until the chunk is settled",
@@ -48,6 +104,7 @@ OWN = (
         "        self._queue.release(rows.keys)\n",
         "        self._queue.release(rows.keys if error is None else [])\n",
         "",
+        (),
     ),
     Protection(
         "the store compares the history, not only incarnation and position (the simulated one)",
@@ -55,6 +112,7 @@ OWN = (
         "stamp == part.expected[size * row : size * (row + 1)]\n",
         "stamp[:16] == part.expected[size * row : size * row + 16]\n",
         "",
+        (),
     ),
     Protection(
         "replies are kept until they are acknowledged",
@@ -62,6 +120,7 @@ OWN = (
         "    kept = (*(reply for reply in replies if reply.position > acknowledged), new)\n",
         "    kept = (new,)\n",
         "",
+        (),
     ),
 )
 """`test` is the simulation itself."""

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast.errors import RecordCorrupt, SessionQuarantined
+from service.engine import runner
 from service.engine.cache import ENTRY_BYTES
 from service.engine.driver import Driver
 from service.engine.failures import LONG_COUNT
@@ -149,7 +150,8 @@ def see_limits(engine):
     return limits_s
 
 
-async def test_a_model_that_held_up_the_loop_runs_in_a_thread_for_a_while(start, model):
+async def test_a_model_that_held_up_the_loop_runs_in_a_thread_for_a_while(start, model, monkeypatch):
+    monkeypatch.setattr(runner, "THREAD_PAYS_S", 60)  # however slow this machine is now
     engine = start(["s", "bad"], run_timeout_s=0.1)
     await send(engine, "s", [1], 0)
     await send(engine, "bad", [STALL], 0)

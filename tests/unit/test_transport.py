@@ -5,12 +5,13 @@ import gc
 import os
 import subprocess
 import sys
+import threading
 
 import grpc.aio
 import pytest
 
 import holdfast
-from holdfast.client import transport
+from holdfast.client import forks, transport
 from holdfast.client.connection import SUSPECT_AFTER_S, Stream
 from holdfast.client.targets import is_local
 from holdfast.client.transport import Transport
@@ -260,7 +261,8 @@ def grpc_objects():
     return {id(thing) for thing in gc.get_objects() if issubclass(type(thing), kinds)}
 
 
-async def test_a_write_that_waits_for_its_call_to_begin_ends_when_that_is_cut_off(silent_server):
+@pytest.mark.parametrize("times", [1, 2])
+async def test_a_write_that_waits_for_its_call_to_begin_ends_when_that_is_cut_off(silent_server, times):
     class Call:
         async def write(self, _):
             await asyncio.sleep(60)
@@ -269,8 +271,25 @@ async def test_a_write_that_waits_for_its_call_to_begin_ends_when_that_is_cut_of
     stream = Stream(own.next_stub(), Call())
     write = asyncio.create_task(stream.write(pb.StreamStepsRequest()))
     await asyncio.sleep(0.05)
-    stream.let_go()
+    for _ in range(times):  # forks may come at once, from two threads
+        stream.let_go()
     with pytest.raises(grpc.aio.AioRpcError, match="cut off"):
         await asyncio.wait_for(write, 2)
     assert write.cancelling() == 0
     await own.close()
+
+
+def test_a_fork_that_is_over_says_nothing_of_another_one(monkeypatch):
+    waiting, go_on = threading.Event(), threading.Event()
+    monkeypatch.setattr(forks, "_runs_now", False)
+    other = threading.Thread(
+        target=lambda: (forks._before_fork(), waiting.set(), go_on.wait(10), forks._in_parent())
+    )
+    other.start()
+    assert waiting.wait(10)
+    forks._before_fork()
+    forks._in_parent()
+    assert forks.is_forking()
+    go_on.set()
+    other.join()
+    assert not forks.is_forking()
