@@ -42,7 +42,10 @@ MAX_BYTES = 1 << 20
 """Of the tokens of one message."""
 
 MAX_UNDER_WAY = 2
-"""Messages under way: the server works on one while the other is on its way."""
+"""Messages of which nothing has come back: the server works on one while the other is on its way."""
+
+LATE_S = 0.05
+"""A message is not waited for any longer before others leave."""
 
 IDLE_S = 5.0
 """A stream without anything under way is ended after so long."""
@@ -64,23 +67,27 @@ class _Waiting:
 
 
 class _Message:
-    """Rows on their way, and their number in the recorded history."""
+    """Rows on their way."""
 
-    __slots__ = ("number", "rows")
+    __slots__ = ("is_answered", "left_count", "number", "rows", "sent_s")
 
-    def __init__(self, rows: list[_Waiting]) -> None:
+    def __init__(self, rows: list[_Waiting], sent_s: float) -> None:
         self.rows = rows
-        self.number = 0
+        self.sent_s = sent_s
+        self.left_count = len(rows)
+        self.is_answered = False  # some rows are
+        self.number = 0  # in the recorded history
 
 
 class _Line:
-    """A stream, and the messages that have no reply on it."""
+    """A stream, and the messages on it with rows that have no reply, by tag."""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
-        self.messages: deque[_Message] = deque()
+        self.messages: dict[int, _Message] = {}
+        self.tag = 0
         self.reader: asyncio.Task[None] | None = None
-        self.answered_count = 0
+        self.is_answered = False
 
 
 class Batcher:
@@ -97,7 +104,7 @@ class Batcher:
         self._loop = asyncio.get_running_loop()
         self._queues: dict[Kind, deque[_Waiting]] = {}
         self._behind: dict[str, deque[_Waiting] | None] = {}
-        self._unanswered: set[_Waiting] = set()
+        self._unanswered: dict[_Waiting, None] = {}
         self._line: _Line | None = None
         self._sender: asyncio.Task[None] | None = None
         self._alarm: asyncio.TimerHandle | None = None
@@ -122,9 +129,8 @@ class Batcher:
             Future of the reply; None where it has to be sent alone. Raises HoldfastError.
         """
         waiting = _Waiting(kind, row, until_s, self._loop.create_future())
-        self._unanswered.add(waiting)
-        if self._alarm is None or until_s < self._alarm_s:
-            self._wake_at(until_s)
+        self._unanswered[waiting] = None
+        self._wake_at(until_s)
         if row.session_id in self._behind:
             line = self._behind[row.session_id]
             if line is None:
@@ -155,16 +161,23 @@ class Batcher:
 
     def _go(self) -> None:
         """Has what waits sent, after what else happens in this turn of the loop."""
-        if self._sender is None and self._queues and self._has_room:
+        if self._sender is None and self._queues and self._has_room():
             self._sender = self._loop.create_task(self._send())
 
-    @property
     def _has_room(self) -> bool:
-        return self._line is None or len(self._line.messages) < MAX_UNDER_WAY
+        """Whether a message may leave now; sees to it that it may soon."""
+        if self._line is None or len(self._line.messages) < MAX_UNDER_WAY:
+            return True
+        waited_for = [message.sent_s for message in self._line.messages.values() if not message.is_answered]
+        recent = [sent_s for sent_s in waited_for if sent_s > time.monotonic() - LATE_S]
+        if len(recent) < MAX_UNDER_WAY:
+            return True
+        self._wake_at(recent[0] + LATE_S)
+        return False
 
     async def _send(self) -> None:
         try:
-            while self._queues and self._has_room:
+            while self._queues and self._has_room():
                 message = self._next_message()
                 if message.rows:
                     await self._write(message)
@@ -193,19 +206,19 @@ class Batcher:
             self._queues[kind] = queue
         for follower in followers:
             self._enter(follower)
-        return _Message(rows)
+        return _Message(rows, now_s)
 
     async def _write(self, message: _Message) -> None:
-        request = pb.StreamBatchesRequest(batch=_batch(message.rows))
-        history = self._calls.history
-        if history is not None:
-            message.number = history.sent("StreamBatches", request)
         try:
             line = self._open_line()
         except HoldfastError as error:
             self._fail(message, error)
             return
-        line.messages.append(message)
+        line.tag += 1
+        request = pb.StreamBatchesRequest(batch=_batch(message.rows, line.tag))
+        if self._calls.history is not None:
+            message.number = self._calls.history.sent("StreamBatches", request)
+        line.messages[line.tag] = message
         if line.reader is None:
             line.reader = self._loop.create_task(self._read(line))
         # how the stream has ended is for its reader to see
@@ -227,8 +240,8 @@ class Batcher:
                 reply = await line.stream.read()
                 if reply is grpc.aio.EOF:
                     break
-                line.answered_count += 1
-                self._settle(line.messages.popleft(), reply)
+                line.is_answered = True
+                self._take(line, reply)
                 self._go()
             else:
                 return
@@ -252,9 +265,9 @@ class Batcher:
             self._most_bytes = max(1024, self._most_bytes // 2)
         # some servers let no more streams in, and a message may be too large only for a stream
         alone = isinstance(error, MessageTooLarge) or (
-            isinstance(error, Overloaded) and not line.answered_count
+            isinstance(error, Overloaded) and not line.is_answered
         )
-        for message in line.messages:
+        for message in line.messages.values():
             if alone:
                 self._send_alone(message, error)
             else:
@@ -262,21 +275,34 @@ class Batcher:
         line.messages.clear()
         self._go()
 
-    def _settle(self, message: _Message, response: pb.StreamBatchesResponse) -> None:
-        history = self._calls.history
-        if history is not None:
-            history.got(message.number, response)
-        rows = message.rows
-        if response.WhichOneof("outcome") == "error":
-            self._refuse(message, from_status(response.error.status))
+    def _take(self, line: _Line, response: pb.StreamBatchesResponse) -> None:
+        """Settles what a reply is about; nothing, if nobody waits for it any more."""
+        is_refusal = response.WhichOneof("outcome") == "error"
+        tag = response.error.tag if is_refusal else response.result.tag
+        message = line.messages.get(tag)
+        if message is None:
             return
-        result = response.result
+        if is_refusal:
+            del line.messages[tag]
+            self._refuse(message, from_status(response.error.status))
+        else:
+            numbers = response.result.rows
+            message.is_answered = True
+            message.left_count -= len(numbers) or len(message.rows)
+            if message.left_count <= 0:
+                del line.messages[tag]
+            self._settle(response.result, [message.rows[row] for row in numbers] or message.rows)
+        if self._calls.history is not None:
+            self._calls.history.got(message.number, response)
+
+    def _settle(self, result: pb.BatchResult, rows: list[_Waiting]) -> None:
+        """Gives each row what a reply says of it."""
         batch = BatchReply(result, [waiting.row.session_id for waiting in rows])
         replayed = set(result.replayed_rows)
         stamps = zip(result.positions, result.history_digests, strict=True)
         unanswered, errors, separate = self._unanswered, batch.errors, batch.separate_rows
         for row, (waiting, stamp) in enumerate(zip(rows, stamps, strict=True)):
-            unanswered.discard(waiting)
+            unanswered.pop(waiting, None)
             if waiting.reply.done():
                 continue
             if row in errors:
@@ -315,19 +341,22 @@ class Batcher:
         if self._calls.history is not None:
             self._calls.history.failed(message.number, error)
         for waiting in message.rows:
-            self._unanswered.discard(waiting)
+            self._unanswered.pop(waiting, None)
             if not waiting.reply.done():
                 waiting.reply.set_result(None)
 
     def _give(self, waiting: _Waiting, error: HoldfastError) -> None:
-        self._unanswered.discard(waiting)
+        self._unanswered.pop(waiting, None)
         if not waiting.reply.done():
             waiting.reply.set_exception(error)
 
     # -- time limits --------------------------------------------------------------------------
 
     def _wake_at(self, until_s: float) -> None:
+        """Looks after what is late at that time, or before."""
         if self._alarm is not None:
+            if self._alarm_s <= until_s:
+                return
             self._alarm.cancel()
         self._alarm_s = until_s
         self._alarm = self._loop.call_later(max(0.0, until_s - time.monotonic()), self._look)
@@ -346,14 +375,24 @@ class Batcher:
             if not waiting.reply.done():
                 self._suspect(waiting, now_s)
             self._give(waiting, silence)
+        if self._line is not None:
+            self._line.messages = {
+                tag: message
+                for tag, message in self._line.messages.items()
+                if not all(waiting.reply.done() for waiting in message.rows)
+            }
         if self._unanswered:
             self._wake_at(min(waiting.until_s for waiting in self._unanswered))
+            self._go()
         elif self._line is not None:
             self._end_idle(self._line, now_s)
 
     def _suspect(self, waiting: _Waiting, now_s: float) -> None:
-        if self._line is not None and waiting.sent_s:
-            self._calls.suspect(self._line.stream, now_s - max(waiting.sent_s, self._line.stream.since_s))
+        if self._line is None or not waiting.sent_s:
+            return
+        self._calls.suspect(self._line.stream, now_s - max(waiting.sent_s, self._line.stream.since_s))
+        if self._stub.current() is not self._stub:
+            self._line = None  # its reader goes on
 
     def _end_idle(self, line: _Line, now_s: float) -> None:
         left_s = line.stream.since_s + IDLE_S - now_s
@@ -364,7 +403,7 @@ class Batcher:
             self._farewell = self._loop.create_task(say_farewell(line.stream))
 
 
-def _batch(rows: list[_Waiting]) -> pb.Batch:
+def _batch(rows: list[_Waiting], tag: int) -> pb.Batch:
     """Writes a message."""
     kind = rows[0].kind
     ids, positions, acknowledged, incarnations, digests, tokens = zip(
@@ -374,14 +413,15 @@ def _batch(rows: list[_Waiting]) -> pb.Batch:
         model=pb.ModelRef(name=kind.model, version=kind.version),
         session_ids=ids,
         positions=positions,
+        acknowledged_positions=acknowledged,
         incarnations=incarnations,
         history_digests=digests,
         tokens_per_row=kind.token_count,
         outputs=kind.asked.selection,
         ack_level=kind.asked.ack_level,
+        in_parts=True,
+        tag=tag,
     )
-    if acknowledged != positions:
-        batch.acknowledged_positions.extend(acknowledged)
     if kind.tokens == "text":
         batch.text = b"".join(tokens)
     elif kind.tokens == "ids":

@@ -33,13 +33,13 @@ class Asked(NamedTuple):
 
     Attributes:
         outputs: What it should hold, an OutputSelection, serialised; None is the server's choice.
-        state: The state is among that.
         ack_level: How durable the commit must be.
+        state: The state is among the outputs.
     """
 
     outputs: bytes | None
-    state: bool
     ack_level: pb.AckLevel
+    state: bool = False
 
     @property
     def selection(self) -> pb.OutputSelection | None:
@@ -263,7 +263,7 @@ class Ledger:
         The level is `memory`: the chunk that found out is sent once more, and its acknowledgement covers
         everything before it.
         """
-        asked = Asked(b"", False, pb.ACK_LEVEL_MEMORY)
+        asked = Asked(b"", pb.ACK_LEVEL_MEMORY)
         return self._chunk(applied.position, applied.history_digest, applied.tokens, asked)
 
     def reaches(self, position: int) -> bool:

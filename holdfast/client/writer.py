@@ -229,8 +229,7 @@ class Writer:
             if entry is None and position < self._ledger.position:
                 return await self._ask_again(self._ledger.repeat(tokens, position, asked), deadline_s)
         if entry is None:
-            with _nothing_sent():
-                [entry] = self._ledger.take([tokens], asked)
+            [entry] = self._ledger.take([tokens], asked)
             await self._finish_new(entry, deadline_s)
         else:
             await self._finish(entry, deadline_s)
@@ -301,7 +300,7 @@ class Writer:
         level = self._calls.ack_level if ack_level is None else ack_level
         selected = selection(top_k, token_log_prob, outputs, state)
         serialised = None if selected is None else selected.SerializeToString()
-        return Asked(serialised, bool(state), to_number(level))
+        return Asked(serialised, to_number(level), bool(state))
 
     def _end(self, source: Source, pump: Pump) -> None:
         """Ends a stream; what its source has given, or is about to give, stays with the session."""

@@ -12,6 +12,7 @@ import itertools
 from holdfast.client.aio import AsyncClient
 from holdfast.client.calls import Calls
 from holdfast.client.retry import RetryPolicy
+from holdfast.client.steps import Steps
 from holdfast.errors import ChunkPending, HoldfastError, SessionQuarantined
 from tests.simulation.network import Stub
 from tests.simulation.recorder import NotedRecorder
@@ -37,6 +38,7 @@ class SimulatedClient(AsyncClient):
         super().__init__("127.0.0.1:1", replay_tokens=replay_tokens)
         connections = Replicas([Stub(network, replica, process) for replica in replicas], loop.random)
         self._calls = Calls(connections, token=None, retry=RetryPolicy(attempt_s=1.0), **options)
+        self._steps = Steps(self._calls)
 
 
 class Replicas:
