@@ -89,6 +89,14 @@ class _Line:
         self.reader: asyncio.Task[None] | None = None
         self.is_answered = False
 
+    def forget(self) -> None:
+        """Forgets the messages that nobody waits for any more."""
+        self.messages = {
+            tag: message
+            for tag, message in self.messages.items()
+            if not all(waiting.reply.done() for waiting in message.rows)
+        }
+
 
 class Batcher:
     """The chunks that go over one connection. Lives on the client's event loop.
@@ -106,6 +114,7 @@ class Batcher:
         self._behind: dict[str, deque[_Waiting] | None] = {}
         self._unanswered: dict[_Waiting, None] = {}
         self._line: _Line | None = None
+        self._silent: set[_Line] = set()
         self._sender: asyncio.Task[None] | None = None
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_s = 0.0
@@ -176,13 +185,15 @@ class Batcher:
         return False
 
     async def _send(self) -> None:
+        me = asyncio.current_task()
         try:
-            while self._queues and self._has_room():
+            while self._sender is me and self._queues and self._has_room():
                 message = self._next_message()
                 if message.rows:
                     await self._write(message)
         finally:
-            self._sender = None
+            if self._sender is me:
+                self._sender = None
 
     def _next_message(self) -> _Message:
         """Takes rows of one kind out of their queue; the kinds take turns."""
@@ -211,11 +222,11 @@ class Batcher:
     async def _write(self, message: _Message) -> None:
         try:
             line = self._open_line()
-        except HoldfastError as error:
+            line.tag += 1
+            request = pb.StreamBatchesRequest(batch=_batch(message.rows, line.tag))
+        except Exception as error:  # noqa: BLE001 -- whatever it is, their callers wait
             self._fail(message, error)
             return
-        line.tag += 1
-        request = pb.StreamBatchesRequest(batch=_batch(message.rows, line.tag))
         if self._calls.history is not None:
             message.number = self._calls.history.sent("StreamBatches", request)
         line.messages[line.tag] = message
@@ -244,6 +255,9 @@ class Batcher:
                 self._take(line, reply)
                 self._go()
             else:
+                if line in self._silent:
+                    self._silent.discard(line)
+                    await say_farewell(line.stream)
                 return
         except grpc.aio.AioRpcError as failure:
             error = from_rpc(failure)
@@ -261,6 +275,7 @@ class Batcher:
             error = ClientClosed("the client was closed during the call")
         if self._line is line:
             self._line = None
+        self._silent.discard(line)
         if isinstance(error, MessageTooLarge):
             self._most_bytes = max(1024, self._most_bytes // 2)
         # some servers let no more streams in, and a message may be too large only for a stream
@@ -331,7 +346,7 @@ class Batcher:
             self._behind.setdefault(waiting.row.session_id, None)
         self._queues[kind] = deque([*rows, *self._queues.get(kind, ())])
 
-    def _fail(self, message: _Message, error: HoldfastError) -> None:
+    def _fail(self, message: _Message, error: Exception) -> None:
         if self._calls.history is not None:
             self._calls.history.failed(message.number, error)
         for waiting in message.rows:
@@ -345,7 +360,7 @@ class Batcher:
             if not waiting.reply.done():
                 waiting.reply.set_result(None)
 
-    def _give(self, waiting: _Waiting, error: HoldfastError) -> None:
+    def _give(self, waiting: _Waiting, error: Exception) -> None:
         self._unanswered.pop(waiting, None)
         if not waiting.reply.done():
             waiting.reply.set_exception(error)
@@ -376,11 +391,12 @@ class Batcher:
                 self._suspect(waiting, now_s)
             self._give(waiting, silence)
         if self._line is not None:
-            self._line.messages = {
-                tag: message
-                for tag, message in self._line.messages.items()
-                if not all(waiting.reply.done() for waiting in message.rows)
-            }
+            self._line.forget()
+        for line in tuple(self._silent):
+            line.forget()
+            if not line.messages:
+                self._silent.discard(line)
+                line.stream.cancel()
         if self._unanswered:
             self._wake_at(min(waiting.until_s for waiting in self._unanswered))
             self._go()
@@ -390,9 +406,12 @@ class Batcher:
     def _suspect(self, waiting: _Waiting, now_s: float) -> None:
         if self._line is None or not waiting.sent_s:
             return
-        self._calls.suspect(self._line.stream, now_s - max(waiting.sent_s, self._line.stream.since_s))
-        if self._stub.current() is not self._stub:
-            self._line = None  # its reader goes on
+        silent_s = now_s - max(waiting.sent_s, self._line.stream.since_s)
+        if silent_s >= LATE_S:
+            self._calls.suspect(self._line.stream, silent_s)
+            self._silent.add(self._line)
+            self._sender = None  # which may wait for room on this stream
+            self._line = None  # the next one may go to another replica; the reader of this one goes on
 
     def _end_idle(self, line: _Line, now_s: float) -> None:
         left_s = line.stream.since_s + IDLE_S - now_s

@@ -1,6 +1,7 @@
 """Sends chunks of sessions: in a batch with those of others where that is possible, else alone."""
 
 import asyncio
+import zlib
 from typing import Any
 
 from holdfast.client.batcher import Batcher
@@ -23,7 +24,7 @@ class Steps:
 
     def __init__(self, calls: Calls) -> None:
         self._calls = calls
-        self._batchers: dict[Any, Batcher] = {}
+        self._batchers: dict[tuple[Any, int], Batcher] = {}
 
     async def step(self, ledger: Ledger, entry: Entry, until_s: float, stub: Any) -> StepReply:
         """Sends a chunk once, over the connection of `stub`.
@@ -42,8 +43,10 @@ class Steps:
         """
         if not entry.asked.state and _size_bytes(entry.tokens) <= LARGE_BYTES:
             self._calls.lifetime.check()
-            batcher = self._batcher(stub.current())
-            reply = batcher.submit(ledger.kind_of(entry), ledger.to_row(entry), until_s)
+            row = ledger.to_row(entry)
+            reply = self._batcher(stub.current(), row.session_id).submit(
+                ledger.kind_of(entry), row, until_s
+            )
             try:
                 found = await reply
             except asyncio.CancelledError as error:
@@ -59,11 +62,14 @@ class Steps:
         if not self._calls.is_inherited:
             await asyncio.gather(*(batcher.close() for batcher in batchers.values()))
 
-    def _batcher(self, connection: Any) -> Batcher:
-        batcher = self._batchers.get(connection)
+    def _batcher(self, connection: Any, session_id: str) -> Batcher:
+        """Returns where a session's chunks go; gRPC gives each stream the next replica."""
+        count = self._calls.replica_count
+        place = connection, zlib.crc32(session_id.encode()) % count if count > 1 else 0
+        batcher = self._batchers.get(place)
         if batcher is None:
             self._batchers = {one: other for one, other in self._batchers.items() if other.is_in_use}
-            batcher = self._batchers[connection] = Batcher(self._calls, connection)
+            batcher = self._batchers[place] = Batcher(self._calls, connection)
         return batcher
 
 

@@ -45,6 +45,7 @@ class Replicas:
     """What is called over: as `holdfast.client.transport.Transport`; a call goes to any replica."""
 
     is_inherited = is_closed = False
+    replica_count = 1
 
     def __init__(self, stubs, draw):
         self._stubs = stubs

@@ -24,6 +24,7 @@ class Nowhere:
     """What a client calls over, without a connection; a thread whose event loop runs nothing."""
 
     is_inherited = is_closed = False
+    replica_count = 1
 
     def check(self):
         pass
