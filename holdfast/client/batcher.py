@@ -11,6 +11,7 @@ sent again in halves: no row suffers for what another one asks.
 import asyncio
 import contextlib
 import copy
+import math
 import time
 from collections import deque
 from typing import Any
@@ -47,8 +48,12 @@ MAX_UNDER_WAY = 2
 LATE_S = 0.05
 """A message is not waited for any longer before others leave."""
 
-IDLE_S = 5.0
-"""A stream without anything under way is ended after so long."""
+FIRST_RENEW_S, RENEW_S = 0.25, 32.0
+"""So long a stream is used where there are several replicas: at first a moment, since connections come up one
+after the other, then twice as long each time."""
+
+IDLE_S = 1.0
+"""A stream without anything under way is ended after so long: while it is open, gRPC is in use."""
 
 Reply = asyncio.Future[StepReply | None]
 
@@ -86,6 +91,7 @@ class _Line:
         self.stream = stream
         self.messages: dict[int, _Message] = {}
         self.tag = 0
+        self.opened_s = time.monotonic()
         self.reader: asyncio.Task[None] | None = None
         self.is_answered = False
 
@@ -104,9 +110,11 @@ class Batcher:
     Args:
         calls: Of the client.
         stub: Of the connection.
+        renews: A stream is replaced now and then, so that replicas which came later get some.
     """
 
-    def __init__(self, calls: Calls, stub: Any) -> None:
+    def __init__(self, calls: Calls, stub: Any, *, renews: bool = False) -> None:
+        self._renew_s = FIRST_RENEW_S if renews else math.inf
         self._calls = calls
         self._stub = stub
         self._loop = asyncio.get_running_loop()
@@ -114,7 +122,8 @@ class Batcher:
         self._behind: dict[str, deque[_Waiting] | None] = {}
         self._unanswered: dict[_Waiting, None] = {}
         self._line: _Line | None = None
-        self._silent: set[_Line] = set()
+        self._left: set[_Line] = set()
+        self._ending: set[asyncio.Task[None]] = set()
         self._sender: asyncio.Task[None] | None = None
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_s = 0.0
@@ -124,7 +133,7 @@ class Batcher:
     @property
     def is_in_use(self) -> bool:
         """Whether it has a stream, or rows without a reply."""
-        return self._line is not None or bool(self._unanswered)
+        return self._line is not None or bool(self._unanswered or self._left)
 
     def submit(self, kind: Kind, row: Row, until_s: float) -> Reply:
         """Takes a row.
@@ -149,6 +158,12 @@ class Batcher:
             self._behind[row.session_id] = None
             self._enter(waiting)
         return waiting.reply
+
+    def open(self) -> None:
+        """Opens the stream, unless it is open."""
+        with contextlib.suppress(HoldfastError):  # the first chunk says so
+            self._open_line()
+            self._wake_at(time.monotonic() + IDLE_S)
 
     async def close(self) -> None:
         """Ends the stream in good form, if nothing is under way."""
@@ -237,9 +252,21 @@ class Batcher:
             await line.stream.write(request)
 
     def _open_line(self) -> _Line:
+        line = self._line
+        if line is not None and time.monotonic() - line.opened_s > self._renew_s:
+            self._renew_s = min(2 * self._renew_s, RENEW_S)
+            self._leave(line)
         if self._line is None or self._line.stream.is_over:
             self._line = _Line(self._stub.StreamBatches(metadata=self._calls.metadata))
         return self._line
+
+    def _leave(self, line: _Line) -> None:
+        """Sends nothing more over a stream, which ends when nothing is under way on it."""
+        self._line = None
+        if line.messages:
+            self._left.add(line)
+        else:
+            self._end_well(line)
 
     # -- replies ------------------------------------------------------------------------------
 
@@ -255,9 +282,11 @@ class Batcher:
                 self._take(line, reply)
                 self._go()
             else:
-                if line in self._silent:
-                    self._silent.discard(line)
-                    await say_farewell(line.stream)
+                if line in self._left:
+                    self._left.discard(line)
+                    self._end_well(line)
+                else:
+                    self._wake_at(time.monotonic() + IDLE_S)
                 return
         except grpc.aio.AioRpcError as failure:
             error = from_rpc(failure)
@@ -275,7 +304,7 @@ class Batcher:
             error = ClientClosed("the client was closed during the call")
         if self._line is line:
             self._line = None
-        self._silent.discard(line)
+        self._left.discard(line)
         if isinstance(error, MessageTooLarge):
             self._most_bytes = max(1024, self._most_bytes // 2)
         # some servers let no more streams in, and a message may be too large only for a stream
@@ -392,10 +421,10 @@ class Batcher:
             self._give(waiting, silence)
         if self._line is not None:
             self._line.forget()
-        for line in tuple(self._silent):
+        for line in tuple(self._left):
             line.forget()
             if not line.messages:
-                self._silent.discard(line)
+                self._left.discard(line)
                 line.stream.cancel()
         if self._unanswered:
             self._wake_at(min(waiting.until_s for waiting in self._unanswered))
@@ -409,17 +438,20 @@ class Batcher:
         silent_s = now_s - max(waiting.sent_s, self._line.stream.since_s)
         if silent_s >= LATE_S:
             self._calls.suspect(self._line.stream, silent_s)
-            self._silent.add(self._line)
             self._sender = None  # which may wait for room on this stream
-            self._line = None  # the next one may go to another replica; the reader of this one goes on
+            self._leave(self._line)  # the next one may go to another replica
 
     def _end_idle(self, line: _Line, now_s: float) -> None:
         left_s = line.stream.since_s + IDLE_S - now_s
         if left_s > 0:
             self._wake_at(now_s + left_s)
         elif not line.messages:
-            self._line = None
-            self._farewell = self._loop.create_task(say_farewell(line.stream))
+            self._leave(line)
+
+    def _end_well(self, line: _Line) -> None:
+        task = self._loop.create_task(say_farewell(line.stream))
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
 
 
 def _batch(rows: list[_Waiting], tag: int) -> pb.Batch:
