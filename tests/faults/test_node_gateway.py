@@ -13,7 +13,7 @@ import pytest
 from holdfast.demo.processes import ServerProcess
 from tests.support.hash_oracle import hashes_of
 from tests.support.models import write_hash_model
-from tests.support.node import Caller, Gateway, array_of
+from tests.support.node import Caller, Gateway, array_of, node_environment
 from tests.support.waiting import wait_for
 
 CALLERS, SESSIONS = 200, 40
@@ -81,6 +81,7 @@ class Load:
 
 @pytest.fixture
 def flags(tmp_path):
+    node_environment()  # without Node a test ends before it starts a server
     write_hash_model(tmp_path / "models" / "hash" / "1" / "model.onnx")
     return ["--models", str(tmp_path / "models"), "--max-connection-age-s", "2"]
 

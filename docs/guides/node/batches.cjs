@@ -40,10 +40,11 @@ function connect(address, includeDirs) { // the folders that hold holdfast/ and 
 function failureOf({ code, message, details }) { // of a google.rpc.Status
   const find = (type) => details.find(({ type_url }) => type_url.endsWith(`/google.rpc.${type}`))?.value;
   const [info, retry] = [find('ErrorInfo'), find('RetryInfo')];
-  const { reason, metadata } = info ? google.rpc.ErrorInfo.deserialize(info) : { reason: '', metadata: {} };
+  if (!info && [UNKNOWN, CANCELLED, INTERNAL].includes(code)) code = UNAVAILABLE; // a broken connection has many names
+  const { reason, metadata } = info ? google.rpc.ErrorInfo.deserialize(info)
+    : { reason: code === UNAVAILABLE ? 'SERVER_UNAVAILABLE' : '', metadata: {} };
   const { seconds = 0, nanos = 0 } = (retry && google.rpc.RetryInfo.deserialize(retry).retry_delay) ?? {};
-  const mayPass = retry || code === UNAVAILABLE || code === DEADLINE_EXCEEDED ||
-    (!info && [UNKNOWN, CANCELLED, INTERNAL].includes(code)); // a connection that breaks has many names
+  const mayPass = retry || code === UNAVAILABLE || code === DEADLINE_EXCEEDED;
   const retry_ms = mayPass ? seconds * 1000 + nanos / 1e6 : undefined;
   return Object.assign(new Error(message), { ...metadata, code, reason, retry_ms });
 }
@@ -168,6 +169,7 @@ function stand(id, { model, incarnation, position, history_digest }) {
 }
 
 async function takeOver(id, model) { // nothing that was sent before is applied after it
+  standings.delete(id);
   const nonce = Math.floor(Math.random() * Number.MAX_SAFE_INTEGER) + 1;
   const [request, options] = [{ session_id: id, model, take_over: true, nonce }, { deadline: Date.now() + OPEN_MS }];
   const { session, resumed } = await new Promise((resolve, reject) => client.OpenSession(request, options,
@@ -188,9 +190,9 @@ async function apply(id, { tokens, outputs, position }, onSend) {
     stand(id, { model, ...reply });
     return reply;
   } catch (why) {
-    // If nobody knows what became of it, the next call takes the session over. But a session that is not where it was
-    // left stays refused until a caller opens it.
-    if (row.isUnsure && !/^(STORE_REGRESSED|HISTORY_CONFLICT|POSITION_)/.test(why.reason)) standings.delete(id);
+    // If nobody knows what became of it, the next call takes the session over. But if the session is gone, or is not
+    // where it was left, its calls are refused until a caller opens it.
+    if (row.isUnsure && !/^(SESSION_|POSITION_|HISTORY_|STORE_REGRESSED)/.test(why.reason)) standings.delete(id);
     throw why;
   }
 }

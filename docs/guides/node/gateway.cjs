@@ -36,7 +36,7 @@ const server = http.createServer(async (request, response) => {
   callCount += 1;
   try {
     check(callCount <= MAX_CALLS, 'too many calls at once', 14, 'OVERLOADED');
-    check(Number(request.headers['content-length']) <= MAX_BODY_BYTES, `a body has at most ${MAX_BODY_BYTES} bytes`);
+    check(Number(request.headers['content-length']) <= MAX_BODY_BYTES, `content-length is at most ${MAX_BODY_BYTES}`);
     const body = await json(request).then(Object, () => check(false, 'the body is not JSON'));
     answer(200, await serve(request, body, call));
   } catch ({ code, reason, message, expected_position, field }) {
