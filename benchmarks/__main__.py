@@ -9,6 +9,8 @@ import os
 import platform
 import sys
 import tempfile
+import time
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -33,18 +35,22 @@ def main() -> None:
     """Measures, prints the report and writes it."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3.0, help="per turn")
+    parser.add_argument("--seconds", type=float, default=2.0, help="per turn")
     parser.add_argument("--out", type=Path, default=_RESULTS, help="folder of the report")
     parser.add_argument(
         "--quick", action="store_true", help="sections are quick, and Triton's environment is not made"
     )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="holdfast-") as folder:
-        sections = [_speed(Path(folder), options.rounds, options.seconds, options.quick)]
-        for number, measure in enumerate(SECTIONS):
+        triton_missing = _triton_missing(options.quick)
+        measures = (partial(_speed, options.rounds, options.seconds, triton_missing), *SECTIONS)
+        sections, minutes = [], []
+        for number, measure in enumerate(measures):
             own_folder = Path(folder) / f"section-{number}"
             own_folder.mkdir()
+            began_s = time.monotonic()
             sections.append(measure(own_folder, options.quick))
+            minutes.append((time.monotonic() - began_s) / 60)
     facts: dict[str, str | int | float] = {
         "python": platform.python_version(),
         "grpcio": grpc.__version__,
@@ -52,6 +58,9 @@ def main() -> None:
         "cores": os.cpu_count() or 0,
         "rounds": options.rounds,
         "seconds per turn": options.seconds,
+        "minutes": ", ".join(
+            f"{section.title} {took:.1f}" for section, took in zip(sections, minutes, strict=True)
+        ),
     }
     report.write(options.out, facts, sections)
     console = Console(width=None if sys.stdout.isatty() else 160)
@@ -60,10 +69,10 @@ def main() -> None:
     console.print(f"written to {options.out}", highlight=False)
 
 
-def _speed(folder: Path, rounds: int, seconds: float, quick: bool) -> Section:
-    with Field(folder, _triton_missing(quick)) as field:
+def _speed(rounds: int, seconds: float, triton_missing: str, folder: Path, _: bool) -> Section:
+    with Field(folder, triton_missing) as field:
         results = take_turns(all_turns(field), rounds, seconds)
-        servers = [field.holdfast, *([field.workers] if field.workers else []), field.echo, field.plain]
+        servers = [field.holdfast, field.echo, field.plain]
         if field.triton.is_running:
             servers.append(Contestant(TRITON, field.triton.address, field.triton.pid))
         memory = {server.name: server.peak_memory_mib() for server in servers}

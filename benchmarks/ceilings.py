@@ -1,12 +1,9 @@
-"""What the parts do alone: onnxruntime on one thread, the store's own writes, one commit at a time."""
+"""What the parts do alone: onnxruntime on one thread, one commit at a time."""
 
 import asyncio
 import secrets
-import socket
 import time
-from collections.abc import Callable
 
-import hiredis
 import numpy as np
 import onnxruntime as ort
 import uvloop
@@ -20,7 +17,6 @@ from service.store.opening import create_store
 from service.store.protocol import Writes
 from service.store.record import NO_STAMP, KeptReply, Record, draw_incarnation, encode, stamp
 
-PIPELINE = 64
 IDLE_PAUSE_S = 1e-3
 """Between calls: about what one session that waits for each reply leaves a server."""
 
@@ -33,7 +29,10 @@ _DIGEST = 1 << 52
 def bare(
     session: ort.InferenceSession, rows: int, tokens_per_row: int, seconds: float, *, pause_s: float = 0.0
 ) -> Round:
-    """Runs a step graph, its states fed back, with pauses if asked for; what can be switched off is."""
+    """Runs a step graph, its states fed back, with pauses if asked for; what can be switched off is.
+
+    `server_us` is the CPU time of this process per step, which does nothing else meanwhile.
+    """
     tokens = np.full((tokens_per_row, rows), ord("x"), np.int64)
     states = {spec.name: np.zeros((rows, spec.shape[1]), np.float32) for spec in session.get_inputs()[1:]}
     switches = {spec.name: np.array(False) for spec in session.get_overridable_initializers()}
@@ -43,30 +42,20 @@ def bare(
         _, *after = session.run(outputs, {"token": tokens, **states, **switches})
         states.update(zip(states, after, strict=True))
 
-    return _timed(run, rows * tokens_per_row, seconds, pause_s)
-
-
-def store_writes(store: EmbeddedStore, seconds: float) -> Round:
-    """Writes records of the size that a commit has, one SET each, a pipeline per round trip."""
-    commands = [
-        hiredis.pack_command(("SET", f"ceiling:{number}", _record(1, 1), "PX", int(TTL_S * 1000)))
-        for number in range(PIPELINE)
-    ]
-    packed, replies = b"".join(commands), b"+OK\r\n" * PIPELINE
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.connect(store.url.removeprefix("unix://"))
-
-        def write() -> None:
-            connection.sendall(packed)
-            received = b""
-            while len(received) < len(replies):
-                received += connection.recv(65536)
-            assert received == replies, "bug: the store refused a write"
-
-        started_s = cpu_s(store.pid)
-        turn = _timed(write, PIPELINE, seconds)
-    store_us = (cpu_s(store.pid) - started_s) / (turn.steps_per_s * seconds) * 1e6
-    return turn._replace(store_us=store_us)
+    latencies_s: list[float] = []
+    cpu_begin_s = time.process_time()
+    started_s = ended_s = time.monotonic()
+    while ended_s < started_s + seconds:
+        began_s = ended_s
+        if pause_s:
+            time.sleep(pause_s)
+            began_s = time.monotonic()
+        run()
+        ended_s = time.monotonic()
+        latencies_s.append(ended_s - began_s)
+    took = Took(len(latencies_s) * rows * tokens_per_row, ended_s - started_s, latencies_s)
+    cpu_us = (time.process_time() - cpu_begin_s) / took.step_count * 1e6
+    return Round(took.steps_per_s, *took.percentiles_ms(), server_us=cpu_us)
 
 
 def commits(store: EmbeddedStore, seconds: float, *, pause_s: float = 0.0) -> Round:
@@ -102,18 +91,3 @@ def _record(incarnation: int, position: int) -> bytes:
     outputs = pb.Outputs(token_count=1, top_k=5, top_ids=[97] * 5, top_log_probs=[-1.0] * 5)
     reply = KeptReply(position, 1, _DIGEST, _DIGEST, outputs.SerializeToString())
     return encode(Record(incarnation, position, bytes(32), bytes(STATE_BYTES), (reply,), digest=_DIGEST))
-
-
-def _timed(call: Callable[[], None], steps_per_call: int, seconds: float, pause_s: float = 0.0) -> Round:
-    latencies_s: list[float] = []
-    started_s = ended_s = time.monotonic()
-    while ended_s < started_s + seconds:
-        began_s = ended_s
-        if pause_s:
-            time.sleep(pause_s)
-            began_s = time.monotonic()
-        call()
-        ended_s = time.monotonic()
-        latencies_s.append(ended_s - began_s)
-    took = Took(len(latencies_s) * steps_per_call, ended_s - started_s, latencies_s)
-    return Round(took.steps_per_s, *took.percentiles_ms())

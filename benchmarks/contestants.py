@@ -1,15 +1,18 @@
-"""Who takes part: servers, with what their processes cost."""
+"""Who takes part: servers, how they are spoken to, and what their processes cost."""
 
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import grpc.aio
+
 from benchmarks.peers.triton.server import TritonServer
-from benchmarks.results import ECHO, HOLDFAST, PLAIN, TWO_WORKERS
+from benchmarks.results import ECHO, HOLDFAST, PLAIN
+from holdfast.bench.loads import CHANNEL_OPTIONS
 from holdfast.demo.processes import ServerProcess
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.process.library_environment import set_library_environment
@@ -19,26 +22,33 @@ MODEL_FILE = Path(__file__).parent.parent / "models" / "python-source" / "1" / "
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
+Connect = Callable[[str], AbstractAsyncContextManager[Any]]
+"""Given HOST:PORT, gives what the callers of a load call: a stub, or a client."""
+
+
+@asynccontextmanager
+async def by_grpc(address: str) -> AsyncIterator[Any]:
+    """Connects as a plain gRPC caller does; gives a stub of Holdfast's service."""
+    async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
+        yield StreamingInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
+
 
 class Contestant(NamedTuple):
-    """A server under load.
+    """A server under load, and how the load speaks to it.
 
     Attributes:
         name: In the report.
         address: HOST:PORT of gRPC.
         pid: Its process; what that has started counts as well.
         store_pid: Process of its store; None without one.
-        make_stub: Given a channel.
-        connection_count: Connections of the load. Several where workers share a port: a connection
-            stays with the worker that took it.
+        connect: As the load speaks to it.
     """
 
     name: str
     address: str
     pid: int
     store_pid: int | None = None
-    make_stub: Callable[[Any], Any] = StreamingInferenceServiceStub
-    connection_count: int = 1
+    connect: Connect = by_grpc
 
     def server_cpu_s(self) -> float:
         """CPU seconds of the server so far."""
@@ -85,8 +95,7 @@ class Field:
 
     Attributes:
         store: The store.
-        holdfast: One worker.
-        workers: Two of them on one port; None if `holdfast serve` does not offer it.
+        holdfast: One worker, spoken to as each load wants it.
         echo: Keeps nothing.
         plain: See `benchmarks.peers.plain`.
         triton: Started by its first turn, which may fail.
@@ -102,11 +111,8 @@ class Field:
         with self._stack as stack:
             self.store = EmbeddedStore.start(self._folder / "store")
             stack.callback(self.store.release)
-            self.holdfast = self._serve(HOLDFAST)
-            self.workers = None
-            if _offers("--workers"):
-                workers = self._serve(TWO_WORKERS, "--workers", "2")
-                self.workers = workers._replace(connection_count=16)
+            server = stack.enter_context(ServerProcess(self._folder / HOLDFAST, "--store", self.store.url))
+            self.holdfast = Contestant(HOLDFAST, server.address, server.pid, self.store.pid)
             self.echo = self._start(ECHO, "benchmarks.echo_server")
             plain = self._start(PLAIN, "benchmarks.peers.plain", str(MODEL_FILE), self.store.url)
             self.plain = plain._replace(store_pid=self.store.pid)
@@ -120,11 +126,6 @@ class Field:
         """Ends every process."""
         self._stack.close()
 
-    def _serve(self, name: str, *flags: str) -> Contestant:
-        process = ServerProcess(self._folder / name, "--store", self.store.url, *flags)
-        server = self._stack.enter_context(process)
-        return Contestant(name, server.address, server.pid, self.store.pid)
-
     def _start(self, name: str, *module: str) -> Contestant:
         set_library_environment()
         process = subprocess.Popen([sys.executable, "-m", *module], stdout=subprocess.PIPE, text=True)
@@ -133,8 +134,3 @@ class Field:
         assert process.stdout is not None
         address = process.stdout.readline().split("grpc=")[1].split()[0]
         return Contestant(name, address, process.pid)
-
-
-def _offers(flag: str) -> bool:
-    command = [sys.executable, "-c", "from service.command import main; main()", "serve", "--help"]
-    return flag in subprocess.run(command, capture_output=True, text=True, check=True).stdout

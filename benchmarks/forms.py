@@ -65,7 +65,7 @@ def measure(folder: Path, quick: bool) -> Section:
     """Loads every form; see `benchmarks.section.Measure`."""
     if quick:
         return Section(TITLE, "Left out of a quick run.")
-    return compare(folder, 1.0)
+    return compare(folder, 0.5)
 
 
 def compare(folder: Path, seconds: float) -> Section:

@@ -1,22 +1,23 @@
 """One turn of a contestant under load, and what it cost."""
 
 import asyncio
+import time
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
 from typing import Any, Protocol
-
-import grpc.aio
 
 from benchmarks.contestants import Contestant
 from benchmarks.results import Round
-from holdfast.bench.loads import CHANNEL_OPTIONS, Took
+from holdfast.bench.loads import Took
 
 _runner = asyncio.Runner()
 """One loop for all turns: what is left of a call that broke is delivered to the loop it began on."""
 
 
 class Load(Protocol):
-    """A closed loop, of sessions of its own or of a population."""
+    """A closed loop, of sessions of its own or of a population.
+
+    Both methods get the one connection of the turn, as `Contestant.connect` made it.
+    """
 
     async def open(self, stubs: Sequence[Any]) -> None:
         """Opens the sessions that are not open yet."""
@@ -31,20 +32,18 @@ def load(contestant: Contestant, loop: Load, seconds: float) -> Round:
 
 
 async def _load(contestant: Contestant, loop: Load, seconds: float) -> Round:
-    async with AsyncExitStack() as stack:
-        channels = [
-            await stack.enter_async_context(
-                grpc.aio.insecure_channel(contestant.address, options=CHANNEL_OPTIONS)
-            )
-            for _ in range(contestant.connection_count)
-        ]
-        stubs = [contestant.make_stub(channel) for channel in channels]
-        await loop.open(stubs)
-        server_s, store_s = contestant.server_cpu_s(), contestant.store_cpu_s()
-        took = await loop.run(stubs, seconds)
+    async with contestant.connect(contestant.address) as connection:
+        await loop.open([connection])
+        server_s, store_s, load_s = contestant.server_cpu_s(), contestant.store_cpu_s(), time.process_time()
+        took = await loop.run([connection], seconds)
+        load_end_s = time.process_time()
         server_end_s, store_end_s = contestant.server_cpu_s(), contestant.store_cpu_s()
+
+    def us_per_step(begin_s: float, end_s: float) -> float:
+        return (end_s - begin_s) / took.step_count * 1e6
+
     store_us = None
     if store_s is not None and store_end_s is not None:
-        store_us = (store_end_s - store_s) / took.step_count * 1e6
-    server_us = (server_end_s - server_s) / took.step_count * 1e6
-    return Round(took.steps_per_s, *took.percentiles_ms(), server_us, store_us)
+        store_us = us_per_step(store_s, store_end_s)
+    server_us, load_us = us_per_step(server_s, server_end_s), us_per_step(load_s, load_end_s)
+    return Round(took.steps_per_s, *took.percentiles_ms(), server_us, store_us, load_us)

@@ -77,7 +77,7 @@ def measure(folder: Path, quick: bool) -> Section:
     """Loads every net; see `benchmarks.section.Measure`."""
     if quick:
         return Section(TITLE, "Left out of a quick run.")
-    return compare(folder, NETS, 1.0)
+    return compare(folder, NETS, 0.5)
 
 
 def compare(folder: Path, nets: tuple[Net, ...], seconds: float) -> Section:

@@ -5,19 +5,25 @@ The loads are closed loops as in `holdfast.bench.loads`, but each message goes t
 
 import asyncio
 import itertools
+import socket
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import grpc.aio
+import hiredis
 import numpy as np
+import redis
 from numpy.typing import NDArray
 
 from holdfast.bench.loads import ROWS_OPENED, LoadFailed, Took
 from holdfast.v1 import holdfast_pb2 as pb
 
 Numbers = NDArray[np.int64]
+
+_WRITES_AT_ONCE = 500
 
 
 class Population:
@@ -37,6 +43,11 @@ class Population:
         self.positions = np.zeros(count, np.int64)
         self.is_open = np.zeros(count, np.bool_)
 
+    @staticmethod
+    def id_of(number: int) -> str:
+        """Names a session."""
+        return f"{number:x}"
+
     async def open(self, stub: Any, numbers: Numbers) -> None:
         """Opens those of the sessions that have not been opened.
 
@@ -46,7 +57,7 @@ class Population:
         missing = numbers[~self.is_open[numbers]]
         for start in range(0, len(missing), ROWS_OPENED):
             part = missing[start : start + ROWS_OPENED]
-            ids = [f"{number:x}" for number in part.tolist()]
+            ids = list(map(self.id_of, part.tolist()))
             reply = await stub.OpenBatch(pb.OpenBatchRequest(model=self.model, session_ids=ids))
             if reply.errors:
                 raise LoadFailed(f"a session was not opened: {reply.errors[0].status.message}")
@@ -55,7 +66,7 @@ class Population:
     def chunk(self, number: int) -> pb.Chunk:
         """Returns the next token of a session."""
         return pb.Chunk(
-            session_id=f"{number:x}",
+            session_id=self.id_of(number),
             model=self.model,
             tokens=pb.Tokens(text=b"x"),
             position=self.positions[number],
@@ -65,10 +76,34 @@ class Population:
         """Returns the next token of each of the sessions."""
         return pb.Batch(
             model=self.model,
-            session_ids=[f"{number:x}" for number in numbers.tolist()],
+            session_ids=map(self.id_of, numbers.tolist()),
             positions=self.positions[numbers].tolist(),
             text=b"x" * len(numbers),
         )
+
+
+def copy_record(client: redis.Redis, socket_path: Path, key: bytes, others: Sequence[bytes]) -> None:
+    """Stores the record of one session as that of others too, with the same expiry.
+
+    Args:
+        client: Of the store.
+        socket_path: Of the store.
+        key: Of the record.
+        others: Where it goes.
+    """
+    record, ttl_ms = client.get(key), client.pttl(key)
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(socket_path))
+        for start in range(0, len(others), _WRITES_AT_ONCE):
+            part = others[start : start + _WRITES_AT_ONCE]
+            connection.sendall(
+                b"".join(hiredis.pack_command(("SET", other, record, "PX", ttl_ms)) for other in part)
+            )
+            replies, received = b"+OK\r\n" * len(part), b""
+            while len(received) < len(replies):
+                received += connection.recv(1 << 16)
+            if received != replies:
+                raise RuntimeError("the store refused a record")
 
 
 class SpreadLoad(ABC):
@@ -108,7 +143,7 @@ class SpreadStreams(SpreadLoad):
     async def _call(self, stub: Any, share: Numbers, until_s: float, latencies_s: list[float]) -> int:
         call = stub.StreamSteps()
         step_count = 0
-        for number in itertools.cycle(share.tolist()):
+        for number in _round_and_round(share):
             sent_s = time.monotonic()
             if sent_s >= until_s:
                 break
@@ -163,6 +198,13 @@ class SpreadBatches(SpreadLoad):
         if self._once:
             return parts
         return itertools.cycle(part for part in parts if len(part) == self._rows)
+
+
+def _round_and_round(share: Numbers) -> Iterator[int]:
+    """Yields the numbers again and again; a million of them at once would hold up the first messages."""
+    while True:
+        for start in range(0, len(share), ROWS_OPENED):
+            yield from share[start : start + ROWS_OPENED].tolist()
 
 
 def _check(reply: Any) -> None:

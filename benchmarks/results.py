@@ -5,17 +5,16 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 HOLDFAST = "holdfast"
-TWO_WORKERS = "holdfast, 2 workers"
+CLIENT = "holdfast by its client"
 ECHO = "echo"
 PLAIN = "plain"
 TRITON = "triton"
+TRITON_CLIENT = "triton by its client"
 ONNXRUNTIME = "onnxruntime alone"
 STORE = "store alone"
 
-ONE_RUN = "1 row x 1"
-ONE_COMMIT = "one commit at a time"
-ONE_RUN_IDLE = f"{ONE_RUN}, 1 ms apart"
-ONE_COMMIT_IDLE = f"{ONE_COMMIT}, 1 ms apart"
+ONE_RUN = "1 row x 1, 1 ms apart"
+ONE_COMMIT = "one commit at a time, 1 ms apart"
 
 
 class Label(NamedTuple):
@@ -38,8 +37,9 @@ class Round(NamedTuple):
         p50_ms: Median time from a message to its reply, milliseconds.
         p99_ms: Its 99th percentile.
         p999_ms: Its 99.9th percentile.
-        server_us: CPU time of the server per step, microseconds.
+        server_us: CPU time of the server per step, microseconds; of onnxruntime where that runs alone.
         store_us: CPU time of the store per step, microseconds.
+        load_us: CPU time of the load itself per step, microseconds.
     """
 
     steps_per_s: float
@@ -48,6 +48,7 @@ class Round(NamedTuple):
     p999_ms: float
     server_us: float | None = None
     store_us: float | None = None
+    load_us: float | None = None
 
 
 class Spread(NamedTuple):

@@ -39,6 +39,7 @@ class Section(NamedTuple):
         title: Its heading.
         text: Markdown below the heading: tables, and a word on what could not be measured.
         ratios: Shown in the report's one table of ratios, in the order of the sections.
+        goals: Ratios that are the project's goals; shown in a table of their own at the end.
         data: Goes into report.json under the title; what `json.dumps` takes.
         plots: SVG by file name; written beside the report and shown below the text.
     """
@@ -48,6 +49,7 @@ class Section(NamedTuple):
     ratios: Sequence[Ratio] = ()
     data: Mapping[str, Any] = {}
     plots: Mapping[str, str] = {}
+    goals: Sequence[Ratio] = ()
 
 
 Measure = Callable[[Path, bool], Section]

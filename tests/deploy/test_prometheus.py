@@ -81,12 +81,19 @@ def test_what_is_recorded_is_read_somewhere():
     assert set(recordings()) <= set().union(*map(names_in, queries))
 
 
+COUNTED = sorted(kind.reason for kind in ServiceError.__subclasses__() if kind.counts_against_objective)
+
+
 def test_the_rule_counts_the_reasons_whose_classes_say_so():
     rule = recordings()["job:holdfast_server_errors:rate1m"]["expr"]
-    counted = re.search(r'reason=~"([^"]+)"', rule)[1].split("|")
-    assert counted == sorted(
-        kind.reason for kind in ServiceError.__subclasses__() if kind.counts_against_objective
-    )
+    assert re.search(r'reason=~"([^"]+)"', rule)[1].split("|") == COUNTED
+
+
+def test_the_runbook_says_what_to_do_for_every_reason_that_counts():
+    _, _, table = RUNBOOKS.partition("| reason | runbook or action |")
+    rows = table.partition("\n\n")[0].splitlines()
+    named = [reason for row in rows for reason in re.findall(r"`([A-Z_]+)`", row.split(" | ")[0])]
+    assert sorted(named) == COUNTED
 
 
 def test_times_become_shorter_and_texts_do_not():

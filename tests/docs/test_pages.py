@@ -14,6 +14,7 @@ import yaml
 
 from holdfast.demo.processes import ServerProcess
 from holdfast.v1 import holdfast_pb2 as pb
+from service.rpc.call import _OURS
 from service.settings.schema import Settings
 from tests.docs.grpcurl import grpcurl
 from tests.docs.pages import PAGES, ROOT, anchors, blocks, kinds, links
@@ -97,6 +98,14 @@ def test_the_feature_table_names_every_rpc():
     text = (ROOT / "docs" / "features.md").read_text()
     for method in pb.DESCRIPTOR.services_by_name["StreamingInferenceService"].methods:
         assert method.name in text, method.name
+
+
+def test_the_page_of_logs_names_the_reasons_that_are_logged():
+    _, _, text = (
+        (ROOT / "docs" / "operate" / "logs.md").read_text().partition("**Which calls are logged.**")
+    )
+    named = re.findall(r"`([A-Z_]+)`", text.partition("That includes")[0])
+    assert sorted(named) == sorted(kind.reason for kind in _OURS)
 
 
 def test_commands_and_their_flags_exist():

@@ -1,7 +1,8 @@
 """Takes protections out, one at a time, and looks how soon the simulation notices: `python -m
 tests.simulation.mutants`.
 
-They are those of `tests/protections` that are named here, and others that only order shows. The simulation runs on a copy of the tree, from seed 0 on.
+They are those of `tests/protections` that are named here, and others that only order shows. The simulation
+runs on a copy of the tree, from seed 0 on.
 """
 
 import argparse

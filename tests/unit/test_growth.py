@@ -38,10 +38,12 @@ def test_messages_name_sessions_and_where_they_stand():
 
 def test_a_stage_is_compared_with_few_sessions_by_medians():
     def rounds(*speeds):
-        return {"load": [Round(speed, 0, 0, 0, 10.0, 1.0) for speed in speeds]}
+        return [Round(speed, 0, 0, 0, 10.0, 1.0) for speed in speeds]
 
-    stage = Stage(1000, 1.0, 0, 0, 0.0, rounds(80, 90, 1), rounds(100, 100, 7))
-    assert stage.over_few("load", "steps_per_s") == 0.8
+    on_many = {"load, all in use": rounds(80, 90, 1), "load, 7 in use": rounds(50, 60, 40)}
+    stage = Stage(1000, 1.0, 0, 0, 0.0, on_many, {"load": rounds(100, 100, 7)})
+    assert stage.over_few("load, all in use", "steps_per_s") == 0.8
+    assert stage.over_few("load, 7 in use", "steps_per_s") == 0.5
 
 
 def test_being_cold_is_counted_in_round_trips():
