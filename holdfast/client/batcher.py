@@ -45,6 +45,9 @@ MAX_BYTES = 1 << 20
 MAX_UNDER_WAY = 2
 """Messages of which nothing has come back: the server works on one while the other is on its way."""
 
+SPLIT_ROWS = 128
+"""So many rows leave in two halves: while callers take the replies to one, the server works on the other."""
+
 LATE_S = 0.05
 """A message is not waited for any longer before others leave."""
 
@@ -216,6 +219,8 @@ class Batcher:
         queue = self._queues.pop(kind)
         most = min(self._most_rows.get(kind, MAX_ROWS), max(1, MAX_TOKENS // kind.token_count))
         most = min(most, max(1, self._most_bytes // (kind.token_count * max(1, kind.width) * 4)))
+        if len(queue) >= SPLIT_ROWS and (self._line is None or not self._line.messages):
+            most = min(most, len(queue) // 2)
         rows: list[_Waiting] = []
         now_s = time.monotonic()
         followers = []
