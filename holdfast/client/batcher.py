@@ -39,21 +39,24 @@ MAX_ROWS = 256
 MAX_TOKENS = 4096
 """Of one message: so many tokens take a server some ten milliseconds, for which others wait."""
 
+MAX_BOUNDS = 256
+"""Kinds whose bounds on rows are kept."""
+
 MAX_BYTES = 1 << 20
 """Of the tokens of one message."""
 
 MAX_UNDER_WAY = 2
-"""Messages of which nothing has come back: the server works on one while the other is on its way."""
+"""Messages of one pace of which nothing has come back: the server works on one, the other is on its way."""
 
 SPLIT_ROWS = 128
-"""So many rows leave in two halves: while callers take the replies to one, the server works on the other."""
+"""So many rows leave in two halves: while callers take the replies to one, the server works on another."""
 
 LATE_S = 0.05
 """A message is not waited for any longer before others leave."""
 
 FIRST_RENEW_S, RENEW_S = 0.25, 32.0
-"""So long a stream is used where there are several replicas: at first a moment, since connections come up one
-after the other, then twice as long each time."""
+"""So long a stream is used where there are several replicas: at first a moment, since connections come up
+one after the other, then twice as long each time."""
 
 IDLE_S = 1.0
 """A stream without anything under way is ended after so long: while it is open, gRPC is in use."""
@@ -77,9 +80,10 @@ class _Waiting:
 class _Message:
     """Rows on their way."""
 
-    __slots__ = ("is_answered", "left_count", "number", "rows", "sent_s")
+    __slots__ = ("is_answered", "kind", "left_count", "number", "rows", "sent_s")
 
-    def __init__(self, rows: list[_Waiting], sent_s: float) -> None:
+    def __init__(self, kind: Kind, rows: list[_Waiting], sent_s: float) -> None:
+        self.kind = kind
         self.rows = rows
         self.sent_s = sent_s
         self.left_count = len(rows)
@@ -188,15 +192,22 @@ class Batcher:
 
     def _go(self) -> None:
         """Has what waits sent, after what else happens in this turn of the loop."""
-        if self._sender is None and self._queues and self._has_room():
+        if self._sender is None and self._next_kind() is not None:
             self._sender = self._loop.create_task(self._send())
 
-    def _has_room(self) -> bool:
-        """Whether a message may leave now; sees to it that it may soon."""
+    def _next_kind(self) -> Kind | None:
+        """Returns of which rows a message may leave now; sees to it that others may soon."""
+        return next((kind for kind in self._queues if self._has_room(kind)), None)
+
+    def _has_room(self, kind: Kind) -> bool:
         if self._line is None or len(self._line.messages) < MAX_UNDER_WAY:
             return True
-        waited_for = [message.sent_s for message in self._line.messages.values() if not message.is_answered]
-        recent = [sent_s for sent_s in waited_for if sent_s > time.monotonic() - LATE_S]
+        since_s = time.monotonic() - LATE_S
+        recent = [
+            message.sent_s
+            for message in self._line.messages.values()
+            if not message.is_answered and message.sent_s > since_s and message.kind.pace == kind.pace
+        ]
         if len(recent) < MAX_UNDER_WAY:
             return True
         self._wake_at(recent[0] + LATE_S)
@@ -205,17 +216,16 @@ class Batcher:
     async def _send(self) -> None:
         me = asyncio.current_task()
         try:
-            while self._sender is me and self._queues and self._has_room():
-                message = self._next_message()
+            while self._sender is me and (kind := self._next_kind()) is not None:
+                message = self._next_message(kind)
                 if message.rows:
                     await self._write(message)
         finally:
             if self._sender is me:
                 self._sender = None
 
-    def _next_message(self) -> _Message:
+    def _next_message(self, kind: Kind) -> _Message:
         """Takes rows of one kind out of their queue; the kinds take turns."""
-        kind = next(iter(self._queues))
         queue = self._queues.pop(kind)
         most = min(self._most_rows.get(kind, MAX_ROWS), max(1, MAX_TOKENS // kind.token_count))
         most = min(most, max(1, self._most_bytes // (kind.token_count * max(1, kind.width) * 4)))
@@ -237,7 +247,7 @@ class Batcher:
             self._queues[kind] = queue
         for follower in followers:
             self._enter(follower)
-        return _Message(rows, now_s)
+        return _Message(kind, rows, now_s)
 
     async def _write(self, message: _Message) -> None:
         try:
@@ -341,6 +351,8 @@ class Batcher:
             if message.left_count <= 0:
                 del line.messages[tag]
             self._settle(response.result, [message.rows[row] for row in numbers] or message.rows)
+            if message.kind in self._most_rows:
+                self._allow(message.kind, self._most_rows[message.kind] + 1)
         if self._calls.history is not None:
             self._calls.history.got(message.number, response)
 
@@ -367,18 +379,23 @@ class Batcher:
                 )
 
     def _refuse(self, message: _Message, error: HoldfastError) -> None:
-        """Sends the rows of a message that was refused as a whole again, in halves; nothing was applied."""
-        rows = [waiting for waiting in message.rows if not waiting.reply.done()]
+        """Has the rows of a message that was refused as a whole sent in halves; nothing was applied."""
+        self._allow(message.kind, max(1, len(message.rows) // 2))
         if len(message.rows) == 1 or error.retryable:
             self._fail(message, error)
             return
-        kind = message.rows[0].kind
-        if len(self._most_rows) > 1000:
-            self._most_rows.clear()
-        self._most_rows[kind] = len(message.rows) // 2
+        rows = [waiting for waiting in message.rows if not waiting.reply.done()]
         for waiting in rows:
             self._behind.setdefault(waiting.row.session_id, None)
-        self._queues[kind] = deque([*rows, *self._queues.get(kind, ())])
+        self._queues[message.kind] = deque([*rows, *self._queues.get(message.kind, ())])
+
+    def _allow(self, kind: Kind, row_count: int) -> None:
+        """Bounds the rows of a message: halved by a refusal, one more with every reply."""
+        self._most_rows.pop(kind, None)
+        if row_count < MAX_ROWS:
+            self._most_rows[kind] = row_count
+        if len(self._most_rows) > MAX_BOUNDS:
+            del self._most_rows[next(iter(self._most_rows))]
 
     def _fail(self, message: _Message, error: Exception) -> None:
         if self._calls.history is not None:
@@ -476,6 +493,7 @@ def _batch(rows: list[_Waiting], tag: int) -> pb.Batch:
         outputs=kind.asked.selection,
         ack_level=kind.asked.ack_level,
         in_parts=True,
+        timeout_s=max(0.001, max(waiting.until_s for waiting in rows) - rows[0].sent_s),
         tag=tag,
     )
     if kind.tokens == "text":

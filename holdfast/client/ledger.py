@@ -65,6 +65,11 @@ class Kind(NamedTuple):
     token_count: int
     width: int = 0
 
+    @property
+    def pace(self) -> tuple[str, int, int]:
+        """What makes replies quick or slow: model, version, level."""
+        return self.model, self.version, self.asked.ack_level
+
 
 class Row(NamedTuple):
     """A chunk as a row of a batch; the fields of Chunk."""
