@@ -64,17 +64,34 @@ IDLE_S = 1.0
 Reply = asyncio.Future[StepReply | None]
 
 
-class _Waiting:
-    """A row whose reply somebody waits for."""
+class Sent:
+    """A row whose reply somebody waits for.
 
-    __slots__ = ("kind", "reply", "row", "sent_s", "until_s")
+    Args:
+        kind: What it has in common with others of a message.
+        row: The row.
+        batcher: Sends it.
 
-    def __init__(self, kind: Kind, row: Row, until_s: float, reply: Reply) -> None:
+    Attributes:
+        reply: Of the row; None where it has to be sent alone. Raises HoldfastError.
+        until_s: Monotonic time at which it is given up.
+        sent_s: Of its message; 0 is not yet.
+    """
+
+    __slots__ = ("_batcher", "kind", "reply", "row", "sent_s", "until_s")
+
+    def __init__(self, kind: Kind, row: Row, batcher: "Batcher", reply: Reply) -> None:
+        self._batcher = batcher
         self.kind = kind
         self.row = row
-        self.until_s = until_s
         self.reply = reply
+        self.until_s = math.inf
         self.sent_s = 0.0
+
+    def limit(self, until_s: float) -> None:
+        """Sets when it is given up."""
+        self.until_s = until_s
+        self._batcher.wake_at(until_s)
 
 
 class _Message:
@@ -82,7 +99,7 @@ class _Message:
 
     __slots__ = ("is_answered", "kind", "left_count", "number", "rows", "sent_s")
 
-    def __init__(self, kind: Kind, rows: list[_Waiting], sent_s: float) -> None:
+    def __init__(self, kind: Kind, rows: list[Sent], sent_s: float) -> None:
         self.kind = kind
         self.rows = rows
         self.sent_s = sent_s
@@ -125,9 +142,9 @@ class Batcher:
         self._calls = calls
         self._stub = stub
         self._loop = asyncio.get_running_loop()
-        self._queues: dict[Kind, deque[_Waiting]] = {}
-        self._behind: dict[str, deque[_Waiting] | None] = {}
-        self._unanswered: dict[_Waiting, None] = {}
+        self._queues: dict[Kind, deque[Sent]] = {}
+        self._behind: dict[str, deque[Sent] | None] = {}
+        self._unanswered: dict[Sent, None] = {}
         self._line: _Line | None = None
         self._left: set[_Line] = set()
         self._ending: set[asyncio.Task[None]] = set()
@@ -142,20 +159,10 @@ class Batcher:
         """Whether it has a stream, or rows without a reply."""
         return self._line is not None or bool(self._unanswered or self._left)
 
-    def submit(self, kind: Kind, row: Row, until_s: float) -> Reply:
-        """Takes a row.
-
-        Args:
-            kind: What it has in common with others of a message.
-            row: The row. Rows of a session go one after the other, in messages of their own.
-            until_s: Monotonic time at which its caller gives it up.
-
-        Returns:
-            Future of the reply; None where it has to be sent alone. Raises HoldfastError.
-        """
-        waiting = _Waiting(kind, row, until_s, self._loop.create_future())
+    def submit(self, kind: Kind, row: Row) -> Sent:
+        """Takes a row. Those of a session go one after the other, in messages of their own."""
+        waiting = Sent(kind, row, self, self._loop.create_future())
         self._unanswered[waiting] = None
-        self._wake_at(until_s)
         if row.session_id in self._behind:
             line = self._behind[row.session_id]
             if line is None:
@@ -164,13 +171,13 @@ class Batcher:
         else:
             self._behind[row.session_id] = None
             self._enter(waiting)
-        return waiting.reply
+        return waiting
 
     def open(self) -> None:
         """Opens the stream, unless it is open."""
         with contextlib.suppress(HoldfastError):  # the first chunk says so
             self._open_line()
-            self._wake_at(time.monotonic() + IDLE_S)
+            self.wake_at(time.monotonic() + IDLE_S)
 
     async def close(self) -> None:
         """Ends the stream in good form, if nothing is under way."""
@@ -182,7 +189,7 @@ class Batcher:
 
     # -- sending ------------------------------------------------------------------------------
 
-    def _enter(self, waiting: _Waiting) -> None:
+    def _enter(self, waiting: Sent) -> None:
         queue = self._queues.get(waiting.kind)
         if queue is None:
             self._queues[waiting.kind] = deque([waiting])
@@ -210,7 +217,7 @@ class Batcher:
         ]
         if len(recent) < MAX_UNDER_WAY:
             return True
-        self._wake_at(recent[0] + LATE_S)
+        self.wake_at(recent[0] + LATE_S)
         return False
 
     async def _send(self) -> None:
@@ -231,7 +238,7 @@ class Batcher:
         most = min(most, max(1, self._most_bytes // (kind.token_count * max(1, kind.width) * 4)))
         if len(queue) >= SPLIT_ROWS and (self._line is None or not self._line.messages):
             most = min(most, len(queue) // 2)
-        rows: list[_Waiting] = []
+        rows: list[Sent] = []
         now_s = time.monotonic()
         followers = []
         while queue and len(rows) < most:
@@ -301,7 +308,7 @@ class Batcher:
                     self._left.discard(line)
                     self._end_well(line)
                 else:
-                    self._wake_at(time.monotonic() + IDLE_S)
+                    self.wake_at(time.monotonic() + IDLE_S)
                 return
         except grpc.aio.AioRpcError as failure:
             error = from_rpc(failure)
@@ -356,11 +363,12 @@ class Batcher:
         if self._calls.history is not None:
             self._calls.history.got(message.number, response)
 
-    def _settle(self, result: pb.BatchResult, rows: list[_Waiting]) -> None:
+    def _settle(self, result: pb.BatchResult, rows: list[Sent]) -> None:
         """Gives each row what a reply says of it."""
         batch = BatchReply(result, [waiting.row.session_id for waiting in rows])
         replayed = set(result.replayed_rows)
         stamps = zip(result.positions, result.history_digests, strict=True)
+        size_bytes = result.ByteSize() // len(rows)
         unanswered, errors, separate = self._unanswered, batch.errors, batch.separate_rows
         for row, (waiting, stamp) in enumerate(zip(rows, stamps, strict=True)):
             unanswered.pop(waiting, None)
@@ -374,7 +382,12 @@ class Batcher:
             else:
                 waiting.reply.set_result(
                     RowReply(
-                        batch, row, stamp, replayed=row in replayed, token_count=waiting.kind.token_count
+                        batch,
+                        row,
+                        stamp,
+                        replayed=row in replayed,
+                        token_count=waiting.kind.token_count,
+                        size_bytes=size_bytes,
                     )
                 )
 
@@ -411,14 +424,14 @@ class Batcher:
             if not waiting.reply.done():
                 waiting.reply.set_result(None)
 
-    def _give(self, waiting: _Waiting, error: Exception) -> None:
+    def _give(self, waiting: Sent, error: Exception) -> None:
         self._unanswered.pop(waiting, None)
         if not waiting.reply.done():
             waiting.reply.set_exception(error)
 
     # -- time limits --------------------------------------------------------------------------
 
-    def _wake_at(self, until_s: float) -> None:
+    def wake_at(self, until_s: float) -> None:
         """Looks after what is late at that time, or before."""
         if self._alarm is not None:
             if self._alarm_s <= until_s:
@@ -449,12 +462,12 @@ class Batcher:
                 self._left.discard(line)
                 line.stream.cancel()
         if self._unanswered:
-            self._wake_at(min(waiting.until_s for waiting in self._unanswered))
+            self.wake_at(min(waiting.until_s for waiting in self._unanswered))
             self._go()
         elif self._line is not None:
             self._end_idle(self._line, now_s)
 
-    def _suspect(self, waiting: _Waiting, now_s: float) -> None:
+    def _suspect(self, waiting: Sent, now_s: float) -> None:
         if self._line is None or not waiting.sent_s:
             return
         silent_s = now_s - max(waiting.sent_s, self._line.stream.since_s)
@@ -466,7 +479,7 @@ class Batcher:
     def _end_idle(self, line: _Line, now_s: float) -> None:
         left_s = line.stream.since_s + IDLE_S - now_s
         if left_s > 0:
-            self._wake_at(now_s + left_s)
+            self.wake_at(now_s + left_s)
         elif not line.messages:
             self._leave(line)
 
@@ -476,7 +489,7 @@ class Batcher:
         task.add_done_callback(self._ending.discard)
 
 
-def _batch(rows: list[_Waiting], tag: int) -> pb.Batch:
+def _batch(rows: list[Sent], tag: int) -> pb.Batch:
     """Writes a message."""
     kind = rows[0].kind
     ids, positions, acknowledged, incarnations, digests, tokens = zip(
@@ -493,7 +506,7 @@ def _batch(rows: list[_Waiting], tag: int) -> pb.Batch:
         outputs=kind.asked.selection,
         ack_level=kind.asked.ack_level,
         in_parts=True,
-        timeout_s=max(0.001, max(waiting.until_s for waiting in rows) - rows[0].sent_s),
+        timeout_s=_timeout_s(rows),
         tag=tag,
     )
     if kind.tokens == "text":
@@ -503,3 +516,9 @@ def _batch(rows: list[_Waiting], tag: int) -> pb.Batch:
     else:
         batch.features = np.concatenate(tokens).astype("<f4", copy=False).tobytes()
     return batch
+
+
+def _timeout_s(rows: list[Sent]) -> float:
+    """Returns how long the longest limit of rows lasts; 0 is no limit."""
+    left_s = max(sent.until_s for sent in rows) - rows[0].sent_s
+    return max(0.001, left_s) if left_s < math.inf else 0.0
