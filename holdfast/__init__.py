@@ -15,8 +15,8 @@ from holdfast.client import forks as _forks  # noqa: F401 -- notices forks befor
 if TYPE_CHECKING:
     from holdfast import errors as errors
     from holdfast.client.aio import AsyncClient as AsyncClient
+    from holdfast.client.batch_reply import BatchReply as BatchReply
     from holdfast.client.batching import BatchPipeline as BatchPipeline
-    from holdfast.client.batching import BatchReply as BatchReply
     from holdfast.client.labels import labels_of as labels_of
     from holdfast.client.opened_batch import OpenedBatch as OpenedBatch
     from holdfast.client.reply import StepReply as StepReply

@@ -4,7 +4,8 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any, Self, TypedDict, Unpack
 
-from holdfast.client.batching import BatchPipeline, BatchReply, batch_message
+from holdfast.client.batch_reply import BatchReply
+from holdfast.client.batching import BatchPipeline, batch_message
 from holdfast.client.calls import Calls
 from holdfast.client.fate import tell_rows
 from holdfast.client.history import Recorder
@@ -25,6 +26,7 @@ from holdfast.client.retry import RetryPolicy
 from holdfast.client.rows import Rows
 from holdfast.client.session import AsyncSession
 from holdfast.client.standing import Positions
+from holdfast.client.steps import Steps
 from holdfast.client.tls import Tls
 from holdfast.client.transport import Transport
 from holdfast.client.writer import Writer
@@ -105,6 +107,7 @@ class AsyncClient:
             ack_level=ack_level,
             history=history,
         )
+        self._steps = Steps(self._calls)
 
     async def __aenter__(self) -> Self:
         """Returns itself."""
@@ -123,6 +126,7 @@ class AsyncClient:
         Raises:
             ClientForked: This is a child of the process that made the client.
         """
+        await self._steps.close()
         await self._calls.close()
 
     async def open_session(
@@ -148,7 +152,7 @@ class AsyncClient:
         request = session_opening(session_id, **options)
         stub = self._calls.next_stub()
         opened = await self._calls.call("OpenSession", request, stub=stub)
-        writer = Writer(self._calls, stub, opened, request.initial_state, self._replay_tokens)
+        writer = Writer(self._calls, self._steps, stub, opened, request.initial_state, self._replay_tokens)
         return AsyncSession(writer)
 
     async def open_batch(

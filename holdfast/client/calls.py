@@ -26,7 +26,13 @@ def bearer(token: str | None) -> tuple[tuple[str, str], ...]:
 
 
 class Connections(Protocol):
-    """What is called over: `holdfast.client.transport.Transport`."""
+    """What is called over: `holdfast.client.transport.Transport`.
+
+    Attributes:
+        replica_count: Replicas behind each connection, as far as that is known.
+    """
+
+    replica_count: int
 
     @property
     def is_inherited(self) -> bool:
@@ -96,6 +102,11 @@ class Calls:
     def is_inherited(self) -> bool:
         """Whether this is a child of the process that made the client."""
         return self._connections.is_inherited
+
+    @property
+    def replica_count(self) -> int:
+        """Replicas behind each connection, as far as that is known."""
+        return self._connections.replica_count
 
     async def close(self) -> None:
         """Does what `AsyncClient.close` says."""

@@ -260,6 +260,11 @@ class Stream:
         self._woken: set[asyncio.Task[Any]] = set()
         self.since_s = time.monotonic()
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the call has ended."""
+        return self._call is None or self._call.done()
+
     async def write(self, request: Any) -> None:
         """Sends a message."""
         await self._do(self._usable().write(request))

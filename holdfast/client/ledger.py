@@ -32,12 +32,49 @@ class Asked(NamedTuple):
     """What a chunk asks of its reply.
 
     Attributes:
-        outputs: What it should hold; None is the server's choice.
+        outputs: What it should hold, an OutputSelection, serialised; None is the server's choice.
         ack_level: How durable the commit must be.
+        state: The state is among the outputs.
     """
 
-    outputs: pb.OutputSelection | None
+    outputs: bytes | None
     ack_level: pb.AckLevel
+    state: bool = False
+
+    @property
+    def selection(self) -> pb.OutputSelection | None:
+        """The outputs as a message."""
+        return None if self.outputs is None else pb.OutputSelection.FromString(self.outputs)
+
+
+class Kind(NamedTuple):
+    """What the rows of a batch have in common.
+
+    Attributes:
+        model: Its name, as is its version.
+        asked: Of each reply.
+        tokens: `text`, `ids` or `features`.
+        token_count: Of a row.
+        width: Of features.
+    """
+
+    model: str
+    version: int
+    asked: Asked
+    tokens: str
+    token_count: int
+    width: int = 0
+
+
+class Row(NamedTuple):
+    """A chunk as a row of a batch; the fields of Chunk."""
+
+    session_id: str
+    position: int
+    acknowledged: int
+    incarnation: int
+    history_digest: int
+    tokens: Tokens
 
 
 class Entry:
@@ -48,27 +85,23 @@ class Entry:
         history_digest: Of those tokens; 0 is not known.
         end_digest: The same after it.
         tokens: Its tokens.
-        message: The same as they are sent.
         asked: What it asks of its reply.
         tag: Its number in this session.
-        number: Of its last sending, in the recorded history.
+        number: Of its last sending on a stream, in the recorded history.
         is_unsure: A sending of it ended in a way that does not say whether it was applied.
         reply: Its reply, once that has come.
     """
 
     __slots__ = (
-        "asked", "end_digest", "history_digest", "is_unsure", "message", "number", "position", "reply",
-        "tag", "tokens",
+        "asked", "end_digest", "history_digest", "is_unsure", "number", "position", "reply", "tag",
+        "tokens",
     )  # fmt: skip
 
-    def __init__(
-        self, position: int, history_digest: int, tokens: Tokens, message: pb.Tokens, asked: Asked, tag: int
-    ) -> None:
+    def __init__(self, position: int, history_digest: int, tokens: Tokens, asked: Asked, tag: int) -> None:
         self.position = position
         self.history_digest = history_digest
         self.end_digest = digest_after(history_digest, tokens)
         self.tokens = tokens
-        self.message = message
         self.asked = asked
         self.tag = tag
         self.number = 0
@@ -102,6 +135,7 @@ class Ledger:
     def __init__(self, session: pb.Session, replay_tokens: int) -> None:
         self._session_id = session.session_id
         self._model = session.model
+        self._named = session.model.name, session.model.version
         self._entries: deque[Entry] = deque()
         self._buffer = ReplayBuffer(replay_tokens)
         self._given: list[Entry] = []
@@ -163,16 +197,11 @@ class Ledger:
         return None
 
     def take(self, pieces: Sequence[Tokens], asked: Asked) -> list[Entry]:
-        """Enters chunks behind all others.
-
-        Raises:
-            ValueError: A token cannot be sent; none was taken.
-        """
-        messages = [to_message(tokens) for tokens in pieces]
+        """Enters chunks behind all others."""
         taken = []
-        for tokens, message in zip(pieces, messages, strict=True):
+        for tokens in pieces:
             self._tag += 1
-            taken.append(Entry(*self._end, tokens, message, asked, self._tag))
+            taken.append(Entry(*self._end, tokens, asked, self._tag))
             self._entries.append(taken[-1])
         return taken
 
@@ -186,10 +215,30 @@ class Ledger:
 
     def to_chunk(self, entry: Entry) -> pb.Chunk:
         """Writes an entry, or a repetition, as it is sent now."""
-        chunk = self._chunk(entry.position, entry.history_digest, entry.message, entry.asked)
+        chunk = self._chunk(entry.position, entry.history_digest, entry.tokens, entry.asked)
         chunk.acknowledged_position = min(entry.position, self.acknowledged)
         chunk.tag = entry.tag
         return chunk
+
+    def to_row(self, entry: Entry) -> Row:
+        """Returns an entry, or a repetition, as a row of a batch sent now."""
+        return Row(
+            self._session_id,
+            entry.position,
+            min(entry.position, self.acknowledged),
+            self.incarnation,
+            entry.history_digest,
+            entry.tokens,
+        )
+
+    def kind_of(self, entry: Entry) -> Kind:
+        """Returns what the rows of its batch have in common."""
+        tokens = entry.tokens
+        if isinstance(tokens, bytes):
+            return Kind(*self._named, entry.asked, "text", len(tokens))
+        if tokens.ndim == 1:
+            return Kind(*self._named, entry.asked, "ids", len(tokens))
+        return Kind(*self._named, entry.asked, "features", *tokens.shape)
 
     def repeat(self, tokens: Tokens, position: int, asked: Asked) -> Entry:
         """Returns tokens behind the session's position as they were entered then; nothing is entered now.
@@ -206,7 +255,7 @@ class Ledger:
                 ).tell(f"nothing was sent; the session is at position {self.position}")
             history_digest = self._buffer.digest_at(position)
         self._tag += 1
-        return Entry(position, history_digest, tokens, to_message(tokens), asked, self._tag)
+        return Entry(position, history_digest, tokens, asked, self._tag)
 
     def to_applied(self, applied: Applied) -> pb.Chunk:
         """Writes tokens that the store has lost. Their replies were had, so none is asked for.
@@ -214,8 +263,8 @@ class Ledger:
         The level is `memory`: the chunk that found out is sent once more, and its acknowledgement covers
         everything before it.
         """
-        asked = Asked(pb.OutputSelection(), pb.ACK_LEVEL_MEMORY)
-        return self._chunk(applied.position, applied.history_digest, to_message(applied.tokens), asked)
+        asked = Asked(b"", pb.ACK_LEVEL_MEMORY)
+        return self._chunk(applied.position, applied.history_digest, applied.tokens, asked)
 
     def reaches(self, position: int) -> bool:
         """Whether all that was applied from a position on can be sent again."""
@@ -231,7 +280,7 @@ class Ledger:
 
     # -- replies ------------------------------------------------------------------------------
 
-    def answer(self, entry: Entry, result: pb.ChunkResult) -> None:
+    def answer(self, entry: Entry, reply: StepReply) -> None:
         """Enters the reply to the first entry that had none.
 
         Raises:
@@ -240,23 +289,23 @@ class Ledger:
         """
         assert entry is next(self.unanswered), "bug: replies come in order"
         entry.is_unsure = True  # whatever is wrong with its reply, it may have been applied
-        self.check(entry, result)
+        self.check(entry, reply)
         self._buffer.append(entry.position, entry.history_digest, entry.tokens)
-        entry.reply = StepReply(result)
+        entry.reply = reply
 
-    def check(self, entry: Entry, result: pb.ChunkResult) -> None:
+    def check(self, entry: Entry, reply: StepReply) -> None:
         """Makes sure that a reply is the one to an entry, or a repetition.
 
         Raises:
             HistoryConflict: The history after it is another one.
             HoldfastError: Session or position are others.
         """
-        if (result.session_id, result.position) != (self._session_id, entry.end):
+        if (reply.session_id, reply.position) != (self._session_id, entry.end):
             raise HoldfastError(
-                f"a reply tells of {result.session_id!r} at position {result.position}, expected "
+                f"a reply tells of {reply.session_id!r} at position {reply.position}, expected "
                 f"{self._session_id!r} at {entry.end}"
             )
-        if entry.history_digest and result.history_digest not in (0, entry.end_digest):
+        if entry.history_digest and reply.history_digest not in (0, entry.end_digest):
             raise HistoryConflict(
                 f"the reply to position {entry.end} tells of another history: the tokens were applied, but "
                 "not after those that this session object has seen applied",
@@ -296,14 +345,14 @@ class Ledger:
             pending=pending,
         )
 
-    def _chunk(self, position: int, history_digest: int, tokens: pb.Tokens, asked: Asked) -> pb.Chunk:
+    def _chunk(self, position: int, history_digest: int, tokens: Tokens, asked: Asked) -> pb.Chunk:
         return pb.Chunk(
             session_id=self._session_id,
             model=self._model,
-            tokens=tokens,
+            tokens=to_message(tokens),
             position=position,
             incarnation=self.incarnation,
-            outputs=asked.outputs,
+            outputs=asked.selection,
             ack_level=asked.ack_level,
             history_digest=history_digest,
         )

@@ -226,7 +226,7 @@ class Pump:
             self._calls.history.got(entry.number, message)
         if result.tag != entry.tag:
             raise HoldfastError(f"a reply has tag {result.tag}, expected {entry.tag}")
-        self._ledger.answer(entry, result)
+        self._ledger.answer(entry, StepReply(result))
         self._recovery.heard()
         self._reply_bytes = result.ByteSize()
         self._written.pop(0)

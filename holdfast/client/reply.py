@@ -23,10 +23,14 @@ class StepReply:
             `fsynced+replicated`.
         model_version: Version that ran.
         token_count: k.
+        session_id: Whose chunk it was.
+        history_digest: Of the tokens consumed, see `holdfast.history_digest`; 0 if the server tells none.
     """
 
     def __init__(self, result: pb.ChunkResult) -> None:
         self._result = result
+        self.session_id: str = result.session_id
+        self.history_digest: int = result.history_digest
         self.position: int = result.position
         self.replayed: bool = result.replayed
         self.ack_level: str = to_name(result.ack_level)

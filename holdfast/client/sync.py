@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Self, Unpack
 
 from holdfast.client.aio import AsyncClient, ClientOptions
-from holdfast.client.batching import BatchReply
+from holdfast.client.batch_reply import BatchReply
 from holdfast.client.loop_thread import LoopThread
 from holdfast.client.opened_batch import OpenedBatch
 from holdfast.client.options import NewId, OpenBatchOptions, OpenOptions, SessionId, StepBatchOptions

@@ -62,6 +62,9 @@ class Transport:
         connections: Connections to each replica.
         http_proxy: Whether proxies of the environment are used for targets elsewhere.
 
+    Attributes:
+        replica_count: Replicas that the address names; a name that stands for several is one.
+
     Raises:
         ValueError: `connections` is less than 1, or an address is not HOST:PORT.
         OSError: A file of `tls` cannot be read, or a name in a list is not known.
@@ -88,6 +91,7 @@ class Transport:
         self._home = Home()
         self._connections = [Connection(self._home, self._open_channel) for _ in range(connections)]
         self._turn = 0
+        self.replica_count = target.count(",") + 1
         self._retiring: dict[asyncio.Task[None], Connection] = {}
         forks.keep_in_children(self)
 

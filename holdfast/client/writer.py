@@ -30,6 +30,7 @@ from holdfast.client.pump import Pump
 from holdfast.client.recovery import Recovery
 from holdfast.client.reply import StepReply
 from holdfast.client.sources import MAX_IN_FLIGHT, Source, check_options, is_sequence, open_source
+from holdfast.client.steps import Steps
 from holdfast.client.tokens import Pieces, TokenSource, normalise, selection, to_arrays
 from holdfast.client.turn import Turn
 from holdfast.errors import ClientClosed, HoldfastError
@@ -42,6 +43,7 @@ class Writer:
 
     Args:
         calls: Of the client.
+        steps: Of the client.
         stub: Of the connection that it was opened on.
         opened: The reply to its opening.
         initial_state: With which it was opened.
@@ -57,12 +59,14 @@ class Writer:
     def __init__(
         self,
         calls: Calls,
+        steps: Steps,
         stub: Any,
         opened: pb.OpenSessionResponse,
         initial_state: Sequence[pb.NamedTensor],
         replay_tokens: int,
     ) -> None:
         self._calls = calls
+        self._steps = steps
         self._ledger = Ledger(opened.session, replay_tokens)
         self._recovery = Recovery(calls, self._ledger, stub, opened, initial_state)
         self._turn = Turn(calls.lifetime)
@@ -225,8 +229,7 @@ class Writer:
             if entry is None and position < self._ledger.position:
                 return await self._ask_again(self._ledger.repeat(tokens, position, asked), deadline_s)
         if entry is None:
-            with _nothing_sent():
-                [entry] = self._ledger.take([tokens], asked)
+            [entry] = self._ledger.take([tokens], asked)
             await self._finish_new(entry, deadline_s)
         else:
             await self._finish(entry, deadline_s)
@@ -256,13 +259,13 @@ class Writer:
             self._calls.lifetime.check()
             was_unsure, entry.is_unsure = entry.is_unsure, True
             try:
-                result = await self._call(entry, attempt, deadline_s)
+                reply = await self._call(entry, attempt, deadline_s)
             except HoldfastError as error:
                 entry.is_unsure = was_unsure or leaves_unsure(error)
                 attempt += 1
                 await self._recovery.recover(error, attempt, deadline_s)
             else:
-                self._ledger.answer(entry, result)
+                self._ledger.answer(entry, reply)
                 return
 
     async def _ask_again(self, repetition: Entry, deadline_s: float) -> StepReply:
@@ -270,21 +273,19 @@ class Writer:
         attempt = 0
         while True:
             try:
-                result = await self._call(repetition, attempt, deadline_s)
-                self._ledger.check(repetition, result)
-                return StepReply(result)
+                reply = await self._call(repetition, attempt, deadline_s)
+                self._ledger.check(repetition, reply)
+                return reply
             except HoldfastError as error:
                 attempt += 1
                 error.tell(f"the session object still stands at position {self.position}")
                 await self._recovery.recover(error, attempt, deadline_s)
 
-    async def _call(self, entry: Entry, attempt: int, deadline_s: float) -> pb.ChunkResult:
+    async def _call(self, entry: Entry, attempt: int, deadline_s: float) -> StepReply:
         until_s = self._calls.attempt_deadline_s(attempt, deadline_s)
-        request = pb.StepRequest(chunk=self._ledger.to_chunk(entry))
-        reply = await self._calls.call_once("Step", request, until_s, self._recovery.stub)
+        reply = await self._steps.step(self._ledger, entry, until_s, self._recovery.stub)
         self._recovery.heard()
-        result: pb.ChunkResult = reply.result
-        return result
+        return reply
 
     # -- small things -----------------------------------------------------------------------------
 
@@ -297,7 +298,9 @@ class Writer:
         ack_level: str | None = None,
     ) -> Asked:
         level = self._calls.ack_level if ack_level is None else ack_level
-        return Asked(selection(top_k, token_log_prob, outputs, state), to_number(level))
+        selected = selection(top_k, token_log_prob, outputs, state)
+        serialised = None if selected is None else selected.SerializeToString()
+        return Asked(serialised, to_number(level), bool(state))
 
     def _end(self, source: Source, pump: Pump) -> None:
         """Ends a stream; what its source has given, or is about to give, stays with the session."""

@@ -208,7 +208,7 @@ class StreamStepsResponse(_message.Message):
     def __init__(self, result: _Optional[_Union[ChunkResult, _Mapping]] = ..., error: _Optional[_Union[ChunkError, _Mapping]] = ...) -> None: ...
 
 class Batch(_message.Message):
-    __slots__ = ("model", "session_ids", "positions", "acknowledged_positions", "incarnations", "tokens_per_row", "text", "ids", "features", "outputs", "ack_level", "tag", "history_digests")
+    __slots__ = ("model", "session_ids", "positions", "acknowledged_positions", "incarnations", "tokens_per_row", "text", "ids", "features", "outputs", "ack_level", "tag", "history_digests", "in_parts")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     SESSION_IDS_FIELD_NUMBER: _ClassVar[int]
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
@@ -222,6 +222,7 @@ class Batch(_message.Message):
     ACK_LEVEL_FIELD_NUMBER: _ClassVar[int]
     TAG_FIELD_NUMBER: _ClassVar[int]
     HISTORY_DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    IN_PARTS_FIELD_NUMBER: _ClassVar[int]
     model: ModelRef
     session_ids: _containers.RepeatedScalarFieldContainer[str]
     positions: _containers.RepeatedScalarFieldContainer[int]
@@ -235,10 +236,11 @@ class Batch(_message.Message):
     ack_level: AckLevel
     tag: int
     history_digests: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, model: _Optional[_Union[ModelRef, _Mapping]] = ..., session_ids: _Optional[_Iterable[str]] = ..., positions: _Optional[_Iterable[int]] = ..., acknowledged_positions: _Optional[_Iterable[int]] = ..., incarnations: _Optional[_Iterable[int]] = ..., tokens_per_row: _Optional[int] = ..., text: _Optional[bytes] = ..., ids: _Optional[_Union[TokenIds, _Mapping]] = ..., features: _Optional[bytes] = ..., outputs: _Optional[_Union[OutputSelection, _Mapping]] = ..., ack_level: _Optional[_Union[AckLevel, str]] = ..., tag: _Optional[int] = ..., history_digests: _Optional[_Iterable[int]] = ...) -> None: ...
+    in_parts: bool
+    def __init__(self, model: _Optional[_Union[ModelRef, _Mapping]] = ..., session_ids: _Optional[_Iterable[str]] = ..., positions: _Optional[_Iterable[int]] = ..., acknowledged_positions: _Optional[_Iterable[int]] = ..., incarnations: _Optional[_Iterable[int]] = ..., tokens_per_row: _Optional[int] = ..., text: _Optional[bytes] = ..., ids: _Optional[_Union[TokenIds, _Mapping]] = ..., features: _Optional[bytes] = ..., outputs: _Optional[_Union[OutputSelection, _Mapping]] = ..., ack_level: _Optional[_Union[AckLevel, str]] = ..., tag: _Optional[int] = ..., history_digests: _Optional[_Iterable[int]] = ..., in_parts: bool = ...) -> None: ...
 
 class BatchResult(_message.Message):
-    __slots__ = ("tag", "positions", "incarnations", "replayed_rows", "errors", "ack_level", "model_version", "outputs", "history_digests", "separate_rows")
+    __slots__ = ("tag", "positions", "incarnations", "replayed_rows", "errors", "ack_level", "model_version", "outputs", "history_digests", "separate_rows", "rows")
     TAG_FIELD_NUMBER: _ClassVar[int]
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
     INCARNATIONS_FIELD_NUMBER: _ClassVar[int]
@@ -249,6 +251,7 @@ class BatchResult(_message.Message):
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     HISTORY_DIGESTS_FIELD_NUMBER: _ClassVar[int]
     SEPARATE_ROWS_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
     tag: int
     positions: _containers.RepeatedScalarFieldContainer[int]
     incarnations: _containers.RepeatedScalarFieldContainer[int]
@@ -259,7 +262,8 @@ class BatchResult(_message.Message):
     outputs: Outputs
     history_digests: _containers.RepeatedScalarFieldContainer[int]
     separate_rows: _containers.RepeatedCompositeFieldContainer[SeparateRow]
-    def __init__(self, tag: _Optional[int] = ..., positions: _Optional[_Iterable[int]] = ..., incarnations: _Optional[_Iterable[int]] = ..., replayed_rows: _Optional[_Iterable[int]] = ..., errors: _Optional[_Iterable[_Union[RowError, _Mapping]]] = ..., ack_level: _Optional[_Union[AckLevel, str]] = ..., model_version: _Optional[int] = ..., outputs: _Optional[_Union[Outputs, _Mapping]] = ..., history_digests: _Optional[_Iterable[int]] = ..., separate_rows: _Optional[_Iterable[_Union[SeparateRow, _Mapping]]] = ...) -> None: ...
+    rows: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, tag: _Optional[int] = ..., positions: _Optional[_Iterable[int]] = ..., incarnations: _Optional[_Iterable[int]] = ..., replayed_rows: _Optional[_Iterable[int]] = ..., errors: _Optional[_Iterable[_Union[RowError, _Mapping]]] = ..., ack_level: _Optional[_Union[AckLevel, str]] = ..., model_version: _Optional[int] = ..., outputs: _Optional[_Union[Outputs, _Mapping]] = ..., history_digests: _Optional[_Iterable[int]] = ..., separate_rows: _Optional[_Iterable[_Union[SeparateRow, _Mapping]]] = ..., rows: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class SeparateRow(_message.Message):
     __slots__ = ("row", "model_version", "outputs")

@@ -1,7 +1,8 @@
 """Turns recorded histories into what is judged: of each session the chunks, their replies, the sights."""
 
 import json
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,13 +74,13 @@ class Histories:
     def __init__(self, paths: Iterable[Path]) -> None:
         self.sessions: dict[str, RecordedSession] = {}
         requests: dict[int, Frame] = {}
-        answers: dict[int, Frame] = {}
+        answers: dict[int, list[Frame]] = defaultdict(list)
         for path in paths:
             for frame in read_frames(path):
                 if frame.rpc:
                     requests[frame.number] = frame
                 elif frame.kind != START:
-                    answers[frame.number] = frame
+                    answers[frame.number].append(frame)
         read = {
             "OpenSession": self._open,
             "OpenBatch": self._open_batch,
@@ -87,11 +88,13 @@ class Histories:
             "DeleteSession": self._delete,
             "Step": self._step,
             "StreamSteps": self._step,
-            "StepBatch": self._batch,
-            "StreamBatches": self._batch,
         }
         for number, request in sorted(requests.items(), key=lambda entry: entry[1].time_s):
-            read[request.rpc](request, answers.get(number))
+            found = answers.get(number, [])
+            if request.rpc in _BATCHES:
+                self._batch(request, found)
+            else:
+                read[request.rpc](request, found[-1] if found else None)
         for session in self.sessions.values():
             session.history.sights.sort(key=lambda sight: sight.sent_s)
             for sight, begun_by in session.begun:
@@ -201,43 +204,61 @@ class Histories:
             _fail(attempt, answer)
         session.history.attempts.append(attempt)
 
-    def _batch(self, request: Frame, answer: Frame | None) -> None:
+    def _batch(self, request: Frame, answers: list[Frame]) -> None:
         asked, given = _BATCHES[request.rpc]
-        result = None
-        if answer is not None and answer.kind == REPLY:
-            result = given.FromString(answer.body).result
-        self._add_batch(request, asked.FromString(request.body).batch, answer, result)
-
-    def _add_batch(
-        self, request: Frame, batch: pb.Batch, answer: Frame | None, result: pb.BatchResult | None
-    ) -> None:
-        errors = {} if result is None else {error.row: error.status for error in result.errors}
-        replayed = set() if result is None else set(result.replayed_rows)
-        shown = None if result is None else _rows_of(result, len(batch.session_ids))
-        versions = {} if result is None else {row.row: row.model_version for row in result.separate_rows}
+        batch = asked.FromString(request.body).batch
         tokens = _batch_tokens(batch)
-        for row, session_id in enumerate(batch.session_ids):
-            session = self.session(session_id)
-            attempt = Attempt(
+        attempts = [
+            Attempt(
                 request.time_s, tokens[row],
                 batch.positions[row] if batch.positions else None,
                 batch.incarnations[row] if batch.incarnations else 0,
-            )  # fmt: skip
-            if row in errors:
-                _refuse(attempt, errors[row])
-            elif answer is not None and result is not None and shown is not None:
-                attempt.reply = Reply(
-                    answer.time_s,
-                    result.incarnations[row],
-                    result.positions[row],
-                    row in replayed,
-                    shown[row],
-                    result.history_digests[row] if result.history_digests else 0,
-                )
-                _learn(session, batch.model, versions.get(row, result.model_version))
-            elif answer is not None:
-                _fail(attempt, answer)
-            session.history.attempts.append(attempt)
+            )
+            for row in range(len(batch.session_ids))
+        ]  # fmt: skip
+        for row, attempt in enumerate(attempts):
+            self.session(batch.session_ids[row]).history.attempts.append(attempt)
+        unanswered = set(range(len(attempts)))
+        for answer in answers:
+            reply = given.FromString(answer.body) if answer.kind == REPLY else None
+            if isinstance(reply, pb.StreamBatchesResponse) and reply.HasField("error"):
+                for row in unanswered:
+                    _refuse(attempts[row], reply.error.status)
+            elif reply is not None:
+                numbers = list(reply.result.rows) or range(len(attempts))
+                unanswered -= set(numbers)
+                self._answer_rows(batch, attempts, numbers, answer, reply.result)
+            else:
+                for row in unanswered:
+                    _fail(attempts[row], answer)
+
+    def _answer_rows(
+        self,
+        batch: pb.Batch,
+        attempts: list[Attempt],
+        numbers: Sequence[int],
+        answer: Frame,
+        result: pb.BatchResult,
+    ) -> None:
+        """Enters what a reply says of the rows with these numbers."""
+        errors = {error.row: error.status for error in result.errors}
+        replayed = set(result.replayed_rows)
+        shown = _rows_of(result, len(numbers))
+        versions = {row.row: row.model_version for row in result.separate_rows}
+        for place, number in enumerate(numbers):
+            if place in errors:
+                _refuse(attempts[number], errors[place])
+                continue
+            attempts[number].reply = Reply(
+                answer.time_s,
+                result.incarnations[place],
+                result.positions[place],
+                place in replayed,
+                shown[place],
+                result.history_digests[place] if result.history_digests else 0,
+            )
+            session = self.session(batch.session_ids[number])
+            _learn(session, batch.model, versions.get(place, result.model_version))
 
 
 def _learn(session: RecordedSession, asked: pb.ModelRef, version: int) -> None:

@@ -73,6 +73,7 @@ class BatchCall:
     Args:
         batch: As received.
         on_done: Called once, when every row is answered; possibly from `submit`.
+        on_part: Called with every answer before that; None for a reply in one piece.
         tenant: Whose sessions these are.
         limits: What it may ask for.
         deadline_s: Monotonic time after which the caller no longer waits.
@@ -84,10 +85,11 @@ class BatchCall:
     def __init__(
         self,
         batch: pb.Batch,
-        on_done: Callable[[], None],
+        on_done: Callable[["BatchCall"], None],
         tenant: str,
         limits: BatchLimits,
         *,
+        on_part: Callable[["BatchCall"], None] | None = None,
         deadline_s: float = math.inf,
     ) -> None:
         level = codec.check_model_and_level(batch, "batch")
@@ -108,9 +110,10 @@ class BatchCall:
             raise InvalidRequest("a session id occurs twice in one message", field="batch.session_ids")
         self._tokens = to_tokens(self._asked, self._raw, self.row_count)
         self._on_done = on_done
+        self._on_part = on_part
         self._tenant = tenant
         self._message = Message(self._reply, self.row_count, deadline_s)
-        self._left_count = self.row_count
+        self._left_count = self._unsent_count = self.row_count
         self._errors: dict[int, ServiceError] = {}
         self._pieces: list[Piece] = []
 
@@ -135,8 +138,13 @@ class BatchCall:
         return self._left_count == 0
 
     @property
+    def answered_count(self) -> int:
+        """Rows that are answered and in no reply yet."""
+        return self._unsent_count - self._left_count
+
+    @property
     def errors(self) -> list[ServiceError]:
-        """What rows were refused with, so far."""
+        """What such rows were refused with."""
         return list(self._errors.values())
 
     def submit(self, engine: Driver) -> None:
@@ -149,30 +157,51 @@ class BatchCall:
         self._message.is_cancelled = True
 
     def reply(self) -> bytes:
-        """Returns the serialised StepBatchResponse, which is also the serialised StreamBatchesResponse."""
-        stamps = np.zeros((self.row_count, 3), np.int64)
+        """Returns the serialised StepBatchResponse, which is also the serialised StreamBatchesResponse.
+
+        It has the rows that are answered, but for those in replies before.
+        """
+        pieces, errors, numbers = self._take_answers()
+        row_count = len(numbers) or self.row_count
+        stamps = np.zeros((row_count, 3), np.int64)
         replayed: list[int] = []
-        for piece in self._pieces:
+        for piece in pieces:
             stamps[piece.numbers] = piece.stamps
             if piece.is_replayed:
                 replayed += piece.numbers.tolist()
         result = pb.BatchResult(
             tag=self._tag,
+            rows=numbers,
             replayed_rows=sorted(replayed),
-            errors=[
-                pb.RowError(row=row, status=to_status(error)) for row, error in sorted(self._errors.items())
-            ],
-            ack_level=codec.ack_number(_common({piece.ack_level for piece in self._pieces})),
+            errors=[pb.RowError(row=row, status=to_status(error)) for row, error in sorted(errors.items())],
+            ack_level=codec.ack_number(_common({piece.ack_level for piece in pieces})),
         )
-        taken_bytes = result.ByteSize() + stamps.nbytes + _FRAME_BYTES + _ROW_FRAME_BYTES * self.row_count
-        token_count = self.row_count * self._asked.token_count
-        stack = stack_outputs(self.row_count, token_count, self._pieces, MAX_REPLY_BYTES - taken_bytes)
+        taken_bytes = result.ByteSize() + stamps.nbytes + _FRAME_BYTES + _ROW_FRAME_BYTES * row_count
+        token_count = row_count * self._asked.token_count
+        stack = stack_outputs(row_count, token_count, pieces, MAX_REPLY_BYTES - taken_bytes)
         result.model_version = stack.model_version
         result.separate_rows.extend(stack.separate)
         header = result.SerializeToString()
         for number, column in zip(_STAMP_FIELDS, stamps.T, strict=True):
             header += codec.delimited(number, column.tobytes())
         return codec.splice_outputs(header, stack.outputs)
+
+    def _take_answers(self) -> tuple[list[Piece], dict[int, ServiceError], list[int]]:
+        """Returns what is answered, and of which rows that is; none are all rows of the message.
+
+        Rows are numbered by their place among those.
+        """
+        pieces, self._pieces = self._pieces, []
+        errors, self._errors = self._errors, {}
+        is_whole = self._left_count == 0 and self._unsent_count == self.row_count
+        self._unsent_count = self._left_count
+        if is_whole:
+            return pieces, errors, []
+        numbers = sorted([*errors, *(row for piece in pieces for row in piece.numbers.tolist())])
+        places = np.zeros(self.row_count, np.int64)
+        places[numbers] = np.arange(len(numbers))
+        pieces = [piece._replace(numbers=places[piece.numbers]) for piece in pieces]
+        return pieces, {int(places[row]): error for row, error in errors.items()}, numbers
 
     def _rows(self) -> Iterator[Rows]:
         """Yields the rows that are well-formed; answers the others."""
@@ -242,7 +271,9 @@ class BatchCall:
         self._left_count -= len(numbers)
         if self._left_count == 0:
             self._message.reply = _answered  # it held this, and this the message
-            self._on_done()
+            self._on_done(self)
+        elif self._on_part is not None:
+            self._on_part(self)
 
 
 def _answered(_: Rows, __: ServiceError | None) -> None:

@@ -219,7 +219,7 @@ class Servicer:
         done = asyncio.Event()
         rows = BatchCall(
             request.batch,
-            done.set,
+            lambda _: done.set(),
             call.caller.tenant,
             self._batch_limits,
             deadline_s=call.deadline_s,
@@ -231,9 +231,8 @@ class Servicer:
             await done.wait()
         finally:
             rows.cancel()  # if the caller left before the rows ran
-        reply = rows.reply()
         call.rows_failed(rows.errors)
-        return reply
+        return rows.reply()
 
     async def stream_batches(self, call: Call, metrics: RpcMetrics) -> None:
         """Applies rows as they come."""

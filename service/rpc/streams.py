@@ -36,6 +36,9 @@ does the rest. So a client that sends and does not read is held back, and holds 
 MAX_UNWRITTEN_BYTES = 1 << 20
 """The same in bytes, by the largest reply per chunk that the stream has had."""
 
+PART_S = 0.005
+"""Rows that are answered wait so long for others of their message."""
+
 _FIRST_REPLY_BYTES = 4096
 """What a chunk's reply is taken to have before there was one."""
 
@@ -75,7 +78,7 @@ class _ReplyStream(ABC):
         self._ending: ServiceError | None = None
         self._is_cut = False
         self._unwritten_bytes = 0
-        self._replies: list[tuple[bytes, int]] = []
+        self._replies: list[tuple[bytes, int, bool]] = []
         self._pending_count = 0
         self._largest_bytes = 0
         self._writing_bytes = 0
@@ -147,10 +150,10 @@ class _ReplyStream(ABC):
         replies, self._replies = self._replies, []
         size_bytes, self._unwritten_bytes = self._unwritten_bytes, 0
         self.is_writing = True
-        for reply, chunk_count in replies:
+        for reply, chunk_count, is_last in replies:
             self._writing_bytes = len(reply)
             await self._context.write(reply)
-            self.written_count += 1
+            self.written_count += is_last
             self._metrics.sent()
             self._pending_count -= chunk_count
             self._wakes_reader.ring()
@@ -187,7 +190,15 @@ class _ReplyStream(ABC):
         size_bytes = self._pending_count * (self._largest_bytes or _FIRST_REPLY_BYTES)
         return self._pending_count >= MAX_UNANSWERED or size_bytes >= MAX_UNWRITTEN_BYTES
 
-    def _finish(self, reply: bytes, chunk_count: int, taken_count: int = 0, taken_bytes: int = 0) -> None:
+    def _finish(
+        self,
+        reply: bytes,
+        chunk_count: int,
+        taken_count: int = 0,
+        taken_bytes: int = 0,
+        *,
+        is_last: bool = True,
+    ) -> None:
         """Lets a reply go; once it is written, as many chunks come in as it answers.
 
         Args:
@@ -195,10 +206,11 @@ class _ReplyStream(ABC):
             chunk_count: So many it answers.
             taken_count: Of them were let in.
             taken_bytes: Their size as counted then.
+            is_last: Of the replies to its request.
         """
         if self._is_over:
             return
-        self._replies.append((reply, chunk_count))
+        self._replies.append((reply, chunk_count, is_last))
         self._unwritten_bytes += len(reply)
         self._share.change(-taken_count, len(reply) - taken_bytes)
         self._largest_bytes = max(self._largest_bytes, len(reply) // chunk_count)
@@ -271,37 +283,67 @@ class StepStream(_ReplyStream):
 
 
 class BatchStream(_ReplyStream):
-    """Serves one StreamBatches call; replies leave in the order of the requests."""
+    """Serves one StreamBatches call; replies keep the order of the requests, but for those in parts."""
 
     def __init__(self, *arguments: Any, limits: BatchLimits, **options: Any) -> None:
         super().__init__(*arguments, max_tokens=limits.max_tokens, **options)
         self._limits = limits
         self._messages: deque[tuple[BatchCall, int] | bytes] = deque()
+        self._parted: dict[BatchCall, int] = {}
+        self._timers: dict[BatchCall, asyncio.TimerHandle] = {}
 
     def _submit(self, raw: bytes) -> None:
         batch = parse(pb.StreamBatchesRequest, raw).batch
         try:
             call = BatchCall(
                 batch,
-                self._flush,
+                self._finish_parted if batch.in_parts else self._flush,
                 self._caller.tenant,
                 self._limits,
+                on_part=self._part if batch.in_parts else None,
                 deadline_s=time.monotonic() + self._calls.max_call_s,
             )
             size_bytes = len(raw) + call.size_bytes
             self._share.take(call.row_count, size_bytes)
         except ServiceError as error:
             refusal = pb.ChunkError(tag=batch.tag, status=to_status(error))
-            self._messages.append(pb.StreamBatchesResponse(error=refusal).SerializeToString())
+            reply = pb.StreamBatchesResponse(error=refusal).SerializeToString()
             self._pending_count += 1
-            self._flush()
+            if batch.in_parts:
+                self._finish(reply, 1)
+            else:
+                self._messages.append(reply)
+                self._flush()
+            return
+        self._pending_count += call.row_count
+        if batch.in_parts:
+            self._parted[call] = size_bytes
         else:
             self._messages.append((call, size_bytes))
-            self._pending_count += call.row_count
-            call.submit(self._engine)
-            self._flush()  # every row may have been refused before the call was in line
+        call.submit(self._engine)
 
-    def _flush(self) -> None:
+    def _part(self, call: BatchCall) -> None:
+        """Has the rows that are answered wait for others, for a moment."""
+        if call not in self._timers and not self._is_over:
+            loop = asyncio.get_running_loop()
+            self._timers[call] = loop.call_later(PART_S, self._finish_part, call)
+
+    def _finish_part(self, call: BatchCall) -> None:
+        del self._timers[call]
+        count = call.answered_count
+        self._call.rows_failed(call.errors)
+        self._finish(_encode_batch(call), count, count, is_last=False)
+
+    def _finish_parted(self, call: BatchCall) -> None:
+        """Sends the last part of a reply."""
+        if (timer := self._timers.pop(call, None)) is not None:
+            timer.cancel()
+        if (size_bytes := self._parted.pop(call, None)) is not None:
+            count = call.answered_count
+            self._call.rows_failed(call.errors)
+            self._finish(_encode_batch(call), count, count, size_bytes)
+
+    def _flush(self, _: BatchCall | None = None) -> None:
         """Sends what is finished, up to the first request that is not."""
         while self._messages:
             first = self._messages[0]
@@ -319,7 +361,13 @@ class BatchStream(_ReplyStream):
         for message in self._messages:
             if not isinstance(message, bytes):
                 message[0].cancel()
+        for timer in self._timers.values():
+            timer.cancel()
+        for call in self._parted:
+            call.cancel()
         self._messages.clear()
+        self._timers.clear()
+        self._parted.clear()
 
 
 def _encode_batch(call: BatchCall) -> bytes:

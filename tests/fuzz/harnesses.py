@@ -134,7 +134,7 @@ def run_batch(data):
         return
     engine = RowsTaker()
     try:
-        call = BatchCall(request.batch, lambda: None, "tenant", BatchLimits(MODELS, MAX_TOKENS, MAX_ROWS))
+        call = BatchCall(request.batch, lambda _: None, "tenant", BatchLimits(MODELS, MAX_TOKENS, MAX_ROWS))
         call.submit(engine)
     except ServiceError as error:
         check_error(error)

@@ -73,6 +73,9 @@ class Call:
 
     # -- the client's side ------------------------------------------------------------------------
 
+    def now_s(self):
+        return self._loop.now_s
+
     def send(self, message):
         """Sends a message, serialised; None is the end of all messages."""
         self._to_server(self._receive, grpc.aio.EOF if message is None else message)
@@ -223,6 +226,11 @@ class Stream:
     def __init__(self, call):
         self._call = call
         self._is_cancelled = False
+        self.since_s = call.now_s()
+
+    @property
+    def is_over(self):
+        return self._call.status is not None
 
     async def write(self, request):
         status = self._call.status
@@ -236,6 +244,7 @@ class Stream:
     async def read(self):
         raw = await self._call.replies.get()
         if raw is not None:
+            self.since_s = self._call.now_s()
             return _reply_type(self._call.rpc).FromString(raw)
         self._call.replies.put(None)
         if self._is_cancelled:

@@ -56,7 +56,9 @@ class NotedRecorder(Recorder):
 
     def got(self, number, reply):
         super().got(number, reply)
-        rpc, request, sent_s = self._asked.pop(number, ("", None, 0.0))
+        rpc, request, sent_s = self._asked.get(number, ("", None, 0.0))
+        if rpc != "StreamBatches":  # whose replies come in parts
+            self._asked.pop(number, None)
         session_id, what = _described(rpc, request)
         if isinstance(reply, pb.OpenSessionResponse | pb.GetSessionResponse):
             what += f": at {reply.session.position}, incarnation {reply.session.incarnation}"
@@ -93,17 +95,17 @@ class NotedRecorder(Recorder):
         rows = request.batch
         tokens = np.array(rows.ids.values, np.int64).reshape(len(rows.session_ids), -1)
         failed = {error.row for error in result.errors}
-        for row, session_id in enumerate(rows.session_ids):
-            if row not in failed:
+        for place, row in enumerate(result.rows or range(len(rows.session_ids))):
+            if place not in failed:
                 yield Answer(
                     sent_s,
                     now_s,
-                    session_id,
+                    rows.session_ids[row],
                     tokens[row],
                     rows.positions[row] if rows.positions else None,
                     rows.history_digests[row] if rows.history_digests else 0,
                     rows.incarnations[row] if rows.incarnations else 0,
-                    (result.incarnations[row], result.positions[row], result.history_digests[row]),
+                    (result.incarnations[place], result.positions[place], result.history_digests[place]),
                     is_replicated,
                 )
 

@@ -12,6 +12,7 @@ import itertools
 from holdfast.client.aio import AsyncClient
 from holdfast.client.calls import Calls
 from holdfast.client.retry import RetryPolicy
+from holdfast.client.steps import Steps
 from holdfast.errors import ChunkPending, HoldfastError, SessionQuarantined
 from tests.simulation.network import Stub
 from tests.simulation.recorder import NotedRecorder
@@ -37,12 +38,14 @@ class SimulatedClient(AsyncClient):
         super().__init__("127.0.0.1:1", replay_tokens=replay_tokens)
         connections = Replicas([Stub(network, replica, process) for replica in replicas], loop.random)
         self._calls = Calls(connections, token=None, retry=RetryPolicy(attempt_s=1.0), **options)
+        self._steps = Steps(self._calls)
 
 
 class Replicas:
     """What is called over: as `holdfast.client.transport.Transport`; a call goes to any replica."""
 
     is_inherited = is_closed = False
+    replica_count = 1
 
     def __init__(self, stubs, draw):
         self._stubs = stubs

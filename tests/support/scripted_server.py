@@ -243,21 +243,55 @@ class _Servicer(stubs.StreamingInferenceServiceServicer):
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the connection is cut")
 
     async def StreamBatches(self, requests, context):  # noqa: N802
-        async for request in requests:
-            yield pb.StreamBatchesResponse(result=await self._rows(request.batch))
+        replies, rows = asyncio.Queue(), set()
 
-    async def _rows(self, batch):
+        async def part(batch, row):
+            try:
+                replies.put_nowait(await self._rows(batch, [row]))
+            except Broken as broken:
+                replies.put_nowait(broken)
+
+        async def read():
+            async for request in requests:
+                if request.batch.in_parts:
+                    for row in range(len(request.batch.session_ids)):
+                        rows.add(asyncio.create_task(part(request.batch, row)))
+                else:
+                    replies.put_nowait(await self._rows(request.batch))
+            replies.put_nowait(None)
+
+        reading = asyncio.create_task(read())
+        try:
+            while (reply := await replies.get()) is not None:
+                if isinstance(reply, Broken):
+                    await context.abort(grpc.StatusCode.UNAVAILABLE, "the connection is cut")
+                yield pb.StreamBatchesResponse(result=reply)
+        finally:
+            for task in (reading, *rows):
+                task.cancel()
+
+    async def _rows(self, batch, numbers=()):
         """Applies rows one by one; a row of its own is one whose session is named so."""
-        result = pb.BatchResult(model_version=1)
-        for row, session_id in enumerate(batch.session_ids):
-            stored = self._server.sessions[session_id]
+        result = pb.BatchResult(model_version=1, tag=batch.tag, rows=numbers)
+        size = max(1, batch.tokens_per_row)
+        text = batch.text or bytes(batch.ids.values)
+        for row in numbers or range(len(batch.session_ids)):
+            session_id = batch.session_ids[row]
+            stored = self._server.sessions.get(session_id)
             chunk = pb.Chunk(
                 session_id=session_id,
-                tokens=pb.Tokens(text=batch.text[row : row + 1]),
+                model=batch.model,
+                tokens=pb.Tokens(text=text[row * size : (row + 1) * size]),
                 position=batch.positions[row] if batch.positions else len(stored.text),
                 incarnation=batch.incarnations[row] if batch.incarnations else 0,
                 history_digest=batch.history_digests[row] if batch.history_digests else 0,
+                ack_level=batch.ack_level,
+                outputs=batch.outputs if batch.HasField("outputs") else None,
             )
+            if batch.acknowledged_positions:
+                chunk.acknowledged_position = batch.acknowledged_positions[row]
+            elif batch.positions:
+                chunk.acknowledged_position = batch.positions[row]
             try:
                 given = await self._server.take(chunk)
             except errors.ServiceError as error:
@@ -266,6 +300,9 @@ class _Servicer(stubs.StreamingInferenceServiceServicer):
             result.positions.append(given.position)
             result.incarnations.append(given.incarnation)
             result.history_digests.append(given.history_digest)
+            result.replayed_rows.extend([len(result.positions) - 1] if given.replayed else [])
+            result.outputs.token_count += given.outputs.token_count
+            result.outputs.token_log_probs.extend(given.outputs.token_log_probs)
             if session_id == "separate":
                 outputs = pb.Outputs(token_count=1, token_log_probs=[0.5])
                 result.separate_rows.append(pb.SeparateRow(row=row, model_version=2, outputs=outputs))

@@ -241,7 +241,7 @@ async def test_a_message_that_is_answered_is_let_go_of_at_once(start, store, mod
     batch = pb.Batch(model=pb.ModelRef(name="sum"), session_ids="ab", positions=[0, 0], text=b"xy")
     gc.disable()
     try:
-        call = BatchCall(batch, done.set, "default", BatchLimits([model], 10, 10))
+        call = BatchCall(batch, lambda _: done.set(), "default", BatchLimits([model], 10, 10))
         call.submit(engine)
         await asyncio.wait_for(done.wait(), 5)
         assert not call.errors

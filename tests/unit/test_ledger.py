@@ -123,13 +123,6 @@ def test_a_repetition_names_the_history_before_it():
     assert resumed.to_chunk(resumed.repeat(b"whatever", 1, ASKED)).history_digest == 0
 
 
-def test_tokens_that_cannot_be_sent_are_not_entered():
-    ledger = open_ledger()
-    with pytest.raises(ValueError, match="out of range"):
-        ledger.take([b"a", np.array([2**40])], ASKED)
-    assert ledger.pending == ()
-
-
 @pytest.mark.parametrize(
     ("changes", "kind"),
     [

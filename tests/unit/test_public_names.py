@@ -8,6 +8,7 @@ import pytest
 import holdfast
 from holdfast.client.calls import Calls
 from holdfast.client.runner import Runner
+from holdfast.client.steps import Steps
 from holdfast.client.writer import Writer
 from holdfast.v1 import holdfast_pb2 as pb
 from tests.docs.pages import PAGES
@@ -23,6 +24,7 @@ class Nowhere:
     """What a client calls over, without a connection; a thread whose event loop runs nothing."""
 
     is_inherited = is_closed = False
+    replica_count = 1
 
     def check(self):
         pass
@@ -36,7 +38,7 @@ def async_session():
         Nowhere(), token=None, retry=holdfast.RetryPolicy(), timeout_s=1, ack_level=None, history=None
     )
     opened = pb.OpenSessionResponse(session=pb.Session(session_id="s"))
-    return holdfast.AsyncSession(Writer(calls, None, opened, [], 0))
+    return holdfast.AsyncSession(Writer(calls, Steps(calls), None, opened, [], 0))
 
 
 def session():

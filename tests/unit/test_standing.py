@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from holdfast.client.batching import BatchReply, batch_message
+from holdfast.client.batch_reply import BatchReply
+from holdfast.client.batching import batch_message
 from holdfast.client.opened_batch import OpenedBatch
 from holdfast.client.standing import Standing, standing_of
 from holdfast.errors import SessionDeleted

@@ -1,0 +1,450 @@
+"""Sends the chunks of many sessions together: those that come while a message is under way go in the next.
+
+Most of what a token costs is a gRPC message of its own. Callers who wait at the same time share one: a
+chunk that comes alone leaves at once, and those that come while a message is under way leave together. So
+batches grow with the load, and nobody waits for a timer.
+
+Each row has its own time limit, is given up alone, and fails alone. A message that is refused as a whole is
+sent again in halves: no row suffers for what another one asks.
+"""
+
+import asyncio
+import contextlib
+import copy
+import time
+from collections import deque
+from typing import Any
+
+import grpc.aio
+import numpy as np
+
+from holdfast.client.batch_reply import BatchReply, RowReply
+from holdfast.client.calls import Calls
+from holdfast.client.farewell import say_farewell
+from holdfast.client.ledger import Kind, Row
+from holdfast.client.reply import StepReply
+from holdfast.client.status import from_rpc, from_status
+from holdfast.errors import (
+    ClientClosed,
+    DeadlinePassed,
+    HoldfastError,
+    MessageTooLarge,
+    Overloaded,
+    ServerUnavailable,
+)
+from holdfast.v1 import holdfast_pb2 as pb
+
+MAX_ROWS = 256
+MAX_TOKENS = 4096
+"""Of one message: so many tokens take a server some ten milliseconds, for which others wait."""
+
+MAX_BYTES = 1 << 20
+"""Of the tokens of one message."""
+
+MAX_UNDER_WAY = 2
+"""Messages of which nothing has come back: the server works on one while the other is on its way."""
+
+LATE_S = 0.05
+"""A message is not waited for any longer before others leave."""
+
+IDLE_S = 5.0
+"""A stream without anything under way is ended after so long."""
+
+Reply = asyncio.Future[StepReply | None]
+
+
+class _Waiting:
+    """A row whose reply somebody waits for."""
+
+    __slots__ = ("kind", "reply", "row", "sent_s", "until_s")
+
+    def __init__(self, kind: Kind, row: Row, until_s: float, reply: Reply) -> None:
+        self.kind = kind
+        self.row = row
+        self.until_s = until_s
+        self.reply = reply
+        self.sent_s = 0.0
+
+
+class _Message:
+    """Rows on their way."""
+
+    __slots__ = ("is_answered", "left_count", "number", "rows", "sent_s")
+
+    def __init__(self, rows: list[_Waiting], sent_s: float) -> None:
+        self.rows = rows
+        self.sent_s = sent_s
+        self.left_count = len(rows)
+        self.is_answered = False  # some rows are
+        self.number = 0  # in the recorded history
+
+
+class _Line:
+    """A stream, and the messages on it with rows that have no reply, by tag."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+        self.messages: dict[int, _Message] = {}
+        self.tag = 0
+        self.reader: asyncio.Task[None] | None = None
+        self.is_answered = False
+
+    def forget(self) -> None:
+        """Forgets the messages that nobody waits for any more."""
+        self.messages = {
+            tag: message
+            for tag, message in self.messages.items()
+            if not all(waiting.reply.done() for waiting in message.rows)
+        }
+
+
+class Batcher:
+    """The chunks that go over one connection. Lives on the client's event loop.
+
+    Args:
+        calls: Of the client.
+        stub: Of the connection.
+    """
+
+    def __init__(self, calls: Calls, stub: Any) -> None:
+        self._calls = calls
+        self._stub = stub
+        self._loop = asyncio.get_running_loop()
+        self._queues: dict[Kind, deque[_Waiting]] = {}
+        self._behind: dict[str, deque[_Waiting] | None] = {}
+        self._unanswered: dict[_Waiting, None] = {}
+        self._line: _Line | None = None
+        self._silent: set[_Line] = set()
+        self._sender: asyncio.Task[None] | None = None
+        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_s = 0.0
+        self._most_rows: dict[Kind, int] = {}
+        self._most_bytes = MAX_BYTES
+
+    @property
+    def is_in_use(self) -> bool:
+        """Whether it has a stream, or rows without a reply."""
+        return self._line is not None or bool(self._unanswered)
+
+    def submit(self, kind: Kind, row: Row, until_s: float) -> Reply:
+        """Takes a row.
+
+        Args:
+            kind: What it has in common with others of a message.
+            row: The row. Rows of a session go one after the other, in messages of their own.
+            until_s: Monotonic time at which its caller gives it up.
+
+        Returns:
+            Future of the reply; None where it has to be sent alone. Raises HoldfastError.
+        """
+        waiting = _Waiting(kind, row, until_s, self._loop.create_future())
+        self._unanswered[waiting] = None
+        self._wake_at(until_s)
+        if row.session_id in self._behind:
+            line = self._behind[row.session_id]
+            if line is None:
+                line = self._behind[row.session_id] = deque()
+            line.append(waiting)
+        else:
+            self._behind[row.session_id] = None
+            self._enter(waiting)
+        return waiting.reply
+
+    async def close(self) -> None:
+        """Ends the stream in good form, if nothing is under way."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+        line, self._line = self._line, None
+        if line is not None and not line.messages:
+            await say_farewell(line.stream)
+
+    # -- sending ------------------------------------------------------------------------------
+
+    def _enter(self, waiting: _Waiting) -> None:
+        queue = self._queues.get(waiting.kind)
+        if queue is None:
+            self._queues[waiting.kind] = deque([waiting])
+        else:
+            queue.append(waiting)
+        self._go()
+
+    def _go(self) -> None:
+        """Has what waits sent, after what else happens in this turn of the loop."""
+        if self._sender is None and self._queues and self._has_room():
+            self._sender = self._loop.create_task(self._send())
+
+    def _has_room(self) -> bool:
+        """Whether a message may leave now; sees to it that it may soon."""
+        if self._line is None or len(self._line.messages) < MAX_UNDER_WAY:
+            return True
+        waited_for = [message.sent_s for message in self._line.messages.values() if not message.is_answered]
+        recent = [sent_s for sent_s in waited_for if sent_s > time.monotonic() - LATE_S]
+        if len(recent) < MAX_UNDER_WAY:
+            return True
+        self._wake_at(recent[0] + LATE_S)
+        return False
+
+    async def _send(self) -> None:
+        me = asyncio.current_task()
+        try:
+            while self._sender is me and self._queues and self._has_room():
+                message = self._next_message()
+                if message.rows:
+                    await self._write(message)
+        finally:
+            if self._sender is me:
+                self._sender = None
+
+    def _next_message(self) -> _Message:
+        """Takes rows of one kind out of their queue; the kinds take turns."""
+        kind = next(iter(self._queues))
+        queue = self._queues.pop(kind)
+        most = min(self._most_rows.get(kind, MAX_ROWS), max(1, MAX_TOKENS // kind.token_count))
+        most = min(most, max(1, self._most_bytes // (kind.token_count * max(1, kind.width) * 4)))
+        rows: list[_Waiting] = []
+        now_s = time.monotonic()
+        followers = []
+        while queue and len(rows) < most:
+            waiting = queue.popleft()
+            line = self._behind.pop(waiting.row.session_id, None)
+            if line:
+                followers.append(line.popleft())
+                self._behind[waiting.row.session_id] = line or None
+            if not waiting.reply.done():
+                waiting.sent_s = now_s
+                rows.append(waiting)
+        if queue:
+            self._queues[kind] = queue
+        for follower in followers:
+            self._enter(follower)
+        return _Message(rows, now_s)
+
+    async def _write(self, message: _Message) -> None:
+        try:
+            line = self._open_line()
+            line.tag += 1
+            request = pb.StreamBatchesRequest(batch=_batch(message.rows, line.tag))
+        except Exception as error:  # noqa: BLE001 -- whatever it is, their callers wait
+            self._fail(message, error)
+            return
+        if self._calls.history is not None:
+            message.number = self._calls.history.sent("StreamBatches", request)
+        line.messages[line.tag] = message
+        if line.reader is None:
+            line.reader = self._loop.create_task(self._read(line))
+        # how the stream has ended is for its reader to see
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError, ClientClosed):
+            await line.stream.write(request)
+
+    def _open_line(self) -> _Line:
+        if self._line is None or self._line.stream.is_over:
+            self._line = _Line(self._stub.StreamBatches(metadata=self._calls.metadata))
+        return self._line
+
+    # -- replies ------------------------------------------------------------------------------
+
+    async def _read(self, line: _Line) -> None:
+        """Settles messages until none is under way on this stream, or it ends."""
+        error: HoldfastError = ServerUnavailable("the server ended the stream")
+        try:
+            while line.messages:
+                reply = await line.stream.read()
+                if reply is grpc.aio.EOF:
+                    break
+                line.is_answered = True
+                self._take(line, reply)
+                self._go()
+            else:
+                if line in self._silent:
+                    self._silent.discard(line)
+                    await say_farewell(line.stream)
+                return
+        except grpc.aio.AioRpcError as failure:
+            error = from_rpc(failure)
+        except HoldfastError as failure:
+            error = failure
+        except asyncio.CancelledError:
+            error = ServerUnavailable("the stream was cut")
+        finally:
+            line.reader = None
+        self._end(line, error)
+
+    def _end(self, line: _Line, error: HoldfastError) -> None:
+        """Gives up what was under way on a stream that has ended."""
+        if self._calls.lifetime.is_over:
+            error = ClientClosed("the client was closed during the call")
+        if self._line is line:
+            self._line = None
+        self._silent.discard(line)
+        if isinstance(error, MessageTooLarge):
+            self._most_bytes = max(1024, self._most_bytes // 2)
+        # some servers let no more streams in, and a message may be too large only for a stream
+        alone = isinstance(error, MessageTooLarge) or (
+            isinstance(error, Overloaded) and not line.is_answered
+        )
+        for message in line.messages.values():
+            if alone:
+                self._send_alone(message, error)
+            else:
+                self._fail(message, error)
+        line.messages.clear()
+        self._go()
+
+    def _take(self, line: _Line, response: pb.StreamBatchesResponse) -> None:
+        """Settles what a reply is about; nothing, if nobody waits for it any more."""
+        is_refusal = response.WhichOneof("outcome") == "error"
+        tag = response.error.tag if is_refusal else response.result.tag
+        message = line.messages.get(tag)
+        if message is None:
+            return
+        if is_refusal:
+            del line.messages[tag]
+            self._refuse(message, from_status(response.error.status))
+        else:
+            numbers = response.result.rows
+            message.is_answered = True
+            message.left_count -= len(numbers) or len(message.rows)
+            if message.left_count <= 0:
+                del line.messages[tag]
+            self._settle(response.result, [message.rows[row] for row in numbers] or message.rows)
+        if self._calls.history is not None:
+            self._calls.history.got(message.number, response)
+
+    def _settle(self, result: pb.BatchResult, rows: list[_Waiting]) -> None:
+        """Gives each row what a reply says of it."""
+        batch = BatchReply(result, [waiting.row.session_id for waiting in rows])
+        replayed = set(result.replayed_rows)
+        stamps = zip(result.positions, result.history_digests, strict=True)
+        unanswered, errors, separate = self._unanswered, batch.errors, batch.separate_rows
+        for row, (waiting, stamp) in enumerate(zip(rows, stamps, strict=True)):
+            unanswered.pop(waiting, None)
+            if waiting.reply.done():
+                continue
+            if row in errors:
+                waiting.reply.set_exception(errors[row])
+            elif row in separate:
+                reply = separate[row]
+                waiting.reply.set_result(reply if reply.token_count else None)
+            else:
+                waiting.reply.set_result(
+                    RowReply(
+                        batch, row, stamp, replayed=row in replayed, token_count=waiting.kind.token_count
+                    )
+                )
+
+    def _refuse(self, message: _Message, error: HoldfastError) -> None:
+        """Sends the rows of a message that was refused as a whole again, in halves; nothing was applied."""
+        rows = [waiting for waiting in message.rows if not waiting.reply.done()]
+        if len(message.rows) == 1 or error.retryable:
+            self._fail(message, error)
+            return
+        kind = message.rows[0].kind
+        if len(self._most_rows) > 1000:
+            self._most_rows.clear()
+        self._most_rows[kind] = len(message.rows) // 2
+        for waiting in rows:
+            self._behind.setdefault(waiting.row.session_id, None)
+        self._queues[kind] = deque([*rows, *self._queues.get(kind, ())])
+
+    def _fail(self, message: _Message, error: Exception) -> None:
+        if self._calls.history is not None:
+            self._calls.history.failed(message.number, error)
+        for waiting in message.rows:
+            self._give(waiting, copy.copy(error))  # each caller's says what becomes of his own chunk
+
+    def _send_alone(self, message: _Message, error: HoldfastError) -> None:
+        if self._calls.history is not None:
+            self._calls.history.failed(message.number, error)
+        for waiting in message.rows:
+            self._unanswered.pop(waiting, None)
+            if not waiting.reply.done():
+                waiting.reply.set_result(None)
+
+    def _give(self, waiting: _Waiting, error: Exception) -> None:
+        self._unanswered.pop(waiting, None)
+        if not waiting.reply.done():
+            waiting.reply.set_exception(error)
+
+    # -- time limits --------------------------------------------------------------------------
+
+    def _wake_at(self, until_s: float) -> None:
+        """Looks after what is late at that time, or before."""
+        if self._alarm is not None:
+            if self._alarm_s <= until_s:
+                return
+            self._alarm.cancel()
+        self._alarm_s = until_s
+        self._alarm = self._loop.call_later(max(0.0, until_s - time.monotonic()), self._look)
+
+    def _look(self) -> None:
+        """Gives up the rows whose time is up; ends the stream if nothing was under way for long."""
+        self._alarm = None
+        now_s = time.monotonic()
+        late = [waiting for waiting in self._unanswered if waiting.reply.done() or waiting.until_s <= now_s]
+        for waiting in late:
+            silence = DeadlinePassed(
+                "no reply within the time limit",
+                code="DEADLINE_EXCEEDED",
+                metadata={"grpc_code": "DEADLINE_EXCEEDED"},
+            )
+            if not waiting.reply.done():
+                self._suspect(waiting, now_s)
+            self._give(waiting, silence)
+        if self._line is not None:
+            self._line.forget()
+        for line in tuple(self._silent):
+            line.forget()
+            if not line.messages:
+                self._silent.discard(line)
+                line.stream.cancel()
+        if self._unanswered:
+            self._wake_at(min(waiting.until_s for waiting in self._unanswered))
+            self._go()
+        elif self._line is not None:
+            self._end_idle(self._line, now_s)
+
+    def _suspect(self, waiting: _Waiting, now_s: float) -> None:
+        if self._line is None or not waiting.sent_s:
+            return
+        silent_s = now_s - max(waiting.sent_s, self._line.stream.since_s)
+        if silent_s >= LATE_S:
+            self._calls.suspect(self._line.stream, silent_s)
+            self._silent.add(self._line)
+            self._sender = None  # which may wait for room on this stream
+            self._line = None  # the next one may go to another replica; the reader of this one goes on
+
+    def _end_idle(self, line: _Line, now_s: float) -> None:
+        left_s = line.stream.since_s + IDLE_S - now_s
+        if left_s > 0:
+            self._wake_at(now_s + left_s)
+        elif not line.messages:
+            self._line = None
+            self._farewell = self._loop.create_task(say_farewell(line.stream))
+
+
+def _batch(rows: list[_Waiting], tag: int) -> pb.Batch:
+    """Writes a message."""
+    kind = rows[0].kind
+    ids, positions, acknowledged, incarnations, digests, tokens = zip(
+        *(waiting.row for waiting in rows), strict=True
+    )
+    batch = pb.Batch(
+        model=pb.ModelRef(name=kind.model, version=kind.version),
+        session_ids=ids,
+        positions=positions,
+        acknowledged_positions=acknowledged,
+        incarnations=incarnations,
+        history_digests=digests,
+        tokens_per_row=kind.token_count,
+        outputs=kind.asked.selection,
+        ack_level=kind.asked.ack_level,
+        in_parts=True,
+        tag=tag,
+    )
+    if kind.tokens == "text":
+        batch.text = b"".join(tokens)
+    elif kind.tokens == "ids":
+        batch.ids.values.extend(np.concatenate(tokens).tolist())
+    else:
+        batch.features = np.concatenate(tokens).astype("<f4", copy=False).tobytes()
+    return batch

@@ -1,0 +1,77 @@
+"""Sends chunks of sessions: in a batch with those of others where that is possible, else alone."""
+
+import asyncio
+import zlib
+from typing import Any
+
+from holdfast.client.batcher import Batcher
+from holdfast.client.calls import Calls
+from holdfast.client.ledger import Entry, Ledger
+from holdfast.client.reply import StepReply
+from holdfast.pending import Tokens
+from holdfast.v1 import holdfast_pb2 as pb
+
+LARGE_BYTES = 64 * 1024
+"""A chunk whose tokens take more goes alone: it would hold up others, and be too large with them."""
+
+
+class Steps:
+    """The chunks of one client.
+
+    Args:
+        calls: Of the client.
+    """
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+        self._batchers: dict[tuple[Any, int], Batcher] = {}
+
+    async def step(self, ledger: Ledger, entry: Entry, until_s: float, stub: Any) -> StepReply:
+        """Sends a chunk once, over the connection of `stub`.
+
+        Args:
+            ledger: Of its session.
+            entry: The chunk, or a repetition.
+            until_s: Monotonic time at which it is given up.
+            stub: Of a connection.
+
+        Returns:
+            Its reply; nobody has looked yet whether it is the right one.
+
+        Raises:
+            HoldfastError: See `holdfast.errors`.
+        """
+        if not entry.asked.state and _size_bytes(entry.tokens) <= LARGE_BYTES:
+            self._calls.lifetime.check()
+            row = ledger.to_row(entry)
+            reply = self._batcher(stub.current(), row.session_id).submit(
+                ledger.kind_of(entry), row, until_s
+            )
+            try:
+                found = await reply
+            except asyncio.CancelledError as error:
+                raise self._calls.lifetime.explain(error) from None
+            if found is not None:
+                return found
+        request = pb.StepRequest(chunk=ledger.to_chunk(entry))
+        return StepReply((await self._calls.call_once("Step", request, until_s, stub)).result)
+
+    async def close(self) -> None:
+        """Ends the streams of batches in good form, if nothing is under way on them."""
+        batchers, self._batchers = self._batchers, {}
+        if not self._calls.is_inherited:
+            await asyncio.gather(*(batcher.close() for batcher in batchers.values()))
+
+    def _batcher(self, connection: Any, session_id: str) -> Batcher:
+        """Returns where a session's chunks go; gRPC gives each stream the next replica."""
+        count = self._calls.replica_count
+        place = connection, zlib.crc32(session_id.encode()) % count if count > 1 else 0
+        batcher = self._batchers.get(place)
+        if batcher is None:
+            self._batchers = {one: other for one, other in self._batchers.items() if other.is_in_use}
+            batcher = self._batchers[place] = Batcher(self._calls, connection)
+        return batcher
+
+
+def _size_bytes(tokens: Tokens) -> int:
+    return len(tokens) if isinstance(tokens, bytes) else tokens.nbytes
