@@ -51,7 +51,8 @@ class BatchReply:
         self.model_version: int = result.model_version
         self.ack_level: str = to_name(result.ack_level)
         self.separate_rows: dict[int, StepReply] = {
-            separate.row: StepReply(_as_chunk_result(result, separate)) for separate in result.separate_rows
+            separate.row: StepReply(_as_chunk_result(result, separate, self.session_ids))
+            for separate in result.separate_rows
         }
 
     @cached_property
@@ -89,10 +90,14 @@ class BatchReply:
         return f"BatchReply(rows={len(self.positions)}, errors={len(self.errors)})"
 
 
-def _as_chunk_result(result: pb.BatchResult, separate: pb.SeparateRow) -> pb.ChunkResult:
+def _as_chunk_result(
+    result: pb.BatchResult, separate: pb.SeparateRow, session_ids: Sequence[str]
+) -> pb.ChunkResult:
     """Returns a row with outputs of its own as the reply to a single chunk."""
     row = separate.row
     return pb.ChunkResult(
+        session_id=session_ids[row] if session_ids else "",
+        history_digest=result.history_digests[row] if result.history_digests else 0,
         position=result.positions[row],
         incarnation=result.incarnations[row],
         replayed=row in result.replayed_rows,

@@ -21,6 +21,7 @@ import numpy as np
 from holdfast.client.batch_reply import BatchReply, RowReply
 from holdfast.client.calls import Calls
 from holdfast.client.farewell import say_farewell
+from holdfast.client.fate import leaves_unsure
 from holdfast.client.ledger import Kind, Row
 from holdfast.client.reply import StepReply
 from holdfast.client.status import from_rpc, from_status
@@ -56,27 +57,32 @@ Reply = asyncio.Future[StepReply | None]
 class _Waiting:
     """A row whose reply somebody waits for."""
 
-    __slots__ = ("kind", "reply", "row", "sent_s", "until_s")
+    __slots__ = ("kind", "reply", "row", "since_s", "until_s")
 
     def __init__(self, kind: Kind, row: Row, until_s: float, reply: Reply) -> None:
         self.kind = kind
         self.row = row
+        self.since_s = time.monotonic()
         self.until_s = until_s
         self.reply = reply
-        self.sent_s = 0.0
 
 
 class _Message:
     """Rows on their way."""
 
-    __slots__ = ("is_answered", "left_count", "number", "rows", "sent_s")
+    __slots__ = ("is_answered", "number", "rows", "sent_s", "size_bytes")
 
     def __init__(self, rows: list[_Waiting], sent_s: float) -> None:
         self.rows = rows
         self.sent_s = sent_s
-        self.left_count = len(rows)
+        self.size_bytes = 0
         self.is_answered = False  # some rows are
         self.number = 0  # in the recorded history
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return all(waiting.reply.done() for waiting in self.rows)
 
 
 class _Line:
@@ -87,15 +93,12 @@ class _Line:
         self.messages: dict[int, _Message] = {}
         self.tag = 0
         self.reader: asyncio.Task[None] | None = None
+        self.writer: asyncio.Task[None] | None = None
         self.is_answered = False
 
     def forget(self) -> None:
         """Forgets the messages that nobody waits for any more."""
-        self.messages = {
-            tag: message
-            for tag, message in self.messages.items()
-            if not all(waiting.reply.done() for waiting in message.rows)
-        }
+        self.messages = {tag: message for tag, message in self.messages.items() if not message.is_settled}
 
 
 class Batcher:
@@ -202,7 +205,6 @@ class Batcher:
         most = min(self._most_rows.get(kind, MAX_ROWS), max(1, MAX_TOKENS // kind.token_count))
         most = min(most, max(1, self._most_bytes // (kind.token_count * max(1, kind.width) * 4)))
         rows: list[_Waiting] = []
-        now_s = time.monotonic()
         followers = []
         while queue and len(rows) < most:
             waiting = queue.popleft()
@@ -210,31 +212,35 @@ class Batcher:
             if line:
                 followers.append(line.popleft())
                 self._behind[waiting.row.session_id] = line or None
-            if not waiting.reply.done():
-                waiting.sent_s = now_s
+            if waiting.reply.done():
+                self._unanswered.pop(waiting, None)
+            else:
                 rows.append(waiting)
         if queue:
             self._queues[kind] = queue
         for follower in followers:
             self._enter(follower)
-        return _Message(rows, now_s)
+        return _Message(rows, time.monotonic())
 
     async def _write(self, message: _Message) -> None:
         try:
             line = self._open_line()
             line.tag += 1
             request = pb.StreamBatchesRequest(batch=_batch(message.rows, line.tag))
+            message.size_bytes = request.ByteSize()
+            if self._calls.history is not None:
+                message.number = self._calls.history.sent("StreamBatches", request)
         except Exception as error:  # noqa: BLE001 -- whatever it is, their callers wait
             self._fail(message, error)
             return
-        if self._calls.history is not None:
-            message.number = self._calls.history.sent("StreamBatches", request)
         line.messages[line.tag] = message
         if line.reader is None:
             line.reader = self._loop.create_task(self._read(line))
+        line.writer = self._sender
         # how the stream has ended is for its reader to see
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError, ClientClosed):
             await line.stream.write(request)
+        line.writer = None
 
     def _open_line(self) -> _Line:
         if self._line is None or self._line.stream.is_over:
@@ -265,6 +271,9 @@ class Batcher:
             error = failure
         except asyncio.CancelledError:
             error = ServerUnavailable("the stream was cut")
+        except Exception as failure:  # noqa: BLE001 -- whatever it is, their callers wait
+            error = HoldfastError(f"a reply to a batch makes no sense: {failure!r}")
+            line.stream.cancel()
         finally:
             line.reader = None
         self._end(line, error)
@@ -276,17 +285,26 @@ class Batcher:
         if self._line is line:
             self._line = None
         self._silent.discard(line)
-        if isinstance(error, MessageTooLarge):
-            self._most_bytes = max(1024, self._most_bytes // 2)
-        # some servers let no more streams in, and a message may be too large only for a stream
-        alone = isinstance(error, MessageTooLarge) or (
-            isinstance(error, Overloaded) and not line.is_answered
-        )
+        if line.writer is not None:  # grpc.aio does not tell everyone who writes that the call is over
+            line.writer.cancel()
+            if self._sender is line.writer:
+                self._sender = None
+        # some servers let no more streams in
+        was_let_in = line.is_answered or "requests_read" in error.metadata
+        too_large = None
+        if isinstance(error, MessageTooLarge):  # perhaps only for a stream
+            was_let_in = True
+            too_large = max(line.messages.values(), key=lambda message: message.size_bytes, default=None)
+            if too_large is not None:
+                self._most_bytes = max(1024, min(self._most_bytes, too_large.size_bytes) // 2)
+        final = error
+        if was_let_in and not leaves_unsure(error):  # that is about the stream, not about what was read
+            final = ServerUnavailable(f"the stream has ended: {error.message}")
         for message in line.messages.values():
-            if alone:
+            if message is too_large or (isinstance(final, Overloaded) and not was_let_in):
                 self._send_alone(message, error)
             else:
-                self._fail(message, error)
+                self._fail(message, final)
         line.messages.clear()
         self._go()
 
@@ -303,10 +321,9 @@ class Batcher:
         else:
             numbers = response.result.rows
             message.is_answered = True
-            message.left_count -= len(numbers) or len(message.rows)
-            if message.left_count <= 0:
-                del line.messages[tag]
             self._settle(response.result, [message.rows[row] for row in numbers] or message.rows)
+            if message.is_settled:
+                del line.messages[tag]
         if self._calls.history is not None:
             self._calls.history.got(message.number, response)
 
@@ -314,8 +331,10 @@ class Batcher:
         """Gives each row what a reply says of it."""
         batch = BatchReply(result, [waiting.row.session_id for waiting in rows])
         replayed = set(result.replayed_rows)
-        stamps = zip(result.positions, result.history_digests, strict=True)
+        digests = result.history_digests or [0] * len(rows)
+        stamps = zip(result.positions, digests, strict=True)
         unanswered, errors, separate = self._unanswered, batch.errors, batch.separate_rows
+        batch.errors = {}  # raised, an error holds its caller's frames; the replies of others hold the batch
         for row, (waiting, stamp) in enumerate(zip(rows, stamps, strict=True)):
             unanswered.pop(waiting, None)
             if waiting.reply.done():
@@ -334,7 +353,6 @@ class Batcher:
 
     def _refuse(self, message: _Message, error: HoldfastError) -> None:
         """Sends the rows of a message that was refused as a whole again, in halves; nothing was applied."""
-        rows = [waiting for waiting in message.rows if not waiting.reply.done()]
         if len(message.rows) == 1 or error.retryable:
             self._fail(message, error)
             return
@@ -342,15 +360,20 @@ class Batcher:
         if len(self._most_rows) > 1000:
             self._most_rows.clear()
         self._most_rows[kind] = len(message.rows) // 2
-        for waiting in rows:
-            self._behind.setdefault(waiting.row.session_id, None)
+        rows = []
+        for waiting in message.rows:
+            if waiting.reply.done():
+                self._unanswered.pop(waiting, None)
+            else:
+                rows.append(waiting)
+                self._behind.setdefault(waiting.row.session_id, None)
         self._queues[kind] = deque([*rows, *self._queues.get(kind, ())])
 
     def _fail(self, message: _Message, error: Exception) -> None:
-        if self._calls.history is not None:
-            self._calls.history.failed(message.number, error)
         for waiting in message.rows:
-            self._give(waiting, copy.copy(error))  # each caller's says what becomes of his own chunk
+            self._give(waiting, _own(error))
+        if self._calls.history is not None and message.number:
+            self._calls.history.failed(message.number, error)
 
     def _send_alone(self, message: _Message, error: HoldfastError) -> None:
         if self._calls.history is not None:
@@ -404,9 +427,9 @@ class Batcher:
             self._end_idle(self._line, now_s)
 
     def _suspect(self, waiting: _Waiting, now_s: float) -> None:
-        if self._line is None or not waiting.sent_s:
+        if self._line is None:
             return
-        silent_s = now_s - max(waiting.sent_s, self._line.stream.since_s)
+        silent_s = now_s - max(waiting.since_s, self._line.stream.since_s)
         if silent_s >= LATE_S:
             self._calls.suspect(self._line.stream, silent_s)
             self._silent.add(self._line)
@@ -420,6 +443,14 @@ class Batcher:
         elif not line.messages:
             self._line = None
             self._farewell = self._loop.create_task(say_farewell(line.stream))
+
+
+def _own(error: Exception) -> Exception:
+    """Returns an error for one caller: his says what becomes of his own chunk."""
+    own = copy.copy(error)
+    if isinstance(own, HoldfastError):
+        own.metadata = dict(own.metadata)
+    return own
 
 
 def _batch(rows: list[_Waiting], tag: int) -> pb.Batch:
