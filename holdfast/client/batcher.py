@@ -11,6 +11,7 @@ sent again in halves: no row suffers for what another one asks.
 import asyncio
 import contextlib
 import copy
+import math
 import time
 from collections import deque
 from typing import Any
@@ -45,11 +46,18 @@ MAX_BYTES = 1 << 20
 MAX_UNDER_WAY = 2
 """Messages of which nothing has come back: the server works on one while the other is on its way."""
 
+SPLIT_ROWS = 128
+"""So many rows leave in two halves: while callers take the replies to one, the server works on the other."""
+
 LATE_S = 0.05
 """A message is not waited for any longer before others leave."""
 
-IDLE_S = 5.0
-"""A stream without anything under way is ended after so long."""
+FIRST_RENEW_S, RENEW_S = 0.25, 32.0
+"""So long a stream is used where there are several replicas: at first a moment, since connections come up one
+after the other, then twice as long each time."""
+
+IDLE_S = 1.0
+"""A stream without anything under way is ended after so long: while it is open, gRPC is in use."""
 
 Reply = asyncio.Future[StepReply | None]
 
@@ -92,6 +100,7 @@ class _Line:
         self.stream = stream
         self.messages: dict[int, _Message] = {}
         self.tag = 0
+        self.opened_s = time.monotonic()
         self.reader: asyncio.Task[None] | None = None
         self.writer: asyncio.Task[None] | None = None
         self.is_answered = False
@@ -107,9 +116,11 @@ class Batcher:
     Args:
         calls: Of the client.
         stub: Of the connection.
+        renews: A stream is replaced now and then, so that replicas which came later get some.
     """
 
-    def __init__(self, calls: Calls, stub: Any) -> None:
+    def __init__(self, calls: Calls, stub: Any, *, renews: bool = False) -> None:
+        self._renew_s = FIRST_RENEW_S if renews else math.inf
         self._calls = calls
         self._stub = stub
         self._loop = asyncio.get_running_loop()
@@ -117,7 +128,8 @@ class Batcher:
         self._behind: dict[str, deque[_Waiting] | None] = {}
         self._unanswered: dict[_Waiting, None] = {}
         self._line: _Line | None = None
-        self._silent: set[_Line] = set()
+        self._left: set[_Line] = set()
+        self._ending: set[asyncio.Task[None]] = set()
         self._sender: asyncio.Task[None] | None = None
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_s = 0.0
@@ -127,7 +139,7 @@ class Batcher:
     @property
     def is_in_use(self) -> bool:
         """Whether it has a stream, or rows without a reply."""
-        return self._line is not None or bool(self._unanswered)
+        return self._line is not None or bool(self._unanswered or self._left)
 
     def submit(self, kind: Kind, row: Row, until_s: float) -> Reply:
         """Takes a row.
@@ -152,6 +164,12 @@ class Batcher:
             self._behind[row.session_id] = None
             self._enter(waiting)
         return waiting.reply
+
+    def open(self) -> None:
+        """Opens the stream, unless it is open."""
+        with contextlib.suppress(HoldfastError):  # the first chunk says so
+            self._open_line()
+            self._wake_at(time.monotonic() + IDLE_S)
 
     async def close(self) -> None:
         """Ends the stream in good form, if nothing is under way."""
@@ -204,6 +222,8 @@ class Batcher:
         queue = self._queues.pop(kind)
         most = min(self._most_rows.get(kind, MAX_ROWS), max(1, MAX_TOKENS // kind.token_count))
         most = min(most, max(1, self._most_bytes // (kind.token_count * max(1, kind.width) * 4)))
+        if len(queue) >= SPLIT_ROWS and (self._line is None or not self._line.messages):
+            most = min(most, len(queue) // 2)
         rows: list[_Waiting] = []
         followers = []
         while queue and len(rows) < most:
@@ -243,9 +263,21 @@ class Batcher:
         line.writer = None
 
     def _open_line(self) -> _Line:
+        line = self._line
+        if line is not None and time.monotonic() - line.opened_s > self._renew_s:
+            self._renew_s = min(2 * self._renew_s, RENEW_S)
+            self._leave(line)
         if self._line is None or self._line.stream.is_over:
             self._line = _Line(self._stub.StreamBatches(metadata=self._calls.metadata))
         return self._line
+
+    def _leave(self, line: _Line) -> None:
+        """Sends nothing more over a stream, which ends when nothing is under way on it."""
+        self._line = None
+        if line.messages:
+            self._left.add(line)
+        else:
+            self._end_well(line)
 
     # -- replies ------------------------------------------------------------------------------
 
@@ -261,9 +293,11 @@ class Batcher:
                 self._take(line, reply)
                 self._go()
             else:
-                if line in self._silent:
-                    self._silent.discard(line)
-                    await say_farewell(line.stream)
+                if line in self._left:
+                    self._left.discard(line)
+                    self._end_well(line)
+                else:
+                    self._wake_at(time.monotonic() + IDLE_S)
                 return
         except grpc.aio.AioRpcError as failure:
             error = from_rpc(failure)
@@ -284,7 +318,7 @@ class Batcher:
             error = ClientClosed("the client was closed during the call")
         if self._line is line:
             self._line = None
-        self._silent.discard(line)
+        self._left.discard(line)
         if line.writer is not None:  # grpc.aio does not tell everyone who writes that the call is over
             line.writer.cancel()
             if self._sender is line.writer:
@@ -334,7 +368,7 @@ class Batcher:
         digests = result.history_digests or [0] * len(rows)
         stamps = zip(result.positions, digests, strict=True)
         unanswered, errors, separate = self._unanswered, batch.errors, batch.separate_rows
-        batch.errors = {}  # raised, an error holds its caller's frames; the replies of others hold the batch
+        batch.errors = {}  # an error that is raised holds frames, and the replies of others hold the batch
         for row, (waiting, stamp) in enumerate(zip(rows, stamps, strict=True)):
             unanswered.pop(waiting, None)
             if waiting.reply.done():
@@ -415,10 +449,10 @@ class Batcher:
             self._give(waiting, silence)
         if self._line is not None:
             self._line.forget()
-        for line in tuple(self._silent):
+        for line in tuple(self._left):
             line.forget()
             if not line.messages:
-                self._silent.discard(line)
+                self._left.discard(line)
                 line.stream.cancel()
         if self._unanswered:
             self._wake_at(min(waiting.until_s for waiting in self._unanswered))
@@ -432,17 +466,20 @@ class Batcher:
         silent_s = now_s - max(waiting.since_s, self._line.stream.since_s)
         if silent_s >= LATE_S:
             self._calls.suspect(self._line.stream, silent_s)
-            self._silent.add(self._line)
             self._sender = None  # which may wait for room on this stream
-            self._line = None  # the next one may go to another replica; the reader of this one goes on
+            self._leave(self._line)  # the next one may go to another replica
 
     def _end_idle(self, line: _Line, now_s: float) -> None:
         left_s = line.stream.since_s + IDLE_S - now_s
         if left_s > 0:
             self._wake_at(now_s + left_s)
         elif not line.messages:
-            self._line = None
-            self._farewell = self._loop.create_task(say_farewell(line.stream))
+            self._leave(line)
+
+    def _end_well(self, line: _Line) -> None:
+        task = self._loop.create_task(say_farewell(line.stream))
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
 
 
 def _own(error: Exception) -> Exception:

@@ -26,13 +26,11 @@ def bearer(token: str | None) -> tuple[tuple[str, str], ...]:
 
 
 class Connections(Protocol):
-    """What is called over: `holdfast.client.transport.Transport`.
+    """What is called over: `holdfast.client.transport.Transport`."""
 
-    Attributes:
-        replica_count: Replicas behind each connection, as far as that is known.
-    """
-
-    replica_count: int
+    @property
+    def replica_count(self) -> int:
+        """Replicas behind each connection, as far as that is known."""
 
     @property
     def is_inherited(self) -> bool:

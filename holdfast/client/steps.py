@@ -24,7 +24,7 @@ class Steps:
 
     def __init__(self, calls: Calls) -> None:
         self._calls = calls
-        self._batchers: dict[tuple[Any, int], Batcher] = {}
+        self._batchers: dict[Any, list[Batcher]] = {}
 
     async def step(self, ledger: Ledger, entry: Entry, until_s: float, stub: Any) -> StepReply:
         """Sends a chunk once, over the connection of `stub`.
@@ -42,7 +42,6 @@ class Steps:
             HoldfastError: See `holdfast.errors`.
         """
         if not entry.asked.state and _size_bytes(entry.tokens) <= LARGE_BYTES:
-            self._calls.lifetime.check()
             row = ledger.to_row(entry)
             reply = self._batcher(stub.current(), row.session_id).submit(
                 ledger.kind_of(entry), row, until_s
@@ -60,17 +59,29 @@ class Steps:
         """Ends the streams of batches in good form, if nothing is under way on them."""
         batchers, self._batchers = self._batchers, {}
         if not self._calls.is_inherited:
-            await asyncio.gather(*(batcher.close() for batcher in batchers.values()))
+            await asyncio.gather(*(one.close() for several in batchers.values() for one in several))
 
     def _batcher(self, connection: Any, session_id: str) -> Batcher:
-        """Returns where a session's chunks go; gRPC gives each stream the next replica."""
+        """Returns where a session's chunks go: over a stream of its own to each replica.
+
+        gRPC gives streams that open one after the other one replica after the other. A session keeps its
+        stream, and so finds its state in the memory of its replica.
+        """
+        batchers = self._batchers.get(connection)
+        if batchers is None:
+            in_use = {
+                one: several for one, several in self._batchers.items() if any(s.is_in_use for s in several)
+            }
+            batchers = in_use[connection] = []
+            self._batchers = in_use
         count = self._calls.replica_count
-        place = connection, zlib.crc32(session_id.encode()) % count if count > 1 else 0
-        batcher = self._batchers.get(place)
-        if batcher is None:
-            self._batchers = {one: other for one, other in self._batchers.items() if other.is_in_use}
-            batcher = self._batchers[place] = Batcher(self._calls, connection)
-        return batcher
+        if len(batchers) < count:
+            batchers += [
+                Batcher(self._calls, connection, renews=count > 1) for _ in range(len(batchers), count)
+            ]
+            for batcher in batchers:
+                batcher.open()
+        return batchers[zlib.crc32(session_id.encode()) % count if count > 1 else 0]
 
 
 def _size_bytes(tokens: Tokens) -> int:

@@ -48,6 +48,21 @@ def is_local(target: str) -> bool:
     return all(_is_loopback(place) for place in places.split(","))
 
 
+def name_in(target: str) -> str:
+    """Returns the host name that a target has a resolver find addresses for; "" if it has none."""
+    scheme, colon, rest = target.partition(":")
+    if colon and scheme == "dns":
+        target = rest.rpartition("/")[2]
+    elif "/" in target or (colon and scheme in (*_LOCAL_SCHEMES, *_SCHEMES)):
+        return ""
+    host = target.rpartition(":")[0].strip("[]")
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    return ""
+
+
 def _has_port(target: str) -> bool:
     """Whether a target names its port; without one gRPC takes 443. Not all schemes have one."""
     scheme, colon, rest = target.partition(":")

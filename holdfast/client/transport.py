@@ -1,9 +1,12 @@
 """The connections of a client: how many, how they are opened, looked after, given up and let go of."""
 
 import asyncio
+import contextlib
 import functools
 import gc
+import socket
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 
@@ -12,7 +15,7 @@ import grpc.aio
 
 from holdfast.client import forks
 from holdfast.client.connection import FORK_POLL_S, Connection, Home, Stream
-from holdfast.client.targets import Options, is_local, to_target
+from holdfast.client.targets import Options, is_local, name_in, to_target
 from holdfast.client.tls import Files, Tls, channel_credentials, read_files
 
 GRACE_S = 30.0
@@ -62,9 +65,6 @@ class Transport:
         connections: Connections to each replica.
         http_proxy: Whether proxies of the environment are used for targets elsewhere.
 
-    Attributes:
-        replica_count: Replicas that the address names; a name that stands for several is one.
-
     Raises:
         ValueError: `connections` is less than 1, or an address is not HOST:PORT.
         OSError: A file of `tls` cannot be read, or a name in a list is not known.
@@ -91,7 +91,9 @@ class Transport:
         self._home = Home()
         self._connections = [Connection(self._home, self._open_channel) for _ in range(connections)]
         self._turn = 0
-        self.replica_count = target.count(",") + 1
+        self._replica_count = target.count(",") + 1
+        self._name = name_in(target)
+        self._counting: asyncio.Task[None] | None = None
         self._retiring: dict[asyncio.Task[None], Connection] = {}
         forks.keep_in_children(self)
 
@@ -99,6 +101,13 @@ class Transport:
     def is_inherited(self) -> bool:
         """Whether this is a child of the process that made it."""
         return self._home.is_inherited
+
+    @property
+    def replica_count(self) -> int:
+        """Replicas behind each connection; 1 until a name was looked up, which the first call begins."""
+        if self._name and self._counting is None:
+            self._counting = asyncio.get_running_loop().create_task(self._count())
+        return self._replica_count
 
     @property
     def is_closed(self) -> bool:
@@ -165,6 +174,13 @@ class Transport:
             await asyncio.gather(*retiring, return_exceptions=True)
         for connection in (*self._connections, *retiring.values()):
             await connection.close()
+
+    async def _count(self) -> None:
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(OSError):  # gRPC says what is wrong with the name
+            found = await loop.getaddrinfo(self._name, None, type=socket.SOCK_STREAM)
+            per_family = Counter(family for family, *_ in set(found))
+            self._replica_count = max(per_family.values(), default=1)
 
     @property
     def is_open(self) -> bool:

@@ -7,8 +7,7 @@ is taken until it is settled: see `holdfast.client.ledger`. What is done about f
 """
 
 import asyncio
-import contextlib
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Unpack
 
 from numpy.typing import NDArray
@@ -21,7 +20,6 @@ from holdfast.client.fate import (
     tell_fate,
     tell_nothing_applied,
     tell_pending,
-    telling_pending,
 )
 from holdfast.client.fetching import END
 from holdfast.client.ledger import Asked, Entry, Ledger
@@ -106,15 +104,16 @@ class Writer:
         **options: Unpack[ReplyOptions],
     ) -> StepReply:
         """Does what `AsyncSession.step` says."""
-        with _nothing_sent():
+        try:
             asked = self._asked(**options)
             wanted = normalise(tokens)
             if position is not None:
                 position = whole_number("position", position, at_least=0, at_most=MAX_POSITION)
+        except (ValueError, TypeError) as error:
+            error.add_note("Nothing was sent.")
+            raise
         deadline_s = self._calls.deadline_s(timeout_s)
-        with telling_pending(self._ledger):
-            self._calls.lifetime.check_before_sending()
-            await self._turn.take("a step", self._calls.left_s(deadline_s))
+        await self._begin("a step", deadline_s)
         try:
             return await self._step(wanted, position, asked, deadline_s)
         finally:
@@ -123,9 +122,7 @@ class Writer:
     async def settle(self, timeout_s: float | None = None) -> list[StepReply]:
         """Does what `AsyncSession.settle` says."""
         deadline_s = self._calls.deadline_s(timeout_s)
-        with telling_pending(self._ledger):
-            self._calls.lifetime.check_before_sending()
-            await self._turn.take("a settlement", self._calls.left_s(deadline_s))
+        await self._begin("a settlement", deadline_s)
         try:
             entries = list(self._ledger.entries)
             for entry in entries:
@@ -217,6 +214,15 @@ class Writer:
 
     # -- one chunk --------------------------------------------------------------------------------
 
+    async def _begin(self, what: str, deadline_s: float) -> None:
+        """Gets the session for a call; the error says what is pending all the same."""
+        try:
+            self._calls.lifetime.check_before_sending()
+            await self._turn.take(what, self._calls.left_s(deadline_s))
+        except HoldfastError as error:
+            tell_pending(error, self._ledger)
+            raise
+
     async def _step(
         self, tokens: Tokens, position: int | None, asked: Asked, deadline_s: float
     ) -> StepReply:
@@ -256,7 +262,8 @@ class Writer:
     async def _send(self, entry: Entry, deadline_s: float) -> None:
         attempt = 0
         while True:
-            self._calls.lifetime.check()
+            if attempt:
+                self._calls.lifetime.check()
             was_unsure, entry.is_unsure = entry.is_unsure, True
             try:
                 reply = await self._call(entry, attempt, deadline_s)
@@ -298,6 +305,8 @@ class Writer:
         ack_level: str | None = None,
     ) -> Asked:
         level = self._calls.ack_level if ack_level is None else ack_level
+        if top_k is None and token_log_prob is False and outputs is None and state is False:
+            return Asked(None, to_number(level))  # most calls
         selected = selection(top_k, token_log_prob, outputs, state)
         serialised = None if selected is None else selected.SerializeToString()
         return Asked(serialised, to_number(level), bool(state))
@@ -362,13 +371,3 @@ def _brought(fetch: "asyncio.Future[Any]") -> Any:
         fetch.get_loop().call_exception_handler({"message": message, "exception": error, "future": fetch})
         return END
     return fetch.result()
-
-
-@contextlib.contextmanager
-def _nothing_sent() -> Iterator[None]:
-    """Has errors about what the caller gave say that nothing was sent."""
-    try:
-        yield
-    except (ValueError, TypeError) as error:
-        error.add_note("Nothing was sent.")
-        raise

@@ -170,7 +170,8 @@ class StreamingInferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def StreamBatches(self, request_iterator, context):
-        """StepBatch as a stream; replies keep the order of the requests. It ends as StreamSteps does.
+        """StepBatch as a stream; replies keep the order of the requests, except for those `in_parts`. It ends as
+        StreamSteps does.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

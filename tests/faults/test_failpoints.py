@@ -16,7 +16,7 @@ from tests.support.waiting import wait_for
 
 TEXT = b"def f(x):\n    return x + 1\n"
 ALLOWED = "--allow-failpoints"
-MOST_SESSIONS = 10
+MOST_SESSIONS = 1000
 
 pytestmark = pytest.mark.faults
 

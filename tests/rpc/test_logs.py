@@ -44,7 +44,7 @@ def test_every_line_of_every_process_is_an_object_and_signals_change_the_level(t
                     >= {*processes}
                 )
             )
-            session.step("secret text")
+            session.step("secret text", state=True)  # alone, so that it is a call of its own
             [call] = wait_for(lambda: lines_with(server, message="a call ended", method="Step"))
             os.kill(server.pid, signal.SIGUSR2)
             usual = {"message": "lines from level info on are logged"}

@@ -1,45 +1,24 @@
 """The contract as Node reads it: with @grpc/grpc-js, from the .proto itself, in numbers of JavaScript."""
 
 import json
-import os
 import re
-import shutil
 import subprocess
-import sys
-from pathlib import Path
 
-import google.rpc
 import pytest
 
 from holdfast.v1 import holdfast_pb2 as pb
-from tests.docs.pages import ROOT, blocks
+from tests.docs.pages import blocks
+from tests.support.node import GOOGLEAPIS, ROOT, node_environment
 
 CLIENT = ROOT / "tests" / "node" / "client.cjs"
-MODULES = Path(sys.prefix) / "node" / "node_modules"
-GOOGLEAPIS = next(
-    folder
-    for folder in (Path(path).parents[1] for path in google.rpc.__path__)
-    if (folder / "google").is_dir()
-)
-REQUIRE_NODE = "HOLDFAST_TEST_REQUIRE_NODE"
-"""Set where Node must be there, so that its test cannot be skipped without a word."""
 
 
 @pytest.fixture(scope="module")
 def said(server):
     """Runs the client against the server; returns what it printed."""
-    reason = None
-    if shutil.which("node") is None:
-        reason = "node is not on PATH, so the contract is not tried from it"
-    elif not MODULES.is_dir():
-        reason = f"{MODULES} is not there: make .venv/.node"
-    if reason is not None:
-        if os.environ.get(REQUIRE_NODE):
-            pytest.fail(reason)
-        pytest.skip(reason)
     done = subprocess.run(
         ["node", str(CLIENT), server.address, str(ROOT / "proto"), str(GOOGLEAPIS)],
-        env={**os.environ, "NODE_PATH": str(MODULES)}, capture_output=True, text=True, timeout=60,
+        env=node_environment(), capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -79,4 +58,6 @@ def test_errors_say_their_reason_to_node(said):
 def test_the_page_shows_what_runs():
     text = CLIENT.read_text()
     [example] = re.findall(r"^// example\n(.*?)^// example ends$", text, re.DOTALL | re.MULTILINE)
-    assert [block.text for block in blocks("javascript")] == [example]
+    shown, technique = [block.text for block in blocks("javascript")]
+    assert shown == example
+    assert technique in (ROOT / "docs" / "guides" / "node" / "batches.cjs").read_text()

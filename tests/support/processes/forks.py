@@ -16,6 +16,7 @@ import time
 import grpc.aio
 
 import holdfast
+from holdfast.client.batcher import IDLE_S
 from holdfast.errors import ClientForked, HoldfastError, InvalidRequest
 
 FORKS = 20
@@ -227,14 +228,15 @@ def busy(address):
 
 
 def idle_async(address):
-    """A client of asyncio that has no call under way lets go of gRPC when its own loop forks."""
+    """A client of asyncio that has been idle for a moment lets go of gRPC when its own loop forks."""
 
     async def parent():
         async with holdfast.AsyncClient(address, timeout_s=10) as client:
             session = await client.open_session(model=MODEL)
-            for position in range(1, 6):
-                in_child(lambda: use(address))
+            for position in range(1, 3):
                 assert (await session.step("a")).position == position
+                await asyncio.sleep(IDLE_S + 0.5)
+                in_child(lambda: use(address))
 
     asyncio.run(parent())
 
