@@ -53,8 +53,8 @@ LATE_S = 0.05
 """A message is not waited for any longer before others leave."""
 
 FIRST_RENEW_S, RENEW_S = 0.25, 32.0
-"""So long a stream is used where there are several replicas: at first a moment, since connections come up one
-after the other, then twice as long each time."""
+"""So long a stream is used where there are several replicas: at first a moment, since connections come up
+one after the other, then twice as long each time."""
 
 IDLE_S = 1.0
 """A stream without anything under way is ended after so long: while it is open, gRPC is in use."""
