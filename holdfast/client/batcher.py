@@ -47,7 +47,7 @@ MAX_UNDER_WAY = 2
 """Messages of which nothing has come back: the server works on one while the other is on its way."""
 
 SPLIT_ROWS = 128
-"""So many rows leave in two halves: while callers take the replies to one, the server works on the other."""
+"""So many rows leave in two halves: callers take the replies to one while the server works on the other."""
 
 LATE_S = 0.05
 """A message is not waited for any longer before others leave."""
