@@ -112,7 +112,10 @@ class Writer:
     async def act(self):
         """Does one thing, whatever comes of it."""
         session_id = self._draw.choice(self._session_ids)
-        acts = self._step, self._step, self._stream, self._stream, self._together, self._batch, self._leave
+        acts = (
+            self._step, self._step, self._stream, self._stream, self._together, self._together, self._batch,
+            self._leave,
+        )  # fmt: skip
         if self._draw.random() < OWN_SHARE:
             if self._draw.random() < 0.3:  # it is done with that one
                 self._sessions.pop(self.own_id, None)
