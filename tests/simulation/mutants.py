@@ -124,14 +124,6 @@ OWN = (
         (),
     ),
     Protection(
-        "a message is answered only once nobody waits for it",
-        "holdfast/client/batcher.py",
-        "            if message.is_settled:\n",
-        "            if True:\n",
-        "",
-        (),
-    ),
-    Protection(
         "who waits to run apart is answered when the server leaves",
         "service/engine/failures.py",
         "            if self._is_stopping:\n",
