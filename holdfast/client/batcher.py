@@ -22,6 +22,7 @@ import numpy as np
 from holdfast.client.batch_reply import BatchReply, RowReply
 from holdfast.client.calls import Calls
 from holdfast.client.farewell import say_farewell
+from holdfast.client.fate import leaves_unsure
 from holdfast.client.ledger import Kind, Row
 from holdfast.client.reply import StepReply
 from holdfast.client.status import from_rpc, from_status
@@ -49,7 +50,7 @@ MAX_UNDER_WAY = 2
 """Messages of one pace of which nothing has come back: the server works on one, the other is on its way."""
 
 SPLIT_ROWS = 128
-"""So many rows leave in two halves: while callers take the replies to one, the server works on another."""
+"""So many rows leave in two halves: callers take the replies to one while the server works on the other."""
 
 LATE_S = 0.05
 """A message is not waited for any longer before others leave."""
@@ -75,10 +76,10 @@ class Sent:
     Attributes:
         reply: Of the row; None where it has to be sent alone. Raises HoldfastError.
         until_s: Monotonic time at which it is given up.
-        sent_s: Of its message; 0 is not yet.
+        since_s: Monotonic time at which it was taken, or sent.
     """
 
-    __slots__ = ("_batcher", "kind", "reply", "row", "sent_s", "until_s")
+    __slots__ = ("_batcher", "kind", "reply", "row", "since_s", "until_s")
 
     def __init__(self, kind: Kind, row: Row, batcher: "Batcher", reply: Reply) -> None:
         self._batcher = batcher
@@ -86,7 +87,7 @@ class Sent:
         self.row = row
         self.reply = reply
         self.until_s = math.inf
-        self.sent_s = 0.0
+        self.since_s = time.monotonic()
 
     def limit(self, until_s: float) -> None:
         """Sets when it is given up."""
@@ -97,15 +98,20 @@ class Sent:
 class _Message:
     """Rows on their way."""
 
-    __slots__ = ("is_answered", "kind", "left_count", "number", "rows", "sent_s")
+    __slots__ = ("is_answered", "kind", "number", "rows", "sent_s", "size_bytes")
 
     def __init__(self, kind: Kind, rows: list[Sent], sent_s: float) -> None:
         self.kind = kind
         self.rows = rows
         self.sent_s = sent_s
-        self.left_count = len(rows)
+        self.size_bytes = 0
         self.is_answered = False  # some rows are
         self.number = 0  # in the recorded history
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return all(waiting.reply.done() for waiting in self.rows)
 
 
 class _Line:
@@ -117,15 +123,12 @@ class _Line:
         self.tag = 0
         self.opened_s = time.monotonic()
         self.reader: asyncio.Task[None] | None = None
+        self.writer: asyncio.Task[None] | None = None
         self.is_answered = False
 
     def forget(self) -> None:
         """Forgets the messages that nobody waits for any more."""
-        self.messages = {
-            tag: message
-            for tag, message in self.messages.items()
-            if not all(waiting.reply.done() for waiting in message.rows)
-        }
+        self.messages = {tag: message for tag, message in self.messages.items() if not message.is_settled}
 
 
 class Batcher:
@@ -239,7 +242,6 @@ class Batcher:
         if len(queue) >= SPLIT_ROWS and (self._line is None or not self._line.messages):
             most = min(most, len(queue) // 2)
         rows: list[Sent] = []
-        now_s = time.monotonic()
         followers = []
         while queue and len(rows) < most:
             waiting = queue.popleft()
@@ -247,31 +249,35 @@ class Batcher:
             if line:
                 followers.append(line.popleft())
                 self._behind[waiting.row.session_id] = line or None
-            if not waiting.reply.done():
-                waiting.sent_s = now_s
+            if waiting.reply.done():
+                self._unanswered.pop(waiting, None)
+            else:
                 rows.append(waiting)
         if queue:
             self._queues[kind] = queue
         for follower in followers:
             self._enter(follower)
-        return _Message(kind, rows, now_s)
+        return _Message(kind, rows, time.monotonic())
 
     async def _write(self, message: _Message) -> None:
         try:
             line = self._open_line()
             line.tag += 1
             request = pb.StreamBatchesRequest(batch=_batch(message.rows, line.tag))
+            message.size_bytes = request.ByteSize()
+            if self._calls.history is not None:
+                message.number = self._calls.history.sent("StreamBatches", request)
         except Exception as error:  # noqa: BLE001 -- whatever it is, their callers wait
             self._fail(message, error)
             return
-        if self._calls.history is not None:
-            message.number = self._calls.history.sent("StreamBatches", request)
         line.messages[line.tag] = message
         if line.reader is None:
             line.reader = self._loop.create_task(self._read(line))
+        line.writer = self._sender
         # how the stream has ended is for its reader to see
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError, ClientClosed):
             await line.stream.write(request)
+        line.writer = None
 
     def _open_line(self) -> _Line:
         line = self._line
@@ -316,6 +322,9 @@ class Batcher:
             error = failure
         except asyncio.CancelledError:
             error = ServerUnavailable("the stream was cut")
+        except Exception as failure:  # noqa: BLE001 -- whatever it is, their callers wait
+            error = HoldfastError(f"a reply to a batch makes no sense: {failure!r}")
+            line.stream.cancel()
         finally:
             line.reader = None
         self._end(line, error)
@@ -327,17 +336,26 @@ class Batcher:
         if self._line is line:
             self._line = None
         self._left.discard(line)
-        if isinstance(error, MessageTooLarge):
-            self._most_bytes = max(1024, self._most_bytes // 2)
-        # some servers let no more streams in, and a message may be too large only for a stream
-        alone = isinstance(error, MessageTooLarge) or (
-            isinstance(error, Overloaded) and not line.is_answered
-        )
+        if line.writer is not None:  # grpc.aio does not tell everyone who writes that the call is over
+            line.writer.cancel()
+            if self._sender is line.writer:
+                self._sender = None
+        # some servers let no more streams in
+        was_let_in = line.is_answered or "requests_read" in error.metadata
+        too_large = None
+        if isinstance(error, MessageTooLarge):  # perhaps only for a stream
+            was_let_in = True
+            too_large = max(line.messages.values(), key=lambda message: message.size_bytes, default=None)
+            if too_large is not None:
+                self._most_bytes = max(1024, min(self._most_bytes, too_large.size_bytes) // 2)
+        final = error
+        if was_let_in and not leaves_unsure(error):  # that is about the stream, not about what was read
+            final = ServerUnavailable(f"the stream has ended: {error.message}")
         for message in line.messages.values():
-            if alone:
+            if message is too_large or (isinstance(final, Overloaded) and not was_let_in):
                 self._send_alone(message, error)
             else:
-                self._fail(message, error)
+                self._fail(message, final)
         line.messages.clear()
         self._go()
 
@@ -354,10 +372,9 @@ class Batcher:
         else:
             numbers = response.result.rows
             message.is_answered = True
-            message.left_count -= len(numbers) or len(message.rows)
-            if message.left_count <= 0:
-                del line.messages[tag]
             self._settle(response.result, [message.rows[row] for row in numbers] or message.rows)
+            if message.is_settled:
+                del line.messages[tag]
             if message.kind in self._most_rows:
                 self._allow(message.kind, self._most_rows[message.kind] + 1)
         if self._calls.history is not None:
@@ -367,9 +384,11 @@ class Batcher:
         """Gives each row what a reply says of it."""
         batch = BatchReply(result, [waiting.row.session_id for waiting in rows])
         replayed = set(result.replayed_rows)
-        stamps = zip(result.positions, result.history_digests, strict=True)
+        digests = result.history_digests or [0] * len(rows)
+        stamps = zip(result.positions, digests, strict=True)
         size_bytes = result.ByteSize() // len(rows)
         unanswered, errors, separate = self._unanswered, batch.errors, batch.separate_rows
+        batch.errors = {}  # an error that is raised holds frames, and the replies of others hold the batch
         for row, (waiting, stamp) in enumerate(zip(rows, stamps, strict=True)):
             unanswered.pop(waiting, None)
             if waiting.reply.done():
@@ -397,9 +416,13 @@ class Batcher:
         if len(message.rows) == 1 or error.retryable:
             self._fail(message, error)
             return
-        rows = [waiting for waiting in message.rows if not waiting.reply.done()]
-        for waiting in rows:
-            self._behind.setdefault(waiting.row.session_id, None)
+        rows = []
+        for waiting in message.rows:
+            if waiting.reply.done():
+                self._unanswered.pop(waiting, None)
+            else:
+                rows.append(waiting)
+                self._behind.setdefault(waiting.row.session_id, None)
         self._queues[message.kind] = deque([*rows, *self._queues.get(message.kind, ())])
 
     def _allow(self, kind: Kind, row_count: int) -> None:
@@ -411,10 +434,10 @@ class Batcher:
             del self._most_rows[next(iter(self._most_rows))]
 
     def _fail(self, message: _Message, error: Exception) -> None:
-        if self._calls.history is not None:
-            self._calls.history.failed(message.number, error)
         for waiting in message.rows:
-            self._give(waiting, copy.copy(error))  # each caller's says what becomes of his own chunk
+            self._give(waiting, _own(error))
+        if self._calls.history is not None and message.number:
+            self._calls.history.failed(message.number, error)
 
     def _send_alone(self, message: _Message, error: HoldfastError) -> None:
         if self._calls.history is not None:
@@ -468,9 +491,9 @@ class Batcher:
             self._end_idle(self._line, now_s)
 
     def _suspect(self, waiting: Sent, now_s: float) -> None:
-        if self._line is None or not waiting.sent_s:
+        if self._line is None:
             return
-        silent_s = now_s - max(waiting.sent_s, self._line.stream.since_s)
+        silent_s = now_s - max(waiting.since_s, self._line.stream.since_s)
         if silent_s >= LATE_S:
             self._calls.suspect(self._line.stream, silent_s)
             self._sender = None  # which may wait for room on this stream
@@ -487,6 +510,14 @@ class Batcher:
         task = self._loop.create_task(say_farewell(line.stream))
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
+
+
+def _own(error: Exception) -> Exception:
+    """Returns an error for one caller: his says what becomes of his own chunk."""
+    own = copy.copy(error)
+    if isinstance(own, HoldfastError):
+        own.metadata = dict(own.metadata)
+    return own
 
 
 def _batch(rows: list[Sent], tag: int) -> pb.Batch:
@@ -520,5 +551,5 @@ def _batch(rows: list[Sent], tag: int) -> pb.Batch:
 
 def _timeout_s(rows: list[Sent]) -> float:
     """Returns how long the longest limit of rows lasts; 0 is no limit."""
-    left_s = max(sent.until_s for sent in rows) - rows[0].sent_s
+    left_s = max(sent.until_s for sent in rows) - time.monotonic()
     return max(0.001, left_s) if left_s < math.inf else 0.0

@@ -6,6 +6,8 @@ from typing import Any
 
 import grpc.aio
 
+from holdfast.errors import ClientClosed
+
 FAREWELL_S = 1.0
 
 
@@ -14,7 +16,7 @@ async def say_farewell(call: Any) -> None:
 
     How it ends is of no consequence: everything was answered.
     """
-    with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError):
+    with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError, ClientClosed):
         async with asyncio.timeout(FAREWELL_S):
             await call.done_writing()
             await call.code()

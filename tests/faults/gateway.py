@@ -2,7 +2,8 @@
 
 It forwards every rpc byte for byte over real sockets and knows no message: only the id of a session, which
 it finds by its look, so that each case has dice of its own. The same seed gives a case the same faults,
-call by call; which call comes when is up to the processes.
+call by call; which call comes when is up to the processes. A message with chunks of several cases has the
+faults of its first one, unless one of them is to be left alone.
 """
 
 import asyncio
@@ -140,10 +141,14 @@ class Gateway:
         dice = self._dice.get(case)
         return dice.late_s(bounds) if dice is not None else bounds[0]
 
-    def start(self, case, coroutine):
-        """Runs something to its end, whoever gives it up."""
+    def draw_for(self, cases, table, rate):
+        """Returns the fault of a message with chunks of these cases, or None."""
+        return None if self._calm & set(cases) else self.draw(next(iter(cases), None), table, rate)
+
+    def start(self, cases, coroutine):
+        """Runs something of these cases to its end, whoever gives it up."""
         task = asyncio.create_task(coroutine)
-        if case is not None:
+        for case in cases:
             self._under_way[case].add(task)
             task.add_done_callback(self._under_way[case].discard)
         task.add_done_callback(_retrieve)
@@ -153,22 +158,23 @@ class Gateway:
 
     async def call(self, method, request, context):
         """Handles a call with one request and one reply."""
-        case = case_of(request)
-        what = self.draw(case, CALL_FAULTS, RATES[0])
+        cases = cases_of(request)
+        case = next(iter(cases), None)
+        what = self.draw_for(cases, CALL_FAULTS, RATES[0])
         if what == "refused":
             await _refuse(context)
         if what == "never forwarded":
             await asyncio.Event().wait()
         if what == "forwarded late":
-            self.start(case, self._forward(method, request, self.late_s(case)))
+            self.start(cases, self._forward(method, request, self.late_s(case)))
             await _refuse(context)
         if what == "stood still":
             await asyncio.sleep(self.late_s(case, STILL_S))
-        forwarded = self.start(case, self._forward(method, request))
+        forwarded = self.start(cases, self._forward(method, request))
         if what == "forwarded twice":
-            forwarded = self.start(case, self._forward(method, request))
+            forwarded = self.start(cases, self._forward(method, request))
         if what == "forwarded twice, once late":
-            self.start(case, self._forward(method, request, self.late_s(case)))
+            self.start(cases, self._forward(method, request, self.late_s(case)))
         try:
             reply = await asyncio.shield(forwarded)
         except grpc.aio.AioRpcError as error:
@@ -187,17 +193,26 @@ class Gateway:
 
     async def stream(self, method, requests, context):
         """Handles a call with many requests and replies."""
-        await _Stream(self, self._channel.stream_stream(method), context).run(requests)
+        answers_in_order = not method.endswith("Batches")
+        await _Stream(self, self._channel.stream_stream(method), context, answers_in_order).run(requests)
 
 
 class _Stream:
-    """One stream through the gateway."""
+    """One stream through the gateway.
 
-    def __init__(self, gateway, method, context):
+    Args:
+        gateway: Whose dice it uses.
+        method: Calls the server.
+        context: Of the client's call.
+        answers_in_order: Each message has one reply, so those to second copies can be told; else they pass.
+    """
+
+    def __init__(self, gateway, method, context, answers_in_order):
         self._gateway = gateway
         self._method = method
         self._context = context
-        self._case = None
+        self._answers_in_order = answers_in_order
+        self._cases = {}  # of its messages; an ordered set
         self._call = method(timeout=60)
         self._is_extra = deque()  # of every reply to come: whether it answers a second copy
         self._is_over = False
@@ -222,19 +237,24 @@ class _Stream:
             up.cancel()
             up.add_done_callback(_retrieve)
             self._is_over = True
-            self._gateway.start(self._case, self._see_out(down))
+            self._gateway.start(self._cases, self._see_out(down))
+
+    @property
+    def _first(self):
+        return next(iter(self._cases), None)
 
     async def _up(self, requests):
         async for request in requests:
-            self._case = case_of(request) if self._case is None else self._case
-            what = self._gateway.draw(self._case, MESSAGE_FAULTS, RATES[1])
+            cases = cases_of(request)
+            self._cases |= cases
+            what = self._gateway.draw_for(cases, MESSAGE_FAULTS, RATES[1])
             if what == "message cut":
                 raise Cut
             if what == "messages forwarded late":
                 await self._hold(request, requests)
                 raise Cut
             if what == "message stood still":
-                await asyncio.sleep(self._gateway.late_s(self._case, STILL_S))
+                await asyncio.sleep(self._gateway.late_s(self._first, STILL_S))
             for copy in range(1 + (what == "message forwarded twice")):
                 self._is_extra.append(copy > 0)
                 try:
@@ -247,22 +267,23 @@ class _Stream:
 
     async def _down(self):
         while (reply := await self._call.read()) is not grpc.aio.EOF:
-            if self._is_extra.popleft() or self._is_over:
+            is_extra = self._answers_in_order and self._is_extra.popleft()
+            if is_extra or self._is_over:
                 continue
-            what = self._gateway.draw(self._case, REPLY_FAULTS, RATES[2])
+            what = self._gateway.draw_for(cases_of(reply) or self._cases, REPLY_FAULTS, RATES[2])
             if what == "reply cut":
                 raise Cut
             if what == "reply swallowed":
                 await asyncio.Event().wait()
             if what == "reply late":
-                await asyncio.sleep(self._gateway.late_s(self._case))
+                await asyncio.sleep(self._gateway.late_s(self._first))
             await self._context.write(reply)
             if what == "reply passed, then cut":
                 raise Cut
 
     async def _see_out(self, down):
         """Ends the call a moment after the client has: what was forwarded may still arrive."""
-        await asyncio.sleep(self._gateway.late_s(self._case, STILL_S))
+        await asyncio.sleep(self._gateway.late_s(self._first, STILL_S))
         down.cancel()
         down.add_done_callback(_retrieve)
         self._call.cancel()
@@ -277,11 +298,12 @@ class _Stream:
         except TimeoutError:
             pass
         finally:
-            self._gateway.start(self._case, self._deliver(held))
+            cases = {case: None for message in held for case in cases_of(message)}
+            self._gateway.start(cases, self._deliver(held))
 
     async def _deliver(self, requests):
         """Delivers messages of a stream that has ended, on another one."""
-        await asyncio.sleep(self._gateway.late_s(self._case))
+        await asyncio.sleep(self._gateway.late_s(self._first))
         call = self._method(timeout=20)
         for request in requests:
             await call.write(request)
@@ -308,10 +330,9 @@ class _Handler(grpc.GenericRpcHandler):
         return grpc.unary_unary_rpc_method_handler(call)
 
 
-def case_of(request):
-    """Returns the number of the case that a request belongs to; None if it says none."""
-    found = NAME.search(request)
-    return None if found is None else int(found[1])
+def cases_of(message):
+    """Returns the numbers of the cases that a message belongs to, as the keys of a dict, in order."""
+    return {int(number): None for number in NAME.findall(message)}
 
 
 async def _refuse(context):

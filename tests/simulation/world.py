@@ -115,7 +115,7 @@ class World:
         self.meant = []
         self._leaving = []
         self._folder = folder
-        session_count = 1 if is_alike else draw.choice([1, 1, 2, 3, 6])
+        session_count = 1 if is_alike else draw.choice([1, 1, 2, 3, 6, 12])
         self._session_ids = [f"s{number}" for number in range(session_count)]
         self.writers = [self._new_writer(number) for number in range(draw.choice([2, 4, 8]))]
 

@@ -112,7 +112,10 @@ class Writer:
     async def act(self):
         """Does one thing, whatever comes of it."""
         session_id = self._draw.choice(self._session_ids)
-        acts = self._step, self._step, self._stream, self._stream, self._together, self._batch, self._leave
+        acts = (
+            self._step, self._step, self._stream, self._stream, self._together, self._together, self._batch,
+            self._leave,
+        )  # fmt: skip
         if self._draw.random() < OWN_SHARE:
             if self._draw.random() < 0.3:  # it is done with that one
                 self._sessions.pop(self.own_id, None)
@@ -172,13 +175,15 @@ class Writer:
         return tokens
 
     async def _step(self, session_id):
-        session = await self._opened(session_id)
+        await self._step_once(await self._opened(session_id), self._tokens())
+
+    async def _step_once(self, session, tokens):
+        """Steps a session, now and then with a short time limit or another level; some are given up."""
         options = {}
         if self._draw.random() < 0.1:
             options["timeout_s"] = self._draw.choice([0.001, 0.01, 0.3])
         if self._draw.random() < 0.2:
             options["ack_level"] = self._draw.choice(self._world.ack_levels)
-        tokens = self._tokens()
         self._world.means(session, tokens, len(tokens))
         work = session.step(tokens, outputs=True, **options)
         if self._draw.random() < 0.1:
@@ -208,16 +213,31 @@ class Writer:
                     break
 
     async def _together(self, _):
-        """Steps every session at the same time, by as many tokens."""
+        """Steps all its sessions at the same time, a few times, most of them by as many tokens."""
+        sessions = []
+        for session_id in [*self._session_ids, self.own_id]:
+            try:
+                sessions.append(await self._opened(session_id))
+            except HoldfastError as error:
+                await self._failed("together", session_id, error)
         count = self._draw.randint(1, self._world.most_tokens)
-        sessions = [await self._opened(session_id) for session_id in self._session_ids]
-        works = [session.step(self._tokens()[:1] * count, outputs=True) for session in sessions]
-        results = await asyncio.gather(*works, return_exceptions=True)
-        for session, result in zip(sessions, results, strict=True):
-            if isinstance(result, HoldfastError):
-                await self._failed("together", session.session_id, result)
-            elif isinstance(result, BaseException):
-                raise result
+        for _ in range(self._draw.randint(1, 4)):
+            works = [self._one_of_many(session, count) for session in sessions]
+            sessions = [session for session in await asyncio.gather(*works) if session is not None]
+
+    async def _one_of_many(self, session, count):
+        """Steps a session, now or in a moment; returns it, if all is well."""
+        if self._draw.random() < 0.3:
+            await asyncio.sleep(self._draw.expovariate(1 / 0.001))
+        tokens = self._tokens()
+        if self._draw.random() < 0.8:
+            tokens = (tokens * count)[-count:]
+        try:
+            await self._step_once(session, tokens)
+        except HoldfastError as error:
+            await self._failed("together", session.session_id, error)
+            return None
+        return None if session.pending else session
 
     async def _batch(self, _):
         ids = self._session_ids
