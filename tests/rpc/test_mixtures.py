@@ -1,7 +1,7 @@
 """Whatever callers do at the same time, each gets what it would have had alone: mixtures drawn from seeds.
 
 Each mixture is a few dozen callers over fewer sessions of the hash model, on clients that send steps
-together. A session with one writer, who neither gives up nor asks for what is wrong, must not see any error.
+together. A session with one writer, who neither gives up nor asks for what is wrong, must see no error.
 Of the others every reply must continue the history of its session, and in the end one chain of the chunks
 that were sent leads to what is stored, with each chunk that was answered in it, once.
 """
