@@ -15,7 +15,7 @@ from service.engine.limits import EngineLimits
 from service.engine.rows import NOT_GIVEN, Asked, Message, Rows, token_sums
 from service.rpc.batches import BatchCall, BatchLimits
 from service.store.keys import session_key
-from tests.support.fakes import FakeModels, PoisonModel, encode_totals, open_session
+from tests.support.fakes import FakeModels, PoisonModel, open_session
 from tests.unit.test_driver import send, submit
 
 
@@ -261,9 +261,7 @@ async def test_a_message_that_is_answered_is_let_go_of_at_once(start, store, mod
 async def test_rows_that_take_longer_hold_up_no_others(store):
     """One that stalls is answered in a part of its own."""
     model = PoisonModel()
-    engine = Driver(
-        FakeModels(model), store, lambda _: None, EngineLimits(run_timeout_s=1.0), encode_totals
-    )
+    engine = Driver(FakeModels(model), store, lambda _: None, EngineLimits(run_timeout_s=1.0))
     engine.start()
     for name in "abc":
         open_session(store, session_key("default", name).decode(), model)
