@@ -10,7 +10,7 @@ the order of arrival is the same in all of them.
 """
 
 from collections import deque
-from collections.abc import Collection, Hashable, Iterable
+from collections.abc import Collection, Hashable, Iterable, KeysView
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -50,6 +50,11 @@ class Queue(Generic[Key, Item]):
     def __contains__(self, key: Key) -> bool:
         """Whether the session has chunks waiting or is held."""
         return key in self._lines
+
+    @property
+    def busy(self) -> KeysView[Key]:
+        """The sessions that have chunks waiting or are held, now and later."""
+        return self._lines.keys()
 
     def push(self, key: Key, item: Item) -> None:
         """Adds a chunk behind those of its session.
