@@ -134,16 +134,16 @@ class Cache:
         tails: Sequence[bytes],
         verified_s: float,
     ) -> None:
-        for key in self.slots.keys() & keys:
-            self.discard(key)
+        if not self.slots.keys().isdisjoint(keys):
+            for key in keys:
+                self.discard(key)
         slots = self._claim(len(keys))
         number = self._number(model)
         fixed_bytes = ENTRY_BYTES + model.contract.state_bytes
         columns = np.empty((len(keys), _COLUMN_COUNT), np.int64)
         columns[:, _STAMP], columns[:, _NONCE], columns[:, _MODEL] = stamps, nonces, number
         columns[:, _ROW] = self._states[number].claim(states)
-        columns[:, _SIZE] = list(map(len, keys))
-        columns[:, _SIZE] += fixed_bytes
+        columns[:, _SIZE] = np.fromiter(map(len, keys), np.int64, len(keys)) + fixed_bytes
         self._columns[slots] = columns
         self._verified_s[slots] = verified_s
         self._turn += 1
@@ -242,7 +242,7 @@ class Cache:
         target_bytes = self._max_bytes - self._max_bytes // (2 * _OLDEST_SHARE)
         live = np.flatnonzero(self._used)
         count = 1 + (len(live) - 1) // _OLDEST_SHARE
-        oldest = live[np.argpartition(self._used[live], count - 1)[:count]]
+        oldest = np.sort(live[np.argpartition(self._used[live], count - 1)[:count]])
         is_idle = [key not in self._busy for key in self._keys[oldest].tolist()]
         idle = oldest[is_idle]
         sizes = self._columns[idle, _SIZE] + np.maximum(self._tail_bytes[idle], 0)

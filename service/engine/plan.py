@@ -7,6 +7,7 @@ at one by one, and answered only from a record that is known to have been in the
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,11 +63,12 @@ class Plan:
                 self.refused.append((unwanted, rules.late()))
             if wanted is None:
                 continue
-            found = list(map(slots.get, wanted.keys))
-            if None in found:
+            try:
+                found = np.fromiter(map(slots.__getitem__, wanted.keys), np.int64, len(wanted))
+            except KeyError:
                 self.cold.append(wanted)
             else:
-                self._decide(wanted, np.array(found))
+                self._decide(wanted, found)
 
     def _decide(self, rows: Rows, slots: NDArray[np.int64]) -> None:
         self.cache.look_up(rows, slots)
@@ -169,8 +171,8 @@ def read_alike(
         places = np.flatnonzero(sizes == size)
         if not size or len(places) < ARRAYS_PAY:
             continue
-        same = [data for data in records if isinstance(data, bytes) and len(data) == size]
-        decoded = decode_rows(same)
+        same = records if len(places) == len(records) else [records[place] for place in places.tolist()]
+        decoded = decode_rows(cast(Sequence[bytes], same))  # what has a size is bytes
         if decoded is None:
             continue
         rows, chosen = decoded

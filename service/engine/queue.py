@@ -111,11 +111,13 @@ class Queue(Generic[Key, Item]):
 
     def release(self, keys: Iterable[Key]) -> None:
         """Lets the next chunks of held sessions go."""
-        lines, nobody = self._lines, self._nobody
-        for key in keys:
-            if lines[key] is nobody:
-                del lines[key]
-            else:
+        keys = list(keys)
+        lines = list(map(self._lines.pop, keys))
+        if lines.count(self._nobody) == len(lines):
+            return  # nobody waits for any of them, as mostly
+        for key, line in zip(keys, lines, strict=True):
+            if line is not self._nobody:
+                self._lines[key] = line
                 self._next(key)
 
     def _full(self, count: int) -> Overloaded:

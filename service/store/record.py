@@ -237,8 +237,10 @@ def encode_rows(
 
 def cut_rows(rows: NDArray[np.uint8]) -> list[bytes]:
     """Returns the bytes of each row, (B, n)."""
-    joined, size = rows.tobytes(), rows.shape[1]
-    return [joined[row * size : (row + 1) * size] for row in range(len(rows))]
+    if not rows.shape[1]:
+        return [b""] * len(rows)
+    cut: list[bytes] = np.ascontiguousarray(rows).view(np.dtype((np.void, rows.shape[1])))[:, 0].tolist()
+    return cut
 
 
 def _checksums(matrix: NDArray[np.uint8], reply_count: int) -> NDArray[np.uint64]:
