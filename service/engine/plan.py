@@ -4,7 +4,7 @@ What runs is decided for a whole batch at once, by the vector form of the rules.
 at one by one, and answered only from a record that is known to have been in the store after they came.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import cast
@@ -165,21 +165,28 @@ def read_alike(
     Returns:
         Model, records, and which they are, by index. What is not among them is for `read`.
     """
-    sizes = np.array([len(data) if isinstance(data, bytes) else 0 for data in records])
     alike = []
-    for size in np.unique(sizes).tolist():
-        places = np.flatnonzero(sizes == size)
-        if not size or len(places) < ARRAYS_PAY:
-            continue
-        same = records if len(places) == len(records) else [records[place] for place in places.tolist()]
-        decoded = decode_rows(cast(Sequence[bytes], same))  # what has a size is bytes
-        if decoded is None:
+    for places, same in _by_size(records):
+        if len(same) < ARRAYS_PAY or (decoded := decode_rows(same)) is None:
             continue
         rows, chosen = decoded
         model = models.find_fingerprint(rows.fingerprint)
         if model is not None and rows.states.shape[1] == model.contract.state_bytes:
             alike.append((model, rows, places[chosen]))
     return alike
+
+
+def _by_size(records: Sequence[Loaded]) -> Iterator[tuple[NDArray[np.int64], Sequence[bytes]]]:
+    """Yields records of one size, and which they are; mostly these are all, and then none is looked at."""
+    if set(map(type, records)) == {bytes}:
+        read = cast(Sequence[bytes], records)
+        if len(set(map(len, read))) == 1:
+            yield np.arange(len(read)), read
+            return
+    sizes = np.array([len(data) if isinstance(data, bytes) else -1 for data in records])
+    for size in np.unique(sizes[sizes >= 0]).tolist():
+        same = [data for data in records if isinstance(data, bytes) and len(data) == size]
+        yield np.flatnonzero(sizes == size), same
 
 
 def read(models: Models, rows: Rows, place: int, data: Loaded) -> tuple[Model, Record] | Rows:

@@ -56,8 +56,10 @@ _STAMP = struct.Struct("<qqq")
 _NONCE_END = STAMP_END + 8
 _REPLY_HEADER = struct.Struct("<qIIqq")
 _REASON_HEADER = struct.Struct("<I")
+_OF_CHECKSUM, _OF_STAMP, _OF_NONCE, _SHARED = 1, slice(2, 5), 5, [0, 6, 7, 8, 9, 10]
+"""Where these are in a header that is read as words of 8 bytes; records of one layout share the last."""
 _LEAST = (1, 0, 0)
-"""Bounds of the numbers of a live record's stamp; the upper one is `MAX_NUMBER`."""
+"""The numbers of a live record's stamp are at least these, and at most `MAX_NUMBER`."""
 _QUARANTINED = 1 << 62
 
 REPLY_BYTES = _REPLY_HEADER.size
@@ -324,25 +326,22 @@ def decode_rows(data: Sequence[bytes]) -> tuple[RecordRows, NDArray[np.int64]] |
     if magic != MAGIC or count > 1 or output_bytes < 0 or (output_bytes and not count):
         return None
     matrix = np.frombuffer(b"".join(data), np.uint8).reshape(-1, size)
-    numbers = np.ascontiguousarray(matrix[:, STAMP_START:_NONCE_END]).view("<i8")
-    stamps = numbers[:, :3]
-    is_alike = ((stamps >= _LEAST) & (stamps <= MAX_NUMBER)).all(axis=1)
-    constants = [slice(8), slice(_NONCE_END, _HEADER.size)]
+    words = np.ascontiguousarray(matrix[:, : _HEADER.size]).view("<i8")
+    shared, stamps = words[:, _SHARED], words[:, _OF_STAMP]
+    is_alike = (shared == shared[0]).all(axis=1)
+    is_alike &= ((stamps >= _LEAST) & (stamps <= MAX_NUMBER)).all(axis=1)
+    is_alike &= words[:, _OF_CHECKSUM].view("<u8") == _checksums(matrix, count)
     if count:
-        constants.append(slice(tail_start + 12, tail_start + 16))
-        is_alike &= bool(_REPLY_HEADER.unpack_from(data[0], tail_start)[2] == output_bytes)
-    for part in constants:
-        is_alike &= (matrix[:, part] == matrix[0, part]).all(axis=1)
-    checksums = np.ascontiguousarray(matrix[:, 8:STAMP_START]).view("<u8")[:, 0]
-    is_alike &= checksums == _checksums(matrix, count)
+        lengths = np.ascontiguousarray(matrix[:, tail_start + 12 : tail_start + 16]).view("<u4")
+        is_alike &= lengths[:, 0] == output_bytes
     if not is_alike[0]:
         return None
     chosen = np.flatnonzero(is_alike)
     if len(chosen) < len(matrix):
-        matrix, numbers = matrix[chosen], numbers[chosen]
+        matrix, words = matrix[chosen], words[chosen]
     rows = RecordRows(
-        numbers[:, :3],
-        numbers[:, 3],
+        words[:, _OF_STAMP],
+        words[:, _OF_NONCE],
         fingerprint,
         matrix[:, _HEADER.size : tail_start],
         matrix[:, tail_start:],
