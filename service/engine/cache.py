@@ -8,7 +8,7 @@ The *tail* of a session is the replies its record keeps, encoded. The next recor
 client sends ahead, and an answer from it rests on a record just read; so otherwise a commit drops it.
 """
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -113,60 +113,72 @@ class Cache:
         """Takes in what the store holds, instead of what was known of the session before."""
         assert not record.deleted, "bug: a session that is over is hot"
         assert not record.quarantine_reason, "bug: a session in quarantine is hot"
-        stamp = np.array([[record.incarnation, record.position, record.digest]])
-        state = np.frombuffer(record.state, np.uint8)[np.newaxis]
-        self._put([key], model, stamp, record.nonce, state, [encode_replies(record.replies)], verified_s)
+        self.discard(key)
+        [slot] = self._claim(1)
+        number = self._number(model)
+        states = self._states[number]
+        [row] = states.claim(1)
+        states.rows[row] = np.frombuffer(record.state, np.uint8)
+        tail = encode_replies(record.replies)
+        size = ENTRY_BYTES + len(key) + model.contract.state_bytes
+        stamp = (record.incarnation, record.position, record.digest)
+        self._columns[slot] = (*stamp, record.nonce, number, row, size)
+        self._tails[slot], self._tail_bytes[slot] = tail, len(tail)
+        self._keys[slot] = key
+        self.slots[key] = slot
+        self._came(slot, size + len(tail), verified_s)
 
     def put_rows(
         self, keys: Sequence[bytes], model: Model, records: RecordRows, *, verified_s: float
     ) -> None:
         """Takes in what the store holds of distinct sessions of one model; see `put`."""
-        tails = cut_rows(records.tails)
-        self._put(keys, model, records.stamps, records.nonces, records.states, tails, verified_s)
-
-    def _put(
-        self,
-        keys: Sequence[bytes],
-        model: Model,
-        stamps: NDArray[np.int64],
-        nonces: NDArray[np.int64] | int,
-        states: NDArray[np.uint8],
-        tails: Sequence[bytes],
-        verified_s: float,
-    ) -> None:
         if not self.slots.keys().isdisjoint(keys):
             for key in keys:
                 self.discard(key)
-        slots = self._claim(len(keys))
+        slots = np.array(self._claim(len(keys)))
         number = self._number(model)
-        fixed_bytes = ENTRY_BYTES + model.contract.state_bytes
+        states = self._states[number]
         columns = np.empty((len(keys), _COLUMN_COUNT), np.int64)
-        columns[:, _STAMP], columns[:, _NONCE], columns[:, _MODEL] = stamps, nonces, number
-        columns[:, _ROW] = self._states[number].claim(states)
-        columns[:, _SIZE] = np.fromiter(map(len, keys), np.int64, len(keys)) + fixed_bytes
+        columns[:, _STAMP], columns[:, _NONCE] = records.stamps, records.nonces
+        columns[:, _MODEL], columns[:, _ROW] = number, states.claim(len(keys))
+        columns[:, _SIZE] = np.fromiter(map(len, keys), np.int64, len(keys))
+        columns[:, _SIZE] += ENTRY_BYTES + model.contract.state_bytes
+        states.rows[columns[:, _ROW]] = records.states
         self._columns[slots] = columns
+        self._tails[slots] = cut_rows(records.tails)
+        self._tail_bytes[slots] = records.tails.shape[1]
+        self._keys[slots] = keys
+        self.slots.update(zip(keys, slots.tolist(), strict=True))
+        self._came(slots, int(columns[:, _SIZE].sum()) + records.tails.size, verified_s)
+
+    def _came(self, slots: NDArray[np.int64] | int, size_bytes: int, verified_s: float) -> None:
+        """Notes when sessions were read, and makes room for them."""
         self._verified_s[slots] = verified_s
         self._turn += 1
         self._used[slots] = self._turn
-        self._keys[slots] = keys
-        self.slots.update(zip(keys, slots.tolist(), strict=True))
-        self.held_bytes += int(columns[:, _SIZE].sum())
-        self._keep_tails(slots, tails)
+        self.held_bytes += size_bytes
         self._shrink()
 
     def discard(self, key: bytes) -> None:
         """Forgets a session, if it is hot."""
-        slot = self.slots.get(key)
-        if slot is not None:
-            self._free_slots(np.array([slot]))
+        slot = self.slots.pop(key, None)
+        if slot is None:
+            return
+        number, row, size = self._columns[slot, _MODEL:].tolist()
+        self._states[number].release([row])
+        self.held_bytes -= size + max(0, int(self._tail_bytes[slot]))
+        self._tails[slot], self._tail_bytes[slot] = None, _NO_TAIL
+        self._keys[slot] = None
+        self._used[slot] = 0
+        self._free.append(slot)
 
     def _free_slots(self, slots: NDArray[np.int64]) -> None:
-        """Forgets the sessions of these slots."""
+        """Forgets the sessions of these slots; see `discard`."""
         for key in self._keys[slots].tolist():
             del self.slots[key]
         columns = self._columns[slots]
         for number in np.unique(columns[:, _MODEL]):
-            self._states[number].release(columns[columns[:, _MODEL] == number, _ROW])
+            self._states[number].release(columns[columns[:, _MODEL] == number, _ROW].tolist())
         self.held_bytes -= int(columns[:, _SIZE].sum())
         self._drop_tails(slots)
         self._keys[slots] = None
@@ -216,11 +228,11 @@ class Cache:
             self._states.append(_StateRows(size_bytes, self._max_bytes // size_bytes))
         return number
 
-    def _claim(self, count: int) -> NDArray[np.int64]:
+    def _claim(self, count: int) -> list[int]:
         """Returns free slots."""
         while len(self._free) < count:
             self._grow()
-        slots = np.array(self._free[-count:])
+        slots = self._free[-count:]
         del self._free[-count:]
         return slots
 
@@ -266,23 +278,22 @@ class _StateRows:
         self._free: list[int] = []
         self._used_count = 0
 
-    def claim(self, states: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """Stores raw states, (B, state_bytes), and returns their rows."""
-        missing = len(states) - len(self._free)
+    def claim(self, count: int) -> list[int]:
+        """Returns free rows."""
+        missing = count - len(self._free)
         if missing > 0:
             self._free += range(self._used_count, self._used_count + missing)
             self._used_count += missing
             if self._used_count > len(self.rows):
                 more = np.zeros((len(self.rows) // 8 + missing, self.rows.shape[1]), np.uint8)
                 self.rows = np.concatenate([self.rows, more])
-        rows = np.array(self._free[-len(states) :])
-        del self._free[-len(states) :]
-        self.rows[rows] = states
+        rows = self._free[-count:]
+        del self._free[-count:]
         return rows
 
-    def release(self, rows: NDArray[np.int64]) -> None:
+    def release(self, rows: Iterable[int]) -> None:
         """Frees rows."""
-        self._free += rows.tolist()
+        self._free += rows
 
 
 def split_rows(contract: Contract, rows: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:

@@ -209,12 +209,13 @@ class Core:
 
     def _heat_alike(self, load: Load, records: Sequence[Loaded]) -> dict[bytes, Loaded]:
         """Makes sessions hot that are stored alike, together; returns the other records."""
-        left = np.ones(len(records), np.bool_)
+        found = dict(zip(load.keys, records, strict=True))
         for model, alike, places in read_alike(self._models, records):
             keys = [load.keys[place] for place in places.tolist()]
             self.cache.put_rows(keys, model, alike, verified_s=load.began_s)
-            left[places] = False
-        return {load.keys[place]: records[place] for place in np.flatnonzero(left).tolist()}
+            for key in keys:
+                del found[key]
+        return found
 
     def _take_in(self, rows: Rows, found: Mapping[bytes, Loaded], verified_s: float) -> None:
         """Makes sessions hot from what the store holds, and lets their chunks be decided again."""

@@ -21,7 +21,7 @@ from service.model.protocol import Model, Models
 from service.store.protocol import Loaded
 from service.store.record import KeptReply, Record, RecordRows, decode, decode_rows
 
-ARRAYS_PAY = 8
+ARRAYS_PAY = 10
 """Fewer records than this are decoded faster one by one."""
 
 
@@ -165,7 +165,9 @@ def read_alike(
     Returns:
         Model, records, and which they are, by index. What is not among them is for `read`.
     """
-    alike = []
+    alike: list[tuple[Model, RecordRows, NDArray[np.int64]]] = []
+    if len(records) < ARRAYS_PAY:
+        return alike
     for places, same in _by_size(records):
         if len(same) < ARRAYS_PAY or (decoded := decode_rows(same)) is None:
             continue

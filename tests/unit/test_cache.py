@@ -151,6 +151,6 @@ def test_large_sessions_take_the_place_of_many_small_ones():
         cache.put(name, MODELS[0], large, verified_s=1.0)
         assert cache.held_bytes <= 200 * size
     tail = encode_replies(large.replies)
-    kept = {name: (MODELS[0], large, tail) for name in others}
+    kept = dict.fromkeys(others, (MODELS[0], large, tail))
     kept |= {name: (MODELS[0], small, b"") for name in names if name in cache.slots}
     assert_holds(cache, kept)

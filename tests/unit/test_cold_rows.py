@@ -1,6 +1,7 @@
 """Records that are read together make sessions hot as they would one by one."""
 
 from dataclasses import dataclass
+from string import ascii_lowercase
 
 import numpy as np
 import pytest
@@ -176,7 +177,7 @@ def test_sessions_that_are_stored_alike_are_not_decoded_one_by_one(monkeypatch):
 def test_what_breaks_while_sessions_are_made_hot_together_is_answered():
     world = World()
     replica = Replica(world.model)
-    names = "abcdefghij"
+    names = ascii_lowercase[: plan.ARRAYS_PAY]
     found = {name.encode(): encode(record(1)) for name in names}
     answers = []
     put_rows = replica.core.cache.put_rows
