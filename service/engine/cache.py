@@ -29,7 +29,6 @@ full the tables are, which grow to twice their size."""
 
 _STAMP = slice(0, 3)
 _NONCE, _MODEL, _ROW, _SIZE, _COLUMN_COUNT = range(3, 8)
-_NO_TAIL = -1
 
 
 class Cache:
@@ -52,7 +51,7 @@ class Cache:
         self.slots: dict[bytes, int] = {}
         self._keys = np.empty(_FIRST_ROWS, np.object_)
         self._tails = np.empty(_FIRST_ROWS, np.object_)
-        self._tail_bytes = np.full(_FIRST_ROWS, _NO_TAIL, np.int64)
+        self._tail_bytes = np.zeros(_FIRST_ROWS, np.int64)  # 1 more than it has; 0: there is none
         self._columns = np.zeros((_FIRST_ROWS, _COLUMN_COUNT), np.int64)
         self._verified_s = np.zeros(_FIRST_ROWS)
         self._used = np.zeros(_FIRST_ROWS, np.int64)  # 0: the slot is free
@@ -92,7 +91,7 @@ class Cache:
 
     def knows_all(self, slot: int, since_s: float) -> bool:
         """Whether the record, with its kept replies, was known to be in the store at that time or later."""
-        return bool(self._verified_s[slot] >= since_s and self._tail_bytes[slot] != _NO_TAIL)
+        return bool(self._verified_s[slot] >= since_s and self._tail_bytes[slot])
 
     def has_tails(self, slots: NDArray[np.int64], since_s: float) -> NDArray[np.bool_]:
         """Tells which sessions have their tail here, known to be in the store at that time or later.
@@ -100,8 +99,7 @@ class Cache:
         A store that has gone back may have come to the same stamp by chunks that were cut otherwise. The
         state is the same then, the replies are not.
         """
-        has_tail = self._tail_bytes[slots] != _NO_TAIL
-        has: NDArray[np.bool_] = has_tail & (self._verified_s[slots] >= since_s)
+        has: NDArray[np.bool_] = (self._tail_bytes[slots] > 0) & (self._verified_s[slots] >= since_s)
         return has
 
     def tail(self, slot: int) -> bytes:
@@ -120,13 +118,14 @@ class Cache:
         [row] = states.claim(1)
         states.rows[row] = np.frombuffer(record.state, np.uint8)
         tail = encode_replies(record.replies)
+        tail_bytes = 1 + len(tail)
         size = ENTRY_BYTES + len(key) + model.contract.state_bytes
         stamp = (record.incarnation, record.position, record.digest)
         self._columns[slot] = (*stamp, record.nonce, number, row, size)
-        self._tails[slot], self._tail_bytes[slot] = tail, len(tail)
+        self._tails[slot], self._tail_bytes[slot] = tail, tail_bytes
         self._keys[slot] = key
         self.slots[key] = slot
-        self._came(slot, size + len(tail), verified_s)
+        self._came(slot, size + tail_bytes, verified_s)
 
     def put_rows(
         self, keys: Sequence[bytes], model: Model, records: RecordRows, *, verified_s: float
@@ -146,10 +145,11 @@ class Cache:
         states.rows[columns[:, _ROW]] = records.states
         self._columns[slots] = columns
         self._tails[slots] = cut_rows(records.tails)
-        self._tail_bytes[slots] = records.tails.shape[1]
+        tail_bytes = 1 + records.tails.shape[1]
+        self._tail_bytes[slots] = tail_bytes
         self._keys[slots] = keys
         self.slots.update(zip(keys, slots.tolist(), strict=True))
-        self._came(slots, int(columns[:, _SIZE].sum()) + records.tails.size, verified_s)
+        self._came(slots, int(columns[:, _SIZE].sum()) + len(keys) * tail_bytes, verified_s)
 
     def _came(self, slots: NDArray[np.int64] | int, size_bytes: int, verified_s: float) -> None:
         """Notes when sessions were read, and makes room for them."""
@@ -166,8 +166,8 @@ class Cache:
             return
         number, row, size = self._columns[slot, _MODEL:].tolist()
         self._states[number].release([row])
-        self.held_bytes -= size + max(0, int(self._tail_bytes[slot]))
-        self._tails[slot], self._tail_bytes[slot] = None, _NO_TAIL
+        self.held_bytes -= size + int(self._tail_bytes[slot])
+        self._tails[slot], self._tail_bytes[slot] = None, 0
         self._keys[slot] = None
         self._used[slot] = 0
         self._free.append(slot)
@@ -207,17 +207,17 @@ class Cache:
 
     def _keep_tails(self, slots: NDArray[np.int64], tails: Sequence[bytes]) -> None:
         """Stores tails of sessions that have none here."""
-        sizes = np.fromiter(map(len, tails), np.int64, len(tails))
+        sizes = np.fromiter(map(len, tails), np.int64, len(tails)) + 1
         self._tails[slots] = tails
         self._tail_bytes[slots] = sizes
         self.held_bytes += int(sizes.sum())
 
     def _drop_tails(self, slots: NDArray[np.int64]) -> None:
         sizes = self._tail_bytes[slots]
-        if (sizes != _NO_TAIL).any():
-            self.held_bytes -= int(np.maximum(sizes, 0).sum())
+        if np.count_nonzero(sizes):
+            self.held_bytes -= int(sizes.sum())
             self._tails[slots] = None
-            self._tail_bytes[slots] = _NO_TAIL
+            self._tail_bytes[slots] = 0
 
     def _number(self, model: Model) -> int:
         number = self._model_numbers.get(model.fingerprint)
@@ -241,7 +241,7 @@ class Cache:
         count = len(self._keys)
         self._keys = np.concatenate([self._keys, np.empty_like(self._keys)])
         self._tails = np.concatenate([self._tails, np.empty_like(self._tails)])
-        self._tail_bytes = np.concatenate([self._tail_bytes, np.full_like(self._tail_bytes, _NO_TAIL)])
+        self._tail_bytes = np.concatenate([self._tail_bytes, np.zeros_like(self._tail_bytes)])
         self._columns = np.concatenate([self._columns, np.zeros_like(self._columns)])
         self._verified_s = np.concatenate([self._verified_s, np.zeros_like(self._verified_s)])
         self._used = np.concatenate([self._used, np.zeros_like(self._used)])
@@ -257,7 +257,7 @@ class Cache:
         oldest = np.sort(live[np.argpartition(self._used[live], count - 1)[:count]])
         is_idle = [key not in self._busy for key in self._keys[oldest].tolist()]
         idle = oldest[is_idle]
-        sizes = self._columns[idle, _SIZE] + np.maximum(self._tail_bytes[idle], 0)
+        sizes = self._columns[idle, _SIZE] + self._tail_bytes[idle]
         enough = 1 + int(np.searchsorted(sizes.cumsum(), self.held_bytes - target_bytes))
         if len(idle):
             self._free_slots(idle[:enough])

@@ -29,7 +29,7 @@ class Call(NamedTuple):
 def pack_arguments(values: Sequence[bytes]) -> bytes:
     """Returns arguments, at least one, as RESP frames them; most keys have one length and go together."""
     size = len(values[0])
-    if set(map(len, values)) == {size}:
+    if len(values) > 1 and set(map(len, values)) == {size}:
         head = b"$%d\r\n" % size
         return b"%s%s\r\n" % (head, (b"\r\n" + head).join(values))
     return b"".join([b"$%d\r\n%s\r\n" % (len(value), value) for value in values])

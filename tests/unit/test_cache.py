@@ -68,7 +68,7 @@ def assert_holds(cache, expected):
         assert cache.has_tails(np.array([slot]), 0.0).tolist() == [tail is not None]
         if tail is not None:
             assert cache.tail(slot) == tail
-        held_bytes += ENTRY_BYTES + len(key) + STATE_BYTES + len(tail or b"")
+        held_bytes += ENTRY_BYTES + len(key) + STATE_BYTES + (0 if tail is None else 1 + len(tail))
     assert cache.held_bytes == held_bytes
 
 
@@ -118,7 +118,7 @@ def test_what_was_put_last_is_what_is_known(operations):
 
 
 def test_beyond_the_bound_those_used_longest_ago_are_forgotten_and_the_busy_stay():
-    size = ENTRY_BYTES + 4 + STATE_BYTES
+    size = ENTRY_BYTES + 4 + STATE_BYTES + 1
     busy = {b"%04d" % number for number in range(0, 1000, 97)}
     cache = Cache(320 * size, busy)
     for start in range(0, 1000, 10):
@@ -140,7 +140,7 @@ def test_all_that_are_busy_stay_whatever_the_bound():
 
 def test_large_sessions_take_the_place_of_many_small_ones():
     small, large = record_of(3, ()), record_of(4, (bytes(4096),))
-    size = ENTRY_BYTES + 4 + STATE_BYTES
+    size = ENTRY_BYTES + 4 + STATE_BYTES + 1
     names = [b"%04d" % number for number in range(200)]
     cache = Cache(200 * size, ())
     put_together(cache, names, MODELS[0], [small] * 200, 1.0)
