@@ -10,7 +10,7 @@ the order of arrival is the same in all of them.
 """
 
 from collections import deque
-from collections.abc import Collection, Hashable, Iterable, KeysView
+from collections.abc import Collection, Hashable, KeysView
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -109,9 +109,8 @@ class Queue(Generic[Key, Item]):
         self.waiting_count += count
         self.ready.append((item, count))
 
-    def release(self, keys: Iterable[Key]) -> None:
+    def release(self, keys: Collection[Key]) -> None:
         """Lets the next chunks of held sessions go."""
-        keys = list(keys)
         lines = list(map(self._lines.pop, keys))
         if lines.count(self._nobody) == len(lines):
             return  # nobody waits for any of them, as mostly
