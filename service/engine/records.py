@@ -18,6 +18,7 @@ from service.store.record import (
     REPLY_BYTES,
     KeptReply,
     Record,
+    cut_rows,
     decode_replies,
     encode,
     encode_replies,
@@ -81,12 +82,7 @@ def _make_alike(rows: Rows) -> None:
     rows.writes = Writes(rows.keys, rows.stamps.tobytes(), records)
     rows.tails = None
     if rows.acknowledged is not None:
-        rows.tails = _cut(records[:, records.shape[1] - REPLY_BYTES - rows.outputs.shape[1] :])
-
-
-def _cut(rows: NDArray[np.uint8]) -> list[bytes]:
-    joined, size = rows.tobytes(), rows.shape[1]
-    return [joined[start : start + size] for start in range(0, len(joined), size)]
+        rows.tails = cut_rows(records[:, records.shape[1] - REPLY_BYTES - rows.outputs.shape[1] :])
 
 
 def _make_each(
@@ -95,7 +91,7 @@ def _make_each(
     """Fills in records that keep several replies; adds rows that would keep too many to `refused`."""
     fingerprint, acknowledged = rows.model.fingerprint, rows.acknowledged
     assert acknowledged is not None, "bug: nobody sends ahead"
-    stamps, outputs = _next_stamps(rows), _cut(rows.outputs)
+    stamps, outputs = _next_stamps(rows), cut_rows(rows.outputs)
     places, records, tails = [], [], []
     for place in chosen.tolist():
         incarnation, position, digest = stamps[place].tolist()
