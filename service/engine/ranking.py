@@ -1,5 +1,7 @@
 """Ranks the classes of an output: which are likeliest, and how likely. Pure."""
 
+import functools
+import math
 from typing import Any
 
 import numpy as np
@@ -39,7 +41,8 @@ def top_candidates(
     """
     choose = _pick_largest if top_k <= FEW else _sort_largest
     ids, values = choose(logits, top_k)
-    if np.isfinite(values).all():
+    flat = values.ravel()
+    if math.isfinite(flat.dot(flat)):  # one product says it of all, but where it overflows
         return ids, _log_softmax(logits, values)
     odd = np.flatnonzero(~np.isfinite(values).all(axis=1))  # picking marks what it took by -inf
     ids[odd], values[odd] = _sort_largest(logits[odd], top_k)
@@ -52,9 +55,14 @@ def _log_softmax(logits: NDArray[np.float32], values: NDArray[np.float32]) -> ND
     peak = values[:, :1]
     scaled = logits - peak
     np.exp(scaled, out=scaled)
-    ones = np.ones((logits.shape[1], 1), np.float32)
-    values -= peak + np.log(scaled @ ones)  # a product with ones is a sum, at a third of the time
+    total = scaled.dot(_ones(logits.shape[1]))  # a product with ones is a sum, at a third of the time
+    values -= peak + np.log(total)
     return values
+
+
+@functools.lru_cache(64)
+def _ones(count: int) -> NDArray[np.float32]:
+    return np.ones((count, 1), np.float32)
 
 
 def _pick_largest(logits: NDArray[np.float32], top_k: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
@@ -62,13 +70,14 @@ def _pick_largest(logits: NDArray[np.float32], top_k: int) -> tuple[NDArray[np.i
     count = len(logits)
     ids = np.empty((count, top_k), np.int32)
     values = np.empty((count, top_k), np.float32)
-    left, rows = logits.copy(), np.arange(count)
+    left = logits.copy()
     if count == 1:  # the idle server: scalars are faster than arrays of one
         row = left[0]
         for place in range(top_k):
             best = row.argmax()
             ids[0, place], values[0, place], row[best] = best, row[best], -np.inf
         return ids, values
+    rows = np.arange(count)
     for place in range(top_k):
         best = left.argmax(axis=1)
         ids[:, place] = best
