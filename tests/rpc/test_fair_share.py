@@ -2,6 +2,7 @@
 that answers when the test says so."""
 
 import asyncio
+import time
 
 import grpc
 import grpc.aio
@@ -53,7 +54,7 @@ class Server:
         self.store = GatedStore()
         self.observer = CountingObserver()
         self.admission = Admission(Bounds(streams=10, chunks=BOUND), self.observer.refused)
-        self._calls = OpenCalls(self.admission, max_call_s=max_call_s, max_stall_s=60, max_age_s=0)
+        self.calls = OpenCalls(self.admission, max_call_s=max_call_s, max_stall_s=60, max_age_s=0)
         models = FakeModels(AccumulatorModel())
         self._engine = Driver(models, self.store, self.observer.count, EngineLimits())
 
@@ -69,7 +70,7 @@ class Server:
             None,
             [],
             access,
-            self._calls,
+            self.calls,
             None,
             Metrics().rpc,
             max_chunk_tokens=64,
@@ -93,7 +94,7 @@ class Server:
         call = Call("StreamSteps", context)
         call.caller = ANYBODY._replace(tenant=tenant)
         metrics = Metrics().rpc("StreamSteps")
-        await StepStream(self._engine, call, self._calls, metrics, max_tokens=64).serve()
+        await StepStream(self._engine, call, self.calls, metrics, max_tokens=64).serve()
 
 
 async def send(call, session_id, count):
@@ -167,8 +168,13 @@ async def test_a_call_without_a_deadline_is_ended():
         chunk = pb.Chunk(
             session_id="s", model=pb.ModelRef(name="sum"), tokens=pb.Tokens(text=b"x"), position=0
         )
+        call = step(pb.StepRequest(chunk=chunk))
+        async with asyncio.timeout(20):
+            while not call.done():
+                server.calls.sweep(time.monotonic())
+                await asyncio.sleep(0.01)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await asyncio.wait_for(step(pb.StepRequest(chunk=chunk)), 20)
+            await call
         assert type(from_rpc(caught.value)) is DeadlinePassed
         assert "0.2 s" in caught.value.details()
         server.store.gate.set()
