@@ -152,7 +152,8 @@ class Driver:
                 if self._window.is_busy:
                     await self._gather(now_s)
                 await self._take()
-                await asyncio.sleep(0)  # requests and replies move between batches
+                if self._core.is_ready:
+                    await asyncio.sleep(0)  # requests and replies move between batches
                 continue
             await asyncio.sleep(RETRY_PAUSE_S)
 
