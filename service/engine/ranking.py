@@ -1,5 +1,7 @@
 """Ranks the classes of an output: which are likeliest, and how likely. Pure."""
 
+import functools
+import math
 from typing import Any
 
 import numpy as np
@@ -41,7 +43,8 @@ def top_candidates(
     """
     scratch = logits.copy()  # one for both: it stays in the processor's cache
     ids, values = _pick_largest(scratch, top_k) if top_k <= FEW else _sort_largest(logits, top_k)
-    if np.isfinite(values).all():
+    flat = values.ravel()
+    if math.isfinite(flat.dot(flat)):  # one product says it of all, but where it overflows
         return ids, _log_softmax(logits, values, scratch)
     odd = np.flatnonzero(~np.isfinite(values).all(axis=1))  # picking marks what it took by -inf
     ids[odd], values[odd] = _sort_largest(logits[odd], top_k)
@@ -56,9 +59,14 @@ def _log_softmax(
     peak = values[:, :1]
     np.subtract(logits, peak, out=scratch)
     np.exp(scratch, out=scratch)
-    ones = np.ones((logits.shape[1], 1), np.float32)
-    values -= peak + np.log(scratch @ ones)  # a product with ones is a sum, at a third of the time
+    total = scratch.dot(_ones(logits.shape[1]))  # a product with ones is a sum, at a third of the time
+    values -= peak + np.log(total)
     return values
+
+
+@functools.lru_cache(64)
+def _ones(count: int) -> NDArray[np.float32]:
+    return np.ones((count, 1), np.float32)
 
 
 def _pick_largest(left: NDArray[np.float32], top_k: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
