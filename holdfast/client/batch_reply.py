@@ -116,10 +116,18 @@ class RowReply(StepReply):
         stamp: Position and history digest after it.
         replayed: See `StepReply`.
         token_count: See `StepReply`.
+        size_bytes: Its share of the message.
     """
 
     def __init__(
-        self, batch: BatchReply, row: int, stamp: tuple[int, int], *, replayed: bool, token_count: int
+        self,
+        batch: BatchReply,
+        row: int,
+        stamp: tuple[int, int],
+        *,
+        replayed: bool,
+        token_count: int,
+        size_bytes: int,
     ) -> None:
         self._batch = batch
         self._row = row
@@ -129,6 +137,7 @@ class RowReply(StepReply):
         self.ack_level = batch.ack_level
         self.model_version = batch.model_version
         self.token_count = token_count
+        self._size_bytes = size_bytes
 
     @cached_property
     def top(self) -> list[list[tuple[int, float]]]:

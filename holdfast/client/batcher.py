@@ -40,14 +40,17 @@ MAX_ROWS = 256
 MAX_TOKENS = 4096
 """Of one message: so many tokens take a server some ten milliseconds, for which others wait."""
 
+MAX_BOUNDS = 256
+"""Kinds whose bounds on rows are kept."""
+
 MAX_BYTES = 1 << 20
 """Of the tokens of one message."""
 
 MAX_UNDER_WAY = 2
-"""Messages of which nothing has come back: the server works on one while the other is on its way."""
+"""Messages of one pace of which nothing has come back: the server works on one, the other is on its way."""
 
 SPLIT_ROWS = 128
-"""So many rows leave in two halves: callers take the replies to one while the server works on the other."""
+"""So many rows leave in two halves: while callers take the replies to one, the server works on another."""
 
 LATE_S = 0.05
 """A message is not waited for any longer before others leave."""
@@ -62,25 +65,43 @@ IDLE_S = 1.0
 Reply = asyncio.Future[StepReply | None]
 
 
-class _Waiting:
-    """A row whose reply somebody waits for."""
+class Sent:
+    """A row whose reply somebody waits for.
 
-    __slots__ = ("kind", "reply", "row", "since_s", "until_s")
+    Args:
+        kind: What it has in common with others of a message.
+        row: The row.
+        batcher: Sends it.
 
-    def __init__(self, kind: Kind, row: Row, until_s: float, reply: Reply) -> None:
+    Attributes:
+        reply: Of the row; None where it has to be sent alone. Raises HoldfastError.
+        until_s: Monotonic time at which it is given up.
+        since_s: Monotonic time at which it was taken.
+    """
+
+    __slots__ = ("_batcher", "kind", "reply", "row", "since_s", "until_s")
+
+    def __init__(self, kind: Kind, row: Row, batcher: "Batcher", reply: Reply) -> None:
+        self._batcher = batcher
         self.kind = kind
         self.row = row
-        self.since_s = time.monotonic()
-        self.until_s = until_s
         self.reply = reply
+        self.until_s = math.inf
+        self.since_s = time.monotonic()
+
+    def limit(self, until_s: float) -> None:
+        """Sets when it is given up."""
+        self.until_s = until_s
+        self._batcher.wake_at(until_s)
 
 
 class _Message:
     """Rows on their way."""
 
-    __slots__ = ("is_answered", "number", "rows", "sent_s", "size_bytes")
+    __slots__ = ("is_answered", "kind", "number", "rows", "sent_s", "size_bytes")
 
-    def __init__(self, rows: list[_Waiting], sent_s: float) -> None:
+    def __init__(self, kind: Kind, rows: list[Sent], sent_s: float) -> None:
+        self.kind = kind
         self.rows = rows
         self.sent_s = sent_s
         self.size_bytes = 0
@@ -124,9 +145,9 @@ class Batcher:
         self._calls = calls
         self._stub = stub
         self._loop = asyncio.get_running_loop()
-        self._queues: dict[Kind, deque[_Waiting]] = {}
-        self._behind: dict[str, deque[_Waiting] | None] = {}
-        self._unanswered: dict[_Waiting, None] = {}
+        self._queues: dict[Kind, deque[Sent]] = {}
+        self._behind: dict[str, deque[Sent] | None] = {}
+        self._unanswered: dict[Sent, None] = {}
         self._line: _Line | None = None
         self._left: set[_Line] = set()
         self._ending: set[asyncio.Task[None]] = set()
@@ -141,20 +162,10 @@ class Batcher:
         """Whether it has a stream, or rows without a reply."""
         return self._line is not None or bool(self._unanswered or self._left)
 
-    def submit(self, kind: Kind, row: Row, until_s: float) -> Reply:
-        """Takes a row.
-
-        Args:
-            kind: What it has in common with others of a message.
-            row: The row. Rows of a session go one after the other, in messages of their own.
-            until_s: Monotonic time at which its caller gives it up.
-
-        Returns:
-            Future of the reply; None where it has to be sent alone. Raises HoldfastError.
-        """
-        waiting = _Waiting(kind, row, until_s, self._loop.create_future())
+    def submit(self, kind: Kind, row: Row) -> Sent:
+        """Takes a row. Those of a session go one after the other, in messages of their own."""
+        waiting = Sent(kind, row, self, self._loop.create_future())
         self._unanswered[waiting] = None
-        self._wake_at(until_s)
         if row.session_id in self._behind:
             line = self._behind[row.session_id]
             if line is None:
@@ -163,13 +174,13 @@ class Batcher:
         else:
             self._behind[row.session_id] = None
             self._enter(waiting)
-        return waiting.reply
+        return waiting
 
     def open(self) -> None:
         """Opens the stream, unless it is open."""
         with contextlib.suppress(HoldfastError):  # the first chunk says so
             self._open_line()
-            self._wake_at(time.monotonic() + IDLE_S)
+            self.wake_at(time.monotonic() + IDLE_S)
 
     async def close(self) -> None:
         """Ends the stream in good form, if nothing is under way."""
@@ -181,7 +192,7 @@ class Batcher:
 
     # -- sending ------------------------------------------------------------------------------
 
-    def _enter(self, waiting: _Waiting) -> None:
+    def _enter(self, waiting: Sent) -> None:
         queue = self._queues.get(waiting.kind)
         if queue is None:
             self._queues[waiting.kind] = deque([waiting])
@@ -191,40 +202,46 @@ class Batcher:
 
     def _go(self) -> None:
         """Has what waits sent, after what else happens in this turn of the loop."""
-        if self._sender is None and self._queues and self._has_room():
+        if self._sender is None and self._next_kind() is not None:
             self._sender = self._loop.create_task(self._send())
 
-    def _has_room(self) -> bool:
-        """Whether a message may leave now; sees to it that it may soon."""
+    def _next_kind(self) -> Kind | None:
+        """Returns of which rows a message may leave now; sees to it that others may soon."""
+        return next((kind for kind in self._queues if self._has_room(kind)), None)
+
+    def _has_room(self, kind: Kind) -> bool:
         if self._line is None or len(self._line.messages) < MAX_UNDER_WAY:
             return True
-        waited_for = [message.sent_s for message in self._line.messages.values() if not message.is_answered]
-        recent = [sent_s for sent_s in waited_for if sent_s > time.monotonic() - LATE_S]
+        since_s = time.monotonic() - LATE_S
+        recent = [
+            message.sent_s
+            for message in self._line.messages.values()
+            if not message.is_answered and message.sent_s > since_s and message.kind.pace == kind.pace
+        ]
         if len(recent) < MAX_UNDER_WAY:
             return True
-        self._wake_at(recent[0] + LATE_S)
+        self.wake_at(recent[0] + LATE_S)
         return False
 
     async def _send(self) -> None:
         me = asyncio.current_task()
         try:
-            while self._sender is me and self._queues and self._has_room():
-                message = self._next_message()
+            while self._sender is me and (kind := self._next_kind()) is not None:
+                message = self._next_message(kind)
                 if message.rows:
                     await self._write(message)
         finally:
             if self._sender is me:
                 self._sender = None
 
-    def _next_message(self) -> _Message:
+    def _next_message(self, kind: Kind) -> _Message:
         """Takes rows of one kind out of their queue; the kinds take turns."""
-        kind = next(iter(self._queues))
         queue = self._queues.pop(kind)
         most = min(self._most_rows.get(kind, MAX_ROWS), max(1, MAX_TOKENS // kind.token_count))
         most = min(most, max(1, self._most_bytes // (kind.token_count * max(1, kind.width) * 4)))
         if len(queue) >= SPLIT_ROWS and (self._line is None or not self._line.messages):
             most = min(most, len(queue) // 2)
-        rows: list[_Waiting] = []
+        rows: list[Sent] = []
         followers = []
         while queue and len(rows) < most:
             waiting = queue.popleft()
@@ -240,7 +257,7 @@ class Batcher:
             self._queues[kind] = queue
         for follower in followers:
             self._enter(follower)
-        return _Message(rows, time.monotonic())
+        return _Message(kind, rows, time.monotonic())
 
     async def _write(self, message: _Message) -> None:
         try:
@@ -297,7 +314,7 @@ class Batcher:
                     self._left.discard(line)
                     self._end_well(line)
                 else:
-                    self._wake_at(time.monotonic() + IDLE_S)
+                    self.wake_at(time.monotonic() + IDLE_S)
                 return
         except grpc.aio.AioRpcError as failure:
             error = from_rpc(failure)
@@ -358,15 +375,18 @@ class Batcher:
             self._settle(response.result, [message.rows[row] for row in numbers] or message.rows)
             if message.is_settled:
                 del line.messages[tag]
+            if message.kind in self._most_rows:
+                self._allow(message.kind, self._most_rows[message.kind] + 1)
         if self._calls.history is not None:
             self._calls.history.got(message.number, response)
 
-    def _settle(self, result: pb.BatchResult, rows: list[_Waiting]) -> None:
+    def _settle(self, result: pb.BatchResult, rows: list[Sent]) -> None:
         """Gives each row what a reply says of it."""
         batch = BatchReply(result, [waiting.row.session_id for waiting in rows])
         replayed = set(result.replayed_rows)
         digests = result.history_digests or [0] * len(rows)
         stamps = zip(result.positions, digests, strict=True)
+        size_bytes = result.ByteSize() // len(rows)
         unanswered, errors, separate = self._unanswered, batch.errors, batch.separate_rows
         batch.errors = {}  # an error that is raised holds frames, and the replies of others hold the batch
         for row, (waiting, stamp) in enumerate(zip(rows, stamps, strict=True)):
@@ -381,19 +401,21 @@ class Batcher:
             else:
                 waiting.reply.set_result(
                     RowReply(
-                        batch, row, stamp, replayed=row in replayed, token_count=waiting.kind.token_count
+                        batch,
+                        row,
+                        stamp,
+                        replayed=row in replayed,
+                        token_count=waiting.kind.token_count,
+                        size_bytes=size_bytes,
                     )
                 )
 
     def _refuse(self, message: _Message, error: HoldfastError) -> None:
-        """Sends the rows of a message that was refused as a whole again, in halves; nothing was applied."""
+        """Has the rows of a message that was refused as a whole sent in halves; nothing was applied."""
+        self._allow(message.kind, max(1, len(message.rows) // 2))
         if len(message.rows) == 1 or error.retryable:
             self._fail(message, error)
             return
-        kind = message.rows[0].kind
-        if len(self._most_rows) > 1000:
-            self._most_rows.clear()
-        self._most_rows[kind] = len(message.rows) // 2
         rows = []
         for waiting in message.rows:
             if waiting.reply.done():
@@ -401,7 +423,15 @@ class Batcher:
             else:
                 rows.append(waiting)
                 self._behind.setdefault(waiting.row.session_id, None)
-        self._queues[kind] = deque([*rows, *self._queues.get(kind, ())])
+        self._queues[message.kind] = deque([*rows, *self._queues.get(message.kind, ())])
+
+    def _allow(self, kind: Kind, row_count: int) -> None:
+        """Bounds the rows of a message: halved by a refusal, one more with every reply."""
+        self._most_rows.pop(kind, None)
+        if row_count < MAX_ROWS:
+            self._most_rows[kind] = row_count
+        if len(self._most_rows) > MAX_BOUNDS:
+            del self._most_rows[next(iter(self._most_rows))]
 
     def _fail(self, message: _Message, error: Exception) -> None:
         for waiting in message.rows:
@@ -417,14 +447,14 @@ class Batcher:
             if not waiting.reply.done():
                 waiting.reply.set_result(None)
 
-    def _give(self, waiting: _Waiting, error: Exception) -> None:
+    def _give(self, waiting: Sent, error: Exception) -> None:
         self._unanswered.pop(waiting, None)
         if not waiting.reply.done():
             waiting.reply.set_exception(error)
 
     # -- time limits --------------------------------------------------------------------------
 
-    def _wake_at(self, until_s: float) -> None:
+    def wake_at(self, until_s: float) -> None:
         """Looks after what is late at that time, or before."""
         if self._alarm is not None:
             if self._alarm_s <= until_s:
@@ -455,12 +485,12 @@ class Batcher:
                 self._left.discard(line)
                 line.stream.cancel()
         if self._unanswered:
-            self._wake_at(min(waiting.until_s for waiting in self._unanswered))
+            self.wake_at(min(waiting.until_s for waiting in self._unanswered))
             self._go()
         elif self._line is not None:
             self._end_idle(self._line, now_s)
 
-    def _suspect(self, waiting: _Waiting, now_s: float) -> None:
+    def _suspect(self, waiting: Sent, now_s: float) -> None:
         if self._line is None:
             return
         silent_s = now_s - max(waiting.since_s, self._line.stream.since_s)
@@ -472,7 +502,7 @@ class Batcher:
     def _end_idle(self, line: _Line, now_s: float) -> None:
         left_s = line.stream.since_s + IDLE_S - now_s
         if left_s > 0:
-            self._wake_at(now_s + left_s)
+            self.wake_at(now_s + left_s)
         elif not line.messages:
             self._leave(line)
 
@@ -490,7 +520,7 @@ def _own(error: Exception) -> Exception:
     return own
 
 
-def _batch(rows: list[_Waiting], tag: int) -> pb.Batch:
+def _batch(rows: list[Sent], tag: int) -> pb.Batch:
     """Writes a message."""
     kind = rows[0].kind
     ids, positions, acknowledged, incarnations, digests, tokens = zip(
@@ -507,6 +537,7 @@ def _batch(rows: list[_Waiting], tag: int) -> pb.Batch:
         outputs=kind.asked.selection,
         ack_level=kind.asked.ack_level,
         in_parts=True,
+        timeout_s=_timeout_s(rows),
         tag=tag,
     )
     if kind.tokens == "text":
@@ -516,3 +547,9 @@ def _batch(rows: list[_Waiting], tag: int) -> pb.Batch:
     else:
         batch.features = np.concatenate(tokens).astype("<f4", copy=False).tobytes()
     return batch
+
+
+def _timeout_s(rows: list[Sent]) -> float:
+    """Returns how long the longest limit of rows lasts; 0 is no limit."""
+    left_s = max(sent.until_s for sent in rows) - time.monotonic()
+    return max(0.001, left_s) if left_s < math.inf else 0.0

@@ -65,6 +65,11 @@ class Kind(NamedTuple):
     token_count: int
     width: int = 0
 
+    @property
+    def pace(self) -> tuple[str, int, int]:
+        """What makes replies quick or slow: model, version, level."""
+        return self.model, self.version, self.asked.ack_level
+
 
 class Row(NamedTuple):
     """A chunk as a row of a batch; the fields of Chunk."""
@@ -86,25 +91,20 @@ class Entry:
         end_digest: The same after it.
         tokens: Its tokens.
         asked: What it asks of its reply.
-        tag: Its number in this session.
-        number: Of its last sending on a stream, in the recorded history.
         is_unsure: A sending of it ended in a way that does not say whether it was applied.
         reply: Its reply, once that has come.
     """
 
     __slots__ = (
-        "asked", "end_digest", "history_digest", "is_unsure", "number", "position", "reply", "tag",
-        "tokens",
+        "asked", "end_digest", "history_digest", "is_unsure", "position", "reply", "tokens",
     )  # fmt: skip
 
-    def __init__(self, position: int, history_digest: int, tokens: Tokens, asked: Asked, tag: int) -> None:
+    def __init__(self, position: int, history_digest: int, tokens: Tokens, asked: Asked) -> None:
         self.position = position
         self.history_digest = history_digest
         self.end_digest = digest_after(history_digest, tokens)
         self.tokens = tokens
         self.asked = asked
-        self.tag = tag
-        self.number = 0
         self.is_unsure = False
         self.reply: StepReply | None = None
 
@@ -139,7 +139,6 @@ class Ledger:
         self._entries: deque[Entry] = deque()
         self._buffer = ReplayBuffer(replay_tokens)
         self._given: list[Entry] = []
-        self._tag = 0
         self.incarnation = session.incarnation
         self.position = session.position
         self.history_digest = session.history_digest
@@ -200,8 +199,7 @@ class Ledger:
         """Enters chunks behind all others."""
         taken = []
         for tokens in pieces:
-            self._tag += 1
-            taken.append(Entry(*self._end, tokens, asked, self._tag))
+            taken.append(Entry(*self._end, tokens, asked))
             self._entries.append(taken[-1])
         return taken
 
@@ -217,7 +215,6 @@ class Ledger:
         """Writes an entry, or a repetition, as it is sent now."""
         chunk = self._chunk(entry.position, entry.history_digest, entry.tokens, entry.asked)
         chunk.acknowledged_position = min(entry.position, self.acknowledged)
-        chunk.tag = entry.tag
         return chunk
 
     def to_row(self, entry: Entry) -> Row:
@@ -254,8 +251,7 @@ class Ledger:
                     expected_position=self.position,
                 ).tell(f"nothing was sent; the session is at position {self.position}")
             history_digest = self._buffer.digest_at(position)
-        self._tag += 1
-        return Entry(position, history_digest, tokens, asked, self._tag)
+        return Entry(position, history_digest, tokens, asked)
 
     def to_applied(self, applied: Applied) -> pb.Chunk:
         """Writes tokens that the store has lost. Their replies were had, so none is asked for.

@@ -1,4 +1,4 @@
-"""The chunks of one stream: sends what was taken, reads replies, goes on over another call after a failure.
+"""The chunks of one stream: sends what was taken, gives replies, sends again after a failure.
 
 It knows neither the source nor who waits for replies: both faces, asynchronous or not, drive it by `begin`,
 `take`, `reply_or`, `finish` and `release`.
@@ -7,23 +7,23 @@ It knows neither the source nor who waits for replies: both faces, asynchronous 
 import asyncio
 import contextlib
 import itertools
+import math
 from collections import deque
 from typing import Any
 
-import grpc
-import grpc.aio
-
+from holdfast.client.batcher import Sent
 from holdfast.client.calls import Calls
-from holdfast.client.farewell import say_farewell
 from holdfast.client.fate import leaves_unsure, tell_fate, telling_pending
-from holdfast.client.ledger import Asked, Entry, Ledger
+from holdfast.client.ledger import Asked, Ledger
 from holdfast.client.recovery import Recovery
-from holdfast.client.reply import StepReply
-from holdfast.client.status import from_call, from_rpc, from_status
+from holdfast.client.reply import StepReply, size_of
+from holdfast.client.steps import Steps
 from holdfast.client.tokens import TokenSource, split
 from holdfast.client.turn import Turn
-from holdfast.errors import ClientClosed, HoldfastError, ServerUnavailable
-from holdfast.v1 import holdfast_pb2 as pb
+from holdfast.errors import ClientClosed, HoldfastError, PositionGap
+
+MAX_OVERTAKEN = 3
+"""So often a chunk is sent again that came to the server before the one it follows."""
 
 MAX_IN_FLIGHT_REPLY_BYTES = 32 * 1024
 """Half of what the server keeps of unacknowledged replies."""
@@ -34,6 +34,7 @@ class Pump:
 
     Args:
         calls: Of the client.
+        steps: Of the client.
         ledger: Of the session.
         recovery: Of the session.
         turn: Of the session; held from `begin` to `release`.
@@ -46,6 +47,7 @@ class Pump:
     def __init__(
         self,
         calls: Calls,
+        steps: Steps,
         ledger: Ledger,
         recovery: Recovery,
         turn: Turn,
@@ -55,6 +57,7 @@ class Pump:
         timeout_s: float | None,
     ) -> None:
         self._calls = calls
+        self._steps = steps
         self._ledger = ledger
         self._recovery = recovery
         self._turn = turn
@@ -63,9 +66,8 @@ class Pump:
         self._max_in_flight = max_in_flight
         self._timeout_s = timeout_s
         self._has_turn = False
-        self._stream: Any = None
-        self._written: list[Entry] = []
-        self._reading: asyncio.Task[Any] | None = None
+        self._sent: deque[Sent] = deque()
+        self._alone: asyncio.Task[StepReply] | None = None
         self._attempt = 0
         self._reply_bytes = 0
         self._deadline_s: float | None = None
@@ -116,7 +118,8 @@ class Pump:
             try:
                 if not await self._wait(fetch):
                     return None
-                return self._take_reply()
+                if (reply := self._take_reply()) is not None:
+                    return reply
             except HoldfastError as error:
                 await self._fail(error)
 
@@ -132,11 +135,6 @@ class Pump:
         assert reply is not None, "bug: nothing else was waited for"
         return reply
 
-    async def finish(self) -> None:
-        """Ends the call in good form; every reply was given."""
-        if self._stream is not None:
-            await say_farewell(self._stream)
-
     def keep(self, leftover: "deque[Any]") -> None:
         """Takes what was fetched and not taken, as far as it is tokens; nobody else has it."""
         while leftover:
@@ -150,7 +148,7 @@ class Pump:
             self._has_turn = False
             self._turn.release()
 
-    # -- one call after the other ---------------------------------------------------------------
+    # -- one attempt after the other ------------------------------------------------------------
 
     @property
     def _window(self) -> int:
@@ -160,90 +158,78 @@ class Pump:
 
     async def _wait(self, fetch: "asyncio.Future[Any] | None") -> bool:
         """Sends what may be sent, and waits; whether a reply is what has come."""
-        await self._write_more()
-        if self._reading is None and self._written:
-            self._reading = asyncio.create_task(self._stream.read())
-            self._reading.add_done_callback(_retrieve)
-        closed = self._calls.lifetime.closed
-        waited_for = {one for one in (self._reading, fetch, closed) if one is not None}
-        left_s = self._left_s() if self._reading is not None else None
-        await asyncio.wait(waited_for, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
-        if self._reading is not None and self._reading.done():
+        self._send_more()
+        first, closed = self._first, self._calls.lifetime.closed
+        if first is not None and fetch is None:
+            with contextlib.suppress(Exception):  # raised when the reply is taken
+                await first
+            return True
+        waited_for = {one for one in (first, fetch, closed) if one is not None}
+        await asyncio.wait(waited_for, return_when=asyncio.FIRST_COMPLETED)
+        if first is not None and first.done():
             return True
         if closed.done():
             raise ClientClosed("the client was closed during the stream")
-        if fetch is not None and fetch.done():
-            return False
-        self._calls.suspect(self._stream)
-        raise ServerUnavailable("no reply within the time limit")
+        return False
 
-    async def _write_more(self) -> None:
-        """Sends entries that were not sent on this call, as many as the window has room for."""
-        unwritten = itertools.islice(self._ledger.entries, len(self._written), self._window)
-        for entry in list(unwritten):
+    @property
+    def _first(self) -> "asyncio.Future[Any] | None":
+        """The reply that comes next."""
+        if self._alone is not None:
+            return self._alone
+        return self._sent[0].reply if self._sent else None
+
+    def _send_more(self) -> None:
+        """Sends entries that were not sent in this attempt, as many as the window has room for."""
+        entries = self._ledger.entries
+        while self._alone is None and len(self._sent) < min(self._window, len(entries)):
             self._calls.lifetime.check()
-            if self._stream is None:
-                self._stream = self._recovery.stub.StreamSteps(metadata=self._calls.metadata)
-            self._written.append(entry)
-            try:
-                async with asyncio.timeout(self._left_s()):
-                    await self._write(entry)
-            except TimeoutError:
-                raise ServerUnavailable("the server takes nothing") from None
-            except asyncio.CancelledError as error:
-                raise self._calls.lifetime.explain(error) from None
+            sent = self._steps.send(self._ledger, entries[len(self._sent)], self._recovery.stub)
+            if sent is not None:
+                self._sent.append(sent)
+            elif self._sent:
+                break  # it waits until it is the first
+            else:
+                self._send_alone()
+        if self._sent and self._sent[0].until_s == math.inf:
+            self._sent[0].limit(self._attempt_until_s())
 
-    async def _write(self, entry: Entry) -> None:
-        request = pb.StreamStepsRequest(chunk=self._ledger.to_chunk(entry))
-        if self._calls.history is not None:
-            entry.number = self._calls.history.sent("StreamSteps", request)
-        try:
-            await self._stream.write(request)
-        except asyncio.InvalidStateError:
-            raise await from_call(self._stream) from None
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc(error) from None
+    def _send_alone(self) -> None:
+        """Sends the first entry by a call of its own."""
+        call = self._steps.step_alone(
+            self._ledger, self._ledger.entries[0], self._attempt_until_s(), self._recovery.stub
+        )
+        self._alone = asyncio.create_task(call)
+        self._alone.add_done_callback(_retrieve)
 
-    def _take_reply(self) -> StepReply:
-        assert self._reading is not None, "bug: nothing was read"
-        reading, self._reading = self._reading, None
-        try:
-            message = reading.result()
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc(error) from None
-        except asyncio.CancelledError:
-            raise ClientClosed("the client was closed during the stream") from None
-        if message is grpc.aio.EOF:
-            raise ServerUnavailable("the server ended the stream")
-        if message.WhichOneof("outcome") == "error":
-            raise from_status(message.error.status)
-        return self._answer(message)
-
-    def _answer(self, message: pb.StreamStepsResponse) -> StepReply:
-        entry, result = self._written[0], message.result
+    def _take_reply(self) -> StepReply | None:
+        """Returns the reply that has come; None if its chunk has to be sent alone, which it does."""
+        assert self._first is not None, "bug: nothing was sent"
+        reply = self._first.result()
+        if reply is None:
+            self._hang_up()
+            self._send_alone()
+            return None
+        entry = self._ledger.entries[0]
         entry.is_unsure = True  # whatever is wrong with its reply, it may have been applied
-        if self._calls.history is not None:
-            self._calls.history.got(entry.number, message)
-        if result.tag != entry.tag:
-            raise HoldfastError(f"a reply has tag {result.tag}, expected {entry.tag}")
-        self._ledger.answer(entry, StepReply(result))
+        self._ledger.answer(entry, reply)
         self._recovery.heard()
-        self._reply_bytes = result.ByteSize()
-        self._written.pop(0)
+        self._reply_bytes = size_of(reply)
+        if self._alone is None:
+            self._sent.popleft()
+        self._alone = None
         self._attempt, self._deadline_s = 0, None
         return self._ledger.give()[0]
 
     async def _fail(self, error: HoldfastError) -> None:
-        """Returns when it can go on over another call; else raises what became of the chunks."""
-        written, self._written = self._written, []
-        if self._calls.history is not None and written:
-            self._calls.history.failed(written[0].number, error)
-        if written and leaves_unsure(error):
-            written[0].is_unsure = True
-        for entry in written[1:]:
-            entry.is_unsure = True
-        self._hang_up()
+        """Returns when it can go on with another attempt; else raises what became of the chunks."""
+        is_overtaken = bool(self._sent) and _was_ahead(self._sent[0]) and isinstance(error, PositionGap)
+        if self._first is not None and leaves_unsure(error):
+            self._ledger.entries[0].is_unsure = True
+        self._hang_up(1)
         self._attempt += 1
+        if is_overtaken and self._attempt <= MAX_OVERTAKEN:
+            return
         deadline_s = self._calls.deadline_s(None) if self._deadline_s is None else self._deadline_s
         try:
             await self._recovery.recover(error, self._attempt, deadline_s)
@@ -251,23 +237,29 @@ class Pump:
             tell_fate(final, self._ledger)
             raise
 
-    def _hang_up(self) -> None:
-        """Breaks the call off; nobody knows what becomes of the chunks sent on it."""
-        if self._reading is not None:
-            self._reading.cancel()
-        if self._stream is not None:
-            self._stream.cancel()
-        for entry in self._written:
+    def _hang_up(self, first: int = 0) -> None:
+        """Gives up what is under way; nobody knows what becomes of it, from the `first` chunk on."""
+        sent_count = max(len(self._sent), self._alone is not None)
+        for entry in itertools.islice(self._ledger.entries, first, sent_count):
             entry.is_unsure = True
-        self._stream, self._reading, self._written = None, None, []
+        for sent in self._sent:
+            sent.reply.cancel()
+        self._sent.clear()
+        if self._alone is not None:
+            self._alone.cancel()
+            self._alone = None
 
-    def _left_s(self) -> float:
-        """Returns the seconds that this attempt may still wait."""
+    def _attempt_until_s(self) -> float:
         assert self._deadline_s is not None, "bug: nothing is waited for"
-        return self._calls.left_s(self._calls.attempt_deadline_s(self._attempt, self._deadline_s))
+        return self._calls.attempt_deadline_s(self._attempt, self._deadline_s)
 
 
-def _retrieve(reading: "asyncio.Task[Any]") -> None:
-    """Has seen how a read ended that nobody waits for any more."""
-    if not reading.cancelled():
-        reading.exception()
+def _was_ahead(sent: Sent) -> bool:
+    """Whether one before it had no reply when it was sent, and may have come to the server later."""
+    return sent.row.acknowledged < sent.row.position
+
+
+def _retrieve(call: "asyncio.Task[Any]") -> None:
+    """Has seen how a call ended that nobody waits for any more."""
+    if not call.cancelled():
+        call.exception()

@@ -36,6 +36,7 @@ class StepReply:
         self.ack_level: str = to_name(result.ack_level)
         self.model_version: int = result.model_version
         self.token_count: int = result.outputs.token_count
+        self._size_bytes: int = result.ByteSize()
 
     @cached_property
     def top(self) -> list[list[tuple[int, float]]]:
@@ -75,3 +76,8 @@ class StepReply:
 
     def __repr__(self) -> str:
         return f"StepReply(position={self.position}, replayed={self.replayed})"
+
+
+def size_of(reply: StepReply) -> int:
+    """Returns the bytes that a reply took on the wire."""
+    return reply._size_bytes  # noqa: SLF001

@@ -4,7 +4,7 @@ import asyncio
 import zlib
 from typing import Any
 
-from holdfast.client.batcher import Batcher
+from holdfast.client.batcher import Batcher, Sent
 from holdfast.client.calls import Calls
 from holdfast.client.ledger import Entry, Ledger
 from holdfast.client.reply import StepReply
@@ -41,17 +41,26 @@ class Steps:
         Raises:
             HoldfastError: See `holdfast.errors`.
         """
-        if not entry.asked.state and _size_bytes(entry.tokens) <= LARGE_BYTES:
-            row = ledger.to_row(entry)
-            reply = self._batcher(stub.current(), row.session_id).submit(
-                ledger.kind_of(entry), row, until_s
-            )
+        sent = self.send(ledger, entry, stub)
+        if sent is not None:
+            sent.limit(until_s)
             try:
-                found = await reply
+                found = await sent.reply
             except asyncio.CancelledError as error:
                 raise self._calls.lifetime.explain(error) from None
             if found is not None:
                 return found
+        return await self.step_alone(ledger, entry, until_s, stub)
+
+    def send(self, ledger: Ledger, entry: Entry, stub: Any) -> Sent | None:
+        """Sends a chunk once with others; None if it has to go alone."""
+        if entry.asked.state or _size_bytes(entry.tokens) > LARGE_BYTES:
+            return None
+        row = ledger.to_row(entry)
+        return self._batcher(stub.current(), row.session_id).submit(ledger.kind_of(entry), row)
+
+    async def step_alone(self, ledger: Ledger, entry: Entry, until_s: float, stub: Any) -> StepReply:
+        """Sends a chunk once, by a call of its own; see `step`."""
         request = pb.StepRequest(chunk=ledger.to_chunk(entry))
         return StepReply((await self._calls.call_once("Step", request, until_s, stub)).result)
 

@@ -137,7 +137,6 @@ class Session:
                 if not fetched and not pump.is_waiting:
                     break
                 yield self._runner.run(pump.exchange(fetched), self._take_back)
-            self._runner.run(pump.finish())
         except HoldfastError as error:
             pump.keep(fetched)
             self._writer.tell_pending(error)

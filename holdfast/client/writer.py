@@ -150,6 +150,7 @@ class Writer:
             max_in_flight = MAX_IN_FLIGHT if is_sequence(tokens) else 1
         return Pump(
             self._calls,
+            self._steps,
             self._ledger,
             self._recovery,
             self._turn,
@@ -166,7 +167,6 @@ class Writer:
             await pump.begin()
             while (reply := await _next_reply(pump, source)) is not None:
                 yield reply
-            await pump.finish()
         finally:
             try:
                 await source.leave()

@@ -8,6 +8,7 @@ out of which the columns of the reply are cut.
 import functools
 import math
 import operator
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -99,6 +100,12 @@ class BatchCall:
             raise InvalidRequest(
                 "a batch gives no state: read it with GetSession", field="batch.outputs.state"
             )
+        if not 0 <= batch.timeout_s < math.inf:
+            raise InvalidRequest(
+                f"timeout_s is {batch.timeout_s}, expected seconds, or 0 for none", field="batch.timeout_s"
+            )
+        if batch.timeout_s:
+            deadline_s = min(deadline_s, time.monotonic() + batch.timeout_s)
         self._tag = batch.tag
         self._claimed = _claimed(batch)
         self._names_positions = bool(batch.positions)

@@ -33,7 +33,7 @@ from holdfast.v1 import holdfast_pb2 as pb
 from service.rpc.status import code_of, to_status, to_trailers
 
 ASKED = Asked(None, pb.ACK_LEVEL_UNSPECIFIED)
-LIMIT_S = 10.0
+LIMIT_S = 5.0
 """Of rows whose time limit is not what a test is about, and of tests."""
 
 
@@ -247,12 +247,10 @@ async def settled():
         await asyncio.sleep(0)
 
 
-def until():
-    return time.monotonic() + LIMIT_S
-
-
 def submit(batcher, session, position=0, *, of=None, text=b"x", limit_s=LIMIT_S):
-    return batcher.submit(of or kind(len(text)), row(session, position, text), time.monotonic() + limit_s)
+    sent = batcher.submit(of or kind(len(text)), row(session, position, text))
+    sent.limit(time.monotonic() + limit_s)
+    return sent.reply
 
 
 def sessions(batch):
@@ -347,7 +345,7 @@ async def test_kinds_are_kept_apart(batcher, stub, one, other):
             "ids": np.ones(of.token_count, np.int64),
             "features": np.ones((of.token_count, of.width), np.float32),
         }[of.tokens]
-        return batcher.submit(of, row(session, 0, tokens), until())
+        return batcher.submit(of, row(session, 0, tokens)).reply
 
     replies = [submitted(number, (one, other)[number % 2]) for number in range(6)]
     stream = await stub.stream()
@@ -1104,7 +1102,7 @@ async def test_ten_thousand_steps_leave_nothing_behind(batcher, stub):
         assert not batcher._behind
         assert len(batcher._line.messages) <= 2 if batcher._line else True
         gc.collect()
-        held = [one for one in gc.get_objects() if isinstance(one, batcher_module._Waiting)]
+        held = [one for one in gc.get_objects() if isinstance(one, batcher_module.Sent)]
         assert len(held) < 300
         assert len(asyncio.all_tasks()) < 10
     finally:
