@@ -50,7 +50,7 @@ MAX_UNDER_WAY = 2
 """Messages of one pace of which nothing has come back: the server works on one, the other is on its way."""
 
 SPLIT_ROWS = 128
-"""So many rows leave in two halves: while callers take the replies to one, the server works on another."""
+"""So many rows leave in two halves: callers take the replies to one while the server works on the other."""
 
 LATE_S = 0.05
 """A message is not waited for any longer before others leave."""
@@ -76,7 +76,7 @@ class Sent:
     Attributes:
         reply: Of the row; None where it has to be sent alone. Raises HoldfastError.
         until_s: Monotonic time at which it is given up.
-        since_s: Monotonic time at which it was taken.
+        since_s: Monotonic time at which it was taken, or sent.
     """
 
     __slots__ = ("_batcher", "kind", "reply", "row", "since_s", "until_s")

@@ -4,6 +4,7 @@ These points are where functions begin and where functions in C return. Each tes
 over an operation that is done anew for each, until one is over without having been interrupted.
 """
 
+import _weakrefset
 import contextlib
 import inspect
 import itertools
@@ -53,6 +54,8 @@ class Interrupt:
 def is_point(frame, event):
     code = frame.f_code
     if code in (Interrupt.__enter__.__code__, Interrupt.__exit__.__code__):
+        return False
+    if code.co_filename == _weakrefset.__file__:  # in a finaliser, out of which no exception comes
         return False
     if event == "call":  # also of a generator that goes on with an error, where no interrupt comes out
         return not code.co_flags & inspect.CO_GENERATOR

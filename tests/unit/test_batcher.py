@@ -33,7 +33,7 @@ from holdfast.v1 import holdfast_pb2 as pb
 from service.rpc.status import code_of, to_status, to_trailers
 
 ASKED = Asked(None, pb.ACK_LEVEL_UNSPECIFIED)
-LIMIT_S = 5.0
+LIMIT_S = 10.0
 """Of rows whose time limit is not what a test is about, and of tests."""
 
 
@@ -247,9 +247,18 @@ async def settled():
         await asyncio.sleep(0)
 
 
+def until():
+    return time.monotonic() + LIMIT_S
+
+
 def submit(batcher, session, position=0, *, of=None, text=b"x", limit_s=LIMIT_S):
-    sent = batcher.submit(of or kind(len(text)), row(session, position, text))
-    sent.limit(time.monotonic() + limit_s)
+    return taken(batcher, of or kind(len(text)), row(session, position, text), time.monotonic() + limit_s)
+
+
+def taken(batcher, of, what, until_s):
+    """Has the batcher take a row, and returns the future of its reply."""
+    sent = batcher.submit(of, what)
+    sent.limit(until_s)
     return sent.reply
 
 
@@ -345,7 +354,7 @@ async def test_kinds_are_kept_apart(batcher, stub, one, other):
             "ids": np.ones(of.token_count, np.int64),
             "features": np.ones((of.token_count, of.width), np.float32),
         }[of.tokens]
-        return batcher.submit(of, row(session, 0, tokens)).reply
+        return taken(batcher, of, row(session, 0, tokens), until())
 
     replies = [submitted(number, (one, other)[number % 2]) for number in range(6)]
     stream = await stub.stream()

@@ -8,10 +8,14 @@ import weakref
 import numpy as np
 import pytest
 
+from holdfast.errors import InvalidRequest
 from holdfast.v1 import holdfast_pb2 as pb
+from service.engine.driver import Driver
+from service.engine.limits import EngineLimits
 from service.engine.rows import NOT_GIVEN, Asked, Message, Rows, token_sums
 from service.rpc.batches import BatchCall, BatchLimits
 from service.store.keys import session_key
+from tests.support.fakes import FakeModels, PoisonModel, open_session
 from tests.unit.test_driver import send, submit
 
 
@@ -252,3 +256,58 @@ async def test_a_message_that_is_answered_is_let_go_of_at_once(start, store, mod
         assert left() is None
     finally:
         gc.enable()
+
+
+async def test_rows_that_take_longer_hold_up_no_others(store):
+    """One that stalls is answered in a part of its own."""
+    model = PoisonModel()
+    engine = Driver(FakeModels(model), store, lambda _: None, EngineLimits(run_timeout_s=1.0))
+    engine.start()
+    for name in "abc":
+        open_session(store, session_key("default", name).decode(), model)
+    parts, done, has_part = [], asyncio.Event(), asyncio.Event()
+    batch = pb.Batch(
+        model=pb.ModelRef(name="sum"), session_ids="abc", positions=[0, 0, 0], text=b"\x05\xfd\x07", tag=9
+    )
+    call = BatchCall(
+        batch,
+        lambda _: done.set(),
+        "default",
+        BatchLimits([model], 10, 10),
+        on_part=lambda _: has_part.set(),
+    )
+    try:
+        call.submit(engine)
+        async with asyncio.timeout(10):
+            while call.answered_count < 2:
+                await has_part.wait()
+                has_part.clear()
+        parts.append(pb.StreamBatchesResponse.FromString(call.reply()).result)
+        assert call.answered_count == 0
+        await asyncio.wait_for(done.wait(), 10)
+        parts.append(pb.StreamBatchesResponse.FromString(call.reply()).result)
+    finally:
+        await engine.stop()
+    assert [(part.tag, list(part.rows), list(part.positions)) for part in parts] == [
+        (9, [0, 2], [1, 1]),
+        (9, [1], [0]),
+    ]
+    assert not parts[0].errors
+    assert [error.row for error in parts[1].errors] == [0]
+
+
+@pytest.mark.parametrize("timeout_s", [-1.0, float("nan"), float("inf")])
+def test_a_time_limit_that_is_none_is_refused(model, timeout_s):
+    batch = pb.Batch(model=pb.ModelRef(name="sum"), session_ids="a", text=b"x", timeout_s=timeout_s)
+    with pytest.raises(InvalidRequest, match="timeout_s is"):
+        BatchCall(batch, lambda _: None, "default", BatchLimits([model], 10, 10))
+
+
+async def test_rows_whose_callers_have_gone_do_not_run(start, model):
+    engine = start([session_key("default", "a").decode()])
+    done = asyncio.Event()
+    batch = pb.Batch(model=pb.ModelRef(name="sum"), session_ids="a", text=b"x", timeout_s=1e-9)
+    call = BatchCall(batch, lambda _: done.set(), "default", BatchLimits([model], 10, 10))
+    call.submit(engine)
+    await asyncio.wait_for(done.wait(), 10)
+    assert [error.reason for error in call.errors] == ["DEADLINE_PASSED"]

@@ -13,7 +13,7 @@ import pytest
 import holdfast
 from holdfast.client import forks, transport
 from holdfast.client.connection import SUSPECT_AFTER_S, Stream
-from holdfast.client.targets import is_local
+from holdfast.client.targets import is_local, name_in
 from holdfast.client.transport import Transport
 from holdfast.errors import ClientClosed, HoldfastError, ServerUnavailable, WrongEventLoop
 from holdfast.v1 import holdfast_pb2 as pb
@@ -293,3 +293,44 @@ def test_a_fork_that_is_over_says_nothing_of_another_one(monkeypatch):
     go_on.set()
     other.join()
     assert not forks.is_forking()
+
+
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [
+        ("holdfast.example.org:50051", "holdfast.example.org"),
+        ("dns:///holdfast.example.org:50051", "holdfast.example.org"),
+        ("dns://8.8.8.8/holdfast.example.org:1", "holdfast.example.org"),
+        ("127.0.0.1:50051", ""),
+        ("[::1]:50051", ""),
+        ("ipv4:127.0.0.1:1,127.0.0.2:2", ""),
+        ("unix:/run/holdfast.sock", ""),
+        ("xds:///holdfast", ""),
+    ],
+)
+def test_a_name_is_what_may_stand_for_several_replicas(target, name):
+    assert name_in(target) == name
+
+
+@pytest.mark.parametrize(
+    ("address", "found", "count"),
+    [
+        (["127.0.0.1:1", "127.0.0.2:1", "127.0.0.3:1"], [], 3),
+        ("127.0.0.1:1", [], 1),
+        ("replicas:1", ["10.0.0.1", "10.0.0.2", "10.0.0.2", "fd00::1"], 2),
+        ("replicas:1", OSError("no such name"), 1),
+    ],
+)
+async def test_replicas_are_counted_by_the_addresses_of_a_name(monkeypatch, address, found, count):
+    async def getaddrinfo(host, *_, **__):
+        assert host == "replicas"
+        if isinstance(found, OSError):
+            raise found
+        return [(":" in place, 0, 0, "", (place, 0)) for place in found]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+    own = Transport(address)
+    assert own.replica_count == (count if isinstance(address, list) else 1)
+    await asyncio.sleep(0.01)
+    assert own.replica_count == count
+    await own.close()
