@@ -371,6 +371,39 @@ async def test_kinds_are_kept_apart(batcher, stub, one, other):
         assert shows(await reply, number, (one, other)[number % 2].token_count)
 
 
+@pytest.mark.parametrize("tokens", ["text", "ids", "features"])
+async def test_what_a_row_says_stands_in_its_own_place(batcher, stub, tokens):
+    of = kind(2, tokens=tokens, width=3 if tokens == "features" else 0)
+    given = {
+        "text": lambda number: bytes([number, number + 1]),
+        "ids": lambda number: np.array([number, number + 1]),
+        "features": lambda number: np.full((2, 3), number, np.float32),
+    }[tokens]
+    rows = [
+        Row(str(number), 10 + number, 5 + number, 20 + number, 30 + number, given(number))
+        for number in range(4)
+    ]
+    replies = [taken(batcher, of, one, until()) for one in rows]
+    stream = await stub.stream()
+    batch = await stream.next()
+    columns = zip(
+        batch.session_ids,
+        batch.positions,
+        batch.acknowledged_positions,
+        batch.incarnations,
+        batch.history_digests,
+        strict=True,
+    )
+    assert [Row(*column, b"") for column in columns] == [one._replace(tokens=b"") for one in rows]
+    sent = {"text": batch.text, "ids": bytes(batch.ids.values), "features": batch.features}[tokens]
+    assert sent == b"".join(
+        bytes(one.tokens.tolist()) if tokens == "ids" else bytes(one.tokens) for one in rows
+    )
+    stream.answer(batch)
+    for number, reply in enumerate(replies):
+        assert shows(await reply, number, 12 + number)
+
+
 async def test_kinds_take_turns(batcher, stub, monkeypatch):
     """One that is asked for a lot does not hold up another."""
     monkeypatch.setattr(batcher_module, "MAX_ROWS", 2)
