@@ -624,6 +624,27 @@ async def test_a_write_that_blocks_is_noticed_though_its_caller_has_given_up(bat
     assert shows(await first, 0, 1)
 
 
+async def test_a_write_that_blocks_does_not_outlive_its_stream(batcher, stub, monkeypatch):
+    """Nobody waits for it any more, so the stream looks idle, and is left; later rows go over another."""
+    monkeypatch.setattr(batcher_module, "IDLE_S", 0.02)
+    first = submit(batcher, 0)
+    stream = await stub.stream()
+    stream.answer(await stream.next())
+    await first
+    stream.can_write.clear()
+    given_up = submit(batcher, 0, 1, limit_s=0.05)
+    await settled()
+    sender = batcher._sender
+    given_up.cancel()
+    await asyncio.wait([sender], timeout=1)
+    assert sender.done()
+    assert stream.is_cancelled
+    reply = submit(batcher, 1)
+    new = await stub.stream(1)
+    new.answer(await new.next())
+    assert shows(await reply, 1, 1)
+
+
 async def test_a_write_that_never_hears_of_the_end_of_its_stream_holds_nobody_up(batcher, stub):
     """As one of grpc.aio that waits for a call to begin."""
     first = submit(batcher, 0)
