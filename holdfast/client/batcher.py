@@ -291,8 +291,13 @@ class Batcher:
     def _leave(self, line: _Line) -> None:
         """Sends nothing more over a stream, which ends when nothing is under way on it."""
         self._line = None
+        if line.writer is not None and self._sender is line.writer:  # it waits for room on this stream
+            self._sender = None
         if line.messages:
             self._left.add(line)
+        elif line.writer is not None:
+            line.writer.cancel()
+            line.stream.cancel()
         else:
             self._end_well(line)
 
@@ -496,7 +501,6 @@ class Batcher:
         silent_s = now_s - max(waiting.since_s, self._line.stream.since_s)
         if silent_s >= LATE_S:
             self._calls.suspect(self._line.stream, silent_s)
-            self._sender = None  # which may wait for room on this stream
             self._leave(self._line)  # the next one may go to another replica
 
     def _end_idle(self, line: _Line, now_s: float) -> None:

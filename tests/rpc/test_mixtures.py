@@ -54,6 +54,8 @@ class Book:
         sent: Chunks that may have been applied: ends and tokens, by position.
         answered: Tokens and hashes of replies, by position.
         writers: Session objects that step it.
+        openings: Under way: one that comes after a deletion would begin another life.
+        is_over: It is not opened any more.
         ended_at: Position at which it was deleted.
         is_wild: Some writer gives up, is impatient, or takes over.
     """
@@ -64,6 +66,8 @@ class Book:
         self.sent = defaultdict(set)
         self.answered = {}
         self.writers = 0
+        self.openings = 0
+        self.is_over = False
         self.ended_at = None
         self.is_wild = False
 
@@ -116,7 +120,9 @@ class Mixture:
     def __init__(self, rng, clients, name):
         self._rng = rng
         self._clients = clients
-        self._books = [Book(f"{name}.{n}", rng.choice(MODELS)) for n in range(rng.randint(1, 30))]
+        models = rng.choice((MODELS, MODELS[:1], MODELS[1:]))
+        self._books = [Book(f"{name}.{n}", rng.choice(models)) for n in range(rng.randint(1, 30))]
+        self._length = rng.choice((1, 1, 2, 5))  # of most texts, so that they go together
         self._wildness = rng.choice((0.0, 0.1, 0.4))
         self.counts = Counter()
 
@@ -153,10 +159,8 @@ class Mixture:
             book.writers += 1
         client = rng.choice(self._clients)
         await asyncio.sleep(rng.choice((0, 0, 0.01)) * rng.random())
-        try:
-            session = await client.open_session(book.session_id, model=book.model)
-        except errors.SessionDeleted:
-            assert book.ended_at is not None
+        session = await self._open(book, client)
+        if session is None:
             return
         for _ in range(rng.randint(1, 8)):
             act = rng.choices(
@@ -168,12 +172,22 @@ class Mixture:
                 session = await act(book, client, session, is_wild) or session
             except HoldfastError as error:
                 self._explained(book, error, is_wild)
-                if not await self._settled(book, session):
-                    return
+                if isinstance(error, RIVALRY) and not session.pending:
+                    session = await self._open(book, client)
             except TimeoutError:
                 assert is_wild
-                if not await self._settled(book, session):
-                    return
+            if session is None or not await self._settled(book, session):
+                return
+
+    async def _open(self, book, client, *, take_over=False):
+        """Opens a session; returns None if it is deleted."""
+        if book.is_over:
+            return None
+        book.openings += 1
+        try:
+            return await client.open_session(book.session_id, model=book.model, take_over=take_over)
+        finally:
+            book.openings -= 1
 
     def _explained(self, book, error, is_wild):
         self.counts[type(error).__name__] += 1
@@ -205,22 +219,23 @@ class Mixture:
     # -- what callers do ----------------------------------------------------------------------------
 
     def _text(self):
-        return self._rng.randbytes(self._rng.choice((1, 1, 1, 2, 3, 7, 40)))
+        is_usual = self._rng.random() < 0.75
+        return self._rng.randbytes(self._length if is_usual else self._rng.choice((1, 2, 3, 7, 40)))
 
     async def _step(self, book, _, session, is_wild):
         rng, tokens, options = self._rng, self._text(), {}
         if rng.random() < 0.3:
             options["position"] = session.position
-        if rng.random() < 0.3:
+        if rng.random() < 0.1:
             options["ack_level"] = "memory"
-        options["outputs"] = rng.choice(("hash", "hash", True))
+        options["outputs"] = "hash" if rng.random() < 0.85 else True
         if rng.random() < 0.05:
             options["state"] = True
         if is_wild and rng.random() < 0.4:
             options["timeout_s"] = rng.choice((0.001, 0.003, 0.01, 0.1, 2.0))
         start = session.position
         book.sends(start, tokens)
-        given = np.frombuffer(tokens, np.uint8).astype(np.int64) if rng.random() < 0.2 else tokens
+        given = np.frombuffer(tokens, np.uint8).astype(np.int64) if rng.random() < 0.1 else tokens
         work = session.step(given, **options)
         if is_wild and rng.random() < 0.4:
             self.counts["given up"] += 1
@@ -266,8 +281,6 @@ class Mixture:
                 start += len(done)
                 if is_wild and rng.random() < 0.1:
                     break
-        if session.pending:
-            await self._settled(book, session)
 
     async def _again(self, book, _, session, is_wild):
         """Asks for the last reply once more."""
@@ -283,10 +296,13 @@ class Mixture:
 
     async def _take_over(self, book, client, _, is_wild):
         book.writers += 1
-        return await client.open_session(book.session_id, model=book.model, take_over=True)
+        return await self._open(book, client, take_over=True)
 
     async def _delete(self, book, _, session, is_wild):
+        if book.openings:
+            return
         book.writers += 1
+        book.is_over = True
         ended_at = await session.delete()
         book.ended_at = ended_at if book.ended_at is None else min(ended_at, book.ended_at)
 

@@ -371,6 +371,39 @@ async def test_kinds_are_kept_apart(batcher, stub, one, other):
         assert shows(await reply, number, (one, other)[number % 2].token_count)
 
 
+@pytest.mark.parametrize("tokens", ["text", "ids", "features"])
+async def test_what_a_row_says_stands_in_its_own_place(batcher, stub, tokens):
+    of = kind(2, tokens=tokens, width=3 if tokens == "features" else 0)
+    given = {
+        "text": lambda number: bytes([number, number + 1]),
+        "ids": lambda number: np.array([number, number + 1]),
+        "features": lambda number: np.full((2, 3), number, np.float32),
+    }[tokens]
+    rows = [
+        Row(str(number), 10 + number, 5 + number, 20 + number, 30 + number, given(number))
+        for number in range(4)
+    ]
+    replies = [taken(batcher, of, one, until()) for one in rows]
+    stream = await stub.stream()
+    batch = await stream.next()
+    columns = zip(
+        batch.session_ids,
+        batch.positions,
+        batch.acknowledged_positions,
+        batch.incarnations,
+        batch.history_digests,
+        strict=True,
+    )
+    assert [Row(*column, b"") for column in columns] == [one._replace(tokens=b"") for one in rows]
+    sent = {"text": batch.text, "ids": bytes(batch.ids.values), "features": batch.features}[tokens]
+    assert sent == b"".join(
+        bytes(one.tokens.tolist()) if tokens == "ids" else bytes(one.tokens) for one in rows
+    )
+    stream.answer(batch)
+    for number, reply in enumerate(replies):
+        assert shows(await reply, number, 12 + number)
+
+
 async def test_kinds_take_turns(batcher, stub, monkeypatch):
     """One that is asked for a lot does not hold up another."""
     monkeypatch.setattr(batcher_module, "MAX_ROWS", 2)
@@ -589,6 +622,27 @@ async def test_a_write_that_blocks_is_noticed_though_its_caller_has_given_up(bat
     assert shows(await again, 2, 1)
     stream.answer(stream.seen[0])
     assert shows(await first, 0, 1)
+
+
+async def test_a_write_that_blocks_does_not_outlive_its_stream(batcher, stub, monkeypatch):
+    """Nobody waits for it any more, so the stream looks idle, and is left; later rows go over another."""
+    monkeypatch.setattr(batcher_module, "IDLE_S", 0.02)
+    first = submit(batcher, 0)
+    stream = await stub.stream()
+    stream.answer(await stream.next())
+    await first
+    stream.can_write.clear()
+    given_up = submit(batcher, 0, 1, limit_s=0.05)
+    await settled()
+    sender = batcher._sender
+    given_up.cancel()
+    await asyncio.wait([sender], timeout=1)
+    assert sender.done()
+    assert stream.is_cancelled
+    reply = submit(batcher, 1)
+    new = await stub.stream(1)
+    new.answer(await new.next())
+    assert shows(await reply, 1, 1)
 
 
 async def test_a_write_that_never_hears_of_the_end_of_its_stream_holds_nobody_up(batcher, stub):
