@@ -9,7 +9,7 @@ from hypothesis import settings
 
 from service.store.opening import create_store
 from service.store.safety import Allowances
-from tests.support.command_line import Starts
+from tests.support import command_line
 
 settings.register_profile("untimed", deadline=None)  # no test asserts a time
 settings.load_profile("untimed")
@@ -46,8 +46,7 @@ def _unmarked(*_, **__):
 @pytest.fixture(scope="session")
 def starts():
     """Starts of servers that are refused."""
-    with contextlib.closing(Starts()) as starts:
-        yield starts
+    return command_line.starts()
 
 
 @pytest.fixture

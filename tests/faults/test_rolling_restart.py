@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import holdfast
-from holdfast.demo.processes import ServerProcess
 from tests.faults import LONG
 from tests.support.oracle import held_out_text, run
+from tests.support.server import ServerProcess
 
 MODEL = "python-source"
 REPLICAS = 3

@@ -8,9 +8,9 @@ import functools
 import numpy as np
 import pytest
 
-from holdfast.demo.processes import ServerProcess
 from tests.docs.pages import ROOT
 from tests.matrix.streams import TOLERANCE, Kill, difference, outputs_of
+from tests.support.server import ServerProcess
 
 RECORDED = ROOT / "tests" / "matrix" / "recorded"
 FLAGS = ("--models", str(RECORDED / "models"))
