@@ -19,6 +19,9 @@ demo: $(VENV)/.server           ## a network's memory, served live, surviving ki
 serve: $(VENV)/.server          ## a server with the shipped models and an embedded store
 	$(BIN)/holdfast serve
 
+# Threads of numpy wait for each other where four workers share the cores.
+test test-fast: export OPENBLAS_NUM_THREADS := 1
+
 test: $(VENV)/.dev $(VENV)/.protobuf7 $(VENV)/.node
 	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
