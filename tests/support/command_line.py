@@ -7,6 +7,7 @@ import io
 import json
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -47,7 +48,11 @@ def call(*words):
 
 
 class Starts:
-    """Calls `holdfast`, each time in a forked process: see `tests/support/processes/starts.py`."""
+    """Calls `holdfast`, each time in a forked process: see `tests/support/processes/starts.py`.
+
+    Attributes:
+        pid: Of the process that forks.
+    """
 
     def __init__(self):
         self._asks, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -59,29 +64,40 @@ class Starts:
                 stdout=subprocess.DEVNULL,
                 cwd=Path(__file__).parents[2],
             )
+        self.pid = self._process.pid
 
-    def start(self, *words, out, err, variables=os.environ, limit_s=0):
-        """Calls `holdfast` with words, as the leader of a session, and returns it as it runs.
+    def fork(self, module, arguments, streams, *, variables=os.environ, folder="/", limit_s=0):
+        """Calls `main` of a module, as the leader of a session, and returns the process as it runs.
 
         Args:
-            words: Of the command line.
-            out: A file for its standard output.
-            err: A file for its standard error.
+            module: One that a forked process has imported.
+            arguments: `sys.argv`.
+            streams: Files for standard input, output and error.
             variables: All of its environment.
+            folder: Where it works.
             limit_s: Seconds after which SIGALRM ends it; 0 for none.
         """
         asked = {
-            "arguments": [*map(str, words)],
+            "module": module,
+            "arguments": [*map(str, arguments)],
             "variables": dict(variables),
-            "folder": os.getcwd(),
+            "folder": folder,
             "limit_s": limit_s,
         }
         ending, teller = os.pipe()
         with open(teller, "wb"), self._lock:
-            files = [out.fileno(), err.fileno(), teller]
+            files = [*(stream.fileno() for stream in streams), teller]
             socket.send_fds(self._asks, [json.dumps(asked).encode()], files)
             pid = int(self._asks.recv(20))
         return Forked(pid, open(ending, "rb"))
+
+    def start(self, *words, out, err, **options):
+        """Calls `holdfast` with words, its output and errors going to files; see `fork`."""
+        with open(os.devnull) as nothing:
+            streams = (nothing, out, err)
+            return self.fork(
+                "service.command", ["holdfast", *words], streams, folder=os.getcwd(), **options
+            )
 
     def call(self, *words, **variables):
         """Calls `holdfast` with words and variables of the environment, and waits until it has ended."""
@@ -98,7 +114,7 @@ class Starts:
 
 
 class Forked:
-    """What of `subprocess.Popen` a `ServerProcess` needs, of a process that `Starts` has started.
+    """What others need of `subprocess.Popen`, of a process that `Starts` has started.
 
     Attributes:
         pid: Its process id.
@@ -131,6 +147,10 @@ class Forked:
         """Sends a signal, unless it has ended."""
         if self.poll() is None:
             os.kill(self.pid, number)
+
+    def kill(self):
+        """Sends SIGKILL, unless it has ended."""
+        self.send_signal(signal.SIGKILL)
 
 
 @functools.cache

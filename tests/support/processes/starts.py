@@ -1,18 +1,19 @@
-"""Forks a `holdfast` for each message on its standard input: most of the time of a start is imports.
+"""Forks a process for each message on its standard input: most of the time of a start is imports.
 
 What is forked has imported everything and started nothing: no thread, loop or connection of ours. A
-message is a JSON object of arguments, variables, a folder to work in, and the seconds after which SIGALRM
-ends it, 0 for none. With it come descriptors for standard output, for standard error, and for the exit
-code. The answer is its process id.
+message is a JSON object that names a module, whose `main` is called, with arguments, variables, a folder
+to work in, and the seconds after which SIGALRM ends it, 0 for none. With it come descriptors for the
+three standard streams, and for the exit code. The answer is the process id.
 """
 
+import importlib
 import json
 import os
 import select
 import signal
 import socket
+import sys
 
-from service import command
 from service.common.collector import sparing_imports
 from service.process.library_environment import set_library_environment
 
@@ -20,7 +21,7 @@ MAX_MESSAGE_BYTES = 1 << 20
 
 
 def main():
-    """Forks until nobody can ask any more; what is forked ends in here too, as the command does."""
+    """Forks until nobody can ask any more; what is forked ends in here too, as its `main` does."""
     set_library_environment()
     with sparing_imports():
         import service.app  # noqa: F401
@@ -35,12 +36,12 @@ def main():
                 poll.unregister(ready)
                 tell_ending(ready, *started.pop(ready))
                 continue
-            message, files, *_ = socket.recv_fds(asks, MAX_MESSAGE_BYTES, 3)
+            message, files, *_ = socket.recv_fds(asks, MAX_MESSAGE_BYTES, 4)
             if not message:
                 return
             pid = os.fork()
             if not pid:
-                run(json.loads(message), *files[:2])
+                run(json.loads(message), files[:3])
             watch = os.pidfd_open(pid)
             poll.register(watch, select.POLLIN)
             started[watch] = pid, files.pop()
@@ -61,18 +62,19 @@ def tell_ending(watch, pid, teller):
         os.close(watch)
 
 
-def run(asked, out, err):
-    """Is a `holdfast` that was called so; ends by SystemExit."""
+def run(asked, streams):
+    """Is a process that was started so; ends by what `main` raises, or when that returns."""
     os.setsid()
-    for number, file in enumerate((os.open(os.devnull, os.O_RDONLY), out, err)):
+    for number, file in enumerate(streams):
         os.dup2(file, number)
     os.closerange(3, max(map(int, os.listdir("/proc/self/fd"))) + 1)
     os.chdir(asked["folder"])
     os.environ.clear()
     os.environ.update(asked["variables"])
     signal.alarm(asked["limit_s"])
-    command.sys.argv = ["holdfast", *asked["arguments"]]
-    command.main()
+    sys.argv = asked["arguments"]
+    importlib.import_module(asked["module"]).main()
+    raise SystemExit
 
 
 if __name__ == "__main__":
