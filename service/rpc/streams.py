@@ -1,8 +1,8 @@
 """Streams of chunks and of batches: requests in, replies out as the engine gives them.
 
 Replies to the chunks of a session leave in the order of the chunks, whatever refuses them and when; only a
-batch that asks for it gets them as they come. When a stream ends before its client wants it, its status says
-how far it came, see `open_calls`.
+batch that asks for it gets them as they come. When a stream ends before its client wants it, its status
+says how far it came, see `open_calls`.
 """
 
 import asyncio
