@@ -119,11 +119,11 @@ def test_a_session_that_was_opened_with_inputs_of_other_types_is_recomputed(serv
 
 def test_a_changed_float_is_found_and_ends_with_1(server, models, tmp_path):
     record(server, tmp_path / "history")
-    frame = [frame for frame in read_frames(tmp_path / "history") if frame.rpc == "StreamSteps"][-1]
+    frame = [frame for frame in read_frames(tmp_path / "history") if frame.rpc == "StreamBatches"][-1]
     data = bytearray((tmp_path / "history").read_bytes())
     answer = next(each for each in read_frames(tmp_path / "history")
                   if each.number == frame.number and not each.rpc)  # fmt: skip
-    outputs = pb.StreamStepsResponse.FromString(answer.body).result.outputs
+    outputs = pb.StreamBatchesResponse.FromString(answer.body).result.outputs
     place = data.index(answer.body) + answer.body.rindex(struct.pack("<f", outputs.top_log_probs[-1]))
     data[place + 1] ^= 0xFF
     (tmp_path / "changed").write_bytes(data)
