@@ -19,8 +19,11 @@ demo: $(VENV)/.server           ## a network's memory, served live, surviving ki
 serve: $(VENV)/.server          ## a server with the shipped models and an embedded store
 	$(BIN)/holdfast serve
 
+# Threads of numpy wait for each other where several workers share the cores.
+test test-fast: export OPENBLAS_NUM_THREADS := 1
+
 test: $(VENV)/.dev $(VENV)/.protobuf7 $(VENV)/.node
-	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 6 --dist loadfile --no-loadscope-reorder
 
 test-fast: $(VENV)/.dev         ## the tests that start no process, within a minute
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not process" tests/unit tests/scenarios tests/simulation \

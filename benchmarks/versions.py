@@ -63,19 +63,18 @@ def _tree(revision: str, folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def _server(name: str, tree: Path, folder: Path) -> Iterator[Contestant]:
-    before = os.environ.get("PYTHONPATH")
+    before = dict(os.environ)
     store = EmbeddedStore.start(folder / "store")
     try:
-        os.environ["PYTHONPATH"] = str(tree)  # goes before the tree that is installed
+        # goes before the tree that is installed, and without the second before the working directory does
+        os.environ |= {"PYTHONPATH": str(tree), "PYTHONSAFEPATH": "1"}
         models = ("--models", str(tree / "models"))
         with ServerProcess(folder / "server", "--store", store.url, *models) as server:
             yield Contestant(name, server.address, server.pid, store.pid)
     finally:
         store.release()
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _turns(servers: Sequence[Contestant], only: str) -> Turns:

@@ -9,6 +9,7 @@ import sys
 from types import TracebackType
 
 import holdfast
+from service.common.collector import sparing_imports
 from service.process.library_environment import set_library_environment
 from service.process.standard_streams import obeying_pipes, open_missing
 
@@ -82,14 +83,17 @@ def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackT
 
 
 def _run(module: str, arguments: list[str]) -> int:
-    code: int = importlib.import_module(module).main(arguments)
+    with sparing_imports():
+        run = importlib.import_module(module).main
+    code: int = run(arguments)
     return code
 
 
 def _run_server_side(command: str, module: str, arguments: list[str]) -> int:
     set_library_environment()
     try:
-        run = importlib.import_module(module).main
+        with sparing_imports():
+            run = importlib.import_module(module).main
     except ModuleNotFoundError as error:
         needed = "pip install 'holdfast[server,embedded]'"
         print(f"holdfast {command} needs {error.name}: {needed}", file=sys.stderr)

@@ -7,9 +7,10 @@ import subprocess
 import pytest
 from hypothesis import settings
 
+from service.common.collector import sparing_imports
 from service.store.opening import create_store
 from service.store.safety import Allowances
-from tests.support.command_line import Starts
+from tests.support import command_line
 
 settings.register_profile("untimed", deadline=None)  # no test asserts a time
 settings.load_profile("untimed")
@@ -17,6 +18,13 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime, here the ora
 
 FIRST = ("deploy", "faults", "rpc", "e2e", "contract", "matrix", "docs")
 """Folders whose tests wait for processes, those with the longest files first."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session):
+    """Imports all tests, at which the collector need not look."""
+    with sparing_imports():
+        return (yield)
 
 
 def pytest_collection_modifyitems(items):
@@ -46,8 +54,7 @@ def _unmarked(*_, **__):
 @pytest.fixture(scope="session")
 def starts():
     """Starts of servers that are refused."""
-    with contextlib.closing(Starts()) as starts:
-        yield starts
+    return command_line.starts()
 
 
 @pytest.fixture

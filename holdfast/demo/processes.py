@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import IO, Self
 
 _SERVE = ("-c", "from service.command import main; main()", "serve")
 _READY = re.compile(r"ready grpc=(\S+) http=(\S+)\n")
@@ -40,13 +40,16 @@ class ServerProcess:
     ) -> None:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.log_path = log_path = data_dir / "server.log"
-        command = [sys.executable, *program]
-        command += ["--data-dir", str(data_dir), "--grpc-address", grpc_address]
-        command += ["--http-address", "127.0.0.1:0", *flags]
+        where = [
+            "--data-dir",
+            str(data_dir),
+            "--grpc-address",
+            grpc_address,
+            "--http-address",
+            "127.0.0.1:0",
+        ]
         with log_path.open("ab") as log:
-            self._process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
-            )
+            self._process = self._launch(program, [*where, *flags], log)
         assert self._process.stdout is not None
         with self._process.stdout as output:
             ready = _READY.fullmatch(output.readline())
@@ -71,6 +74,17 @@ class ServerProcess:
     def __exit__(self, *_: object) -> None:
         """Stops it."""
         self.stop()
+
+    def _launch(
+        self, program: Sequence[str], flags: Sequence[str], log: IO[bytes]
+    ) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [sys.executable, *program, *flags],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+        )
 
     def _end(self, number: signal.Signals) -> int:
         self._process.send_signal(number)  # does nothing to a process that has ended

@@ -6,10 +6,11 @@ every task and thread. The counts are the process's, as its log is; `service.tel
 """
 
 import asyncio
-import errno
 import logging
 from collections.abc import Awaitable, Callable
 from types import TracebackType
+
+from service.common.shortage import is_passing
 
 _log = logging.getLogger(__name__)
 
@@ -18,8 +19,6 @@ TASKS = (
     "store_cluster_map", "embedded_store", "credentials", "models", "engine", "watchdog", "workers", "http",
 )  # fmt: skip
 """Names for the log and for the label `task`."""
-
-_PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN}
 
 RETRY_PAUSE_S = 0.25
 """After a turn that failed."""
@@ -89,13 +88,6 @@ async def keep_going(task: str, turn: Callable[[], Awaitable[None]]) -> None:
             await turn()
             continue
         await asyncio.sleep(RETRY_PAUSE_S)
-
-
-def is_passing(error: Exception) -> bool:
-    """Whether an error is about what the machine has left at the moment: it may work again as it is."""
-    if isinstance(error, OSError):
-        return error.errno in _PASSING
-    return isinstance(error, MemoryError) or "can't start new thread" in str(error)
 
 
 def _kind_of(error: BaseException) -> str:

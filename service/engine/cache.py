@@ -8,7 +8,7 @@ The *tail* of a session is the replies its record keeps, encoded. The next recor
 client sends ahead, and an answer from it rests on a record just read; so otherwise a commit drops it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from service.engine.rows import Rows
 from service.model.contract import Contract
 from service.model.protocol import Model
-from service.store.record import Record, decode_replies, encode_replies
+from service.store.record import Record, RecordRows, cut_rows, decode_replies, encode_replies
 
 _FIRST_ROWS = 64
 _OLDEST_SHARE = 8
@@ -28,7 +28,7 @@ ENTRY_BYTES = 400
 full the tables are, which grow to twice their size."""
 
 _STAMP = slice(0, 3)
-_NONCE, _MODEL, _ROW, _COLUMN_COUNT = range(3, 7)
+_NONCE, _MODEL, _ROW, _SIZE, _COLUMN_COUNT = range(3, 8)
 
 
 class Cache:
@@ -36,8 +36,8 @@ class Cache:
 
     Args:
         max_bytes: Bound on the memory held: states, kept replies, and what each session takes by itself.
-        is_busy: Tells whether a session has work waiting or under way; such sessions stay, whatever
-            the bound, so the bound on waiting work adds to it.
+        busy: Sessions that have work waiting or under way, now and later; they stay, whatever the bound, so
+            the bound on waiting work adds to it.
 
     Attributes:
         slots: Of the sessions, by key.
@@ -45,16 +45,16 @@ class Cache:
         held_bytes: Memory held, as counted.
     """
 
-    def __init__(self, max_bytes: int, is_busy: Callable[[bytes], bool]) -> None:
+    def __init__(self, max_bytes: int, busy: Container[bytes]) -> None:
         self._max_bytes = max_bytes
-        self._is_busy = is_busy
+        self._busy = busy
         self.slots: dict[bytes, int] = {}
-        self._keys: list[bytes | None] = [None] * _FIRST_ROWS
-        self._tails: dict[int, bytes] = {}
-        self._has_tail = np.zeros(_FIRST_ROWS, np.bool_)
+        self._keys = np.empty(_FIRST_ROWS, np.object_)
+        self._tails = np.empty(_FIRST_ROWS, np.object_)
+        self._tail_bytes = np.zeros(_FIRST_ROWS, np.int64)  # 1 more than it has; 0: there is none
         self._columns = np.zeros((_FIRST_ROWS, _COLUMN_COUNT), np.int64)
         self._verified_s = np.zeros(_FIRST_ROWS)
-        self._used = np.zeros(_FIRST_ROWS, np.int64)
+        self._used = np.zeros(_FIRST_ROWS, np.int64)  # 0: the slot is free
         self._turn = 0
         self._free = list(range(_FIRST_ROWS))
         self.models: list[Model] = []
@@ -91,7 +91,7 @@ class Cache:
 
     def knows_all(self, slot: int, since_s: float) -> bool:
         """Whether the record, with its kept replies, was known to be in the store at that time or later."""
-        return bool(self._verified_s[slot] >= since_s and self._has_tail[slot])
+        return bool(self._verified_s[slot] >= since_s and self._tail_bytes[slot])
 
     def has_tails(self, slots: NDArray[np.int64], since_s: float) -> NDArray[np.bool_]:
         """Tells which sessions have their tail here, known to be in the store at that time or later.
@@ -99,32 +99,64 @@ class Cache:
         A store that has gone back may have come to the same stamp by chunks that were cut otherwise. The
         state is the same then, the replies are not.
         """
-        has: NDArray[np.bool_] = self._has_tail[slots] & (self._verified_s[slots] >= since_s)
+        has: NDArray[np.bool_] = (self._tail_bytes[slots] > 0) & (self._verified_s[slots] >= since_s)
         return has
 
     def tail(self, slot: int) -> bytes:
         """Returns the kept replies, as `record.encode_replies` gives them."""
-        return self._tails[slot]
+        tail: bytes = self._tails[slot]
+        return tail
 
     def put(self, key: bytes, model: Model, record: Record, *, verified_s: float) -> None:
         """Takes in what the store holds, instead of what was known of the session before."""
         assert not record.deleted, "bug: a session that is over is hot"
         assert not record.quarantine_reason, "bug: a session in quarantine is hot"
         self.discard(key)
-        if not self._free:
-            self._grow()
-        slot = self._free.pop()
+        [slot] = self._claim(1)
         number = self._number(model)
-        row = self._states[number].claim(record.state)
+        states = self._states[number]
+        [row] = states.claim(1)
+        states.rows[row] = np.frombuffer(record.state, np.uint8)
+        tail = encode_replies(record.replies)
+        tail_bytes = 1 + len(tail)
+        size = ENTRY_BYTES + len(key) + model.contract.state_bytes
         stamp = (record.incarnation, record.position, record.digest)
-        self._columns[slot] = (*stamp, record.nonce, number, row)
-        self._verified_s[slot] = verified_s
-        self._turn += 1
-        self._used[slot] = self._turn
+        self._columns[slot] = (*stamp, record.nonce, number, row, size)
+        self._tails[slot], self._tail_bytes[slot] = tail, tail_bytes
         self._keys[slot] = key
         self.slots[key] = slot
-        self.held_bytes += ENTRY_BYTES + len(key) + model.contract.state_bytes
-        self._keep_tail(slot, encode_replies(record.replies))
+        self._came(slot, size + tail_bytes, verified_s)
+
+    def put_rows(
+        self, keys: Sequence[bytes], model: Model, records: RecordRows, *, verified_s: float
+    ) -> None:
+        """Takes in what the store holds of distinct sessions of one model; see `put`."""
+        if not self.slots.keys().isdisjoint(keys):
+            for key in keys:
+                self.discard(key)
+        slots = np.array(self._claim(len(keys)))
+        number = self._number(model)
+        states = self._states[number]
+        columns = np.empty((len(keys), _COLUMN_COUNT), np.int64)
+        columns[:, _STAMP], columns[:, _NONCE] = records.stamps, records.nonces
+        columns[:, _MODEL], columns[:, _ROW] = number, states.claim(len(keys))
+        columns[:, _SIZE] = np.fromiter(map(len, keys), np.int64, len(keys))
+        columns[:, _SIZE] += ENTRY_BYTES + model.contract.state_bytes
+        states.rows[columns[:, _ROW]] = records.states
+        self._columns[slots] = columns
+        self._tails[slots] = cut_rows(records.tails)
+        tail_bytes = 1 + records.tails.shape[1]
+        self._tail_bytes[slots] = tail_bytes
+        self._keys[slots] = keys
+        self.slots.update(zip(keys, slots.tolist(), strict=True))
+        self._came(slots, int(columns[:, _SIZE].sum()) + len(keys) * tail_bytes, verified_s)
+
+    def _came(self, slots: NDArray[np.int64] | int, size_bytes: int, verified_s: float) -> None:
+        """Notes when sessions were read, and makes room for them."""
+        self._verified_s[slots] = verified_s
+        self._turn += 1
+        self._used[slots] = self._turn
+        self.held_bytes += size_bytes
         self._shrink()
 
     def discard(self, key: bytes) -> None:
@@ -132,12 +164,26 @@ class Cache:
         slot = self.slots.pop(key, None)
         if slot is None:
             return
-        number, row = self._columns[slot, _MODEL:].tolist()
-        self._states[number].release(row)
-        self.held_bytes -= ENTRY_BYTES + len(key) + self.models[number].contract.state_bytes
-        self._drop_tail(slot)
+        number, row, size = self._columns[slot, _MODEL:].tolist()
+        self._states[number].release([row])
+        self.held_bytes -= size + int(self._tail_bytes[slot])
+        self._tails[slot], self._tail_bytes[slot] = None, 0
         self._keys[slot] = None
+        self._used[slot] = 0
         self._free.append(slot)
+
+    def _free_slots(self, slots: NDArray[np.int64]) -> None:
+        """Forgets the sessions of these slots; see `discard`."""
+        for key in self._keys[slots].tolist():
+            del self.slots[key]
+        columns = self._columns[slots]
+        for number in np.unique(columns[:, _MODEL]):
+            self._states[number].release(columns[columns[:, _MODEL] == number, _ROW].tolist())
+        self.held_bytes -= int(columns[:, _SIZE].sum())
+        self._drop_tails(slots)
+        self._keys[slots] = None
+        self._used[slots] = 0
+        self._free += slots.tolist()
 
     def gather(self, rows: Rows) -> None:
         """Fills in the raw states of rows of one model: copies, which a run may change."""
@@ -154,21 +200,24 @@ class Cache:
         self._columns[slots, _STAMP] = rows.next_stamps
         self._states[rows.models[0]].rows[rows.places] = rows.next_states
         self._verified_s[slots] = verified_s
-        for slot in slots[self._has_tail[slots]].tolist():
-            self._drop_tail(slot)
+        self._drop_tails(slots)
         if rows.tails is not None:
-            for slot, tail in zip(slots.tolist(), rows.tails, strict=True):
-                self._keep_tail(slot, tail)
+            self._keep_tails(slots, rows.tails)
             self._shrink()
 
-    def _keep_tail(self, slot: int, tail: bytes) -> None:
-        self._tails[slot] = tail
-        self._has_tail[slot] = True
-        self.held_bytes += len(tail)
+    def _keep_tails(self, slots: NDArray[np.int64], tails: Sequence[bytes]) -> None:
+        """Stores tails of sessions that have none here."""
+        sizes = np.fromiter(map(len, tails), np.int64, len(tails)) + 1
+        self._tails[slots] = tails
+        self._tail_bytes[slots] = sizes
+        self.held_bytes += int(sizes.sum())
 
-    def _drop_tail(self, slot: int) -> None:
-        self.held_bytes -= len(self._tails.pop(slot, b""))
-        self._has_tail[slot] = False
+    def _drop_tails(self, slots: NDArray[np.int64]) -> None:
+        sizes = self._tail_bytes[slots]
+        if np.count_nonzero(sizes):
+            self.held_bytes -= int(sizes.sum())
+            self._tails[slots] = None
+            self._tail_bytes[slots] = 0
 
     def _number(self, model: Model) -> int:
         number = self._model_numbers.get(model.fingerprint)
@@ -179,10 +228,20 @@ class Cache:
             self._states.append(_StateRows(size_bytes, self._max_bytes // size_bytes))
         return number
 
+    def _claim(self, count: int) -> list[int]:
+        """Returns free slots."""
+        while len(self._free) < count:
+            self._grow()
+        slots = self._free[-count:]
+        del self._free[-count:]
+        return slots
+
     def _grow(self) -> None:
+        """Doubles the number of slots."""
         count = len(self._keys)
-        self._keys += [None] * count
-        self._has_tail = np.concatenate([self._has_tail, np.zeros_like(self._has_tail)])
+        self._keys = np.concatenate([self._keys, np.empty_like(self._keys)])
+        self._tails = np.concatenate([self._tails, np.empty_like(self._tails)])
+        self._tail_bytes = np.concatenate([self._tail_bytes, np.zeros_like(self._tail_bytes)])
         self._columns = np.concatenate([self._columns, np.zeros_like(self._columns)])
         self._verified_s = np.concatenate([self._verified_s, np.zeros_like(self._verified_s)])
         self._used = np.concatenate([self._used, np.zeros_like(self._used)])
@@ -193,16 +252,15 @@ class Cache:
         if self.held_bytes <= self._max_bytes:
             return
         target_bytes = self._max_bytes - self._max_bytes // (2 * _OLDEST_SHARE)
-        live = np.fromiter(self.slots.values(), np.int64, len(self.slots))
+        live = np.flatnonzero(self._used)
         count = 1 + (len(live) - 1) // _OLDEST_SHARE
-        oldest = live[np.argpartition(self._used[live], count - 1)[:count]]
-        for slot in oldest.tolist():
-            key = self._keys[slot]
-            assert key is not None, "bug: a slot in use has no session"
-            if not self._is_busy(key):
-                self.discard(key)
-                if self.held_bytes <= target_bytes:
-                    return
+        oldest = np.sort(live[np.argpartition(self._used[live], count - 1)[:count]])
+        is_idle = [key not in self._busy for key in self._keys[oldest].tolist()]
+        idle = oldest[is_idle]
+        sizes = self._columns[idle, _SIZE] + self._tail_bytes[idle]
+        enough = 1 + int(np.searchsorted(sizes.cumsum(), self.held_bytes - target_bytes))
+        if len(idle):
+            self._free_slots(idle[:enough])
 
 
 class _StateRows:
@@ -220,22 +278,22 @@ class _StateRows:
         self._free: list[int] = []
         self._used_count = 0
 
-    def claim(self, state: bytes) -> int:
-        """Stores a raw state and returns its row."""
-        if self._free:
-            row = self._free.pop()
-        else:
-            row = self._used_count
-            self._used_count += 1
-            if row == len(self.rows):
-                more = np.zeros((row // 8 + _FIRST_ROWS, self.rows.shape[1]), np.uint8)
+    def claim(self, count: int) -> list[int]:
+        """Returns free rows."""
+        missing = count - len(self._free)
+        if missing > 0:
+            self._free += range(self._used_count, self._used_count + missing)
+            self._used_count += missing
+            if self._used_count > len(self.rows):
+                more = np.zeros((len(self.rows) // 8 + missing, self.rows.shape[1]), np.uint8)
                 self.rows = np.concatenate([self.rows, more])
-        self.rows[row] = np.frombuffer(state, np.uint8)
-        return row
+        rows = self._free[-count:]
+        del self._free[-count:]
+        return rows
 
-    def release(self, row: int) -> None:
-        """Frees a row."""
-        self._free.append(row)
+    def release(self, rows: Iterable[int]) -> None:
+        """Frees rows."""
+        self._free += rows
 
 
 def split_rows(contract: Contract, rows: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:

@@ -35,7 +35,7 @@ from service.engine.effects import (
 )
 from service.engine.failures import Failures, Refused
 from service.engine.limits import EngineLimits
-from service.engine.plan import Plan, join, read
+from service.engine.plan import Plan, join, read, read_alike
 from service.engine.queue import Queue
 from service.engine.records import make_records
 from service.engine.rows import Chunk, Rows
@@ -72,7 +72,7 @@ class Core:
         self._models = models
         self._limits = limits
         self._queue: Queue[bytes, Chunk | Rows] = Queue(limits.max_waiting)
-        self.cache = Cache(limits.hot_state_bytes, self._queue.__contains__)
+        self.cache = Cache(limits.hot_state_bytes, self._queue.busy)
         self._failures = Failures(limits.quarantine_after)
         self._to_commit: deque[Commit] = deque()
         self._committing: Commit | None = None
@@ -189,7 +189,7 @@ class Core:
         if load.commit is not None:
             self._conclude(load.commit, unproven(load.commit, records, load.commit.error), load.epoch)
         elif epoch == load.epoch:
-            found = dict(zip(load.keys, records, strict=True))
+            found = self._heat_alike(load, records)
             for rows in load.rows:
                 self._take_in(rows, found, load.began_s)
         elif load.attempt + 1 < MAX_READS:
@@ -207,8 +207,21 @@ class Core:
             self._settle(rows, error)
         return self._flush(now_s)
 
+    def _heat_alike(self, load: Load, records: Sequence[Loaded]) -> dict[bytes, Loaded]:
+        """Makes sessions hot that are stored alike, together; returns the other records."""
+        found = dict(zip(load.keys, records, strict=True))
+        for model, alike, places in read_alike(self._models, records):
+            keys = [load.keys[place] for place in places.tolist()]
+            self.cache.put_rows(keys, model, alike, verified_s=load.began_s)
+            for key in keys:
+                del found[key]
+        return found
+
     def _take_in(self, rows: Rows, found: Mapping[bytes, Loaded], verified_s: float) -> None:
         """Makes sessions hot from what the store holds, and lets their chunks be decided again."""
+        if not found:
+            self._again.append(rows)
+            return
         stays = [
             key not in found or self._heat(rows, place, found[key], verified_s)
             for place, key in enumerate(rows.keys)

@@ -152,7 +152,8 @@ class Driver:
                 if self._window.is_busy:
                     await self._gather(now_s)
                 await self._take()
-                await asyncio.sleep(0)  # requests and replies move between batches
+                if self._core.is_ready:
+                    await asyncio.sleep(0)  # requests and replies move between batches
                 continue
             await asyncio.sleep(RETRY_PAUSE_S)
 
@@ -181,7 +182,7 @@ class Driver:
             else:
                 others.append(effect)
         if others:
-            if len(effects) == 1 and isinstance(others[0], Load) and not self._core.has_free:
+            if len(effects) == 1 and self._is_lone(others):
                 await self._do(others[0])
                 return
             self._perform(others)
@@ -190,7 +191,7 @@ class Driver:
             await asyncio.wait(aside, timeout=LINGER_S)
         for run in batch:
             if not run.is_aside:
-                await self._do(run)
+                await self._do(run, is_last=run is batch[-1])
 
     # -- effects ------------------------------------------------------------------------------
 
@@ -211,6 +212,11 @@ class Driver:
             self._set_timer(self._core.due_s)
         if self._core.is_ready:
             self._wake.ring()
+
+    def _is_lone(self, effects: Sequence[Effect]) -> bool:
+        """Whether they are one thing to wait for that nobody waits behind: it needs no task of its own."""
+        is_one = len(effects) == 1 and isinstance(effects[0], (Load, Commit))
+        return is_one and not self._core.has_free and self._core.due_s is None
 
     def _hand_over(self) -> None:
         """Has counted what was done."""
@@ -236,12 +242,12 @@ class Driver:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _do(self, effect: Effect) -> None:
+    async def _do(self, effect: Effect, *, is_last: bool = False) -> None:
         """Performs an effect; one that fails in a way that nobody foresaw is answered, too."""
         try:
             match effect:
                 case Run():
-                    await self._run(effect)
+                    await self._run(effect, is_last=is_last)
                 case Commit():
                     await self._commit(effect)
                 case Load():
@@ -282,7 +288,7 @@ class Driver:
         self._count_commit(load.commit)
         self._perform(self._core.loaded(load, records, self._store.epoch, time.monotonic()))
 
-    async def _run(self, run: Run) -> None:
+    async def _run(self, run: Run, *, is_last: bool) -> None:
         if failpoints.is_armed and run.kind is Kind.BATCH:
             await failpoints.hit("before_run")
         started_s = time.monotonic()
@@ -304,7 +310,11 @@ class Driver:
         now_s = time.monotonic()
         if not run.is_again:
             self._report.runs.append((chunk_count, now_s - started_s))
-        self._perform(self._core.ran(run, failures, now_s))
+        effects = self._core.ran(run, failures, now_s)
+        if is_last and self._is_lone(effects):
+            await self._do(effects[0])
+        else:
+            self._perform(effects)
 
     async def _commit(self, commit: Commit) -> None:
         if failpoints.is_armed:

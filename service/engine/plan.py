@@ -4,9 +4,10 @@ What runs is decided for a whole batch at once, by the vector form of the rules.
 at one by one, and answered only from a record that is known to have been in the store after they came.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,10 @@ from service.engine.checks import check_named, check_tokens, served_model, valid
 from service.engine.rows import NOT_GIVEN, Asked, Chunk, Rows, to_tokens, token_sums
 from service.model.protocol import Model, Models
 from service.store.protocol import Loaded
-from service.store.record import KeptReply, Record, decode
+from service.store.record import KeptReply, Record, RecordRows, decode, decode_rows
+
+ARRAYS_PAY = 10
+"""Fewer records than this are decoded faster one by one."""
 
 
 @dataclass(slots=True)
@@ -59,11 +63,12 @@ class Plan:
                 self.refused.append((unwanted, rules.late()))
             if wanted is None:
                 continue
-            found = list(map(slots.get, wanted.keys))
-            if None in found:
+            try:
+                found = np.fromiter(map(slots.__getitem__, wanted.keys), np.int64, len(wanted))
+            except KeyError:
                 self.cold.append(wanted)
             else:
-                self._decide(wanted, np.array(found))
+                self._decide(wanted, found)
 
     def _decide(self, rows: Rows, slots: NDArray[np.int64]) -> None:
         self.cache.look_up(rows, slots)
@@ -73,15 +78,15 @@ class Plan:
         rows.is_ahead = None
         if rows.acknowledged is not None:
             is_ahead = rules.sends_ahead(rows.stamps, rows.acknowledged)
-            if is_ahead.any():
+            if np.count_nonzero(is_ahead):  # at a third of the time of `any`
                 rows.is_ahead = is_ahead
                 runs &= ~is_ahead | self.cache.has_tails(slots, self.epoch_seen_s)
-        if not runs.all():
+        if np.count_nonzero(runs) < len(rows.keys):
             for place in np.flatnonzero(~runs).tolist():
                 self._decide_alone(rows.one(place))
             rows = rows.take(np.flatnonzero(runs))
         numbers = rows.models
-        if len(numbers) and (numbers == numbers[0]).all():
+        if len(numbers) == 1 or (len(numbers) and (numbers == numbers[0]).all()):
             self._check(rows)
             return
         for number in np.unique(numbers):
@@ -146,6 +151,44 @@ def _column(positions: Sequence[int | None]) -> NDArray[np.int64]:
     if None in positions:
         positions = [NOT_GIVEN if position is None else position for position in positions]
     return np.array(positions, np.int64)
+
+
+def read_alike(
+    models: Models, records: Sequence[Loaded]
+) -> list[tuple[Model, RecordRows, NDArray[np.int64]]]:
+    """Decodes what most records are, live ones that are laid out alike, together.
+
+    Args:
+        models: The models served.
+        records: As they were read.
+
+    Returns:
+        Model, records, and which they are, by index. What is not among them is for `read`.
+    """
+    alike: list[tuple[Model, RecordRows, NDArray[np.int64]]] = []
+    if len(records) < ARRAYS_PAY:
+        return alike
+    for places, same in _by_size(records):
+        if len(same) < ARRAYS_PAY or (decoded := decode_rows(same)) is None:
+            continue
+        rows, chosen = decoded
+        model = models.find_fingerprint(rows.fingerprint)
+        if model is not None and rows.states.shape[1] == model.contract.state_bytes:
+            alike.append((model, rows, places[chosen]))
+    return alike
+
+
+def _by_size(records: Sequence[Loaded]) -> Iterator[tuple[NDArray[np.int64], Sequence[bytes]]]:
+    """Yields records of one size, and which they are; mostly these are all, and then none is looked at."""
+    if set(map(type, records)) == {bytes}:
+        read = cast(Sequence[bytes], records)
+        if len(set(map(len, read))) == 1:
+            yield np.arange(len(read)), read
+            return
+    sizes = np.array([len(data) if isinstance(data, bytes) else -1 for data in records])
+    for size in np.unique(sizes[sizes >= 0]).tolist():
+        same = [data for data in records if isinstance(data, bytes) and len(data) == size]
+        yield np.flatnonzero(sizes == size), same
 
 
 def read(models: Models, rows: Rows, place: int, data: Loaded) -> tuple[Model, Record] | Rows:

@@ -10,7 +10,7 @@ the order of arrival is the same in all of them.
 """
 
 from collections import deque
-from collections.abc import Collection, Hashable, Iterable
+from collections.abc import Collection, Hashable, KeysView
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -50,6 +50,11 @@ class Queue(Generic[Key, Item]):
     def __contains__(self, key: Key) -> bool:
         """Whether the session has chunks waiting or is held."""
         return key in self._lines
+
+    @property
+    def busy(self) -> KeysView[Key]:
+        """The sessions that have chunks waiting or are held, now and later."""
+        return self._lines.keys()
 
     def push(self, key: Key, item: Item) -> None:
         """Adds a chunk behind those of its session.
@@ -104,13 +109,14 @@ class Queue(Generic[Key, Item]):
         self.waiting_count += count
         self.ready.append((item, count))
 
-    def release(self, keys: Iterable[Key]) -> None:
+    def release(self, keys: Collection[Key]) -> None:
         """Lets the next chunks of held sessions go."""
-        lines, nobody = self._lines, self._nobody
-        for key in keys:
-            if lines[key] is nobody:
-                del lines[key]
-            else:
+        lines = list(map(self._lines.pop, keys))
+        if lines.count(self._nobody) == len(lines):
+            return  # nobody waits for any of them, as mostly
+        for key, line in zip(keys, lines, strict=True):
+            if line is not self._nobody:
+                self._lines[key] = line
                 self._next(key)
 
     def _full(self, count: int) -> Overloaded:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from holdfast.errors import ServiceError, StateNotFinite
-from holdfast.history_digest import after
+from holdfast.history_digest import Run, after
 from service.engine.rows import Rows
 from service.engine.rules import keep_replies
 from service.store.protocol import Writes
@@ -18,6 +18,7 @@ from service.store.record import (
     REPLY_BYTES,
     KeptReply,
     Record,
+    cut_rows,
     decode_replies,
     encode,
     encode_replies,
@@ -40,7 +41,10 @@ def make_records(rows: Rows, tail: Callable[[int], bytes]) -> tuple[list[Rows], 
     """
     is_ahead = rows.is_ahead
     if is_ahead is None and rows.is_finite is None:
-        _make_alike(rows)
+        if len(rows.keys) == 1:  # the idle server: scalars are faster than arrays of one
+            _make_one(rows)
+        else:
+            _make_alike(rows)
         return [rows], []
     every = np.ones(len(rows), np.bool_)
     is_finite = every if rows.is_finite is None else rows.is_finite
@@ -81,12 +85,21 @@ def _make_alike(rows: Rows) -> None:
     rows.writes = Writes(rows.keys, rows.stamps.tobytes(), records)
     rows.tails = None
     if rows.acknowledged is not None:
-        rows.tails = _cut(records[:, records.shape[1] - REPLY_BYTES - rows.outputs.shape[1] :])
+        rows.tails = cut_rows(records[:, records.shape[1] - REPLY_BYTES - rows.outputs.shape[1] :])
 
 
-def _cut(rows: NDArray[np.uint8]) -> list[bytes]:
-    joined, size = rows.tobytes(), rows.shape[1]
-    return [joined[start : start + size] for start in range(0, len(joined), size)]
+def _make_one(rows: Rows) -> None:
+    """Fills in the record of a single row that keeps one reply."""
+    count, outputs = rows.asked.token_count, rows.outputs.tobytes()
+    [(incarnation, position, digest_before)], [(a, b)] = rows.stamps.tolist(), rows.sums.tolist()
+    position += count
+    digest = Run(a, b, count * rows.asked.width).after(digest_before)
+    reply = KeptReply(position, count, digest_before, digest, outputs)
+    fingerprint, state, [nonce] = rows.model.fingerprint, rows.next_states.tobytes(), rows.nonces.tolist()
+    data = encode(Record(incarnation, position, fingerprint, state, (reply,), digest=digest, nonce=nonce))
+    rows.next_stamps = np.array([(incarnation, position, digest)], np.int64)
+    rows.writes = Writes(rows.keys, rows.stamps.tobytes(), [data])
+    rows.tails = None if rows.acknowledged is None else [data[-REPLY_BYTES - len(outputs) :]]
 
 
 def _make_each(
@@ -95,7 +108,7 @@ def _make_each(
     """Fills in records that keep several replies; adds rows that would keep too many to `refused`."""
     fingerprint, acknowledged = rows.model.fingerprint, rows.acknowledged
     assert acknowledged is not None, "bug: nobody sends ahead"
-    stamps, outputs = _next_stamps(rows), _cut(rows.outputs)
+    stamps, outputs = _next_stamps(rows), cut_rows(rows.outputs)
     places, records, tails = [], [], []
     for place in chosen.tolist():
         incarnation, position, digest = stamps[place].tolist()

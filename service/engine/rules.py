@@ -204,8 +204,9 @@ def continues(
         digests: Meant at the position, (B,); 0 is any; None is any for all.
         token_count: Of each chunk.
     """
-    appends = (positions < 0) & (stamps[:, 1] <= MAX_POSITION - token_count)
-    runs: NDArray[np.bool_] = (positions == stamps[:, 1]) | appends
+    runs: NDArray[np.bool_] = positions == stamps[:, 1]
+    if np.count_nonzero(runs) < len(runs):
+        runs |= (positions < 0) & (stamps[:, 1] <= MAX_POSITION - token_count)
     if incarnations is not None:
         runs &= (incarnations == 0) | (incarnations == stamps[:, 0])
     if digests is not None:

@@ -21,8 +21,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
-from service.common.background import is_passing
 from service.common.process_ending import ending_of
+from service.common.shortage import is_passing
 from service.model import shipped
 from service.model.apart import Apart
 from service.model.confinement import ALL

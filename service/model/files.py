@@ -13,8 +13,8 @@ import stat
 from pathlib import Path
 from typing import NamedTuple
 
-from service.common.background import is_passing
 from service.common.names import control_character, unseen_character, without_controls
+from service.common.shortage import is_passing
 from service.common.text_files import decoded
 from service.model.bundle import CONTRACT_FILE, MAGIC, Bundle, pack
 from service.model.config_pbtxt import CONFIG_FILE, read_config

@@ -19,7 +19,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol, TypeVar
 
-from service.common.background import Trouble, is_passing
+from service.common.background import Trouble
+from service.common.shortage import is_passing
 from service.model.apart import Apart
 from service.model.check import check_model
 from service.model.contract import Contract

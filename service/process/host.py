@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Protocol
 
+from service.common.collector import sparing_imports
 from service.common.listen_address import ListenAddress
 from service.common.ports import bind_error, open_port, try_address
 from service.common.start_errors import ConfigurationError, StartError
@@ -126,7 +127,8 @@ def _check_memory(hot_state_bytes: int) -> None:
 
 def _create(settings: Settings) -> Serving:
     if settings.workers == 1:
-        from service.app import Server
+        with sparing_imports():
+            from service.app import Server
 
         return Server(settings, Metrics())
     from service.process.supervisor import Supervisor

@@ -1,21 +1,24 @@
 """A worker process: one server of several on the same port. Started by `WorkerProcess`, not by hand."""
 
-import asyncio
-import mmap
-import os
-import sys
-import threading
-from typing import TextIO
+from service.common.collector import sparing_imports
 
-import uvloop
+with sparing_imports():
+    import asyncio
+    import mmap
+    import os
+    import sys
+    import threading
+    from typing import TextIO
 
-from service.app import Server
-from service.common.start_errors import StartError
-from service.process.signals import stop_requested
-from service.process.worker_process import SERVES
-from service.settings.schema import Settings
-from service.telemetry import logs
-from service.telemetry.metrics import SIZE_BYTES, Metrics
+    import uvloop
+
+    from service.app import Server
+    from service.common.start_errors import StartError
+    from service.process.signals import stop_requested
+    from service.process.worker_process import SERVES
+    from service.settings.schema import Settings
+    from service.telemetry import logs
+    from service.telemetry.metrics import SIZE_BYTES, Metrics
 
 
 def main() -> int:

@@ -8,6 +8,7 @@ many that were sent to stand in line.
 """
 
 import asyncio
+import time
 from typing import Any
 
 from holdfast.errors import Overloaded
@@ -32,13 +33,13 @@ class Arrivals:
 
     async def read(self, call: Call) -> Any:
         """Returns the message of a call, or EOF; what does not come has its place until `leave`."""
-        tenant, now_s = call.caller.tenant, asyncio.get_running_loop().time()
+        tenant, now_s = call.caller.tenant, time.monotonic()
         if self._free:
             self._free -= 1
             self._taken[tenant] = self._taken.get(tenant, 0) + 1
         else:
             await self._wait(tenant, now_s)
-            now_s = asyncio.get_running_loop().time()
+            now_s = time.monotonic()
         self._since_s[call] = now_s
         message = await call.context.read()
         self.leave(call)

@@ -170,10 +170,10 @@ class BatchCall:
         """
         pieces, errors, numbers = self._take_answers()
         row_count = len(numbers) or self.row_count
-        stamps = np.zeros((row_count, 3), np.int64)
+        columns = np.zeros((3, row_count), np.int64)
         replayed: list[int] = []
         for piece in pieces:
-            stamps[piece.numbers] = piece.stamps
+            columns[:, piece.numbers] = piece.stamps.T
             if piece.is_replayed:
                 replayed += piece.numbers.tolist()
         result = pb.BatchResult(
@@ -183,13 +183,13 @@ class BatchCall:
             errors=[pb.RowError(row=row, status=to_status(error)) for row, error in sorted(errors.items())],
             ack_level=codec.ack_number(_common({piece.ack_level for piece in pieces})),
         )
-        taken_bytes = result.ByteSize() + stamps.nbytes + _FRAME_BYTES + _ROW_FRAME_BYTES * row_count
+        taken_bytes = result.ByteSize() + columns.nbytes + _FRAME_BYTES + _ROW_FRAME_BYTES * row_count
         token_count = row_count * self._asked.token_count
         stack = stack_outputs(row_count, token_count, pieces, MAX_REPLY_BYTES - taken_bytes)
         result.model_version = stack.model_version
         result.separate_rows.extend(stack.separate)
         header = result.SerializeToString()
-        for number, column in zip(_STAMP_FIELDS, stamps.T, strict=True):
+        for number, column in zip(_STAMP_FIELDS, columns, strict=True):
             header += codec.delimited(number, column.tobytes())
         return codec.splice_outputs(header, stack.outputs)
 
@@ -330,9 +330,8 @@ def _tokens(batch: pb.Batch, limits: BatchLimits) -> tuple[Asked, bytes]:
 
 def _check_reply_size(asked: Asked, rows: int, limits: BatchLimits) -> None:
     """Refuses what the client could not receive. A wrong selection is for the rows to say."""
-    named = (asked.model_name, asked.model_version)
     for model in limits.models:
-        if named not in ((model.name, model.version), (model.name, 0)):
+        if model.name != asked.model_name or asked.model_version not in (0, model.version):
             continue
         size_bytes = rows * largest_reply_bytes(asked, model.contract)
         if size_bytes > MAX_REPLY_BYTES:

@@ -72,9 +72,11 @@ class Call:
         share: What it holds; set by `OpenCalls`.
         began_s: Monotonic time.
         deadline_s: Monotonic time after which its caller no longer waits.
+        ends_s: Monotonic time at which it is ended while it is served; infinity where its caller sets a
+            deadline, at which gRPC ends it.
         is_arriving: Its message is awaited.
-        task: What awaits the message.
-        refusal: With what it was ended meanwhile.
+        task: What serves it; set once its message is awaited.
+        refusal: With what it was ended.
         session_id: Of the session that it is about, where it is one.
         row_count: Of the batch that it has, if it has one.
     """
@@ -86,6 +88,7 @@ class Call:
         "caller",
         "context",
         "deadline_s",
+        "ends_s",
         "is_arriving",
         "refusal",
         "row_count",
@@ -101,7 +104,7 @@ class Call:
         self.context = context
         self.caller = NOBODY
         self.began_s = time.monotonic()
-        self.deadline_s = math.inf
+        self.deadline_s = self.ends_s = math.inf
         self.is_arriving = False
         self.refusal: ServiceError | None = None
         self.session_id = ""
@@ -118,11 +121,15 @@ class Call:
         return self._id
 
     def refuse(self, error: ServiceError) -> None:
-        """Ends it with an error while its message is awaited."""
+        """Ends it with an error, while its message is awaited or it is served."""
         if self.refusal is None:
             self.refusal = error
             self.is_arriving = False
             self.task.cancel()
+
+    def cancelled_by(self) -> ServiceError | None:
+        """Returns for what `refuse` has cancelled its task; None where somebody else has, or both have."""
+        return None if self.refusal is None or self.task.uncancel() else self.refusal
 
     def replies(self, size_bytes: int, max_stall_s: float) -> None:
         """Counts the reply of a unary call that is about to be written; what it was made from is gone.

@@ -82,7 +82,7 @@ def keys_of(tenant: str, session_ids: list[str]) -> list[bytes]:
     Raises:
         InvalidRequest: One of the ids is wrong.
     """
-    joined, lengths = "".join(session_ids), list(map(len, session_ids))
+    joined, lengths = "".join(session_ids), set(map(len, session_ids))
     if joined.isascii() and joined.isprintable() and min(lengths) > 0 and max(lengths) <= MAX_ID_CHARS:
         return session_keys(tenant, session_ids)
     return [key_of(tenant, session_id) for session_id in session_ids]

@@ -10,6 +10,7 @@ import asyncio
 import contextvars
 import gc
 import math
+import time
 from collections.abc import Coroutine
 from typing import Any
 
@@ -69,7 +70,7 @@ def end_within(seconds: float) -> None:
     """Lets the call that runs in this task be over within so long."""
     ending = _ENDING.get(None)
     if ending is not None:
-        ending.gone_by_s = asyncio.get_running_loop().time() + seconds
+        ending.gone_by_s = time.monotonic() + seconds
         ending.handler_task = asyncio.current_task()
 
 

@@ -6,6 +6,7 @@ that streams, which reads for itself: it is counted, refused and timed before it
 
 import asyncio
 import functools
+import math
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from holdfast.errors import DeadlinePassed, InternalFailure, ServiceError
+from holdfast.errors import InternalFailure, ServiceError
 from service.rpc.access import Access
 from service.rpc.call import Call
 from service.rpc.codec import parse
@@ -73,10 +74,10 @@ class Handler:
                 with self._access.holding(caller):
                     if self._message_type is None:
                         reply = await self._function(call, metrics)
-                    elif remaining_s is not None:
-                        reply = await self._answer(call)
                     else:
-                        reply = await self._answer_in_time(call)
+                        reply = await self._answer(
+                            call, call.deadline_s if remaining_s is None else math.inf
+                        )
             except ServiceError as error:
                 refusal = error
             except asyncio.CancelledError:
@@ -98,24 +99,22 @@ class Handler:
         finally:
             metrics.handled(OK if is_served else code_of(context), time.monotonic() - call.began_s)
 
-    async def _answer_in_time(self, call: Call) -> bytes:
-        """Ends a call whose caller sets no deadline."""
-        limit_s = self._calls.max_call_s
-        try:
-            async with asyncio.timeout(limit_s):
-                return await self._answer(call)
-        except TimeoutError:
-            raise DeadlinePassed(
-                f"the call set no deadline and was not done after {limit_s:g} s; it may still be applied"
-            ) from None
-
-    async def _answer(self, call: Call) -> bytes:
-        """Reads the message of a call, and returns the reply."""
+    async def _answer(self, call: Call, ends_s: float) -> bytes:
+        """Reads the message of a call, and returns the reply; see `Call.ends_s`."""
         raw = await self._calls.receive(call)
         self._metrics.received()
         request = [parse(self._message_type, raw)]  # not held here while it is served
         del raw
-        reply = await self._function(request.pop(), call)
+        call.ends_s = ends_s
+        try:
+            reply = await self._function(request.pop(), call)
+        except asyncio.CancelledError:
+            refusal = call.cancelled_by()
+            if refusal is None:
+                raise
+            raise refusal from None
+        finally:
+            call.ends_s = math.inf
         serialized: bytes = reply if isinstance(reply, bytes) else reply.SerializeToString()
         call.replies(len(serialized), self._calls.max_stall_s)
         self._metrics.sent()

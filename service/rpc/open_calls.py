@@ -150,10 +150,11 @@ class OpenCalls:
                 await asyncio.sleep(GIVEN_UP_S)
                 raise InvalidRequest("the call ended before it had a message")
         except asyncio.CancelledError:
-            if call.refusal is None or task.uncancel():
-                raise  # not, or not only, `refuse` has cancelled this
-            self.admission.refused(call.refusal.reason)
-            raise call.refusal from None
+            refusal = call.cancelled_by()
+            if refusal is None:
+                raise
+            self.admission.refused(refusal.reason)
+            raise refusal from None
         call.is_arriving = False
         share.take(0, len(message))
         raw: bytes = message
@@ -204,6 +205,13 @@ class OpenCalls:
         for call in self._unary:
             if call.is_arriving and now_s - call.began_s >= self.max_call_s:
                 call.refuse(DeadlinePassed(f"the call's message did not come within {self.max_call_s:g} s"))
+            elif now_s >= call.ends_s:
+                call.refuse(
+                    DeadlinePassed(
+                        f"the call set no deadline and was not done after {self.max_call_s:g} s; it may "
+                        "still be applied"
+                    )
+                )
         for stream, watched in list(self._streams.items()):
             if now_s >= watched.ends_s:
                 watched.ends_s = float("inf")

@@ -15,7 +15,7 @@ from service.store.protocol import Writes
 from service.store.record import NO_STAMP
 from service.store.replies import is_unknown_script
 from service.store.sentinel import Sentinels
-from service.store.topology import Answer, Call
+from service.store.topology import Answer, Call, pack_arguments
 
 _STAMP_BYTES = len(NO_STAMP)
 _MATRIX_PAYS = 8
@@ -33,8 +33,7 @@ def pack_together(command: bytes, script: bytes, writes: Sequence[Writes], ttl_m
         keys += part.keys
     count, ttl = b"%d" % len(keys), b"%d" % ttl_ms
     head = (4 + 3 * len(keys), len(command), command, len(script), script, len(count), count)
-    text = [b"*%d\r\n$%d\r\n%s\r\n$%d\r\n%s\r\n$%d\r\n%s\r\n" % head]
-    text += [b"$%d\r\n%s\r\n" % (len(key), key) for key in keys]
+    text = [b"*%d\r\n$%d\r\n%s\r\n$%d\r\n%s\r\n$%d\r\n%s\r\n" % head, pack_arguments(keys)]
     text.append(b"$%d\r\n%s\r\n" % (len(ttl), ttl))
     pieces: list[bytes | memoryview] = []
     for part in writes:

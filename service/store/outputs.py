@@ -73,6 +73,8 @@ def encode_outputs(outputs: Outputs) -> NDArray[np.uint8]:
         parts += _named_column(_TENSORS_TAG, name, array, (len(array) // rows, *array.shape[1:]), rows)
     for name, array in outputs.state.items():
         parts += _named_column(_STATE_TAG, name, array, array.shape[1:], rows)
+    if rows == 1:  # the idle server: one copy is faster than one for each part
+        return np.frombuffer(b"".join([part.data for part in parts]), np.uint8)[np.newaxis]
     matrix = np.empty((rows, sum([part.shape[-1] for part in parts])), np.uint8)
     end = 0
     for part in parts:

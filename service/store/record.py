@@ -30,6 +30,7 @@ Without its state and replies a record with one reply has 88 + 32 = 120 bytes.
 import functools
 import secrets
 import struct
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -55,6 +56,10 @@ _STAMP = struct.Struct("<qqq")
 _NONCE_END = STAMP_END + 8
 _REPLY_HEADER = struct.Struct("<qIIqq")
 _REASON_HEADER = struct.Struct("<I")
+_OF_CHECKSUM, _OF_STAMP, _OF_NONCE, _SHARED = 1, slice(2, 5), 5, [0, 6, 7, 8, 9, 10]
+"""Where these are in a header that is read as words of 8 bytes; records of one layout share the last."""
+_LEAST = (1, 0, 0)
+"""The numbers of a live record's stamp are at least these, and at most `MAX_NUMBER`."""
 _QUARANTINED = 1 << 62
 
 REPLY_BYTES = _REPLY_HEADER.size
@@ -108,6 +113,24 @@ class Record(NamedTuple):
     def stamp(self) -> bytes:
         """Incarnation, position and history digest as a commit compares them, 24 bytes."""
         return stamp(self.incarnation, _marked_position(self), self.digest)
+
+
+class RecordRows(NamedTuple):
+    """B live records of one model that are laid out alike.
+
+    Attributes:
+        stamps: Incarnation, position and history digest of each, int64 (B, 3).
+        nonces: int64 (B,).
+        fingerprint: Of the model, 32 bytes.
+        states: Raw, uint8 (B, state_bytes).
+        tails: Kept replies as `encode_replies` gives them, uint8 (B, n).
+    """
+
+    stamps: NDArray[np.int64]
+    nonces: NDArray[np.int64]
+    fingerprint: bytes
+    states: NDArray[np.uint8]
+    tails: NDArray[np.uint8]
 
 
 def draw_incarnation() -> int:
@@ -210,12 +233,25 @@ def encode_rows(
     matrix[:, outputs_start - 16 : outputs_start - 8] = of_rows[:, 32:]
     matrix[:, outputs_start - 8 : outputs_start] = of_rows[:, 16:24]
     matrix[:, outputs_start:] = outputs
-    flat = matrix.data.cast("B")
-    starts = range(STAMP_START, rows * size, size)
-    checked = size - STAMP_START
-    checksums = [xxhash.xxh3_64_intdigest(flat[start : start + checked], 1) for start in starts]
-    matrix[:, 8:STAMP_START] = np.array(checksums, "<u8")[:, np.newaxis].view(np.uint8)
+    matrix[:, 8:STAMP_START] = _checksums(matrix, 1)[:, np.newaxis].view(np.uint8)
     return matrix
+
+
+def cut_rows(rows: NDArray[np.uint8]) -> list[bytes]:
+    """Returns the bytes of each row, (B, n)."""
+    if not rows.shape[1]:
+        return [b""] * len(rows)
+    cut: list[bytes] = np.ascontiguousarray(rows).view(np.dtype((np.void, rows.shape[1])))[:, 0].tolist()
+    return cut
+
+
+def _checksums(matrix: NDArray[np.uint8], reply_count: int) -> NDArray[np.uint64]:
+    """Returns the checksum of each record, (B, size), that keeps so many replies."""
+    rows, size = matrix.shape
+    flat, checked = matrix.data.cast("B"), size - STAMP_START
+    starts = range(STAMP_START, rows * size, size)
+    digest = xxhash.xxh3_64_intdigest
+    return np.array([digest(flat[start : start + checked], reply_count) for start in starts], "<u8")
 
 
 @functools.lru_cache(256)
@@ -269,6 +305,48 @@ def decode(data: bytes) -> Record:
         digest=digest,
         nonce=nonce,
     )
+
+
+def decode_rows(data: Sequence[bytes]) -> tuple[RecordRows, NDArray[np.int64]] | None:
+    """Decodes records of one size together, as far as they are live and laid out as the first of them is.
+
+    Args:
+        data: At least one, all of one length.
+
+    Returns:
+        Records that `decode` takes as well, and which they are, by index; None if the first one is none of
+        them. They keep one reply or, as sessions that were only opened, none.
+    """
+    size = len(data[0])
+    if size < _HEADER.size:
+        return None
+    magic, count, *_, fingerprint, state_bytes = _HEADER.unpack_from(data[0])
+    tail_start = _HEADER.size + state_bytes
+    output_bytes = size - tail_start - count * _REPLY_HEADER.size
+    if magic != MAGIC or count > 1 or output_bytes < 0 or (output_bytes and not count):
+        return None
+    matrix = np.frombuffer(b"".join(data), np.uint8).reshape(-1, size)
+    words = np.ascontiguousarray(matrix[:, : _HEADER.size]).view("<i8")
+    shared, stamps = words[:, _SHARED], words[:, _OF_STAMP]
+    is_alike = (shared == shared[0]).all(axis=1)
+    is_alike &= ((stamps >= _LEAST) & (stamps <= MAX_NUMBER)).all(axis=1)
+    is_alike &= words[:, _OF_CHECKSUM].view("<u8") == _checksums(matrix, count)
+    if count:
+        lengths = np.ascontiguousarray(matrix[:, tail_start + 12 : tail_start + 16]).view("<u4")
+        is_alike &= lengths[:, 0] == output_bytes
+    if not is_alike[0]:
+        return None
+    chosen = np.flatnonzero(is_alike)
+    if len(chosen) < len(matrix):
+        matrix, words = matrix[chosen], words[chosen]
+    rows = RecordRows(
+        words[:, _OF_STAMP],
+        words[:, _OF_NONCE],
+        fingerprint,
+        matrix[:, _HEADER.size : tail_start],
+        matrix[:, tail_start:],
+    )
+    return rows, chosen
 
 
 def _decode_reason(data: bytes, start: int) -> tuple[str, int]:

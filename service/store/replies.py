@@ -25,7 +25,7 @@ def records_of(reply: Reply, count: int) -> list[bytes | None]:
     """
     if not isinstance(reply, list) or len(reply) != count:
         raise ValueError
-    if not all(record is None or isinstance(record, bytes) for record in reply):
+    if not {bytes, type(None)}.issuperset(map(type, reply)):
         raise ValueError
     return reply
 

@@ -21,7 +21,7 @@ from service.store.node import Node
 from service.store.protocol import AckLevel, Loaded, Refusals, UnsafeStore, Writes
 from service.store.replies import is_unknown_script, records_of, refusals_of, seconds_of
 from service.store.safety import Allowances, StoreUsage, describe, usage_together
-from service.store.topology import Answer, Call, Topology
+from service.store.topology import Answer, Call, Topology, pack_arguments
 
 COMMIT = files(__package__).joinpath("commit.lua").read_bytes()
 COMMIT_SHA = hashlib.sha1(COMMIT, usedforsecurity=False).hexdigest().encode()
@@ -131,7 +131,7 @@ class Store:
             return []  # MGET without a key is an error
         keys = self._key_space.placed(keys)
         shares = self._topology.together(keys)
-        answers = await self._topology.send([_call(share[0], "MGET", *share) for share in shares])
+        answers = await self._topology.send([_mget(share) for share in shares])
         records: list[Loaded] = []
         failed = []
         for share, answer in zip(shares, answers, strict=True):
@@ -246,6 +246,10 @@ class Store:
         if refusal is None and (node is None or epoch != self.epoch):
             refusal = not_reached(level, self._topology.why_moved)
         return refusal
+
+
+def _mget(keys: Sequence[bytes]) -> Call:
+    return Call(keys[0], (b"*%d\r\n$4\r\nMGET\r\n" % (1 + len(keys)) + pack_arguments(keys),))
 
 
 def _call(key: bytes, *command: Any) -> Call:

@@ -26,6 +26,15 @@ class Call(NamedTuple):
     request: Sequence[bytes | memoryview]
 
 
+def pack_arguments(values: Sequence[bytes]) -> bytes:
+    """Returns arguments, at least one, as RESP frames them; most keys have one length and go together."""
+    size = len(values[0])
+    if len(values) > 1 and set(map(len, values)) == {size}:
+        head = b"$%d\r\n" % size
+        return b"%s%s\r\n" % (head, (b"\r\n" + head).join(values))
+    return b"".join([b"$%d\r\n%s\r\n" % (len(value), value) for value in values])
+
+
 class Topology(Protocol):
     """Knows the primaries of a store, and holds the connections to them.
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from service.common.background import is_passing
+from service.common.shortage import is_passing
 
 _PROC = "/proc/self"
 _FIELDS_BEFORE_START = 19

@@ -1,8 +1,5 @@
 """`holdfast bench` as a user runs it, and what of `make bench` leans on modules of the server."""
 
-import subprocess
-import sys
-
 import grpc
 import numpy as np
 import pytest
@@ -15,7 +12,6 @@ from benchmarks.graphs import open_graph
 from benchmarks.loads import load
 from benchmarks.population import Population, SpreadBatches, copy_record
 from holdfast import AsyncClient
-from holdfast.demo.processes import ServerProcess
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.rpc.credentials import DEFAULT_TENANT
@@ -23,9 +19,10 @@ from service.store.embedded import EmbeddedStore
 from service.store.keys import session_keys
 from service.store.record import decode
 from tests.support.certificates import Authority
-from tests.support.command_line import call
+from tests.support.command_line import call, starts
 from tests.support.models import write_features_model
 from tests.support.oracle import MODELS
+from tests.support.server import ServerProcess
 from tests.support.tokens import TokensFile
 
 pytestmark = pytest.mark.e2e
@@ -47,8 +44,7 @@ def server(folder):
 
 
 def bench(*options):
-    command = [sys.executable, "-c", "from service.command import main; main()", "bench", *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return starts().call("bench", *options)
 
 
 def test_it_knows_tls_and_tokens(tmp_path):
@@ -61,9 +57,9 @@ def test_it_knows_tls_and_tokens(tmp_path):
     with ServerProcess(tmp_path / "data", *flags) as server:
         target = ["--target", server.address, "--streams", "2", "--connections", "2"]
         result = bench(*target, *map(str, options), "--token-file", str(token))
-        assert result.returncode == 0, result.stderr
+        assert result.code == 0, result.err
         refused = bench(*target, *map(str, options))
-        assert (refused.returncode, "no valid token" in refused.stderr) == (1, True)
+        assert (refused.code, "no valid token" in refused.err) == (1, True)
         assert call("bench", *target, "--tls-cert", tls.cert).code == 2
         assert call("bench", *target, "--token-file", tmp_path / "none").code == 2
 
@@ -72,8 +68,8 @@ def test_it_knows_tls_and_tokens(tmp_path):
 def test_it_prints_a_row_per_load_and_closes_its_sessions(folder, server, model):
     target = ["--target", server.address, "--http", server.http, "--model", model]
     result = bench(*target, "--streams", "1", "4", "--seconds", "0.2")
-    assert result.returncode == 0, result.stderr
-    assert f"model {model} version 1" in result.stdout
+    assert result.code == 0, result.err
+    assert f"model {model} version 1" in result.out
     for name in (
         "1 stream",
         "4 streams",
@@ -81,7 +77,7 @@ def test_it_prints_a_row_per_load_and_closes_its_sessions(folder, server, model)
         "batches of 64 rows x 1",
         "batches of 64 rows x 16",
     ):
-        [row] = [line for line in result.stdout.splitlines() if f" {name}  " in line]
+        [row] = [line for line in result.out.splitlines() if f" {name}  " in line]
         assert len(row.split()) == len(name.split()) + 8, row  # steps/s to p99.9, and three of the server
     with redis.Redis(unix_socket_path=str(folder / "data" / "store.sock")) as store:
         records = [decode(store.get(key)) for key in store.scan_iter("holdfast:*")]

@@ -6,10 +6,10 @@ import sys
 import pytest
 
 import holdfast
-from holdfast.demo.processes import ServerProcess
 from tests.rpc.conftest import MODEL
 from tests.support.certificates import Authority
-from tests.support.command_line import call
+from tests.support.command_line import call, starts
+from tests.support.server import ServerProcess
 from tests.support.tokens import TokensFile
 
 pytestmark = pytest.mark.e2e
@@ -28,8 +28,7 @@ def filled(words, tmp_path):
 
 def run(words, tmp_path, *options):
     words = filled(words, tmp_path)
-    line = [sys.executable, "-c", "from service.command import main; main()", *words, *map(str, options)]
-    return subprocess.run(line, capture_output=True, text=True, timeout=120)
+    return starts().call(*words, *options)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +46,9 @@ def guarded(tmp_path_factory):
 
 @pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS)
 def test_a_server_with_tls_and_tokens_is_reached(words, guarded, tmp_path):
-    result = run(words, tmp_path, *guarded[1])
+    words = [*filled(words, tmp_path), *map(str, guarded[1])]
+    line = [sys.executable, "-c", "from service.command import main; main()", *words]
+    result = subprocess.run(line, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
 
 
@@ -65,18 +66,16 @@ def test_what_is_wrong_is_said_in_one_line(words, guarded, tmp_path):
 
 def test_a_session_is_deleted_by_its_incarnation_or_by_its_id(guarded, tmp_path):
     _, options = guarded
-    shown = run(("session", "show", "s"), tmp_path, *options).stdout
+    shown = run(("session", "show", "s"), tmp_path, *options).out
     other = run(("session", "delete", "s", "--incarnation", "1"), tmp_path, *options)
-    assert (other.returncode, other.stdout) == (1, "")
-    assert other.stderr.startswith("holdfast session delete: SESSION_DELETED: ")
-    assert (
-        run(("session", "show", "s"), tmp_path, *options).stdout.splitlines()[:3] == shown.splitlines()[:3]
-    )
+    assert (other.code, other.out) == (1, "")
+    assert other.err.startswith("holdfast session delete: SESSION_DELETED: ")
+    assert run(("session", "show", "s"), tmp_path, *options).out.splitlines()[:3] == shown.splitlines()[:3]
     deleted = run(("session", "delete", "s"), tmp_path, *options)
-    assert (deleted.returncode, deleted.stdout) == (0, "s was deleted at position 3\n")
+    assert (deleted.code, deleted.out) == (0, "s was deleted at position 3\n")
     gone = run(("session", "show", "s"), tmp_path, *options)
-    assert gone.returncode == 1
-    assert gone.stderr.startswith(
+    assert gone.code == 1
+    assert gone.err.startswith(
         "holdfast session show: SESSION_DELETED: the session was deleted at position 3"
     )
 

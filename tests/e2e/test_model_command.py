@@ -11,8 +11,8 @@ import pytest
 
 import holdfast
 from holdfast.cli.model_files import main
-from holdfast.demo.processes import ServerProcess
 from tests.support.bare_graphs import elman, scaled
+from tests.support.server import ServerProcess
 
 pytestmark = pytest.mark.e2e
 

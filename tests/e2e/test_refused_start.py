@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from holdfast.cli import serve as command
-from holdfast.demo.processes import ServerProcess
 from tests.faults.test_store import store_of
 from tests.support.certificates import Authority
 from tests.support.command_line import Said
+from tests.support.server import ServerProcess
 
 pytestmark = pytest.mark.e2e
 

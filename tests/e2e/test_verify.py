@@ -3,20 +3,19 @@
 import asyncio
 import json
 import struct
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 import holdfast
 from holdfast.client.history import read_frames
-from holdfast.demo.processes import ServerProcess
 from holdfast.v1 import holdfast_pb2 as pb
+from tests.support.command_line import starts
 from tests.support.foreign_graphs import NETWORKS
 from tests.support.mixing_graphs import RARE, beside, less_mean, when_rare
 from tests.support.models import write_features_model
 from tests.support.oracle import MODELS
+from tests.support.server import ServerProcess
 from tests.support.step_graphs import recurrent
 
 MODEL = "python-source"
@@ -50,30 +49,23 @@ def server(models):
 
 
 def verify(*options):
-    command = [
-        sys.executable,
-        "-c",
-        "from service.command import main; main()",
-        "verify",
-        *map(str, options),
-    ]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return starts().call("verify", *options)
 
 
 @pytest.mark.parametrize("model", [MODEL, "features"])
 def test_a_deployment_is_loaded_recorded_and_judged(server, models, model, tmp_path):
     load = ["--target", server.address, "--history", tmp_path / "history", "--model", model]
     result = verify(*load, "--models", models, "--seconds", "1", "--sessions", "20", "--json")
-    assert result.returncode == 0, result.stdout + result.stderr
-    found = json.loads(result.stdout)
+    assert result.code == 0, result.out + result.err
+    found = json.loads(result.out)
     assert (found["is_good"], found["sessions"], found["bad"]) == (True, 20, {})
     assert found["total"]["tokens"] > 100
     assert (found["total"]["unchecked"], found["total"]["unopened"]) == (0, 0)
     assert found["total"]["digests"] > found["total"]["replies"] / 2
-    assert "seed" in result.stderr
+    assert "seed" in result.err
     again = verify(tmp_path / "history", "--models", models)
-    assert again.returncode == 0
-    assert again.stdout.splitlines()[-1].startswith(
+    assert again.code == 0
+    assert again.out.splitlines()[-1].startswith(
         "lost 0  twice 0  reordered 0  wrong 0  unexplained 0  unopened 0"
     )
 
@@ -106,7 +98,7 @@ async def record_batches(server, path):
 
 def test_every_call_of_a_client_is_recorded_and_recomputed(server, models, tmp_path):
     record(server, tmp_path / "history")
-    found = json.loads(verify(tmp_path / "history", "--models", models, "--json").stdout)
+    found = json.loads(verify(tmp_path / "history", "--models", models, "--json").out)
     assert found["is_good"], found
     assert found["total"]["tokens"] == len(TEXT) + 3 * 3 + 2 * 6
     assert found["total"]["unchecked"] == 0
@@ -120,7 +112,7 @@ def test_a_session_that_was_opened_with_inputs_of_other_types_is_recomputed(serv
         rows = {"speaker": [[0.1, 1.0, 2.0, 3.0], [5.0, 6.0, 7.0, 8.0]], "room": [[7], [8]]}
         opened = client.open_batch("inputs", ["inputs-0", "inputs-1"], initial_state=rows)
         client.step_batch("inputs", ["inputs-0", "inputs-1"], np.ones((2, 3, 4)), opened, outputs=True)
-    found = json.loads(verify(tmp_path / "history", "--models", models, "--json").stdout)
+    found = json.loads(verify(tmp_path / "history", "--models", models, "--json").out)
     assert found["is_good"], found
     assert (found["total"]["tokens"], found["total"]["unchecked"]) == (5 + 2 * 3, 0)
 
@@ -136,9 +128,9 @@ def test_a_changed_float_is_found_and_ends_with_1(server, models, tmp_path):
     data[place + 1] ^= 0xFF
     (tmp_path / "changed").write_bytes(data)
     result = verify(tmp_path / "changed", "--models", models)
-    assert result.returncode == 1
-    assert "wrong" in result.stdout
-    assert "is off by" in result.stdout
+    assert result.code == 1
+    assert "wrong" in result.out
+    assert "is off by" in result.out
 
 
 def test_outputs_that_depend_on_neighbours_are_called_so_and_not_lost_or_wrong(server, models, tmp_path):
@@ -149,13 +141,13 @@ def test_outputs_that_depend_on_neighbours_are_called_so_and_not_lost_or_wrong(s
         for position in range(3):
             client.step_batch("rare", ids, [5, RARE, 6, RARE], [position] * 4, outputs=True)
     result = verify(tmp_path / "history", "--models", models)
-    assert result.returncode == 1
+    assert result.code == 1
     assert "not row-independent: rare version 1: what a session gets depends on the others" in (
-        " ".join(result.stdout.split())
+        " ".join(result.out.split())
     )
-    last = result.stdout.splitlines()[-1]
+    last = result.out.splitlines()[-1]
     assert "lost 0  twice 0  reordered 0  wrong 0  unexplained 0  unopened 0  not row-independent 6" in last
-    found = json.loads(verify(tmp_path / "history", "--models", models, "--json").stdout)
+    found = json.loads(verify(tmp_path / "history", "--models", models, "--json").out)
     assert (found["is_good"], list(found["dependent"])) == (False, ["rare version 1"])
 
 
@@ -164,8 +156,8 @@ def test_a_model_that_mixes_is_served_apart_as_if_it_did_not(server, models, mod
     """By a setting the one, by its file the other."""
     load = ["--target", server.address, "--history", tmp_path / "history", "--model", model]
     result = verify(*load, "--models", models, "--seconds", "1", "--sessions", "20", "--json")
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert json.loads(result.stdout)["total"]["tokens"] > 100
+    assert result.code == 0, result.out + result.err
+    assert json.loads(result.out)["total"]["tokens"] > 100
 
 
 def test_what_runs_apart_is_shown(server):
@@ -185,9 +177,9 @@ def test_without_the_model_nothing_is_proven(server, models, tmp_path):
     record(server, tmp_path / "history")
     (tmp_path / "empty").mkdir()
     result = verify(tmp_path / "history", "--models", tmp_path / "empty")
-    assert result.returncode == 1
-    assert "not recomputed: python-source version 1" in result.stdout
-    assert result.stdout.splitlines()[-1] == "nothing could be recomputed, so nothing is proven"
+    assert result.code == 1
+    assert "not recomputed: python-source version 1" in result.out
+    assert result.out.splitlines()[-1] == "nothing could be recomputed, so nothing is proven"
 
 
 @pytest.mark.parametrize(
@@ -201,5 +193,5 @@ def test_without_the_model_nothing_is_proven(server, models, tmp_path):
 )
 def test_what_cannot_be_read_ends_with_2(options, said):
     result = verify(*options)
-    assert result.returncode == 2
-    assert said in result.stderr
+    assert result.code == 2
+    assert said in result.err

@@ -26,7 +26,6 @@ import grpc
 import numpy as np
 
 from holdfast.client.status import from_rpc
-from holdfast.demo.processes import ServerProcess
 from holdfast.errors import (
     HistoryConflict,
     PositionConflict,
@@ -44,6 +43,7 @@ from service.store.record import decode
 from tests.nemesis.store import StoreProcess
 from tests.support.hash_oracle import hash_of
 from tests.support.models import write_hash_model
+from tests.support.server import ServerProcess
 
 MODEL = "hash"
 SESSIONS = 6

@@ -7,14 +7,13 @@ import threading
 
 import grpc
 
-from holdfast.demo.processes import ServerProcess
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.common.failpoints import VARIABLE
 from tests.nemesis.processes import pause, resume, state_of
 from tests.nemesis.proxy import FaultProxy
 from tests.nemesis.store import StoreProcess
-from tests.support.server import get
+from tests.support.server import ServerProcess, get
 from tests.support.waiting import time_until
 
 STORE_TIMEOUT_S = 0.5

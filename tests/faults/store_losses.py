@@ -25,7 +25,6 @@ from pathlib import Path
 import grpc
 
 from holdfast.client.status import from_rpc
-from holdfast.demo.processes import ServerProcess
 from holdfast.history_digest import INITIAL, run_of
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
@@ -39,7 +38,7 @@ from tests.nemesis.store import append_only_file
 from tests.nemesis.threads import can_stop_threads, stopped_thread
 from tests.support.models import write_hash_model
 from tests.support.opening import open_sessions_async
-from tests.support.server import get
+from tests.support.server import ServerProcess, get
 from tests.support.store_process import StoreProcess, free_port
 from tests.support.waiting import wait_for
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 import holdfast
-from holdfast.demo.processes import ServerProcess
 from holdfast.errors import AckLevelUnsupported, HoldfastError
 from holdfast.v1 import holdfast_pb2 as pb
 from service.store.confirmation import AckSettings
@@ -17,7 +16,7 @@ from tests.faults.test_store import store_of
 from tests.rpc.conftest import Rpc
 from tests.support.opening import open_at
 from tests.support.oracle import run
-from tests.support.server import get
+from tests.support.server import ServerProcess, get
 from tests.support.store_process import StoreProcess
 from tests.support.waiting import wait_for
 

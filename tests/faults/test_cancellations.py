@@ -5,9 +5,9 @@ import asyncio
 import pytest
 
 import holdfast
-from holdfast.demo.processes import ServerProcess
 from tests.faults import LONG
 from tests.faults.verdict import MODEL, assert_held, chunk, seeded
+from tests.support.server import ServerProcess
 
 CANCELLATIONS = 10_000 if LONG else 2_000
 SESSIONS = 64

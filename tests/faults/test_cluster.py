@@ -5,10 +5,10 @@ import time
 
 import pytest
 
-from holdfast.demo.processes import ServerProcess
 from service.store.keys import session_key
 from service.store.slots import slot_of
 from tests.faults.streams import SESSIONS, survive
+from tests.support.server import ServerProcess
 from tests.support.server import get as page
 from tests.support.stores import deploy_cluster, move_keys, move_slot, start_moving
 from tests.support.waiting import wait_for

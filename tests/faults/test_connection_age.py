@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import holdfast
-from holdfast.demo.processes import ServerProcess
 from tests.rpc.test_metrics import sample
 from tests.support.opening import open_at
 from tests.support.oracle import held_out_text, run
+from tests.support.server import ServerProcess
 
 MODEL = "python-source"
 SESSIONS = 4

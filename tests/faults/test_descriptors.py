@@ -9,9 +9,8 @@ import signal
 import pytest
 
 import holdfast
-from holdfast.demo.processes import ServerProcess
 from tests.faults.test_workers import MODEL, workers_of
-from tests.support.server import get, value
+from tests.support.server import ServerProcess, get, value
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.faults

@@ -14,13 +14,12 @@ import pytest
 
 import holdfast
 from holdfast.client.status import from_rpc
-from holdfast.demo.processes import ServerProcess
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from tests.faults.test_store import health, step
 from tests.faults.test_workers import is_gone, workers_of
 from tests.support.opening import open_at
-from tests.support.server import get, value
+from tests.support.server import ServerProcess, get, value
 from tests.support.waiting import wait_for
 
 MODEL = "python-source"

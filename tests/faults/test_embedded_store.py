@@ -14,14 +14,13 @@ from pathlib import Path
 import pytest
 
 import holdfast
-from holdfast.demo.processes import ServerProcess
 from service.store import embedded, embedded_process
 from service.store.data_folder import EmbeddedStoreError
 from service.store.embedded import EmbeddedStore
 from tests.faults.streams import MODEL, survive
 from tests.faults.test_store import store_of
 from tests.nemesis.processes import kill, paused, state_of
-from tests.support.server import get
+from tests.support.server import ServerProcess, get
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.faults

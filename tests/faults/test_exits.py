@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from holdfast.demo.processes import ServerProcess
+from tests.support.server import ServerProcess
 
 pytestmark = pytest.mark.faults
 

@@ -6,12 +6,11 @@ import pytest
 
 import holdfast
 import holdfast.client.history
-from holdfast.demo.processes import ServerProcess
 from holdfast.errors import DeadlinePassed, InternalFailure
 from service.common.failpoints import POINTS, VARIABLE
 from tests.faults.verdict import MODEL, assert_held, chunk
 from tests.nemesis.processes import resume, state_of
-from tests.support.server import get
+from tests.support.server import ServerProcess, get
 from tests.support.waiting import wait_for
 
 TEXT = b"def f(x):\n    return x + 1\n"

@@ -8,8 +8,8 @@ import pytest
 
 import holdfast
 from holdfast.client import forks
-from holdfast.demo.processes import ServerProcess
 from holdfast.errors import ClientForked
+from tests.support.server import ServerProcess
 
 SCENES = [
     "closed", "closed_async", "pool", "grandchild", "inherited", "inherited_async", "busy", "idle_async",

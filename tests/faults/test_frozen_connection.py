@@ -7,10 +7,10 @@ import pytest
 
 import holdfast
 from holdfast.client import transport
-from holdfast.demo.processes import ServerProcess
 from holdfast.errors import ServerUnavailable
 from tests.faults.verdict import MODEL
 from tests.nemesis.proxy import FaultProxy
+from tests.support.server import ServerProcess
 
 RETRY = holdfast.RetryPolicy(attempt_s=1.0)
 

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from holdfast.client.status import from_rpc
-from holdfast.demo.processes import ServerProcess
 from holdfast.errors import ServerUnavailable, StoreUnavailable
 from holdfast.history_digest import INITIAL, run_of
 from holdfast.v1 import holdfast_pb2 as pb
@@ -20,6 +19,7 @@ from service.store.keys import session_key
 from tests.faults.test_sentinel import cut_off, let_back, promoted
 from tests.support.hash_oracle import hash_of
 from tests.support.models import write_hash_model
+from tests.support.server import ServerProcess
 from tests.support.stores import USER, deploy_cluster, deploy_sentinel
 from tests.support.waiting import wait_for
 

@@ -7,10 +7,10 @@ import holdfast
 from holdfast.bench.scrape import scrape
 from holdfast.client.history import read_frames
 from holdfast.client.transport import PING_TIMEOUT_S
-from holdfast.demo.processes import ServerProcess
 from tests.faults.verdict import MODEL
 from tests.nemesis import processes
 from tests.support.oracle import run
+from tests.support.server import ServerProcess
 
 TEXT = b"for line in sys.stdin:\n    print(line)\n"
 PIECE = 9

@@ -6,9 +6,9 @@ import pytest
 import redis
 
 import holdfast
-from holdfast.demo.processes import ServerProcess
 from service.store.acl import store_rule
 from tests.support.opening import MODEL
+from tests.support.server import ServerProcess
 from tests.support.stores import StoreProcess
 
 pytestmark = pytest.mark.faults

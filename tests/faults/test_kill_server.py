@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import holdfast
-from holdfast.demo.processes import ServerProcess
 from tests.support.oracle import held_out_text, run
+from tests.support.server import ServerProcess
 
 SESSIONS = 50
 BYTES_PER_SESSION = 400

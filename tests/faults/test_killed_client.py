@@ -6,8 +6,8 @@ import sys
 import pytest
 
 import holdfast
-from holdfast.demo.processes import ServerProcess
 from tests.faults.verdict import MODEL, assert_held
+from tests.support.server import ServerProcess
 
 CLIENT = """
 import itertools, sys

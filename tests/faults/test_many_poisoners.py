@@ -9,11 +9,11 @@ import grpc.aio
 import pytest
 
 from holdfast.client.status import from_rpc, from_status
-from holdfast.demo.processes import ServerProcess
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.engine.suspects import BARS
 from tests.support.models import CHANGES_SHAPE, RAISES, SPOILS_STATE, STALLS, write_poison_model
+from tests.support.server import ServerProcess
 from tests.support.tokens import TokensFile
 
 pytestmark = pytest.mark.faults

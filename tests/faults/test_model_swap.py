@@ -9,12 +9,11 @@ import threading
 import pytest
 
 import holdfast
-from holdfast.demo.processes import ServerProcess
 from holdfast.errors import ModelMismatch
 from tests.faults.test_workers import workers_of
 from tests.faults.verdict import MODEL, assert_held
 from tests.support.models import put_shipped
-from tests.support.server import value
+from tests.support.server import ServerProcess, value
 from tests.support.waiting import wait_for
 
 OTHER = "python-source-elman"

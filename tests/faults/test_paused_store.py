@@ -11,13 +11,12 @@ import pytest
 import holdfast
 from benchmarks.footprint import descriptor_count, resident_bytes
 from holdfast.client.status import from_rpc, from_status
-from holdfast.demo.processes import ServerProcess
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from tests.faults.test_drain import request
 from tests.faults.test_store import store_of
 from tests.support.opening import open_at
-from tests.support.server import get
+from tests.support.server import ServerProcess, get
 from tests.support.waiting import wait_for
 
 MODEL = "python-source"

@@ -1,7 +1,5 @@
 """Sessions, records and runs that fail, in real servers with a real graph: nothing else does."""
 
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,12 +11,12 @@ import redis
 
 import holdfast
 from holdfast.client.status import from_rpc
-from holdfast.demo.processes import ServerProcess
 from holdfast.errors import HoldfastError, RecordCorrupt
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.model.step_graph import StepGraph
 from service.store.opening import create_store
+from tests.support.command_line import starts
 from tests.support.models import (
     CHANGES_SHAPE,
     RAISES,
@@ -29,7 +27,7 @@ from tests.support.models import (
     write_poison_model,
 )
 from tests.support.opening import open_at
-from tests.support.server import get
+from tests.support.server import ServerProcess, get
 
 pytestmark = pytest.mark.faults
 
@@ -91,10 +89,8 @@ def count(server, name):
 
 
 def command(server, *arguments):
-    line = [sys.executable, "-c", "from service.command import main; main()", "session", *arguments]
-    line += ["--target", server.address]
-    result = subprocess.run(line, capture_output=True, text=True, timeout=60)
-    return result.returncode, result.stdout + result.stderr
+    said = starts().call("session", *arguments, "--target", server.address)
+    return said.code, said.out + said.err
 
 
 def test_a_graph_that_does_not_end_is_ended_from_another_thread(models):

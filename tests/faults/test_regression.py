@@ -5,17 +5,15 @@ its files or with those of a replica that was cut off.
 """
 
 import asyncio
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import holdfast
-from holdfast.demo.processes import ServerProcess
 from holdfast.errors import ServerUnavailable, SessionDeleted, SessionLost, StoreRegressed
 from tests.support.opening import open_at
 from tests.support.oracle import run
-from tests.support.server import get
+from tests.support.server import ServerProcess, get
 from tests.support.store_process import StoreProcess
 from tests.support.waiting import wait_for
 
@@ -255,10 +253,10 @@ async def test_what_is_opened_between_loss_and_reopening_is_theirs(store, server
         assert (await client.open_session("s")).position == 0
 
 
-def test_a_writer_that_takes_over_goes_on_and_fences_the_one_before(client, server):
+def test_a_writer_that_takes_over_goes_on_and_fences_the_one_before(store, client, server):
     old = client.open_session("s", model=MODEL)
     old.step(TEXT[:10])
-    with ServerProcess(server.log_path.parent / "two", "--store", store_of(server)) as second:
+    with ServerProcess(server.log_path.parent / "two", "--store", store.url) as second:
         old.step(TEXT[10:20])  # hot in the first server
         with holdfast.Client(second.address) as other:
             new = other.open_session("s", take_over=True)
@@ -273,12 +271,6 @@ def test_a_writer_that_takes_over_goes_on_and_fences_the_one_before(client, serv
             with pytest.raises(SessionDeleted):
                 old.delete()
             assert other.open_session("s").position == len(TEXT)
-
-
-def store_of(server):
-    """Returns the URL of the store that a server was started with."""
-    command = Path(f"/proc/{server.pid}/cmdline").read_text().split("\0")
-    return command[command.index("--store") + 1]
 
 
 def test_a_chunk_of_the_fenced_writer_that_is_on_its_way_is_not_applied(client, server):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import holdfast
-from holdfast.demo.processes import ServerProcess
 from tests.faults import LONG
 from tests.support.oracle import held_out_text, run
+from tests.support.server import ServerProcess
 
 MODEL = "python-source"
 REPLICAS = 3
@@ -71,7 +71,7 @@ async def _stream(client, number, rolling, longest):
         while not rolling.done():
             yield text[sent : sent + 1]
             sent += 1
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.02)
 
     log_probs, last_s = [], time.monotonic()
     async for reply in session.stream(pieces(), token_log_prob=True):
@@ -103,7 +103,7 @@ async def _step_on(client, number, rolling):
         reply = await session.step(held_out_text()[count : count + 1], token_log_prob=True)
         count += 1
         assert reply.position == count
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(0.02)
     [expected] = run(MODEL, held_out_text()[:count])[1][-1:]
     np.testing.assert_allclose(reply.token_log_probs[0], expected, atol=1e-5, rtol=0)
     return count

@@ -6,7 +6,6 @@ import time
 
 import pytest
 
-from holdfast.demo.processes import ServerProcess
 from holdfast.errors import StoreUnavailable
 from service.store.keys import session_key
 from service.store.protocol import Found
@@ -14,8 +13,8 @@ from tests.contract.test_store import eventually, get, put, record
 from tests.faults import LONG
 from tests.faults.streams import survive
 from tests.faults.test_regression import refused
+from tests.support.server import ServerProcess, value
 from tests.support.server import get as page
-from tests.support.server import value
 from tests.support.stores import ADMIN, GROUP, PASSWORD, URL_PASSWORD, USER, deploy_sentinel
 from tests.support.waiting import wait_for
 

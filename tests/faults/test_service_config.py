@@ -9,12 +9,12 @@ import grpc
 import numpy as np
 import pytest
 
-from holdfast.demo.processes import ServerProcess
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from tests.faults.test_drain import MODEL
 from tests.support.opening import open_sessions
 from tests.support.oracle import run
+from tests.support.server import ServerProcess
 from tests.support.waiting import wait_for
 
 CONFIG = Path(__file__).parents[2] / "docs" / "guides" / "service-config.json"

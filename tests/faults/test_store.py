@@ -8,12 +8,11 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from holdfast.client.status import from_rpc
-from holdfast.demo.processes import ServerProcess
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from tests.nemesis.store import StoreProcess
 from tests.support.opening import open_at
-from tests.support.server import get
+from tests.support.server import ServerProcess, get
 from tests.support.waiting import wait_for
 
 MODEL = pb.ModelRef(name="python-source")

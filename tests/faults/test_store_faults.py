@@ -7,12 +7,11 @@ import pytest
 import redis
 
 import holdfast
-from holdfast.demo.processes import ServerProcess
 from holdfast.errors import HoldfastError
 from tests.faults.verdict import MODEL, assert_held
 from tests.nemesis.processes import paused
 from tests.nemesis.store import StoreProcess
-from tests.support.server import get
+from tests.support.server import ServerProcess, get
 from tests.support.waiting import wait_for
 
 TEXT = b"import os\n\n\ndef names(path):\n    return sorted(os.listdir(path))\n"

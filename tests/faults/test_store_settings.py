@@ -2,18 +2,16 @@
 
 import asyncio
 import resource
-import subprocess
-import sys
 
 import pytest
 
-from holdfast.demo.processes import ServerProcess
 from service.app import Server
 from service.settings.schema import Settings
 from service.telemetry.metrics import Metrics
 from tests.faults.test_store import health, step
+from tests.support.command_line import call
 from tests.support.opening import open_at
-from tests.support.server import get, value
+from tests.support.server import ServerProcess, get, value
 from tests.support.stores import StoreProcess
 from tests.support.waiting import wait_for
 
@@ -141,9 +139,8 @@ def test_the_rule_of_the_stores_user_is_printed(tmp_path):
     (tmp_path / "password").write_text("s3cret\n")
 
     def rule(*flags):
-        command = [sys.executable, "-c", "from service.command import main; main()", "store", "acl", *flags]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        return done.returncode, done.stdout.strip(), done.stderr
+        done = call("store", "acl", *flags)
+        return done.code, done.out.strip(), done.err
 
     code, text, said = rule("--user", "h", "--password-file", str(tmp_path / "password"))
     assert (code, said) == (0, "")

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 import holdfast
-from holdfast.demo.processes import ServerProcess
 from tests.support.opening import open_at
 from tests.support.oracle import run
+from tests.support.server import ServerProcess
 from tests.support.stores import deploy
 
 MODEL = "python-source"

@@ -12,11 +12,10 @@ from types import SimpleNamespace
 import pytest
 
 import holdfast
-from holdfast.demo.processes import ServerProcess
 from tests.faults.test_embedded_store import MODEL, stores_on
 from tests.faults.test_workers import workers_of
 from tests.nemesis.processes import state_of
-from tests.support.server import get
+from tests.support.server import ServerProcess, get
 from tests.support.store_process import free_port
 from tests.support.waiting import wait_for
 

@@ -7,12 +7,11 @@ import pytest
 
 import holdfast
 from holdfast.client.history import Recorder
-from holdfast.demo.processes import ServerProcess
 from holdfast.errors import HoldfastError, PositionConflict, PositionGap
 from tests.faults.verdict import MODEL, assert_held, chunk, seeded
 from tests.nemesis.proxy import FaultProxy
 from tests.nemesis.store import StoreProcess
-from tests.support.server import get
+from tests.support.server import ServerProcess, get
 
 TEXT = b"class Stack(list):\n    def push(self, item):\n        self.append(item)\n"
 

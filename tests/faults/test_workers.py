@@ -12,12 +12,11 @@ import redis
 from prometheus_client.parser import text_string_to_metric_families
 
 import holdfast
-from holdfast.demo.processes import ServerProcess
 from tests.faults.test_store import health, store_of
 from tests.nemesis.processes import children_of
 from tests.nemesis.store import StoreProcess
 from tests.support.oracle import held_out_text, run
-from tests.support.server import get
+from tests.support.server import ServerProcess, get
 from tests.support.waiting import wait_for
 
 MODEL = "python-source"

@@ -5,9 +5,9 @@ import asyncio
 import pytest
 
 import holdfast
-from holdfast.demo.processes import ServerProcess
 from holdfast.errors import PositionConflict
 from tests.faults.verdict import MODEL, assert_held, seeded
+from tests.support.server import ServerProcess
 
 pytestmark = pytest.mark.faults
 

@@ -238,14 +238,33 @@ def run_error(data):
 
 
 def run_record(data):
-    """Any bytes are corrupt, or a record that encodes to the same bytes."""
+    """Any bytes are corrupt, or a record that encodes to the same bytes, alone and together with others."""
     for candidate in (data, with_checksum(data)):
+        decoded = None
         try:
             decoded = record.decode(candidate)
         except RecordCorrupt as error:
             check_error(error)
         else:
             assert record.encode(decoded) == candidate
+        check_together(candidate, decoded)
+
+
+def check_together(data, alone):
+    """Records that are decoded together are the live ones with few replies, and what they are alone."""
+    is_usual = alone is not None and not alone.deleted and not alone.quarantine_reason
+    is_usual = is_usual and len(alone.replies) < 2
+    together = record.decode_rows([data, data])
+    assert (together is not None) == is_usual
+    if together is None:
+        return
+    rows, places = together
+    assert places.tolist() == [0, 1]
+    for stamp, nonce, state, tail in zip(rows.stamps, rows.nonces, rows.states, rows.tails, strict=True):
+        incarnation, position, digest = stamp.tolist()
+        replies = record.decode_replies(tail.tobytes())
+        own = (incarnation, position, rows.fingerprint, state.tobytes(), replies)
+        assert record.Record(*own, digest=digest, nonce=int(nonce)) == alone
 
 
 def with_checksum(data):

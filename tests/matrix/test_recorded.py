@@ -8,12 +8,12 @@ import functools
 import numpy as np
 import pytest
 
-from holdfast.demo.processes import ServerProcess
 from tests.docs.pages import ROOT
 from tests.matrix.streams import TOLERANCE, Kill, difference, outputs_of
+from tests.support.server import ServerProcess
 
 RECORDED = ROOT / "tests" / "matrix" / "recorded"
-FLAGS = ("--models", str(RECORDED / "models"))
+MODELS = RECORDED / "models"
 
 with np.load(RECORDED / "outputs.npz") as _files:
     OUTPUTS = dict(_files)
@@ -21,23 +21,32 @@ TOKENS = OUTPUTS.pop("tokens")
 
 
 @pytest.fixture(scope="module")
-def kill(tmp_path_factory):
-    data = tmp_path_factory.mktemp("matrix") / "data"
-    server = ServerProcess(data, *FLAGS)
-    kill = Kill(server, functools.partial(ServerProcess, data, *FLAGS, grpc_address=server.address))
+def server(tmp_path_factory):
+    with ServerProcess(tmp_path_factory.mktemp("matrix") / "data", "--models", str(MODELS)) as server:
+        yield server
+
+
+@pytest.fixture
+def kill(tmp_path):
+    """Of a server of one model, since it is checked again by the next one."""
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "rwkv-2").symlink_to(MODELS / "rwkv-2")
+    start = functools.partial(ServerProcess, tmp_path / "data", "--models", str(tmp_path / "models"))
+    server = start()
+    kill = Kill(server, functools.partial(start, grpc_address=server.address))
     yield kill
     kill.server.stop()
 
 
 def test_every_model_has_its_outputs():
-    assert {path.name for path in (RECORDED / "models").iterdir()} == set(OUTPUTS)
+    assert {path.name for path in MODELS.iterdir()} == set(OUTPUTS)
     assert len(OUTPUTS) == 12
 
 
 @pytest.mark.parametrize("model", OUTPUTS)
 @pytest.mark.parametrize("chunk", [1, 7, 15])
-async def test_a_server_gives_what_pytorch_gives(model, chunk, kill):
-    given = await outputs_of(kill.server.address, model, TOKENS, chunk, name=f"{model}-{chunk}")
+async def test_a_server_gives_what_pytorch_gives(model, chunk, server):
+    given = await outputs_of(server.address, model, TOKENS, chunk, name=f"{model}-{chunk}")
     assert difference(given, OUTPUTS[model]) <= TOLERANCE
 
 

@@ -2,12 +2,12 @@ import grpc
 import pytest
 
 from holdfast.client.status import from_rpc
-from holdfast.demo.processes import ServerProcess
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from tests.support.models import write_features_model
 from tests.support.opening import open_sessions
 from tests.support.oracle import MODELS
+from tests.support.server import ServerProcess
 
 MODEL = "python-source"
 

@@ -7,9 +7,8 @@ import sys
 from pathlib import Path
 
 import holdfast
-from holdfast.demo.processes import ServerProcess
 from tests.rpc.conftest import MODEL
-from tests.support.server import get
+from tests.support.server import ServerProcess, get
 from tests.support.waiting import wait_for
 
 SERVE = (sys.executable, "-c", "from service.command import main; main()", "serve")

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 import holdfast
 from holdfast.client.status import from_rpc, from_status
-from holdfast.demo.processes import ServerProcess
 from holdfast.errors import PermissionDenied, SessionNotFound, Unauthenticated
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
@@ -23,7 +22,7 @@ from service.rpc.servicer import RPC_SCOPES, SERVICE_NAME
 from tests.rpc.conftest import MODEL
 from tests.support.certificates import Authority
 from tests.support.oracle import run
-from tests.support.server import get
+from tests.support.server import ServerProcess, get
 from tests.support.tokens import TokensFile
 from tests.support.waiting import wait_for
 

@@ -9,7 +9,6 @@ import pytest
 
 from benchmarks.footprint import resident_bytes
 from holdfast.client.status import from_rpc
-from holdfast.demo.processes import ServerProcess
 from holdfast.errors import Overloaded
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
@@ -17,7 +16,7 @@ from service.rpc import health
 from tests.rpc.conftest import MODEL
 from tests.support.http2 import Connection, message
 from tests.support.opening import open_sessions
-from tests.support.server import value
+from tests.support.server import ServerProcess, value
 from tests.support.waiting import wait_for
 
 MIB = 1 << 20

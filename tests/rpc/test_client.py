@@ -10,7 +10,6 @@ import pytest
 import redis
 
 import holdfast
-from holdfast.demo.processes import ServerProcess
 from holdfast.errors import (
     ChunkPending,
     ClientClosed,
@@ -22,6 +21,7 @@ from holdfast.errors import (
     StoreRegressed,
 )
 from tests.support.oracle import run
+from tests.support.server import ServerProcess
 
 MODEL = "python-source"
 TEXT = b"def f(x):\n    return x + 1\n"

@@ -2,6 +2,7 @@
 that answers when the test says so."""
 
 import asyncio
+import time
 
 import grpc
 import grpc.aio
@@ -40,8 +41,10 @@ class GatedStore(MemoryStore):
     def __init__(self):
         super().__init__()
         self.gate = asyncio.Event()
+        self.asked = asyncio.Event()
 
     async def load(self, keys):
+        self.asked.set()
         await self.gate.wait()
         return await super().load(keys)
 
@@ -53,7 +56,7 @@ class Server:
         self.store = GatedStore()
         self.observer = CountingObserver()
         self.admission = Admission(Bounds(streams=10, chunks=BOUND), self.observer.refused)
-        self._calls = OpenCalls(self.admission, max_call_s=max_call_s, max_stall_s=60, max_age_s=0)
+        self.calls = OpenCalls(self.admission, max_call_s=max_call_s, max_stall_s=60, max_age_s=0)
         models = FakeModels(AccumulatorModel())
         self._engine = Driver(models, self.store, self.observer.count, EngineLimits())
 
@@ -69,7 +72,7 @@ class Server:
             None,
             [],
             access,
-            self._calls,
+            self.calls,
             None,
             Metrics().rpc,
             max_chunk_tokens=64,
@@ -93,7 +96,7 @@ class Server:
         call = Call("StreamSteps", context)
         call.caller = ANYBODY._replace(tenant=tenant)
         metrics = Metrics().rpc("StreamSteps")
-        await StepStream(self._engine, call, self._calls, metrics, max_tokens=64).serve()
+        await StepStream(self._engine, call, self.calls, metrics, max_tokens=64).serve()
 
 
 async def send(call, session_id, count):
@@ -160,17 +163,40 @@ async def test_a_chunk_that_waits_longer_than_the_cap_is_answered_before_it_runs
         call.cancel()
 
 
-async def test_a_call_without_a_deadline_is_ended():
+@pytest.fixture
+async def waiting():
+    """A server that has one call under way for as long as its store answers nothing; begins that call."""
     async with Server(max_call_s=0.2) as server, grpc.aio.insecure_channel(server.address) as channel:
         server.open(ANYBODY.tenant, "s")
         step = StreamingInferenceServiceStub(channel).Step
         chunk = pb.Chunk(
             session_id="s", model=pb.ModelRef(name="sum"), tokens=pb.Tokens(text=b"x"), position=0
         )
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await asyncio.wait_for(step(pb.StepRequest(chunk=chunk)), 20)
-        assert type(from_rpc(caught.value)) is DeadlinePassed
-        assert "0.2 s" in caught.value.details()
-        server.store.gate.set()
-        assert (await step(pb.StepRequest(chunk=chunk))).result.position == 1
+
+        async def begin(timeout):
+            call = step(pb.StepRequest(chunk=chunk), timeout=timeout)
+            await asyncio.wait_for(server.store.asked.wait(), 20)
+            return call
+
+        yield server, begin
     assert server.admission.held.chunks == 0
+
+
+async def test_a_call_without_a_deadline_is_ended(waiting):
+    server, begin = waiting
+    call = await begin(None)
+    server.calls.sweep(time.monotonic() + 3600)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await asyncio.wait_for(call, 20)
+    assert type(from_rpc(caught.value)) is DeadlinePassed
+    assert "0.2 s" in caught.value.details()
+    server.store.gate.set()
+    assert (await (await begin(None))).result.position == 1
+
+
+async def test_a_call_with_a_deadline_may_take_as_long_as_that(waiting):
+    server, begin = waiting
+    call = await begin(30)
+    server.calls.sweep(time.monotonic() + 3600)
+    server.store.gate.set()
+    assert (await asyncio.wait_for(call, 20)).result.position == 1

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import holdfast
-from holdfast.demo.processes import ServerProcess
 from tests.support.foreign_graphs import NETWORKS as EVERY
+from tests.support.server import ServerProcess
 
 ALIKE = {
     "unnamed axes",

@@ -7,11 +7,11 @@ import grpc
 import pytest
 
 from holdfast.client.status import from_rpc, from_status
-from holdfast.demo.processes import ServerProcess
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.store.keys import session_key
 from tests.rpc.conftest import MODEL
+from tests.support.server import ServerProcess
 from tests.support.store_process import StoreProcess
 from tests.support.waiting import wait_for
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 import holdfast
-from holdfast.demo.processes import ServerProcess
 from tests.support.hash_oracle import MODULUS, hash_of, hashes_of
 from tests.support.models import write_hash_model
+from tests.support.server import ServerProcess
 
 TOKENS = bytes(np.random.default_rng(7).integers(0, 256, 200, np.uint8))
 

@@ -7,13 +7,12 @@ import grpc.aio
 import pytest
 
 from holdfast.client.status import from_rpc
-from holdfast.demo.processes import ServerProcess
 from holdfast.errors import MessageTooLarge, Overloaded, ReplyTooLarge
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from tests.rpc.conftest import MODEL
 from tests.support.opening import open_sessions, open_sessions_async
-from tests.support.server import value
+from tests.support.server import ServerProcess, value
 from tests.support.waiting import wait_for
 
 

@@ -12,7 +12,6 @@ import grpc
 import grpc.aio
 import pytest
 
-from holdfast.demo.processes import ServerProcess
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.rpc import codec
@@ -34,6 +33,7 @@ from tests.support.frames import (
     window_update,
 )
 from tests.support.opening import open_at
+from tests.support.server import ServerProcess
 
 SERVICE = b"/holdfast.v1.StreamingInferenceService/"
 STEP, STREAM = SERVICE + b"Step", SERVICE + b"StreamSteps"

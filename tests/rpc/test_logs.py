@@ -9,14 +9,13 @@ import pytest
 
 import holdfast
 from holdfast.client.status import from_rpc
-from holdfast.demo.processes import ServerProcess
 from holdfast.v1 import holdfast_pb2 as pb
 from service.telemetry.log_lines import LINES
 from tests.faults.test_workers import workers_of
 from tests.nemesis.store import StoreProcess
 from tests.rpc.conftest import MODEL, Rpc
 from tests.support.models import write_features_model
-from tests.support.server import get
+from tests.support.server import ServerProcess, get
 from tests.support.waiting import wait_for
 
 

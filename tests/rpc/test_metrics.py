@@ -8,14 +8,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import holdfast
-from holdfast.demo.processes import ServerProcess
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.common.failpoints import VARIABLE
 from tests.rpc.conftest import MODEL
 from tests.support.opening import open_sessions
 from tests.support.oracle import MODELS
-from tests.support.server import get
+from tests.support.server import ServerProcess, get
 from tests.support.tokens import TokensFile
 from tests.support.waiting import wait_for
 

@@ -4,12 +4,12 @@ import pytest
 from onnx import helper
 
 import holdfast
-from holdfast.demo.processes import ServerProcess
+from holdfast.demo import processes
 from tests.support.command_line import call
 from tests.support.hostile_models import external_tensor, lying, step_graph
 from tests.support.mixing_graphs import beside, less_mean
 from tests.support.models import CONTRACT, write_features_model
-from tests.support.server import get
+from tests.support.server import ServerProcess, get
 from tests.support.waiting import wait_for
 
 
@@ -90,7 +90,7 @@ def test_a_shipped_model_whose_package_is_not_installed_is_left_out_and_nothing_
     (tmp_path / "tokenizers.py").write_text("raise ImportError('not installed')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with (
-        ServerProcess(tmp_path / "data", "--strict-models", "--model-refresh-s", "0.2") as server,
+        processes.ServerProcess(tmp_path / "data", "--strict-models", "--model-refresh-s", "0.2") as server,
         holdfast.Client(server.address) as client,
     ):
         assert "docstring-words" not in [model.name for model in client.list_models()]

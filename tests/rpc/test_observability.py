@@ -1,5 +1,6 @@
 """Metrics, health and reflection of a running server."""
 
+import contextlib
 import os
 import re
 import socket
@@ -69,10 +70,14 @@ def test_pages(rpc):
 
 
 def test_those_who_connect_and_say_nothing_are_let_go(rpc):
-    for address in (rpc.server.address, rpc.server.http):
-        host, _, port = address.rpartition(":")
-        with socket.create_connection((host, int(port)), timeout=20) as silent:
-            while silent.recv(1 << 16):  # gRPC greets first
+    with contextlib.ExitStack() as stack:
+        silent = []
+        for address in (rpc.server.address, rpc.server.http):
+            host, _, port = address.rpartition(":")
+            connection = socket.create_connection((host, int(port)), timeout=20)
+            silent.append(stack.enter_context(connection))
+        for connection in silent:
+            while connection.recv(1 << 16):  # gRPC greets first
                 pass
 
 

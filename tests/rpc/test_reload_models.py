@@ -1,22 +1,20 @@
 """New versions are loaded while a server serves: real files, real checks, a real socket."""
 
 import resource
-import subprocess
-import sys
 import threading
 
 import numpy as np
 import pytest
 
 import holdfast
-from holdfast.demo.processes import ServerProcess
 from holdfast.errors import ModelMismatch, ModelNotFound, PermissionDenied
 from tests.nemesis.processes import children_of, state_of
 from tests.rpc.conftest import MODEL
+from tests.support.command_line import starts
 from tests.support.hostile_models import endless
 from tests.support.models import put_shipped
 from tests.support.oracle import run
-from tests.support.server import get, value
+from tests.support.server import ServerProcess, get, value
 from tests.support.tokens import TokensFile
 from tests.support.waiting import wait_for
 
@@ -206,8 +204,7 @@ def test_a_drain_does_not_wait_for_a_check_that_hangs(serve, models):
 
 
 def models_command(*arguments):
-    line = [sys.executable, "-c", "from service.command import main; main()", "model", *arguments]
-    return subprocess.run(line, capture_output=True, text=True, timeout=60)
+    return starts().call("model", *arguments)
 
 
 def test_the_command_line_lists_and_reloads_and_says_what_is_refused(serve, models, tmp_path):
@@ -219,16 +216,16 @@ def test_the_command_line_lists_and_reloads_and_says_what_is_refused(serve, mode
     server = serve(*LOOKS_WHEN_ASKED, *tokens.write())
     target = ("--target", server.address)
     listed = models_command("list", *target, "--token-file", str(files["step"]))
-    assert listed.returncode == 0, listed.stderr
-    assert listed.stdout.split()[:3] == [MODEL, "1", "newest"]
+    assert listed.code == 0, listed.err
+    assert listed.out.split()[:3] == [MODEL, "1", "newest"]
     denied = models_command("reload", *target, "--token-file", str(files["step"]))
-    assert (denied.returncode, PermissionDenied.reason in denied.stderr) == (1, True)
+    assert (denied.code, PermissionDenied.reason in denied.err) == (1, True)
     put_shipped(models, SECOND, MODEL, 2)
     put_shipped(models, SECOND, MODEL, "next")
     reloaded = models_command("reload", *target, "--token-file", str(files["admin"]))
-    assert [line.split()[:2] for line in reloaded.stdout.splitlines()] == [[MODEL, "1"], [MODEL, "2"]]
-    assert reloaded.returncode == 1
-    assert "refused: " in reloaded.stderr
-    assert "version 'next' is not a number >= 1" in reloaded.stderr
+    assert [line.split()[:2] for line in reloaded.out.splitlines()] == [[MODEL, "1"], [MODEL, "2"]]
+    assert reloaded.code == 1
+    assert "refused: " in reloaded.err
+    assert "version 'next' is not a number >= 1" in reloaded.err
     missing = models_command("list", *target, "--token-file", str(tmp_path / "none"))
-    assert (missing.returncode, "Traceback" in missing.stderr) == (1, False)
+    assert (missing.code, "Traceback" in missing.err) == (1, False)

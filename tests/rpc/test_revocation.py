@@ -10,14 +10,13 @@ from grpc_reflection.v1alpha import reflection_pb2
 import holdfast
 from holdfast.client.status import from_rpc
 from holdfast.client.tls import channel_credentials
-from holdfast.demo.processes import ServerProcess
 from holdfast.errors import Unauthenticated
 from holdfast.v1 import holdfast_pb2 as pb
 from service.rpc.servicer import SERVICE_NAME
 from tests.rpc.conftest import MODEL
 from tests.support import call_heads
 from tests.support.certificates import Authority
-from tests.support.server import get
+from tests.support.server import ServerProcess, get
 from tests.support.stores import StoreProcess
 from tests.support.tokens import TokensFile
 from tests.support.waiting import wait_for
@@ -170,7 +169,7 @@ def test_a_certificate_of_nobody_is_refused_before_a_message_comes(scene, name):
         call.ending()
     assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
     line = f'grpc_server_handled_total{{grpc_code="Unauthenticated",grpc_method="{name}"'
-    assert counted(get(scene.server, "/metrics")[1], line) == counted(before, line) + 1
+    wait_for(lambda: counted(get(scene.server, "/metrics")[1], line) == counted(before, line) + 1)
 
 
 def is_even(page, name):

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from holdfast.client.status import from_status
-from holdfast.demo.processes import ServerProcess
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
 from service.rpc.stack import Piece, stack_outputs
@@ -16,6 +15,7 @@ from service.store.record import decode, encode
 from tests.rpc.conftest import MODEL, Rpc
 from tests.support.models import put_shipped
 from tests.support.oracle import run
+from tests.support.server import ServerProcess
 from tests.support.store_process import StoreProcess
 
 

@@ -7,13 +7,13 @@ import onnxruntime as ort
 import pytest
 
 import holdfast
-from holdfast.demo.processes import ServerProcess
 from holdfast.v1 import holdfast_pb2 as pb
 from model_export.data.machine import KINDS, make_readings
 from model_export.data.sound import make_scene, windows
 from model_export.data.sources import LANGUAGES, held_out_files
 from tests.rpc.conftest import Rpc
 from tests.support.oracle import MODELS
+from tests.support.server import ServerProcess
 
 NAMES = ("sensor-anomaly", "code-language", "sound-events")
 COUNT = 200

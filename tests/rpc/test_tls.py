@@ -8,10 +8,10 @@ import pytest
 
 import holdfast
 from holdfast import Tls
-from holdfast.demo.processes import ServerProcess
 from holdfast.errors import ServerUnavailable
 from tests.rpc.conftest import MODEL
 from tests.support.certificates import Authority, replace
+from tests.support.server import ServerProcess
 from tests.support.waiting import wait_for
 
 

@@ -10,7 +10,7 @@ import onnxruntime as ort
 import pytest
 
 import holdfast
-from holdfast.demo.processes import ServerProcess
+from tests.support.server import ServerProcess
 from tests.support.subword_models import HIDDEN, SIZE, TEXT, byte_pairs, package, put_words_model
 
 MODEL = "words"

@@ -1,7 +1,25 @@
-"""What tests ask a server process for, beside gRPC."""
+"""Server processes, and what tests ask them for beside gRPC."""
 
+import os
 import urllib.error
 import urllib.request
+
+from holdfast.demo import processes
+from tests.support.command_line import starts
+
+
+class ServerProcess(processes.ServerProcess):
+    """A `holdfast serve` forked from a process that has imported it, for a quarter of the CPU of a start.
+
+    Where the start itself is tested, and the command as users call it, take the one of `holdfast.demo`.
+    """
+
+    def _launch(self, program, flags, log):
+        reads, writes = os.pipe()
+        with open(writes, "wb") as out:
+            process = starts().start("serve", *flags, out=out, err=log)
+        process.stdout = open(reads)  # noqa: SIM115
+        return process
 
 
 def get(server, path):

@@ -1,9 +1,14 @@
-"""Engines of fakes: a model whose state is a running sum, a store in memory."""
+"""Engines of fakes: a model whose state is a running sum, a store in memory. Forked checks of models."""
+
+import os
+import tempfile
 
 import pytest
 
 from service.engine.driver import Driver
 from service.engine.limits import EngineLimits
+from service.model.check import start_confined
+from tests.support.command_line import starts
 from tests.support.fakes import (
     AccumulatorModel,
     CountingObserver,
@@ -12,6 +17,8 @@ from tests.support.fakes import (
     encode_totals,
     open_session,
 )
+
+FORKED = ("service.model.check_process", "service.model.inspect_process")
 
 
 @pytest.fixture
@@ -46,3 +53,29 @@ async def start(model, store, observer):
     yield create
     for engine in engines:
         await engine.stop()
+
+
+@pytest.fixture(scope="module")
+def forked_checks():
+    """Processes that look at a model are forked from one that has imported them, for a quarter of the CPU.
+
+    As a server starts them they are tested by test_model_check.py and test_confinement.py.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("service.model.check.start_confined", _start_forked)
+        patch.setattr("service.model.inspection.start_confined", _start_forked)
+        yield
+
+
+def _start_forked(module, path, data, limits, *arguments):
+    if module not in FORKED:
+        return start_confined(module, path, data, limits, *arguments)
+    memory_bytes = limits.memory_bytes + limits.memory_per_byte * len(data)
+    words = [module, limits.cpu_s, memory_bytes, starts().pid, *arguments]
+    reads, writes = os.pipe()
+    with tempfile.TemporaryFile() as model, open(writes, "wb") as out, open(os.devnull, "wb") as err:
+        model.write(data)
+        model.seek(0)
+        process = starts().fork(module, words, (model, out, err))
+    process.stdout = open(reads, "rb")  # noqa: SIM115
+    return process

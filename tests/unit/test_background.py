@@ -7,7 +7,8 @@ import logging
 import pytest
 
 from service.common import background
-from service.common.background import TASKS, Trouble, error_counts, is_passing, keep_going
+from service.common.background import TASKS, Trouble, error_counts, keep_going
+from service.common.shortage import is_passing
 from service.telemetry.metrics import Metrics
 
 EMFILE = OSError(errno.EMFILE, "Too many open files")

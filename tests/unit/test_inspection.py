@@ -17,7 +17,7 @@ from tests.support.bare_graphs import elman, scaled
 from tests.support.hostile_models import endless, external_tensor, step_graph
 from tests.support.models import write_features_model
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("forked_checks")]
 
 PATH = Path("model.onnx")
 

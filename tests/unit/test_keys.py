@@ -11,7 +11,7 @@ from service.common.start_errors import ConfigurationError
 from service.settings.schema import Settings
 from service.settings.sources import SettingsSources
 from service.store.acl import store_rule
-from service.store.keys import KeySpace, session_key, set_aside_key
+from service.store.keys import KeySpace, session_key, session_keys, set_aside_key
 from service.store.slots import slot_of
 
 PREFIXES = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,63}", fullmatch=True)
@@ -32,6 +32,11 @@ def test_a_session_keeps_its_slot_and_what_is_set_aside_lies_beside_it(prefix, s
     [placed] = KeySpace(prefix).placed([key])
     assert placed == f"{prefix}:v1:{{tenant:{session_id}}}".encode()
     assert slot_of(placed) == slot_of(set_aside_key(placed)) == slot_of(key)
+
+
+@given(st.text("abc-{}", min_size=1), st.lists(IDS, min_size=1))
+def test_many_keys_are_what_they_are_one_by_one(tenant, ids):
+    assert session_keys(tenant, ids) == [session_key(tenant, session_id) for session_id in ids]
 
 
 @given(PREFIXES, PREFIXES, IDS)

@@ -18,7 +18,7 @@ from tests.support.mixing_graphs import beside, less_mean
 from tests.support.models import CONTRACT, write_features_model
 from tests.support.waiting import wait_for
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("forked_checks")]
 
 BROKEN = step_graph(initializers=[external_tensor("w.bin")]).SerializeToString()
 

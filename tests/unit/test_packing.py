@@ -9,16 +9,20 @@ from service.store.cluster import pack_each
 from service.store.one_node import pack_together
 from service.store.protocol import Writes
 from service.store.record import NO_STAMP
+from service.store.topology import pack_arguments
 
 STAMP_BYTES = len(NO_STAMP)
 
 
-@given(st.lists(st.tuples(st.integers(1, 20), st.integers(0, 300), st.booleans()), min_size=1, max_size=3))
-def test_a_script_call_reads_as_hiredis_packs_it(parts):
+@given(
+    st.lists(st.tuples(st.integers(1, 20), st.integers(0, 300), st.booleans()), min_size=1, max_size=3),
+    st.booleans(),
+)
+def test_a_script_call_reads_as_hiredis_packs_it(parts, has_long_keys):
     rng = np.random.default_rng(0)
     writes, keys, arguments = [], [], []
     for number, (count, size, as_matrix) in enumerate(parts):
-        names = [f"key-{number}-{'x' * row}".encode() for row in range(count)]
+        names = [f"key-{number}-{row:03}{'x' * row * has_long_keys}".encode() for row in range(count)]
         expected = rng.bytes(STAMP_BYTES * count)
         matrix = rng.integers(0, 256, (count, size), np.uint8)
         writes.append(Writes(names, expected, matrix if as_matrix else [bytes(row) for row in matrix]))
@@ -35,3 +39,9 @@ def test_a_script_call_reads_as_hiredis_packs_it(parts):
         for key, stamp, record in pairs
     ]
     assert pack_each(b"EVALSHA", script, writes, 86_400_000) == plain_each
+
+
+@given(st.lists(st.binary(max_size=3) | st.binary(min_size=12, max_size=12), min_size=1, max_size=20))
+def test_arguments_read_as_hiredis_packs_them(values):
+    head = b"*%d\r\n" % len(values)
+    assert head + pack_arguments(values) == hiredis.pack_command(tuple(values))

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from xxhash import xxh3_64_intdigest
 
 from holdfast.errors import RecordCorrupt
 from service.store.record import (
@@ -11,6 +12,7 @@ from service.store.record import (
     Record,
     decode,
     decode_replies,
+    decode_rows,
     encode,
     encode_replies,
     encode_rows,
@@ -64,6 +66,92 @@ def test_rows_are_what_single_records_are(rows, state_bytes, output_bytes, token
             incarnation, position, fingerprint, state, (reply,), digest=digest, nonce=int(nonces[row])
         )
         assert encoded[row].tobytes() == encode(alone)
+
+
+kept = st.builds(
+    KeptReply, int53, st.integers(1, 9), int53, int53, st.sampled_from([b"", b"abcd", bytes(40)])
+)
+similar = st.builds(
+    Record,
+    incarnation=st.sampled_from([1, 2**53 - 1, 7, 7, 7, 0, 2**53, -1]),
+    position=st.sampled_from([0, 2**53 - 1, 9, 9, 9, 2**53]),
+    fingerprint=st.sampled_from([b"f" * 32, b"f" * 32, b"g" * 32]),
+    state=st.sampled_from([bytes(8), b"12345678", bytes(40)]),
+    replies=st.lists(kept, max_size=2).map(tuple),
+    deleted=st.sampled_from([False, False, True]),
+    digest=st.sampled_from([0, 2**53 - 1, 5, 5, 5, 2**53, -1]),
+    nonce=st.integers(1 - 2**53, 2**53 - 1),
+)
+similar |= st.builds(lambda record: record._replace(deleted=False, quarantine_reason="held"), similar)
+
+
+def flipped(encoded, bit):
+    """Returns the bytes with one bit flipped; as they are if it lies beyond them."""
+    changed = bytearray(encoded)
+    if bit < 8 * len(changed):
+        changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+def sealed(encoded):
+    """Returns the bytes with the checksum that belongs to them."""
+    count = int.from_bytes(encoded[4:8], "little")
+    return encoded[:8] + xxh3_64_intdigest(encoded[16:], count).to_bytes(8, "little") + encoded[16:]
+
+
+encodings = similar.map(encode)
+encodings |= st.builds(flipped, encodings, st.integers(0, 2000))
+encodings |= st.builds(lambda encoded, bit: sealed(flipped(encoded, bit)), encodings, st.integers(0, 2000))
+encodings |= st.builds(
+    lambda encoded, size: encoded[:size], encodings, st.sampled_from([0, 10, 88, 90, 130])
+)
+
+
+def live(data):
+    """Returns a record that is whole and neither deleted nor held, else None."""
+    try:
+        record = decode(data)
+    except RecordCorrupt:
+        return None
+    return None if record.deleted or record.quarantine_reason else record
+
+
+def layout(record):
+    return record.fingerprint, len(record.state), [len(reply.outputs) for reply in record.replies]
+
+
+@given(st.lists(encodings, min_size=1, max_size=20))
+def test_records_that_are_alike_are_decoded_together_as_they_are_alone(drawn):
+    sizes = list(map(len, drawn))
+    size = max(sizes, key=sizes.count)
+    same = [encoded for encoded in drawn if len(encoded) == size]
+    alone = [live(encoded) for encoded in same]
+    together = decode_rows(same)
+    first = alone[0]
+    if first is None or len(first.replies) > 1:
+        assert together is None
+        return
+    expected = [
+        place for place, one in enumerate(alone) if one is not None and layout(one) == layout(first)
+    ]
+    rows, places = together
+    assert places.tolist() == expected
+    for row, place in enumerate(expected):
+        one = alone[place]
+        assert rows.stamps[row].tolist() == [one.incarnation, one.position, one.digest]
+        assert rows.nonces[row] == one.nonce
+        assert rows.fingerprint == one.fingerprint
+        assert rows.states[row].tobytes() == one.state
+        assert rows.tails[row].tobytes() == encode_replies(one.replies)
+
+
+def test_a_record_whose_reply_says_another_length_is_not_decoded_with_others():
+    right = encode(Record(7, 9, b"f" * 32, bytes(8), (KeptReply(9, 1, 5, 6, b"abcd"),)))
+    wrong = bytearray(right)
+    wrong[88 + 8 + 12] += 1
+    _, places = decode_rows([right, sealed(bytes(wrong)), right])
+    assert places.tolist() == [0, 2]
+    assert decode_rows([sealed(bytes(wrong)), right]) is None
 
 
 @given(records)

@@ -15,7 +15,7 @@ from tests.support.foreign_graphs import PLAIN_CONTRACT
 from tests.support.mixing_graphs import beside, less_mean
 from tests.support.step_graphs import recurrent
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("forked_checks")]
 
 F32 = TensorProto.FLOAT
 info = helper.make_tensor_value_info
