@@ -1,5 +1,8 @@
 """`holdfast bench` as a user runs it, and what of `make bench` leans on modules of the server."""
 
+import subprocess
+import sys
+
 import grpc
 import numpy as np
 import pytest

@@ -20,6 +20,7 @@ CACHES = {
     ("holdfast/history_digest.py", "_ascending"): "lengths that are powers of two, up to 2^16: 2 MiB",
     ("service/model/check.py", "_tell_once"): "some of five names",
     ("service/engine/checks.py", "_checked"): "1,024 valid asks, of the model's own names",
+    ("service/engine/ranking.py", "_ones"): "64 widths of models' outputs",
     ("service/store/outputs.py", "_head"): "1,024 numbers and lengths in outputs, 200 bytes each",
     (
         "service/store/outputs.py",
