@@ -421,6 +421,9 @@ class Batcher:
         if len(message.rows) == 1 or error.retryable:
             self._fail(message, error)
             return
+        if leaves_unsure(error):  # rows may have been applied, so their callers have to know
+            self._fail(message, ServerUnavailable(f"the message had no reply: {error.message}"))
+            return
         rows = []
         for waiting in message.rows:
             if waiting.reply.done():

@@ -60,6 +60,7 @@ class Call:
         self.ended = network.loop.create_future()
         self._network = network
         self._loop = network.loop
+        self._process = replica.process  # one that takes its place knows nothing of this call
         self._there_s = self._back_s = 0.0
         self._served = None
         self._task = None
@@ -134,7 +135,8 @@ class Call:
         self._to_client(self.end, (grpc.StatusCode.OK, "", ()))
 
     def _begin(self):
-        handler = self.replica.handlers.get(self.rpc)
+        is_there = self._process is self.replica.process
+        handler = self.replica.handlers.get(self.rpc) if is_there else None
         if handler is None:
             self._to_client(self.end, (grpc.StatusCode.UNAVAILABLE, "Connection refused", ()))
             return
@@ -153,9 +155,8 @@ class Call:
 
     def _to_server(self, act, *arguments):
         self._there_s = max(self._there_s, self._network.arrives_s())
-        process = self.replica.process
-        if process.is_alive:
-            self._loop.call_at(self._there_s, act, *arguments, context=process.context)
+        if self._process.is_alive:
+            self._loop.call_at(self._there_s, act, *arguments, context=self._process.context)
         else:
             refused = grpc.StatusCode.UNAVAILABLE, "Connection refused", ()
             self._loop.call_at(self._there_s, self.end, refused, context=self.client.context)

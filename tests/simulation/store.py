@@ -69,7 +69,8 @@ class Primary:
             if key in self.records:
                 for raw in self.written[key]:
                     self.expired_s.setdefault(decode(raw).incarnation, self._loop.now_s)
-            self._put(key, None, 0.0)
+            self.records.pop(key, None)  # no write that a fail-over takes back: replicas know the time, too
+            del self.expires_s[key]
             self.forgotten.add(key)
             self._note("store", "expires", key)
         return self.records.get(key)
@@ -110,8 +111,10 @@ class Primary:
             key, before, after = self._log.pop()
             if after is not None and _place(after) != _place(before):
                 self.stays[key, *_place(after)][-1][1] = self._loop.now_s
-            self.records.pop(key, None) if before is None else self.records.__setitem__(key, before)
             self.forgotten.add(key)
+            if after is not None and key not in self.records:  # it has expired, and so has what was before
+                continue
+            self.records.pop(key, None) if before is None else self.records.__setitem__(key, before)
             self._note("store", "forgets a write", key)
         self.break_connections()
 

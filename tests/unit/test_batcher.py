@@ -23,6 +23,7 @@ from holdfast.errors import (
     ClientClosed,
     DeadlinePassed,
     Draining,
+    InternalFailure,
     InvalidRequest,
     Overloaded,
     PositionConflict,
@@ -904,6 +905,26 @@ async def test_rows_given_up_meanwhile_are_not_sent_again(batcher, stub):
     assert sessions(batch) == [2, 3]
     stream.answer(batch)
     await asyncio.gather(*replies[2:])
+
+
+async def test_rows_of_a_message_whose_reply_cannot_be_written_are_in_doubt(batcher, stub):
+    """They may have been applied; sent again unseen, a refusal of the second sending would deny it."""
+    replies = [submit(batcher, number) for number in range(4)]
+    stream = await stub.stream()
+    stream.refuse(await stream.next(), InternalFailure("the reply cannot be written"))
+    for outcome in await asyncio.gather(*replies, return_exceptions=True):
+        assert leaves_unsure(outcome)
+        assert outcome.retryable
+    replies = [submit(batcher, number) for number in range(4)]
+    assert len((await stream.next()).session_ids) == 2  # so that the row at fault comes to be alone
+    for reply in replies:
+        reply.cancel()
+    alone = submit(batcher, 9, text=b"xy")
+    while (batch := await stream.next()).tokens_per_row == 1:
+        stream.answer(batch)
+    stream.refuse(batch, InternalFailure("the reply cannot be written"))
+    with pytest.raises(InternalFailure):
+        await alone
 
 
 async def test_a_refusal_that_may_pass_is_for_each_caller_to_repeat(batcher, stub):
