@@ -119,7 +119,7 @@ def test_a_session_that_was_opened_with_inputs_of_other_types_is_recomputed(serv
 
 def test_a_changed_float_is_found_and_ends_with_1(server, models, tmp_path):
     record(server, tmp_path / "history")
-    frame = [frame for frame in read_frames(tmp_path / "history") if frame.rpc == "StreamBatches"][-1]
+    frame = next(frame for frame in read_frames(tmp_path / "history") if frame.rpc == "StreamBatches")
     data = bytearray((tmp_path / "history").read_bytes())
     answer = next(each for each in read_frames(tmp_path / "history")
                   if each.number == frame.number and not each.rpc)  # fmt: skip
