@@ -146,7 +146,8 @@ class Forked:
     def send_signal(self, number):
         """Sends a signal, unless it has ended."""
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it has, and its exit code is on the way
+                os.kill(self.pid, number)
 
     def kill(self):
         """Sends SIGKILL, unless it has ended."""
