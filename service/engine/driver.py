@@ -31,6 +31,9 @@ from service.store.protocol import Found, Refusals, StateStore
 
 _log = logging.getLogger(__name__)
 
+LONE_ROWS = 16
+"""A commit of so few rows takes a moment, for which no task is made."""
+
 LINGER_S = 0.02
 """Others wait for so long for a batch of a model that may stall."""
 
@@ -215,8 +218,14 @@ class Driver:
 
     def _is_lone(self, effects: Sequence[Effect]) -> bool:
         """Whether they are one thing to wait for that nobody waits behind: it needs no task of its own."""
-        is_one = len(effects) == 1 and isinstance(effects[0], (Load, Commit))
-        return is_one and not self._core.has_free and self._core.due_s is None
+        if len(effects) != 1 or self._core.has_free or self._core.due_s is not None:
+            return False
+        match effects[0]:
+            case Load():
+                return True
+            case Commit(rows=parts):  # a full batch that comes meanwhile should run beside a long one
+                return sum(len(rows.keys) for rows in parts) <= LONE_ROWS
+        return False
 
     def _hand_over(self) -> None:
         """Has counted what was done."""
