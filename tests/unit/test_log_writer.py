@@ -55,9 +55,11 @@ def test_who_logs_never_waits_and_what_is_lost_is_counted(pipe):
     logger.warning("the last")
     reading.join(20)
     assert not reading.is_alive()
-    [told] = [line for line in seen if "were left out" in line]
-    assert len(seen) - 1 + int(told.rpartition("left_out=")[2]) == count + 1
-    assert "WARNING" in told
+    told = [line for line in seen if "were left out" in line]  # once, or on a slow machine again
+    left_out = sum(int(line.rpartition("left_out=")[2]) for line in told)
+    assert left_out > 0
+    assert len(seen) - len(told) + left_out == count + 1
+    assert all("WARNING" in line for line in told)
 
 
 def test_a_reader_that_went_away_or_does_not_block_costs_nothing(pipe):
