@@ -167,10 +167,10 @@ class Batcher:
         waiting = Sent(kind, row, self, self._loop.create_future())
         self._unanswered[waiting] = None
         if row.session_id in self._behind:
-            line = self._behind[row.session_id]
-            if line is None:
-                line = self._behind[row.session_id] = deque()
-            line.append(waiting)
+            followers = self._behind[row.session_id]
+            if followers is None:
+                followers = self._behind[row.session_id] = deque()
+            followers.append(waiting)
         else:
             self._behind[row.session_id] = None
             self._enter(waiting)
@@ -242,20 +242,20 @@ class Batcher:
         if len(queue) >= SPLIT_ROWS and (self._line is None or not self._line.messages):
             most = min(most, len(queue) // 2)
         rows: list[Sent] = []
-        followers = []
+        freed = []
         while queue and len(rows) < most:
             waiting = queue.popleft()
-            line = self._behind.pop(waiting.row.session_id, None)
-            if line:
-                followers.append(line.popleft())
-                self._behind[waiting.row.session_id] = line or None
+            followers = self._behind.pop(waiting.row.session_id, None)
+            if followers:
+                freed.append(followers.popleft())
+                self._behind[waiting.row.session_id] = followers or None
             if waiting.reply.done():
                 self._unanswered.pop(waiting, None)
             else:
                 rows.append(waiting)
         if queue:
             self._queues[kind] = queue
-        for follower in followers:
+        for follower in freed:
             self._enter(follower)
         return _Message(kind, rows, time.monotonic())
 
@@ -358,7 +358,7 @@ class Batcher:
             final = ServerUnavailable(f"the stream has ended: {error.message}")
         for message in line.messages.values():
             if message is too_large or (isinstance(final, Overloaded) and not was_let_in):
-                self._send_alone(message, error)
+                self._fail(message, error, goes_alone=True)
             else:
                 self._fail(message, final)
         line.messages.clear()
@@ -388,7 +388,7 @@ class Batcher:
     def _settle(self, result: pb.BatchResult, rows: list[Sent]) -> None:
         """Gives each row what a reply says of it."""
         batch = BatchReply(result, [waiting.row.session_id for waiting in rows])
-        replayed = set(result.replayed_rows)
+        replayed = set(batch.replayed_rows)
         digests = result.history_digests or [0] * len(rows)
         stamps = zip(result.positions, digests, strict=True)
         size_bytes = result.ByteSize() // len(rows)
@@ -441,23 +441,21 @@ class Batcher:
         if len(self._most_rows) > MAX_BOUNDS:
             del self._most_rows[next(iter(self._most_rows))]
 
-    def _fail(self, message: _Message, error: Exception) -> None:
+    def _fail(self, message: _Message, error: Exception, *, goes_alone: bool = False) -> None:
+        """Gives each row its error, or has it sent alone; a history that cannot be written comes last."""
         for waiting in message.rows:
-            self._give(waiting, _own(error))
+            self._give(waiting, None if goes_alone else _own(error))
         if self._calls.history is not None and message.number:
             self._calls.history.failed(message.number, error)
 
-    def _send_alone(self, message: _Message, error: HoldfastError) -> None:
-        if self._calls.history is not None:
-            self._calls.history.failed(message.number, error)
-        for waiting in message.rows:
-            self._unanswered.pop(waiting, None)
-            if not waiting.reply.done():
-                waiting.reply.set_result(None)
-
-    def _give(self, waiting: Sent, error: Exception) -> None:
+    def _give(self, waiting: Sent, error: Exception | None) -> None:
+        """Ends a row by an error; None: it has to be sent alone."""
         self._unanswered.pop(waiting, None)
-        if not waiting.reply.done():
+        if waiting.reply.done():
+            return
+        if error is None:
+            waiting.reply.set_result(None)
+        else:
             waiting.reply.set_exception(error)
 
     # -- time limits --------------------------------------------------------------------------

@@ -284,15 +284,6 @@ class Stream:
         code: grpc.StatusCode = await self._do(self._usable().code())
         return code
 
-    async def details(self) -> str | None:
-        """Waits for the end and returns what was said."""
-        details: str | None = await self._do(self._usable().details())
-        return details
-
-    async def trailing_metadata(self) -> Any:
-        """Waits for the end and returns the trailers."""
-        return await self._do(self._usable().trailing_metadata())
-
     def cancel(self) -> None:
         """Ends the call, unless it has ended."""
         if self._call is not None and not self.connection.home.is_inherited:

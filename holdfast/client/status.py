@@ -38,11 +38,6 @@ def from_rpc(error: grpc.RpcError) -> HoldfastError:
     return _from_parts(call.code().name, call.details(), call.trailing_metadata())
 
 
-async def from_call(call: Any) -> HoldfastError:
-    """Turns the status of a call of grpc.aio that has ended into the class of its reason."""
-    return _from_parts((await call.code()).name, await call.details(), await call.trailing_metadata())
-
-
 def from_status(status: status_pb2.Status) -> HoldfastError:
     """Turns a google.rpc.Status into the class of its reason, or HoldfastError of one that is not known."""
     info = error_details_pb2.ErrorInfo()

@@ -261,14 +261,6 @@ class Stream:
         await asyncio.shield(self._call.ended)
         return self._call.status[0]
 
-    async def details(self):
-        await asyncio.shield(self._call.ended)
-        return self._call.status[1]
-
-    async def trailing_metadata(self):
-        await asyncio.shield(self._call.ended)
-        return self._call.status[2]
-
     def cancel(self):
         self._is_cancelled = self._call.status is None
         self._call.give_up((grpc.StatusCode.CANCELLED, "Locally cancelled", ()))
