@@ -154,6 +154,7 @@ def test_a_failed_chunk_of_a_stream_and_failed_rows_are_logged_too(rpc, store):
         iter([pb.StreamBatchesRequest(batch=batch)]), timeout=10, metadata=[("x-request-id", "batches")]
     )
     assert len(next(batches).result.errors) == 3
+    wait_for(lambda: len(lines_with(rpc.server, message="a call failed")) == 3)  # written by a thread
     said = {line["request_id"]: line for line in lines_with(rpc.server, message="a call failed")}
     assert (said["stream"]["method"], len(said["stream"]["session"])) == ("StreamSteps", 12)
     assert (said["rows"]["method"], said["rows"]["rows"]) == ("StepBatch", 3)
