@@ -4,18 +4,15 @@
 # source: holdfast/v1/holdfast.proto
 # Protobuf Python Version: 6.31.1
 """Generated protocol buffer code."""
+
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import runtime_version as _runtime_version
 from google.protobuf import symbol_database as _symbol_database
 from google.protobuf.internal import builder as _builder
+
 _runtime_version.ValidateProtobufRuntimeVersion(
-    _runtime_version.Domain.PUBLIC,
-    6,
-    31,
-    1,
-    '',
-    'holdfast/v1/holdfast.proto'
+    _runtime_version.Domain.PUBLIC, 6, 31, 1, "", "holdfast/v1/holdfast.proto"
 )
 # @@protoc_insertion_point(imports)
 
@@ -25,111 +22,169 @@ _sym_db = _symbol_database.Default()
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aholdfast/v1/holdfast.proto\x12\x0bholdfast.v1\x1a\x17google/rpc/status.proto\"K\n\x06Tensor\x12$\n\x05\x64type\x18\x01 \x01(\x0e\x32\x15.holdfast.v1.DataType\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"@\n\x0bNamedTensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x06tensor\x18\x02 \x01(\x0b\x32\x13.holdfast.v1.Tensor\")\n\x08ModelRef\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"\x1a\n\x08TokenIds\x12\x0e\n\x06values\x18\x01 \x03(\x05\"o\n\x06Tokens\x12\x0e\n\x04text\x18\x01 \x01(\x0cH\x00\x12$\n\x03ids\x18\x02 \x01(\x0b\x32\x15.holdfast.v1.TokenIdsH\x00\x12\'\n\x08\x66\x65\x61tures\x18\x03 \x01(\x0b\x32\x13.holdfast.v1.TensorH\x00\x42\x06\n\x04kind\"X\n\x0fOutputSelection\x12\r\n\x05top_k\x18\x01 \x01(\x05\x12\x16\n\x0etoken_log_prob\x18\x02 \x01(\x08\x12\x0f\n\x07tensors\x18\x03 \x03(\t\x12\r\n\x05state\x18\x04 \x01(\x08\"\xc2\x01\n\x07Outputs\x12\x13\n\x0btoken_count\x18\x01 \x01(\x05\x12\r\n\x05top_k\x18\x02 \x01(\x05\x12\x0f\n\x07top_ids\x18\x03 \x03(\x0f\x12\x15\n\rtop_log_probs\x18\x04 \x03(\x02\x12\x17\n\x0ftoken_log_probs\x18\x05 \x03(\x02\x12)\n\x07tensors\x18\x06 \x03(\x0b\x32\x18.holdfast.v1.NamedTensor\x12\'\n\x05state\x18\x07 \x03(\x0b\x32\x18.holdfast.v1.NamedTensor\"\xdb\x02\n\x05\x43hunk\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12$\n\x05model\x18\x02 \x01(\x0b\x32\x15.holdfast.v1.ModelRef\x12#\n\x06tokens\x18\x03 \x01(\x0b\x32\x13.holdfast.v1.Tokens\x12\x15\n\x08position\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\"\n\x15\x61\x63knowledged_position\x18\x05 \x01(\x03H\x01\x88\x01\x01\x12\x13\n\x0bincarnation\x18\x06 \x01(\x03\x12-\n\x07outputs\x18\x07 \x01(\x0b\x32\x1c.holdfast.v1.OutputSelection\x12(\n\tack_level\x18\x08 \x01(\x0e\x32\x15.holdfast.v1.AckLevel\x12\x0b\n\x03tag\x18\t \x01(\x03\x12\x16\n\x0ehistory_digest\x18\n \x01(\x03\x42\x0b\n\t_positionB\x18\n\x16_acknowledged_position\"\xe7\x01\n\x0b\x43hunkResult\x12\x0b\n\x03tag\x18\x01 \x01(\x03\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\x03\x12\x10\n\x08position\x18\x04 \x01(\x03\x12\x10\n\x08replayed\x18\x05 \x01(\x08\x12(\n\tack_level\x18\x06 \x01(\x0e\x32\x15.holdfast.v1.AckLevel\x12\x15\n\rmodel_version\x18\x07 \x01(\x03\x12%\n\x07outputs\x18\x08 \x01(\x0b\x32\x14.holdfast.v1.Outputs\x12\x16\n\x0ehistory_digest\x18\t \x01(\x03\"Q\n\nChunkError\x12\x0b\n\x03tag\x18\x01 \x01(\x03\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\"\n\x06status\x18\x03 \x01(\x0b\x32\x12.google.rpc.Status\"0\n\x0bStepRequest\x12!\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x12.holdfast.v1.Chunk\"8\n\x0cStepResponse\x12(\n\x06result\x18\x01 \x01(\x0b\x32\x18.holdfast.v1.ChunkResult\"7\n\x12StreamStepsRequest\x12!\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x12.holdfast.v1.Chunk\"v\n\x13StreamStepsResponse\x12*\n\x06result\x18\x01 \x01(\x0b\x32\x18.holdfast.v1.ChunkResultH\x00\x12(\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x17.holdfast.v1.ChunkErrorH\x00\x42\t\n\x07outcome\"\x9b\x03\n\x05\x42\x61tch\x12$\n\x05model\x18\x01 \x01(\x0b\x32\x15.holdfast.v1.ModelRef\x12\x13\n\x0bsession_ids\x18\x02 \x03(\t\x12\x11\n\tpositions\x18\x03 \x03(\x10\x12\x1e\n\x16\x61\x63knowledged_positions\x18\x04 \x03(\x10\x12\x14\n\x0cincarnations\x18\x05 \x03(\x10\x12\x16\n\x0etokens_per_row\x18\x06 \x01(\x05\x12\x0e\n\x04text\x18\x07 \x01(\x0cH\x00\x12$\n\x03ids\x18\x08 \x01(\x0b\x32\x15.holdfast.v1.TokenIdsH\x00\x12\x12\n\x08\x66\x65\x61tures\x18\t \x01(\x0cH\x00\x12-\n\x07outputs\x18\n \x01(\x0b\x32\x1c.holdfast.v1.OutputSelection\x12(\n\tack_level\x18\x0b \x01(\x0e\x32\x15.holdfast.v1.AckLevel\x12\x0b\n\x03tag\x18\x0c \x01(\x03\x12\x17\n\x0fhistory_digests\x18\r \x03(\x10\x12\x10\n\x08in_parts\x18\x0e \x01(\x08\x12\x11\n\ttimeout_s\x18\x0f \x01(\x01\x42\x08\n\x06tokens\"\xc1\x02\n\x0b\x42\x61tchResult\x12\x0b\n\x03tag\x18\x01 \x01(\x03\x12\x11\n\tpositions\x18\x02 \x03(\x10\x12\x14\n\x0cincarnations\x18\x03 \x03(\x10\x12\x15\n\rreplayed_rows\x18\x04 \x03(\x05\x12%\n\x06\x65rrors\x18\x05 \x03(\x0b\x32\x15.holdfast.v1.RowError\x12(\n\tack_level\x18\x06 \x01(\x0e\x32\x15.holdfast.v1.AckLevel\x12\x15\n\rmodel_version\x18\x07 \x01(\x03\x12%\n\x07outputs\x18\x08 \x01(\x0b\x32\x14.holdfast.v1.Outputs\x12\x17\n\x0fhistory_digests\x18\t \x03(\x10\x12/\n\rseparate_rows\x18\n \x03(\x0b\x32\x18.holdfast.v1.SeparateRow\x12\x0c\n\x04rows\x18\x0b \x03(\x05\"X\n\x0bSeparateRow\x12\x0b\n\x03row\x18\x01 \x01(\x05\x12\x15\n\rmodel_version\x18\x02 \x01(\x03\x12%\n\x07outputs\x18\x03 \x01(\x0b\x32\x14.holdfast.v1.Outputs\";\n\x08RowError\x12\x0b\n\x03row\x18\x01 \x01(\x05\x12\"\n\x06status\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\"5\n\x10StepBatchRequest\x12!\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x12.holdfast.v1.Batch\"=\n\x11StepBatchResponse\x12(\n\x06result\x18\x01 \x01(\x0b\x32\x18.holdfast.v1.BatchResult\"9\n\x14StreamBatchesRequest\x12!\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x12.holdfast.v1.Batch\"x\n\x15StreamBatchesResponse\x12*\n\x06result\x18\x01 \x01(\x0b\x32\x18.holdfast.v1.BatchResultH\x00\x12(\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x17.holdfast.v1.ChunkErrorH\x00\x42\t\n\x07outcome\"\xc8\x01\n\x07Session\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x03\x12\x10\n\x08position\x18\x03 \x01(\x03\x12$\n\x05model\x18\x04 \x01(\x0b\x32\x15.holdfast.v1.ModelRef\x12\x13\n\x0b\x66ingerprint\x18\x05 \x01(\t\x12\x14\n\x0c\x65xpires_in_s\x18\x06 \x01(\x01\x12\x16\n\x0ehistory_digest\x18\x08 \x01(\x03\x12\x19\n\x11quarantine_reason\x18\x07 \x01(\t\"\xb6\x01\n\x12OpenSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12$\n\x05model\x18\x02 \x01(\x0b\x32\x15.holdfast.v1.ModelRef\x12\x13\n\x0bmust_be_new\x18\x03 \x01(\x08\x12/\n\rinitial_state\x18\x04 \x03(\x0b\x32\x18.holdfast.v1.NamedTensor\x12\x11\n\ttake_over\x18\x05 \x01(\x08\x12\r\n\x05nonce\x18\x06 \x01(\x03\"M\n\x13OpenSessionResponse\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.holdfast.v1.Session\x12\x0f\n\x07resumed\x18\x02 \x01(\x08\"\xa2\x01\n\x10OpenBatchRequest\x12$\n\x05model\x18\x01 \x01(\x0b\x32\x15.holdfast.v1.ModelRef\x12\x13\n\x0bsession_ids\x18\x02 \x03(\t\x12\x13\n\x0bmust_be_new\x18\x03 \x01(\x08\x12\r\n\x05nonce\x18\x04 \x01(\x03\x12/\n\rinitial_state\x18\x05 \x03(\x0b\x32\x18.holdfast.v1.NamedTensor\"\xaa\x01\n\x11OpenBatchResponse\x12\x11\n\tpositions\x18\x01 \x03(\x10\x12\x14\n\x0cincarnations\x18\x02 \x03(\x10\x12\x17\n\x0fhistory_digests\x18\x03 \x03(\x10\x12\x16\n\x0emodel_versions\x18\x04 \x03(\x10\x12\x14\n\x0cresumed_rows\x18\x05 \x03(\x05\x12%\n\x06\x65rrors\x18\x06 \x03(\x0b\x32\x15.holdfast.v1.RowError\">\n\x11GetSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x15\n\rinclude_state\x18\x02 \x01(\x08\"d\n\x12GetSessionResponse\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.holdfast.v1.Session\x12\'\n\x05state\x18\x02 \x03(\x0b\x32\x18.holdfast.v1.NamedTensor\"?\n\x14\x44\x65leteSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x03\")\n\x15\x44\x65leteSessionResponse\x12\x10\n\x08position\x18\x01 \x01(\x03\"<\n\x15ReleaseSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0f\n\x07\x64iscard\x18\x02 \x01(\x08\":\n\x16ReleaseSessionResponse\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\x03\"\x87\x01\n\tInputSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12$\n\x05\x64type\x18\x02 \x01(\x0e\x32\x15.holdfast.v1.DataType\x12\r\n\x05width\x18\x03 \x01(\x03\x12\x13\n\x0bis_token_id\x18\x04 \x01(\x08\x12\r\n\x05units\x18\x05 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x06 \x01(\t\"\xad\x01\n\tStateSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12$\n\x05\x64type\x18\x02 \x01(\x0e\x32\x15.holdfast.v1.DataType\x12\r\n\x05shape\x18\x03 \x03(\x03\x12$\n\x04kind\x18\x04 \x01(\x0e\x32\x16.holdfast.v1.StateKind\x12\x13\n\x0bis_required\x18\x05 \x01(\x08\x12\r\n\x05units\x18\x06 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x07 \x01(\t\"\xa2\x01\n\nOutputSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12$\n\x05\x64type\x18\x02 \x01(\x0e\x32\x15.holdfast.v1.DataType\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x0c\n\x04role\x18\x04 \x01(\t\x12\x0e\n\x06labels\x18\x05 \x03(\t\x12\x0f\n\x07is_last\x18\x06 \x01(\x08\x12\r\n\x05units\x18\x07 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x08 \x01(\t\",\n\nVocabulary\x12\x0c\n\x04size\x18\x01 \x01(\x05\x12\x10\n\x08is_bytes\x18\x02 \x01(\x08\"\xbf\x03\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x11\n\tis_newest\x18\x04 \x01(\x08\x12%\n\x05input\x18\x05 \x01(\x0b\x32\x16.holdfast.v1.InputSpec\x12&\n\x06states\x18\x06 \x03(\x0b\x32\x16.holdfast.v1.StateSpec\x12\x13\n\x0bstate_bytes\x18\x07 \x01(\x03\x12(\n\x07outputs\x18\x08 \x03(\x0b\x32\x17.holdfast.v1.OutputSpec\x12+\n\nvocabulary\x18\t \x01(\x0b\x32\x17.holdfast.v1.Vocabulary\x12\x1a\n\x12has_token_log_prob\x18\n \x01(\x08\x12,\n\x05\x66\x61\x63ts\x18\x0b \x03(\x0b\x32\x1d.holdfast.v1.Model.FactsEntry\x12\x18\n\x10max_chunk_tokens\x18\x0c \x01(\x05\x12\r\n\x05\x61part\x18\r \x03(\t\x12\x13\n\x0b\x64\x65scription\x18\x0e \x01(\t\x1a,\n\nFactsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x13\n\x11ListModelsRequest\"8\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.holdfast.v1.Model\"7\n\x0fGetModelRequest\x12$\n\x05model\x18\x01 \x01(\x0b\x32\x15.holdfast.v1.ModelRef\"5\n\x10GetModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.holdfast.v1.Model\"\x15\n\x13ReloadModelsRequest\"N\n\x14ReloadModelsResponse\x12%\n\x06models\x18\x01 \x03(\x0b\x32\x15.holdfast.v1.ModelRef\x12\x0f\n\x07refused\x18\x02 \x03(\t*\x92\x01\n\x08\x41\x63kLevel\x12\x19\n\x15\x41\x43K_LEVEL_UNSPECIFIED\x10\x00\x12\x14\n\x10\x41\x43K_LEVEL_MEMORY\x10\x01\x12\x15\n\x11\x41\x43K_LEVEL_FSYNCED\x10\x02\x12\x18\n\x14\x41\x43K_LEVEL_REPLICATED\x10\x03\x12$\n ACK_LEVEL_FSYNCED_AND_REPLICATED\x10\x04*\xd1\x01\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x01\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT16\x10\x02\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT64\x10\x03\x12\x13\n\x0f\x44\x41TA_TYPE_INT64\x10\x04\x12\x13\n\x0f\x44\x41TA_TYPE_INT32\x10\x05\x12\x12\n\x0e\x44\x41TA_TYPE_INT8\x10\x06\x12\x12\n\x0e\x44\x41TA_TYPE_BOOL\x10\x07\x12\x13\n\x0f\x44\x41TA_TYPE_UINT8\x10\x08*w\n\tStateKind\x12\x1a\n\x16STATE_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14STATE_KIND_RECURRENT\x10\x01\x12\x1c\n\x18STATE_KIND_SESSION_INPUT\x10\x02\x12\x16\n\x12STATE_KIND_CONTEXT\x10\x03\x32\xe3\x07\n\x19StreamingInferenceService\x12P\n\x0bOpenSession\x12\x1f.holdfast.v1.OpenSessionRequest\x1a .holdfast.v1.OpenSessionResponse\x12J\n\tOpenBatch\x12\x1d.holdfast.v1.OpenBatchRequest\x1a\x1e.holdfast.v1.OpenBatchResponse\x12M\n\nGetSession\x12\x1e.holdfast.v1.GetSessionRequest\x1a\x1f.holdfast.v1.GetSessionResponse\x12V\n\rDeleteSession\x12!.holdfast.v1.DeleteSessionRequest\x1a\".holdfast.v1.DeleteSessionResponse\x12Y\n\x0eReleaseSession\x12\".holdfast.v1.ReleaseSessionRequest\x1a#.holdfast.v1.ReleaseSessionResponse\x12;\n\x04Step\x12\x18.holdfast.v1.StepRequest\x1a\x19.holdfast.v1.StepResponse\x12T\n\x0bStreamSteps\x12\x1f.holdfast.v1.StreamStepsRequest\x1a .holdfast.v1.StreamStepsResponse(\x01\x30\x01\x12J\n\tStepBatch\x12\x1d.holdfast.v1.StepBatchRequest\x1a\x1e.holdfast.v1.StepBatchResponse\x12Z\n\rStreamBatches\x12!.holdfast.v1.StreamBatchesRequest\x1a\".holdfast.v1.StreamBatchesResponse(\x01\x30\x01\x12M\n\nListModels\x12\x1e.holdfast.v1.ListModelsRequest\x1a\x1f.holdfast.v1.ListModelsResponse\x12G\n\x08GetModel\x12\x1c.holdfast.v1.GetModelRequest\x1a\x1d.holdfast.v1.GetModelResponse\x12S\n\x0cReloadModels\x12 .holdfast.v1.ReloadModelsRequest\x1a!.holdfast.v1.ReloadModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(
+    b'\n\x1aholdfast/v1/holdfast.proto\x12\x0bholdfast.v1\x1a\x17google/rpc/status.proto"K\n\x06Tensor\x12$\n\x05\x64type\x18\x01 \x01(\x0e\x32\x15.holdfast.v1.DataType\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c"@\n\x0bNamedTensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x06tensor\x18\x02 \x01(\x0b\x32\x13.holdfast.v1.Tensor")\n\x08ModelRef\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03"\x1a\n\x08TokenIds\x12\x0e\n\x06values\x18\x01 \x03(\x05"o\n\x06Tokens\x12\x0e\n\x04text\x18\x01 \x01(\x0cH\x00\x12$\n\x03ids\x18\x02 \x01(\x0b\x32\x15.holdfast.v1.TokenIdsH\x00\x12\'\n\x08\x66\x65\x61tures\x18\x03 \x01(\x0b\x32\x13.holdfast.v1.TensorH\x00\x42\x06\n\x04kind"X\n\x0fOutputSelection\x12\r\n\x05top_k\x18\x01 \x01(\x05\x12\x16\n\x0etoken_log_prob\x18\x02 \x01(\x08\x12\x0f\n\x07tensors\x18\x03 \x03(\t\x12\r\n\x05state\x18\x04 \x01(\x08"\xf2\x01\n\x07Outputs\x12\x13\n\x0btoken_count\x18\x01 \x01(\x05\x12\r\n\x05top_k\x18\x02 \x01(\x05\x12\x0f\n\x07top_ids\x18\x03 \x03(\x0f\x12\x15\n\rtop_log_probs\x18\x04 \x03(\x02\x12\x17\n\x0ftoken_log_probs\x18\x05 \x03(\x02\x12)\n\x07tensors\x18\x06 \x03(\x0b\x32\x18.holdfast.v1.NamedTensor\x12\'\n\x05state\x18\x07 \x03(\x0b\x32\x18.holdfast.v1.NamedTensor\x12\x13\n\x0bsampled_ids\x18\x08 \x03(\x0f\x12\x19\n\x11sampled_log_probs\x18\t \x03(\x02"\xeb\x02\n\x05\x43hunk\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12$\n\x05model\x18\x02 \x01(\x0b\x32\x15.holdfast.v1.ModelRef\x12#\n\x06tokens\x18\x03 \x01(\x0b\x32\x13.holdfast.v1.Tokens\x12\x15\n\x08position\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12"\n\x15\x61\x63knowledged_position\x18\x05 \x01(\x03H\x01\x88\x01\x01\x12\x13\n\x0bincarnation\x18\x06 \x01(\x03\x12-\n\x07outputs\x18\x07 \x01(\x0b\x32\x1c.holdfast.v1.OutputSelection\x12(\n\tack_level\x18\x08 \x01(\x0e\x32\x15.holdfast.v1.AckLevel\x12\x0b\n\x03tag\x18\t \x01(\x03\x12\x16\n\x0ehistory_digest\x18\n \x01(\x03\x12\x0e\n\x06\x63ursor\x18\x0b \x01(\x0c\x42\x0b\n\t_positionB\x18\n\x16_acknowledged_position"\xe7\x01\n\x0b\x43hunkResult\x12\x0b\n\x03tag\x18\x01 \x01(\x03\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\x03\x12\x10\n\x08position\x18\x04 \x01(\x03\x12\x10\n\x08replayed\x18\x05 \x01(\x08\x12(\n\tack_level\x18\x06 \x01(\x0e\x32\x15.holdfast.v1.AckLevel\x12\x15\n\rmodel_version\x18\x07 \x01(\x03\x12%\n\x07outputs\x18\x08 \x01(\x0b\x32\x14.holdfast.v1.Outputs\x12\x16\n\x0ehistory_digest\x18\t \x01(\x03"Q\n\nChunkError\x12\x0b\n\x03tag\x18\x01 \x01(\x03\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12"\n\x06status\x18\x03 \x01(\x0b\x32\x12.google.rpc.Status"0\n\x0bStepRequest\x12!\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x12.holdfast.v1.Chunk"8\n\x0cStepResponse\x12(\n\x06result\x18\x01 \x01(\x0b\x32\x18.holdfast.v1.ChunkResult"7\n\x12StreamStepsRequest\x12!\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x12.holdfast.v1.Chunk"v\n\x13StreamStepsResponse\x12*\n\x06result\x18\x01 \x01(\x0b\x32\x18.holdfast.v1.ChunkResultH\x00\x12(\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x17.holdfast.v1.ChunkErrorH\x00\x42\t\n\x07outcome"\xac\x03\n\x05\x42\x61tch\x12$\n\x05model\x18\x01 \x01(\x0b\x32\x15.holdfast.v1.ModelRef\x12\x13\n\x0bsession_ids\x18\x02 \x03(\t\x12\x11\n\tpositions\x18\x03 \x03(\x10\x12\x1e\n\x16\x61\x63knowledged_positions\x18\x04 \x03(\x10\x12\x14\n\x0cincarnations\x18\x05 \x03(\x10\x12\x16\n\x0etokens_per_row\x18\x06 \x01(\x05\x12\x0e\n\x04text\x18\x07 \x01(\x0cH\x00\x12$\n\x03ids\x18\x08 \x01(\x0b\x32\x15.holdfast.v1.TokenIdsH\x00\x12\x12\n\x08\x66\x65\x61tures\x18\t \x01(\x0cH\x00\x12-\n\x07outputs\x18\n \x01(\x0b\x32\x1c.holdfast.v1.OutputSelection\x12(\n\tack_level\x18\x0b \x01(\x0e\x32\x15.holdfast.v1.AckLevel\x12\x0b\n\x03tag\x18\x0c \x01(\x03\x12\x17\n\x0fhistory_digests\x18\r \x03(\x10\x12\x10\n\x08in_parts\x18\x0e \x01(\x08\x12\x11\n\ttimeout_s\x18\x0f \x01(\x01\x12\x0f\n\x07\x63ursors\x18\x10 \x03(\x0c\x42\x08\n\x06tokens"\xc1\x02\n\x0b\x42\x61tchResult\x12\x0b\n\x03tag\x18\x01 \x01(\x03\x12\x11\n\tpositions\x18\x02 \x03(\x10\x12\x14\n\x0cincarnations\x18\x03 \x03(\x10\x12\x15\n\rreplayed_rows\x18\x04 \x03(\x05\x12%\n\x06\x65rrors\x18\x05 \x03(\x0b\x32\x15.holdfast.v1.RowError\x12(\n\tack_level\x18\x06 \x01(\x0e\x32\x15.holdfast.v1.AckLevel\x12\x15\n\rmodel_version\x18\x07 \x01(\x03\x12%\n\x07outputs\x18\x08 \x01(\x0b\x32\x14.holdfast.v1.Outputs\x12\x17\n\x0fhistory_digests\x18\t \x03(\x10\x12/\n\rseparate_rows\x18\n \x03(\x0b\x32\x18.holdfast.v1.SeparateRow\x12\x0c\n\x04rows\x18\x0b \x03(\x05"X\n\x0bSeparateRow\x12\x0b\n\x03row\x18\x01 \x01(\x05\x12\x15\n\rmodel_version\x18\x02 \x01(\x03\x12%\n\x07outputs\x18\x03 \x01(\x0b\x32\x14.holdfast.v1.Outputs";\n\x08RowError\x12\x0b\n\x03row\x18\x01 \x01(\x05\x12"\n\x06status\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status"5\n\x10StepBatchRequest\x12!\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x12.holdfast.v1.Batch"=\n\x11StepBatchResponse\x12(\n\x06result\x18\x01 \x01(\x0b\x32\x18.holdfast.v1.BatchResult"9\n\x14StreamBatchesRequest\x12!\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x12.holdfast.v1.Batch"x\n\x15StreamBatchesResponse\x12*\n\x06result\x18\x01 \x01(\x0b\x32\x18.holdfast.v1.BatchResultH\x00\x12(\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x17.holdfast.v1.ChunkErrorH\x00\x42\t\n\x07outcome"\xf8\x01\n\x07Session\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x03\x12\x10\n\x08position\x18\x03 \x01(\x03\x12$\n\x05model\x18\x04 \x01(\x0b\x32\x15.holdfast.v1.ModelRef\x12\x13\n\x0b\x66ingerprint\x18\x05 \x01(\t\x12\x14\n\x0c\x65xpires_in_s\x18\x06 \x01(\x01\x12\x16\n\x0ehistory_digest\x18\x08 \x01(\x03\x12\x19\n\x11quarantine_reason\x18\x07 \x01(\t\x12\x0e\n\x06\x63ursor\x18\t \x01(\x0c\x12\x13\n\x06idle_s\x18\n \x01(\x01H\x00\x88\x01\x01\x42\t\n\x07_idle_s"\xc8\x01\n\x08Sampling\x12\x1f\n\x12repetition_penalty\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\r\n\x05top_k\x18\x03 \x01(\x05\x12\x12\n\x05top_p\x18\x04 \x01(\x02H\x02\x88\x01\x01\x12\r\n\x05min_p\x18\x05 \x01(\x02\x12\x0c\n\x04seed\x18\x06 \x01(\x03\x12\x10\n\x08said_ids\x18\x07 \x03(\x05\x42\x15\n\x13_repetition_penaltyB\x0e\n\x0c_temperatureB\x08\n\x06_top_p"\xf1\x02\n\x0fGenerateRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12$\n\x05model\x18\x02 \x01(\x0b\x32\x15.holdfast.v1.ModelRef\x12#\n\x06prompt\x18\x03 \x01(\x0b\x32\x13.holdfast.v1.Tokens\x12\x15\n\x08position\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x13\n\x0bincarnation\x18\x05 \x01(\x03\x12\x16\n\x0ehistory_digest\x18\x06 \x01(\x03\x12\x12\n\nmax_tokens\x18\x07 \x01(\x05\x12\x12\n\nmin_tokens\x18\x08 \x01(\x05\x12\'\n\x08sampling\x18\t \x01(\x0b\x32\x15.holdfast.v1.Sampling\x12\x10\n\x08stop_ids\x18\n \x03(\x05\x12\x12\n\nstop_texts\x18\x0b \x03(\x0c\x12\r\n\x05top_k\x18\x0c \x01(\x05\x12(\n\tack_level\x18\r \x01(\x0e\x32\x15.holdfast.v1.AckLevelB\x0b\n\t_position"\xf1\x01\n\x0eGeneratedToken\x12\n\n\x02id\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\x0c\x12%\n\x08\x66\x65\x61tures\x18\x03 \x01(\x0b\x32\x13.holdfast.v1.Tensor\x12\x10\n\x08log_prob\x18\x04 \x01(\x02\x12\x0f\n\x07top_ids\x18\x05 \x03(\x0f\x12\x15\n\rtop_log_probs\x18\x06 \x03(\x02\x12\x10\n\x08position\x18\x07 \x01(\x03\x12\x16\n\x0ehistory_digest\x18\x08 \x01(\x03\x12\x10\n\x08replayed\x18\t \x01(\x08\x12(\n\tack_level\x18\n \x01(\x0e\x32\x15.holdfast.v1.AckLevel"w\n\rGenerateStart\x12\x10\n\x08position\x18\x01 \x01(\x03\x12\x16\n\x0ehistory_digest\x18\x02 \x01(\x03\x12\x13\n\x0bincarnation\x18\x03 \x01(\x03\x12\x15\n\rmodel_version\x18\x04 \x01(\x03\x12\x10\n\x08replayed\x18\x05 \x01(\x08"a\n\x0bGenerateEnd\x12\x30\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x19.holdfast.v1.FinishReason\x12\x14\n\x07stop_id\x18\x02 \x01(\x05H\x00\x88\x01\x01\x42\n\n\x08_stop_id"\x9f\x01\n\x10GenerateResponse\x12+\n\x05start\x18\x01 \x01(\x0b\x32\x1a.holdfast.v1.GenerateStartH\x00\x12,\n\x05token\x18\x02 \x01(\x0b\x32\x1b.holdfast.v1.GeneratedTokenH\x00\x12\'\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x18.holdfast.v1.GenerateEndH\x00\x42\x07\n\x05\x65vent"\x86\x01\n\x13ListSessionsRequest\x12\x0e\n\x06prefix\x18\x01 \x01(\t\x12$\n\x05model\x18\x02 \x01(\x0b\x32\x15.holdfast.v1.ModelRef\x12\x12\n\nmin_idle_s\x18\x03 \x01(\x01\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t"W\n\x14ListSessionsResponse\x12&\n\x08sessions\x18\x01 \x03(\x0b\x32\x14.holdfast.v1.Session\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t"?\n\x12\x44\x65leteBatchRequest\x12\x13\n\x0bsession_ids\x18\x01 \x03(\t\x12\x14\n\x0cincarnations\x18\x02 \x03(\x10"O\n\x13\x44\x65leteBatchResponse\x12\x11\n\tpositions\x18\x01 \x03(\x10\x12%\n\x06\x65rrors\x18\x02 \x03(\x0b\x32\x15.holdfast.v1.RowError"\x89\x01\n\x12\x46orkSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x15\n\x08position\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12\x13\n\x0bincarnation\x18\x03 \x01(\x03\x12\x17\n\x0fnew_session_ids\x18\x04 \x03(\t\x12\r\n\x05nonce\x18\x05 \x01(\x03\x42\x0b\n\t_position"\xbb\x01\n\x13\x46orkSessionResponse\x12\x10\n\x08position\x18\x01 \x01(\x03\x12\x16\n\x0ehistory_digest\x18\x02 \x01(\x03\x12$\n\x05model\x18\x03 \x01(\x0b\x32\x15.holdfast.v1.ModelRef\x12\x17\n\x0fnew_session_ids\x18\x04 \x03(\t\x12\x14\n\x0cincarnations\x18\x05 \x03(\x10\x12%\n\x06\x65rrors\x18\x06 \x03(\x0b\x32\x15.holdfast.v1.RowError"n\n\nCheckpoint\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\x03\x12\x16\n\x0ehistory_digest\x18\x03 \x01(\x03\x12\x14\n\x0csaved_unix_s\x18\x04 \x01(\x01\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03"r\n\x15SaveCheckpointRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x15\n\x08position\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x13\n\x0bincarnation\x18\x04 \x01(\x03\x42\x0b\n\t_position"E\n\x16SaveCheckpointResponse\x12+\n\ncheckpoint\x18\x01 \x01(\x0b\x32\x17.holdfast.v1.Checkpoint",\n\x16ListCheckpointsRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t"G\n\x17ListCheckpointsResponse\x12,\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32\x17.holdfast.v1.Checkpoint";\n\x17\x44\x65leteCheckpointRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t"\x1a\n\x18\x44\x65leteCheckpointResponse"`\n\x18RestoreCheckpointRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\x03\x12\r\n\x05nonce\x18\x04 \x01(\x03"B\n\x19RestoreCheckpointResponse\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.holdfast.v1.Session"c\n\x14\x45xportSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x15\n\x08position\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12\x13\n\x0bincarnation\x18\x03 \x01(\x03\x42\x0b\n\t_position"7\n\x15\x45xportSessionResponse\x12\x0c\n\x04\x62lob\x18\x01 \x01(\x0c\x12\x10\n\x08position\x18\x02 \x01(\x03"G\n\x14ImportSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0c\n\x04\x62lob\x18\x02 \x01(\x0c\x12\r\n\x05nonce\x18\x03 \x01(\x03">\n\x15ImportSessionResponse\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.holdfast.v1.Session"|\n\x13WatchSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x13\n\x0bmax_rate_hz\x18\x02 \x01(\x01\x12\r\n\x05top_k\x18\x03 \x01(\x05\x12\x16\n\x0etoken_log_prob\x18\x04 \x01(\x08\x12\x15\n\rinclude_state\x18\x05 \x01(\x08"\x9c\x02\n\x14WatchSessionResponse\x12\x10\n\x08position\x18\x01 \x01(\x03\x12\x16\n\x0ehistory_digest\x18\x02 \x01(\x03\x12\x13\n\x0bincarnation\x18\x03 \x01(\x03\x12\x15\n\rmodel_version\x18\x04 \x01(\x03\x12#\n\x06tokens\x18\x05 \x01(\x0b\x32\x13.holdfast.v1.Tokens\x12%\n\x07outputs\x18\x06 \x01(\x0b\x32\x14.holdfast.v1.Outputs\x12\x10\n\x08replayed\x18\x07 \x01(\x08\x12\x18\n\x10\x63ommitted_unix_s\x18\x08 \x01(\x01\x12\x0f\n\x07replica\x18\t \x01(\t\x12\x16\n\x0eskipped_tokens\x18\n \x01(\x03\x12\r\n\x05\x65nded\x18\x0b \x01(\x08"\xb6\x01\n\x12OpenSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12$\n\x05model\x18\x02 \x01(\x0b\x32\x15.holdfast.v1.ModelRef\x12\x13\n\x0bmust_be_new\x18\x03 \x01(\x08\x12/\n\rinitial_state\x18\x04 \x03(\x0b\x32\x18.holdfast.v1.NamedTensor\x12\x11\n\ttake_over\x18\x05 \x01(\x08\x12\r\n\x05nonce\x18\x06 \x01(\x03"M\n\x13OpenSessionResponse\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.holdfast.v1.Session\x12\x0f\n\x07resumed\x18\x02 \x01(\x08"\xa2\x01\n\x10OpenBatchRequest\x12$\n\x05model\x18\x01 \x01(\x0b\x32\x15.holdfast.v1.ModelRef\x12\x13\n\x0bsession_ids\x18\x02 \x03(\t\x12\x13\n\x0bmust_be_new\x18\x03 \x01(\x08\x12\r\n\x05nonce\x18\x04 \x01(\x03\x12/\n\rinitial_state\x18\x05 \x03(\x0b\x32\x18.holdfast.v1.NamedTensor"\xaa\x01\n\x11OpenBatchResponse\x12\x11\n\tpositions\x18\x01 \x03(\x10\x12\x14\n\x0cincarnations\x18\x02 \x03(\x10\x12\x17\n\x0fhistory_digests\x18\x03 \x03(\x10\x12\x16\n\x0emodel_versions\x18\x04 \x03(\x10\x12\x14\n\x0cresumed_rows\x18\x05 \x03(\x05\x12%\n\x06\x65rrors\x18\x06 \x03(\x0b\x32\x15.holdfast.v1.RowError">\n\x11GetSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x15\n\rinclude_state\x18\x02 \x01(\x08"d\n\x12GetSessionResponse\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.holdfast.v1.Session\x12\'\n\x05state\x18\x02 \x03(\x0b\x32\x18.holdfast.v1.NamedTensor"?\n\x14\x44\x65leteSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x03")\n\x15\x44\x65leteSessionResponse\x12\x10\n\x08position\x18\x01 \x01(\x03"<\n\x15ReleaseSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0f\n\x07\x64iscard\x18\x02 \x01(\x08":\n\x16ReleaseSessionResponse\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\x03"\x87\x01\n\tInputSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12$\n\x05\x64type\x18\x02 \x01(\x0e\x32\x15.holdfast.v1.DataType\x12\r\n\x05width\x18\x03 \x01(\x03\x12\x13\n\x0bis_token_id\x18\x04 \x01(\x08\x12\r\n\x05units\x18\x05 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x06 \x01(\t"\xad\x01\n\tStateSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12$\n\x05\x64type\x18\x02 \x01(\x0e\x32\x15.holdfast.v1.DataType\x12\r\n\x05shape\x18\x03 \x03(\x03\x12$\n\x04kind\x18\x04 \x01(\x0e\x32\x16.holdfast.v1.StateKind\x12\x13\n\x0bis_required\x18\x05 \x01(\x08\x12\r\n\x05units\x18\x06 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x07 \x01(\t"\xa2\x01\n\nOutputSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12$\n\x05\x64type\x18\x02 \x01(\x0e\x32\x15.holdfast.v1.DataType\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x0c\n\x04role\x18\x04 \x01(\t\x12\x0e\n\x06labels\x18\x05 \x03(\t\x12\x0f\n\x07is_last\x18\x06 \x01(\x08\x12\r\n\x05units\x18\x07 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x08 \x01(\t",\n\nVocabulary\x12\x0c\n\x04size\x18\x01 \x01(\x05\x12\x10\n\x08is_bytes\x18\x02 \x01(\x08"\xbf\x03\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x11\n\tis_newest\x18\x04 \x01(\x08\x12%\n\x05input\x18\x05 \x01(\x0b\x32\x16.holdfast.v1.InputSpec\x12&\n\x06states\x18\x06 \x03(\x0b\x32\x16.holdfast.v1.StateSpec\x12\x13\n\x0bstate_bytes\x18\x07 \x01(\x03\x12(\n\x07outputs\x18\x08 \x03(\x0b\x32\x17.holdfast.v1.OutputSpec\x12+\n\nvocabulary\x18\t \x01(\x0b\x32\x17.holdfast.v1.Vocabulary\x12\x1a\n\x12has_token_log_prob\x18\n \x01(\x08\x12,\n\x05\x66\x61\x63ts\x18\x0b \x03(\x0b\x32\x1d.holdfast.v1.Model.FactsEntry\x12\x18\n\x10max_chunk_tokens\x18\x0c \x01(\x05\x12\r\n\x05\x61part\x18\r \x03(\t\x12\x13\n\x0b\x64\x65scription\x18\x0e \x01(\t\x1a,\n\nFactsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01"\x13\n\x11ListModelsRequest"8\n\x12ListModelsResponse\x12"\n\x06models\x18\x01 \x03(\x0b\x32\x12.holdfast.v1.Model"7\n\x0fGetModelRequest\x12$\n\x05model\x18\x01 \x01(\x0b\x32\x15.holdfast.v1.ModelRef"5\n\x10GetModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.holdfast.v1.Model"\x15\n\x13ReloadModelsRequest"N\n\x14ReloadModelsResponse\x12%\n\x06models\x18\x01 \x03(\x0b\x32\x15.holdfast.v1.ModelRef\x12\x0f\n\x07refused\x18\x02 \x03(\t*\x92\x01\n\x08\x41\x63kLevel\x12\x19\n\x15\x41\x43K_LEVEL_UNSPECIFIED\x10\x00\x12\x14\n\x10\x41\x43K_LEVEL_MEMORY\x10\x01\x12\x15\n\x11\x41\x43K_LEVEL_FSYNCED\x10\x02\x12\x18\n\x14\x41\x43K_LEVEL_REPLICATED\x10\x03\x12$\n ACK_LEVEL_FSYNCED_AND_REPLICATED\x10\x04*\xd1\x01\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x01\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT16\x10\x02\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT64\x10\x03\x12\x13\n\x0f\x44\x41TA_TYPE_INT64\x10\x04\x12\x13\n\x0f\x44\x41TA_TYPE_INT32\x10\x05\x12\x12\n\x0e\x44\x41TA_TYPE_INT8\x10\x06\x12\x12\n\x0e\x44\x41TA_TYPE_BOOL\x10\x07\x12\x13\n\x0f\x44\x41TA_TYPE_UINT8\x10\x08*c\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x1c\n\x18\x46INISH_REASON_MAX_TOKENS\x10\x02*w\n\tStateKind\x12\x1a\n\x16STATE_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14STATE_KIND_RECURRENT\x10\x01\x12\x1c\n\x18STATE_KIND_SESSION_INPUT\x10\x02\x12\x16\n\x12STATE_KIND_CONTEXT\x10\x03\x32\xac\x0f\n\x19StreamingInferenceService\x12P\n\x0bOpenSession\x12\x1f.holdfast.v1.OpenSessionRequest\x1a .holdfast.v1.OpenSessionResponse\x12J\n\tOpenBatch\x12\x1d.holdfast.v1.OpenBatchRequest\x1a\x1e.holdfast.v1.OpenBatchResponse\x12M\n\nGetSession\x12\x1e.holdfast.v1.GetSessionRequest\x1a\x1f.holdfast.v1.GetSessionResponse\x12V\n\rDeleteSession\x12!.holdfast.v1.DeleteSessionRequest\x1a".holdfast.v1.DeleteSessionResponse\x12P\n\x0b\x44\x65leteBatch\x12\x1f.holdfast.v1.DeleteBatchRequest\x1a .holdfast.v1.DeleteBatchResponse\x12S\n\x0cListSessions\x12 .holdfast.v1.ListSessionsRequest\x1a!.holdfast.v1.ListSessionsResponse\x12P\n\x0b\x46orkSession\x12\x1f.holdfast.v1.ForkSessionRequest\x1a .holdfast.v1.ForkSessionResponse\x12Y\n\x0eSaveCheckpoint\x12".holdfast.v1.SaveCheckpointRequest\x1a#.holdfast.v1.SaveCheckpointResponse\x12\\\n\x0fListCheckpoints\x12#.holdfast.v1.ListCheckpointsRequest\x1a$.holdfast.v1.ListCheckpointsResponse\x12_\n\x10\x44\x65leteCheckpoint\x12$.holdfast.v1.DeleteCheckpointRequest\x1a%.holdfast.v1.DeleteCheckpointResponse\x12\x62\n\x11RestoreCheckpoint\x12%.holdfast.v1.RestoreCheckpointRequest\x1a&.holdfast.v1.RestoreCheckpointResponse\x12V\n\rExportSession\x12!.holdfast.v1.ExportSessionRequest\x1a".holdfast.v1.ExportSessionResponse\x12V\n\rImportSession\x12!.holdfast.v1.ImportSessionRequest\x1a".holdfast.v1.ImportSessionResponse\x12U\n\x0cWatchSession\x12 .holdfast.v1.WatchSessionRequest\x1a!.holdfast.v1.WatchSessionResponse0\x01\x12Y\n\x0eReleaseSession\x12".holdfast.v1.ReleaseSessionRequest\x1a#.holdfast.v1.ReleaseSessionResponse\x12;\n\x04Step\x12\x18.holdfast.v1.StepRequest\x1a\x19.holdfast.v1.StepResponse\x12T\n\x0bStreamSteps\x12\x1f.holdfast.v1.StreamStepsRequest\x1a .holdfast.v1.StreamStepsResponse(\x01\x30\x01\x12J\n\tStepBatch\x12\x1d.holdfast.v1.StepBatchRequest\x1a\x1e.holdfast.v1.StepBatchResponse\x12Z\n\rStreamBatches\x12!.holdfast.v1.StreamBatchesRequest\x1a".holdfast.v1.StreamBatchesResponse(\x01\x30\x01\x12I\n\x08Generate\x12\x1c.holdfast.v1.GenerateRequest\x1a\x1d.holdfast.v1.GenerateResponse0\x01\x12M\n\nListModels\x12\x1e.holdfast.v1.ListModelsRequest\x1a\x1f.holdfast.v1.ListModelsResponse\x12G\n\x08GetModel\x12\x1c.holdfast.v1.GetModelRequest\x1a\x1d.holdfast.v1.GetModelResponse\x12S\n\x0cReloadModels\x12 .holdfast.v1.ReloadModelsRequest\x1a!.holdfast.v1.ReloadModelsResponseb\x06proto3'
+)
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'holdfast.v1.holdfast_pb2', _globals)
+_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, "holdfast.v1.holdfast_pb2", _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
-  _globals['_MODEL_FACTSENTRY']._loaded_options = None
-  _globals['_MODEL_FACTSENTRY']._serialized_options = b'8\001'
-  _globals['_ACKLEVEL']._serialized_start=5293
-  _globals['_ACKLEVEL']._serialized_end=5439
-  _globals['_DATATYPE']._serialized_start=5442
-  _globals['_DATATYPE']._serialized_end=5651
-  _globals['_STATEKIND']._serialized_start=5653
-  _globals['_STATEKIND']._serialized_end=5772
-  _globals['_TENSOR']._serialized_start=68
-  _globals['_TENSOR']._serialized_end=143
-  _globals['_NAMEDTENSOR']._serialized_start=145
-  _globals['_NAMEDTENSOR']._serialized_end=209
-  _globals['_MODELREF']._serialized_start=211
-  _globals['_MODELREF']._serialized_end=252
-  _globals['_TOKENIDS']._serialized_start=254
-  _globals['_TOKENIDS']._serialized_end=280
-  _globals['_TOKENS']._serialized_start=282
-  _globals['_TOKENS']._serialized_end=393
-  _globals['_OUTPUTSELECTION']._serialized_start=395
-  _globals['_OUTPUTSELECTION']._serialized_end=483
-  _globals['_OUTPUTS']._serialized_start=486
-  _globals['_OUTPUTS']._serialized_end=680
-  _globals['_CHUNK']._serialized_start=683
-  _globals['_CHUNK']._serialized_end=1030
-  _globals['_CHUNKRESULT']._serialized_start=1033
-  _globals['_CHUNKRESULT']._serialized_end=1264
-  _globals['_CHUNKERROR']._serialized_start=1266
-  _globals['_CHUNKERROR']._serialized_end=1347
-  _globals['_STEPREQUEST']._serialized_start=1349
-  _globals['_STEPREQUEST']._serialized_end=1397
-  _globals['_STEPRESPONSE']._serialized_start=1399
-  _globals['_STEPRESPONSE']._serialized_end=1455
-  _globals['_STREAMSTEPSREQUEST']._serialized_start=1457
-  _globals['_STREAMSTEPSREQUEST']._serialized_end=1512
-  _globals['_STREAMSTEPSRESPONSE']._serialized_start=1514
-  _globals['_STREAMSTEPSRESPONSE']._serialized_end=1632
-  _globals['_BATCH']._serialized_start=1635
-  _globals['_BATCH']._serialized_end=2046
-  _globals['_BATCHRESULT']._serialized_start=2049
-  _globals['_BATCHRESULT']._serialized_end=2370
-  _globals['_SEPARATEROW']._serialized_start=2372
-  _globals['_SEPARATEROW']._serialized_end=2460
-  _globals['_ROWERROR']._serialized_start=2462
-  _globals['_ROWERROR']._serialized_end=2521
-  _globals['_STEPBATCHREQUEST']._serialized_start=2523
-  _globals['_STEPBATCHREQUEST']._serialized_end=2576
-  _globals['_STEPBATCHRESPONSE']._serialized_start=2578
-  _globals['_STEPBATCHRESPONSE']._serialized_end=2639
-  _globals['_STREAMBATCHESREQUEST']._serialized_start=2641
-  _globals['_STREAMBATCHESREQUEST']._serialized_end=2698
-  _globals['_STREAMBATCHESRESPONSE']._serialized_start=2700
-  _globals['_STREAMBATCHESRESPONSE']._serialized_end=2820
-  _globals['_SESSION']._serialized_start=2823
-  _globals['_SESSION']._serialized_end=3023
-  _globals['_OPENSESSIONREQUEST']._serialized_start=3026
-  _globals['_OPENSESSIONREQUEST']._serialized_end=3208
-  _globals['_OPENSESSIONRESPONSE']._serialized_start=3210
-  _globals['_OPENSESSIONRESPONSE']._serialized_end=3287
-  _globals['_OPENBATCHREQUEST']._serialized_start=3290
-  _globals['_OPENBATCHREQUEST']._serialized_end=3452
-  _globals['_OPENBATCHRESPONSE']._serialized_start=3455
-  _globals['_OPENBATCHRESPONSE']._serialized_end=3625
-  _globals['_GETSESSIONREQUEST']._serialized_start=3627
-  _globals['_GETSESSIONREQUEST']._serialized_end=3689
-  _globals['_GETSESSIONRESPONSE']._serialized_start=3691
-  _globals['_GETSESSIONRESPONSE']._serialized_end=3791
-  _globals['_DELETESESSIONREQUEST']._serialized_start=3793
-  _globals['_DELETESESSIONREQUEST']._serialized_end=3856
-  _globals['_DELETESESSIONRESPONSE']._serialized_start=3858
-  _globals['_DELETESESSIONRESPONSE']._serialized_end=3899
-  _globals['_RELEASESESSIONREQUEST']._serialized_start=3901
-  _globals['_RELEASESESSIONREQUEST']._serialized_end=3961
-  _globals['_RELEASESESSIONRESPONSE']._serialized_start=3963
-  _globals['_RELEASESESSIONRESPONSE']._serialized_end=4021
-  _globals['_INPUTSPEC']._serialized_start=4024
-  _globals['_INPUTSPEC']._serialized_end=4159
-  _globals['_STATESPEC']._serialized_start=4162
-  _globals['_STATESPEC']._serialized_end=4335
-  _globals['_OUTPUTSPEC']._serialized_start=4338
-  _globals['_OUTPUTSPEC']._serialized_end=4500
-  _globals['_VOCABULARY']._serialized_start=4502
-  _globals['_VOCABULARY']._serialized_end=4546
-  _globals['_MODEL']._serialized_start=4549
-  _globals['_MODEL']._serialized_end=4996
-  _globals['_MODEL_FACTSENTRY']._serialized_start=4952
-  _globals['_MODEL_FACTSENTRY']._serialized_end=4996
-  _globals['_LISTMODELSREQUEST']._serialized_start=4998
-  _globals['_LISTMODELSREQUEST']._serialized_end=5017
-  _globals['_LISTMODELSRESPONSE']._serialized_start=5019
-  _globals['_LISTMODELSRESPONSE']._serialized_end=5075
-  _globals['_GETMODELREQUEST']._serialized_start=5077
-  _globals['_GETMODELREQUEST']._serialized_end=5132
-  _globals['_GETMODELRESPONSE']._serialized_start=5134
-  _globals['_GETMODELRESPONSE']._serialized_end=5187
-  _globals['_RELOADMODELSREQUEST']._serialized_start=5189
-  _globals['_RELOADMODELSREQUEST']._serialized_end=5210
-  _globals['_RELOADMODELSRESPONSE']._serialized_start=5212
-  _globals['_RELOADMODELSRESPONSE']._serialized_end=5290
-  _globals['_STREAMINGINFERENCESERVICE']._serialized_start=5775
-  _globals['_STREAMINGINFERENCESERVICE']._serialized_end=6770
+    DESCRIPTOR._loaded_options = None
+    _globals["_MODEL_FACTSENTRY"]._loaded_options = None
+    _globals["_MODEL_FACTSENTRY"]._serialized_options = b"8\001"
+    _globals["_ACKLEVEL"]._serialized_start = 8706
+    _globals["_ACKLEVEL"]._serialized_end = 8852
+    _globals["_DATATYPE"]._serialized_start = 8855
+    _globals["_DATATYPE"]._serialized_end = 9064
+    _globals["_FINISHREASON"]._serialized_start = 9066
+    _globals["_FINISHREASON"]._serialized_end = 9165
+    _globals["_STATEKIND"]._serialized_start = 9167
+    _globals["_STATEKIND"]._serialized_end = 9286
+    _globals["_TENSOR"]._serialized_start = 68
+    _globals["_TENSOR"]._serialized_end = 143
+    _globals["_NAMEDTENSOR"]._serialized_start = 145
+    _globals["_NAMEDTENSOR"]._serialized_end = 209
+    _globals["_MODELREF"]._serialized_start = 211
+    _globals["_MODELREF"]._serialized_end = 252
+    _globals["_TOKENIDS"]._serialized_start = 254
+    _globals["_TOKENIDS"]._serialized_end = 280
+    _globals["_TOKENS"]._serialized_start = 282
+    _globals["_TOKENS"]._serialized_end = 393
+    _globals["_OUTPUTSELECTION"]._serialized_start = 395
+    _globals["_OUTPUTSELECTION"]._serialized_end = 483
+    _globals["_OUTPUTS"]._serialized_start = 486
+    _globals["_OUTPUTS"]._serialized_end = 728
+    _globals["_CHUNK"]._serialized_start = 731
+    _globals["_CHUNK"]._serialized_end = 1094
+    _globals["_CHUNKRESULT"]._serialized_start = 1097
+    _globals["_CHUNKRESULT"]._serialized_end = 1328
+    _globals["_CHUNKERROR"]._serialized_start = 1330
+    _globals["_CHUNKERROR"]._serialized_end = 1411
+    _globals["_STEPREQUEST"]._serialized_start = 1413
+    _globals["_STEPREQUEST"]._serialized_end = 1461
+    _globals["_STEPRESPONSE"]._serialized_start = 1463
+    _globals["_STEPRESPONSE"]._serialized_end = 1519
+    _globals["_STREAMSTEPSREQUEST"]._serialized_start = 1521
+    _globals["_STREAMSTEPSREQUEST"]._serialized_end = 1576
+    _globals["_STREAMSTEPSRESPONSE"]._serialized_start = 1578
+    _globals["_STREAMSTEPSRESPONSE"]._serialized_end = 1696
+    _globals["_BATCH"]._serialized_start = 1699
+    _globals["_BATCH"]._serialized_end = 2127
+    _globals["_BATCHRESULT"]._serialized_start = 2130
+    _globals["_BATCHRESULT"]._serialized_end = 2451
+    _globals["_SEPARATEROW"]._serialized_start = 2453
+    _globals["_SEPARATEROW"]._serialized_end = 2541
+    _globals["_ROWERROR"]._serialized_start = 2543
+    _globals["_ROWERROR"]._serialized_end = 2602
+    _globals["_STEPBATCHREQUEST"]._serialized_start = 2604
+    _globals["_STEPBATCHREQUEST"]._serialized_end = 2657
+    _globals["_STEPBATCHRESPONSE"]._serialized_start = 2659
+    _globals["_STEPBATCHRESPONSE"]._serialized_end = 2720
+    _globals["_STREAMBATCHESREQUEST"]._serialized_start = 2722
+    _globals["_STREAMBATCHESREQUEST"]._serialized_end = 2779
+    _globals["_STREAMBATCHESRESPONSE"]._serialized_start = 2781
+    _globals["_STREAMBATCHESRESPONSE"]._serialized_end = 2901
+    _globals["_SESSION"]._serialized_start = 2904
+    _globals["_SESSION"]._serialized_end = 3152
+    _globals["_SAMPLING"]._serialized_start = 3155
+    _globals["_SAMPLING"]._serialized_end = 3355
+    _globals["_GENERATEREQUEST"]._serialized_start = 3358
+    _globals["_GENERATEREQUEST"]._serialized_end = 3727
+    _globals["_GENERATEDTOKEN"]._serialized_start = 3730
+    _globals["_GENERATEDTOKEN"]._serialized_end = 3971
+    _globals["_GENERATESTART"]._serialized_start = 3973
+    _globals["_GENERATESTART"]._serialized_end = 4092
+    _globals["_GENERATEEND"]._serialized_start = 4094
+    _globals["_GENERATEEND"]._serialized_end = 4191
+    _globals["_GENERATERESPONSE"]._serialized_start = 4194
+    _globals["_GENERATERESPONSE"]._serialized_end = 4353
+    _globals["_LISTSESSIONSREQUEST"]._serialized_start = 4356
+    _globals["_LISTSESSIONSREQUEST"]._serialized_end = 4490
+    _globals["_LISTSESSIONSRESPONSE"]._serialized_start = 4492
+    _globals["_LISTSESSIONSRESPONSE"]._serialized_end = 4579
+    _globals["_DELETEBATCHREQUEST"]._serialized_start = 4581
+    _globals["_DELETEBATCHREQUEST"]._serialized_end = 4644
+    _globals["_DELETEBATCHRESPONSE"]._serialized_start = 4646
+    _globals["_DELETEBATCHRESPONSE"]._serialized_end = 4725
+    _globals["_FORKSESSIONREQUEST"]._serialized_start = 4728
+    _globals["_FORKSESSIONREQUEST"]._serialized_end = 4865
+    _globals["_FORKSESSIONRESPONSE"]._serialized_start = 4868
+    _globals["_FORKSESSIONRESPONSE"]._serialized_end = 5055
+    _globals["_CHECKPOINT"]._serialized_start = 5057
+    _globals["_CHECKPOINT"]._serialized_end = 5167
+    _globals["_SAVECHECKPOINTREQUEST"]._serialized_start = 5169
+    _globals["_SAVECHECKPOINTREQUEST"]._serialized_end = 5283
+    _globals["_SAVECHECKPOINTRESPONSE"]._serialized_start = 5285
+    _globals["_SAVECHECKPOINTRESPONSE"]._serialized_end = 5354
+    _globals["_LISTCHECKPOINTSREQUEST"]._serialized_start = 5356
+    _globals["_LISTCHECKPOINTSREQUEST"]._serialized_end = 5400
+    _globals["_LISTCHECKPOINTSRESPONSE"]._serialized_start = 5402
+    _globals["_LISTCHECKPOINTSRESPONSE"]._serialized_end = 5473
+    _globals["_DELETECHECKPOINTREQUEST"]._serialized_start = 5475
+    _globals["_DELETECHECKPOINTREQUEST"]._serialized_end = 5534
+    _globals["_DELETECHECKPOINTRESPONSE"]._serialized_start = 5536
+    _globals["_DELETECHECKPOINTRESPONSE"]._serialized_end = 5562
+    _globals["_RESTORECHECKPOINTREQUEST"]._serialized_start = 5564
+    _globals["_RESTORECHECKPOINTREQUEST"]._serialized_end = 5660
+    _globals["_RESTORECHECKPOINTRESPONSE"]._serialized_start = 5662
+    _globals["_RESTORECHECKPOINTRESPONSE"]._serialized_end = 5728
+    _globals["_EXPORTSESSIONREQUEST"]._serialized_start = 5730
+    _globals["_EXPORTSESSIONREQUEST"]._serialized_end = 5829
+    _globals["_EXPORTSESSIONRESPONSE"]._serialized_start = 5831
+    _globals["_EXPORTSESSIONRESPONSE"]._serialized_end = 5886
+    _globals["_IMPORTSESSIONREQUEST"]._serialized_start = 5888
+    _globals["_IMPORTSESSIONREQUEST"]._serialized_end = 5959
+    _globals["_IMPORTSESSIONRESPONSE"]._serialized_start = 5961
+    _globals["_IMPORTSESSIONRESPONSE"]._serialized_end = 6023
+    _globals["_WATCHSESSIONREQUEST"]._serialized_start = 6025
+    _globals["_WATCHSESSIONREQUEST"]._serialized_end = 6149
+    _globals["_WATCHSESSIONRESPONSE"]._serialized_start = 6152
+    _globals["_WATCHSESSIONRESPONSE"]._serialized_end = 6436
+    _globals["_OPENSESSIONREQUEST"]._serialized_start = 6439
+    _globals["_OPENSESSIONREQUEST"]._serialized_end = 6621
+    _globals["_OPENSESSIONRESPONSE"]._serialized_start = 6623
+    _globals["_OPENSESSIONRESPONSE"]._serialized_end = 6700
+    _globals["_OPENBATCHREQUEST"]._serialized_start = 6703
+    _globals["_OPENBATCHREQUEST"]._serialized_end = 6865
+    _globals["_OPENBATCHRESPONSE"]._serialized_start = 6868
+    _globals["_OPENBATCHRESPONSE"]._serialized_end = 7038
+    _globals["_GETSESSIONREQUEST"]._serialized_start = 7040
+    _globals["_GETSESSIONREQUEST"]._serialized_end = 7102
+    _globals["_GETSESSIONRESPONSE"]._serialized_start = 7104
+    _globals["_GETSESSIONRESPONSE"]._serialized_end = 7204
+    _globals["_DELETESESSIONREQUEST"]._serialized_start = 7206
+    _globals["_DELETESESSIONREQUEST"]._serialized_end = 7269
+    _globals["_DELETESESSIONRESPONSE"]._serialized_start = 7271
+    _globals["_DELETESESSIONRESPONSE"]._serialized_end = 7312
+    _globals["_RELEASESESSIONREQUEST"]._serialized_start = 7314
+    _globals["_RELEASESESSIONREQUEST"]._serialized_end = 7374
+    _globals["_RELEASESESSIONRESPONSE"]._serialized_start = 7376
+    _globals["_RELEASESESSIONRESPONSE"]._serialized_end = 7434
+    _globals["_INPUTSPEC"]._serialized_start = 7437
+    _globals["_INPUTSPEC"]._serialized_end = 7572
+    _globals["_STATESPEC"]._serialized_start = 7575
+    _globals["_STATESPEC"]._serialized_end = 7748
+    _globals["_OUTPUTSPEC"]._serialized_start = 7751
+    _globals["_OUTPUTSPEC"]._serialized_end = 7913
+    _globals["_VOCABULARY"]._serialized_start = 7915
+    _globals["_VOCABULARY"]._serialized_end = 7959
+    _globals["_MODEL"]._serialized_start = 7962
+    _globals["_MODEL"]._serialized_end = 8409
+    _globals["_MODEL_FACTSENTRY"]._serialized_start = 8365
+    _globals["_MODEL_FACTSENTRY"]._serialized_end = 8409
+    _globals["_LISTMODELSREQUEST"]._serialized_start = 8411
+    _globals["_LISTMODELSREQUEST"]._serialized_end = 8430
+    _globals["_LISTMODELSRESPONSE"]._serialized_start = 8432
+    _globals["_LISTMODELSRESPONSE"]._serialized_end = 8488
+    _globals["_GETMODELREQUEST"]._serialized_start = 8490
+    _globals["_GETMODELREQUEST"]._serialized_end = 8545
+    _globals["_GETMODELRESPONSE"]._serialized_start = 8547
+    _globals["_GETMODELRESPONSE"]._serialized_end = 8600
+    _globals["_RELOADMODELSREQUEST"]._serialized_start = 8602
+    _globals["_RELOADMODELSREQUEST"]._serialized_end = 8623
+    _globals["_RELOADMODELSRESPONSE"]._serialized_start = 8625
+    _globals["_RELOADMODELSRESPONSE"]._serialized_end = 8703
+    _globals["_STREAMINGINFERENCESERVICE"]._serialized_start = 9289
+    _globals["_STREAMINGINFERENCESERVICE"]._serialized_end = 11253
 # @@protoc_insertion_point(module_scope)

@@ -37,11 +37,22 @@ RPC_SCOPES: dict[str, tuple[Scope, ...]] = {
     "OpenBatch": ("step",),
     "GetSession": READS,
     "DeleteSession": ("step",),
+    "DeleteBatch": ("step",),
+    "ListSessions": READS,
+    "ForkSession": ("step",),
+    "SaveCheckpoint": ("step",),
+    "ListCheckpoints": READS,
+    "DeleteCheckpoint": ("step",),
+    "RestoreCheckpoint": ("step",),
+    "ExportSession": ("read-state",),
+    "ImportSession": ("step",),
+    "WatchSession": ("read-state",),
     "ReleaseSession": ("admin",),
     "Step": ("step",),
     "StreamSteps": ("step",),
     "StepBatch": ("step",),
     "StreamBatches": ("step",),
+    "Generate": ("step",),
     "ListModels": (*READS, "admin"),
     "GetModel": (*READS, "admin"),
     "ReloadModels": ("admin",),
@@ -106,8 +117,11 @@ class Servicer:
         rpcs = {}
         for method in pb.DESCRIPTOR.services_by_name["StreamingInferenceService"].methods:
             name, metrics = method.name, self._metrics_of(method.name)
-            message_type = None if method.client_streaming else getattr(pb, method.input_type.name)
-            handler = Handler(name, message_type, functions[name], self._calls, self._access, metrics)
+            is_stream = method.client_streaming or method.server_streaming
+            message_type = None if is_stream else getattr(pb, method.input_type.name)
+            handler = Handler(
+                name, message_type, functions.get(name, _not_built), self._calls, self._access, metrics
+            )
             rpcs[name] = Rpc(RPC_SCOPES[name], handler.build, metrics)
         return rpcs
 
@@ -286,3 +300,7 @@ class Servicer:
         )
         message.MergeFrom(contract_message(model.contract))
         return message
+
+
+async def _not_built(*_: Any) -> Any:
+    raise InvalidRequest("TO DO: every rpc replaces its use of this; then it goes")
