@@ -1,6 +1,6 @@
 """A call with one request and many replies, which leave as they are made.
 
-It is a stream among the calls under way: it ends when the server drains, when it is old, and when its client
+It is a stream among the calls under way: it ends when the server drains, when it is old, or when its client
 does not read; its status then says how many replies it had.
 """
 
