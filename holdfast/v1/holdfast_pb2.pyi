@@ -40,7 +40,6 @@ class StateKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     STATE_KIND_RECURRENT: _ClassVar[StateKind]
     STATE_KIND_SESSION_INPUT: _ClassVar[StateKind]
     STATE_KIND_CONTEXT: _ClassVar[StateKind]
-
 ACK_LEVEL_UNSPECIFIED: AckLevel
 ACK_LEVEL_MEMORY: AckLevel
 ACK_LEVEL_FSYNCED: AckLevel
@@ -71,12 +70,7 @@ class Tensor(_message.Message):
     dtype: DataType
     shape: _containers.RepeatedScalarFieldContainer[int]
     data: bytes
-    def __init__(
-        self,
-        dtype: _Optional[_Union[DataType, str]] = ...,
-        shape: _Optional[_Iterable[int]] = ...,
-        data: _Optional[bytes] = ...,
-    ) -> None: ...
+    def __init__(self, dtype: _Optional[_Union[DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class NamedTensor(_message.Message):
     __slots__ = ("name", "tensor")
@@ -84,9 +78,7 @@ class NamedTensor(_message.Message):
     TENSOR_FIELD_NUMBER: _ClassVar[int]
     name: str
     tensor: Tensor
-    def __init__(
-        self, name: _Optional[str] = ..., tensor: _Optional[_Union[Tensor, _Mapping]] = ...
-    ) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., tensor: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
 class ModelRef(_message.Message):
     __slots__ = ("name", "version")
@@ -110,12 +102,7 @@ class Tokens(_message.Message):
     text: bytes
     ids: TokenIds
     features: Tensor
-    def __init__(
-        self,
-        text: _Optional[bytes] = ...,
-        ids: _Optional[_Union[TokenIds, _Mapping]] = ...,
-        features: _Optional[_Union[Tensor, _Mapping]] = ...,
-    ) -> None: ...
+    def __init__(self, text: _Optional[bytes] = ..., ids: _Optional[_Union[TokenIds, _Mapping]] = ..., features: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
 class OutputSelection(_message.Message):
     __slots__ = ("top_k", "token_log_prob", "tensors", "state")
@@ -127,26 +114,10 @@ class OutputSelection(_message.Message):
     token_log_prob: bool
     tensors: _containers.RepeatedScalarFieldContainer[str]
     state: bool
-    def __init__(
-        self,
-        top_k: _Optional[int] = ...,
-        token_log_prob: bool = ...,
-        tensors: _Optional[_Iterable[str]] = ...,
-        state: bool = ...,
-    ) -> None: ...
+    def __init__(self, top_k: _Optional[int] = ..., token_log_prob: bool = ..., tensors: _Optional[_Iterable[str]] = ..., state: bool = ...) -> None: ...
 
 class Outputs(_message.Message):
-    __slots__ = (
-        "token_count",
-        "top_k",
-        "top_ids",
-        "top_log_probs",
-        "token_log_probs",
-        "tensors",
-        "state",
-        "sampled_ids",
-        "sampled_log_probs",
-    )
+    __slots__ = ("token_count", "top_k", "top_ids", "top_log_probs", "token_log_probs", "tensors", "state", "sampled_ids", "sampled_log_probs")
     TOKEN_COUNT_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     TOP_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -165,33 +136,10 @@ class Outputs(_message.Message):
     state: _containers.RepeatedCompositeFieldContainer[NamedTensor]
     sampled_ids: _containers.RepeatedScalarFieldContainer[int]
     sampled_log_probs: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(
-        self,
-        token_count: _Optional[int] = ...,
-        top_k: _Optional[int] = ...,
-        top_ids: _Optional[_Iterable[int]] = ...,
-        top_log_probs: _Optional[_Iterable[float]] = ...,
-        token_log_probs: _Optional[_Iterable[float]] = ...,
-        tensors: _Optional[_Iterable[_Union[NamedTensor, _Mapping]]] = ...,
-        state: _Optional[_Iterable[_Union[NamedTensor, _Mapping]]] = ...,
-        sampled_ids: _Optional[_Iterable[int]] = ...,
-        sampled_log_probs: _Optional[_Iterable[float]] = ...,
-    ) -> None: ...
+    def __init__(self, token_count: _Optional[int] = ..., top_k: _Optional[int] = ..., top_ids: _Optional[_Iterable[int]] = ..., top_log_probs: _Optional[_Iterable[float]] = ..., token_log_probs: _Optional[_Iterable[float]] = ..., tensors: _Optional[_Iterable[_Union[NamedTensor, _Mapping]]] = ..., state: _Optional[_Iterable[_Union[NamedTensor, _Mapping]]] = ..., sampled_ids: _Optional[_Iterable[int]] = ..., sampled_log_probs: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Chunk(_message.Message):
-    __slots__ = (
-        "session_id",
-        "model",
-        "tokens",
-        "position",
-        "acknowledged_position",
-        "incarnation",
-        "outputs",
-        "ack_level",
-        "tag",
-        "history_digest",
-        "cursor",
-    )
+    __slots__ = ("session_id", "model", "tokens", "position", "acknowledged_position", "incarnation", "outputs", "ack_level", "tag", "history_digest", "cursor")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -214,33 +162,10 @@ class Chunk(_message.Message):
     tag: int
     history_digest: int
     cursor: bytes
-    def __init__(
-        self,
-        session_id: _Optional[str] = ...,
-        model: _Optional[_Union[ModelRef, _Mapping]] = ...,
-        tokens: _Optional[_Union[Tokens, _Mapping]] = ...,
-        position: _Optional[int] = ...,
-        acknowledged_position: _Optional[int] = ...,
-        incarnation: _Optional[int] = ...,
-        outputs: _Optional[_Union[OutputSelection, _Mapping]] = ...,
-        ack_level: _Optional[_Union[AckLevel, str]] = ...,
-        tag: _Optional[int] = ...,
-        history_digest: _Optional[int] = ...,
-        cursor: _Optional[bytes] = ...,
-    ) -> None: ...
+    def __init__(self, session_id: _Optional[str] = ..., model: _Optional[_Union[ModelRef, _Mapping]] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., position: _Optional[int] = ..., acknowledged_position: _Optional[int] = ..., incarnation: _Optional[int] = ..., outputs: _Optional[_Union[OutputSelection, _Mapping]] = ..., ack_level: _Optional[_Union[AckLevel, str]] = ..., tag: _Optional[int] = ..., history_digest: _Optional[int] = ..., cursor: _Optional[bytes] = ...) -> None: ...
 
 class ChunkResult(_message.Message):
-    __slots__ = (
-        "tag",
-        "session_id",
-        "incarnation",
-        "position",
-        "replayed",
-        "ack_level",
-        "model_version",
-        "outputs",
-        "history_digest",
-    )
+    __slots__ = ("tag", "session_id", "incarnation", "position", "replayed", "ack_level", "model_version", "outputs", "history_digest")
     TAG_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -259,18 +184,7 @@ class ChunkResult(_message.Message):
     model_version: int
     outputs: Outputs
     history_digest: int
-    def __init__(
-        self,
-        tag: _Optional[int] = ...,
-        session_id: _Optional[str] = ...,
-        incarnation: _Optional[int] = ...,
-        position: _Optional[int] = ...,
-        replayed: bool = ...,
-        ack_level: _Optional[_Union[AckLevel, str]] = ...,
-        model_version: _Optional[int] = ...,
-        outputs: _Optional[_Union[Outputs, _Mapping]] = ...,
-        history_digest: _Optional[int] = ...,
-    ) -> None: ...
+    def __init__(self, tag: _Optional[int] = ..., session_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., position: _Optional[int] = ..., replayed: bool = ..., ack_level: _Optional[_Union[AckLevel, str]] = ..., model_version: _Optional[int] = ..., outputs: _Optional[_Union[Outputs, _Mapping]] = ..., history_digest: _Optional[int] = ...) -> None: ...
 
 class ChunkError(_message.Message):
     __slots__ = ("tag", "session_id", "status")
@@ -280,12 +194,7 @@ class ChunkError(_message.Message):
     tag: int
     session_id: str
     status: _status_pb2.Status
-    def __init__(
-        self,
-        tag: _Optional[int] = ...,
-        session_id: _Optional[str] = ...,
-        status: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...,
-    ) -> None: ...
+    def __init__(self, tag: _Optional[int] = ..., session_id: _Optional[str] = ..., status: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
 
 class StepRequest(_message.Message):
     __slots__ = ("chunk",)
@@ -311,31 +220,10 @@ class StreamStepsResponse(_message.Message):
     ERROR_FIELD_NUMBER: _ClassVar[int]
     result: ChunkResult
     error: ChunkError
-    def __init__(
-        self,
-        result: _Optional[_Union[ChunkResult, _Mapping]] = ...,
-        error: _Optional[_Union[ChunkError, _Mapping]] = ...,
-    ) -> None: ...
+    def __init__(self, result: _Optional[_Union[ChunkResult, _Mapping]] = ..., error: _Optional[_Union[ChunkError, _Mapping]] = ...) -> None: ...
 
 class Batch(_message.Message):
-    __slots__ = (
-        "model",
-        "session_ids",
-        "positions",
-        "acknowledged_positions",
-        "incarnations",
-        "tokens_per_row",
-        "text",
-        "ids",
-        "features",
-        "outputs",
-        "ack_level",
-        "tag",
-        "history_digests",
-        "in_parts",
-        "timeout_s",
-        "cursors",
-    )
+    __slots__ = ("model", "session_ids", "positions", "acknowledged_positions", "incarnations", "tokens_per_row", "text", "ids", "features", "outputs", "ack_level", "tag", "history_digests", "in_parts", "timeout_s", "cursors")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     SESSION_IDS_FIELD_NUMBER: _ClassVar[int]
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
@@ -368,40 +256,10 @@ class Batch(_message.Message):
     in_parts: bool
     timeout_s: float
     cursors: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(
-        self,
-        model: _Optional[_Union[ModelRef, _Mapping]] = ...,
-        session_ids: _Optional[_Iterable[str]] = ...,
-        positions: _Optional[_Iterable[int]] = ...,
-        acknowledged_positions: _Optional[_Iterable[int]] = ...,
-        incarnations: _Optional[_Iterable[int]] = ...,
-        tokens_per_row: _Optional[int] = ...,
-        text: _Optional[bytes] = ...,
-        ids: _Optional[_Union[TokenIds, _Mapping]] = ...,
-        features: _Optional[bytes] = ...,
-        outputs: _Optional[_Union[OutputSelection, _Mapping]] = ...,
-        ack_level: _Optional[_Union[AckLevel, str]] = ...,
-        tag: _Optional[int] = ...,
-        history_digests: _Optional[_Iterable[int]] = ...,
-        in_parts: bool = ...,
-        timeout_s: _Optional[float] = ...,
-        cursors: _Optional[_Iterable[bytes]] = ...,
-    ) -> None: ...
+    def __init__(self, model: _Optional[_Union[ModelRef, _Mapping]] = ..., session_ids: _Optional[_Iterable[str]] = ..., positions: _Optional[_Iterable[int]] = ..., acknowledged_positions: _Optional[_Iterable[int]] = ..., incarnations: _Optional[_Iterable[int]] = ..., tokens_per_row: _Optional[int] = ..., text: _Optional[bytes] = ..., ids: _Optional[_Union[TokenIds, _Mapping]] = ..., features: _Optional[bytes] = ..., outputs: _Optional[_Union[OutputSelection, _Mapping]] = ..., ack_level: _Optional[_Union[AckLevel, str]] = ..., tag: _Optional[int] = ..., history_digests: _Optional[_Iterable[int]] = ..., in_parts: bool = ..., timeout_s: _Optional[float] = ..., cursors: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class BatchResult(_message.Message):
-    __slots__ = (
-        "tag",
-        "positions",
-        "incarnations",
-        "replayed_rows",
-        "errors",
-        "ack_level",
-        "model_version",
-        "outputs",
-        "history_digests",
-        "separate_rows",
-        "rows",
-    )
+    __slots__ = ("tag", "positions", "incarnations", "replayed_rows", "errors", "ack_level", "model_version", "outputs", "history_digests", "separate_rows", "rows")
     TAG_FIELD_NUMBER: _ClassVar[int]
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
     INCARNATIONS_FIELD_NUMBER: _ClassVar[int]
@@ -424,20 +282,7 @@ class BatchResult(_message.Message):
     history_digests: _containers.RepeatedScalarFieldContainer[int]
     separate_rows: _containers.RepeatedCompositeFieldContainer[SeparateRow]
     rows: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(
-        self,
-        tag: _Optional[int] = ...,
-        positions: _Optional[_Iterable[int]] = ...,
-        incarnations: _Optional[_Iterable[int]] = ...,
-        replayed_rows: _Optional[_Iterable[int]] = ...,
-        errors: _Optional[_Iterable[_Union[RowError, _Mapping]]] = ...,
-        ack_level: _Optional[_Union[AckLevel, str]] = ...,
-        model_version: _Optional[int] = ...,
-        outputs: _Optional[_Union[Outputs, _Mapping]] = ...,
-        history_digests: _Optional[_Iterable[int]] = ...,
-        separate_rows: _Optional[_Iterable[_Union[SeparateRow, _Mapping]]] = ...,
-        rows: _Optional[_Iterable[int]] = ...,
-    ) -> None: ...
+    def __init__(self, tag: _Optional[int] = ..., positions: _Optional[_Iterable[int]] = ..., incarnations: _Optional[_Iterable[int]] = ..., replayed_rows: _Optional[_Iterable[int]] = ..., errors: _Optional[_Iterable[_Union[RowError, _Mapping]]] = ..., ack_level: _Optional[_Union[AckLevel, str]] = ..., model_version: _Optional[int] = ..., outputs: _Optional[_Union[Outputs, _Mapping]] = ..., history_digests: _Optional[_Iterable[int]] = ..., separate_rows: _Optional[_Iterable[_Union[SeparateRow, _Mapping]]] = ..., rows: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class SeparateRow(_message.Message):
     __slots__ = ("row", "model_version", "outputs")
@@ -447,12 +292,7 @@ class SeparateRow(_message.Message):
     row: int
     model_version: int
     outputs: Outputs
-    def __init__(
-        self,
-        row: _Optional[int] = ...,
-        model_version: _Optional[int] = ...,
-        outputs: _Optional[_Union[Outputs, _Mapping]] = ...,
-    ) -> None: ...
+    def __init__(self, row: _Optional[int] = ..., model_version: _Optional[int] = ..., outputs: _Optional[_Union[Outputs, _Mapping]] = ...) -> None: ...
 
 class RowError(_message.Message):
     __slots__ = ("row", "status")
@@ -460,9 +300,7 @@ class RowError(_message.Message):
     STATUS_FIELD_NUMBER: _ClassVar[int]
     row: int
     status: _status_pb2.Status
-    def __init__(
-        self, row: _Optional[int] = ..., status: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...
-    ) -> None: ...
+    def __init__(self, row: _Optional[int] = ..., status: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
 
 class StepBatchRequest(_message.Message):
     __slots__ = ("batch",)
@@ -488,25 +326,10 @@ class StreamBatchesResponse(_message.Message):
     ERROR_FIELD_NUMBER: _ClassVar[int]
     result: BatchResult
     error: ChunkError
-    def __init__(
-        self,
-        result: _Optional[_Union[BatchResult, _Mapping]] = ...,
-        error: _Optional[_Union[ChunkError, _Mapping]] = ...,
-    ) -> None: ...
+    def __init__(self, result: _Optional[_Union[BatchResult, _Mapping]] = ..., error: _Optional[_Union[ChunkError, _Mapping]] = ...) -> None: ...
 
 class Session(_message.Message):
-    __slots__ = (
-        "session_id",
-        "incarnation",
-        "position",
-        "model",
-        "fingerprint",
-        "expires_in_s",
-        "history_digest",
-        "quarantine_reason",
-        "cursor",
-        "idle_s",
-    )
+    __slots__ = ("session_id", "incarnation", "position", "model", "fingerprint", "expires_in_s", "history_digest", "quarantine_reason", "cursor", "idle_s")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
@@ -527,19 +350,7 @@ class Session(_message.Message):
     quarantine_reason: str
     cursor: bytes
     idle_s: float
-    def __init__(
-        self,
-        session_id: _Optional[str] = ...,
-        incarnation: _Optional[int] = ...,
-        position: _Optional[int] = ...,
-        model: _Optional[_Union[ModelRef, _Mapping]] = ...,
-        fingerprint: _Optional[str] = ...,
-        expires_in_s: _Optional[float] = ...,
-        history_digest: _Optional[int] = ...,
-        quarantine_reason: _Optional[str] = ...,
-        cursor: _Optional[bytes] = ...,
-        idle_s: _Optional[float] = ...,
-    ) -> None: ...
+    def __init__(self, session_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., position: _Optional[int] = ..., model: _Optional[_Union[ModelRef, _Mapping]] = ..., fingerprint: _Optional[str] = ..., expires_in_s: _Optional[float] = ..., history_digest: _Optional[int] = ..., quarantine_reason: _Optional[str] = ..., cursor: _Optional[bytes] = ..., idle_s: _Optional[float] = ...) -> None: ...
 
 class Sampling(_message.Message):
     __slots__ = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p", "seed", "said_ids")
@@ -557,33 +368,10 @@ class Sampling(_message.Message):
     min_p: float
     seed: int
     said_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(
-        self,
-        repetition_penalty: _Optional[float] = ...,
-        temperature: _Optional[float] = ...,
-        top_k: _Optional[int] = ...,
-        top_p: _Optional[float] = ...,
-        min_p: _Optional[float] = ...,
-        seed: _Optional[int] = ...,
-        said_ids: _Optional[_Iterable[int]] = ...,
-    ) -> None: ...
+    def __init__(self, repetition_penalty: _Optional[float] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., seed: _Optional[int] = ..., said_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = (
-        "session_id",
-        "model",
-        "prompt",
-        "position",
-        "incarnation",
-        "history_digest",
-        "max_tokens",
-        "min_tokens",
-        "sampling",
-        "stop_ids",
-        "stop_texts",
-        "top_k",
-        "ack_level",
-    )
+    __slots__ = ("session_id", "model", "prompt", "position", "incarnation", "history_digest", "max_tokens", "min_tokens", "sampling", "stop_ids", "stop_texts", "top_k", "ack_level")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
@@ -610,36 +398,10 @@ class GenerateRequest(_message.Message):
     stop_texts: _containers.RepeatedScalarFieldContainer[bytes]
     top_k: int
     ack_level: AckLevel
-    def __init__(
-        self,
-        session_id: _Optional[str] = ...,
-        model: _Optional[_Union[ModelRef, _Mapping]] = ...,
-        prompt: _Optional[_Union[Tokens, _Mapping]] = ...,
-        position: _Optional[int] = ...,
-        incarnation: _Optional[int] = ...,
-        history_digest: _Optional[int] = ...,
-        max_tokens: _Optional[int] = ...,
-        min_tokens: _Optional[int] = ...,
-        sampling: _Optional[_Union[Sampling, _Mapping]] = ...,
-        stop_ids: _Optional[_Iterable[int]] = ...,
-        stop_texts: _Optional[_Iterable[bytes]] = ...,
-        top_k: _Optional[int] = ...,
-        ack_level: _Optional[_Union[AckLevel, str]] = ...,
-    ) -> None: ...
+    def __init__(self, session_id: _Optional[str] = ..., model: _Optional[_Union[ModelRef, _Mapping]] = ..., prompt: _Optional[_Union[Tokens, _Mapping]] = ..., position: _Optional[int] = ..., incarnation: _Optional[int] = ..., history_digest: _Optional[int] = ..., max_tokens: _Optional[int] = ..., min_tokens: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stop_ids: _Optional[_Iterable[int]] = ..., stop_texts: _Optional[_Iterable[bytes]] = ..., top_k: _Optional[int] = ..., ack_level: _Optional[_Union[AckLevel, str]] = ...) -> None: ...
 
 class GeneratedToken(_message.Message):
-    __slots__ = (
-        "id",
-        "text",
-        "features",
-        "log_prob",
-        "top_ids",
-        "top_log_probs",
-        "position",
-        "history_digest",
-        "replayed",
-        "ack_level",
-    )
+    __slots__ = ("id", "text", "features", "log_prob", "top_ids", "top_log_probs", "position", "history_digest", "replayed", "ack_level")
     ID_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
@@ -660,19 +422,7 @@ class GeneratedToken(_message.Message):
     history_digest: int
     replayed: bool
     ack_level: AckLevel
-    def __init__(
-        self,
-        id: _Optional[int] = ...,
-        text: _Optional[bytes] = ...,
-        features: _Optional[_Union[Tensor, _Mapping]] = ...,
-        log_prob: _Optional[float] = ...,
-        top_ids: _Optional[_Iterable[int]] = ...,
-        top_log_probs: _Optional[_Iterable[float]] = ...,
-        position: _Optional[int] = ...,
-        history_digest: _Optional[int] = ...,
-        replayed: bool = ...,
-        ack_level: _Optional[_Union[AckLevel, str]] = ...,
-    ) -> None: ...
+    def __init__(self, id: _Optional[int] = ..., text: _Optional[bytes] = ..., features: _Optional[_Union[Tensor, _Mapping]] = ..., log_prob: _Optional[float] = ..., top_ids: _Optional[_Iterable[int]] = ..., top_log_probs: _Optional[_Iterable[float]] = ..., position: _Optional[int] = ..., history_digest: _Optional[int] = ..., replayed: bool = ..., ack_level: _Optional[_Union[AckLevel, str]] = ...) -> None: ...
 
 class GenerateStart(_message.Message):
     __slots__ = ("position", "history_digest", "incarnation", "model_version", "replayed")
@@ -686,14 +436,7 @@ class GenerateStart(_message.Message):
     incarnation: int
     model_version: int
     replayed: bool
-    def __init__(
-        self,
-        position: _Optional[int] = ...,
-        history_digest: _Optional[int] = ...,
-        incarnation: _Optional[int] = ...,
-        model_version: _Optional[int] = ...,
-        replayed: bool = ...,
-    ) -> None: ...
+    def __init__(self, position: _Optional[int] = ..., history_digest: _Optional[int] = ..., incarnation: _Optional[int] = ..., model_version: _Optional[int] = ..., replayed: bool = ...) -> None: ...
 
 class GenerateEnd(_message.Message):
     __slots__ = ("finish_reason", "stop_id")
@@ -701,9 +444,7 @@ class GenerateEnd(_message.Message):
     STOP_ID_FIELD_NUMBER: _ClassVar[int]
     finish_reason: FinishReason
     stop_id: int
-    def __init__(
-        self, finish_reason: _Optional[_Union[FinishReason, str]] = ..., stop_id: _Optional[int] = ...
-    ) -> None: ...
+    def __init__(self, finish_reason: _Optional[_Union[FinishReason, str]] = ..., stop_id: _Optional[int] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
     __slots__ = ("start", "token", "end")
@@ -713,12 +454,7 @@ class GenerateResponse(_message.Message):
     start: GenerateStart
     token: GeneratedToken
     end: GenerateEnd
-    def __init__(
-        self,
-        start: _Optional[_Union[GenerateStart, _Mapping]] = ...,
-        token: _Optional[_Union[GeneratedToken, _Mapping]] = ...,
-        end: _Optional[_Union[GenerateEnd, _Mapping]] = ...,
-    ) -> None: ...
+    def __init__(self, start: _Optional[_Union[GenerateStart, _Mapping]] = ..., token: _Optional[_Union[GeneratedToken, _Mapping]] = ..., end: _Optional[_Union[GenerateEnd, _Mapping]] = ...) -> None: ...
 
 class ListSessionsRequest(_message.Message):
     __slots__ = ("prefix", "model", "min_idle_s", "page_size", "page_token")
@@ -732,14 +468,7 @@ class ListSessionsRequest(_message.Message):
     min_idle_s: float
     page_size: int
     page_token: str
-    def __init__(
-        self,
-        prefix: _Optional[str] = ...,
-        model: _Optional[_Union[ModelRef, _Mapping]] = ...,
-        min_idle_s: _Optional[float] = ...,
-        page_size: _Optional[int] = ...,
-        page_token: _Optional[str] = ...,
-    ) -> None: ...
+    def __init__(self, prefix: _Optional[str] = ..., model: _Optional[_Union[ModelRef, _Mapping]] = ..., min_idle_s: _Optional[float] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
 
 class ListSessionsResponse(_message.Message):
     __slots__ = ("sessions", "next_page_token")
@@ -747,11 +476,7 @@ class ListSessionsResponse(_message.Message):
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     sessions: _containers.RepeatedCompositeFieldContainer[Session]
     next_page_token: str
-    def __init__(
-        self,
-        sessions: _Optional[_Iterable[_Union[Session, _Mapping]]] = ...,
-        next_page_token: _Optional[str] = ...,
-    ) -> None: ...
+    def __init__(self, sessions: _Optional[_Iterable[_Union[Session, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class DeleteBatchRequest(_message.Message):
     __slots__ = ("session_ids", "incarnations")
@@ -759,9 +484,7 @@ class DeleteBatchRequest(_message.Message):
     INCARNATIONS_FIELD_NUMBER: _ClassVar[int]
     session_ids: _containers.RepeatedScalarFieldContainer[str]
     incarnations: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(
-        self, session_ids: _Optional[_Iterable[str]] = ..., incarnations: _Optional[_Iterable[int]] = ...
-    ) -> None: ...
+    def __init__(self, session_ids: _Optional[_Iterable[str]] = ..., incarnations: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class DeleteBatchResponse(_message.Message):
     __slots__ = ("positions", "errors")
@@ -769,11 +492,7 @@ class DeleteBatchResponse(_message.Message):
     ERRORS_FIELD_NUMBER: _ClassVar[int]
     positions: _containers.RepeatedScalarFieldContainer[int]
     errors: _containers.RepeatedCompositeFieldContainer[RowError]
-    def __init__(
-        self,
-        positions: _Optional[_Iterable[int]] = ...,
-        errors: _Optional[_Iterable[_Union[RowError, _Mapping]]] = ...,
-    ) -> None: ...
+    def __init__(self, positions: _Optional[_Iterable[int]] = ..., errors: _Optional[_Iterable[_Union[RowError, _Mapping]]] = ...) -> None: ...
 
 class ForkSessionRequest(_message.Message):
     __slots__ = ("session_id", "position", "incarnation", "new_session_ids", "nonce")
@@ -787,14 +506,7 @@ class ForkSessionRequest(_message.Message):
     incarnation: int
     new_session_ids: _containers.RepeatedScalarFieldContainer[str]
     nonce: int
-    def __init__(
-        self,
-        session_id: _Optional[str] = ...,
-        position: _Optional[int] = ...,
-        incarnation: _Optional[int] = ...,
-        new_session_ids: _Optional[_Iterable[str]] = ...,
-        nonce: _Optional[int] = ...,
-    ) -> None: ...
+    def __init__(self, session_id: _Optional[str] = ..., position: _Optional[int] = ..., incarnation: _Optional[int] = ..., new_session_ids: _Optional[_Iterable[str]] = ..., nonce: _Optional[int] = ...) -> None: ...
 
 class ForkSessionResponse(_message.Message):
     __slots__ = ("position", "history_digest", "model", "new_session_ids", "incarnations", "errors")
@@ -810,15 +522,7 @@ class ForkSessionResponse(_message.Message):
     new_session_ids: _containers.RepeatedScalarFieldContainer[str]
     incarnations: _containers.RepeatedScalarFieldContainer[int]
     errors: _containers.RepeatedCompositeFieldContainer[RowError]
-    def __init__(
-        self,
-        position: _Optional[int] = ...,
-        history_digest: _Optional[int] = ...,
-        model: _Optional[_Union[ModelRef, _Mapping]] = ...,
-        new_session_ids: _Optional[_Iterable[str]] = ...,
-        incarnations: _Optional[_Iterable[int]] = ...,
-        errors: _Optional[_Iterable[_Union[RowError, _Mapping]]] = ...,
-    ) -> None: ...
+    def __init__(self, position: _Optional[int] = ..., history_digest: _Optional[int] = ..., model: _Optional[_Union[ModelRef, _Mapping]] = ..., new_session_ids: _Optional[_Iterable[str]] = ..., incarnations: _Optional[_Iterable[int]] = ..., errors: _Optional[_Iterable[_Union[RowError, _Mapping]]] = ...) -> None: ...
 
 class Checkpoint(_message.Message):
     __slots__ = ("name", "position", "history_digest", "saved_unix_s", "size_bytes")
@@ -832,14 +536,7 @@ class Checkpoint(_message.Message):
     history_digest: int
     saved_unix_s: float
     size_bytes: int
-    def __init__(
-        self,
-        name: _Optional[str] = ...,
-        position: _Optional[int] = ...,
-        history_digest: _Optional[int] = ...,
-        saved_unix_s: _Optional[float] = ...,
-        size_bytes: _Optional[int] = ...,
-    ) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., position: _Optional[int] = ..., history_digest: _Optional[int] = ..., saved_unix_s: _Optional[float] = ..., size_bytes: _Optional[int] = ...) -> None: ...
 
 class SaveCheckpointRequest(_message.Message):
     __slots__ = ("session_id", "name", "position", "incarnation")
@@ -851,13 +548,7 @@ class SaveCheckpointRequest(_message.Message):
     name: str
     position: int
     incarnation: int
-    def __init__(
-        self,
-        session_id: _Optional[str] = ...,
-        name: _Optional[str] = ...,
-        position: _Optional[int] = ...,
-        incarnation: _Optional[int] = ...,
-    ) -> None: ...
+    def __init__(self, session_id: _Optional[str] = ..., name: _Optional[str] = ..., position: _Optional[int] = ..., incarnation: _Optional[int] = ...) -> None: ...
 
 class SaveCheckpointResponse(_message.Message):
     __slots__ = ("checkpoint",)
@@ -899,13 +590,7 @@ class RestoreCheckpointRequest(_message.Message):
     name: str
     incarnation: int
     nonce: int
-    def __init__(
-        self,
-        session_id: _Optional[str] = ...,
-        name: _Optional[str] = ...,
-        incarnation: _Optional[int] = ...,
-        nonce: _Optional[int] = ...,
-    ) -> None: ...
+    def __init__(self, session_id: _Optional[str] = ..., name: _Optional[str] = ..., incarnation: _Optional[int] = ..., nonce: _Optional[int] = ...) -> None: ...
 
 class RestoreCheckpointResponse(_message.Message):
     __slots__ = ("session",)
@@ -921,12 +606,7 @@ class ExportSessionRequest(_message.Message):
     session_id: str
     position: int
     incarnation: int
-    def __init__(
-        self,
-        session_id: _Optional[str] = ...,
-        position: _Optional[int] = ...,
-        incarnation: _Optional[int] = ...,
-    ) -> None: ...
+    def __init__(self, session_id: _Optional[str] = ..., position: _Optional[int] = ..., incarnation: _Optional[int] = ...) -> None: ...
 
 class ExportSessionResponse(_message.Message):
     __slots__ = ("blob", "position")
@@ -944,9 +624,7 @@ class ImportSessionRequest(_message.Message):
     session_id: str
     blob: bytes
     nonce: int
-    def __init__(
-        self, session_id: _Optional[str] = ..., blob: _Optional[bytes] = ..., nonce: _Optional[int] = ...
-    ) -> None: ...
+    def __init__(self, session_id: _Optional[str] = ..., blob: _Optional[bytes] = ..., nonce: _Optional[int] = ...) -> None: ...
 
 class ImportSessionResponse(_message.Message):
     __slots__ = ("session",)
@@ -966,29 +644,10 @@ class WatchSessionRequest(_message.Message):
     top_k: int
     token_log_prob: bool
     include_state: bool
-    def __init__(
-        self,
-        session_id: _Optional[str] = ...,
-        max_rate_hz: _Optional[float] = ...,
-        top_k: _Optional[int] = ...,
-        token_log_prob: bool = ...,
-        include_state: bool = ...,
-    ) -> None: ...
+    def __init__(self, session_id: _Optional[str] = ..., max_rate_hz: _Optional[float] = ..., top_k: _Optional[int] = ..., token_log_prob: bool = ..., include_state: bool = ...) -> None: ...
 
 class WatchSessionResponse(_message.Message):
-    __slots__ = (
-        "position",
-        "history_digest",
-        "incarnation",
-        "model_version",
-        "tokens",
-        "outputs",
-        "replayed",
-        "committed_unix_s",
-        "replica",
-        "skipped_tokens",
-        "ended",
-    )
+    __slots__ = ("position", "history_digest", "incarnation", "model_version", "tokens", "outputs", "replayed", "committed_unix_s", "replica", "skipped_tokens", "ended")
     POSITION_FIELD_NUMBER: _ClassVar[int]
     HISTORY_DIGEST_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -1011,20 +670,7 @@ class WatchSessionResponse(_message.Message):
     replica: str
     skipped_tokens: int
     ended: bool
-    def __init__(
-        self,
-        position: _Optional[int] = ...,
-        history_digest: _Optional[int] = ...,
-        incarnation: _Optional[int] = ...,
-        model_version: _Optional[int] = ...,
-        tokens: _Optional[_Union[Tokens, _Mapping]] = ...,
-        outputs: _Optional[_Union[Outputs, _Mapping]] = ...,
-        replayed: bool = ...,
-        committed_unix_s: _Optional[float] = ...,
-        replica: _Optional[str] = ...,
-        skipped_tokens: _Optional[int] = ...,
-        ended: bool = ...,
-    ) -> None: ...
+    def __init__(self, position: _Optional[int] = ..., history_digest: _Optional[int] = ..., incarnation: _Optional[int] = ..., model_version: _Optional[int] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., outputs: _Optional[_Union[Outputs, _Mapping]] = ..., replayed: bool = ..., committed_unix_s: _Optional[float] = ..., replica: _Optional[str] = ..., skipped_tokens: _Optional[int] = ..., ended: bool = ...) -> None: ...
 
 class OpenSessionRequest(_message.Message):
     __slots__ = ("session_id", "model", "must_be_new", "initial_state", "take_over", "nonce")
@@ -1040,15 +686,7 @@ class OpenSessionRequest(_message.Message):
     initial_state: _containers.RepeatedCompositeFieldContainer[NamedTensor]
     take_over: bool
     nonce: int
-    def __init__(
-        self,
-        session_id: _Optional[str] = ...,
-        model: _Optional[_Union[ModelRef, _Mapping]] = ...,
-        must_be_new: bool = ...,
-        initial_state: _Optional[_Iterable[_Union[NamedTensor, _Mapping]]] = ...,
-        take_over: bool = ...,
-        nonce: _Optional[int] = ...,
-    ) -> None: ...
+    def __init__(self, session_id: _Optional[str] = ..., model: _Optional[_Union[ModelRef, _Mapping]] = ..., must_be_new: bool = ..., initial_state: _Optional[_Iterable[_Union[NamedTensor, _Mapping]]] = ..., take_over: bool = ..., nonce: _Optional[int] = ...) -> None: ...
 
 class OpenSessionResponse(_message.Message):
     __slots__ = ("session", "resumed")
@@ -1056,9 +694,7 @@ class OpenSessionResponse(_message.Message):
     RESUMED_FIELD_NUMBER: _ClassVar[int]
     session: Session
     resumed: bool
-    def __init__(
-        self, session: _Optional[_Union[Session, _Mapping]] = ..., resumed: bool = ...
-    ) -> None: ...
+    def __init__(self, session: _Optional[_Union[Session, _Mapping]] = ..., resumed: bool = ...) -> None: ...
 
 class OpenBatchRequest(_message.Message):
     __slots__ = ("model", "session_ids", "must_be_new", "nonce", "initial_state")
@@ -1072,14 +708,7 @@ class OpenBatchRequest(_message.Message):
     must_be_new: bool
     nonce: int
     initial_state: _containers.RepeatedCompositeFieldContainer[NamedTensor]
-    def __init__(
-        self,
-        model: _Optional[_Union[ModelRef, _Mapping]] = ...,
-        session_ids: _Optional[_Iterable[str]] = ...,
-        must_be_new: bool = ...,
-        nonce: _Optional[int] = ...,
-        initial_state: _Optional[_Iterable[_Union[NamedTensor, _Mapping]]] = ...,
-    ) -> None: ...
+    def __init__(self, model: _Optional[_Union[ModelRef, _Mapping]] = ..., session_ids: _Optional[_Iterable[str]] = ..., must_be_new: bool = ..., nonce: _Optional[int] = ..., initial_state: _Optional[_Iterable[_Union[NamedTensor, _Mapping]]] = ...) -> None: ...
 
 class OpenBatchResponse(_message.Message):
     __slots__ = ("positions", "incarnations", "history_digests", "model_versions", "resumed_rows", "errors")
@@ -1095,15 +724,7 @@ class OpenBatchResponse(_message.Message):
     model_versions: _containers.RepeatedScalarFieldContainer[int]
     resumed_rows: _containers.RepeatedScalarFieldContainer[int]
     errors: _containers.RepeatedCompositeFieldContainer[RowError]
-    def __init__(
-        self,
-        positions: _Optional[_Iterable[int]] = ...,
-        incarnations: _Optional[_Iterable[int]] = ...,
-        history_digests: _Optional[_Iterable[int]] = ...,
-        model_versions: _Optional[_Iterable[int]] = ...,
-        resumed_rows: _Optional[_Iterable[int]] = ...,
-        errors: _Optional[_Iterable[_Union[RowError, _Mapping]]] = ...,
-    ) -> None: ...
+    def __init__(self, positions: _Optional[_Iterable[int]] = ..., incarnations: _Optional[_Iterable[int]] = ..., history_digests: _Optional[_Iterable[int]] = ..., model_versions: _Optional[_Iterable[int]] = ..., resumed_rows: _Optional[_Iterable[int]] = ..., errors: _Optional[_Iterable[_Union[RowError, _Mapping]]] = ...) -> None: ...
 
 class GetSessionRequest(_message.Message):
     __slots__ = ("session_id", "include_state")
@@ -1119,11 +740,7 @@ class GetSessionResponse(_message.Message):
     STATE_FIELD_NUMBER: _ClassVar[int]
     session: Session
     state: _containers.RepeatedCompositeFieldContainer[NamedTensor]
-    def __init__(
-        self,
-        session: _Optional[_Union[Session, _Mapping]] = ...,
-        state: _Optional[_Iterable[_Union[NamedTensor, _Mapping]]] = ...,
-    ) -> None: ...
+    def __init__(self, session: _Optional[_Union[Session, _Mapping]] = ..., state: _Optional[_Iterable[_Union[NamedTensor, _Mapping]]] = ...) -> None: ...
 
 class DeleteSessionRequest(_message.Message):
     __slots__ = ("session_id", "incarnation")
@@ -1169,15 +786,7 @@ class InputSpec(_message.Message):
     is_token_id: bool
     units: str
     description: str
-    def __init__(
-        self,
-        name: _Optional[str] = ...,
-        dtype: _Optional[_Union[DataType, str]] = ...,
-        width: _Optional[int] = ...,
-        is_token_id: bool = ...,
-        units: _Optional[str] = ...,
-        description: _Optional[str] = ...,
-    ) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[_Union[DataType, str]] = ..., width: _Optional[int] = ..., is_token_id: bool = ..., units: _Optional[str] = ..., description: _Optional[str] = ...) -> None: ...
 
 class StateSpec(_message.Message):
     __slots__ = ("name", "dtype", "shape", "kind", "is_required", "units", "description")
@@ -1195,16 +804,7 @@ class StateSpec(_message.Message):
     is_required: bool
     units: str
     description: str
-    def __init__(
-        self,
-        name: _Optional[str] = ...,
-        dtype: _Optional[_Union[DataType, str]] = ...,
-        shape: _Optional[_Iterable[int]] = ...,
-        kind: _Optional[_Union[StateKind, str]] = ...,
-        is_required: bool = ...,
-        units: _Optional[str] = ...,
-        description: _Optional[str] = ...,
-    ) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[_Union[DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., kind: _Optional[_Union[StateKind, str]] = ..., is_required: bool = ..., units: _Optional[str] = ..., description: _Optional[str] = ...) -> None: ...
 
 class OutputSpec(_message.Message):
     __slots__ = ("name", "dtype", "shape", "role", "labels", "is_last", "units", "description")
@@ -1224,17 +824,7 @@ class OutputSpec(_message.Message):
     is_last: bool
     units: str
     description: str
-    def __init__(
-        self,
-        name: _Optional[str] = ...,
-        dtype: _Optional[_Union[DataType, str]] = ...,
-        shape: _Optional[_Iterable[int]] = ...,
-        role: _Optional[str] = ...,
-        labels: _Optional[_Iterable[str]] = ...,
-        is_last: bool = ...,
-        units: _Optional[str] = ...,
-        description: _Optional[str] = ...,
-    ) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[_Union[DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., role: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., is_last: bool = ..., units: _Optional[str] = ..., description: _Optional[str] = ...) -> None: ...
 
 class Vocabulary(_message.Message):
     __slots__ = ("size", "is_bytes")
@@ -1245,22 +835,7 @@ class Vocabulary(_message.Message):
     def __init__(self, size: _Optional[int] = ..., is_bytes: bool = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = (
-        "name",
-        "version",
-        "fingerprint",
-        "is_newest",
-        "input",
-        "states",
-        "state_bytes",
-        "outputs",
-        "vocabulary",
-        "has_token_log_prob",
-        "facts",
-        "max_chunk_tokens",
-        "apart",
-        "description",
-    )
+    __slots__ = ("name", "version", "fingerprint", "is_newest", "input", "states", "state_bytes", "outputs", "vocabulary", "has_token_log_prob", "facts", "max_chunk_tokens", "apart", "description")
     class FactsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -1268,7 +843,6 @@ class Model(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
@@ -1297,23 +871,7 @@ class Model(_message.Message):
     max_chunk_tokens: int
     apart: _containers.RepeatedScalarFieldContainer[str]
     description: str
-    def __init__(
-        self,
-        name: _Optional[str] = ...,
-        version: _Optional[int] = ...,
-        fingerprint: _Optional[str] = ...,
-        is_newest: bool = ...,
-        input: _Optional[_Union[InputSpec, _Mapping]] = ...,
-        states: _Optional[_Iterable[_Union[StateSpec, _Mapping]]] = ...,
-        state_bytes: _Optional[int] = ...,
-        outputs: _Optional[_Iterable[_Union[OutputSpec, _Mapping]]] = ...,
-        vocabulary: _Optional[_Union[Vocabulary, _Mapping]] = ...,
-        has_token_log_prob: bool = ...,
-        facts: _Optional[_Mapping[str, str]] = ...,
-        max_chunk_tokens: _Optional[int] = ...,
-        apart: _Optional[_Iterable[str]] = ...,
-        description: _Optional[str] = ...,
-    ) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., fingerprint: _Optional[str] = ..., is_newest: bool = ..., input: _Optional[_Union[InputSpec, _Mapping]] = ..., states: _Optional[_Iterable[_Union[StateSpec, _Mapping]]] = ..., state_bytes: _Optional[int] = ..., outputs: _Optional[_Iterable[_Union[OutputSpec, _Mapping]]] = ..., vocabulary: _Optional[_Union[Vocabulary, _Mapping]] = ..., has_token_log_prob: bool = ..., facts: _Optional[_Mapping[str, str]] = ..., max_chunk_tokens: _Optional[int] = ..., apart: _Optional[_Iterable[str]] = ..., description: _Optional[str] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
     __slots__ = ()
@@ -1347,8 +905,4 @@ class ReloadModelsResponse(_message.Message):
     REFUSED_FIELD_NUMBER: _ClassVar[int]
     models: _containers.RepeatedCompositeFieldContainer[ModelRef]
     refused: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(
-        self,
-        models: _Optional[_Iterable[_Union[ModelRef, _Mapping]]] = ...,
-        refused: _Optional[_Iterable[str]] = ...,
-    ) -> None: ...
+    def __init__(self, models: _Optional[_Iterable[_Union[ModelRef, _Mapping]]] = ..., refused: _Optional[_Iterable[str]] = ...) -> None: ...
