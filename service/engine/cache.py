@@ -66,7 +66,7 @@ class Cache:
         """Fills in where sessions stand, as far as this process knows, and marks them as used."""
         self._turn += 1
         self._used[slots] = self._turn
-        columns = self._columns[slots]
+        columns = self._columns.take(slots, 0)  # at a third of the time of an index, as below
         rows.slots, rows.stamps, rows.nonces = slots, columns[:, _STAMP], columns[:, _NONCE]
         rows.models, rows.places = columns[:, _MODEL], columns[:, _ROW]
 
@@ -187,7 +187,7 @@ class Cache:
 
     def gather(self, rows: Rows) -> None:
         """Fills in the raw states of rows of one model: copies, which a run may change."""
-        rows.states = self._states[rows.models[0]].rows[rows.places]
+        rows.states = self._states[rows.models[0]].rows.take(rows.places, 0)
 
     def keep(self, rows: Rows, verified_s: float) -> None:
         """Takes in the records of rows of one model, which are committed.

@@ -37,7 +37,7 @@ from service.engine.failures import Failures, Refused
 from service.engine.limits import EngineLimits
 from service.engine.plan import Plan, join, read, read_alike
 from service.engine.queue import Queue
-from service.engine.records import make_records
+from service.engine.records import fit_rows
 from service.engine.rows import Chunk, Rows
 from service.engine.rules import Claim, check, draining, expired
 from service.model.protocol import Models
@@ -272,8 +272,8 @@ class Core:
                 self._refuse(refused)
         parts: list[Rows] = []
         for rows in done:
-            made, unfit = make_records(rows, self.cache.tail)
-            parts += made
+            fit, unfit = fit_rows(rows, self.cache.tail)
+            parts += fit
             for place, error in unfit:
                 self._settle(rows.one(place), error)
         if parts:

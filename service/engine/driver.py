@@ -20,6 +20,7 @@ from service.engine.core import Core
 from service.engine.effects import Commit, Confirm, Effect, Kind, Load, Quarantine, Run, Settle
 from service.engine.limits import EngineLimits
 from service.engine.quarantine import quarantine
+from service.engine.records import make_records
 from service.engine.report import BatchReport
 from service.engine.rows import Chunk, Rows, answer
 from service.engine.run import Encode
@@ -328,6 +329,8 @@ class Driver:
     async def _commit(self, commit: Commit) -> None:
         if failpoints.is_armed:
             await failpoints.hit("before_commit")
+        for rows in commit.rows:
+            make_records(rows)
         commit.began_s, commit.epoch = time.monotonic(), self._store.epoch
         try:
             refusals = await self._store.commit([rows.writes for rows in commit.rows], self._session_ttl_s)

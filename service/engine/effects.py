@@ -87,7 +87,7 @@ class Commit:
     """Offer records to the store: `committed`, or `lost` where the outcome is not known.
 
     Attributes:
-        rows: With their records, which count through from 0.
+        rows: They ran; their records, made by the driver when it begins, count through from 0.
         error: Why the outcome is not known; set when it is lost.
         began_s: Monotonic time; set by the driver when it begins.
         epoch: Of the store, then.

@@ -21,6 +21,7 @@ from holdfast.history_digest import run_of, sums_of, to_elements
 from service.engine.rules import Claim
 from service.model.protocol import Model
 from service.store.protocol import AckLevel, Writes
+from service.store.record import KeptReply
 
 _log = logging.getLogger(__name__)
 
@@ -210,8 +211,10 @@ class Rows:
         outputs: What each gave, encoded by the edge, uint8 (B, n). These three are filled by the run.
         next_states: Raw, uint8 (B, state_bytes).
         is_finite: Which of these have neither NaN nor infinity, (B,); None if all.
-        next_stamps: Of the new records, int64 (B, 3). These three are filled for the commit.
-        tails: The replies that each new record keeps, encoded; None if the next record needs none.
+        next_stamps: Of the new records, int64 (B, 3). These two are filled once it has ended.
+        kept: Replies that each new record keeps; None if these are only what the rows gave.
+        tails: The replies that each new record keeps, encoded; None if the next record needs none. Both are
+            filled when the commit begins.
         writes: The new records.
         ack_level: How durable they are. These two are filled when the rows are answered.
         is_replayed: They had been applied before; stamps and outputs are those of the kept replies.
@@ -243,6 +246,7 @@ class Rows:
     next_states: NDArray[np.uint8] = field(init=False)
     is_finite: NDArray[np.bool_] | None = field(init=False)
     next_stamps: NDArray[np.int64] = field(init=False)
+    kept: list[tuple[KeptReply, ...]] | None = field(init=False)
     tails: list[bytes] | None = field(init=False)
     writes: Writes = field(init=False)
     ack_level: AckLevel = field(init=False)

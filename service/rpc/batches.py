@@ -9,7 +9,7 @@ import functools
 import math
 import operator
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -170,10 +170,14 @@ class BatchCall:
         """
         pieces, errors, numbers = self._take_answers()
         row_count = len(numbers) or self.row_count
-        columns = np.zeros((3, row_count), np.int64)
         replayed: list[int] = []
+        if len(pieces) == 1 and len(pieces[0].numbers) == row_count:
+            columns = pieces[0].stamps.T
+        else:
+            columns = np.zeros((3, row_count), np.int64)
+            for piece in pieces:
+                columns[:, piece.numbers] = piece.stamps.T
         for piece in pieces:
-            columns[:, piece.numbers] = piece.stamps.T
             if piece.is_replayed:
                 replayed += piece.numbers.tolist()
         result = pb.BatchResult(
@@ -188,10 +192,10 @@ class BatchCall:
         stack = stack_outputs(row_count, token_count, pieces, MAX_REPLY_BYTES - taken_bytes)
         result.model_version = stack.model_version
         result.separate_rows.extend(stack.separate)
-        header = result.SerializeToString()
+        parts = [result.SerializeToString()]
         for number, column in zip(_STAMP_FIELDS, columns, strict=True):
-            header += codec.delimited(number, column.tobytes())
-        return codec.splice_outputs(header, stack.outputs)
+            parts.append(codec.delimited(number, column.tobytes()))
+        return codec.splice_outputs(b"".join(parts), stack.outputs)
 
     def _take_answers(self) -> tuple[list[Piece], dict[int, ServiceError], list[int]]:
         """Returns what is answered, and of which rows that is; none are all rows of the message.
@@ -362,13 +366,17 @@ def _claimed(batch: pb.Batch) -> tuple[Column, Column | None, Column | None, Col
 
     None is a column that is not given; positions that are not given are `NOT_GIVEN`.
     """
-    rows = len(batch.session_ids)
+    rows, positions = len(batch.session_ids), _column(batch.positions)
     return (
-        np.array(batch.positions or [NOT_GIVEN] * rows, np.int64),
-        np.array(batch.acknowledged_positions, np.int64) if batch.acknowledged_positions else None,
-        np.array(batch.incarnations, np.int64) if batch.incarnations else None,
-        np.array(batch.history_digests, np.int64) if batch.history_digests else None,
+        np.full(rows, NOT_GIVEN) if positions is None else positions,
+        _column(batch.acknowledged_positions),
+        _column(batch.incarnations),
+        _column(batch.history_digests),
     )
+
+
+def _column(numbers: Sequence[int]) -> Column | None:
+    return np.fromiter(numbers, np.int64, len(numbers)) if numbers else None
 
 
 def _are_right(

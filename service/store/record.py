@@ -31,6 +31,7 @@ import functools
 import secrets
 import struct
 from collections.abc import Sequence
+from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -247,11 +248,8 @@ def cut_rows(rows: NDArray[np.uint8]) -> list[bytes]:
 
 def _checksums(matrix: NDArray[np.uint8], reply_count: int) -> NDArray[np.uint64]:
     """Returns the checksum of each record, (B, size), that keeps so many replies."""
-    rows, size = matrix.shape
-    flat, checked = matrix.data.cast("B"), size - STAMP_START
-    starts = range(STAMP_START, rows * size, size)
-    digest = xxhash.xxh3_64_intdigest
-    return np.array([digest(flat[start : start + checked], reply_count) for start in starts], "<u8")
+    digests = map(xxhash.xxh3_64_intdigest, matrix[:, STAMP_START:], repeat(reply_count))
+    return np.fromiter(digests, "<u8", len(matrix))
 
 
 @functools.lru_cache(256)
