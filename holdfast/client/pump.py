@@ -11,10 +11,10 @@ import math
 from collections import deque
 from typing import Any
 
-from holdfast.client.batcher import Sent
 from holdfast.client.calls import Calls
 from holdfast.client.fate import leaves_unsure, tell_fate, telling_pending
 from holdfast.client.ledger import Asked, Ledger
+from holdfast.client.message import Sent
 from holdfast.client.recovery import Recovery
 from holdfast.client.reply import StepReply, size_of
 from holdfast.client.steps import Steps
@@ -256,7 +256,7 @@ class Pump:
 
 def _was_ahead(sent: Sent) -> bool:
     """Whether one before it had no reply when it was sent, and may have come to the server later."""
-    return sent.row.acknowledged < sent.row.position
+    return sent.acknowledged < sent.position
 
 
 def _retrieve(call: "asyncio.Task[Any]") -> None:
