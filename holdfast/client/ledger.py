@@ -219,7 +219,8 @@ class Ledger:
     def drop(self) -> tuple[PendingChunk, ...]:
         """Lets go of all entries without a reply, which were not applied; returns them."""
         dropped = tuple(entry.chunk for entry in self.unanswered)
-        self._entries = deque(itertools.islice(self._entries, self._answered_count))
+        while len(self._entries) > self._answered_count:
+            self._entries.pop()
         return dropped
 
     # -- sending ------------------------------------------------------------------------------
