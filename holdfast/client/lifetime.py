@@ -36,8 +36,7 @@ class Lifetime:
     @property
     def is_here(self) -> bool:
         """Whether the loop that runs is its own, which the child of a fork has not, and it is not closed."""
-        running = _running_loop()
-        return running is not None and running is self._loop and not self.is_over
+        return not self.is_over and self._loop is not None and self._loop is _running_loop()
 
     def check(self) -> None:
         """Makes sure that the client may be used here and now.

@@ -138,7 +138,7 @@ class ReplayBuffer:
 def _are_alike(one: Tokens, other: Tokens) -> bool:
     """Whether they can be joined."""
     if isinstance(one, bytes) or isinstance(other, bytes):
-        return isinstance(one, bytes) and isinstance(other, bytes)
+        return type(one) is type(other)
     return one.dtype == other.dtype and one.shape[1:] == other.shape[1:]
 
 

@@ -57,7 +57,7 @@ def normalise(tokens: TokenSource) -> bytes | NDArray[Any]:
         TypeError: It is something else, or cannot be read as numbers.
         ValueError: It is empty, masked, of another number of axes, out of range or not finite.
     """
-    found = _read(tokens)
+    found = tokens if type(tokens) is bytes else _read(tokens)
     if not len(found):
         raise ValueError("there are no tokens, expected at least one")
     return found
@@ -109,7 +109,7 @@ def split(tokens: TokenSource, size: int) -> Iterator[bytes | NDArray[Any]]:
 
 def pieces(tokens: TokenSource, size: int) -> list[bytes | NDArray[Any]]:
     """The same at once, for a size that was looked at."""
-    whole = _read(tokens)
+    whole = tokens if type(tokens) is bytes else _read(tokens)
     if 0 < len(whole) <= size:
         return [whole]
     return [whole[start : start + size] for start in range(0, len(whole), size)]
