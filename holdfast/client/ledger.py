@@ -96,12 +96,14 @@ class Entry:
         end_digest: The same after it.
         tokens: Its tokens.
         asked: What it asks of its reply.
+        is_applied: It was, and its reply has to be asked for once more.
         is_unsure: A sending of it ended in a way that does not say whether it was applied.
         reply: Its reply, once that has come.
     """
 
     __slots__ = (
-        "asked", "end", "end_digest", "history_digest", "is_unsure", "position", "reply", "tokens",
+        "asked", "end", "end_digest", "history_digest", "is_applied", "is_unsure", "position", "reply",
+        "tokens",
     )  # fmt: skip
 
     def __init__(self, position: int, history_digest: int, tokens: Tokens, asked: Asked) -> None:
@@ -111,7 +113,7 @@ class Entry:
         self.end_digest = digest_after(history_digest, tokens)
         self.tokens = tokens
         self.asked = asked
-        self.is_unsure = False
+        self.is_applied = self.is_unsure = False
         self.reply: StepReply | None = None
 
     @property

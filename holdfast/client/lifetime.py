@@ -35,7 +35,7 @@ class Lifetime:
 
     @property
     def is_here(self) -> bool:
-        """Whether the loop that runs is its own, which the child of a fork has not, and it is not closed."""
+        """Whether the loop that runs is its own, as in no child of a fork, and it is not closed."""
         return not self.is_over and self._loop is not None and self._loop is _running_loop()
 
     def check(self) -> None:

@@ -168,11 +168,17 @@ class Line:
             self._calls.history.got(message.number, response)
 
     def _refuse(self, message: Message, error: HoldfastError) -> None:
-        """Lets the owner send the rows again that are not at fault; nothing was applied."""
-        if len(message.rows) == 1 or error.retryable:
+        """Lets the owner send the rows again that are not at fault; nothing was applied.
+
+        The one at fault goes alone in the end: its refusal then speaks of a chunk, as its caller knows it.
+        """
+        is_one = len(message.rows) == 1
+        if error.retryable or (is_one and leaves_unsure(error)):
             self._fail(message, error)
         elif leaves_unsure(error):  # rows may have been applied, so their callers have to know
             self._fail(message, ServerUnavailable(f"the message had no reply: {error.message}"))
+        elif is_one:
+            self._fail(message, error, goes_alone=True)
         self._owner.refused(message)
 
 
@@ -218,6 +224,7 @@ def _settle(result: pb.BatchResult, rows: list[Sent]) -> None:
             row.reply.set_exception(errors[number])
         else:
             reply = separate[number]
+            row.is_applied = True
             row.reply.set_result(reply if reply.token_count else None)
 
 

@@ -32,12 +32,13 @@ class Sent:
     Attributes:
         batcher: Sends it.
         reply: Of the row; None where it has to be sent alone. Raises HoldfastError.
+        is_applied: It has to be since its outputs did not fit into the reply.
         since_s: Monotonic time at which it was taken.
     """
 
     __slots__ = (
-        "acknowledged", "batcher", "history_digest", "incarnation", "kind", "position", "reply",
-        "session_id", "since_s", "tokens", "until_s",
+        "acknowledged", "batcher", "history_digest", "incarnation", "is_applied", "kind", "position",
+        "reply", "session_id", "since_s", "tokens", "until_s",
     )  # fmt: skip
 
     batcher: "Batcher"
@@ -62,6 +63,7 @@ class Sent:
         self.history_digest = history_digest
         self.tokens = tokens
         self.until_s = until_s
+        self.is_applied = False
         self.since_s = time.monotonic()
 
     def limit(self, until_s: float) -> None:

@@ -221,7 +221,9 @@ class Pump:
         assert self._first is not None, "bug: nothing was sent"
         reply = self._first.result()
         if reply is None:
-            self._hang_up()
+            first = self._entries[0]
+            first.is_unsure = first.is_unsure or self._sent[0].is_applied
+            self._hang_up(1)
             self._send_alone()
             return None
         self._ledger.answer(self._entries[0], reply)

@@ -50,6 +50,7 @@ class Steps:
                 raise self._calls.lifetime.explain(error) from None
             if found is not None:
                 return found
+            entry.is_applied = entry.is_applied or sent.is_applied
         return await self.step_alone(ledger, entry, until_s, stub)
 
     def send(self, ledger: Ledger, entry: Entry, stub: Any, until_s: float = math.inf) -> Sent | None:

@@ -256,7 +256,7 @@ class Writer:
                 try:
                     reply = await self._call(entry, attempt, deadline_s)
                 except HoldfastError as error:
-                    entry.is_unsure = was_unsure or leaves_unsure(error)
+                    entry.is_unsure = was_unsure or entry.is_applied or leaves_unsure(error)
                     attempt += 1
                     await self._recovery.recover(error, attempt, deadline_s)
                 else:
