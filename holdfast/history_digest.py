@@ -89,7 +89,16 @@ def run_of(tokens: bytes | NDArray[Any]) -> Run:
 
 def digest_after(digest: int, tokens: bytes | NDArray[Any]) -> int:
     """Returns the digest of a history that ends with these tokens; 0, not known, stays so."""
-    return run_of(tokens).after(digest) if digest else 0
+    if not digest:
+        return 0
+    elements = tokens if isinstance(tokens, bytes) else to_elements(tokens)
+    if len(elements) > _FEW:
+        return run_of(tokens).after(digest)
+    a, b = digest >> _HALF_BITS, digest & _HALF_MASK
+    for element in elements if isinstance(elements, bytes) else elements.tolist():
+        a = (a * _A + element + 1) % _P
+        b = (b * _B + element + 1) % _Q
+    return a << _HALF_BITS | b
 
 
 def to_elements(tokens: NDArray[Any]) -> NDArray[Any]:

@@ -172,6 +172,19 @@ def _names(outputs: Outputs) -> Sequence[str]:
     return sorted(names) if isinstance(outputs, AbstractSet) else names
 
 
+def argument_of(field: str) -> str:
+    """Returns which argument of a step a field of its request was written from; another field as it is.
+
+    Args:
+        field: As `HoldfastError.field` has it, in a chunk or relative to one.
+    """
+    parts = field.removeprefix("chunk.").split(".")
+    if parts[0] == "outputs":
+        name = parts[-1]
+        return name if name in ("top_k", "token_log_prob", "state") else "outputs"
+    return parts[0] if parts[0] in ("tokens", "position", "ack_level") else field
+
+
 def flag(name: str, value: Any) -> bool:
     """Returns a switch.
 

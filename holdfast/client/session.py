@@ -100,14 +100,7 @@ class AsyncSession:
             HoldfastError: See `holdfast.errors`. `error.pending` has the chunk if it may have been applied.
         """
         return await self._writer.step(
-            tokens,
-            position=position,
-            top_k=top_k,
-            token_log_prob=token_log_prob,
-            outputs=outputs,
-            state=state,
-            ack_level=ack_level,
-            timeout_s=timeout_s,
+            tokens, position, top_k, token_log_prob, outputs, state, ack_level, timeout_s
         )
 
     async def settle(self, timeout_s: float | None = None) -> list[StepReply]:
