@@ -170,7 +170,7 @@ class Core:
         for row, verified_s in plan.replays:
             self._replay(row, verified_s)
         if plan.cold:
-            keys = [key for rows in plan.cold for key in rows.keys if key not in self.cache.slots]
+            keys = plan.missing()
             self._effects.append(Load(plan.cold, keys))
         self._begin(self._failures.batch(plan.ready, now_s))
         self._taken = ()
@@ -399,7 +399,11 @@ class Core:
     def _flush(self, now_s: float) -> list[Effect]:
         """Returns what is to be done: what came up, and what may begin by now."""
         for rows in self._again:
-            self._queue.put_back(rows, len(rows))
+            if rows.chunks is None or len(rows) == 1:
+                self._queue.put_back(rows, len(rows))
+                continue
+            for chunk in rows.chunks:  # so that they join those that come meanwhile
+                self._queue.put_back(chunk, 1)
         self._again.clear()
         self.due_s = None
         if self._failures.job_count:

@@ -63,6 +63,7 @@ class Driver:
         self._count = count
         self._report = BatchReport()
         self._session_ttl_s = limits.session_ttl_s
+        self._max_batch = limits.max_batch
         self._core = Core(models, limits, store.epoch, time.monotonic())
         self._window = Window()
         self._wake = Wake()
@@ -222,8 +223,8 @@ class Driver:
         if len(effects) != 1 or self._core.has_free or self._core.due_s is not None:
             return False
         match effects[0]:
-            case Load():
-                return True
+            case Load(keys=keys):  # nor should a full batch wait for what many sessions take to load
+                return len(keys) < self._max_batch
             case Commit(rows=parts):  # a full batch that comes meanwhile should run beside a long one
                 return sum(len(rows.keys) for rows in parts) <= LONE_ROWS
         return False
