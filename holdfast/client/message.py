@@ -38,8 +38,8 @@ class Sent:
     """
 
     __slots__ = (
-        "acknowledged", "batcher", "cursor", "history_digest", "incarnation", "is_applied", "kind", "position",
-        "reply", "session_id", "since_s", "tokens", "until_s",
+        "acknowledged", "batcher", "cursor", "history_digest", "incarnation", "is_applied", "kind",
+        "position", "reply", "session_id", "since_s", "tokens", "until_s",
     )  # fmt: skip
 
     batcher: "Batcher"
