@@ -96,23 +96,27 @@ class Entry:
         end_digest: The same after it.
         tokens: Its tokens.
         asked: What it asks of its reply.
+        cursor: Stored with it; b"" leaves the stored one.
         is_applied: It was, and its reply has to be asked for once more.
         is_unsure: A sending of it ended in a way that does not say whether it was applied.
         reply: Its reply, once that has come.
     """
 
     __slots__ = (
-        "asked", "end", "end_digest", "history_digest", "is_applied", "is_unsure", "position", "reply",
-        "tokens",
+        "asked", "cursor", "end", "end_digest", "history_digest", "is_applied", "is_unsure", "position",
+        "reply", "tokens",
     )  # fmt: skip
 
-    def __init__(self, position: int, history_digest: int, tokens: Tokens, asked: Asked) -> None:
+    def __init__(
+        self, position: int, history_digest: int, tokens: Tokens, asked: Asked, cursor: bytes = b""
+    ) -> None:
         self.position = position
         self.end = position + len(tokens)
         self.history_digest = history_digest
         self.end_digest = digest_after(history_digest, tokens)
         self.tokens = tokens
         self.asked = asked
+        self.cursor = cursor
         self.is_applied = self.is_unsure = False
         self.reply: StepReply | None = None
 
@@ -134,6 +138,7 @@ class Ledger:
         incarnation: Number of this life of the session.
         position: Tokens applied whose replies the caller was given.
         history_digest: At that position; 0 with a server that tells none.
+        cursor: The last one that is known here to be stored with the session; b"" if it has none.
     """
 
     def __init__(self, session: pb.Session, replay_tokens: int) -> None:
@@ -149,6 +154,7 @@ class Ledger:
         self.incarnation = session.incarnation
         self.position = session.position
         self.history_digest = session.history_digest
+        self.cursor: bytes = session.cursor
 
     @property
     def pending(self) -> tuple[PendingChunk, ...]:
@@ -208,13 +214,13 @@ class Ledger:
         """Enters chunks behind all others."""
         return [self.enter(tokens, asked) for tokens in pieces]
 
-    def enter(self, tokens: Tokens, asked: Asked) -> Entry:
+    def enter(self, tokens: Tokens, asked: Asked, cursor: bytes = b"") -> Entry:
         """Enters one chunk."""
         if self._entries:
             last = self._entries[-1]
-            entry = Entry(last.end, last.end_digest, tokens, asked)
+            entry = Entry(last.end, last.end_digest, tokens, asked, cursor)
         else:
-            entry = Entry(self.position, self.history_digest, tokens, asked)
+            entry = Entry(self.position, self.history_digest, tokens, asked, cursor)
         self._entries.append(entry)
         return entry
 
@@ -229,7 +235,7 @@ class Ledger:
 
     def to_chunk(self, entry: Entry) -> pb.Chunk:
         """Writes an entry, or a repetition, as it is sent now."""
-        chunk = self._chunk(entry.position, entry.history_digest, entry.tokens, entry.asked)
+        chunk = self._chunk(entry.position, entry.history_digest, entry.tokens, entry.asked, entry.cursor)
         chunk.acknowledged_position = min(entry.position, self.acknowledged)
         return chunk
 
@@ -266,7 +272,7 @@ class Ledger:
         everything before it.
         """
         asked = Asked(b"", pb.ACK_LEVEL_MEMORY)
-        return self._chunk(applied.position, applied.history_digest, applied.tokens, asked)
+        return self._chunk(applied.position, applied.history_digest, applied.tokens, asked, applied.cursor)
 
     def reaches(self, position: int) -> bool:
         """Whether all that was applied from a position on can be sent again."""
@@ -292,7 +298,9 @@ class Ledger:
         assert entry is self._entries[self._answered_count], "bug: replies come in order"
         entry.is_unsure = True  # whatever is wrong with its reply, it may have been applied
         self.check(entry, reply)
-        self._buffer.append(entry.position, entry.history_digest, entry.tokens)
+        self._buffer.append(entry.position, entry.history_digest, entry.tokens, entry.cursor)
+        if entry.cursor:
+            self.cursor = entry.cursor
         entry.reply = reply
         self._answered_count += 1
 
@@ -357,7 +365,9 @@ class Ledger:
             pending=pending,
         )
 
-    def _chunk(self, position: int, history_digest: int, tokens: Tokens, asked: Asked) -> pb.Chunk:
+    def _chunk(
+        self, position: int, history_digest: int, tokens: Tokens, asked: Asked, cursor: bytes
+    ) -> pb.Chunk:
         return pb.Chunk(
             session_id=self.session_id,
             model=self._model,
@@ -367,4 +377,5 @@ class Ledger:
             outputs=asked.selection,
             ack_level=asked.ack_level,
             history_digest=history_digest,
+            cursor=cursor,
         )

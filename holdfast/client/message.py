@@ -28,6 +28,7 @@ class Sent:
         history_digest: See there.
         tokens: See there.
         until_s: Monotonic time at which it is given up; see `limit`.
+        cursor: As of Chunk.
 
     Attributes:
         batcher: Sends it.
@@ -37,8 +38,8 @@ class Sent:
     """
 
     __slots__ = (
-        "acknowledged", "batcher", "history_digest", "incarnation", "is_applied", "kind", "position",
-        "reply", "session_id", "since_s", "tokens", "until_s",
+        "acknowledged", "batcher", "cursor", "history_digest", "incarnation", "is_applied", "kind",
+        "position", "reply", "session_id", "since_s", "tokens", "until_s",
     )  # fmt: skip
 
     batcher: "Batcher"
@@ -54,6 +55,7 @@ class Sent:
         history_digest: int,
         tokens: Tokens,
         until_s: float = math.inf,
+        cursor: bytes = b"",
     ) -> None:
         self.kind = kind
         self.session_id = session_id
@@ -63,6 +65,7 @@ class Sent:
         self.history_digest = history_digest
         self.tokens = tokens
         self.until_s = until_s
+        self.cursor = cursor
         self.is_applied = False
         self.since_s = time.monotonic()
 
@@ -113,6 +116,9 @@ class Message:
             timeout_s=_left_s(max([row.until_s for row in rows])),
             tag=tag,
         )
+        cursors = [row.cursor for row in rows]
+        if any(cursors):
+            batch.cursors.extend(cursors)
         tokens: list[Any] = [row.tokens for row in rows]
         if kind.tokens == "text":
             batch.text = b"".join(tokens)

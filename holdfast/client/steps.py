@@ -74,6 +74,7 @@ class Steps:
             entry.history_digest,
             entry.tokens,
             until_s,
+            entry.cursor,
         )
         return self._batcher(stub.current(), ledger.session_id).submit(row)
 

@@ -23,7 +23,7 @@ from holdfast.client.fate import (
 )
 from holdfast.client.fetching import END
 from holdfast.client.ledger import Asked, Entry, Ledger
-from holdfast.client.options import MAX_POSITION, Outputs, ReplyOptions, whole_number
+from holdfast.client.options import MAX_POSITION, Outputs, ReplyOptions, cursor_bytes, whole_number
 from holdfast.client.pump import Pump
 from holdfast.client.recovery import Recovery
 from holdfast.client.reply import StepReply
@@ -87,6 +87,11 @@ class Writer:
         return self._ledger.history_digest
 
     @property
+    def cursor(self) -> bytes:
+        """The last cursor known to be stored with the session; b"" if it has none."""
+        return self._ledger.cursor
+
+    @property
     def pending(self) -> tuple[PendingChunk, ...]:
         """Chunks taken from the caller that have no reply yet: sent, or fetched from an iterator."""
         return self._ledger.pending
@@ -106,11 +111,13 @@ class Writer:
         state: bool = False,
         ack_level: str | None = None,
         timeout_s: float | None = None,
+        cursor: bytes | None = None,
     ) -> StepReply:
         """Does what `AsyncSession.step` says: what the table of `holdfast.client.ledger` says."""
         try:
             asked = self._asked(top_k, token_log_prob, outputs, state, ack_level)
             wanted = normalise(tokens)
+            stored = b"" if cursor is None else cursor_bytes(cursor)
             if position is not None:
                 position = whole_number("position", position, at_least=0, at_most=MAX_POSITION)
         except (ValueError, TypeError) as error:
@@ -128,7 +135,7 @@ class Writer:
                 if entry is None and position < ledger.position:
                     return await self._ask_again(ledger.repeat(wanted, position, asked), deadline_s)
             if entry is None:
-                await self._finish(ledger.enter(wanted, asked), deadline_s, is_new=True)
+                await self._finish(ledger.enter(wanted, asked, stored), deadline_s, is_new=True)
             else:
                 await self._finish(entry, deadline_s)
             return ledger.give()[0]

@@ -137,13 +137,15 @@ class Plan:
         self.replays.append((row, self.cache.verified_s(slot)))
 
 
-_COLUMNS = attrgetter("key", "tokens", "position", "acknowledged", "incarnation", "digest")
+_COLUMNS = attrgetter("key", "tokens", "position", "acknowledged", "incarnation", "digest", "cursor")
 
 
 def join(chunks: list[Chunk]) -> Rows:
     """Makes rows of chunks that ask for the same, of distinct sessions."""
     asked = chunks[0].asked
-    keys, raw, positions, acknowledged, incarnations, digests = zip(*map(_COLUMNS, chunks), strict=True)
+    keys, raw, positions, acknowledged, incarnations, digests, cursors = zip(
+        *map(_COLUMNS, chunks), strict=True
+    )
     tokens = to_tokens(asked, b"".join(raw), len(chunks))
     return Rows(
         asked,
@@ -155,6 +157,7 @@ def join(chunks: list[Chunk]) -> Rows:
         np.array(incarnations, np.int64) if any(incarnations) else None,
         np.array(digests, np.int64) if any(digests) else None,
         chunks,
+        cursors=list(cursors) if any(cursors) else None,
     )
 
 

@@ -97,7 +97,7 @@ def _make_alike(rows: Rows) -> None:
         rows.stamps[:, 2],
         rows.outputs,
     )
-    rows.writes = Writes(rows.keys, rows.stamps.tobytes(), records)
+    rows.writes = Writes(rows.keys, rows.stamps.tobytes(), records, rows.cursors)
     rows.tails = None
     if rows.acknowledged is not None:
         rows.tails = cut_rows(records[:, records.shape[1] - REPLY_BYTES - rows.outputs.shape[1] :])
@@ -109,7 +109,7 @@ def _make_one(rows: Rows) -> None:
     reply = KeptReply(position, rows.asked.token_count, int(rows.stamps[0, 2]), digest, outputs)
     fingerprint, state, [nonce] = rows.model.fingerprint, rows.next_states.tobytes(), rows.nonces.tolist()
     data = encode(Record(incarnation, position, fingerprint, state, (reply,), digest=digest, nonce=nonce))
-    rows.writes = Writes(rows.keys, rows.stamps.tobytes(), [data])
+    rows.writes = Writes(rows.keys, rows.stamps.tobytes(), [data], rows.cursors)
     rows.tails = None if rows.acknowledged is None else [data[-REPLY_BYTES - len(outputs) :]]
 
 
@@ -148,7 +148,7 @@ def _make_each(rows: Rows, kept: list[tuple[KeptReply, ...]]) -> None:
     ):
         record = Record(incarnation, position, fingerprint, state, replies, digest=digest, nonce=nonce)
         records.append(encode(record))
-    rows.writes = Writes(rows.keys, rows.stamps.tobytes(), records)
+    rows.writes = Writes(rows.keys, rows.stamps.tobytes(), records, rows.cursors)
     rows.tails = [encode_replies(replies) for replies in kept]
 
 

@@ -122,6 +122,7 @@ class Chunk:
         acknowledged: Position of the last reply the client has; None if it does not say.
         incarnation: Meant by the client; 0 is any.
         digest: History digest meant at the position; 0 is any.
+        cursor: Stored with the session by its commit; None leaves what is stored.
         request: What the caller wants to find here again.
         deadline_s: Monotonic time after which the caller no longer waits.
         arrived_s: Monotonic time of arrival.
@@ -137,6 +138,7 @@ class Chunk:
     acknowledged: int | None = None
     incarnation: int = 0
     digest: int = 0
+    cursor: bytes | None = None
     request: Any = None
     deadline_s: float = math.inf
     arrived_s: float = 0.0
@@ -197,6 +199,7 @@ class Rows:
         message: the message of all of them,
         numbers: and which of its rows they are, int64 (B,).
         conflict_count: How often another writer came first.
+        cursors: Stored with the sessions by their commit; None leaves what is stored, or None for all.
 
         slots: Of the sessions in the cache, int64 (B,). These five are filled from there.
         stamps: Stamps that a commit must find, int64 (B, 3): incarnation, position and history digest.
@@ -232,6 +235,7 @@ class Rows:
     message: Message | None = None
     numbers: NDArray[np.int64] | None = None
     conflict_count: int = 0
+    cursors: list[bytes | None] | None = None
 
     slots: NDArray[np.int64] = field(init=False)
     stamps: NDArray[np.int64] = field(init=False)
@@ -283,6 +287,7 @@ class Rows:
             self.message,
             _at(self.numbers, chosen),
             self.conflict_count,
+            _some(self.cursors, chosen),
         )
 
     def one(self, place: int) -> "Rows":

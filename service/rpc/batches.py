@@ -26,6 +26,7 @@ from service.model.protocol import Model
 from service.rpc import codec
 from service.rpc.stack import MAX_REPLY_BYTES, Piece, stack_outputs
 from service.rpc.status import to_status
+from service.store.beside import MAX_CURSOR_BYTES
 from service.store.protocol import AckLevel
 
 MAX_MESSAGE_TOKENS = 16_384
@@ -108,6 +109,7 @@ class BatchCall:
             deadline_s = min(deadline_s, time.monotonic() + batch.timeout_s)
         self._tag = batch.tag
         self._claimed = _claimed(batch)
+        self._cursors = list(batch.cursors)
         self._names_positions = bool(batch.positions)
         self._session_ids = list(batch.session_ids)
         asked, self._raw = _tokens(batch, limits)
@@ -137,7 +139,8 @@ class BatchCall:
     @property
     def size_bytes(self) -> int:
         """Returns about how much memory it takes until it is answered."""
-        return codec.CHUNK_BYTES + len(self._raw) + ROW_BYTES * self.row_count
+        size_bytes = codec.CHUNK_BYTES + len(self._raw) + ROW_BYTES * self.row_count
+        return size_bytes + sum(map(len, self._cursors))
 
     @property
     def is_done(self) -> bool:
@@ -229,6 +232,8 @@ class BatchCall:
             message=self._message,
             numbers=np.arange(self.row_count),
         )
+        if any(self._cursors):
+            every.cursors = [cursor or None for cursor in self._cursors]
         every.keys, places = self._keys(every)
         step = max(1, min(MAX_ROWS_AT_ONCE, MAX_STEPS_AT_ONCE // self._asked.token_count))
         if len(places) == self.row_count <= step:
@@ -239,7 +244,10 @@ class BatchCall:
 
     def _keys(self, every: Rows) -> tuple[list[bytes], NDArray[np.int64]]:
         """Returns the store keys of rows, and which are well-formed; answers the others."""
-        if _are_right(self._names_positions, self._asked.token_count, *self._claimed):
+        if (
+            _are_right(self._names_positions, self._asked.token_count, *self._claimed)
+            and max(map(len, self._cursors), default=0) <= MAX_CURSOR_BYTES
+        ):
             try:
                 return codec.keys_of(self._tenant, self._session_ids), np.arange(self.row_count)
             except InvalidRequest:  # found again below, with its row
@@ -249,6 +257,8 @@ class BatchCall:
             try:
                 keys[row] = codec.key_of(self._tenant, session_id, f"batch.session_ids[{row}]")
                 rules.check(self._claim(every, row))
+                if self._cursors:
+                    codec.to_cursor(self._cursors[row], f"batch.cursors[{row}]")
                 places.append(row)
             except InvalidRequest as error:
                 every.one(row).settle(error.without_trace())
@@ -309,7 +319,7 @@ def _tokens(batch: pb.Batch, limits: BatchLimits) -> tuple[Asked, bytes]:
             f"the message has {rows * count} tokens, expected at most {limits.max_message_tokens}",
             field="batch.tokens_per_row",
         )
-    for name in ("positions", "acknowledged_positions", "incarnations", "history_digests"):
+    for name in ("positions", "acknowledged_positions", "incarnations", "history_digests", "cursors"):
         length = len(getattr(batch, name))
         if length not in (0, rows):
             raise InvalidRequest(f"{name} has {length} entries for {rows} rows", field=f"batch.{name}")

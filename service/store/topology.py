@@ -38,6 +38,19 @@ def pack_arguments(values: Sequence[bytes]) -> bytes:
     return b"".join(text)
 
 
+def have_cursors(writes: Sequence[Writes]) -> bool:
+    """Whether a commit stores cursors; the script then takes one more argument for each record."""
+    return any(part.cursors is not None for part in writes)
+
+
+def pack_cursors(part: Writes) -> list[bytes]:
+    """Returns the cursor of each record as an argument of the script, framed; see `commit.lua`."""
+    return [
+        b"$0\r\n\r\n" if cursor is None else b"$%d\r\n=%s\r\n" % (len(cursor) + 1, cursor)
+        for cursor in part.cursors or [None] * len(part.keys)
+    ]
+
+
 class Topology(Protocol):
     """Knows the primaries of a store, and holds the connections to them.
 
