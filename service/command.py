@@ -19,6 +19,7 @@ serve     runs a server: gRPC, metrics, and by default an embedded store
 demo      streams tokens through a server that is killed half-way, and checks the outputs
 bench     loads a running server and prints what its clients see
 verify    checks what clients recorded: nothing lost, nothing applied twice, no wrong output
+watch     shows what others do with a session, as it happens
 session   show, delete, release: shows, deletes or releases a session
 model     list, reload: models of a server; inspect, check, add: model files; export: makes a model
 token     create: makes a token for a client, and its entry for the server's tokens file
@@ -36,6 +37,7 @@ MODEL_FILES = ("inspect", "check", "add")
 """Subcommands of `model` that call no server, but need what one has."""
 CLIENT_SIDE = {
     "session": "holdfast.cli.session",
+    "watch": "holdfast.cli.watch",
     "model": "holdfast.cli.model",
 }
 

@@ -22,6 +22,7 @@ from tests.support.command_line import call
 
 RUN = {
     "README.md": ["position 19"],
+    "docs/guides/watching.md": ["True", "b'import num' 10 False 3", "True"],
     "docs/guides/python.md": [
         "0 False 1", "10 False memory", "(2, 256)", "float32", "True ()", "True", "True", "True",
         "[1, 2, 3, 4, 5, 6, 7, 8, 9]",
