@@ -200,6 +200,7 @@ class Replica:
             Access(None, asks_certificates=False),
             self.calls,
             None,
+            None,
             lambda rpc: RpcMetrics(("", "", rpc), [0.0] * NUMBER_COUNT),
             max_chunk_tokens=256,
             max_rows=256,
