@@ -67,6 +67,8 @@ class Driver:
         self._runner = Runner(encode, limits.run_timeout_s)
         self._count = count
         self._report = BatchReport()
+        self._is_counting = False
+        self._loop = asyncio.get_running_loop()
         self._session_ttl_s = limits.session_ttl_s
         self._max_batch = limits.max_batch
         self._core = Core(models, limits, store.epoch, time.monotonic())
@@ -216,8 +218,9 @@ class Driver:
                 has_settled = True
             else:
                 self._spawn(effect)
-        if has_settled:
-            self._hand_over()
+        if has_settled and not self._is_counting:  # those who are woken by their answers go first
+            self._is_counting = True
+            self._loop.call_soon(self._hand_over)
         if not self._core.unanswered_count:
             self._idle.set()
         if self._core.due_s is not None or self._timer is not None:
@@ -238,6 +241,7 @@ class Driver:
 
     def _hand_over(self) -> None:
         """Has counted what was done."""
+        self._is_counting = False
         report, self._report = self._report, BatchReport()
         self._count(report)
 

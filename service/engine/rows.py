@@ -408,6 +408,7 @@ def to_tokens(asked: Asked, raw: bytes, row_count: int) -> NDArray[Any]:
 
 def token_sums(tokens: NDArray[Any]) -> NDArray[np.int64]:
     """Returns what the tokens of rows do to history digests; see `Rows.sums`."""
-    if len(tokens) == 1:  # the idle server: scalars are faster than arrays of one
-        return np.array([run_of(tokens[0])[:2]], np.int64)
+    if len(tokens) == 1:  # the idle server: scalars are faster than arrays of one, and bytes than both
+        only = tokens.tobytes() if tokens.dtype == np.uint8 else tokens[0]
+        return np.array([run_of(only)[:2]], np.int64)
     return sums_of(to_elements(tokens).reshape(len(tokens), -1))

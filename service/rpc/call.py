@@ -139,7 +139,7 @@ class Call:
             max_stall_s: It may take so long, and what its size adds.
         """
         self.share.hold(1, CALL_BYTES + 2 * size_bytes)  # it is here, and copied into gRPC
-        end_within(max_stall_s + size_bytes / SLOWEST_BYTES_S)
+        end_within(max_stall_s + size_bytes / SLOWEST_BYTES_S, self.task)
 
     def failed(self, error: ServiceError, session_id: str = "", **more: Any) -> None:
         """Logs a failure of this server; one of the caller's it leaves out."""

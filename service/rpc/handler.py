@@ -55,7 +55,8 @@ class Handler:
 
     def build(self, identify: Identify) -> "grpc.RpcMethodHandler[Any, Any]":
         """Returns what gRPC calls for a call of whom `identify` names."""
-        serve = functools.partial(self._serve, identify)
+        # gRPC has `inspect` look at this at every call: at a function for half of what a method takes
+        serve = functools.partial(Handler._serve, self, identify)
         if self._message_type is None:
             return grpc.stream_stream_rpc_method_handler(serve)
         return grpc.stream_unary_rpc_method_handler(serve)

@@ -204,7 +204,8 @@ class Servicer:
         """Applies one chunk; the reply is encoded already."""
         if not request.HasField("chunk"):
             raise InvalidRequest("the request has no chunk", field="chunk")
-        named = Named(request.chunk.tag, request.chunk.session_id)
+        message = request.chunk
+        named = Named(message.tag, message.session_id)
         call.session_id = named.session_id
         outcome: asyncio.Future[Reply | ServiceError] = asyncio.get_running_loop().create_future()
 
@@ -213,13 +214,13 @@ class Servicer:
                 outcome.set_result(value)
 
         chunk = codec.to_chunk(
-            request.chunk,
+            message,
             reply,
             call.caller,
             max_tokens=self._max_chunk_tokens,
             deadline_s=call.deadline_s,
         )
-        del request  # with whatever it has beside the chunk
+        del request, message  # with whatever they have beside the chunk
         call.share.take(0, codec.size_of(chunk))
         try:
             self._engine.submit(chunk)
