@@ -1,7 +1,7 @@
 """Checkpoints: a session is kept, as it was last committed, under names beside its record, and put back.
 
-Saving changes neither record nor stamp, so who writes to the session goes on. Putting it back is a commit over
-the present stamp, in a new incarnation: all other writers are told that their session is no more.
+Saving changes neither record nor stamp, so who writes to the session goes on. Putting it back is a commit
+over the present stamp, in a new incarnation: all other writers are told that their session is no more.
 """
 
 from collections.abc import Callable
