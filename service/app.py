@@ -24,6 +24,7 @@ from service.model.reloading import ModelReloading
 from service.model.repository import ModelRepository
 from service.model.step_graph import check_available
 from service.rpc.access import Access
+from service.rpc.checkpoints import checkpoint_rpcs
 from service.rpc.connections import connection_options, reading_places, request_bound
 from service.rpc.credentials import CredentialsError
 from service.rpc.gate import Gate
@@ -305,6 +306,9 @@ class Server:
             self._metrics.rpc,
             max_chunk_tokens=settings.max_chunk_tokens,
             max_rows=settings.max_rows,
+            others=checkpoint_rpcs(
+                self._models, self._store, self._engine, sessions, self._metrics.session_event, settings
+            ),
         )
         gate = Gate(self._metrics.refused)
         gate.add(SERVICE_NAME, servicer.rpcs(), self._access)

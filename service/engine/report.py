@@ -53,3 +53,4 @@ class SessionEvent(enum.IntEnum):
     REGRESSED = 6
     QUARANTINED = 7
     RELEASED = 8
+    RESTORED = 9
