@@ -25,6 +25,7 @@ from service.model.repository import ModelRepository
 from service.model.step_graph import check_available
 from service.rpc.access import Access
 from service.rpc.connections import connection_options, reading_places, request_bound
+from service.rpc.copying import copying_rpcs
 from service.rpc.credentials import CredentialsError
 from service.rpc.gate import Gate
 from service.rpc.grpc_log import lower_lines_about_clients
@@ -299,6 +300,9 @@ class Server:
             self._metrics.rpc,
             max_chunk_tokens=settings.max_chunk_tokens,
             max_rows=settings.max_rows,
+            others=copying_rpcs(
+                self._models, self._store, self._engine, self._metrics.session_event, settings
+            ),
         )
         gate = Gate(self._metrics.refused)
         gate.add(SERVICE_NAME, servicer.rpcs(), self._access)

@@ -53,3 +53,5 @@ class SessionEvent(enum.IntEnum):
     REGRESSED = 6
     QUARANTINED = 7
     RELEASED = 8
+    FORKED = 9
+    IMPORTED = 10

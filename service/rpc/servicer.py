@@ -1,7 +1,8 @@
 """The rpcs of holdfast.v1: each reads its request, asks engine or sessions, and writes its reply."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from holdfast.errors import InvalidRequest, ServiceError
@@ -23,8 +24,8 @@ from service.rpc.handler import Handler
 from service.rpc.model_message import contract_message
 from service.rpc.open_calls import OpenCalls
 from service.rpc.openings import given_states, opening_keys, opening_reply, state_of
+from service.rpc.session_message import session_message
 from service.rpc.streams import BatchStream, StepStream
-from service.store.record import Record
 from service.telemetry.rpc_metrics import RpcMetrics
 
 SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["StreamingInferenceService"].full_name
@@ -73,6 +74,7 @@ class Servicer:
         metrics_of: Gives what counts an rpc.
         max_chunk_tokens: Most tokens of a chunk.
         max_rows: Most rows of a batch.
+        others: Rpcs that other files implement, by name.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class Servicer:
         *,
         max_chunk_tokens: int,
         max_rows: int,
+        others: Mapping[str, Callable[..., Awaitable[Any]]] = MappingProxyType({}),
     ) -> None:
         self._engine = engine
         self._sessions = sessions
@@ -95,6 +98,7 @@ class Servicer:
         self._calls = calls
         self._reloading = reloading
         self._metrics_of = metrics_of
+        self._others = others
         self._max_chunk_tokens = max_chunk_tokens
         self._batch_limits = BatchLimits(models, max_chunk_tokens, max_rows)
 
@@ -113,6 +117,7 @@ class Servicer:
             "ListModels": self.list_models,
             "GetModel": self.get_model,
             "ReloadModels": self.reload_models,
+            **self._others,
         }
         rpcs = {}
         for method in pb.DESCRIPTOR.services_by_name["StreamingInferenceService"].methods:
@@ -278,17 +283,8 @@ class Servicer:
         )
 
     async def _session_message(self, session_id: str, key: bytes, session: OpenSession) -> pb.Session:
-        record: Record = session.record
-        return pb.Session(
-            session_id=session_id,
-            incarnation=record.incarnation,
-            position=record.position,
-            history_digest=record.digest,
-            model=pb.ModelRef(name=session.model.name, version=session.model.version),
-            fingerprint=record.fingerprint.hex(),
-            expires_in_s=await self._sessions.expires_in_s(key),
-            quarantine_reason=record.quarantine_reason,
-        )
+        expires_in_s = await self._sessions.expires_in_s(key)
+        return session_message(session_id, session.record, session.model, expires_in_s)
 
     def _model_message(self, model: Model) -> pb.Model:
         message = pb.Model(

@@ -17,6 +17,7 @@ from holdfast.errors import AckLevelNotReached, ServiceError, StoreUnavailable
 from service.store.confirmation import AckSupport, not_reached
 from service.store.error_table import RETRY_AFTER_S
 from service.store.keys import KeySpace, set_aside_key
+from service.store.listing import Listing
 from service.store.node import Node
 from service.store.protocol import AckLevel, Loaded, Refusals, UnsafeStore, Writes
 from service.store.replies import is_unknown_script, records_of, refusals_of, seconds_of
@@ -40,6 +41,7 @@ class Store:
 
     Attributes:
         epoch: See `StateStore.epoch`.
+        first_place, scan, heads, quarantine_reason: See `StateStore`, and `Listing`.
     """
 
     def __init__(self, topology: Topology, allowances: Allowances, key_space: KeySpace) -> None:
@@ -48,6 +50,9 @@ class Store:
         self._key_space = key_space
         self._supports: list[AckSupport] = []
         self.epoch = 0
+        listing = Listing(topology, key_space)
+        self.first_place, self.scan, self.heads = listing.first_place, listing.scan, listing.heads
+        self.quarantine_reason = listing.quarantine_reason
 
     @property
     def is_available(self) -> bool:
