@@ -7,7 +7,7 @@ is taken until it is settled: see `holdfast.client.ledger`. What is done about f
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from typing import Any, Unpack
 
 from numpy.typing import NDArray
@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from holdfast.client import forks
 from holdfast.client.ack_levels import to_number
 from holdfast.client.calls import Calls
+from holdfast.client.copies import fork_one, forked_batch
+from holdfast.client.copy_requests import Where, export_request, fork_request
 from holdfast.client.fate import (
     leaves_unsure,
     tell_fate,
@@ -23,7 +25,16 @@ from holdfast.client.fate import (
 )
 from holdfast.client.fetching import END
 from holdfast.client.ledger import Asked, Entry, Ledger
-from holdfast.client.options import MAX_POSITION, Outputs, ReplyOptions, whole_number
+from holdfast.client.opened_batch import OpenedBatch
+from holdfast.client.options import (
+    MAX_POSITION,
+    NewId,
+    Outputs,
+    ReplyOptions,
+    SessionId,
+    session_ids_text,
+    whole_number,
+)
 from holdfast.client.pump import Pump
 from holdfast.client.recovery import Recovery
 from holdfast.client.reply import StepReply
@@ -31,7 +42,7 @@ from holdfast.client.sources import MAX_IN_FLIGHT, Source, check_options, is_seq
 from holdfast.client.steps import Steps
 from holdfast.client.tokens import Pieces, TokenSource, normalise, selection, to_arrays
 from holdfast.client.turn import Turn
-from holdfast.errors import ClientClosed, HoldfastError
+from holdfast.errors import ClientClosed, HistoryConflict, HoldfastError
 from holdfast.pending import PendingChunk, Tokens
 from holdfast.v1 import holdfast_pb2 as pb
 
@@ -68,6 +79,7 @@ class Writer:
         self._ledger = Ledger(opened.session, replay_tokens)
         self._recovery = Recovery(calls, self._ledger, stub, opened, initial_state)
         self._turn = Turn(calls.lifetime)
+        self._replay_tokens = replay_tokens
         self._made_in = forks.generation()
         self._late: set[asyncio.Future[None]] = set()
         self.session_id: str = opened.session.session_id
@@ -177,6 +189,26 @@ class Writer:
         """Does what `AsyncSession.state` says."""
         request = pb.GetSessionRequest(session_id=self.session_id, include_state=True)
         return to_arrays((await self._calls.call("GetSession", request)).state)
+
+    async def fork(self, new_id: SessionId | NewId) -> "Writer":
+        """Returns the writer of a copy; does what `AsyncSession.fork` says."""
+        stub = self._calls.next_stub()
+        opened = await fork_one(self._calls, stub, self.session_id, new_id, self._where())
+        self._check_copied(opened.session.history_digest)
+        return Writer(self._calls, self._steps, stub, opened, [], self._replay_tokens)
+
+    async def fork_batch(self, new_ids: Iterable[SessionId]) -> OpenedBatch:
+        """Does what `AsyncSession.fork_batch` says."""
+        request = fork_request(self.session_id, session_ids_text(new_ids), **self._where())
+        forked = await self._calls.call("ForkSession", request)
+        self._check_copied(forked.history_digest)
+        return forked_batch(forked)
+
+    async def export(self) -> bytes:
+        """Does what `AsyncSession.export` says."""
+        request = export_request(self.session_id, **self._where())
+        exported: pb.ExportSessionResponse = await self._calls.call("ExportSession", request)
+        return exported.blob
 
     async def delete(self) -> int:
         """Does what `AsyncSession.delete` says."""
@@ -295,6 +327,17 @@ class Writer:
         return reply
 
     # -- small things -----------------------------------------------------------------------------
+
+    def _where(self) -> Where:
+        """Returns where the session stands, as far as its replies were given."""
+        return {"position": self.position, "incarnation": self.incarnation}
+
+    def _check_copied(self, history_digest: int) -> None:
+        if self.history_digest not in (0, history_digest):
+            raise HistoryConflict(
+                f"the store has other tokens up to position {self.position} than this session object has sent",
+                expected_position=self.position,
+            ).tell("the copies were made of what is stored")
 
     def _asked(
         self,
