@@ -335,7 +335,7 @@ class Writer:
     def _check_copied(self, history_digest: int) -> None:
         if self.history_digest not in (0, history_digest):
             raise HistoryConflict(
-                f"the store has other tokens up to position {self.position} than this session object has sent",
+                f"up to position {self.position} the store has other tokens than this session object sent",
                 expected_position=self.position,
             ).tell("the copies were made of what is stored")
 
