@@ -31,7 +31,7 @@ def encode_token(page: PagePlace, wanted: Wanted, layout: bytes) -> str:
     """
     node, cursor = (page.place.node, page.place.cursor) if page.place is not None else (_END, 0)
     body = _PLACE.pack(node, cursor) + "\n".join(page.found).encode()
-    return base64.urlsafe_b64encode(_checksum(body, wanted, layout) + body).decode().rstrip("=")
+    return _text(_checksum(body, wanted, layout) + body)
 
 
 def decode_token(token: str, wanted: Wanted, layout: bytes) -> PagePlace:
@@ -45,15 +45,20 @@ def decode_token(token: str, wanted: Wanted, layout: bytes) -> PagePlace:
     except (ValueError, binascii.Error):
         raw = b""
     checksum, body = raw[:_CHECKSUM_BYTES], raw[_CHECKSUM_BYTES:]
-    if len(body) < _PLACE.size or checksum != _checksum(body, wanted, layout):
+    is_right = len(body) >= _PLACE.size and checksum == _checksum(body, wanted, layout)
+    if not is_right or _text(raw) != token:
         raise InvalidRequest(
             "page_token belongs to another list, or the store was started anew or has moved keys since: "
             "begin again, without one",
             field="page_token",
         )
     node, cursor = _PLACE.unpack_from(body)
-    found = body[_PLACE.size :].decode().split("\n") if len(body) > _PLACE.size else []
+    found = tuple(body[_PLACE.size :].decode().split("\n")) if len(body) > _PLACE.size else ()
     return PagePlace(None if node == _END else ScanPlace(layout, node, cursor), found)
+
+
+def _text(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).decode().rstrip("=")
 
 
 def _checksum(body: bytes, wanted: Wanted, layout: bytes) -> bytes:
