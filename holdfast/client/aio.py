@@ -186,6 +186,7 @@ class AsyncClient(SessionCalls):
         tokens: Rows,
         positions: Positions | None = None,
         *,
+        cursors: Sequence[bytes | None] | None = None,
         timeout_s: float | None = None,
         **options: Unpack[BatchOptions],
     ) -> BatchReply:
@@ -199,6 +200,8 @@ class AsyncClient(SessionCalls):
             positions: Tokens each session has consumed before, as numbers; or an `OpenedBatch` or
                 `BatchReply` of the same sessions in the same order, which name their histories too. None
                 appends to each session; the call is then not repeated when the connection breaks.
+            cursors: Stored with each session by the commit of its row, as `cursor` of `AsyncSession.step`;
+                None for a row leaves what is stored.
             timeout_s: Longest wait, retries included; default is the client's.
             **options: version, top_k, token_log_prob, outputs and ack_level, as in `AsyncSession.step`.
 
@@ -211,7 +214,7 @@ class AsyncClient(SessionCalls):
         """
         self._calls.lifetime.check_before_sending()
         options.setdefault("ack_level", self._calls.ack_level)
-        batch = batch_message(session_ids, tokens, positions, model=model, **options)
+        batch = batch_message(session_ids, tokens, positions, model=model, cursors=cursors, **options)
         request, deadline_s = pb.StepBatchRequest(batch=batch), self._calls.deadline_s(timeout_s)
         try:
             if positions is None:

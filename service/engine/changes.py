@@ -36,7 +36,7 @@ class Changes:
         self._ack_level = ack_level
 
     async def make(
-        self, found: Mapping[bytes, Loaded], decide: Decide, ttl_s: float, epoch: int
+        self, found: Mapping[bytes, Loaded], decide: Decide, ttl_s: float, epoch: int, cursor: bytes = b""
     ) -> Outcomes:
         """Changes records, each by itself; in one round trip, if nobody comes first.
 
@@ -45,6 +45,7 @@ class Changes:
             decide: What is to be stored.
             ttl_s: Time to live of what is written; 0 is for ever.
             epoch: The store's, as it was before that was loaded.
+            cursor: Stored with what is written; b"" leaves what there is, none beside what is new.
 
         Raises:
             StoreUnavailable: Records may have been written or not; to do the same again is right.
@@ -52,7 +53,7 @@ class Changes:
         outcomes: Outcomes = {}
         left = dict(found)
         for _ in range(MAX_ATTEMPTS):
-            left = await self._try(left, decide, ttl_s, outcomes)
+            left = await self._try(left, decide, ttl_s, cursor, outcomes)
             if not left:
                 break
         for key in left:
@@ -61,7 +62,7 @@ class Changes:
         return {key: outcomes[key] for key in found}
 
     async def _try(
-        self, found: Mapping[bytes, Loaded], decide: Decide, ttl_s: float, outcomes: Outcomes
+        self, found: Mapping[bytes, Loaded], decide: Decide, ttl_s: float, cursor: bytes, outcomes: Outcomes
     ) -> dict[bytes, Loaded]:
         """Decides and commits once; returns what is found instead."""
         changed: list[tuple[bytes, bytes, bytes]] = []
@@ -78,7 +79,8 @@ class Changes:
         if not changed:
             return {}
         keys, stamps, records = zip(*changed, strict=True)
-        refusals = await self._store.commit([Writes(keys, b"".join(stamps), records)], ttl_s)
+        cursors = [cursor] * len(keys) if cursor else None
+        refusals = await self._store.commit([Writes(keys, b"".join(stamps), records, cursors)], ttl_s)
         again: dict[bytes, Loaded] = {}
         for number, key in enumerate(keys):
             self._engine.forget(key)

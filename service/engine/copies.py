@@ -25,10 +25,8 @@ from service.engine.report import SessionEvent
 from service.engine.rules import check_incarnation, quarantined
 from service.model.protocol import Model, Models
 from service.store.blob import Exported, encode_blob
-from service.store.protocol import Loaded, StateStore
+from service.store.protocol import Loaded, StateStore, load_one_with_cursor
 from service.store.record import Record, draw_incarnation
-
-MAX_CURSOR_BYTES = 256
 
 
 class Expected(NamedTuple):
@@ -154,13 +152,13 @@ class Copies:
             ServiceError: As `fork` does.
         """
         expected.check()
-        [data] = await self._store.load([key])
+        data, cursor = await load_one_with_cursor(self._store, key)
         record = _live(data, expected)
         model = served_model(self._models, record)
-        return encode_blob(Exported(model.name, model.version, record)), record.position
+        return encode_blob(Exported(model.name, model.version, record, cursor)), record.position
 
     async def import_(self, key: bytes, exported: Exported, nonce: int) -> tuple[Record, Model, float]:
-        """Stores a session that was exported, in an incarnation of its own and with its kept replies.
+        """Stores an exported session, in an incarnation of its own, with its kept replies and its cursor.
 
         Args:
             key: Of its record.
@@ -176,14 +174,15 @@ class Copies:
             StoreUnavailable, AckLevelNotReached: It may have been stored; the same again is right.
         """
         check_nonce(nonce)
-        model = check_imported(exported, self._models, MAX_CURSOR_BYTES)
+        model = check_imported(exported, self._models)
         epoch = self._store.epoch
         [data] = await self._store.load([key])
 
         def decide(_: bytes, stored: Record | None) -> Record:
             return _new_or_made(stored, exported.record, nonce)
 
-        outcome = (await self._changes.make({key: data}, decide, self._ttl_s, epoch))[key]
+        changes = self._changes.make({key: data}, decide, self._ttl_s, epoch, exported.cursor)
+        outcome = (await changes)[key]
         if isinstance(outcome, ServiceError):
             raise outcome
         self._on_event(SessionEvent.IMPORTED)

@@ -15,6 +15,7 @@ from holdfast.v1 import holdfast_pb2 as pb
 from service.engine.rules import MAX_KEPT_REPLIES, MAX_KEPT_REPLY_BYTES
 from service.model.contract import DTYPES, Contract
 from service.model.protocol import Model, Models
+from service.store.beside import MAX_CURSOR_BYTES
 from service.store.blob import Exported
 from service.store.outputs import DTYPE_NUMBERS
 from service.store.record import Record
@@ -22,13 +23,12 @@ from service.store.record import Record
 _ITEM_BYTES = {DTYPE_NUMBERS[name]: dtype.itemsize for name, dtype in DTYPES.items()}
 
 
-def check_imported(exported: Exported, models: Models, max_cursor_bytes: int) -> Model:
+def check_imported(exported: Exported, models: Models) -> Model:
     """Returns the model of a session that is to be imported.
 
     Args:
         exported: As it was decoded.
         models: The models served.
-        max_cursor_bytes: Longest cursor.
 
     Raises:
         ModelMismatch: It is not served here.
@@ -50,8 +50,8 @@ def check_imported(exported: Exported, models: Models, max_cursor_bytes: int) ->
         )
     if record.deleted or record.quarantine_reason or not record.digest:
         raise _wrong("its session is deleted, in quarantine, or without a history digest")
-    if len(exported.cursor) > max_cursor_bytes:
-        raise _wrong(f"its cursor has {len(exported.cursor)} bytes, expected at most {max_cursor_bytes}")
+    if len(exported.cursor) > MAX_CURSOR_BYTES:
+        raise _wrong(f"its cursor has {len(exported.cursor)} bytes, expected at most {MAX_CURSOR_BYTES}")
     _check_finite(record.state, model.contract)
     _check_replies(record)
     return model

@@ -81,7 +81,9 @@ class CopyRpcs:
         except BlobError as error:
             raise InvalidRequest(f"the blob is no exported session: {error}", field="blob") from None
         record, model, expires_in_s = await self._copies.import_(key, exported, request.nonce)
-        return pb.ImportSessionResponse(session=session_message(session_id, record, model, expires_in_s))
+        return pb.ImportSessionResponse(
+            session=session_message(session_id, record, model, expires_in_s, exported.cursor)
+        )
 
 
 def _expected(request: pb.ForkSessionRequest | pb.ExportSessionRequest) -> Expected:

@@ -284,7 +284,7 @@ class Servicer:
 
     async def _session_message(self, session_id: str, key: bytes, session: OpenSession) -> pb.Session:
         expires_in_s = await self._sessions.expires_in_s(key)
-        return session_message(session_id, session.record, session.model, expires_in_s)
+        return session_message(session_id, session.record, session.model, expires_in_s, session.cursor)
 
     def _model_message(self, model: Model) -> pb.Model:
         message = pb.Model(

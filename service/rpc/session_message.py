@@ -5,7 +5,9 @@ from service.model.protocol import Model
 from service.store.record import Record
 
 
-def session_message(session_id: str, record: Record, model: Model, expires_in_s: float) -> pb.Session:
+def session_message(
+    session_id: str, record: Record, model: Model, expires_in_s: float, cursor: bytes
+) -> pb.Session:
     """Writes what is stored of a session.
 
     Args:
@@ -13,6 +15,7 @@ def session_message(session_id: str, record: Record, model: Model, expires_in_s:
         record: What is stored.
         model: What it runs on.
         expires_in_s: Seconds until it expires; 0 is never.
+        cursor: Of its last chunk that had one.
     """
     return pb.Session(
         session_id=session_id,
@@ -23,6 +26,7 @@ def session_message(session_id: str, record: Record, model: Model, expires_in_s:
         fingerprint=record.fingerprint.hex(),
         expires_in_s=expires_in_s,
         quarantine_reason=record.quarantine_reason,
+        cursor=cursor,
     )
 
 

@@ -14,9 +14,10 @@ COMMANDS = (
     "mget", "get", "getrange", "set", "pttl", "eval", "evalsha",
     "type", "rename", "pexpire",
     "scan", "object|idletime",
+    "setrange", "persist", "unlink", "hget", "hset", "hdel", "hlen", "hkeys", "hexists", "exists", "time",
     "asking", "cluster|slots",
 )  # fmt: skip
-"""What is called, by the commit script too."""
+"""What is called, by the scripts too."""
 
 FSYNC_COMMANDS = ("waitaof", "config|get", "client|no-touch")
 """For acknowledgement level `fsynced`, and for the idle time of sessions that never expire; a server that

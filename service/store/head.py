@@ -8,7 +8,7 @@ import struct
 from typing import NamedTuple
 
 from holdfast.history_digest import MAX_NUMBER
-from service.store.record import HEADER, MAGIC, MAX_POSITION, QUARANTINED, REASON_HEADER
+from service.store.record import HEADER, MAGIC, MAX_POSITION, QUARANTINED, REASON_HEADER, without_flag
 
 HEAD_BYTES = HEADER.size
 REASON_BYTES = 1024
@@ -37,7 +37,8 @@ def decode_head(data: bytes) -> Head | None:
     """Reads the first `HEAD_BYTES` of a record; None if they are those of a tombstone, or of no record."""
     if len(data) < HEAD_BYTES:
         return None
-    magic, _, _, incarnation, position, digest, _, fingerprint, state_bytes = HEADER.unpack_from(data)
+    header = HEADER.unpack_from(without_flag(data))
+    magic, _, _, incarnation, position, digest, _, fingerprint, state_bytes = header
     reason_start = 0
     if position >= QUARANTINED:
         reason_start = HEAD_BYTES + state_bytes

@@ -161,6 +161,22 @@ def test_the_same_session_gives_the_same_blob_and_it_may_be_imported_many_times(
     np.testing.assert_array_equal(back.state()["h"], session.state()["h"])
 
 
+def test_a_cursor_travels_with_its_session_and_not_with_a_copy(clients, name):
+    ours, theirs = clients
+    session = ours.open_session(name, model=MODEL)
+    session.step("abc", cursor=b"line 7")
+    moved = theirs.import_session(session.export(), name)
+    assert (moved.cursor, theirs.get_session(name).cursor) == (b"line 7", b"line 7")
+    copy = session.fork(f"{name}-copy")
+    assert (copy.cursor, ours.get_session(f"{name}-copy").cursor) == (b"", b"")
+    [listed] = theirs.list_sessions(name)
+    assert (listed.history_digest, listed.position) == (session.history_digest, 3)
+    moved.delete()
+    assert theirs.import_session(ours.export_session(f"{name}-copy"), name).cursor == b"", (
+        "what lay there is gone"
+    )
+
+
 def test_an_id_that_is_taken_stays_as_it_is(clients, here, name):
     ours, _ = clients
     session = ours.open_session(name, model=MODEL)

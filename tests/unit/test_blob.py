@@ -45,7 +45,7 @@ def test_what_was_encoded_is_decoded_without_what_belongs_to_its_place():
     decoded = decode_blob(BLOB)
     assert decoded == EXPORTED._replace(record=RECORD._replace(incarnation=1, nonce=0))
     assert encode_blob(decoded) == BLOB
-    assert check_imported(decoded, MODELS, 256) is MODELS.model
+    assert check_imported(decoded, MODELS) is MODELS.model
 
 
 def test_every_flipped_bit_is_refused():
@@ -90,7 +90,7 @@ def test_the_message_says_what_is_wrong(data, why):
 def imported(**fields):
     """Checks what is in a blob whose checksums are right, but for some fields of its record."""
     blob = encode_blob(EXPORTED._replace(record=RECORD._replace(**fields)))
-    return check_imported(decode_blob(blob), MODELS, 256)
+    return check_imported(decode_blob(blob), MODELS)
 
 
 def with_reply(number, **fields):
@@ -138,7 +138,7 @@ def test_a_blob_that_was_made_up_is_refused(fields, kind, why):
 
 def test_a_cursor_that_is_too_long_is_refused():
     with pytest.raises(InvalidRequest, match="its cursor has 257 bytes, expected at most 256"):
-        check_imported(EXPORTED._replace(cursor=bytes(257)), MODELS, 256)
+        check_imported(EXPORTED._replace(cursor=bytes(257)), MODELS)
 
 
 def test_outputs_with_tensors_that_lie_are_refused():
