@@ -32,7 +32,7 @@ FORMAT = 1
 OVERHEAD_BYTES = 1024
 """More than what a blob has beside state, kept replies and names, about."""
 
-_HEADER = struct.Struct("<4sHHqH")
+HEADER = struct.Struct("<4sHHqH")
 _CHECKSUM = struct.Struct("<Q")
 
 
@@ -56,13 +56,17 @@ class Exported(NamedTuple):
     cursor: bytes = b""
 
 
+def with_checksum(data: bytes) -> bytes:
+    """Returns the bytes of a blob with its checksum behind them."""
+    return data + _CHECKSUM.pack(xxhash.xxh3_64_intdigest(data))
+
+
 def encode_blob(exported: Exported) -> bytes:
     """Turns a session into bytes; `decode_blob` is the inverse."""
     name = exported.model_name.encode()
-    header = _HEADER.pack(MAGIC, FORMAT, len(name), exported.model_version, len(exported.cursor))
+    header = HEADER.pack(MAGIC, FORMAT, len(name), exported.model_version, len(exported.cursor))
     record = encode(exported.record._replace(incarnation=1, nonce=0))
-    blob = b"".join((header, name, exported.cursor, record))
-    return blob + _CHECKSUM.pack(xxhash.xxh3_64_intdigest(blob))
+    return with_checksum(b"".join((header, name, exported.cursor, record)))
 
 
 def decode_blob(blob: bytes) -> Exported:
@@ -74,20 +78,20 @@ def decode_blob(blob: bytes) -> Exported:
     if blob[: len(MAGIC)] != MAGIC:
         raise BlobError(f"it starts with {blob[: len(MAGIC)]!r}, an exported session with {MAGIC!r}")
     end = len(blob) - _CHECKSUM.size
-    if end < _HEADER.size:
+    if end < HEADER.size:
         raise BlobError(f"it has {len(blob)} bytes, an exported session has more: it was cut off")
-    _, version, name_bytes, model_version, cursor_bytes = _HEADER.unpack_from(blob)
+    _, version, name_bytes, model_version, cursor_bytes = HEADER.unpack_from(blob)
     is_whole = xxhash.xxh3_64_intdigest(memoryview(blob)[:end]) == _CHECKSUM.unpack_from(blob, end)[0]
     if is_whole and version != FORMAT:
         raise BlobError(f"it has format {version}, this server reads format {FORMAT}")
     if not is_whole:
         raise BlobError(f"its {len(blob)} bytes do not match their checksum: it was changed or cut off")
-    cursor_start = _HEADER.size + name_bytes
+    cursor_start = HEADER.size + name_bytes
     record_start = cursor_start + cursor_bytes
     if record_start > end:
         raise BlobError(f"it has {len(blob)} bytes, its record would begin at {record_start}")
     try:
-        name = blob[_HEADER.size : cursor_start].decode()
+        name = blob[HEADER.size : cursor_start].decode()
         record = decode(blob[record_start:end])
     except UnicodeDecodeError:
         raise BlobError("the name of its model is no text") from None

@@ -6,19 +6,21 @@ each of them has the keys that it had, so a place names both.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import hiredis
 import xxhash
 
 from holdfast.errors import ServiceError, StoreUnavailable
 from service.store.error_table import RETRY_AFTER_S
-from service.store.head import HEAD_BYTES, REASON_BYTES, Head, decode_head, decode_reason
+from service.store.head import HEAD_BYTES, REASON_BYTES, decode_head, decode_reason
 from service.store.keys import KeySpace
 from service.store.node import Node
 from service.store.protocol import KeyedHead, ScanPlace
 from service.store.replies import scanned_of, seconds_of
 from service.store.topology import Answer, Call, Topology
+
+Value = TypeVar("Value")
 
 
 class Listing:
@@ -50,10 +52,7 @@ class Listing:
         try:
             cursor, keys = scanned_of(reply)
         except ValueError:
-            node.leave("the reply to SCAN cannot be one")
-            raise StoreUnavailable(
-                f"{node}: the reply to SCAN cannot be one", retry_after_s=RETRY_AFTER_S
-            ) from None
+            raise _garbage(node) from None
         following = place._replace(node=place.node + (cursor == 0), cursor=cursor)
         return self._key_space.original(keys), following if following.node < len(nodes) else None
 
@@ -72,10 +71,11 @@ class Listing:
         answers = iter(await self._topology.send_each(calls))
         found = []
         for key in keys:
-            idle_s = _whole(next(answers)) if with_idle else None
-            expires_in_s, head = seconds_of(_whole(next(answers)) or 0), _head(next(answers))
+            idle_s = self._read(key, next(answers), int) if with_idle else None
+            ttl_ms, data = self._read(key, next(answers), int), self._read(key, next(answers), bytes)
+            head = decode_head(data or b"")
             if head is not None:
-                found.append(KeyedHead(key, head, expires_in_s, idle_s))
+                found.append(KeyedHead(key, head, seconds_of(ttl_ms or 0), idle_s))
         return found
 
     async def quarantine_reason(self, key: bytes, start: int) -> str:
@@ -84,7 +84,21 @@ class Listing:
         [answer] = await self._topology.send_each(
             [_call(key, "GETRANGE", key, start, start + REASON_BYTES)]
         )
-        return decode_reason(_there(answer) or b"")
+        return decode_reason(self._read(key, answer, bytes) or b"")
+
+    def _read(self, key: bytes, answer: Answer, kind: type[Value]) -> Value | None:
+        """Returns a reply about a key; None where the key is gone, or has another kind of value.
+
+        Raises:
+            StoreUnavailable: It did not come in time, or cannot be one.
+        """
+        if isinstance(answer, StoreUnavailable):
+            raise answer
+        if answer is None or isinstance(answer, ServiceError):
+            return None
+        if not isinstance(answer, kind):
+            raise _garbage(self._topology.node_of(key))
+        return answer
 
     def _nodes(self) -> list[Node]:
         """Returns the primaries, in an order that does not depend on who asks.
@@ -101,22 +115,9 @@ def _call(key: bytes, *command: Any) -> Call:
     return Call(key, (hiredis.pack_command(command),))
 
 
-def _there(answer: Answer) -> Any:
-    """Returns a reply about a key, None where there is no such value.
-
-    Raises:
-        StoreUnavailable: There is none in time.
-    """
-    if isinstance(answer, StoreUnavailable):
-        raise answer
-    return None if isinstance(answer, ServiceError) else answer
-
-
-def _whole(answer: Answer) -> int | None:
-    reply = _there(answer)
-    return reply if isinstance(reply, int) else None
-
-
-def _head(answer: Answer) -> Head | None:
-    reply = _there(answer)
-    return decode_head(reply) if isinstance(reply, bytes) else None
+def _garbage(node: Node | None) -> StoreUnavailable:
+    """Leaves a server whose reply cannot be one: it may belong to another request, as may the others."""
+    why = "its reply to a list of keys cannot be one"
+    if node is not None:
+        node.leave(why)
+    return StoreUnavailable(f"{node or 'store'}: {why}", retry_after_s=RETRY_AFTER_S)
