@@ -52,6 +52,7 @@ MADE = {
     "AsyncSession": async_session,
     "StepReply": lambda: holdfast.StepReply(pb.ChunkResult()),
     "OpenedBatch": lambda: holdfast.OpenedBatch([], pb.OpenBatchResponse()),
+    "DeletedBatch": lambda: holdfast.DeletedBatch([], pb.DeleteBatchResponse()),
     "BatchReply": lambda: holdfast.BatchReply(pb.BatchResult()),
     "BatchPipeline": lambda: holdfast.BatchPipeline(None, {}, 1),
     "PendingChunk": lambda: holdfast.PendingChunk(0, b"a"),
