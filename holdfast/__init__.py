@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from holdfast.client.sync import Client as Client
     from holdfast.client.sync_session import Session as Session
     from holdfast.client.tls import Tls as Tls
+    from holdfast.client.watching import WatchedChunk as WatchedChunk
     from holdfast.errors import HoldfastError as HoldfastError
     from holdfast.pending import PendingChunk as PendingChunk
 
@@ -45,6 +46,7 @@ else:
         "Session": "holdfast.client.sync_session",
         "StepReply": "holdfast.client.reply",
         "Tls": "holdfast.client.tls",
+        "WatchedChunk": "holdfast.client.watching",
         "labels_of": "holdfast.client.labels",
     }
 
@@ -76,6 +78,7 @@ __all__ = [
     "Session",
     "StepReply",
     "Tls",
+    "WatchedChunk",
     "__version__",
     "labels_of",
 ]

@@ -37,6 +37,7 @@ from service.rpc.open_calls import OpenCalls
 from service.rpc.reflection import V1_NAME, V1ALPHA_NAME, reflection_rpcs
 from service.rpc.server_tls import ServerTls, TlsFilesError
 from service.rpc.servicer import SERVICE_NAME, Servicer
+from service.rpc.watching import Watching
 from service.settings.descriptors import most_connections
 from service.settings.schema import Settings
 from service.store.confirmation import AckSettings
@@ -149,8 +150,7 @@ class Server:
             max_age_s=settings.max_connection_age_s,
             places=reading_places(settings, [model.contract for model in self._models]),
         )
-        limit = limit_bytes(settings.max_memory_bytes, settings.workers)
-        self._memory = MemoryGuard(limit, self._calls)
+        self._memory = MemoryGuard(limit_bytes(settings.max_memory_bytes, settings.workers), self._calls)
         self._reloading = self._open_reloading()
         await self._listen()
         self._metrics.waiting_limit.set(settings.max_waiting)
@@ -165,6 +165,7 @@ class Server:
                 ("store_ping", self._ping_store),
                 ("store_settings", self._check_store_settings),
                 ("credentials", self._refresh),
+                *self._watching.turns,
                 *((("models", self._reloading.watch),) if settings.model_refresh_s else ()),
             )
         ]
@@ -195,6 +196,7 @@ class Server:
         for heart in self._hearts:
             heart.cancel()
         await asyncio.gather(*self._hearts, return_exceptions=True)
+        self._watching.close()
         await self._store.close()
 
     def scrape(self) -> bytes:
@@ -290,6 +292,9 @@ class Server:
             ttl_s=settings.session_ttl_s,
             ack_level=AckLevel.parse(settings.ack_level),
         )
+        self._watching = Watching(
+            self._engine, sessions, self._models, self._calls, self._store, settings.store_timeout_s
+        )
         servicer = Servicer(
             self._engine,
             sessions,
@@ -297,6 +302,7 @@ class Server:
             self._access,
             self._calls,
             self._reloading,
+            self._watching,
             self._metrics.rpc,
             max_chunk_tokens=settings.max_chunk_tokens,
             max_rows=settings.max_rows,

@@ -20,6 +20,7 @@ demo      streams tokens through a server that is killed half-way, and checks th
 bench     loads a running server and prints what its clients see
 verify    checks what clients recorded: nothing lost, nothing applied twice, no wrong output
 session   list, show, fork, export, import, delete, release: sessions of a server
+watch     shows what others do with a session, as it happens
 model     list, reload: models of a server; inspect, check, add: model files; export: makes a model
 token     create: makes a token for a client, and its entry for the server's tokens file
 store     acl: prints the ACL rule for Holdfast's user in the store"""
@@ -36,6 +37,7 @@ MODEL_FILES = ("inspect", "check", "add")
 """Subcommands of `model` that call no server, but need what one has."""
 CLIENT_SIDE = {
     "session": "holdfast.cli.session",
+    "watch": "holdfast.cli.watch",
     "model": "holdfast.cli.model",
 }
 

@@ -1,7 +1,7 @@
 """The asyncio client."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from typing import Any, Self, TypedDict, Unpack
 
 from holdfast.client.batch_reply import BatchReply
@@ -30,6 +30,7 @@ from holdfast.client.standing import Positions
 from holdfast.client.steps import Steps
 from holdfast.client.tls import Tls
 from holdfast.client.transport import Transport
+from holdfast.client.watching import Watch, WatchedChunk, WatchOptions, watch_request
 from holdfast.client.writer import Writer
 from holdfast.errors import HoldfastError
 from holdfast.v1 import holdfast_pb2 as pb
@@ -291,6 +292,29 @@ class AsyncClient(SessionCalls):
         )
         released: pb.ReleaseSessionResponse = await self._calls.call("ReleaseSession", request)
         return released
+
+    def watch_session(
+        self, session_id: SessionId, **options: Unpack[WatchOptions]
+    ) -> AsyncGenerator[WatchedChunk, None]:
+        """Yields what becomes of a session, whoever uses it and wherever, until it ends.
+
+        The first chunk says where the session stands, without tokens. When a server leaves or dies, another
+        one takes its place; what was missed meanwhile is counted in `skipped_tokens`.
+
+        Args:
+            session_id: Of the session, which must exist.
+            max_rate_hz: At most so many chunks a second, up to 1000; the newest are shown. Default is 30.
+            top_k: So many likeliest next tokens after each token.
+            token_log_prob: Log-probability of each token.
+            state: The state after each chunk.
+
+        Raises:
+            TypeError, ValueError: What was passed is not what it should be.
+            SessionNotFound, SessionDeleted: There is no such session; later its end is the last chunk.
+            PermissionDenied, InvalidRequest, HoldfastError: As named; StoreUnavailable where the server's
+                store has no channels for it, the text says why.
+        """
+        return Watch(self._calls, watch_request(session_id, **options)).chunks()
 
     async def list_models(self) -> list[pb.Model]:
         """Returns every model served."""

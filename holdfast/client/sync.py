@@ -3,7 +3,7 @@
 So there is one implementation of positions, retries and resending, whichever way it is used.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import Self, Unpack
 
 from holdfast.client.aio import AsyncClient, ClientOptions
@@ -16,6 +16,7 @@ from holdfast.client.runner import Runner
 from holdfast.client.standing import Positions
 from holdfast.client.sync_session import Session
 from holdfast.client.sync_session_calls import SyncSessionCalls
+from holdfast.client.watching import WatchedChunk, WatchOptions, watched
 from holdfast.v1 import holdfast_pb2 as pb
 
 
@@ -86,6 +87,12 @@ class Client(SyncSessionCalls):
     def release_session(self, session_id: SessionId, *, discard: bool = False) -> pb.ReleaseSessionResponse:
         """Lets a session go on that is held; see `AsyncClient.release_session`."""
         return self._runner.run(self._client.release_session(session_id, discard=discard))
+
+    def watch_session(
+        self, session_id: SessionId, **options: Unpack[WatchOptions]
+    ) -> Generator[WatchedChunk, None, None]:
+        """Yields what becomes of a session until it ends; see `AsyncClient.watch_session`."""
+        return watched(self._runner, self._client.watch_session(session_id, **options))
 
     def list_models(self) -> list[pb.Model]:
         """Returns every model served."""

@@ -25,6 +25,7 @@ from service.engine.report import BatchReport
 from service.engine.rows import Chunk, Rows, answer
 from service.engine.run import Encode
 from service.engine.runner import Runner
+from service.engine.watched import Watched
 from service.engine.window import Window
 from service.model.protocol import Models
 from service.store.outputs import encode_outputs
@@ -48,6 +49,9 @@ class Driver:
         count: Takes what was done, and counts it.
         limits: Bounds.
         encode: Turns what chunks gave into the bytes that are stored and sent.
+
+    Attributes:
+        watched: Is told what becomes of sessions; None while nobody watches one.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class Driver:
         encode: Encode = encode_outputs,
     ) -> None:
         self._store = store
+        self.watched: Watched | None = None
         self._runner = Runner(encode, limits.run_timeout_s)
         self._count = count
         self._report = BatchReport()
@@ -142,6 +147,8 @@ class Driver:
     def forget(self, key: bytes) -> None:
         """Drops a session from memory, because its record was changed by other means than a chunk."""
         self._core.forget(key)
+        if self.watched is not None:
+            self.watched.changed(key)
 
     # -- batches ------------------------------------------------------------------------------
 
@@ -390,3 +397,5 @@ class Driver:
             error.without_trace()
             report.refused += [error.reason] * rows.waiting_count()
         rows.settle(error)
+        if self.watched is not None:
+            self.watched.settled(settle)

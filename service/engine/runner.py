@@ -7,9 +7,7 @@ others wait for it, since its rows can run again apart; there, after the time li
 """
 
 import asyncio
-import contextlib
 import logging
-import os
 import threading
 import time
 from collections.abc import Sequence
@@ -19,6 +17,7 @@ from typing import Any
 
 from holdfast.errors import ModelFailed
 from service.common.background import Trouble
+from service.common.priority import be_nice
 from service.engine.effects import Failure, Kind
 from service.engine.failures import BRIEF_COUNT, LONG_COUNT, THREAD_COUNT
 from service.engine.rows import Rows
@@ -39,9 +38,6 @@ where nobody knows yet how long that is."""
 TICK_S = 0.1
 """A round of the watchdog. It counts rounds instead of reading a clock: a process that was stopped, or had
 no core, has not looked around either, so its runs are not taken for stalled ones."""
-
-_NICENESS = 10
-"""Of the threads for runs apart: where there are too few cores, those that serve others come first."""
 
 _NEW_SHARE = 0.2
 """Weight of the latest batch in what is known of a model's speed."""
@@ -120,7 +116,7 @@ class Runner:
         self._timeout_s = timeout_s
         self._threads = ThreadPoolExecutor(THREAD_COUNT, thread_name_prefix="model")
         self._apart = ThreadPoolExecutor(
-            BRIEF_COUNT + LONG_COUNT, thread_name_prefix="model apart", initializer=_be_nice
+            BRIEF_COUNT + LONG_COUNT, thread_name_prefix="model apart", initializer=be_nice
         )
         self._watchdog = Watchdog()
         self._step_s: dict[bytes, float] = {}
@@ -190,9 +186,3 @@ class Runner:
         known_s = self._step_s.get(model.fingerprint, step_s)
         self._step_s[model.fingerprint] = known_s + _NEW_SHARE * (step_s - known_s)
         return None
-
-
-def _be_nice() -> None:
-    # of a thread on Linux, elsewhere refused or of the whole process
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

@@ -26,6 +26,7 @@ from service.rpc.open_calls import OpenCalls
 from service.rpc.openings import given_states, opening_keys, opening_reply, state_of
 from service.rpc.session_message import session_message
 from service.rpc.streams import BatchStream, StepStream
+from service.rpc.watching import Watching
 from service.telemetry.rpc_metrics import RpcMetrics
 
 SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["StreamingInferenceService"].full_name
@@ -71,6 +72,7 @@ class Servicer:
         access: Ends calls whose credential is revoked.
         calls: Knows the calls under way.
         reloading: Loads models that have come since.
+        watching: Serves watches.
         metrics_of: Gives what counts an rpc.
         max_chunk_tokens: Most tokens of a chunk.
         max_rows: Most rows of a batch.
@@ -85,6 +87,7 @@ class Servicer:
         access: Access,
         calls: OpenCalls,
         reloading: ModelReloading,
+        watching: Watching,
         metrics_of: Callable[[str], RpcMetrics],
         *,
         max_chunk_tokens: int,
@@ -97,6 +100,7 @@ class Servicer:
         self._access = access
         self._calls = calls
         self._reloading = reloading
+        self._watching = watching
         self._metrics_of = metrics_of
         self._others = others
         self._max_chunk_tokens = max_chunk_tokens
@@ -114,6 +118,7 @@ class Servicer:
             "StreamSteps": self.stream_steps,
             "StepBatch": self.step_batch,
             "StreamBatches": self.stream_batches,
+            "WatchSession": self._watching.watch_session,
             "ListModels": self.list_models,
             "GetModel": self.get_model,
             "ReloadModels": self.reload_models,

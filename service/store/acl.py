@@ -1,7 +1,7 @@
 """The rules that give the store's user what it needs and nothing else. Pure.
 
-A user with them can read and write sessions, by their key pattern, list the names of keys, and look at the
-server; it cannot change settings, flush or read anything else.
+A user with them can read and write sessions, by their key pattern, use channels, by the same pattern, list
+the names of keys, and look at the server; it cannot change settings, flush or read anything else.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ COMMANDS = (
     "scan", "object|idletime",
     "setrange", "persist", "unlink", "hget", "hset", "hdel", "hlen", "hkeys", "hexists", "exists", "time",
     "asking", "cluster|slots",
+    "publish", "subscribe",
 )  # fmt: skip
 """What is called, by the scripts too."""
 
@@ -40,8 +41,9 @@ def store_rule(
     Raises:
         ValueError: The prefix is not allowed.
     """
+    pattern = KeySpace(key_prefix).pattern
     commands = COMMANDS + (FSYNC_COMMANDS if fsynced else ())
-    return _rule(user, password, f"resetkeys ~{KeySpace(key_prefix).pattern} resetchannels", commands)
+    return _rule(user, password, f"resetkeys ~{pattern} resetchannels &{pattern}", commands)
 
 
 def sentinel_rule(user: str, *, password: str | None = None) -> str:

@@ -44,6 +44,10 @@ class KeySpace:
         """Returns such a marker for a cluster, where each node needs one in a slot of its own."""
         return self.ack_marker + f":{number}".encode()
 
+    def channel(self, database: int, name: str) -> bytes:
+        """Returns the name of a channel; unlike keys, the databases of a server share their channels."""
+        return self._head + f"{database}:{name}".encode()
+
     def placed(self, keys: Sequence[bytes]) -> Sequence[bytes]:
         """Returns where sessions with these keys lie in this key space; their slots are the same."""
         if self.is_default:

@@ -7,6 +7,7 @@ again only if a server has refused it without executing anything; one whose repl
 import asyncio
 import hashlib
 import math
+import random
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 import hiredis
 
 from holdfast.errors import AckLevelNotReached, ServiceError, StoreUnavailable
+from service.store.address import Address
 from service.store.confirmation import AckSupport, not_reached
 from service.store.error_table import RETRY_AFTER_S
 from service.store.keys import KeySpace, set_aside_key, sibling_key
@@ -119,6 +121,27 @@ class Store:
         kind = f"cluster of {len(nodes)} primaries; " if self._topology.is_cluster else ""
         place = "" if self._key_space.is_default else f"; its keys {self._key_space.pattern}"
         return f"{kind}{nodes[0]}: {describe(await nodes[0].info(), await nodes[0].config())}{place}"
+
+    def where(self) -> Address:
+        """Returns the address of a primary that answered when last asked, one by chance.
+
+        Raises:
+            StoreUnavailable: None did.
+        """
+        if not (answering := self._answering()):
+            raise StoreUnavailable("the store does not answer", retry_after_s=RETRY_AFTER_S)
+        return random.choice(answering)  # noqa: S311 -- no secret
+
+    def is_elsewhere(self, address: Address) -> bool:
+        """Whether the store answers, and none of its primaries is there."""
+        answering = self._answering()
+        return bool(answering) and address not in answering
+
+    def channel(self, name: str) -> bytes:
+        """Returns the name of a channel of this deployment: of its keys, and of its database."""
+        address = self._topology.nodes[0].address
+        assert address is not None, "bug: a channel of a store that was not opened"
+        return self._key_space.channel(address.database, name)
 
     async def ping(self) -> None:
         """Asks every primary for a sign of life.
@@ -233,6 +256,9 @@ class Store:
         if isinstance(seconds, ServiceError):
             raise seconds
         return seconds
+
+    def _answering(self) -> list[Address]:
+        return [node.address for node in self._topology.nodes if node.is_connected and node.address]
 
     def _moved(self) -> None:
         self.epoch += 1

@@ -51,6 +51,7 @@ MADE = {
     "Session": session,
     "AsyncSession": async_session,
     "StepReply": lambda: holdfast.StepReply(pb.ChunkResult()),
+    "WatchedChunk": lambda: holdfast.WatchedChunk(pb.WatchSessionResponse()),
     "OpenedBatch": lambda: holdfast.OpenedBatch([], pb.OpenBatchResponse()),
     "DeletedBatch": lambda: holdfast.DeletedBatch([], pb.DeleteBatchResponse()),
     "BatchReply": lambda: holdfast.BatchReply(pb.BatchResult()),
