@@ -19,7 +19,7 @@ serve     runs a server: gRPC, metrics, and by default an embedded store
 demo      streams tokens through a server that is killed half-way, and checks the outputs
 bench     loads a running server and prints what its clients see
 verify    checks what clients recorded: nothing lost, nothing applied twice, no wrong output
-session   list, show, fork, export, import, delete, release: sessions of a server
+session   lists, shows, copies, keeps, exports, imports, deletes and releases sessions
 watch     shows what others do with a session, as it happens
 model     list, reload: models of a server; inspect, check, add: model files; export: makes a model
 token     create: makes a token for a client, and its entry for the server's tokens file

@@ -1,4 +1,4 @@
-"""`holdfast session`: lists, shows, copies, exports, imports, deletes and releases sessions."""
+"""`holdfast session`: lists, shows, copies, keeps, exports, imports, deletes and releases sessions."""
 
 import argparse
 import math
@@ -24,11 +24,15 @@ def main(arguments: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "holdfast session",
-        description="Lists, shows, copies, exports, imports, deletes and releases sessions.",
+        description="Lists, shows, copies, keeps, exports, imports, deletes and releases sessions.",
         epilog="Each command has --help, and --json for programs.",
     )
     commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
-    for add in (_add_list, _add_show, _add_fork, _add_export, _add_import, _add_delete, _add_release):
+    adders = (
+        *(_add_list, _add_show, _add_fork, _add_checkpoint, _add_checkpoints, _add_restore),
+        *(_add_export, _add_import, _add_delete, _add_release),
+    )
+    for add in adders:
         command = add(commands)
         command.add_argument("--json", action="store_true", help="print JSON, one object a line")
         add_server_options(command)
@@ -61,6 +65,28 @@ def _add_fork(commands: Any) -> argparse.ArgumentParser:
         "--count", type=_count, default=1, metavar="N", help="so many copies without NEW_ID"
     )
     _add_position(command)
+    return command
+
+
+def _add_checkpoint(commands: Any) -> argparse.ArgumentParser:
+    says = "keeps a session, as it was last committed, under a name; or deletes what was kept"
+    command = _add(commands, "checkpoint", actions.checkpoint, says)
+    command.add_argument(
+        "name", metavar="NAME", help="name of the checkpoint; one of that name is replaced"
+    )
+    command.add_argument("--delete", action="store_true", help="delete the checkpoint instead")
+    _add_position(command)
+    return command
+
+
+def _add_checkpoints(commands: Any) -> argparse.ArgumentParser:
+    return _add(commands, "checkpoints", actions.checkpoints, "prints the checkpoints of a session")
+
+
+def _add_restore(commands: Any) -> argparse.ArgumentParser:
+    says = "puts a session back to a checkpoint; whoever writes to it gets SESSION_DELETED"
+    command = _add(commands, "restore", actions.restore, says)
+    command.add_argument("name", metavar="NAME", help="name of the checkpoint, which stays")
     return command
 
 
@@ -153,6 +179,8 @@ def _wrong(options: argparse.Namespace) -> str:
         return "export needs either FILE or --npz FILE"
     if options.command == "export" and options.npz and options.position is not None:
         return "--position belongs to FILE"
+    if options.command == "checkpoint" and options.delete and options.position is not None:
+        return "--position is of what is kept, not of what is deleted"
     if options.command != "delete":
         return ""
     if bool(options.session_ids) == (options.prefix is not None):

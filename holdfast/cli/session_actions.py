@@ -6,7 +6,16 @@ import sys
 
 from holdfast.cli.calling import EXIT_FAILURE, failed
 from holdfast.cli.session_files import npz_of, read_blob, write_blob
-from holdfast.cli.session_print import LIST_HEADER, as_json, list_line, session_fields, session_lines
+from holdfast.cli.session_print import (
+    CHECKPOINT_HEADER,
+    LIST_HEADER,
+    as_json,
+    checkpoint_fields,
+    checkpoint_line,
+    list_line,
+    session_fields,
+    session_lines,
+)
 from holdfast.client.copy_requests import ListOptions
 from holdfast.client.sync import Client
 from holdfast.errors import HoldfastError
@@ -52,6 +61,39 @@ def fork(client: Client, options: argparse.Namespace) -> int:
         }
         print(as_json(fields) if options.json else f"{new_id} begins at position {fields['position']}")
     return EXIT_FAILURE if copies.errors else 0
+
+
+def checkpoint(client: Client, options: argparse.Namespace) -> int:
+    """Keeps a session under a name, or deletes what was kept."""
+    session_id, name = options.session_id, options.name
+    if options.delete:
+        client.delete_checkpoint(session_id, name)
+        fields = {"session_id": session_id, "name": name}
+        print(as_json(fields) if options.json else f"checkpoint {name} of {session_id} was deleted")
+        return 0
+    saved = client.save_checkpoint(session_id, name, position=options.position)
+    said = f"{session_id} is kept as {name} at position {saved.position}"
+    print(as_json(checkpoint_fields(saved)) if options.json else said)
+    return 0
+
+
+def checkpoints(client: Client, options: argparse.Namespace) -> int:
+    """Prints the checkpoints of a session, the oldest first."""
+    found = client.checkpoints(options.session_id)
+    if options.json:
+        for one in found:
+            print(as_json(checkpoint_fields(one)))
+    elif found:
+        print(CHECKPOINT_HEADER)
+        for one in found:
+            print(checkpoint_line(one))
+    return 0
+
+
+def restore(client: Client, options: argparse.Namespace) -> int:
+    """Puts a session back to a checkpoint."""
+    _print_session(client.restore_checkpoint(options.session_id, options.name), options)
+    return 0
 
 
 def export(client: Client, options: argparse.Namespace) -> int:

@@ -1,6 +1,7 @@
 """How `holdfast session` prints: tables for people, JSON for programs."""
 
 import base64
+import datetime
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -61,6 +62,27 @@ def list_line(session: pb.Session) -> str:
     expires = duration(session.expires_in_s) if session.expires_in_s else "never"
     held = f"  (in quarantine: {session.quarantine_reason})" if session.quarantine_reason else ""
     return f"{session.position:>12}  {model:<28}  {idle:>8}  {expires:>8}  {session.session_id}{held}"
+
+
+CHECKPOINT_HEADER = f"{'position':>12}  {'bytes':>10}  {'saved':<20}  name"
+
+
+def checkpoint_fields(checkpoint: pb.Checkpoint) -> dict[str, Any]:
+    """Returns what is known of a checkpoint, for programs."""
+    return {
+        "name": checkpoint.name,
+        "position": checkpoint.position,
+        "history_digest": checkpoint.history_digest,
+        "saved_unix_s": checkpoint.saved_unix_s,
+        "size_bytes": checkpoint.size_bytes,
+    }
+
+
+def checkpoint_line(checkpoint: pb.Checkpoint) -> str:
+    """Returns a line of the list under `CHECKPOINT_HEADER`; the time is UTC."""
+    saved = datetime.datetime.fromtimestamp(checkpoint.saved_unix_s, datetime.UTC)
+    position, size = checkpoint.position, checkpoint.size_bytes
+    return f"{position:>12}  {size:>10}  {saved:%Y-%m-%dT%H:%M:%SZ}  {checkpoint.name}"
 
 
 def duration(seconds: float) -> str:

@@ -7,6 +7,13 @@ from typing import Any, Self, TypedDict, Unpack
 from holdfast.client.batch_reply import BatchReply
 from holdfast.client.batching import BatchPipeline, batch_message
 from holdfast.client.calls import Calls
+from holdfast.client.checkpoints import (
+    delete_checkpoint,
+    list_checkpoints,
+    restore_checkpoint,
+    restore_request,
+    save_checkpoint,
+)
 from holdfast.client.fate import tell_rows
 from holdfast.client.history import Recorder
 from holdfast.client.opened_batch import OpenedBatch
@@ -270,6 +277,61 @@ class AsyncClient(SessionCalls):
         )
         reply: pb.DeleteSessionResponse = await self._calls.call("DeleteSession", request)
         return reply.position
+
+    async def save_checkpoint(
+        self, session_id: SessionId, name: str, *, position: int | None = None, incarnation: int = 0
+    ) -> pb.Checkpoint:
+        """Keeps a session, as it was last committed, under a name, beside it and as long as it.
+
+        Args:
+            session_id: Of the session.
+            name: Rules as for session ids; one of that name is replaced.
+            position: That it must have; None is any.
+            incarnation: That it must have; 0 is any.
+
+        Raises:
+            TooManyCheckpoints, PositionConflict, PositionGap, SessionNotFound, SessionDeleted,
+            SessionQuarantined, HoldfastError: As named.
+        """
+        return await save_checkpoint(self._calls, session_id, name, position, incarnation)
+
+    async def checkpoints(self, session_id: SessionId) -> list[pb.Checkpoint]:
+        """Returns the checkpoints of a session, the oldest first.
+
+        Raises:
+            SessionNotFound, SessionDeleted, HoldfastError: As named.
+        """
+        return await list_checkpoints(self._calls, session_id)
+
+    async def delete_checkpoint(self, session_id: SessionId, name: str) -> None:
+        """Deletes a checkpoint.
+
+        Raises:
+            CheckpointNotFound, SessionNotFound, SessionDeleted, HoldfastError: As named.
+        """
+        await delete_checkpoint(self._calls, session_id, name)
+
+    async def restore_checkpoint(
+        self, session_id: SessionId, name: str, *, incarnation: int = 0
+    ) -> pb.Session:
+        """Puts a session back to a checkpoint, in a new incarnation: its writers get SessionDeleted.
+
+        Who writes to the session itself uses `AsyncSession.restore_checkpoint`, and goes on.
+
+        Args:
+            session_id: Of the session.
+            name: Of the checkpoint, which stays.
+            incarnation: That the session must have; 0 is any.
+
+        Returns:
+            The session as it is then.
+
+        Raises:
+            CheckpointNotFound, ModelMismatch, SessionNotFound, SessionDeleted, SessionQuarantined,
+            HoldfastError: As named.
+        """
+        request = restore_request(session_id, name, incarnation)
+        return await restore_checkpoint(self._calls, request)
 
     async def release_session(
         self, session_id: SessionId, *, discard: bool = False

@@ -87,6 +87,17 @@ class Recovery:
         else:
             raise error
 
+    async def recover_loss(self, error: PositionGap, attempt: int, deadline_s: float) -> None:
+        """Returns when the tokens that the store has lost are applied again, if a gap means that.
+
+        Raises:
+            HoldfastError: They are no longer kept, or the time is up.
+        """
+        lost = StoreRegressed(
+            error.message, expected_position=error.expected_position, metadata=error.metadata
+        )
+        await self.recover(lost, attempt, deadline_s)
+
     def _check_time(self, error: HoldfastError, attempt: int, deadline_s: float) -> None:
         """Ends the healing of a store that loses everything again at once."""
         if attempt > 1 and time.monotonic() >= deadline_s:

@@ -11,6 +11,7 @@ from holdfast.client.reply import StepReply
 from holdfast.client.tokens import Pieces, TokenSource
 from holdfast.client.writer import Writer
 from holdfast.pending import PendingChunk
+from holdfast.v1 import holdfast_pb2 as pb
 
 
 class AsyncSession:
@@ -219,6 +220,52 @@ class AsyncSession:
             HoldfastError: As of `fork`.
         """
         return await self._writer.export()
+
+    async def save_checkpoint(self, name: str, timeout_s: float | None = None) -> pb.Checkpoint:
+        """Keeps the session, as it stands here, under a name, beside it and as long as it.
+
+        Args:
+            name: 1..128 characters, rules as for session ids; one of that name is replaced.
+            timeout_s: Longest wait, retries included; default is the client's.
+
+        Raises:
+            TypeError, ValueError: `name` is no name; nothing was sent.
+            ChunkPending: Chunks have no reply yet; call `settle`.
+            TooManyCheckpoints: The server allows no more of them; see its setting `max_checkpoints`.
+            PositionConflict: Another writer has stepped the session.
+            SessionDeleted, SessionQuarantined, HoldfastError: As named.
+        """
+        return await self._writer.save_checkpoint(name, timeout_s)
+
+    async def restore_checkpoint(self, name: str, timeout_s: float | None = None) -> None:
+        """Puts the session back to a checkpoint, and goes on from there, with its position and cursor.
+
+        The session gets a new incarnation, so every other writer gets SessionDeleted. The checkpoint stays.
+
+        Args:
+            name: Of the checkpoint.
+            timeout_s: Longest wait, retries included; default is the client's.
+
+        Raises:
+            TypeError, ValueError: `name` is no name; nothing was sent.
+            ChunkPending: Chunks have no reply yet; call `settle`.
+            CheckpointNotFound, ModelMismatch, SessionDeleted, SessionQuarantined: Nothing was changed.
+            HoldfastError: As in `step`. If it is not known whether the session was put back, call it again.
+        """
+        await self._writer.restore_checkpoint(name, timeout_s)
+        self.model_version = self._writer.model_version
+
+    async def checkpoints(self) -> list[pb.Checkpoint]:
+        """Returns the checkpoints of the session, the oldest first."""
+        return await self._writer.checkpoints()
+
+    async def delete_checkpoint(self, name: str) -> None:
+        """Deletes a checkpoint.
+
+        Raises:
+            CheckpointNotFound, HoldfastError: As named.
+        """
+        await self._writer.delete_checkpoint(name)
 
     async def close(self) -> None:
         """Ends its use here: later steps and streams are refused. The session lives on in the store.

@@ -84,6 +84,25 @@ class Client(SyncSessionCalls):
         """Destroys a session in the store; see `AsyncClient.delete_session`."""
         return self._runner.run(self._client.delete_session(session_id, incarnation=incarnation))
 
+    def save_checkpoint(
+        self, session_id: SessionId, name: str, *, position: int | None = None, incarnation: int = 0
+    ) -> pb.Checkpoint:
+        """Keeps a session under a name; see `AsyncClient.save_checkpoint`."""
+        saved = self._client.save_checkpoint(session_id, name, position=position, incarnation=incarnation)
+        return self._runner.run(saved)
+
+    def checkpoints(self, session_id: SessionId) -> list[pb.Checkpoint]:
+        """Returns the checkpoints of a session, the oldest first."""
+        return self._runner.run(self._client.checkpoints(session_id))
+
+    def delete_checkpoint(self, session_id: SessionId, name: str) -> None:
+        """Deletes a checkpoint; see `AsyncClient.delete_checkpoint`."""
+        self._runner.run(self._client.delete_checkpoint(session_id, name))
+
+    def restore_checkpoint(self, session_id: SessionId, name: str, *, incarnation: int = 0) -> pb.Session:
+        """Puts a session back to a checkpoint; see `AsyncClient.restore_checkpoint`."""
+        return self._runner.run(self._client.restore_checkpoint(session_id, name, incarnation=incarnation))
+
     def release_session(self, session_id: SessionId, *, discard: bool = False) -> pb.ReleaseSessionResponse:
         """Lets a session go on that is held; see `AsyncClient.release_session`."""
         return self._runner.run(self._client.release_session(session_id, discard=discard))

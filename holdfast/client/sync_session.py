@@ -18,6 +18,7 @@ from holdfast.client.sources import parts_of
 from holdfast.client.tokens import Pieces, TokenSource
 from holdfast.errors import HoldfastError
 from holdfast.pending import PendingChunk
+from holdfast.v1 import holdfast_pb2 as pb
 
 Result = TypeVar("Result")
 
@@ -126,6 +127,23 @@ class Session:
     def export(self) -> bytes:
         """Returns the session as a blob; see `AsyncSession.export`."""
         return self._runner.run(self._writer.export())
+
+    def save_checkpoint(self, name: str, timeout_s: float | None = None) -> pb.Checkpoint:
+        """Keeps the session under a name; see `AsyncSession.save_checkpoint`."""
+        return self._runner.run(self._writer.save_checkpoint(name, timeout_s))
+
+    def restore_checkpoint(self, name: str, timeout_s: float | None = None) -> None:
+        """Puts the session back to a checkpoint; see `AsyncSession.restore_checkpoint`."""
+        self._runner.run(self._writer.restore_checkpoint(name, timeout_s))
+        self.model_version = self._writer.model_version
+
+    def checkpoints(self) -> list[pb.Checkpoint]:
+        """Returns the checkpoints of the session, the oldest first."""
+        return self._runner.run(self._writer.checkpoints())
+
+    def delete_checkpoint(self, name: str) -> None:
+        """Deletes a checkpoint; see `AsyncSession.delete_checkpoint`."""
+        self._runner.run(self._writer.delete_checkpoint(name))
 
     def close(self) -> None:
         """Ends its use here; the session lives on in the store. See `AsyncSession.close`."""

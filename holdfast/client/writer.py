@@ -15,6 +15,14 @@ from numpy.typing import NDArray
 from holdfast.client import forks
 from holdfast.client.ack_levels import to_number
 from holdfast.client.calls import Calls
+from holdfast.client.checkpoints import (
+    checkpoint_name,
+    delete_checkpoint,
+    list_checkpoints,
+    restore_checkpoint,
+    restore_request,
+    save_checkpoint,
+)
 from holdfast.client.copies import fork_one, forked_batch
 from holdfast.client.copy_requests import Where, export_request, fork_request
 from holdfast.client.fate import (
@@ -43,7 +51,7 @@ from holdfast.client.sources import MAX_IN_FLIGHT, Source, check_options, is_seq
 from holdfast.client.steps import Steps
 from holdfast.client.tokens import Pieces, TokenSource, normalise, selection, to_arrays
 from holdfast.client.turn import Turn
-from holdfast.errors import ClientClosed, HistoryConflict, HoldfastError
+from holdfast.errors import ClientClosed, HistoryConflict, HoldfastError, PositionGap
 from holdfast.pending import PendingChunk
 from holdfast.v1 import holdfast_pb2 as pb
 
@@ -83,6 +91,7 @@ class Writer:
         self._replay_tokens = replay_tokens
         self._plain = Asked(None, to_number(calls.ack_level))  # what most chunks ask for
         self._made_in = forks.generation()
+        self._restoring: pb.RestoreCheckpointRequest | None = None  # may have been done
         self._late: set[asyncio.Future[None]] = set()
         self.session_id: str = opened.session.session_id
         self.model: str = opened.session.model.name
@@ -239,6 +248,58 @@ class Writer:
         request = pb.DeleteSessionRequest(session_id=self.session_id, incarnation=self.incarnation)
         reply: pb.DeleteSessionResponse = await self._calls.call("DeleteSession", request)
         return reply.position
+
+    async def save_checkpoint(self, name: str, timeout_s: float | None = None) -> pb.Checkpoint:
+        """Does what `AsyncSession.save_checkpoint` says."""
+        name, deadline_s = checkpoint_name(name), self._calls.deadline_s(timeout_s)
+        await self._begin("a checkpoint", deadline_s)
+        try:
+            self._ledger.check_nothing_pending()
+            attempt = 0
+            while True:
+                try:
+                    saved = await save_checkpoint(
+                        self._calls, self.session_id, name, self.position, self.incarnation, deadline_s
+                    )
+                except PositionGap as error:  # the store has lost what was answered
+                    attempt += 1
+                    await self._recovery.recover_loss(error, attempt, deadline_s)
+                else:
+                    self._recovery.heard()
+                    return saved
+        finally:
+            self._turn.release()
+
+    async def restore_checkpoint(self, name: str, timeout_s: float | None = None) -> None:
+        """Does what `AsyncSession.restore_checkpoint` says."""
+        name, deadline_s = checkpoint_name(name), self._calls.deadline_s(timeout_s)
+        await self._begin("a return to a checkpoint", deadline_s)
+        try:
+            self._ledger.check_nothing_pending()
+            if self._restoring is None or self._restoring.name != name:
+                self._restoring = restore_request(self.session_id, name, self.incarnation)
+            try:
+                session = await restore_checkpoint(self._calls, self._restoring, deadline_s)
+            except HoldfastError as error:
+                if not leaves_unsure(error):
+                    self._restoring = None
+                else:
+                    error.tell(f"the session may have been put back to {name!r}: restore it again")
+                raise
+            self._restoring = None
+            self._recovery.heard()
+            self._ledger.put_back(session)
+            self.model_version = session.model.version
+        finally:
+            self._turn.release()
+
+    async def checkpoints(self) -> list[pb.Checkpoint]:
+        """Does what `AsyncSession.checkpoints` says."""
+        return await list_checkpoints(self._calls, self.session_id)
+
+    async def delete_checkpoint(self, name: str) -> None:
+        """Does what `AsyncSession.delete_checkpoint` says."""
+        await delete_checkpoint(self._calls, self.session_id, name)
 
     def close(self) -> None:
         """Does what `AsyncSession.close` says."""

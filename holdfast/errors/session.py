@@ -90,6 +90,32 @@ class SessionExists(ServiceError):
     code = "ALREADY_EXISTS"
 
 
+class CheckpointNotFound(ServiceError):
+    """The session has no checkpoint of that name.
+
+    Cause: It was never saved, was deleted, or ended with an earlier session of this id.
+    Tokens: Nothing was changed.
+    Step: Use a name that `session.checkpoints()` lists.
+    Objective: There is no such checkpoint.
+    """
+
+    reason = "CHECKPOINT_NOT_FOUND"
+    code = "NOT_FOUND"
+
+
+class TooManyCheckpoints(ServiceError):
+    """The session has as many checkpoints as the server allows.
+
+    Cause: It has `--max-checkpoints` of them; each takes the memory of a session in the store.
+    Tokens: Nothing was changed.
+    Step: Delete one by `session.delete_checkpoint(name)`, or save over one of the same name.
+    Objective: The bound is the operator's.
+    """
+
+    reason = "TOO_MANY_CHECKPOINTS"
+    code = "RESOURCE_EXHAUSTED"
+
+
 class PositionConflict(ServiceError):
     """Other tokens were applied at this position; `expected_position` is the session's current position.
 

@@ -48,6 +48,7 @@ class RecordedSession:
             whether they were to take it over.
         begun: Sights of lives that began, with the nonce of the opening.
         answered_nonces: Of openings with a good reply, which tells what became of earlier attempts.
+        restore_fates: Requests to put it back that had no good reply: when they were sent, and their nonce.
     """
 
     history: SessionHistory = field(default_factory=SessionHistory)
@@ -55,6 +56,7 @@ class RecordedSession:
     open_fates: list[tuple[float, int, bool]] = field(default_factory=list)
     begun: list[tuple[Sight, int]] = field(default_factory=list)
     answered_nonces: set[int] = field(default_factory=set)
+    restore_fates: list[tuple[float, int]] = field(default_factory=list)
 
 
 class Histories:
@@ -88,6 +90,7 @@ class Histories:
             "DeleteSession": self._delete,
             "Step": self._step,
             "StreamSteps": self._step,
+            "RestoreCheckpoint": self._restore,
         }
         for number, request in sorted(requests.items(), key=lambda entry: entry[1].time_s):
             found = answers.get(number, [])
@@ -99,6 +102,7 @@ class Histories:
             session.history.sights.sort(key=lambda sight: sight.sent_s)
             for sight, begun_by in session.begun:
                 asked = [sent_s for sent_s, nonce, _ in session.open_fates if nonce and nonce == begun_by]
+                asked += [sent_s for sent_s, nonce in session.restore_fates if nonce and nonce == begun_by]
                 sight.asked_s = min([sight.sent_s, *asked])
             unanswered = [
                 (sent_s, takes_over)
@@ -107,6 +111,11 @@ class Histories:
             ]
             session.history.openings = [sent_s for sent_s, _ in unanswered]
             session.history.takeovers = [sent_s for sent_s, takes_over in unanswered if takes_over]
+            session.history.restores = [
+                sent_s
+                for sent_s, nonce in session.restore_fates
+                if not nonce or nonce not in session.answered_nonces
+            ]
 
     def session(self, session_id: str) -> RecordedSession:
         """Returns a session, new if nobody named it before."""
@@ -168,6 +177,21 @@ class Histories:
         self._see(request, found, Sight(
             request.time_s, found.incarnation, found.position, digest=found.history_digest, state=state
         ))  # fmt: skip
+
+    def _restore(self, request: Frame, answer: Frame | None) -> None:
+        asked = pb.RestoreCheckpointRequest.FromString(request.body)
+        session = self.session(asked.session_id)
+        if answer is None or answer.kind != REPLY:
+            session.restore_fates.append((request.time_s, asked.nonce))
+            return
+        found = pb.RestoreCheckpointResponse.FromString(answer.body).session
+        sight = Sight(
+            request.time_s, found.incarnation, found.position, digest=found.history_digest,
+            was_put_back=True, heard_s=answer.time_s,
+        )  # fmt: skip
+        self._see(request, found, sight)
+        session.answered_nonces.add(asked.nonce)
+        session.begun.append((sight, asked.nonce))
 
     def _see(self, request: Frame, found: pb.Session, sight: Sight) -> None:
         session = self.session(found.session_id)

@@ -53,5 +53,6 @@ class SessionEvent(enum.IntEnum):
     REGRESSED = 6
     QUARANTINED = 7
     RELEASED = 8
-    FORKED = 9
-    IMPORTED = 10
+    RESTORED = 9
+    FORKED = 10
+    IMPORTED = 11

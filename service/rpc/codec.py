@@ -66,15 +66,22 @@ def key_of(tenant: str, session_id: str, field: str = "session_id") -> bytes:
     Raises:
         InvalidRequest: The id is empty, too long, or has a control character.
     """
-    if not 1 <= len(session_id) <= MAX_ID_CHARS:
-        raise InvalidRequest(
-            f"{field} has {len(session_id)} characters, expected 1..{MAX_ID_CHARS}", field=field
-        )
-    is_plain = session_id.isascii() and session_id.isprintable()  # most are, and this is the faster look
-    control = None if is_plain else control_character(session_id)
+    return session_key(tenant, check_id(session_id, field))
+
+
+def check_id(text: str, field: str) -> str:
+    """Returns a session's id, or the name of a checkpoint, if it is one.
+
+    Raises:
+        InvalidRequest: It is empty, too long, or has a control character.
+    """
+    if not 1 <= len(text) <= MAX_ID_CHARS:
+        raise InvalidRequest(f"{field} has {len(text)} characters, expected 1..{MAX_ID_CHARS}", field=field)
+    is_plain = text.isascii() and text.isprintable()  # most are, and this is the faster look
+    control = None if is_plain else control_character(text)
     if control is not None:
         raise InvalidRequest(f"{field} has {control}, expected no control character", field=field)
-    return session_key(tenant, session_id)
+    return text
 
 
 def keys_of(tenant: str, session_ids: list[str]) -> list[bytes]:

@@ -36,6 +36,7 @@ GROUPS = {
         "store_timeout_s",
         "data_dir",
         "session_ttl_s",
+        "max_checkpoints",
         "hot_state_bytes",
         "allow_volatile_store",
         "allow_old_store",

@@ -236,6 +236,9 @@ class Settings(BaseSettings):
             description="failures in a row after which a session is put into quarantine; 0 means never",
         ),
     ] = 3
+    max_checkpoints: Annotated[
+        int, Field(ge=1, le=MOST_COUNT, description="most checkpoints of a session, each as large as it")
+    ] = 16
     tls_cert: Annotated[
         Path | None, Field(description="certificate chain for gRPC, PEM; read again when the file changes")
     ] = None

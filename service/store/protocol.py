@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from holdfast.errors import ServiceError
+from service.store.beside import Checkpoint, CheckpointHead
 from service.store.head import Head
 from service.store.record import has_sibling
 from service.store.safety import StoreUsage
@@ -218,6 +219,52 @@ class StateStore(Protocol):
         """
         ...
 
+    async def save_checkpoint(
+        self, key: bytes, stamp: bytes, name: str, max_count: int
+    ) -> CheckpointHead | Found | None:
+        """Keeps a record, and its session's cursor, under a name beside it, as long as the record.
+
+        Check and write are one atomic act. One of that name is replaced. The record keeps its stamp.
+
+        Args:
+            key: Of the record.
+            stamp: That it must have.
+            name: Of the checkpoint.
+            max_count: Most checkpoints that a session may have.
+
+        Returns:
+            The checkpoint; or what is stored instead; None: there are as many of other names.
+
+        Raises:
+            StoreUnavailable: No answer in time; it may or may not have been saved.
+            StoreFull, RecordCorrupt: As named; nothing was changed.
+        """
+        ...
+
+    async def list_checkpoints(self, key: bytes) -> list[CheckpointHead]:
+        """Returns the checkpoints beside a record, in no particular order.
+
+        Raises:
+            StoreUnavailable, RecordCorrupt: As named.
+        """
+        ...
+
+    async def load_checkpoint(self, key: bytes, name: str) -> Checkpoint | None:
+        """Reads a checkpoint; None if there is none of that name.
+
+        Raises:
+            StoreUnavailable, RecordCorrupt: As named.
+        """
+        ...
+
+    async def delete_checkpoint(self, key: bytes, name: str) -> bool:
+        """Deletes a checkpoint; returns whether there was one of that name.
+
+        Raises:
+            StoreUnavailable: No answer in time; it may or may not have been deleted.
+        """
+        ...
+
     async def time_to_live_s(self, key: bytes) -> float:
         """Returns the seconds until the record expires; 0 if it never does.
 
@@ -317,6 +364,18 @@ async def load_one_with_cursor(store: StateStore, key: bytes) -> tuple[bytes | N
     if isinstance(data, ServiceError):
         raise data
     return data, cursor
+
+
+async def confirm_one(store: StateStore, key: bytes, level: AckLevel, epoch: int) -> None:
+    """Waits until what is stored under a key is as durable as the level says; arguments as of `confirm`.
+
+    Raises:
+        AckLevelNotReached: It is not, in time.
+    """
+    if level:
+        refusal = (await store.confirm((key,), level, epoch)).get(0)
+        if isinstance(refusal, ServiceError):
+            raise refusal
 
 
 async def commit_one(

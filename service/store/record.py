@@ -194,6 +194,12 @@ def has_sibling(data: bytes) -> bool:
     return data[FLAG_PLACE:STAMP_END] == b"\1"
 
 
+def stamp_of(data: bytes) -> tuple[int, int, int]:
+    """Returns incarnation, position as it stands there and history digest, of a record or its beginning."""
+    found: tuple[int, int, int] = _STAMP.unpack_from(without_flag(data), STAMP_START)
+    return found
+
+
 def without_flag(data: bytes) -> bytes:
     """Returns a record that was read as it was sent to the store."""
     return data[:FLAG_PLACE] + b"\0" + data[STAMP_END:] if has_sibling(data) else data

@@ -151,6 +151,36 @@ def test_the_state_is_written_by_name(client, session, tmp_path, server):
     assert np.load(io.BytesIO(piped.stdout)).keys() == expected.keys()
 
 
+def test_checkpoints_are_kept_listed_and_restored(client, session):
+    source = client.open_session("kept", model=MODEL)
+    source.step("abc")
+    done = session("checkpoint", "kept", "before")
+    assert (done.code, done.out) == (0, "kept is kept as before at position 3\n")
+    source.step("de", cursor=b"line 2")
+    [saved] = lines(session("checkpoint", "kept", "after", "--position", "5", "--json"))
+    assert (saved["name"], saved["position"]) == ("after", 5)
+    assert saved["size_bytes"] > 500
+    table = session("checkpoints", "kept").out.splitlines()
+    assert table[0].split() == ["position", "bytes", "saved", "name"]
+    assert [(line.split()[0], line.split()[-1]) for line in table[1:]] == [("3", "before"), ("5", "after")]
+    assert table[1].index("before") == table[0].index("name"), "columns are aligned"
+    assert [one["name"] for one in lines(session("checkpoints", "kept", "--json"))] == ["before", "after"]
+    other = session("checkpoint", "kept", "none", "--position", "4")
+    assert (other.code, other.err.split(": ")[1]) == (1, "POSITION_CONFLICT")
+    [restored] = lines(session("restore", "kept", "before", "--json"))
+    assert (restored["position"], restored["history_digest"]) == (
+        3,
+        client.checkpoints("kept")[0].history_digest,
+    )
+    assert session("restore", "kept", "after").out.splitlines()[2] == "position     5"
+    assert session("show", "kept").out.splitlines()[-1] == "cursor       b'line 2'"
+    gone = session("checkpoint", "kept", "before", "--delete")
+    assert gone.out == "checkpoint before of kept was deleted\n"
+    missing = session("restore", "kept", "before")
+    assert missing.err.startswith("holdfast session restore: CHECKPOINT_NOT_FOUND: ")
+    assert session("checkpoints", "kept").out.count("\n") == 2
+
+
 def test_deletion_of_some_says_what_came_of_each(client, session):
     client.open_batch(MODEL, ["del-1", "del-2"])
     done = session("delete", "del-1", "del-none", "del-2")
@@ -196,6 +226,7 @@ WRONG = {
     ("export", "s"): "export needs either FILE or --npz FILE",
     ("export", "s", "f", "--npz", "g"): "export needs either FILE or --npz FILE",
     ("export", "s", "--npz", "g", "--position", "1"): "--position belongs to FILE",
+    ("checkpoint", "s", "c", "--delete", "--position", "1"): "--position is of what is kept",
     ("delete",): "delete needs either IDs or --prefix",
     ("delete", "s", "--prefix", "p"): "delete needs either IDs or --prefix",
     ("delete", "s", "t", "--incarnation", "1"): "--incarnation is of one session",
@@ -216,7 +247,21 @@ def test_options_that_do_not_go_together_are_refused_before_anything_is_sent(wor
     assert why in said.err
 
 
-@pytest.mark.parametrize("command", ["list", "show", "fork", "export", "import", "delete", "release"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "list",
+        "show",
+        "fork",
+        "checkpoint",
+        "checkpoints",
+        "restore",
+        "export",
+        "import",
+        "delete",
+        "release",
+    ],
+)
 def test_every_command_has_help(command):
     said = call("session", command, "--help")
     assert said.code == 0
