@@ -26,6 +26,7 @@ from service.model.step_graph import check_available
 from service.rpc.access import Access
 from service.rpc.checkpoints import checkpoint_rpcs
 from service.rpc.connections import connection_options, reading_places, request_bound
+from service.rpc.copying import copying_rpcs
 from service.rpc.credentials import CredentialsError
 from service.rpc.gate import Gate
 from service.rpc.grpc_log import lower_lines_about_clients
@@ -284,11 +285,12 @@ class Server:
             ("grpc.max_allowed_incoming_connections", most_connections(settings)),
         ]
         lower_lines_about_clients()
+        on_event = self._metrics.session_event
         sessions = Sessions(
             self._models,
             self._store,
             self._engine,
-            on_event=self._metrics.session_event,
+            on_event=on_event,
             ttl_s=settings.session_ttl_s,
             ack_level=AckLevel.parse(settings.ack_level),
         )
@@ -306,9 +308,10 @@ class Server:
             self._metrics.rpc,
             max_chunk_tokens=settings.max_chunk_tokens,
             max_rows=settings.max_rows,
-            others=checkpoint_rpcs(
-                self._models, self._store, self._engine, sessions, self._metrics.session_event, settings
-            ),
+            others={
+                **copying_rpcs(self._models, self._store, self._engine, on_event, settings),
+                **checkpoint_rpcs(self._models, self._store, self._engine, sessions, on_event, settings),
+            },
         )
         gate = Gate(self._metrics.refused)
         gate.add(SERVICE_NAME, servicer.rpcs(), self._access)

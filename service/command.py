@@ -19,8 +19,8 @@ serve     runs a server: gRPC, metrics, and by default an embedded store
 demo      streams tokens through a server that is killed half-way, and checks the outputs
 bench     loads a running server and prints what its clients see
 verify    checks what clients recorded: nothing lost, nothing applied twice, no wrong output
+session   lists, shows, copies, keeps, exports, imports, deletes and releases sessions
 watch     shows what others do with a session, as it happens
-session   show, delete, release: shows, deletes or releases a session
 model     list, reload: models of a server; inspect, check, add: model files; export: makes a model
 token     create: makes a token for a client, and its entry for the server's tokens file
 store     acl: prints the ACL rule for Holdfast's user in the store"""

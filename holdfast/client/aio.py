@@ -32,6 +32,7 @@ from holdfast.client.options import (
 from holdfast.client.retry import RetryPolicy
 from holdfast.client.rows import Rows
 from holdfast.client.session import AsyncSession
+from holdfast.client.session_calls import SessionCalls
 from holdfast.client.standing import Positions
 from holdfast.client.steps import Steps
 from holdfast.client.tls import Tls
@@ -59,7 +60,7 @@ class ClientOptions(TypedDict, total=False):
     history: str | os.PathLike[str] | Recorder | None
 
 
-class AsyncClient:
+class AsyncClient(SessionCalls):
     """Speaks to a Holdfast server from asyncio. `holdfast.Client` has the same methods without it.
 
     Args:

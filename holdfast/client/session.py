@@ -1,11 +1,12 @@
 """A session with asyncio, as its writer sees it: tokens in, replies out."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from typing import Any, Self
 
 from numpy.typing import NDArray
 
-from holdfast.client.options import Outputs
+from holdfast.client.opened_batch import OpenedBatch
+from holdfast.client.options import NewId, Outputs, SessionId
 from holdfast.client.reply import StepReply
 from holdfast.client.tokens import Pieces, TokenSource
 from holdfast.client.writer import Writer
@@ -177,6 +178,48 @@ class AsyncSession:
     async def state(self) -> dict[str, NDArray[Any]]:
         """Returns the stored state by name, without a batch axis."""
         return await self._writer.state()
+
+    async def fork(self, new_id: SessionId | NewId = NewId.FROM_SERVER) -> "AsyncSession":
+        """Copies the session, as it stands at `position`, to another id; both go on independently.
+
+        Args:
+            new_id: Of the copy; if it is left out, one is made that nobody can guess.
+
+        Returns:
+            The copy, which goes on at that position. It has no kept replies, and no cursor.
+
+        Raises:
+            TypeError, ValueError: `new_id` is no id; nothing was sent.
+            SessionExists: It is taken.
+            PositionConflict: The store is ahead of `position`: settle what is pending, or read the stream
+                on.
+            SessionDeleted, SessionQuarantined, PositionGap, HistoryConflict, HoldfastError: As named.
+        """
+        return AsyncSession(await self._writer.fork(new_id))
+
+    async def fork_batch(self, new_ids: Iterable[SessionId]) -> OpenedBatch:
+        """Copies the session, as it stands at `position`, to many ids, in two round trips to the store.
+
+        Args:
+            new_ids: B distinct ids of the copies.
+
+        Returns:
+            Where the copies stand, for `AsyncClient.step_batch`; rows fail one by one, see
+            `OpenedBatch.errors`.
+
+        Raises:
+            TypeError, ValueError: They are no ids; nothing was sent.
+            HoldfastError: As of `fork`.
+        """
+        return await self._writer.fork_batch(new_ids)
+
+    async def export(self) -> bytes:
+        """Returns the session, as it stands at `position`, as a blob for `AsyncClient.import_session`.
+
+        Raises:
+            HoldfastError: As of `fork`.
+        """
+        return await self._writer.export()
 
     async def save_checkpoint(self, name: str, timeout_s: float | None = None) -> pb.Checkpoint:
         """Keeps the session, as it stands here, under a name, beside it and as long as it.

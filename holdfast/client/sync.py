@@ -15,11 +15,12 @@ from holdfast.client.rows import Rows
 from holdfast.client.runner import Runner
 from holdfast.client.standing import Positions
 from holdfast.client.sync_session import Session
+from holdfast.client.sync_session_calls import SyncSessionCalls
 from holdfast.client.watching import WatchedChunk, WatchOptions, watched
 from holdfast.v1 import holdfast_pb2 as pb
 
 
-class Client:
+class Client(SyncSessionCalls):
     """Speaks to a Holdfast server. May be shared by threads.
 
     Args:
@@ -28,7 +29,7 @@ class Client:
     """
 
     def __init__(self, address: str | Sequence[str], **options: Unpack[ClientOptions]) -> None:
-        self._client = AsyncClient(address, **options)
+        self._client: AsyncClient = AsyncClient(address, **options)
         self._thread = LoopThread(self._client.close)
         self._runner = Runner(self._thread)
 

@@ -3,12 +3,13 @@
 import functools
 import itertools
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Generator
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Generator, Iterable
 from typing import Any, Self, TypeVar, Unpack
 
 from numpy.typing import NDArray
 
-from holdfast.client.options import StepOptions
+from holdfast.client.opened_batch import OpenedBatch
+from holdfast.client.options import NewId, SessionId, StepOptions
 from holdfast.client.pump import Pump
 from holdfast.client.reply import StepReply
 from holdfast.client.runner import Runner
@@ -114,6 +115,18 @@ class Session:
     def state(self) -> dict[str, NDArray[Any]]:
         """Returns the stored state by name, without a batch axis."""
         return self._runner.run(self._writer.state())
+
+    def fork(self, new_id: SessionId | NewId = NewId.FROM_SERVER) -> "Session":
+        """Copies the session to another id; see `AsyncSession.fork`."""
+        return Session(self._runner, AsyncSession(self._runner.run(self._writer.fork(new_id))))
+
+    def fork_batch(self, new_ids: Iterable[SessionId]) -> OpenedBatch:
+        """Copies the session to many ids; see `AsyncSession.fork_batch`."""
+        return self._runner.run(self._writer.fork_batch(new_ids))
+
+    def export(self) -> bytes:
+        """Returns the session as a blob; see `AsyncSession.export`."""
+        return self._runner.run(self._writer.export())
 
     def save_checkpoint(self, name: str, timeout_s: float | None = None) -> pb.Checkpoint:
         """Keeps the session under a name; see `AsyncSession.save_checkpoint`."""

@@ -7,7 +7,7 @@ is taken until it is settled: see `holdfast.client.ledger`. What is done about f
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
 from typing import Any, Unpack
 
 from numpy.typing import NDArray
@@ -23,6 +23,8 @@ from holdfast.client.checkpoints import (
     restore_request,
     save_checkpoint,
 )
+from holdfast.client.copies import fork_one, forked_batch
+from holdfast.client.copy_requests import Where, export_request, fork_request
 from holdfast.client.fate import (
     leaves_unsure,
     tell_fate,
@@ -31,7 +33,17 @@ from holdfast.client.fate import (
 )
 from holdfast.client.fetching import END
 from holdfast.client.ledger import Asked, Entry, Ledger
-from holdfast.client.options import MAX_POSITION, Outputs, ReplyOptions, cursor_bytes, whole_number
+from holdfast.client.opened_batch import OpenedBatch
+from holdfast.client.options import (
+    MAX_POSITION,
+    NewId,
+    Outputs,
+    ReplyOptions,
+    SessionId,
+    cursor_bytes,
+    session_ids_text,
+    whole_number,
+)
 from holdfast.client.pump import Pump
 from holdfast.client.recovery import Recovery
 from holdfast.client.reply import StepReply
@@ -39,7 +51,7 @@ from holdfast.client.sources import MAX_IN_FLIGHT, Source, check_options, is_seq
 from holdfast.client.steps import Steps
 from holdfast.client.tokens import Pieces, TokenSource, normalise, selection, to_arrays
 from holdfast.client.turn import Turn
-from holdfast.errors import ClientClosed, HoldfastError, PositionGap
+from holdfast.errors import ClientClosed, HistoryConflict, HoldfastError, PositionGap
 from holdfast.pending import PendingChunk
 from holdfast.v1 import holdfast_pb2 as pb
 
@@ -76,6 +88,7 @@ class Writer:
         self._ledger = Ledger(opened.session, replay_tokens)
         self._recovery = Recovery(calls, self._ledger, stub, opened, initial_state)
         self._turn = Turn(calls.lifetime)
+        self._replay_tokens = replay_tokens
         self._plain = Asked(None, to_number(calls.ack_level))  # what most chunks ask for
         self._made_in = forks.generation()
         self._restoring: pb.RestoreCheckpointRequest | None = None  # may have been done
@@ -209,6 +222,26 @@ class Writer:
         """Does what `AsyncSession.state` says."""
         request = pb.GetSessionRequest(session_id=self.session_id, include_state=True)
         return to_arrays((await self._calls.call("GetSession", request)).state)
+
+    async def fork(self, new_id: SessionId | NewId) -> "Writer":
+        """Returns the writer of a copy; does what `AsyncSession.fork` says."""
+        stub = self._calls.next_stub()
+        opened = await fork_one(self._calls, stub, self.session_id, new_id, self._where())
+        self._check_copied(opened.session.history_digest)
+        return Writer(self._calls, self._steps, stub, opened, [], self._replay_tokens)
+
+    async def fork_batch(self, new_ids: Iterable[SessionId]) -> OpenedBatch:
+        """Does what `AsyncSession.fork_batch` says."""
+        request = fork_request(self.session_id, session_ids_text(new_ids), **self._where())
+        forked = await self._calls.call("ForkSession", request)
+        self._check_copied(forked.history_digest)
+        return forked_batch(forked)
+
+    async def export(self) -> bytes:
+        """Does what `AsyncSession.export` says."""
+        request = export_request(self.session_id, **self._where())
+        exported: pb.ExportSessionResponse = await self._calls.call("ExportSession", request)
+        return exported.blob
 
     async def delete(self) -> int:
         """Does what `AsyncSession.delete` says."""
@@ -355,6 +388,17 @@ class Writer:
         return self._steps.step(self._ledger, entry, until_s, self._recovery.stub)
 
     # -- small things -----------------------------------------------------------------------------
+
+    def _where(self) -> Where:
+        """Returns where the session stands, as far as its replies were given."""
+        return {"position": self.position, "incarnation": self.incarnation}
+
+    def _check_copied(self, history_digest: int) -> None:
+        if self.history_digest not in (0, history_digest):
+            raise HistoryConflict(
+                f"up to position {self.position} the store has other tokens than this session object sent",
+                expected_position=self.position,
+            ).tell("the copies were made of what is stored")
 
     def _asked(
         self,

@@ -79,7 +79,7 @@ class SessionDeleted(ServiceError):
 class SessionExists(ServiceError):
     """The call requires a new session, and the id is taken.
 
-    Cause: `must_be_new` was set, and the id is that of an existing session.
+    Cause: `must_be_new` was set, or the id is that of a copy or an import, and a session has it.
     Tokens: No session was opened.
     Step: Use another id, or leave out `must_be_new`.
     Batch: The same for the row.

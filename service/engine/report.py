@@ -54,3 +54,5 @@ class SessionEvent(enum.IntEnum):
     QUARANTINED = 7
     RELEASED = 8
     RESTORED = 9
+    FORKED = 10
+    IMPORTED = 11

@@ -93,6 +93,14 @@ class StoreConnection:
         """Whether requests can be sent."""
         return self._protocol is not None
 
+    @property
+    def process(self) -> bytes:
+        """Names the process of the server; another one, or the same started anew, has another name.
+
+        One that does not say has the name of its address.
+        """
+        return self.identity.split()[0] if self.identity is not None else str(self.address).encode()
+
     async def open(self) -> None:
         """Connects once.
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from holdfast.errors import ServiceError
 from service.store.beside import Checkpoint, CheckpointHead
+from service.store.head import Head
 from service.store.record import has_sibling
 from service.store.safety import StoreUsage
 
@@ -86,6 +87,37 @@ Refusals = dict[int, Found | ServiceError]
 """Why records were not written, by their number in the call; nothing was changed for them, except that
 one with StoreUnavailable may have been written: a cluster loses the replies of one node and not of the
 others."""
+
+
+class ScanPlace(NamedTuple):
+    """How far a list of all keys has come.
+
+    Attributes:
+        layout: Names the servers that hold the keys, and says which has what; 8 bytes. A place is one of
+            this layout only.
+        node: Number of the server, in the order of the layout.
+        cursor: Where its list goes on.
+    """
+
+    layout: bytes
+    node: int = 0
+    cursor: int = 0
+
+
+class KeyedHead(NamedTuple):
+    """A record of which no more than its head was read.
+
+    Attributes:
+        key: Where it lies.
+        head: What it says.
+        expires_in_s: Seconds until it expires; 0 is never.
+        idle_s: Seconds since the store last read or wrote it; None if it was not asked.
+    """
+
+    key: bytes
+    head: Head
+    expires_in_s: float
+    idle_s: float | None
 
 
 class UnsafeStore(Exception):
@@ -235,6 +267,54 @@ class StateStore(Protocol):
 
     async def time_to_live_s(self, key: bytes) -> float:
         """Returns the seconds until the record expires; 0 if it never does.
+
+        Raises:
+            StoreUnavailable: No answer in time.
+        """
+        ...
+
+    def first_place(self) -> ScanPlace:
+        """Returns where a list of all keys begins.
+
+        Raises:
+            StoreUnavailable: There is no connection.
+        """
+        ...
+
+    async def scan(
+        self, pattern: bytes, place: ScanPlace, count: int
+    ) -> tuple[Sequence[bytes], ScanPlace | None]:
+        """Looks through about `count` keys, and holds the store up no longer than that takes.
+
+        Args:
+            pattern: Of keys, as `keys.session_pattern` gives it.
+            place: Where to go on, of the layout that `first_place` has now.
+            count: See there.
+
+        Returns:
+            Keys of strings that match, and where to go on; None at the end. A key that is there from the
+            first place to the end is returned, perhaps twice.
+
+        Raises:
+            StoreUnavailable: No answer in time.
+        """
+        ...
+
+    async def heads(self, keys: Sequence[bytes], *, with_idle: bool) -> Sequence[KeyedHead]:
+        """Reads the heads of records in one round trip; those that are not of live sessions are left out.
+
+        Args:
+            keys: Of the records.
+            with_idle: Ask for how long they were idle. Where the server allows it, reading heads does not
+                count as use.
+
+        Raises:
+            StoreUnavailable: No answer in time.
+        """
+        ...
+
+    async def quarantine_reason(self, key: bytes, start: int) -> str:
+        """Returns the reason that stands in a record from some byte on; see `Head.reason_start`.
 
         Raises:
             StoreUnavailable: No answer in time.

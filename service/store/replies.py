@@ -115,6 +115,24 @@ def seconds_of(reply: Reply) -> float:
     return max(reply, 0) / 1000
 
 
+def scanned_of(reply: Reply) -> tuple[int, list[bytes]]:
+    """Reads what SCAN returns: where to go on, 0 at the end, and keys.
+
+    Raises:
+        ValueError: It cannot be that.
+    """
+    if not isinstance(reply, list) or len(reply) != 2:
+        raise ValueError
+    cursor, keys = reply
+    if (
+        not isinstance(cursor, bytes)
+        or not isinstance(keys, list)
+        or not {bytes}.issuperset(map(type, keys))
+    ):
+        raise ValueError
+    return int(cursor), keys
+
+
 def refusals_of(reply: Reply, count: int, refusal: Callable[[str], ServiceError]) -> Refusals:
     """Reads what the script returns.
 

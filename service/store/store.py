@@ -20,6 +20,7 @@ from service.store.beside import Checkpoint, CheckpointHead, checkpoint_field, d
 from service.store.confirmation import AckSupport, not_reached
 from service.store.error_table import RETRY_AFTER_S
 from service.store.keys import KeySpace, set_aside_key, sibling_key
+from service.store.listing import Listing
 from service.store.node import Node
 from service.store.protocol import AckLevel, Found, Loaded, Refusals, UnsafeStore, Writes
 from service.store.replies import (
@@ -55,6 +56,7 @@ class Store:
 
     Attributes:
         epoch: See `StateStore.epoch`.
+        first_place, scan, heads, quarantine_reason: See `StateStore`, and `Listing`.
     """
 
     def __init__(self, topology: Topology, allowances: Allowances, key_space: KeySpace) -> None:
@@ -63,6 +65,9 @@ class Store:
         self._key_space = key_space
         self._supports: list[AckSupport] = []
         self.epoch = 0
+        listing = Listing(topology, key_space)
+        self.first_place, self.scan, self.heads = listing.first_place, listing.scan, listing.heads
+        self.quarantine_reason = listing.quarantine_reason
 
     @property
     def is_available(self) -> bool:

@@ -28,6 +28,10 @@ RUN = {
         "[1, 2, 3, 4, 5, 6, 7, 8, 9]",
         "True", "100 (100, 1, 1) {}", "True 100", "200", "MODEL_NOT_FOUND False () ()", "done",
     ],
+    "docs/guides/copies.md": [
+        "True True", "25 31", "64 {} True", "True", "True True", "True",
+        "[('book-copy', 31), ('book-moved', 37)]", "[]", "[31, 0] SESSION_NOT_FOUND",
+    ],
 }  # fmt: skip
 """Pages whose examples in Python are run, one after the other, and what they print; others are read."""
 

@@ -53,6 +53,7 @@ MADE = {
     "StepReply": lambda: holdfast.StepReply(pb.ChunkResult()),
     "WatchedChunk": lambda: holdfast.WatchedChunk(pb.WatchSessionResponse()),
     "OpenedBatch": lambda: holdfast.OpenedBatch([], pb.OpenBatchResponse()),
+    "DeletedBatch": lambda: holdfast.DeletedBatch([], pb.DeleteBatchResponse()),
     "BatchReply": lambda: holdfast.BatchReply(pb.BatchResult()),
     "BatchPipeline": lambda: holdfast.BatchPipeline(None, {}, 1),
     "PendingChunk": lambda: holdfast.PendingChunk(0, b"a"),
