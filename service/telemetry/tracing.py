@@ -8,8 +8,10 @@ left to them.
 
 import asyncio
 import os
+import threading
 import time
 from collections.abc import Iterable
+from importlib.metadata import version
 
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -19,12 +21,16 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-import holdfast
+from holdfast.v1 import holdfast_pb2 as pb
 from service.common.this_process import this_process
 from service.engine.stages import Stages
 from service.telemetry.logs import session_mark
 from service.telemetry.rpc_metrics import CODES
 
+CLOSE_S = 2.0
+"""For the last spans to leave; a collector that is away must not hold up the end of a server."""
+
+_SERVICE: str = pb.DESCRIPTOR.services_by_name["StreamingInferenceService"].full_name
 _PROPAGATOR = TraceContextTextMapPropagator()
 _HEADERS = frozenset(("traceparent", "tracestate"))
 _FAILURES = frozenset(
@@ -59,30 +65,25 @@ class CallSpan:
             session_id: Of the session that the call is about; "" if it is not one.
             row_count: Of the batch, if it has one.
         """
-        span = self._span
-        if span.is_recording():
-            self._add_stages(span)
-            span.set_attribute("rpc.grpc.status_code", code)
-            if reason:
-                span.set_attribute("holdfast.reason", reason)
-            if session_id:
-                span.set_attribute("holdfast.session", session_mark(tenant, session_id))
-            if row_count is not None:
-                span.set_attribute("holdfast.rows", row_count)
-            if CODES[code] in _FAILURES:
-                span.set_status(Status(StatusCode.ERROR, reason))
-        span.end()
-
-    def _add_stages(self, span: Span) -> None:
         if self.stages:
-            first_s = min(stage.began_s for stage in self.stages)
-            self._add(span, "queue", self._began_s, first_s)
+            self._add("queue", self._began_s, min(stage.began_s for stage in self.stages))
         for name, began_s, ended_s in self.stages:
-            self._add(span, name, began_s, ended_s)
+            self._add(name, began_s, ended_s)
+        attributes: dict[str, str | int] = {"rpc.grpc.status_code": code}
+        if reason:
+            attributes["holdfast.reason"] = reason
+        if session_id:
+            attributes["holdfast.session"] = session_mark(tenant, session_id)
+        if row_count is not None:
+            attributes["holdfast.rows"] = row_count
+        self._span.set_attributes(attributes)
+        if CODES[code] in _FAILURES:
+            self._span.set_status(Status(StatusCode.ERROR, reason))
+        self._span.end()
 
-    def _add(self, span: Span, name: str, began_s: float, ended_s: float) -> None:
+    def _add(self, name: str, began_s: float, ended_s: float) -> None:
         at_ns = int((self._offset_s + began_s) * 1e9)
-        span.add_event(name, {"holdfast.duration_s": ended_s - began_s}, at_ns)
+        self._span.add_event(name, {"holdfast.duration_s": ended_s - began_s}, at_ns)
 
 
 class Tracing:
@@ -93,31 +94,32 @@ class Tracing:
     """
 
     def __init__(self, url: str) -> None:
-        attributes = {"service.version": holdfast.__version__, "service.instance.id": this_process()}
+        attributes = {"service.version": version("holdfast"), "service.instance.id": this_process()}
         if "OTEL_SERVICE_NAME" not in os.environ:
             attributes["service.name"] = "holdfast"
         self._provider = TracerProvider(resource=Resource.create(attributes), shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=url)))
-        self._tracer = self._provider.get_tracer("holdfast", holdfast.__version__)
+        self._tracer = self._provider.get_tracer("holdfast", version("holdfast"))
 
-    def begin(self, service: str, method: str, metadata: Iterable[tuple[str, str | bytes]]) -> CallSpan:
-        """Begins the span of a call.
+    def begin(self, method: str, metadata: Iterable[tuple[str, str | bytes]]) -> CallSpan | None:
+        """Begins the span of a call; None where it is not sampled.
 
         Args:
-            service: Full name of the service.
             method: Name of the rpc.
             metadata: Of the call.
         """
         carrier = {key: value for key, value in metadata if key in _HEADERS and isinstance(value, str)}
         context = _PROPAGATOR.extract(carrier, Context())
         span = self._tracer.start_span(
-            f"{service}/{method}",
+            f"{_SERVICE}/{method}",
             context,
             SpanKind.SERVER,
-            {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method},
+            {"rpc.system": "grpc", "rpc.service": _SERVICE, "rpc.method": method},
         )
-        return CallSpan(span)
+        return CallSpan(span) if span.is_recording() else None
 
     async def close(self) -> None:
-        """Sends what is left, and ends its thread."""
-        await asyncio.to_thread(self._provider.shutdown)
+        """Sends what is left, unless that takes long, and ends its thread."""
+        thread = threading.Thread(target=self._provider.shutdown, name="traces end", daemon=True)
+        thread.start()
+        await asyncio.to_thread(thread.join, CLOSE_S)
