@@ -52,6 +52,7 @@ HOMES = {
         "service.telemetry.families",
         "service.telemetry.rpc_metrics",
     ),
+    "opentelemetry": ("service.telemetry.tracing",),
     "torch": ("model_export",),
     "onnx": ("model_export",),
     "uvicorn": ("service.process.http_server", "service.process.http_connection"),
@@ -63,6 +64,7 @@ PURE = {
     "service.engine.admission",
     "service.engine.ranking",
     "service.engine.run",
+    "service.engine.stages",
     "service.engine.watch_events",
     "service.rpc.follower",
     "service.store.record",
@@ -276,9 +278,10 @@ WALL_CLOCKS = {
     "datetime.today", "date.today",
 }  # fmt: skip
 TELLS_TIME = {
-    "service.engine.watched": "watchers are told when a chunk was committed; nothing is decided by it"
+    "service.engine.watched": "watchers are told when a chunk was committed",
+    "service.telemetry.tracing": "a span says when its call began",
 }
-"""Where a clock that can jump is read nevertheless, and why that is right."""
+"""Where a clock that can jump is read nevertheless, and why: nothing is decided by it."""
 LAST_WORDS = {name.rpartition(".")[2] for name in WALL_CLOCKS}
 
 
@@ -355,6 +358,7 @@ ENDS_BY_ITSELF = {
     ("service.process.host", "serve"): "the service itself; its end is that of the process",
     ("service.process.host", "_open"): "one start; the caller gets the error",
     ("service.rpc.ending", "Endings.begin"): "one call",
+    ("service.telemetry.tracing", "Tracing.close"): "the end of a library's thread",
     ("service.rpc.watch_view", "Runs.__init__"): "runs for one watcher, whose failure is its outcome",
     ("service.process.http_pages", "Paced.__call__"): "makes one page; those who wait get the error",
 }

@@ -17,7 +17,7 @@ from service.common import failpoints
 from service.common.background import RETRY_PAUSE_S, Trouble, Wake
 from service.engine import window
 from service.engine.core import Core
-from service.engine.effects import Commit, Confirm, Effect, Kind, Load, Quarantine, Run, Settle
+from service.engine.effects import Commit, Confirm, Effect, Kind, Load, Quarantine, Run, Settle, rows_of
 from service.engine.limits import EngineLimits
 from service.engine.quarantine import quarantine
 from service.engine.records import make_records
@@ -25,6 +25,7 @@ from service.engine.report import BatchReport
 from service.engine.rows import Chunk, Rows, answer
 from service.engine.run import Encode
 from service.engine.runner import Runner
+from service.engine.stages import note
 from service.engine.watched import Watched
 from service.engine.window import Window
 from service.model.protocol import Models
@@ -52,6 +53,7 @@ class Driver:
 
     Attributes:
         watched: Is told what becomes of sessions; None while nobody watches one.
+        is_traced: Stages are noted for calls.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Driver:
     ) -> None:
         self._store = store
         self.watched: Watched | None = None
+        self.is_traced = False
         self._runner = Runner(encode, limits.run_timeout_s)
         self._count = count
         self._report = BatchReport()
@@ -307,6 +310,8 @@ class Driver:
             if failpoints.is_armed:
                 await failpoints.hit("after_load")
             self._report.loads.append((len(load.keys), time.monotonic() - load.began_s))
+        if self.is_traced:
+            note(load.rows, "load", load.began_s, time.monotonic())
         self._count_commit(load.commit)
         self._perform(self._core.loaded(load, records, self._store.epoch, time.monotonic()))
 
@@ -332,6 +337,8 @@ class Driver:
         now_s = time.monotonic()
         if not run.is_again:
             self._report.runs.append((chunk_count, now_s - started_s))
+        if self.is_traced:
+            note(rows_of(run), "run", started_s, now_s)
         effects = self._core.ran(run, failures, now_s)
         if is_last and self._is_lone(effects):
             await self._do(effects[0])
@@ -353,6 +360,8 @@ class Driver:
             await failpoints.hit("after_commit")
             await failpoints.hit("before_reply")
         self._count_commit(commit)
+        if self.is_traced:
+            note(commit.rows, "commit", commit.began_s, time.monotonic())
         if refusals:
             self._report.conflict_count += sum(isinstance(why, Found) for why in refusals.values())
         self._perform(self._core.committed(commit, refusals, self._store.epoch, time.monotonic()))
@@ -368,8 +377,10 @@ class Driver:
             self._report.commits.append((size_bytes, time.monotonic() - commit.began_s))
 
     async def _confirm(self, confirm: Confirm) -> None:
-        rows = confirm.rows
+        rows, began_s = confirm.rows, time.monotonic()
         refusals: Refusals = await self._store.confirm(rows.keys, rows.ack_level, confirm.epoch)
+        if self.is_traced:
+            note([rows], "confirm", began_s, time.monotonic())
         self._perform(self._core.confirmed(confirm, refusals, time.monotonic()))
 
     async def _quarantine(self, effect: Quarantine) -> None:

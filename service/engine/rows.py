@@ -165,6 +165,7 @@ class Message:
         deadline_s: Monotonic time after which the caller no longer waits.
         arrived_s: Monotonic time of arrival.
         is_cancelled: The caller has gone; skip what has not run yet.
+        stages: What was done for it, if its call is traced; see `stages`.
         is_answered: Which rows are settled, by their number.
     """
 
@@ -173,6 +174,7 @@ class Message:
     deadline_s: float = math.inf
     arrived_s: float = 0.0
     is_cancelled: bool = False
+    stages: Any = None
     is_answered: NDArray[np.bool_] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from holdfast.errors import InvalidRequest, ServiceError
 from holdfast.v1 import holdfast_pb2 as pb
@@ -28,6 +28,9 @@ from service.rpc.session_message import session_message
 from service.rpc.streams import BatchStream, StepStream
 from service.rpc.watching import Watching
 from service.telemetry.rpc_metrics import RpcMetrics
+
+if TYPE_CHECKING:
+    from service.telemetry.tracing import Tracing
 
 SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["StreamingInferenceService"].full_name
 
@@ -74,6 +77,7 @@ class Servicer:
         reloading: Loads models that have come since.
         watching: Serves watches.
         metrics_of: Gives what counts an rpc.
+        tracing: Makes spans of the calls, if they are traced.
         max_chunk_tokens: Most tokens of a chunk.
         max_rows: Most rows of a batch.
         others: Rpcs that other files implement, by name.
@@ -89,6 +93,7 @@ class Servicer:
         reloading: ModelReloading,
         watching: Watching,
         metrics_of: Callable[[str], RpcMetrics],
+        tracing: "Tracing | None",
         *,
         max_chunk_tokens: int,
         max_rows: int,
@@ -102,6 +107,7 @@ class Servicer:
         self._reloading = reloading
         self._watching = watching
         self._metrics_of = metrics_of
+        self._tracing = tracing
         self._others = others
         self._max_chunk_tokens = max_chunk_tokens
         self._batch_limits = BatchLimits(models, max_chunk_tokens, max_rows)
@@ -130,7 +136,13 @@ class Servicer:
             is_stream = method.client_streaming or method.server_streaming
             message_type = None if is_stream else getattr(pb, method.input_type.name)
             handler = Handler(
-                name, message_type, functions.get(name, _not_built), self._calls, self._access, metrics
+                name,
+                message_type,
+                functions.get(name, _not_built),
+                self._calls,
+                self._access,
+                metrics,
+                self._tracing,
             )
             rpcs[name] = Rpc(RPC_SCOPES[name], handler.build, metrics)
         return rpcs
@@ -227,6 +239,8 @@ class Servicer:
         )
         del request, message  # with whatever they have beside the chunk
         call.share.take(0, codec.size_of(chunk))
+        if call.span is not None:
+            chunk.request = call.span.stages
         try:
             self._engine.submit(chunk)
             result = await outcome
@@ -251,6 +265,8 @@ class Servicer:
         )
         del request
         call.share.take(rows.row_count - 1, rows.size_bytes)
+        if call.span is not None:
+            rows.trace(call.span.stages)
         try:
             rows.submit(self._engine)
             await done.wait()
