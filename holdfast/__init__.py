@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from holdfast.client.aio import AsyncClient as AsyncClient
     from holdfast.client.batch_reply import BatchReply as BatchReply
     from holdfast.client.batching import BatchPipeline as BatchPipeline
+    from holdfast.client.generated import GeneratedToken as GeneratedToken
     from holdfast.client.labels import labels_of as labels_of
     from holdfast.client.opened_batch import OpenedBatch as OpenedBatch
     from holdfast.client.reply import StepReply as StepReply
@@ -37,6 +38,7 @@ else:
         "BatchPipeline": "holdfast.client.batching",
         "BatchReply": "holdfast.client.batching",
         "Client": "holdfast.client.sync",
+        "GeneratedToken": "holdfast.client.generated",
         "HoldfastError": "holdfast.errors",
         "OpenedBatch": "holdfast.client.opened_batch",
         "PendingChunk": "holdfast.pending",
@@ -68,6 +70,7 @@ __all__ = [
     "BatchPipeline",
     "BatchReply",
     "Client",
+    "GeneratedToken",
     "HoldfastError",
     "OpenedBatch",
     "PendingChunk",
