@@ -123,6 +123,18 @@ class Deletion(NamedTuple):
     closed_s: float | None = None
 
 
+class OpenGeneration(NamedTuple):
+    """A generation that was broken off, so that it may have applied tokens that nobody was told of.
+
+    Attributes:
+        incarnation: Of the session, as asked; 0 is any.
+        position: Up to which its tokens are known.
+    """
+
+    incarnation: int
+    position: int
+
+
 @dataclass(slots=True)
 class SessionHistory:
     """All that is recorded of one session.
@@ -133,6 +145,7 @@ class SessionHistory:
         deletions: Requests to delete it.
         openings: When requests to open it were sent of which nobody knows whether they did.
         takeovers: The same of those to take it over.
+        generations: Those that were broken off.
     """
 
     attempts: list[Attempt] = field(default_factory=list)
@@ -140,3 +153,4 @@ class SessionHistory:
     deletions: list[Deletion] = field(default_factory=list)
     openings: list[float] = field(default_factory=list)
     takeovers: list[float] = field(default_factory=list)
+    generations: list[OpenGeneration] = field(default_factory=list)
