@@ -28,6 +28,7 @@ RUN = {
         "[1, 2, 3, 4, 5, 6, 7, 8, 9]",
         "True", "100 (100, 1, 1) {}", "True 100", "200", "MODEL_NOT_FOUND False () ()", "done",
     ],
+    "docs/guides/generation.md": ["60 69", "True", "False", "True", "True", "True", "True"],
 }  # fmt: skip
 """Pages whose examples in Python are run, one after the other, and what they print; others are read."""
 
