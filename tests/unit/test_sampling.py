@@ -40,7 +40,7 @@ def rows(draw):
     return np.array(logits, np.float32), samples, np.array(positions, np.int64)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(rows())
 def test_rows_draw_what_plain_python_draws(given):
     logits, samples, positions = given
