@@ -11,6 +11,9 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
+
+from numpy.typing import NDArray
 
 from holdfast.errors import ServiceError, StoreUnavailable
 from service.common import failpoints
@@ -28,7 +31,7 @@ from service.engine.runner import Runner
 from service.engine.stages import note
 from service.engine.watched import Watched
 from service.engine.window import Window
-from service.model.protocol import Models
+from service.model.protocol import Model, Models
 from service.store.outputs import encode_outputs
 from service.store.protocol import Found, Refusals, StateStore
 
@@ -154,6 +157,14 @@ class Driver:
         self._core.forget(key)
         if self.watched is not None:
             self.watched.changed(key)
+
+    async def probe(self, model: Model, state: bytes) -> NDArray[Any]:
+        """Weighs what follows a raw state of a model, without a token: see `service.engine.probing.probe`.
+
+        Raises:
+            ModelFailed: The model failed, or took too long.
+        """
+        return await self._runner.probe(model, state)
 
     # -- batches ------------------------------------------------------------------------------
 

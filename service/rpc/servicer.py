@@ -20,6 +20,7 @@ from service.rpc.call import Call
 from service.rpc.codec import Named
 from service.rpc.credentials import Scope
 from service.rpc.gate import Rpc
+from service.rpc.generation import Generations
 from service.rpc.handler import Handler
 from service.rpc.model_message import contract_message
 from service.rpc.open_calls import OpenCalls
@@ -111,6 +112,7 @@ class Servicer:
         self._others = others
         self._max_chunk_tokens = max_chunk_tokens
         self._batch_limits = BatchLimits(models, max_chunk_tokens, max_rows)
+        self._generations = Generations(engine, sessions, models, calls, max_chunk_tokens)
 
     def rpcs(self) -> dict[str, Rpc]:
         """Returns every rpc of the contract."""
@@ -125,6 +127,7 @@ class Servicer:
             "StepBatch": self.step_batch,
             "StreamBatches": self.stream_batches,
             "WatchSession": self._watching.watch_session,
+            "Generate": self._generations.generate,
             "ListModels": self.list_models,
             "GetModel": self.get_model,
             "ReloadModels": self.reload_models,

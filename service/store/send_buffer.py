@@ -6,7 +6,7 @@ import os
 import socket
 
 SEND_BUFFER_BYTES = 1 << 20
-"""The usual buffer holds two thirds of a commit of 256 rows; the rest goes out only once the store has read.
+"""The usual buffer holds two thirds of a commit of 256 rows; the rest waits until the store has read.
 The kernel gives what it allows, by default 416 KiB. TCP sizes its buffers itself."""
 
 
