@@ -19,6 +19,7 @@ serve     runs a server: gRPC, metrics, and by default an embedded store
 demo      streams tokens through a server that is killed half-way, and checks the outputs
 bench     loads a running server and prints what its clients see
 verify    checks what clients recorded: nothing lost, nothing applied twice, no wrong output
+pipe      steps sessions by the events of a stream or a file, exactly once
 session   show, delete, release: shows, deletes or releases a session
 model     list, reload: models of a server; inspect, check, add: model files; export: makes a model
 token     create: makes a token for a client, and its entry for the server's tokens file
@@ -35,6 +36,7 @@ SERVER_SIDE = {
 MODEL_FILES = ("inspect", "check", "add")
 """Subcommands of `model` that call no server, but need what one has."""
 CLIENT_SIDE = {
+    "pipe": "holdfast.cli.pipe",
     "session": "holdfast.cli.session",
     "model": "holdfast.cli.model",
 }
