@@ -37,8 +37,6 @@ stranger chooses the length."""
 _P, _Q = PRIMES
 _A, _B = FACTORS
 _PRIMES = np.array(PRIMES, np.int64)
-_SHIFTS = np.array((_HALF_BITS, 0), np.int64)
-_UNITS = np.array((1 << _HALF_BITS, 1), np.int64)
 
 INITIAL = 1 << _HALF_BITS | 1
 """Digest of a session that has consumed nothing and began at its model's own initial state."""
@@ -91,7 +89,16 @@ def run_of(tokens: bytes | NDArray[Any]) -> Run:
 
 def digest_after(digest: int, tokens: bytes | NDArray[Any]) -> int:
     """Returns the digest of a history that ends with these tokens; 0, not known, stays so."""
-    return run_of(tokens).after(digest) if digest else 0
+    if not digest:
+        return 0
+    elements = tokens if isinstance(tokens, bytes) else to_elements(tokens)
+    if len(elements) > _FEW:
+        return run_of(tokens).after(digest)
+    a, b = digest >> _HALF_BITS, digest & _HALF_MASK
+    for element in elements if isinstance(elements, bytes) else elements.tolist():
+        a = (a * _A + element + 1) % _P
+        b = (b * _B + element + 1) % _Q
+    return a << _HALF_BITS | b
 
 
 def to_elements(tokens: NDArray[Any]) -> NDArray[Any]:
@@ -109,11 +116,14 @@ def sums_of(elements: NDArray[Any]) -> NDArray[np.int64]:
     count = elements.shape[1]
     if count > _MANY:
         return _sums_in_pieces(elements)
+    sums = np.empty((len(elements), 2), np.int64)
+    if count == 1 and elements.dtype == np.uint8:  # text, token by token; far below the primes
+        np.add(elements, 1, out=sums, dtype=np.int64)
+        return sums
     numbers = elements.astype(np.int64)
     numbers += 1
     if count == 1:
         return numbers % _PRIMES
-    sums = np.empty((len(numbers), 2), np.int64)
     for half, prime in enumerate(PRIMES):
         terms = numbers % prime
         terms *= _weights(half, count)
@@ -138,12 +148,16 @@ def after(digests: NDArray[np.int64], sums: NDArray[np.int64], element_count: in
         sums: Of the chunks, int64 (B, 2); see `sums_of`.
         element_count: Elements in each chunk.
     """
-    halves = digests[:, np.newaxis] >> _SHIFTS
-    halves &= _HALF_MASK
-    halves *= _powers_array(element_count)
-    halves += sums
-    halves %= _PRIMES
-    joined: NDArray[np.int64] = halves @ _UNITS
+    power_a, power_b = _powers(element_count)
+    joined, b = digests >> _HALF_BITS, digests & _HALF_MASK  # one column is worked on faster than a pair
+    joined *= power_a
+    joined += sums[:, 0]
+    joined %= _P
+    b *= power_b
+    b += sums[:, 1]
+    b %= _Q
+    joined <<= _HALF_BITS
+    joined |= b
     return joined
 
 

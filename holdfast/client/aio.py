@@ -185,6 +185,7 @@ class AsyncClient:
         tokens: Rows,
         positions: Positions | None = None,
         *,
+        cursors: Sequence[bytes | None] | None = None,
         timeout_s: float | None = None,
         **options: Unpack[BatchOptions],
     ) -> BatchReply:
@@ -198,6 +199,8 @@ class AsyncClient:
             positions: Tokens each session has consumed before, as numbers; or an `OpenedBatch` or
                 `BatchReply` of the same sessions in the same order, which name their histories too. None
                 appends to each session; the call is then not repeated when the connection breaks.
+            cursors: Stored with each session by the commit of its row, as `cursor` of `AsyncSession.step`;
+                None for a row leaves what is stored.
             timeout_s: Longest wait, retries included; default is the client's.
             **options: version, top_k, token_log_prob, outputs and ack_level, as in `AsyncSession.step`.
 
@@ -210,7 +213,7 @@ class AsyncClient:
         """
         self._calls.lifetime.check_before_sending()
         options.setdefault("ack_level", self._calls.ack_level)
-        batch = batch_message(session_ids, tokens, positions, model=model, **options)
+        batch = batch_message(session_ids, tokens, positions, model=model, cursors=cursors, **options)
         request, deadline_s = pb.StepBatchRequest(batch=batch), self._calls.deadline_s(timeout_s)
         try:
             if positions is None:

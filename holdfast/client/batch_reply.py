@@ -23,10 +23,6 @@ class BatchReply:
 
     Attributes:
         session_ids: Of each row, as sent.
-        positions: Tokens each session has consumed, int64 (B,).
-        incarnations: Of each session, int64 (B,).
-        history_digests: Of those tokens, int64 (B,), see `holdfast.history_digest`; empty if the server
-            tells none.
         separate_rows: By row, replies whose outputs do not fit into the columns: replays of requests for
             other outputs, and rows that ran on another version of the model. Where `token_count` is 0 the
             outputs would have been too large for this message: get them by a step at the row's position.
@@ -41,9 +37,7 @@ class BatchReply:
         self.message = result
         self.session_ids = tuple(session_ids)
         self._outputs = result.outputs
-        self.positions: NDArray[np.int64] = np.array(result.positions, np.int64)
-        self.incarnations: NDArray[np.int64] = np.array(result.incarnations, np.int64)
-        self.history_digests: NDArray[np.int64] = np.array(result.history_digests, np.int64)
+        self._row_count = len(result.positions)
         self.errors: dict[int, HoldfastError] = {
             error.row: from_status(error.status) for error in result.errors
         }
@@ -54,6 +48,21 @@ class BatchReply:
             separate.row: StepReply(_as_chunk_result(result, separate, self.session_ids))
             for separate in result.separate_rows
         }
+
+    @cached_property
+    def positions(self) -> NDArray[np.int64]:
+        """Tokens each session has consumed, int64 (B,)."""
+        return np.array(list(self.message.positions), np.int64)
+
+    @cached_property
+    def incarnations(self) -> NDArray[np.int64]:
+        """Of each session, int64 (B,)."""
+        return np.array(list(self.message.incarnations), np.int64)
+
+    @cached_property
+    def history_digests(self) -> NDArray[np.int64]:
+        """Of those tokens, int64 (B,), see `holdfast.history_digest`; empty if the server tells none."""
+        return np.array(list(self.message.history_digests), np.int64)
 
     @cached_property
     def top_ids(self) -> NDArray[np.int32]:
@@ -74,7 +83,7 @@ class BatchReply:
     @cached_property
     def outputs(self) -> Mapping[str, NDArray[Any]]:
         """Output tensors asked for, (B, T, ...) by name."""
-        rows = len(self.positions)
+        rows = self._row_count
         return {
             name: array.reshape(rows, len(array) // rows, *array.shape[1:])
             for name, array in to_arrays(self._outputs.tensors).items()
@@ -82,12 +91,12 @@ class BatchReply:
 
     def _per_token(self, values: Any, dtype: Any, *width: int) -> NDArray[Any]:
         """Returns values (B, T, ...); T is 1 where they are of the last token only."""
-        rows = len(self.positions)
+        rows = self._row_count
         found = len(values) // (rows * math.prod(width)) if values else self._outputs.token_count // rows
         return np.array(values, dtype).reshape(rows, found, *width)
 
     def __repr__(self) -> str:
-        return f"BatchReply(rows={len(self.positions)}, errors={len(self.errors)})"
+        return f"BatchReply(rows={self._row_count}, errors={len(self.errors)})"
 
 
 def _as_chunk_result(
@@ -113,26 +122,30 @@ class RowReply(StepReply):
     Args:
         batch: The reply to the batch.
         row: Its number in it, of one that has no outputs of its own.
-        stamp: Position and history digest after it.
-        replayed: See `StepReply`.
-        token_count: See `StepReply`.
+        session_id: See `StepReply`, as of the others.
+        position: See there.
+        history_digest: See there.
+        token_count: See there.
         size_bytes: Its share of the message.
+        replayed: See there.
     """
 
     def __init__(
         self,
         batch: BatchReply,
         row: int,
-        stamp: tuple[int, int],
-        *,
-        replayed: bool,
+        session_id: str,
+        position: int,
+        history_digest: int,
         token_count: int,
         size_bytes: int,
+        replayed: bool,
     ) -> None:
         self._batch = batch
         self._row = row
-        self.session_id = batch.session_ids[row]
-        self.position, self.history_digest = stamp
+        self.session_id = session_id
+        self.position = position
+        self.history_digest = history_digest
         self.replayed = replayed
         self.ack_level = batch.ack_level
         self.model_version = batch.model_version

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Self
 
 import grpc.aio
@@ -16,7 +16,14 @@ from holdfast.client.calls import Calls
 from holdfast.client.farewell import say_farewell
 from holdfast.client.fate import tell_rows
 from holdfast.client.history import Recorder
-from holdfast.client.options import Outputs, SessionId, selection, session_ids_text, whole_number
+from holdfast.client.options import (
+    Outputs,
+    SessionId,
+    cursors_bytes,
+    selection,
+    session_ids_text,
+    whole_number,
+)
 from holdfast.client.rows import Rows, normalise_rows
 from holdfast.client.standing import Positions, standing_of
 from holdfast.client.status import from_rpc, from_status
@@ -76,7 +83,12 @@ class BatchPipeline:
             await asyncio.gather(self._reader, return_exceptions=True)
 
     async def submit(
-        self, session_ids: Iterable[SessionId], tokens: Rows, positions: Positions | None = None
+        self,
+        session_ids: Iterable[SessionId],
+        tokens: Rows,
+        positions: Positions | None = None,
+        *,
+        cursors: Sequence[bytes | None] | None = None,
     ) -> asyncio.Future[BatchReply]:
         """Sends one batch; waits only while `max_in_flight` of them are under way.
 
@@ -85,6 +97,7 @@ class BatchPipeline:
             tokens: T tokens for each.
             positions: Tokens each session has consumed before, as numbers; or an `OpenedBatch` or
                 `BatchReply` of the same sessions in the same order. None appends, not safe to send again.
+            cursors: As in `AsyncClient.step_batch`.
 
         Returns:
             Future of the reply. It raises HoldfastError if the batch was refused as a whole, the
@@ -95,7 +108,7 @@ class BatchPipeline:
             ClientClosed: The client is closed.
         """
         self._calls.lifetime.check_before_sending()
-        batch = batch_message(session_ids, tokens, positions, **self._options)
+        batch = batch_message(session_ids, tokens, positions, cursors=cursors, **self._options)
         await self._room.acquire()
         reply: asyncio.Future[BatchReply] = asyncio.get_running_loop().create_future()
         reply.add_done_callback(lambda _: self._room.release())
@@ -262,6 +275,7 @@ def batch_message(
     positions: Positions | None,
     *,
     model: str,
+    cursors: Sequence[bytes | None] | None = None,
     version: int = 0,
     top_k: int | None = None,
     token_log_prob: bool = False,
@@ -283,6 +297,7 @@ def batch_message(
         history_digests=standing.history_digests,
         outputs=selection(top_k, token_log_prob, outputs, state=False),
         ack_level=to_number(ack_level),
+        cursors=cursors_bytes(cursors, len(ids)),
     )
     rows = normalise_rows(tokens, len(ids))
     if isinstance(rows, bytes):

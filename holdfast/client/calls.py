@@ -90,6 +90,7 @@ class Calls:
         self._connections = connections
         self._retry = retry
         self._timeout_s = seconds("timeout_s", timeout_s)
+        self._first_attempt_s = limit_s(retry, 0)
         self.lifetime = Lifetime(connections.check)
         self.metadata = bearer(token)
         self.ack_level = ack_level
@@ -205,7 +206,8 @@ class Calls:
 
     def attempt_deadline_s(self, attempt: int, deadline_s: float) -> float:
         """Returns the monotonic time at which attempt 0, 1, 2, … is given up for the next one."""
-        return min(deadline_s, time.monotonic() + limit_s(self._retry, attempt))
+        longest_s = limit_s(self._retry, attempt) if attempt else self._first_attempt_s
+        return min(deadline_s, time.monotonic() + longest_s)
 
     def left_s(self, deadline_s: float) -> float:
         """Returns the seconds left, at least a moment."""

@@ -15,6 +15,9 @@ An entry whose reply has come stays until the caller is given that reply, and `p
 reply that nobody took (an interrupt, a settlement that broke down half-way) is thus given again, not lost.
 """
 
+import functools
+import itertools
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -56,6 +59,7 @@ class Kind(NamedTuple):
         tokens: `text`, `ids` or `features`.
         token_count: Of a row.
         width: Of features.
+        size_bytes: Of the tokens of a row, as they are kept here.
     """
 
     model: str
@@ -64,6 +68,7 @@ class Kind(NamedTuple):
     tokens: str
     token_count: int
     width: int = 0
+    size_bytes: int = 0
 
     @property
     def pace(self) -> tuple[str, int, int]:
@@ -71,15 +76,14 @@ class Kind(NamedTuple):
         return self.model, self.version, self.asked.ack_level
 
 
-class Row(NamedTuple):
-    """A chunk as a row of a batch; the fields of Chunk."""
-
-    session_id: str
-    position: int
-    acknowledged: int
-    incarnation: int
-    history_digest: int
-    tokens: Tokens
+@functools.lru_cache(256)
+def _kind(named: tuple[str, int], asked: Asked, shape: int | tuple[int, ...]) -> Kind:
+    """Returns the kind of such tokens; the same object for all sessions, which is quick to compare."""
+    if isinstance(shape, int):
+        return Kind(*named, asked, "text", shape, 0, shape)
+    if len(shape) == 1:
+        return Kind(*named, asked, "ids", shape[0], 0, 8 * shape[0])
+    return Kind(*named, asked, "features", shape[0], shape[1], 4 * math.prod(shape))
 
 
 class Entry:
@@ -87,31 +91,34 @@ class Entry:
 
     Attributes:
         position: Tokens of the session before it.
-        history_digest: Of those tokens; 0 is not known.
+        end: Tokens after it.
+        history_digest: Of those before it; 0 is not known.
         end_digest: The same after it.
         tokens: Its tokens.
         asked: What it asks of its reply.
+        cursor: Stored with it; b"" leaves the stored one.
+        is_applied: It was, and its reply has to be asked for once more.
         is_unsure: A sending of it ended in a way that does not say whether it was applied.
         reply: Its reply, once that has come.
     """
 
     __slots__ = (
-        "asked", "end_digest", "history_digest", "is_unsure", "position", "reply", "tokens",
+        "asked", "cursor", "end", "end_digest", "history_digest", "is_applied", "is_unsure", "position",
+        "reply", "tokens",
     )  # fmt: skip
 
-    def __init__(self, position: int, history_digest: int, tokens: Tokens, asked: Asked) -> None:
+    def __init__(
+        self, position: int, history_digest: int, tokens: Tokens, asked: Asked, cursor: bytes = b""
+    ) -> None:
         self.position = position
+        self.end = position + len(tokens)
         self.history_digest = history_digest
         self.end_digest = digest_after(history_digest, tokens)
         self.tokens = tokens
         self.asked = asked
-        self.is_unsure = False
+        self.cursor = cursor
+        self.is_applied = self.is_unsure = False
         self.reply: StepReply | None = None
-
-    @property
-    def end(self) -> int:
-        """Position after it."""
-        return self.position + len(self.tokens)
 
     @property
     def chunk(self) -> PendingChunk:
@@ -127,21 +134,27 @@ class Ledger:
         replay_tokens: Tokens kept to send again after a loss in the store.
 
     Attributes:
+        session_id: Of the session.
         incarnation: Number of this life of the session.
         position: Tokens applied whose replies the caller was given.
         history_digest: At that position; 0 with a server that tells none.
+        cursor: The last one that is known here to be stored with the session; b"" if it has none.
     """
 
     def __init__(self, session: pb.Session, replay_tokens: int) -> None:
-        self._session_id = session.session_id
+        self.session_id = session.session_id
         self._model = session.model
         self._named = session.model.name, session.model.version
         self._entries: deque[Entry] = deque()
+        self._answered_count = 0  # of the entries, the first so many: replies come in order
+        self._kind: Kind | None = None  # of the last row, as is its shape
+        self._shape: int | tuple[int, ...] = 0
         self._buffer = ReplayBuffer(replay_tokens)
         self._given: list[Entry] = []
         self.incarnation = session.incarnation
         self.position = session.position
         self.history_digest = session.history_digest
+        self.cursor: bytes = session.cursor
 
     @property
     def pending(self) -> tuple[PendingChunk, ...]:
@@ -156,12 +169,14 @@ class Ledger:
     @property
     def unanswered(self) -> Iterator[Entry]:
         """Entries whose replies have not come, in order."""
-        return (entry for entry in self._entries if entry.reply is None)
+        return itertools.islice(self._entries, self._answered_count, None)
 
     @property
     def acknowledged(self) -> int:
         """Position up to which every reply has come."""
-        return next((entry.position for entry in self.unanswered), self._end[0])
+        if self._answered_count < len(self._entries):
+            return self._entries[self._answered_count].position
+        return self._end[0]
 
     # -- taking -------------------------------------------------------------------------------
 
@@ -197,45 +212,42 @@ class Ledger:
 
     def take(self, pieces: Sequence[Tokens], asked: Asked) -> list[Entry]:
         """Enters chunks behind all others."""
-        taken = []
-        for tokens in pieces:
-            taken.append(Entry(*self._end, tokens, asked))
-            self._entries.append(taken[-1])
-        return taken
+        return [self.enter(tokens, asked) for tokens in pieces]
+
+    def enter(self, tokens: Tokens, asked: Asked, cursor: bytes = b"") -> Entry:
+        """Enters one chunk."""
+        if self._entries:
+            last = self._entries[-1]
+            entry = Entry(last.end, last.end_digest, tokens, asked, cursor)
+        else:
+            entry = Entry(self.position, self.history_digest, tokens, asked, cursor)
+        self._entries.append(entry)
+        return entry
 
     def drop(self) -> tuple[PendingChunk, ...]:
         """Lets go of all entries without a reply, which were not applied; returns them."""
         dropped = tuple(entry.chunk for entry in self.unanswered)
-        self._entries = deque(entry for entry in self._entries if entry.reply is not None)
+        while len(self._entries) > self._answered_count:
+            self._entries.pop()
         return dropped
 
     # -- sending ------------------------------------------------------------------------------
 
     def to_chunk(self, entry: Entry) -> pb.Chunk:
         """Writes an entry, or a repetition, as it is sent now."""
-        chunk = self._chunk(entry.position, entry.history_digest, entry.tokens, entry.asked)
+        chunk = self._chunk(entry.position, entry.history_digest, entry.tokens, entry.asked, entry.cursor)
         chunk.acknowledged_position = min(entry.position, self.acknowledged)
         return chunk
-
-    def to_row(self, entry: Entry) -> Row:
-        """Returns an entry, or a repetition, as a row of a batch sent now."""
-        return Row(
-            self._session_id,
-            entry.position,
-            min(entry.position, self.acknowledged),
-            self.incarnation,
-            entry.history_digest,
-            entry.tokens,
-        )
 
     def kind_of(self, entry: Entry) -> Kind:
         """Returns what the rows of its batch have in common."""
         tokens = entry.tokens
-        if isinstance(tokens, bytes):
-            return Kind(*self._named, entry.asked, "text", len(tokens))
-        if tokens.ndim == 1:
-            return Kind(*self._named, entry.asked, "ids", len(tokens))
-        return Kind(*self._named, entry.asked, "features", *tokens.shape)
+        shape = len(tokens) if isinstance(tokens, bytes) else tokens.shape
+        kind = self._kind
+        if kind is None or shape != self._shape or entry.asked is not kind.asked:
+            kind, self._shape = _kind(self._named, entry.asked, shape), shape
+            self._kind = kind
+        return kind
 
     def repeat(self, tokens: Tokens, position: int, asked: Asked) -> Entry:
         """Returns tokens behind the session's position as they were entered then; nothing is entered now.
@@ -260,7 +272,7 @@ class Ledger:
         everything before it.
         """
         asked = Asked(b"", pb.ACK_LEVEL_MEMORY)
-        return self._chunk(applied.position, applied.history_digest, applied.tokens, asked)
+        return self._chunk(applied.position, applied.history_digest, applied.tokens, asked, applied.cursor)
 
     def reaches(self, position: int) -> bool:
         """Whether all that was applied from a position on can be sent again."""
@@ -283,11 +295,14 @@ class Ledger:
             HistoryConflict: It was applied to another history than this one.
             HoldfastError: It is the reply to another chunk.
         """
-        assert entry is next(self.unanswered), "bug: replies come in order"
+        assert entry is self._entries[self._answered_count], "bug: replies come in order"
         entry.is_unsure = True  # whatever is wrong with its reply, it may have been applied
         self.check(entry, reply)
-        self._buffer.append(entry.position, entry.history_digest, entry.tokens)
+        self._buffer.append(entry.position, entry.history_digest, entry.tokens, entry.cursor)
+        if entry.cursor:
+            self.cursor = entry.cursor
         entry.reply = reply
+        self._answered_count += 1
 
     def check(self, entry: Entry, reply: StepReply) -> None:
         """Makes sure that a reply is the one to an entry, or a repetition.
@@ -296,12 +311,13 @@ class Ledger:
             HistoryConflict: The history after it is another one.
             HoldfastError: Session or position are others.
         """
-        if (reply.session_id, reply.position) != (self._session_id, entry.end):
+        if reply.position != entry.end or reply.session_id != self.session_id:
             raise HoldfastError(
                 f"a reply tells of {reply.session_id!r} at position {reply.position}, expected "
-                f"{self._session_id!r} at {entry.end}"
+                f"{self.session_id!r} at {entry.end}"
             )
-        if entry.history_digest and reply.history_digest not in (0, entry.end_digest):
+        digest = reply.history_digest
+        if digest != entry.end_digest and digest and entry.history_digest:
             raise HistoryConflict(
                 f"the reply to position {entry.end} tells of another history: the tokens were applied, but "
                 "not after those that this session object has seen applied",
@@ -309,9 +325,16 @@ class Ledger:
 
     def give(self, count: int = 1) -> list[StepReply]:
         """Gives the caller the replies to the first entries, and moves on past them."""
-        self._given = [self._entries.popleft() for _ in range(count)]
-        self.position, self.history_digest = self._given[-1].end, self._given[-1].end_digest
-        return [entry.reply for entry in self._given if entry.reply is not None]
+        given, replies = [], []
+        for _ in range(count):
+            entry = self._entries.popleft()
+            assert entry.reply is not None, "bug: a reply is given that has not come"
+            given.append(entry)
+            replies.append(entry.reply)
+        self._given = given
+        self._answered_count -= count
+        self.position, self.history_digest = entry.end, entry.end_digest
+        return replies
 
     def take_back(self, replies: Sequence[StepReply]) -> None:
         """Undoes the last `give`, if these are its replies: they did not reach the caller."""
@@ -319,6 +342,7 @@ class Ledger:
             self.position = self._given[0].position
             self.history_digest = self._given[0].history_digest
             self._entries.extendleft(reversed(self._given))
+            self._answered_count += len(self._given)
             self._given = []
 
     # -- small things -------------------------------------------------------------------------
@@ -341,9 +365,11 @@ class Ledger:
             pending=pending,
         )
 
-    def _chunk(self, position: int, history_digest: int, tokens: Tokens, asked: Asked) -> pb.Chunk:
+    def _chunk(
+        self, position: int, history_digest: int, tokens: Tokens, asked: Asked, cursor: bytes
+    ) -> pb.Chunk:
         return pb.Chunk(
-            session_id=self._session_id,
+            session_id=self.session_id,
             model=self._model,
             tokens=to_message(tokens),
             position=position,
@@ -351,4 +377,5 @@ class Ledger:
             outputs=asked.selection,
             ack_level=asked.ack_level,
             history_digest=history_digest,
+            cursor=cursor,
         )

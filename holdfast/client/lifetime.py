@@ -19,6 +19,7 @@ class Lifetime:
     def __init__(self, check_first: Callable[[], None] = lambda: None) -> None:
         self._check_first = check_first
         self._closed: asyncio.Future[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self.is_over = False
 
     @property
@@ -32,6 +33,11 @@ class Lifetime:
         """The client's event loop; known after the first check."""
         return self.closed.get_loop()
 
+    @property
+    def is_here(self) -> bool:
+        """Whether the loop that runs is its own, as in no child of a fork, and it is not closed."""
+        return not self.is_over and self._loop is not None and self._loop is _running_loop()
+
     def check(self) -> None:
         """Makes sure that the client may be used here and now.
 
@@ -39,17 +45,20 @@ class Lifetime:
             ClientClosed: It is closed.
             WrongEventLoop: Another event loop runs than the one that used it first, or none.
         """
+        if self.is_here:
+            return
+        running = _running_loop()
         if self.is_over:
             raise ClientClosed("the client is closed")
         self._check_first()
-        running = _running_loop()
         if running is None:
             raise WrongEventLoop(
                 "no event loop runs: use AsyncClient in a coroutine, or take holdfast.Client"
             )
         if self._closed is None:
             self._closed = running.create_future()
-        elif self.loop is not running:
+            self._loop = running
+        elif self._loop is not running:
             raise WrongEventLoop(
                 "this client was first used on another event loop, and works on that one only: make one "
                 "AsyncClient for each loop, or use holdfast.Client, which any thread may call"

@@ -21,6 +21,7 @@ class OpenedBatch:
         incarnations: Of each session, int64 (B,).
         history_digests: Of those tokens, int64 (B,); see `holdfast.history_digest`.
         model_versions: Version that each session runs on, int64 (B,).
+        cursors: Of each session, that of its last chunk that had one; b"" if there is none.
         resumed_rows: Rows that existed already.
         errors: Error by row, for sessions that were not opened.
     """
@@ -31,6 +32,7 @@ class OpenedBatch:
         self.incarnations: NDArray[np.int64] = np.array(opened.incarnations, np.int64)
         self.history_digests: NDArray[np.int64] = np.array(opened.history_digests, np.int64)
         self.model_versions: NDArray[np.int64] = np.array(opened.model_versions, np.int64)
+        self.cursors: list[bytes] = list(opened.cursors) or [b""] * len(self.session_ids)
         self.resumed_rows: list[int] = list(opened.resumed_rows)
         self.errors: dict[int, HoldfastError] = {
             error.row: from_status(error.status) for error in opened.errors

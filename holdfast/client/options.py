@@ -59,6 +59,7 @@ class BatchOptions(TypedDict, total=False):
 class StepBatchOptions(BatchOptions, total=False):
     """What may be asked of one batch that is waited for."""
 
+    cursors: Sequence[bytes | None] | None
     timeout_s: float | None
 
 
@@ -80,6 +81,7 @@ class StepOptions(ReplyOptions, total=False):
 
 MAX_INT32 = 2**31 - 1
 MAX_POSITION = 2**53 - 1
+MAX_CURSOR_BYTES = 256
 
 
 def session_id_text(value: Any) -> str:
@@ -170,6 +172,51 @@ def _names(outputs: Outputs) -> Sequence[str]:
         if not isinstance(name, str):
             raise TypeError(f"outputs has {name!r:.80}, expected names of outputs")
     return sorted(names) if isinstance(outputs, AbstractSet) else names
+
+
+def argument_of(field: str) -> str:
+    """Returns which argument of a step a field of its request was written from; another field as it is.
+
+    Args:
+        field: As `HoldfastError.field` has it, in a chunk or relative to one.
+    """
+    parts = field.removeprefix("chunk.").split(".")
+    if parts[0] == "outputs":
+        name = parts[-1]
+        return name if name in ("top_k", "token_log_prob", "state") else "outputs"
+    return parts[0] if parts[0] in ("tokens", "position", "cursor", "ack_level") else field
+
+
+def cursor_bytes(value: Any) -> bytes:
+    """Returns a cursor as the contract has it; None is none.
+
+    Raises:
+        TypeError: It is no bytes.
+        ValueError: It is empty, or too long.
+    """
+    if value is None:
+        return b""
+    if not isinstance(value, bytes | bytearray | memoryview):
+        raise TypeError(f"a cursor is {value!r:.80}, expected bytes")
+    found = bytes(value)
+    if not 1 <= len(found) <= MAX_CURSOR_BYTES:
+        raise ValueError(f"a cursor has {len(found)} bytes, expected 1..{MAX_CURSOR_BYTES}")
+    return found
+
+
+def cursors_bytes(values: Any, row_count: int) -> list[bytes]:
+    """Returns the cursors of a batch; none for None.
+
+    Raises:
+        TypeError: One is neither bytes nor None.
+        ValueError: It is not one for each row, or one is empty or too long.
+    """
+    if values is None:
+        return []
+    found = [cursor_bytes(value) for value in values]
+    if len(found) != row_count:
+        raise ValueError(f"there are {len(found)} cursors, expected {row_count}: one for each session")
+    return found
 
 
 def flag(name: str, value: Any) -> bool:

@@ -11,14 +11,14 @@ import math
 from collections import deque
 from typing import Any
 
-from holdfast.client.batcher import Sent
 from holdfast.client.calls import Calls
 from holdfast.client.fate import leaves_unsure, tell_fate, telling_pending
 from holdfast.client.ledger import Asked, Ledger
+from holdfast.client.message import Sent
 from holdfast.client.recovery import Recovery
 from holdfast.client.reply import StepReply, size_of
 from holdfast.client.steps import Steps
-from holdfast.client.tokens import TokenSource, split
+from holdfast.client.tokens import TokenSource, pieces
 from holdfast.client.turn import Turn
 from holdfast.errors import ClientClosed, HoldfastError, PositionGap
 
@@ -66,21 +66,24 @@ class Pump:
         self._max_in_flight = max_in_flight
         self._timeout_s = timeout_s
         self._has_turn = False
+        self._entries = ledger.entries
+        self._window = 1  # until the size of a reply is known
+        self._waiter: asyncio.Future[None] | None = None
+        self._watched: tuple[asyncio.Future[Any] | None, ...] = ()
         self._sent: deque[Sent] = deque()
         self._alone: asyncio.Task[StepReply] | None = None
         self._attempt = 0
-        self._reply_bytes = 0
         self._deadline_s: float | None = None
 
     @property
     def room(self) -> int:
         """Chunks that may be taken now; one at a time until the size of a reply is known."""
-        return max(0, self._window - len(self._ledger.entries))
+        return max(0, self._window - len(self._entries))
 
     @property
     def is_waiting(self) -> bool:
         """Whether chunks were taken whose replies have not been given."""
-        return bool(self._ledger.entries)
+        return bool(self._entries)
 
     async def begin(self) -> None:
         """Gets the session for the stream.
@@ -93,6 +96,7 @@ class Pump:
             self._calls.lifetime.check_before_sending()
             await self._turn.take("a stream that has not ended", wait_s)
         self._has_turn = True
+        self._calls.lifetime.closed.add_done_callback(self._wake)
         self._ledger.check_nothing_pending()
 
     def take(self, part: TokenSource) -> None:
@@ -101,7 +105,7 @@ class Pump:
         Raises:
             ValueError, TypeError: It is not tokens, and nothing of it was taken.
         """
-        self._ledger.take(list(split(part, self._size)), self._asked)
+        self._ledger.take(pieces(part, self._size), self._asked)
 
     async def reply_or(self, fetch: "asyncio.Future[Any] | None") -> StepReply | None:
         """Waits for the next reply; returns None if a fetch from the source is done first.
@@ -113,7 +117,7 @@ class Pump:
             HoldfastError: See `holdfast.errors`.
         """
         while True:
-            if self._deadline_s is None and self.is_waiting:
+            if self._deadline_s is None and self._entries:
                 self._deadline_s = self._calls.deadline_s(self._timeout_s)
             try:
                 if not await self._wait(fetch):
@@ -146,31 +150,41 @@ class Pump:
         self._hang_up()
         if self._has_turn:
             self._has_turn = False
+            self._calls.lifetime.closed.remove_done_callback(self._wake)
             self._turn.release()
 
     # -- one attempt after the other ------------------------------------------------------------
 
-    @property
-    def _window(self) -> int:
-        if not self._reply_bytes:
-            return 1
-        return max(1, min(self._max_in_flight, MAX_IN_FLIGHT_REPLY_BYTES // self._reply_bytes))
-
     async def _wait(self, fetch: "asyncio.Future[Any] | None") -> bool:
         """Sends what may be sent, and waits; whether a reply is what has come."""
-        self._send_more()
+        if len(self._sent) < len(self._entries):
+            self._send_more()
         first, closed = self._first, self._calls.lifetime.closed
         if first is not None and fetch is None:
             with contextlib.suppress(Exception):  # raised when the reply is taken
                 await first
             return True
-        waited_for = {one for one in (first, fetch, closed) if one is not None}
-        await asyncio.wait(waited_for, return_when=asyncio.FIRST_COMPLETED)
-        if first is not None and first.done():
-            return True
-        if closed.done():
-            raise ClientClosed("the client was closed during the stream")
-        return False
+        for one in (first, fetch):
+            if one is not None and one not in self._watched:
+                one.add_done_callback(self._wake)
+        self._watched = first, fetch
+        while True:
+            if first is not None and first.done():
+                return True
+            if closed.done():
+                raise ClientClosed("the client was closed during the stream")
+            if fetch is not None and fetch.done():
+                return False
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+
+    def _wake(self, _: object) -> None:
+        """Something that is waited for may have come. `asyncio.wait` would look through all streams."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     @property
     def _first(self) -> "asyncio.Future[Any] | None":
@@ -181,7 +195,7 @@ class Pump:
 
     def _send_more(self) -> None:
         """Sends entries that were not sent in this attempt, as many as the window has room for."""
-        entries = self._ledger.entries
+        entries = self._entries
         while self._alone is None and len(self._sent) < min(self._window, len(entries)):
             self._calls.lifetime.check()
             sent = self._steps.send(self._ledger, entries[len(self._sent)], self._recovery.stub)
@@ -197,7 +211,7 @@ class Pump:
     def _send_alone(self) -> None:
         """Sends the first entry by a call of its own."""
         call = self._steps.step_alone(
-            self._ledger, self._ledger.entries[0], self._attempt_until_s(), self._recovery.stub
+            self._ledger, self._entries[0], self._attempt_until_s(), self._recovery.stub
         )
         self._alone = asyncio.create_task(call)
         self._alone.add_done_callback(_retrieve)
@@ -207,14 +221,14 @@ class Pump:
         assert self._first is not None, "bug: nothing was sent"
         reply = self._first.result()
         if reply is None:
-            self._hang_up()
+            first = self._entries[0]
+            first.is_unsure = first.is_unsure or self._sent[0].is_applied
+            self._hang_up(1)
             self._send_alone()
             return None
-        entry = self._ledger.entries[0]
-        entry.is_unsure = True  # whatever is wrong with its reply, it may have been applied
-        self._ledger.answer(entry, reply)
+        self._ledger.answer(self._entries[0], reply)
         self._recovery.heard()
-        self._reply_bytes = size_of(reply)
+        self._window = max(1, min(self._max_in_flight, MAX_IN_FLIGHT_REPLY_BYTES // (size_of(reply) or 1)))
         if self._alone is None:
             self._sent.popleft()
         self._alone = None
@@ -225,7 +239,7 @@ class Pump:
         """Returns when it can go on with another attempt; else raises what became of the chunks."""
         is_overtaken = bool(self._sent) and _was_ahead(self._sent[0]) and isinstance(error, PositionGap)
         if self._first is not None and leaves_unsure(error):
-            self._ledger.entries[0].is_unsure = True
+            self._entries[0].is_unsure = True
         self._hang_up(1)
         self._attempt += 1
         if is_overtaken and self._attempt <= MAX_OVERTAKEN:
@@ -240,7 +254,7 @@ class Pump:
     def _hang_up(self, first: int = 0) -> None:
         """Gives up what is under way; nobody knows what becomes of it, from the `first` chunk on."""
         sent_count = max(len(self._sent), self._alone is not None)
-        for entry in itertools.islice(self._ledger.entries, first, sent_count):
+        for entry in itertools.islice(self._entries, first, sent_count):
             entry.is_unsure = True
         for sent in self._sent:
             sent.reply.cancel()
@@ -256,7 +270,7 @@ class Pump:
 
 def _was_ahead(sent: Sent) -> bool:
     """Whether one before it had no reply when it was sent, and may have come to the server later."""
-    return sent.row.acknowledged < sent.row.position
+    return sent.acknowledged < sent.position
 
 
 def _retrieve(call: "asyncio.Task[Any]") -> None:

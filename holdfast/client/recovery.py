@@ -14,6 +14,7 @@ from typing import Any
 from holdfast.client.calls import Calls
 from holdfast.client.ledger import Ledger
 from holdfast.client.opening import draw_nonce
+from holdfast.client.options import argument_of
 from holdfast.errors import (
     Draining,
     HoldfastError,
@@ -70,8 +71,9 @@ class Recovery:
         """Returns when the unanswered chunks may be sent again; else raises.
 
         Raises:
-            HoldfastError: The error is final, or the time is up.
+            HoldfastError: The error is final, or the time is up; its field is the caller's argument.
         """
+        error.field = argument_of(error.field)
         if isinstance(error, StoreRegressed) and error.expected_position is not None:
             self._check_time(error, attempt, deadline_s)
             await self._resend(error.expected_position, error, deadline_s)

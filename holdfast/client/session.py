@@ -43,6 +43,11 @@ class AsyncSession:
         return self._writer.history_digest
 
     @property
+    def cursor(self) -> bytes:
+        """The last cursor known to be stored with the session; b"" if it has none. See `step`."""
+        return self._writer.cursor
+
+    @property
     def pending(self) -> tuple[PendingChunk, ...]:
         """Chunks taken from the caller that have no reply yet: sent, or fetched from an iterator."""
         return self._writer.pending
@@ -69,6 +74,7 @@ class AsyncSession:
         tokens: TokenSource,
         *,
         position: int | None = None,
+        cursor: bytes | None = None,
         top_k: int | None = None,
         token_log_prob: bool = False,
         outputs: Outputs = None,
@@ -83,6 +89,9 @@ class AsyncSession:
                 docs/guides/inputs.md.
             position: Tokens of the session before this chunk, for a call that may be a repetition: a
                 chunk that was applied is answered by the reply it had. Repeat it with the same tokens.
+            cursor: 1..256 bytes to store with the session by the commit of this chunk, such as the place in
+                a source up to which it has read. A writer that is started again finds it in `cursor`, and
+                reads on from there. None leaves the stored one.
             top_k: So many likeliest next tokens after each token. A repetition gets what was asked for the
                 first time, of this and of the following.
             token_log_prob: Log-probability of each token.
@@ -100,14 +109,7 @@ class AsyncSession:
             HoldfastError: See `holdfast.errors`. `error.pending` has the chunk if it may have been applied.
         """
         return await self._writer.step(
-            tokens,
-            position=position,
-            top_k=top_k,
-            token_log_prob=token_log_prob,
-            outputs=outputs,
-            state=state,
-            ack_level=ack_level,
-            timeout_s=timeout_s,
+            tokens, position, top_k, token_log_prob, outputs, state, ack_level, timeout_s, cursor
         )
 
     async def settle(self, timeout_s: float | None = None) -> list[StepReply]:

@@ -1,14 +1,15 @@
 """Sends chunks of sessions: in a batch with those of others where that is possible, else alone."""
 
 import asyncio
+import math
 import zlib
 from typing import Any
 
-from holdfast.client.batcher import Batcher, Sent
+from holdfast.client.batcher import Batcher
 from holdfast.client.calls import Calls
 from holdfast.client.ledger import Entry, Ledger
+from holdfast.client.message import Sent
 from holdfast.client.reply import StepReply
-from holdfast.pending import Tokens
 from holdfast.v1 import holdfast_pb2 as pb
 
 LARGE_BYTES = 64 * 1024
@@ -41,23 +42,41 @@ class Steps:
         Raises:
             HoldfastError: See `holdfast.errors`.
         """
-        sent = self.send(ledger, entry, stub)
+        sent = self.send(ledger, entry, stub, until_s)
         if sent is not None:
-            sent.limit(until_s)
             try:
                 found = await sent.reply
             except asyncio.CancelledError as error:
                 raise self._calls.lifetime.explain(error) from None
             if found is not None:
                 return found
+            entry.is_applied = entry.is_applied or sent.is_applied
         return await self.step_alone(ledger, entry, until_s, stub)
 
-    def send(self, ledger: Ledger, entry: Entry, stub: Any) -> Sent | None:
-        """Sends a chunk once with others; None if it has to go alone."""
-        if entry.asked.state or _size_bytes(entry.tokens) > LARGE_BYTES:
+    def send(self, ledger: Ledger, entry: Entry, stub: Any, until_s: float = math.inf) -> Sent | None:
+        """Sends a chunk once with others; None if it has to go alone.
+
+        Args:
+            ledger: Of its session.
+            entry: The chunk, or a repetition.
+            stub: Of a connection.
+            until_s: Monotonic time at which it is given up; may be set later, by `Sent.limit`.
+        """
+        kind = ledger.kind_of(entry)
+        if entry.asked.state or kind.size_bytes > LARGE_BYTES:
             return None
-        row = ledger.to_row(entry)
-        return self._batcher(stub.current(), row.session_id).submit(ledger.kind_of(entry), row)
+        row = Sent(
+            kind,
+            ledger.session_id,
+            entry.position,
+            min(entry.position, ledger.acknowledged),
+            ledger.incarnation,
+            entry.history_digest,
+            entry.tokens,
+            until_s,
+            entry.cursor,
+        )
+        return self._batcher(stub.current(), ledger.session_id).submit(row)
 
     async def step_alone(self, ledger: Ledger, entry: Entry, until_s: float, stub: Any) -> StepReply:
         """Sends a chunk once, by a call of its own; see `step`."""
@@ -91,7 +110,3 @@ class Steps:
             for batcher in batchers:
                 batcher.open()
         return batchers[zlib.crc32(session_id.encode()) % count if count > 1 else 0]
-
-
-def _size_bytes(tokens: Tokens) -> int:
-    return len(tokens) if isinstance(tokens, bytes) else tokens.nbytes

@@ -62,6 +62,11 @@ class Session:
         return self._writer.history_digest
 
     @property
+    def cursor(self) -> bytes:
+        """The last cursor known to be stored with the session; see `AsyncSession.cursor`."""
+        return self._writer.cursor
+
+    @property
     def pending(self) -> tuple[PendingChunk, ...]:
         """Chunks taken from the caller that have no reply yet; see `AsyncSession.pending`."""
         return self._writer.pending
@@ -72,10 +77,15 @@ class Session:
         return self._writer.incarnation
 
     def step(
-        self, tokens: TokenSource, *, position: int | None = None, **options: Unpack[StepOptions]
+        self,
+        tokens: TokenSource,
+        *,
+        position: int | None = None,
+        cursor: bytes | None = None,
+        **options: Unpack[StepOptions],
     ) -> StepReply:
         """Applies one chunk and returns its reply; see `AsyncSession.step`."""
-        step = self._writer.step(tokens, position=position, **options)
+        step = self._writer.step(tokens, position=position, cursor=cursor, **options)
         return self._run(step, lambda reply: self._writer.take_back([reply]))
 
     def settle(self, timeout_s: float | None = None) -> list[StepReply]:

@@ -17,7 +17,7 @@ from holdfast.client.options import selection, session_id_text, whole_number
 from holdfast.v1 import holdfast_pb2 as pb
 
 __all__ = [
-    "Pieces", "SupportsArray", "TokenSource", "as_text", "is_whole", "normalise", "selection",
+    "Pieces", "SupportsArray", "TokenSource", "as_text", "is_whole", "normalise", "pieces", "selection",
     "session_id_text", "split", "state_message", "to_arrays", "to_message", "to_tensor",
 ]  # fmt: skip
 
@@ -57,7 +57,7 @@ def normalise(tokens: TokenSource) -> bytes | NDArray[Any]:
         TypeError: It is something else, or cannot be read as numbers.
         ValueError: It is empty, masked, of another number of axes, out of range or not finite.
     """
-    found = _read(tokens)
+    found = tokens if type(tokens) is bytes else _read(tokens)
     if not len(found):
         raise ValueError("there are no tokens, expected at least one")
     return found
@@ -104,10 +104,15 @@ def split(tokens: TokenSource, size: int) -> Iterator[bytes | NDArray[Any]]:
     Raises:
         TypeError, ValueError: As `normalise`; or `size` is no integer of at least 1.
     """
-    size = whole_number("chunk", size, at_least=1)
-    whole = _read(tokens)
-    for start in range(0, len(whole), size):
-        yield whole[start : start + size]
+    yield from pieces(tokens, whole_number("chunk", size, at_least=1))
+
+
+def pieces(tokens: TokenSource, size: int) -> list[bytes | NDArray[Any]]:
+    """The same at once, for a size that was looked at."""
+    whole = tokens if type(tokens) is bytes else _read(tokens)
+    if 0 < len(whole) <= size:
+        return [whole]
+    return [whole[start : start + size] for start in range(0, len(whole), size)]
 
 
 def is_whole(tokens: Any) -> bool:

@@ -20,6 +20,13 @@ class Turn:
         self._is_over = False
         self._waiting: deque[asyncio.Future[None]] = deque()
 
+    def take_at_once(self, holder: str) -> bool:
+        """Takes the turn if nobody has it; returns whether it is taken. See `take`."""
+        if self._holder is not None or self._is_over:
+            return False
+        self._holder = holder
+        return True
+
     async def take(self, holder: str, wait_s: float | None) -> None:
         """Waits for the turn; whoever gets it calls `release`.
 

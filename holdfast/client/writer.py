@@ -7,7 +7,7 @@ is taken until it is settled: see `holdfast.client.ledger`. What is done about f
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from typing import Any, Unpack
 
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from holdfast.client.fate import (
 )
 from holdfast.client.fetching import END
 from holdfast.client.ledger import Asked, Entry, Ledger
-from holdfast.client.options import MAX_POSITION, Outputs, ReplyOptions, whole_number
+from holdfast.client.options import MAX_POSITION, Outputs, ReplyOptions, cursor_bytes, whole_number
 from holdfast.client.pump import Pump
 from holdfast.client.recovery import Recovery
 from holdfast.client.reply import StepReply
@@ -32,7 +32,7 @@ from holdfast.client.steps import Steps
 from holdfast.client.tokens import Pieces, TokenSource, normalise, selection, to_arrays
 from holdfast.client.turn import Turn
 from holdfast.errors import ClientClosed, HoldfastError
-from holdfast.pending import PendingChunk, Tokens
+from holdfast.pending import PendingChunk
 from holdfast.v1 import holdfast_pb2 as pb
 
 
@@ -68,6 +68,7 @@ class Writer:
         self._ledger = Ledger(opened.session, replay_tokens)
         self._recovery = Recovery(calls, self._ledger, stub, opened, initial_state)
         self._turn = Turn(calls.lifetime)
+        self._plain = Asked(None, to_number(calls.ack_level))  # what most chunks ask for
         self._made_in = forks.generation()
         self._late: set[asyncio.Future[None]] = set()
         self.session_id: str = opened.session.session_id
@@ -86,6 +87,11 @@ class Writer:
         return self._ledger.history_digest
 
     @property
+    def cursor(self) -> bytes:
+        """The last cursor known to be stored with the session; b"" if it has none."""
+        return self._ledger.cursor
+
+    @property
     def pending(self) -> tuple[PendingChunk, ...]:
         """Chunks taken from the caller that have no reply yet: sent, or fetched from an iterator."""
         return self._ledger.pending
@@ -98,24 +104,41 @@ class Writer:
     async def step(
         self,
         tokens: TokenSource,
-        *,
         position: int | None = None,
+        top_k: int | None = None,
+        token_log_prob: bool = False,
+        outputs: Outputs = None,
+        state: bool = False,
+        ack_level: str | None = None,
         timeout_s: float | None = None,
-        **options: Unpack[ReplyOptions],
+        cursor: bytes | None = None,
     ) -> StepReply:
-        """Does what `AsyncSession.step` says."""
+        """Does what `AsyncSession.step` says: what the table of `holdfast.client.ledger` says."""
         try:
-            asked = self._asked(**options)
+            asked = self._asked(top_k, token_log_prob, outputs, state, ack_level)
             wanted = normalise(tokens)
+            stored = b"" if cursor is None else cursor_bytes(cursor)
             if position is not None:
                 position = whole_number("position", position, at_least=0, at_most=MAX_POSITION)
         except (ValueError, TypeError) as error:
             error.add_note("Nothing was sent.")
             raise
         deadline_s = self._calls.deadline_s(timeout_s)
-        await self._begin("a step", deadline_s)
+        if not (self._calls.lifetime.is_here and self._turn.take_at_once("a step")):
+            await self._begin("a step", deadline_s)
         try:
-            return await self._step(wanted, position, asked, deadline_s)
+            ledger, entry = self._ledger, None
+            if position is None:
+                ledger.check_nothing_pending()
+            else:
+                entry = ledger.find(wanted, position)
+                if entry is None and position < ledger.position:
+                    return await self._ask_again(ledger.repeat(wanted, position, asked), deadline_s)
+            if entry is None:
+                await self._finish(ledger.enter(wanted, asked, stored), deadline_s, is_new=True)
+            else:
+                await self._finish(entry, deadline_s)
+            return ledger.give()[0]
         finally:
             self._turn.release()
 
@@ -223,57 +246,34 @@ class Writer:
             tell_pending(error, self._ledger)
             raise
 
-    async def _step(
-        self, tokens: Tokens, position: int | None, asked: Asked, deadline_s: float
-    ) -> StepReply:
-        """Does what the table of `holdfast.client.ledger` says."""
-        entry = None
-        if position is None:
-            self._ledger.check_nothing_pending()
-        else:
-            entry = self._ledger.find(tokens, position)
-            if entry is None and position < self._ledger.position:
-                return await self._ask_again(self._ledger.repeat(tokens, position, asked), deadline_s)
-        if entry is None:
-            [entry] = self._ledger.take([tokens], asked)
-            await self._finish_new(entry, deadline_s)
-        else:
-            await self._finish(entry, deadline_s)
-        return self._ledger.give()[0]
+    async def _finish(self, entry: Entry, deadline_s: float, *, is_new: bool = False) -> None:
+        """Sends an entry until its reply has come.
 
-    async def _finish_new(self, entry: Entry, deadline_s: float) -> None:
-        """Sends an entry that its caller still has until its reply has come, or nothing came of it."""
+        Args:
+            entry: The first without a reply.
+            deadline_s: Monotonic time at which it is given up.
+            is_new: Its caller still has it, and it is let go of if nothing came of it.
+        """
+        attempt = 0
         try:
-            await self._finish(entry, deadline_s)
+            while entry.reply is None:
+                if attempt:
+                    self._calls.lifetime.check()
+                was_unsure, entry.is_unsure = entry.is_unsure, True
+                try:
+                    reply = await self._call(entry, attempt, deadline_s)
+                except HoldfastError as error:
+                    entry.is_unsure = was_unsure or entry.is_applied or leaves_unsure(error)
+                    attempt += 1
+                    await self._recovery.recover(error, attempt, deadline_s)
+                else:
+                    self._recovery.heard()
+                    self._ledger.answer(entry, reply)
         except HoldfastError as error:
-            if entry in self._ledger.entries and not entry.is_unsure:
+            tell_fate(error, self._ledger)
+            if is_new and entry in self._ledger.entries and not entry.is_unsure:
                 tell_nothing_applied(error, self._ledger)
             raise
-
-    async def _finish(self, entry: Entry, deadline_s: float) -> None:
-        """Sends an entry until its reply has come."""
-        if entry.reply is None:
-            try:
-                await self._send(entry, deadline_s)
-            except HoldfastError as error:
-                tell_fate(error, self._ledger)
-                raise
-
-    async def _send(self, entry: Entry, deadline_s: float) -> None:
-        attempt = 0
-        while True:
-            if attempt:
-                self._calls.lifetime.check()
-            was_unsure, entry.is_unsure = entry.is_unsure, True
-            try:
-                reply = await self._call(entry, attempt, deadline_s)
-            except HoldfastError as error:
-                entry.is_unsure = was_unsure or leaves_unsure(error)
-                attempt += 1
-                await self._recovery.recover(error, attempt, deadline_s)
-            else:
-                self._ledger.answer(entry, reply)
-                return
 
     async def _ask_again(self, repetition: Entry, deadline_s: float) -> StepReply:
         """Asks for the reply to a chunk behind the session's position, which stays where it is."""
@@ -281,6 +281,7 @@ class Writer:
         while True:
             try:
                 reply = await self._call(repetition, attempt, deadline_s)
+                self._recovery.heard()
                 self._ledger.check(repetition, reply)
                 return reply
             except HoldfastError as error:
@@ -288,11 +289,9 @@ class Writer:
                 error.tell(f"the session object still stands at position {self.position}")
                 await self._recovery.recover(error, attempt, deadline_s)
 
-    async def _call(self, entry: Entry, attempt: int, deadline_s: float) -> StepReply:
+    def _call(self, entry: Entry, attempt: int, deadline_s: float) -> Coroutine[Any, Any, StepReply]:
         until_s = self._calls.attempt_deadline_s(attempt, deadline_s)
-        reply = await self._steps.step(self._ledger, entry, until_s, self._recovery.stub)
-        self._recovery.heard()
-        return reply
+        return self._steps.step(self._ledger, entry, until_s, self._recovery.stub)
 
     # -- small things -----------------------------------------------------------------------------
 
@@ -304,9 +303,9 @@ class Writer:
         state: bool = False,
         ack_level: str | None = None,
     ) -> Asked:
-        level = self._calls.ack_level if ack_level is None else ack_level
         if top_k is None and token_log_prob is False and outputs is None and state is False:
-            return Asked(None, to_number(level))  # most calls
+            return self._plain if ack_level is None else Asked(None, to_number(ack_level))
+        level = self._calls.ack_level if ack_level is None else ack_level
         selected = selection(top_k, token_log_prob, outputs, state)
         serialised = None if selected is None else selected.SerializeToString()
         return Asked(serialised, to_number(level), bool(state))

@@ -711,20 +711,22 @@ class OpenBatchRequest(_message.Message):
     def __init__(self, model: _Optional[_Union[ModelRef, _Mapping]] = ..., session_ids: _Optional[_Iterable[str]] = ..., must_be_new: bool = ..., nonce: _Optional[int] = ..., initial_state: _Optional[_Iterable[_Union[NamedTensor, _Mapping]]] = ...) -> None: ...
 
 class OpenBatchResponse(_message.Message):
-    __slots__ = ("positions", "incarnations", "history_digests", "model_versions", "resumed_rows", "errors")
+    __slots__ = ("positions", "incarnations", "history_digests", "model_versions", "resumed_rows", "errors", "cursors")
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
     INCARNATIONS_FIELD_NUMBER: _ClassVar[int]
     HISTORY_DIGESTS_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSIONS_FIELD_NUMBER: _ClassVar[int]
     RESUMED_ROWS_FIELD_NUMBER: _ClassVar[int]
     ERRORS_FIELD_NUMBER: _ClassVar[int]
+    CURSORS_FIELD_NUMBER: _ClassVar[int]
     positions: _containers.RepeatedScalarFieldContainer[int]
     incarnations: _containers.RepeatedScalarFieldContainer[int]
     history_digests: _containers.RepeatedScalarFieldContainer[int]
     model_versions: _containers.RepeatedScalarFieldContainer[int]
     resumed_rows: _containers.RepeatedScalarFieldContainer[int]
     errors: _containers.RepeatedCompositeFieldContainer[RowError]
-    def __init__(self, positions: _Optional[_Iterable[int]] = ..., incarnations: _Optional[_Iterable[int]] = ..., history_digests: _Optional[_Iterable[int]] = ..., model_versions: _Optional[_Iterable[int]] = ..., resumed_rows: _Optional[_Iterable[int]] = ..., errors: _Optional[_Iterable[_Union[RowError, _Mapping]]] = ...) -> None: ...
+    cursors: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, positions: _Optional[_Iterable[int]] = ..., incarnations: _Optional[_Iterable[int]] = ..., history_digests: _Optional[_Iterable[int]] = ..., model_versions: _Optional[_Iterable[int]] = ..., resumed_rows: _Optional[_Iterable[int]] = ..., errors: _Optional[_Iterable[_Union[RowError, _Mapping]]] = ..., cursors: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class GetSessionRequest(_message.Message):
     __slots__ = ("session_id", "include_state")

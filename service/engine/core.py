@@ -37,7 +37,7 @@ from service.engine.failures import Failures, Refused
 from service.engine.limits import EngineLimits
 from service.engine.plan import Plan, join, read, read_alike
 from service.engine.queue import Queue
-from service.engine.records import make_records
+from service.engine.records import fit_rows
 from service.engine.rows import Chunk, Rows
 from service.engine.rules import Claim, check, draining, expired
 from service.model.protocol import Models
@@ -170,7 +170,7 @@ class Core:
         for row, verified_s in plan.replays:
             self._replay(row, verified_s)
         if plan.cold:
-            keys = [key for rows in plan.cold for key in rows.keys if key not in self.cache.slots]
+            keys = plan.missing()
             self._effects.append(Load(plan.cold, keys))
         self._begin(self._failures.batch(plan.ready, now_s))
         self._taken = ()
@@ -272,8 +272,8 @@ class Core:
                 self._refuse(refused)
         parts: list[Rows] = []
         for rows in done:
-            made, unfit = make_records(rows, self.cache.tail)
-            parts += made
+            fit, unfit = fit_rows(rows, self.cache.tail)
+            parts += fit
             for place, error in unfit:
                 self._settle(rows.one(place), error)
         if parts:
@@ -399,7 +399,11 @@ class Core:
     def _flush(self, now_s: float) -> list[Effect]:
         """Returns what is to be done: what came up, and what may begin by now."""
         for rows in self._again:
-            self._queue.put_back(rows, len(rows))
+            if rows.chunks is None or len(rows) == 1:
+                self._queue.put_back(rows, len(rows))
+                continue
+            for chunk in rows.chunks:  # so that they join those that come meanwhile
+                self._queue.put_back(chunk, 1)
         self._again.clear()
         self.due_s = None
         if self._failures.job_count:

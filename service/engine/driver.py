@@ -20,6 +20,7 @@ from service.engine.core import Core
 from service.engine.effects import Commit, Confirm, Effect, Kind, Load, Quarantine, Run, Settle
 from service.engine.limits import EngineLimits
 from service.engine.quarantine import quarantine
+from service.engine.records import make_records
 from service.engine.report import BatchReport
 from service.engine.rows import Chunk, Rows, answer
 from service.engine.run import Encode
@@ -62,6 +63,7 @@ class Driver:
         self._count = count
         self._report = BatchReport()
         self._session_ttl_s = limits.session_ttl_s
+        self._max_batch = limits.max_batch
         self._core = Core(models, limits, store.epoch, time.monotonic())
         self._window = Window()
         self._wake = Wake()
@@ -221,8 +223,8 @@ class Driver:
         if len(effects) != 1 or self._core.has_free or self._core.due_s is not None:
             return False
         match effects[0]:
-            case Load():
-                return True
+            case Load(keys=keys):  # nor should a full batch wait for what many sessions take to load
+                return len(keys) < self._max_batch
             case Commit(rows=parts):  # a full batch that comes meanwhile should run beside a long one
                 return sum(len(rows.keys) for rows in parts) <= LONE_ROWS
         return False
@@ -328,6 +330,8 @@ class Driver:
     async def _commit(self, commit: Commit) -> None:
         if failpoints.is_armed:
             await failpoints.hit("before_commit")
+        for rows in commit.rows:
+            make_records(rows)
         commit.began_s, commit.epoch = time.monotonic(), self._store.epoch
         try:
             refusals = await self._store.commit([rows.writes for rows in commit.rows], self._session_ttl_s)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from holdfast.errors import ModelFailed, ServiceError
 from service.engine.rows import Rows
 from service.store.protocol import Found, Loaded, Refusals
+from service.store.record import without_flag
 
 
 @dataclass(slots=True, eq=False)
@@ -87,7 +88,7 @@ class Commit:
     """Offer records to the store: `committed`, or `lost` where the outcome is not known.
 
     Attributes:
-        rows: With their records, which count through from 0.
+        rows: They ran; their records, made by the driver when it begins, count through from 0.
         error: Why the outcome is not known; set when it is lost.
         began_s: Monotonic time; set by the driver when it begins.
         epoch: Of the store, then.
@@ -163,7 +164,9 @@ def unproven(commit: Commit, records: Sequence[Loaded] | None, error: ServiceErr
         error: For the callers.
     """
     sent = [bytes(record) for rows in commit.rows for record in rows.writes.records]
-    found = records if records is not None else [None] * len(sent)
+    found = [
+        without_flag(data) if isinstance(data, bytes) else data for data in records or [None] * len(sent)
+    ]
     return {
         number: error
         for number, (data, record) in enumerate(zip(found, sent, strict=True))

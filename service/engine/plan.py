@@ -24,6 +24,10 @@ from service.store.record import KeptReply, Record, RecordRows, decode, decode_r
 ARRAYS_PAY = 10
 """Fewer records than this are decoded faster one by one."""
 
+MANY_COLD = 10
+"""For so many sessions to be loaded the others of a batch wait, where they are no more than these: a small
+run costs nearly as much as a large one, and there would be two."""
+
 
 @dataclass(slots=True)
 class Plan:
@@ -69,6 +73,13 @@ class Plan:
                 self.cold.append(wanted)
             else:
                 self._decide(wanted, found)
+
+    def missing(self) -> list[bytes]:
+        """Returns the sessions to load; where these are many, the few rows that could run wait for them."""
+        keys = [key for rows in self.cold for key in rows.keys if key not in self.cache.slots]
+        if len(keys) >= MANY_COLD and sum(map(len, self.ready)) <= len(keys):
+            self.cold, self.ready = self.cold + self.ready, []
+        return keys
 
     def _decide(self, rows: Rows, slots: NDArray[np.int64]) -> None:
         self.cache.look_up(rows, slots)
@@ -126,13 +137,15 @@ class Plan:
         self.replays.append((row, self.cache.verified_s(slot)))
 
 
-_COLUMNS = attrgetter("key", "tokens", "position", "acknowledged", "incarnation", "digest")
+_COLUMNS = attrgetter("key", "tokens", "position", "acknowledged", "incarnation", "digest", "cursor")
 
 
 def join(chunks: list[Chunk]) -> Rows:
     """Makes rows of chunks that ask for the same, of distinct sessions."""
     asked = chunks[0].asked
-    keys, raw, positions, acknowledged, incarnations, digests = zip(*map(_COLUMNS, chunks), strict=True)
+    keys, raw, positions, acknowledged, incarnations, digests, cursors = zip(
+        *map(_COLUMNS, chunks), strict=True
+    )
     tokens = to_tokens(asked, b"".join(raw), len(chunks))
     return Rows(
         asked,
@@ -144,6 +157,7 @@ def join(chunks: list[Chunk]) -> Rows:
         np.array(incarnations, np.int64) if any(incarnations) else None,
         np.array(digests, np.int64) if any(digests) else None,
         chunks,
+        cursors=list(cursors) if any(cursors) else None,
     )
 
 

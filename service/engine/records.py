@@ -1,5 +1,9 @@
 """Turns what ran into records to commit. Pure: no clock, no I/O.
 
+What has no record is told as soon as a run has ended. The records themselves are made when their commit
+begins: what the commit before has answered is on its way by then, and the store idle for a moment, so that
+callers can send their next chunks meanwhile.
+
 Most rows keep one reply, and their records have one layout: these become one matrix. A row whose client
 sends ahead keeps several, as many as it has not acknowledged, and is encoded by itself.
 """
@@ -29,8 +33,8 @@ Refused = list[tuple[int, ServiceError]]
 """Rows, by index, that cannot be committed, and why."""
 
 
-def make_records(rows: Rows, tail: Callable[[int], bytes]) -> tuple[list[Rows], Refused]:
-    """Fills in the records of rows that ran.
+def fit_rows(rows: Rows, tail: Callable[[int], bytes]) -> tuple[list[Rows], Refused]:
+    """Says which rows that ran can be committed; fills in their next stamps, and which replies they keep.
 
     Args:
         rows: With what they gave.
@@ -41,10 +45,7 @@ def make_records(rows: Rows, tail: Callable[[int], bytes]) -> tuple[list[Rows], 
     """
     is_ahead = rows.is_ahead
     if is_ahead is None and rows.is_finite is None:
-        if len(rows.keys) == 1:  # the idle server: scalars are faster than arrays of one
-            _make_one(rows)
-        else:
-            _make_alike(rows)
+        rows.next_stamps, rows.kept = _next_stamps(rows), None
         return [rows], []
     every = np.ones(len(rows), np.bool_)
     is_finite = every if rows.is_finite is None else rows.is_finite
@@ -55,24 +56,38 @@ def make_records(rows: Rows, tail: Callable[[int], bytes]) -> tuple[list[Rows], 
     alike = np.flatnonzero(is_finite & ~is_ahead)
     if len(alike):
         part = rows.take(alike)
-        _make_alike(part)
+        part.next_stamps, part.kept = _next_stamps(part), None
         parts.append(part)
     ahead = np.flatnonzero(is_finite & is_ahead)
     if len(ahead):
-        parts += _make_each(rows, ahead, tail, refused)
+        parts += _keep_several(rows, ahead, tail, refused)
     return parts, refused
 
 
+def make_records(rows: Rows) -> None:
+    """Fills in the records of a part that `fit_rows` gave."""
+    if rows.kept is not None:
+        _make_each(rows, rows.kept)
+    elif len(rows.keys) == 1:  # the idle server: scalars are faster than arrays of one
+        _make_one(rows)
+    else:
+        _make_alike(rows)
+
+
 def _next_stamps(rows: Rows) -> NDArray[np.int64]:
+    count = rows.asked.token_count
+    if len(rows.keys) == 1:  # the idle server: scalars are faster than arrays of one
+        [(incarnation, position, digest)], [(a, b)] = rows.stamps.tolist(), rows.sums.tolist()
+        digest = Run(a, b, count * rows.asked.width).after(digest)
+        return np.array([(incarnation, position + count, digest)], np.int64)
     stamps = rows.stamps.copy()
-    stamps[:, 1] += rows.asked.token_count
-    stamps[:, 2] = after(stamps[:, 2], rows.sums, rows.asked.token_count * rows.asked.width)
+    stamps[:, 1] += count
+    stamps[:, 2] = after(stamps[:, 2], rows.sums, count * rows.asked.width)
     return stamps
 
 
 def _make_alike(rows: Rows) -> None:
     """Fills in records that keep one reply."""
-    rows.next_stamps = _next_stamps(rows)
     records = encode_rows(
         rows.next_stamps,
         rows.nonces,
@@ -82,7 +97,7 @@ def _make_alike(rows: Rows) -> None:
         rows.stamps[:, 2],
         rows.outputs,
     )
-    rows.writes = Writes(rows.keys, rows.stamps.tobytes(), records)
+    rows.writes = Writes(rows.keys, rows.stamps.tobytes(), records, rows.cursors)
     rows.tails = None
     if rows.acknowledged is not None:
         rows.tails = cut_rows(records[:, records.shape[1] - REPLY_BYTES - rows.outputs.shape[1] :])
@@ -90,49 +105,51 @@ def _make_alike(rows: Rows) -> None:
 
 def _make_one(rows: Rows) -> None:
     """Fills in the record of a single row that keeps one reply."""
-    count, outputs = rows.asked.token_count, rows.outputs.tobytes()
-    [(incarnation, position, digest_before)], [(a, b)] = rows.stamps.tolist(), rows.sums.tolist()
-    position += count
-    digest = Run(a, b, count * rows.asked.width).after(digest_before)
-    reply = KeptReply(position, count, digest_before, digest, outputs)
+    [[incarnation, position, digest]], outputs = rows.next_stamps.tolist(), rows.outputs.tobytes()
+    reply = KeptReply(position, rows.asked.token_count, int(rows.stamps[0, 2]), digest, outputs)
     fingerprint, state, [nonce] = rows.model.fingerprint, rows.next_states.tobytes(), rows.nonces.tolist()
     data = encode(Record(incarnation, position, fingerprint, state, (reply,), digest=digest, nonce=nonce))
-    rows.next_stamps = np.array([(incarnation, position, digest)], np.int64)
-    rows.writes = Writes(rows.keys, rows.stamps.tobytes(), [data])
+    rows.writes = Writes(rows.keys, rows.stamps.tobytes(), [data], rows.cursors)
     rows.tails = None if rows.acknowledged is None else [data[-REPLY_BYTES - len(outputs) :]]
 
 
-def _make_each(
+def _keep_several(
     rows: Rows, chosen: NDArray[np.int64], tail: Callable[[int], bytes], refused: Refused
 ) -> list[Rows]:
-    """Fills in records that keep several replies; adds rows that would keep too many to `refused`."""
-    fingerprint, acknowledged = rows.model.fingerprint, rows.acknowledged
+    """Fills in replies of rows that keep several; adds rows that would keep too many to `refused`."""
+    acknowledged = rows.acknowledged
     assert acknowledged is not None, "bug: nobody sends ahead"
     stamps, outputs = _next_stamps(rows), cut_rows(rows.outputs)
-    places, records, tails = [], [], []
+    places, kept = [], []
     for place in chosen.tolist():
-        incarnation, position, digest = stamps[place].tolist()
+        _, position, digest = stamps[place].tolist()
         digest_before = int(rows.stamps[place, 2])
         reply = KeptReply(position, rows.asked.token_count, digest_before, digest, outputs[place])
         try:
             replies = decode_replies(tail(int(rows.slots[place])))
-            kept = keep_replies(replies, reply, int(acknowledged[place]))
+            kept.append(keep_replies(replies, reply, int(acknowledged[place])))
         except ServiceError as error:
             refused.append((place, error))
             continue
         places.append(place)
-        state = rows.next_states[place].tobytes()
-        nonce = int(rows.nonces[place])
-        record = Record(incarnation, position, fingerprint, state, kept, digest=digest, nonce=nonce)
-        records.append(encode(record))
-        tails.append(encode_replies(kept))
     if not places:
         return []
     part = rows.take(np.array(places))
-    part.next_stamps = stamps[places]
-    part.writes = Writes(part.keys, part.stamps.tobytes(), records)
-    part.tails = tails
+    part.next_stamps, part.kept = stamps[places], kept
     return [part]
+
+
+def _make_each(rows: Rows, kept: list[tuple[KeptReply, ...]]) -> None:
+    """Fills in records that keep several replies."""
+    fingerprint, records = rows.model.fingerprint, []
+    stamps, nonces = rows.next_stamps.tolist(), rows.nonces.tolist()
+    for (incarnation, position, digest), nonce, state, replies in zip(
+        stamps, nonces, cut_rows(rows.next_states), kept, strict=True
+    ):
+        record = Record(incarnation, position, fingerprint, state, replies, digest=digest, nonce=nonce)
+        records.append(encode(record))
+    rows.writes = Writes(rows.keys, rows.stamps.tobytes(), records, rows.cursors)
+    rows.tails = [encode_replies(replies) for replies in kept]
 
 
 def _not_finite(token_count: int) -> StateNotFinite:

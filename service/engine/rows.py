@@ -21,6 +21,7 @@ from holdfast.history_digest import run_of, sums_of, to_elements
 from service.engine.rules import Claim
 from service.model.protocol import Model
 from service.store.protocol import AckLevel, Writes
+from service.store.record import KeptReply
 
 _log = logging.getLogger(__name__)
 
@@ -121,6 +122,7 @@ class Chunk:
         acknowledged: Position of the last reply the client has; None if it does not say.
         incarnation: Meant by the client; 0 is any.
         digest: History digest meant at the position; 0 is any.
+        cursor: Stored with the session by its commit; None leaves what is stored.
         request: What the caller wants to find here again.
         deadline_s: Monotonic time after which the caller no longer waits.
         arrived_s: Monotonic time of arrival.
@@ -136,6 +138,7 @@ class Chunk:
     acknowledged: int | None = None
     incarnation: int = 0
     digest: int = 0
+    cursor: bytes | None = None
     request: Any = None
     deadline_s: float = math.inf
     arrived_s: float = 0.0
@@ -196,6 +199,7 @@ class Rows:
         message: the message of all of them,
         numbers: and which of its rows they are, int64 (B,).
         conflict_count: How often another writer came first.
+        cursors: Stored with the sessions by their commit; None leaves what is stored, or None for all.
 
         slots: Of the sessions in the cache, int64 (B,). These five are filled from there.
         stamps: Stamps that a commit must find, int64 (B, 3): incarnation, position and history digest.
@@ -210,8 +214,10 @@ class Rows:
         outputs: What each gave, encoded by the edge, uint8 (B, n). These three are filled by the run.
         next_states: Raw, uint8 (B, state_bytes).
         is_finite: Which of these have neither NaN nor infinity, (B,); None if all.
-        next_stamps: Of the new records, int64 (B, 3). These three are filled for the commit.
-        tails: The replies that each new record keeps, encoded; None if the next record needs none.
+        next_stamps: Of the new records, int64 (B, 3). These two are filled once it has ended.
+        kept: Replies that each new record keeps; None if these are only what the rows gave.
+        tails: The replies that each new record keeps, encoded; None if the next record needs none. Both are
+            filled when the commit begins.
         writes: The new records.
         ack_level: How durable they are. These two are filled when the rows are answered.
         is_replayed: They had been applied before; stamps and outputs are those of the kept replies.
@@ -229,6 +235,7 @@ class Rows:
     message: Message | None = None
     numbers: NDArray[np.int64] | None = None
     conflict_count: int = 0
+    cursors: list[bytes | None] | None = None
 
     slots: NDArray[np.int64] = field(init=False)
     stamps: NDArray[np.int64] = field(init=False)
@@ -243,6 +250,7 @@ class Rows:
     next_states: NDArray[np.uint8] = field(init=False)
     is_finite: NDArray[np.bool_] | None = field(init=False)
     next_stamps: NDArray[np.int64] = field(init=False)
+    kept: list[tuple[KeptReply, ...]] | None = field(init=False)
     tails: list[bytes] | None = field(init=False)
     writes: Writes = field(init=False)
     ack_level: AckLevel = field(init=False)
@@ -279,6 +287,7 @@ class Rows:
             self.message,
             _at(self.numbers, chosen),
             self.conflict_count,
+            _some(self.cursors, chosen),
         )
 
     def one(self, place: int) -> "Rows":

@@ -24,7 +24,17 @@ from service.engine.driver import Driver
 from service.engine.report import SessionEvent
 from service.engine.rules import check_incarnation, quarantined
 from service.model.protocol import Model, Models
-from service.store.protocol import AckLevel, Found, Loaded, StateStore, Writes, commit_one, load_one
+from service.store.protocol import (
+    AckLevel,
+    Found,
+    Loaded,
+    StateStore,
+    Writes,
+    commit_one,
+    load_cursors,
+    load_one,
+    load_one_with_cursor,
+)
 from service.store.record import NO_STAMP, Record, decode, draw_incarnation, encode, new_record
 
 MAX_ATTEMPTS = 16
@@ -62,11 +72,13 @@ class OpenSession(NamedTuple):
         record: What is stored.
         model: The model it runs on.
         is_resumed: It existed before, and not by an earlier attempt of this opening.
+        cursor: Of the last chunk that had one; b"" if there is none.
     """
 
     record: Record
     model: Model
     is_resumed: bool
+    cursor: bytes = b""
 
 
 class Released(NamedTuple):
@@ -175,10 +187,10 @@ class Sessions:
     ) -> dict[bytes, Loaded]:
         """Decides on what was found under each key and commits; returns what is found instead."""
         changed: list[tuple[bytes, bytes, bytes]] = []
-        for key, data in found.items():
+        for key, (data, cursor) in (await load_cursors(self._store, found)).items():
             try:
                 stored = _stored(data)
-                outcomes[key] = session = self._opened(stored, openings[key])
+                outcomes[key] = session = self._opened(stored, openings[key], cursor)
             except ServiceError as error:
                 outcomes[key] = error.without_trace()
                 continue
@@ -199,7 +211,7 @@ class Sessions:
                 outcomes[key] = refusal
         return again
 
-    def _opened(self, stored: Record | None, opening: Opening) -> OpenSession:
+    def _opened(self, stored: Record | None, opening: Opening, cursor: bytes) -> OpenSession:
         """Returns the session as it is to be stored; the very record if it is that already."""
         if stored is None:
             return self._new(opening)
@@ -211,6 +223,7 @@ class Sessions:
                 )
             return self._new(opening)
         session = self._resume(stored, opening, was_made=is_repeated and stored.nonce > 0)
+        session = session._replace(cursor=cursor)
         if opening.take_over and not is_repeated:
             taken = stored._replace(incarnation=draw_incarnation(), nonce=-opening.nonce)
             session = session._replace(record=taken)
@@ -222,13 +235,13 @@ class Sessions:
         Raises:
             SessionNotFound, SessionDeleted, ModelMismatch, RecordCorrupt, StoreUnavailable: As named.
         """
-        data = await load_one(self._store, key)
+        data, cursor = await load_one_with_cursor(self._store, key)
         if data is None:
             raise SessionNotFound("no session has this id", field="session_id")
         record = decode(data)
         if record.deleted:
             raise SessionDeleted(f"the session was deleted at position {record.position}")
-        return OpenSession(record, served_model(self._models, record), is_resumed=True)
+        return OpenSession(record, served_model(self._models, record), is_resumed=True, cursor=cursor)
 
     async def delete(self, key: bytes, incarnation: int) -> int:
         """Replaces a session by a tombstone.

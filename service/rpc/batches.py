@@ -9,7 +9,7 @@ import functools
 import math
 import operator
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +26,7 @@ from service.model.protocol import Model
 from service.rpc import codec
 from service.rpc.stack import MAX_REPLY_BYTES, Piece, stack_outputs
 from service.rpc.status import to_status
+from service.store.beside import MAX_CURSOR_BYTES
 from service.store.protocol import AckLevel
 
 MAX_MESSAGE_TOKENS = 16_384
@@ -108,6 +109,7 @@ class BatchCall:
             deadline_s = min(deadline_s, time.monotonic() + batch.timeout_s)
         self._tag = batch.tag
         self._claimed = _claimed(batch)
+        self._cursors = list(batch.cursors)
         self._names_positions = bool(batch.positions)
         self._session_ids = list(batch.session_ids)
         asked, self._raw = _tokens(batch, limits)
@@ -137,7 +139,8 @@ class BatchCall:
     @property
     def size_bytes(self) -> int:
         """Returns about how much memory it takes until it is answered."""
-        return codec.CHUNK_BYTES + len(self._raw) + ROW_BYTES * self.row_count
+        size_bytes = codec.CHUNK_BYTES + len(self._raw) + ROW_BYTES * self.row_count
+        return size_bytes + sum(map(len, self._cursors))
 
     @property
     def is_done(self) -> bool:
@@ -170,10 +173,14 @@ class BatchCall:
         """
         pieces, errors, numbers = self._take_answers()
         row_count = len(numbers) or self.row_count
-        columns = np.zeros((3, row_count), np.int64)
         replayed: list[int] = []
+        if len(pieces) == 1 and len(pieces[0].numbers) == row_count:
+            columns = pieces[0].stamps.T
+        else:
+            columns = np.zeros((3, row_count), np.int64)
+            for piece in pieces:
+                columns[:, piece.numbers] = piece.stamps.T
         for piece in pieces:
-            columns[:, piece.numbers] = piece.stamps.T
             if piece.is_replayed:
                 replayed += piece.numbers.tolist()
         result = pb.BatchResult(
@@ -188,10 +195,10 @@ class BatchCall:
         stack = stack_outputs(row_count, token_count, pieces, MAX_REPLY_BYTES - taken_bytes)
         result.model_version = stack.model_version
         result.separate_rows.extend(stack.separate)
-        header = result.SerializeToString()
+        parts = [result.SerializeToString()]
         for number, column in zip(_STAMP_FIELDS, columns, strict=True):
-            header += codec.delimited(number, column.tobytes())
-        return codec.splice_outputs(header, stack.outputs)
+            parts.append(codec.delimited(number, column.tobytes()))
+        return codec.splice_outputs(b"".join(parts), stack.outputs)
 
     def _take_answers(self) -> tuple[list[Piece], dict[int, ServiceError], list[int]]:
         """Returns what is answered, and of which rows that is; none are all rows of the message.
@@ -225,6 +232,8 @@ class BatchCall:
             message=self._message,
             numbers=np.arange(self.row_count),
         )
+        if any(self._cursors):
+            every.cursors = [cursor or None for cursor in self._cursors]
         every.keys, places = self._keys(every)
         step = max(1, min(MAX_ROWS_AT_ONCE, MAX_STEPS_AT_ONCE // self._asked.token_count))
         if len(places) == self.row_count <= step:
@@ -235,7 +244,10 @@ class BatchCall:
 
     def _keys(self, every: Rows) -> tuple[list[bytes], NDArray[np.int64]]:
         """Returns the store keys of rows, and which are well-formed; answers the others."""
-        if _are_right(self._names_positions, self._asked.token_count, *self._claimed):
+        if (
+            _are_right(self._names_positions, self._asked.token_count, *self._claimed)
+            and max(map(len, self._cursors), default=0) <= MAX_CURSOR_BYTES
+        ):
             try:
                 return codec.keys_of(self._tenant, self._session_ids), np.arange(self.row_count)
             except InvalidRequest:  # found again below, with its row
@@ -245,6 +257,8 @@ class BatchCall:
             try:
                 keys[row] = codec.key_of(self._tenant, session_id, f"batch.session_ids[{row}]")
                 rules.check(self._claim(every, row))
+                if self._cursors:
+                    codec.to_cursor(self._cursors[row], f"batch.cursors[{row}]")
                 places.append(row)
             except InvalidRequest as error:
                 every.one(row).settle(error.without_trace())
@@ -305,7 +319,7 @@ def _tokens(batch: pb.Batch, limits: BatchLimits) -> tuple[Asked, bytes]:
             f"the message has {rows * count} tokens, expected at most {limits.max_message_tokens}",
             field="batch.tokens_per_row",
         )
-    for name in ("positions", "acknowledged_positions", "incarnations", "history_digests"):
+    for name in ("positions", "acknowledged_positions", "incarnations", "history_digests", "cursors"):
         length = len(getattr(batch, name))
         if length not in (0, rows):
             raise InvalidRequest(f"{name} has {length} entries for {rows} rows", field=f"batch.{name}")
@@ -362,13 +376,17 @@ def _claimed(batch: pb.Batch) -> tuple[Column, Column | None, Column | None, Col
 
     None is a column that is not given; positions that are not given are `NOT_GIVEN`.
     """
-    rows = len(batch.session_ids)
+    rows, positions = len(batch.session_ids), _column(batch.positions)
     return (
-        np.array(batch.positions or [NOT_GIVEN] * rows, np.int64),
-        np.array(batch.acknowledged_positions, np.int64) if batch.acknowledged_positions else None,
-        np.array(batch.incarnations, np.int64) if batch.incarnations else None,
-        np.array(batch.history_digests, np.int64) if batch.history_digests else None,
+        np.full(rows, NOT_GIVEN) if positions is None else positions,
+        _column(batch.acknowledged_positions),
+        _column(batch.incarnations),
+        _column(batch.history_digests),
     )
+
+
+def _column(numbers: Sequence[int]) -> Column | None:
+    return np.fromiter(numbers, np.int64, len(numbers)) if numbers else None
 
 
 def _are_right(

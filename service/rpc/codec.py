@@ -14,6 +14,7 @@ from service.common.names import control_character
 from service.engine.rows import TOKEN_DTYPES, Asked, Chunk, Reply, Selection
 from service.model.contract import DTYPES, Contract
 from service.rpc.credentials import Caller
+from service.store.beside import MAX_CURSOR_BYTES
 from service.store.keys import session_key, session_keys
 from service.store.outputs import DTYPE_NUMBERS, varint
 from service.store.protocol import AckLevel
@@ -129,8 +130,22 @@ def to_chunk(
         acknowledged=message.acknowledged_position if message.HasField("acknowledged_position") else None,
         incarnation=message.incarnation,
         digest=message.history_digest,
+        cursor=to_cursor(message.cursor, "chunk.cursor"),
         deadline_s=deadline_s,
     )
+
+
+def to_cursor(given: bytes, field: str) -> bytes | None:
+    """Returns a cursor as the engine takes it; None leaves the stored one.
+
+    Raises:
+        InvalidRequest: It is too long.
+    """
+    if len(given) > MAX_CURSOR_BYTES:
+        raise InvalidRequest(
+            f"the cursor has {len(given)} bytes, expected at most {MAX_CURSOR_BYTES}", field=field
+        )
+    return given or None
 
 
 def size_of(chunk: Chunk) -> int:

@@ -88,7 +88,9 @@ def opening_reply(outcomes: Sequence[OpenSession | ServiceError]) -> pb.OpenBatc
         if isinstance(outcome, ServiceError):
             reply.errors.add(row=row, status=to_status(outcome))
             position = incarnation = digest = version = 0
+            cursor = b""
         else:
+            cursor = outcome.cursor
             record, version = outcome.record, outcome.model.version
             position, incarnation, digest = record.position, record.incarnation, record.digest
             if outcome.is_resumed:
@@ -97,4 +99,7 @@ def opening_reply(outcomes: Sequence[OpenSession | ServiceError]) -> pb.OpenBatc
         reply.incarnations.append(incarnation)
         reply.history_digests.append(digest)
         reply.model_versions.append(version)
+        reply.cursors.append(cursor)
+    if not any(reply.cursors):
+        del reply.cursors[:]
     return reply

@@ -288,6 +288,7 @@ class Servicer:
             fingerprint=record.fingerprint.hex(),
             expires_in_s=await self._sessions.expires_in_s(key),
             quarantine_reason=record.quarantine_reason,
+            cursor=session.cursor,
         )
 
     def _model_message(self, model: Model) -> pb.Model:

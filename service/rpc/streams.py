@@ -283,6 +283,16 @@ class StepStream(_ReplyStream):
         self._unanswered.clear()
 
 
+class _Parts:
+    """Of a message whose reply goes in parts."""
+
+    __slots__ = ("size_bytes", "timer")
+
+    def __init__(self, size_bytes: int) -> None:
+        self.size_bytes = size_bytes  # as it was let in
+        self.timer: asyncio.TimerHandle | None = None  # sends what is answered
+
+
 class BatchStream(_ReplyStream):
     """Serves one StreamBatches call; replies keep the order of the requests, but for those in parts."""
 
@@ -290,8 +300,7 @@ class BatchStream(_ReplyStream):
         super().__init__(*arguments, max_tokens=limits.max_tokens, **options)
         self._limits = limits
         self._messages: deque[tuple[BatchCall, int] | bytes] = deque()
-        self._parted: dict[BatchCall, int] = {}
-        self._timers: dict[BatchCall, asyncio.TimerHandle] = {}
+        self._parted: dict[BatchCall, _Parts] = {}
 
     def _submit(self, raw: bytes) -> None:
         batch = parse(pb.StreamBatchesRequest, raw).batch
@@ -310,39 +319,38 @@ class BatchStream(_ReplyStream):
             refusal = pb.ChunkError(tag=batch.tag, status=to_status(error))
             reply = pb.StreamBatchesResponse(error=refusal).SerializeToString()
             self._pending_count += 1
-            if batch.in_parts:
-                self._finish(reply, 1)
-            else:
-                self._messages.append(reply)
-                self._flush()
+            put = self._messages.appendleft if batch.in_parts else self._messages.append
+            put(reply)
+            self._flush()
             return
         self._pending_count += call.row_count
         if batch.in_parts:
-            self._parted[call] = size_bytes
+            self._parted[call] = _Parts(size_bytes)
         else:
             self._messages.append((call, size_bytes))
         call.submit(self._engine)
 
     def _part(self, call: BatchCall) -> None:
         """Has the rows that are answered wait for others, for a moment."""
-        if call not in self._timers and not self._is_over:
+        parts = self._parted.get(call)
+        if parts is not None and parts.timer is None:
             loop = asyncio.get_running_loop()
-            self._timers[call] = loop.call_later(PART_S, self._finish_part, call)
+            parts.timer = loop.call_later(PART_S, self._finish_part, call)
 
     def _finish_part(self, call: BatchCall) -> None:
-        del self._timers[call]
+        self._parted[call].timer = None
         count = call.answered_count
         self._call.rows_failed(call.errors)
         self._finish(_encode_batch(call), count, count, is_last=False)
 
     def _finish_parted(self, call: BatchCall) -> None:
         """Sends the last part of a reply."""
-        if (timer := self._timers.pop(call, None)) is not None:
-            timer.cancel()
-        if (size_bytes := self._parted.pop(call, None)) is not None:
+        if (parts := self._parted.pop(call, None)) is not None:
+            if parts.timer is not None:
+                parts.timer.cancel()
             count = call.answered_count
             self._call.rows_failed(call.errors)
-            self._finish(_encode_batch(call), count, count, size_bytes)
+            self._finish(_encode_batch(call), count, count, parts.size_bytes)
 
     def _flush(self, _: BatchCall | None = None) -> None:
         """Sends what is finished, up to the first request that is not."""
@@ -362,12 +370,11 @@ class BatchStream(_ReplyStream):
         for message in self._messages:
             if not isinstance(message, bytes):
                 message[0].cancel()
-        for timer in self._timers.values():
-            timer.cancel()
-        for call in self._parted:
+        for call, parts in self._parted.items():
             call.cancel()
+            if parts.timer is not None:
+                parts.timer.cancel()
         self._messages.clear()
-        self._timers.clear()
         self._parted.clear()
 
 

@@ -13,9 +13,10 @@ COMMANDS = (
     "ping", "select", "info", "role", "wait",
     "mget", "get", "getrange", "set", "pttl", "eval", "evalsha",
     "type", "rename", "pexpire",
+    "setrange", "persist", "unlink", "hget", "hset", "hdel", "hlen", "hkeys", "hexists", "exists", "time",
     "asking", "cluster|slots",
 )  # fmt: skip
-"""What is called, by the commit script too."""
+"""What is called, by the scripts too."""
 
 FSYNC_COMMANDS = ("waitaof", "config|get")
 """For acknowledgement level `fsynced`; a server that does not know them refuses a rule that names them."""

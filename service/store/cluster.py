@@ -11,6 +11,7 @@ have been written.
 import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
+from itertools import repeat
 from typing import NamedTuple
 
 import hiredis
@@ -27,7 +28,7 @@ from service.store.protocol import Writes
 from service.store.record import NO_STAMP
 from service.store.replies import is_unknown_script
 from service.store.slots import SLOT_COUNT, slot_of
-from service.store.topology import Answer, Call
+from service.store.topology import Answer, Call, have_cursors, pack_cursors
 
 REDIRECT_PAUSES_S = (0.0, 0.01, 0.02, 0.05, 0.1)
 """Before a call is sent to where it was redirected, by how often it was before; the last one repeats."""
@@ -47,8 +48,10 @@ class _Route(NamedTuple):
 
 
 def pack_each(command: bytes, script: bytes, writes: Sequence[Writes], ttl_ms: int) -> list[Call]:
-    """Returns a call `command script 1 key ttl stamp record` for each record; see `Topology.pack`."""
-    head = b"*7\r\n$%d\r\n%s\r\n$%d\r\n%s\r\n$1\r\n1\r\n" % (len(command), command, len(script), script)
+    """Returns a call `command script 1 key ttl stamp record [cursor]` each; see `Topology.pack`."""
+    has_cursors = have_cursors(writes)
+    head = b"*%d\r\n$%d\r\n%s\r\n" % (7 + has_cursors, len(command), command)
+    head += b"$%d\r\n%s\r\n$1\r\n1\r\n" % (len(script), script)
     ttl = b"$%d\r\n%d\r\n$%d\r\n" % (len(b"%d" % ttl_ms), ttl_ms, _STAMP_BYTES)
     calls = []
     for part in writes:
@@ -56,9 +59,10 @@ def pack_each(command: bytes, script: bytes, writes: Sequence[Writes], ttl_ms: i
         if isinstance(records, np.ndarray):
             records = [row.tobytes() for row in records]
         stamps, starts = part.expected, range(0, len(part.expected), _STAMP_BYTES)
-        for key, start, record in zip(part.keys, starts, records, strict=True):
-            sizes = (len(key), key, ttl, stamps[start : start + _STAMP_BYTES], len(record), record)
-            calls.append(Call(key, (head + b"$%d\r\n%s\r\n%s%s\r\n$%d\r\n%s\r\n" % sizes,)))
+        cursors = pack_cursors(part) if has_cursors else repeat(b"", len(part.keys))
+        for key, start, record, cursor in zip(part.keys, starts, records, cursors, strict=True):
+            sizes = (len(key), key, ttl, stamps[start : start + _STAMP_BYTES], len(record), record, cursor)
+            calls.append(Call(key, (head + b"$%d\r\n%s\r\n%s%s\r\n$%d\r\n%s\r\n%s" % sizes,)))
     return calls
 
 

@@ -9,6 +9,8 @@ from holdfast.errors import RecordCorrupt, ServiceError, StoreFull, StoreUnavail
 RETRY_AFTER_S = 0.2
 """What callers are told while the store is away: about one attempt to reconnect."""
 
+_NO_RULE = "its user may not do what is needed: give it the rule that `holdfast store acl` prints"
+
 _ADVICE = {
     "LOADING": "it reads its data from disk after a start, and answers when it is done",
     "BUSY": "a script of another client runs for too long; SCRIPT KILL ends it",
@@ -24,7 +26,7 @@ _ADVICE = {
     "CROSSSLOT": "the store is a cluster, name it by redis+cluster://",
     "NOAUTH": "it wants a password: name user and password in --store, or --store-password-file",
     "WRONGPASS": "user or password is wrong: see --store and --store-password-file",
-    "NOPERM": "its user may not do what is needed: give it the rule that `holdfast store acl` prints",
+    "NOPERM": _NO_RULE,
     "NOREPLICAS": "fewer replicas are connected to it than min-replicas-to-write asks for",
 }
 """First word -> what it means and what to do."""
@@ -33,6 +35,7 @@ _BY_TEXT = {
     "ERR max number of clients": "it has no connection left: raise maxclients",
     "ERR unknown command": "it does not know a command that is needed: it must be Redis 7 or Valkey, or a "
     "proxy that passes scripts on",
+    "ERR ACL failure": _NO_RULE,
     "ERR AUTH": "it has no password, and one is configured: see --store and --store-password-file",
 }
 

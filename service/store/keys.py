@@ -74,3 +74,11 @@ def tenant_of(key: bytes) -> bytes:
 def set_aside_key(key: bytes) -> bytes:
     """Returns where the record of a session is kept for inspection once its id is free again."""
     return key + b":set-aside"
+
+
+def sibling_key(key: bytes) -> bytes:
+    """Returns where the cursor and the checkpoints of a session lie, beside its record.
+
+    The scripts make this name by themselves, of the keys that they are given.
+    """
+    return key + b":beside"

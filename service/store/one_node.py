@@ -1,6 +1,7 @@
 """One node has every key: a single server, or the primary that sentinels name. A batch goes in one call."""
 
 from collections.abc import Callable, Sequence
+from itertools import repeat
 
 import hiredis
 import numpy as np
@@ -15,7 +16,7 @@ from service.store.protocol import Writes
 from service.store.record import NO_STAMP
 from service.store.replies import is_unknown_script
 from service.store.sentinel import Sentinels
-from service.store.topology import Answer, Call, pack_arguments
+from service.store.topology import Answer, Call, have_cursors, pack_arguments, pack_cursors
 
 _STAMP_BYTES = len(NO_STAMP)
 _MATRIX_PAYS = 8
@@ -23,7 +24,7 @@ _MATRIX_PAYS = 8
 
 
 def pack_together(command: bytes, script: bytes, writes: Sequence[Writes], ttl_ms: int) -> list[Call]:
-    """Returns one call, `command script n key... ttl (stamp record)...`; see `Topology.pack`.
+    """Returns one call, `command script n key... ttl (stamp record [cursor])...`; see `Topology.pack`.
 
     The records of a batch mostly have one size. Their arguments then differ in the bytes and never in the
     framing, so they are laid into one matrix instead of being packed one by one, at a third of the time.
@@ -31,15 +32,24 @@ def pack_together(command: bytes, script: bytes, writes: Sequence[Writes], ttl_m
     keys: list[bytes] = []
     for part in writes:
         keys += part.keys
+    has_cursors = have_cursors(writes)
     count, ttl = b"%d" % len(keys), b"%d" % ttl_ms
-    head = (4 + 3 * len(keys), len(command), command, len(script), script, len(count), count)
+    head = (
+        4 + (3 + has_cursors) * len(keys),
+        len(command),
+        command,
+        len(script),
+        script,
+        len(count),
+        count,
+    )
     text = [b"*%d\r\n$%d\r\n%s\r\n$%d\r\n%s\r\n$%d\r\n%s\r\n" % head, pack_arguments(keys)]
     text.append(b"$%d\r\n%s\r\n" % (len(ttl), ttl))
     pieces: list[bytes | memoryview] = []
     for part in writes:
         records = part.records
         if isinstance(records, np.ndarray):
-            if len(records) >= _MATRIX_PAYS:
+            if len(records) >= _MATRIX_PAYS and not has_cursors:
                 if text:
                     pieces.append(b"".join(text))
                 pieces.append(_frame(part.expected, records))
@@ -47,9 +57,12 @@ def pack_together(command: bytes, script: bytes, writes: Sequence[Writes], ttl_m
                 continue
             records = [row.tobytes() for row in records]
         starts = range(0, len(part.expected), _STAMP_BYTES)
-        for start, record in zip(starts, records, strict=True):
+        cursors = pack_cursors(part) if has_cursors else repeat(b"", len(part.keys))
+        for start, record, cursor in zip(starts, records, cursors, strict=True):
             stamp = part.expected[start : start + _STAMP_BYTES]
-            text += (b"$%d\r\n%s\r\n$%d\r\n" % (len(stamp), stamp, len(record)), record, b"\r\n")
+            text += (
+                b"$%d\r\n%s\r\n$%d\r\n" % (len(stamp), stamp, len(record)), record, b"\r\n", cursor,
+            )  # fmt: skip
     if text:
         pieces.append(b"".join(text))
     return [Call(keys[0], pieces)]

@@ -4,7 +4,7 @@ Implementations: `store.Store`, and fakes in the tests.
 """
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from holdfast.errors import ServiceError
+from service.store.record import has_sibling
 from service.store.safety import StoreUsage
 
 
@@ -50,11 +51,14 @@ class Writes(NamedTuple):
         expected: Stamps that the stored records must have, one after the other, 24 bytes each;
             `record.NO_STAMP` where none may be stored.
         records: The new records, encoded: one by one, or (B, size) where all have one size.
+        cursors: Of the sessions, stored with the records; None leaves what is stored, b"" takes it away.
+            None if all are to be left.
     """
 
     keys: Sequence[bytes]
     expected: bytes
     records: Sequence[bytes] | NDArray[np.uint8]
+    cursors: Sequence[bytes | None] | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -108,11 +112,22 @@ class StateStore(Protocol):
         """
         ...
 
+    async def load_with_cursors(self, keys: Sequence[bytes]) -> Sequence[tuple[Loaded, bytes]]:
+        """Reads records as `load` does, each in one atomic act with the session's cursor, or b"".
+
+        For records that may have a sibling, see `record.has_sibling`: it costs more than `load`.
+
+        Raises:
+            StoreUnavailable: No answer in time; none was read.
+        """
+        ...
+
     async def commit(self, writes: Sequence[Writes], ttl_s: float) -> Refusals:
         """Replaces each record that has the expected stamp, in one round trip.
 
-        Check, write and new expiry of a key are one atomic act: of two replicas on one session one
-        wins. The records of a call are independent.
+        Check, write, cursor and new expiry of a key are one atomic act: of two replicas on one session one
+        wins. The records of a call are independent. What lies beside a record lives as long as it, and
+        goes when a tombstone comes, or the record of a session that is new.
 
         Args:
             writes: Distinct keys; the records count through from 0.
@@ -156,7 +171,7 @@ class StateStore(Protocol):
     async def set_aside(self, key: bytes, record: bytes, ttl_s: float) -> bool:
         """Moves a record to `keys.set_aside_key`, over an older one there, if it is still the given one.
 
-        Check, move and expiry are one atomic act.
+        Check, move and expiry are one atomic act, and what lies beside the record is deleted in it.
 
         Args:
             key: Of the record.
@@ -196,8 +211,36 @@ async def load_one(store: StateStore, key: bytes) -> bytes | None:
     return data
 
 
+async def load_cursors(
+    store: StateStore, found: Mapping[bytes, Loaded]
+) -> dict[bytes, tuple[Loaded, bytes]]:
+    """Returns records with the cursors of their sessions; b"" if there is none.
+
+    Args:
+        store: Where they are.
+        found: Records that were read, by key. Those that may have a sibling are read again, together.
+
+    Raises:
+        StoreUnavailable: No answer in time.
+    """
+    read: dict[bytes, tuple[Loaded, bytes]] = {key: (data, b"") for key, data in found.items()}
+    keys = [key for key, data in found.items() if isinstance(data, bytes) and has_sibling(data)]
+    if keys:
+        read.update(zip(keys, await store.load_with_cursors(keys), strict=True))
+    return read
+
+
+async def load_one_with_cursor(store: StateStore, key: bytes) -> tuple[bytes | None, bytes]:
+    """Reads one record and the cursor of its session; see `load_one` and `load_cursors`."""
+    read = await load_cursors(store, {key: await load_one(store, key)})
+    data, cursor = read[key]
+    if isinstance(data, ServiceError):
+        raise data
+    return data, cursor
+
+
 async def commit_one(
-    store: StateStore, key: bytes, expected: bytes, record: bytes, ttl_s: float
+    store: StateStore, key: bytes, expected: bytes, record: bytes, ttl_s: float, cursor: bytes | None = None
 ) -> Found | None:
     """Replaces one record; arguments as in `Writes` and `StateStore.commit`.
 
@@ -207,7 +250,8 @@ async def commit_one(
     Raises:
         ServiceError: Why it failed.
     """
-    refusal = (await store.commit([Writes((key,), expected, (record,))], ttl_s)).get(0)
+    cursors = None if cursor is None else (cursor,)
+    refusal = (await store.commit([Writes((key,), expected, (record,), cursors)], ttl_s)).get(0)
     if isinstance(refusal, ServiceError):
         raise refusal
     return refusal

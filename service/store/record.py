@@ -9,7 +9,8 @@ Layout, little-endian:
     16      8      incarnation, 1 .. 2^53 - 1
     24      8      position, 0 .. 2^53 - 1; ~position (negative) marks the tombstone of a deleted session,
                    position + 2^62 a session in quarantine
-    32      8      history digest, see `holdfast.history_digest`
+    32      7      history digest, see `holdfast.history_digest`; it needs no more
+    39      1      0; in the store it is the flag: 1 if the session may have a sibling, see below
     40      8      nonce of the request that opened the session; negative: that took it over; 0: none
     48      32     fingerprint: sha256 of the model file
     80      8      bytes of state
@@ -24,6 +25,11 @@ reaches the same position again by other tokens. A tombstone must not share the 
 replaces, nor a record in quarantine that of the one it was and will be again, hence the marks in the
 position. The stamp sits at a fixed offset that the script can cut out.
 
+The *sibling* of a record is a hash that lies beside it, with the session's cursor and checkpoints. Only the
+scripts of the store set the flag, and they keep it over every new record: who has a session in memory goes
+on when another replica saves a checkpoint. It is no part of a `Record`, nor does the checksum cover it. It
+costs a commit nothing where it is 0: the stamp found is then, to the byte, the one expected.
+
 Without its state and replies a record with one reply has 88 + 32 = 120 bytes.
 """
 
@@ -31,6 +37,7 @@ import functools
 import secrets
 import struct
 from collections.abc import Sequence
+from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -45,6 +52,8 @@ STAMP_START = 16
 STAMP_END = 40
 NO_STAMP = bytes(STAMP_END - STAMP_START)
 """Stamp of a session that is not stored; no record has it, since an incarnation is not 0."""
+
+FLAG_PLACE = STAMP_END - 1
 
 MAX_POSITION = MAX_NUMBER
 """A session may consume so many tokens; far below the marks of tombstones and quarantine."""
@@ -180,6 +189,16 @@ def encode(record: Record) -> bytes:
     return _PREFIX.pack(MAGIC, count, xxhash.xxh3_64_intdigest(checked, count)) + checked
 
 
+def has_sibling(data: bytes) -> bool:
+    """Whether the session of a record, as it was read, may have a sibling."""
+    return data[FLAG_PLACE:STAMP_END] == b"\1"
+
+
+def without_flag(data: bytes) -> bytes:
+    """Returns a record that was read as it was sent to the store."""
+    return data[:FLAG_PLACE] + b"\0" + data[STAMP_END:] if has_sibling(data) else data
+
+
 def encode_replies(replies: tuple[KeptReply, ...]) -> bytes:
     """Returns the end of a record, its kept replies; `decode_replies` is the inverse."""
     parts: list[bytes] = []
@@ -247,11 +266,8 @@ def cut_rows(rows: NDArray[np.uint8]) -> list[bytes]:
 
 def _checksums(matrix: NDArray[np.uint8], reply_count: int) -> NDArray[np.uint64]:
     """Returns the checksum of each record, (B, size), that keeps so many replies."""
-    rows, size = matrix.shape
-    flat, checked = matrix.data.cast("B"), size - STAMP_START
-    starts = range(STAMP_START, rows * size, size)
-    digest = xxhash.xxh3_64_intdigest
-    return np.array([digest(flat[start : start + checked], reply_count) for start in starts], "<u8")
+    digests = map(xxhash.xxh3_64_intdigest, matrix[:, STAMP_START:], repeat(reply_count))
+    return np.fromiter(digests, "<u8", len(matrix))
 
 
 @functools.lru_cache(256)
@@ -272,6 +288,7 @@ def decode(data: bytes) -> Record:
     """
     if len(data) < _HEADER.size:
         raise RecordCorrupt(f"record of {len(data)} bytes, shorter than its header of {_HEADER.size}")
+    data = without_flag(data)
     magic, count, checksum, incarnation, position, digest, nonce, fingerprint, state_bytes = (
         _HEADER.unpack_from(data)
     )
@@ -326,6 +343,10 @@ def decode_rows(data: Sequence[bytes]) -> tuple[RecordRows, NDArray[np.int64]] |
     if magic != MAGIC or count > 1 or output_bytes < 0 or (output_bytes and not count):
         return None
     matrix = np.frombuffer(b"".join(data), np.uint8).reshape(-1, size)
+    has_flag = matrix[:, FLAG_PLACE] == 1
+    if np.count_nonzero(has_flag):
+        matrix = matrix.copy()
+        matrix[has_flag, FLAG_PLACE] = 0
     words = np.ascontiguousarray(matrix[:, : _HEADER.size]).view("<i8")
     shared, stamps = words[:, _SHARED], words[:, _OF_STAMP]
     is_alike = (shared == shared[0]).all(axis=1)

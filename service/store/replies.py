@@ -6,7 +6,7 @@ from typing import Any
 import hiredis
 
 from holdfast.errors import ServiceError
-from service.store.protocol import Found, Refusals
+from service.store.protocol import Found, Loaded, Refusals
 
 Reply = Any
 """As hiredis reads it: bytes, int, list, None or hiredis.ReplyError."""
@@ -17,7 +17,7 @@ def is_unknown_script(reply: Any) -> bool:
     return isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT")
 
 
-def records_of(reply: Reply, count: int) -> list[bytes | None]:
+def records_of(reply: Reply, count: int) -> list[Loaded]:
     """Reads what MGET returns for `count` keys.
 
     Raises:
@@ -28,6 +28,32 @@ def records_of(reply: Reply, count: int) -> list[bytes | None]:
     if not {bytes, type(None)}.issuperset(map(type, reply)):
         raise ValueError
     return reply
+
+
+def records_with_cursors_of(
+    reply: Reply, count: int, refusal: Callable[[str], ServiceError]
+) -> list[tuple[Loaded, bytes]]:
+    """Reads what the script returns that reads `count` records with their cursors.
+
+    Args:
+        reply: See there.
+        count: See there.
+        refusal: Says what an error text means.
+
+    Raises:
+        ValueError: It cannot be that.
+    """
+    if not isinstance(reply, list) or len(reply) != 2 * count:
+        raise ValueError
+    read: list[tuple[Loaded, bytes]] = []
+    for record, cursor in zip(reply[::2], reply[1::2], strict=True):
+        if isinstance(cursor, hiredis.ReplyError):
+            read.append((refusal(str(cursor)), b""))
+        elif isinstance(record, bytes | None) and isinstance(cursor, bytes):
+            read.append((record, cursor))
+        else:
+            raise ValueError
+    return read
 
 
 def seconds_of(reply: Reply) -> float:

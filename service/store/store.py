@@ -16,16 +16,23 @@ import hiredis
 from holdfast.errors import AckLevelNotReached, ServiceError, StoreUnavailable
 from service.store.confirmation import AckSupport, not_reached
 from service.store.error_table import RETRY_AFTER_S
-from service.store.keys import KeySpace, set_aside_key
+from service.store.keys import KeySpace, set_aside_key, sibling_key
 from service.store.node import Node
 from service.store.protocol import AckLevel, Loaded, Refusals, UnsafeStore, Writes
-from service.store.replies import is_unknown_script, records_of, refusals_of, seconds_of
+from service.store.replies import (
+    is_unknown_script,
+    records_of,
+    records_with_cursors_of,
+    refusals_of,
+    seconds_of,
+)
 from service.store.safety import Allowances, StoreUsage, describe, usage_together
 from service.store.topology import Answer, Call, Topology, pack_arguments
 
 COMMIT = files(__package__).joinpath("commit.lua").read_bytes()
 COMMIT_SHA = hashlib.sha1(COMMIT, usedforsecurity=False).hexdigest().encode()
 SET_ASIDE = files(__package__).joinpath("set_aside.lua").read_bytes()
+LOAD_WITH_CURSORS = files(__package__).joinpath("load_with_cursors.lua").read_bytes()
 
 Value = TypeVar("Value")
 
@@ -127,23 +134,49 @@ class Store:
 
     async def load(self, keys: Sequence[bytes]) -> list[Loaded]:
         """Reads records in one round trip; see `StateStore.load`."""
+        return await self._load(keys, _mget, lambda failed: failed, records_of)
+
+    async def load_with_cursors(self, keys: Sequence[bytes]) -> list[tuple[Loaded, bytes]]:
+        """Reads records with the cursors beside them; see `StateStore.load_with_cursors`."""
+        refusal = self._topology.refusal
+        return await self._load(
+            keys, _load_with_cursors, lambda failed: (failed, b""), records_with_cursors_of, refusal
+        )
+
+    async def _load(
+        self,
+        keys: Sequence[bytes],
+        ask: Callable[[Sequence[bytes]], Call],
+        fail: Callable[[ServiceError], Value],
+        read: Callable[..., list[Value]],
+        *details: Any,
+    ) -> list[Value]:
+        """Reads something of each key in one round trip.
+
+        Args:
+            keys: See there.
+            ask: Packs the call for keys that may go together.
+            fail: Gives what stands for a key that could not be read where others could.
+            read: Reads the reply to a call; called with it, the number of keys, and
+            details: see there.
+        """
         if not keys:
             return []  # MGET without a key is an error
         keys = self._key_space.placed(keys)
         shares = self._topology.together(keys)
-        answers = await self._topology.send([_mget(share) for share in shares])
-        records: list[Loaded] = []
+        answers = await self._topology.send([ask(share) for share in shares])
+        found: list[Value] = []
         failed = []
         for share, answer in zip(shares, answers, strict=True):
-            read = self._read("MGET", share[0], answer, records_of, len(share))
-            if isinstance(read, ServiceError):
-                failed.append(read)
-                records += [read] * len(share)
+            part = self._read("a read", share[0], answer, read, len(share), *details)
+            if isinstance(part, ServiceError):
+                failed.append(part)
+                found += [fail(part)] * len(share)
             else:
-                records += read
+                found += part
         if failed and len(failed) == len(answers):
             raise failed[0]
-        return records
+        return found
 
     async def commit(self, writes: Sequence[Writes], ttl_s: float) -> Refusals:
         """Replaces records in one round trip; see `StateStore.commit`."""
@@ -185,7 +218,8 @@ class Store:
         """Moves a record to where it is kept for inspection; see `StateStore.set_aside`."""
         [key] = self._key_space.placed((key,))
         ttl_ms = math.ceil(ttl_s * 1000)
-        return bool(await self._ask(key, "EVAL", SET_ASIDE, 2, key, set_aside_key(key), record, ttl_ms))
+        keys = key, set_aside_key(key), sibling_key(key)
+        return bool(await self._ask(key, "EVAL", SET_ASIDE, len(keys), *keys, record, ttl_ms))
 
     async def time_to_live_s(self, key: bytes) -> float:
         """Returns the seconds until the record expires; see `StateStore.time_to_live_s`."""
@@ -250,6 +284,10 @@ class Store:
 
 def _mget(keys: Sequence[bytes]) -> Call:
     return Call(keys[0], (b"*%d\r\n$4\r\nMGET\r\n" % (1 + len(keys)) + pack_arguments(keys),))
+
+
+def _load_with_cursors(keys: Sequence[bytes]) -> Call:
+    return _call(keys[0], "EVAL", LOAD_WITH_CURSORS, len(keys), *keys)
 
 
 def _call(key: bytes, *command: Any) -> Call:

@@ -27,12 +27,28 @@ class Call(NamedTuple):
 
 
 def pack_arguments(values: Sequence[bytes]) -> bytes:
-    """Returns arguments, at least one, as RESP frames them; most keys have one length and go together."""
-    size = len(values[0])
-    if len(values) > 1 and set(map(len, values)) == {size}:
-        head = b"$%d\r\n" % size
+    """Returns arguments, at least one, as RESP frames them; few lengths occur among many keys."""
+    sizes = list(map(len, values))
+    heads = {size: b"$%d\r\n" % size for size in set(sizes)}
+    if len(heads) == 1:
+        [head] = heads.values()
         return b"%s%s\r\n" % (head, (b"\r\n" + head).join(values))
-    return b"".join([b"$%d\r\n%s\r\n" % (len(value), value) for value in values])
+    text = [b"\r\n"] * (3 * len(values))
+    text[::3], text[1::3] = map(heads.__getitem__, sizes), values
+    return b"".join(text)
+
+
+def have_cursors(writes: Sequence[Writes]) -> bool:
+    """Whether a commit stores cursors; the script then takes one more argument for each record."""
+    return any(part.cursors is not None for part in writes)
+
+
+def pack_cursors(part: Writes) -> list[bytes]:
+    """Returns the cursor of each record as an argument of the script, framed; see `commit.lua`."""
+    return [
+        b"$0\r\n\r\n" if cursor is None else b"$%d\r\n=%s\r\n" % (len(cursor) + 1, cursor)
+        for cursor in part.cursors or [None] * len(part.keys)
+    ]
 
 
 class Topology(Protocol):

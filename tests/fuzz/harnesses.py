@@ -471,7 +471,7 @@ async def read_as_every_reply(reply):
 
     [connection] = store._topology.nodes
     connection.execute = connection.send = answer
-    writes = [type("W", (), {"keys": [b"k"], "expected": bytes(16), "records": [b"r"]})()]
+    writes = [type("W", (), {"keys": [b"k"], "expected": bytes(16), "records": [b"r"], "cursors": None})()]
     for ask, is_right in (
         (lambda: store.load([b"k"]), lambda got: len(got) == 1 and isinstance(got[0], bytes | None)),
         (lambda: store.commit(writes, 1), lambda got: set(got) <= {0}),

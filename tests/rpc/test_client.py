@@ -166,6 +166,29 @@ def test_a_refused_chunk_leaves_the_session_usable(client):
     assert session.step("a").position == 1
 
 
+@pytest.mark.parametrize(
+    ("tokens", "options", "argument", "message"),
+    [
+        ("x" * 300, {}, "tokens", "the chunk has 300 tokens, expected 1..256"),
+        ([1, 300], {}, "tokens", "300"),
+        ([[1.0, 2.0]], {}, "tokens", "vocabulary"),
+        ("a", {"top_k": 9999}, "top_k", "top_k is 9999"),
+        ("a", {"outputs": "nothing"}, "outputs", "nothing"),
+    ],
+    ids=["too many", "not in the vocabulary", "features", "top_k", "outputs"],
+)
+def test_a_refusal_names_the_argument_at_fault(client, tokens, options, argument, message):
+    """Whatever message the chunk went in, and whichever field of that it was."""
+    session = client.open_session(model=MODEL)
+    with pytest.raises(InvalidRequest, match=message) as caught:
+        session.step(tokens, **options)
+    assert (caught.value.field, len(caught.value.not_applied)) == (argument, 1)
+    with pytest.raises(InvalidRequest, match=message) as caught:
+        list(session.stream([tokens], chunk=512, **options))
+    assert caught.value.field == argument
+    assert session.step("a").position == 1
+
+
 @pytest.mark.parametrize("chunk", [1, 7, 64])
 def test_a_stream_equals_the_uninterrupted_run(client, chunk):
     replies = list(client.open_session(model=MODEL).stream(TEXT, chunk=chunk, token_log_prob=True))

@@ -329,7 +329,7 @@ async def test_each_caller_gets_what_it_would_have_had_alone(server, seed):
         assert total["_step"]
         for client in clients:
             for batcher in itertools.chain(*client._steps._batchers.values()):
-                left = [waiting for waiting in batcher._unanswered if not waiting.reply.done()]
+                left = list(batcher._waiting())
                 assert not left
                 assert not batcher._behind
                 assert not batcher._queues

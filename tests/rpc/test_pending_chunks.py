@@ -70,6 +70,21 @@ def test_the_error_says_what_is_pending_and_what_to_do(server, session):
     assert "position=2" in str(error)
 
 
+@pytest.mark.parametrize("as_stream", [False, True], ids=["a step", "a stream"])
+def test_what_was_applied_and_is_then_refused_when_it_is_asked_for_alone_is_pending(
+    server, client, as_stream
+):
+    """Its outputs did not fit into a reply to several, which says that it was applied."""
+    session = client.open_session("too wide", model="m")
+    server.script += [None, PermissionDenied("not any more")]
+    with pytest.raises(PermissionDenied) as caught:
+        list(session.stream(b"ab", chunk=2)) if as_stream else session.step(b"ab")
+    assert server.applied("too wide") == b"ab"
+    assert (caught.value.not_applied, session.pending) == ((), ((0, b"ab"),))
+    [reply] = session.settle()
+    assert (reply.position, reply.replayed, server.applied("too wide")) == (2, True, b"ab")
+
+
 def test_the_same_step_again_without_its_position_is_refused_and_sends_nothing(server, session):
     step_into_the_dark(server, session)
     count = len(server.chunks)

@@ -28,6 +28,7 @@ from holdfast.errors import AckLevelNotReached, ModelFailed, ServiceError, Store
 from service.engine.core import Core
 from service.engine.effects import Commit, Confirm, Failure, Kind, Load, Quarantine, Run, Settle
 from service.engine.limits import EngineLimits
+from service.engine.records import make_records
 from service.engine.rows import Asked, Chunk
 from service.engine.rules import quarantined
 from service.engine.run import run_batch
@@ -155,6 +156,8 @@ class World:
         return None
 
     def commit(self, replica, commit, rest):
+        for rows in commit.rows:
+            make_records(rows)
         commit.began_s, commit.epoch = self.now_s, replica.epoch
         self.now_s += 0.001
         refusals = {} if "unwritten" in rest else self.write(commit)

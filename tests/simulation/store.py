@@ -14,7 +14,7 @@ from holdfast.errors import AckLevelNotReached, AckLevelUnsupported, StoreFull, 
 from service.store.keys import set_aside_key
 from service.store.protocol import AckLevel, Found
 from service.store.record import decode
-from tests.support.fakes import compared
+from tests.support.fakes import compared, replaced
 
 ACK_TIMEOUT_S = 1.0
 TIMEOUT_S = 2.0
@@ -26,11 +26,13 @@ class Write(NamedTuple):
     Attributes:
         key: Of the record.
         before, after: What was stored; None is nothing.
+        sibling: What lay beside it before.
     """
 
     key: bytes
     before: bytes | None
     after: bytes | None
+    sibling: dict
 
 
 class Primary:
@@ -38,6 +40,7 @@ class Primary:
 
     Attributes:
         records: By key.
+        siblings: What lies beside them, by key.
         written: Every record that was ever stored, by key, forgotten or not.
         forgotten: Keys of which the store has forgotten something, or that have expired.
         expired_s: By incarnation, of sessions that have, those before a takeover too, when they did.
@@ -51,6 +54,7 @@ class Primary:
         self._loop = loop
         self._note = note
         self.records = {}
+        self.siblings = {}
         self.written = {}
         self.forgotten = set()
         self.expired_s = {}
@@ -70,15 +74,20 @@ class Primary:
                 for raw in self.written[key]:
                     self.expired_s.setdefault(decode(raw).incarnation, self._loop.now_s)
             self.records.pop(key, None)  # no write that a fail-over takes back: replicas know the time, too
+            self.siblings.pop(key, None)
             del self.expires_s[key]
             self.forgotten.add(key)
             self._note("store", "expires", key)
         return self.records.get(key)
 
+    def cursor(self, key):
+        """Returns the cursor of a session; b"" if it has none."""
+        return self.siblings.get(key, {}).get(b"cursor", b"")
+
     def commit(self, writes, ttl_s):
         """See `StateStore.commit`."""
         refusals = {}
-        for number, key, record, found, is_expected in compared(writes, self.get):
+        for number, key, record, cursor, found, is_expected in compared(writes, self.get):
             if not is_expected:
                 refusals[number] = Found(found)
             elif self.is_full:
@@ -86,7 +95,8 @@ class Primary:
             else:
                 if found is not None and not _continues(decode(found), decode(record)):
                     self.misplaced.add(key)
-                self._put(key, record, ttl_s)
+                sibling = self.siblings.get(key, {})
+                self._put(key, *replaced(found, record, cursor, sibling), ttl_s)
                 self._note("store", "writes", key, record)
         return refusals
 
@@ -94,8 +104,8 @@ class Primary:
         """See `StateStore.set_aside`."""
         if self.get(key) != record:
             return False
-        self._put(key, None, 0.0)
-        self._put(set_aside_key(key), record, ttl_s)
+        self._put(key, None, {}, 0.0)
+        self._put(set_aside_key(key), record, {}, ttl_s)
         return True
 
     def replicate(self):
@@ -108,13 +118,14 @@ class Primary:
         """A replica takes over, which lacks so many of the latest writes, if they were not confirmed."""
         left_count = max(self._replicated_count, len(self._log) - count)
         while len(self._log) > left_count:
-            key, before, after = self._log.pop()
+            key, before, after, sibling = self._log.pop()
             if after is not None and _place(after) != _place(before):
                 self.stays[key, *_place(after)][-1][1] = self._loop.now_s
             self.forgotten.add(key)
             if after is not None and key not in self.records:  # it has expired, and so has what was before
                 continue
             self.records.pop(key, None) if before is None else self.records.__setitem__(key, before)
+            self.siblings[key] = sibling
             self._note("store", "forgets a write", key)
         self.break_connections()
 
@@ -123,9 +134,10 @@ class Primary:
         for connection in list(self.connections):
             connection.snap()
 
-    def _put(self, key, record, ttl_s):
+    def _put(self, key, record, sibling, ttl_s):
         before = self.records.get(key)
-        self._log.append(Write(key, before, record))
+        self._log.append(Write(key, before, record, self.siblings.get(key, {})))
+        self.siblings[key] = sibling
         if record is None:
             self.records.pop(key, None)
             self.expires_s.pop(key, None)
@@ -249,6 +261,12 @@ class SimulatedStore:
 
     async def load(self, keys):
         return await self.connection.ask(lambda: [self._primary.get(key) for key in keys])
+
+    async def load_with_cursors(self, keys):
+        def read():
+            return [(self._primary.get(key), self._primary.cursor(key)) for key in keys]
+
+        return await self.connection.ask(read)
 
     async def commit(self, writes, ttl_s):
         return await self.connection.ask(lambda: self._primary.commit(writes, ttl_s))

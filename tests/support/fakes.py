@@ -18,7 +18,18 @@ from service.model.contract import Contract, InputSpec, OutputSpec, StateSpec, V
 from service.store.keys import set_aside_key
 from service.store.outputs import Outputs
 from service.store.protocol import AckLevel, Found, Refusals, Writes
-from service.store.record import NO_STAMP, STAMP_END, STAMP_START, Record, encode, new_record
+from service.store.record import (
+    FLAG_PLACE,
+    NO_STAMP,
+    STAMP_END,
+    STAMP_START,
+    Record,
+    decode,
+    encode,
+    has_sibling,
+    new_record,
+    without_flag,
+)
 from tests.support.hash_oracle import next_hash
 
 F32 = np.dtype("<f4")
@@ -126,15 +137,46 @@ def compared(writes, get):
         get: Gives what is stored under a key; called for each record when it is its turn.
 
     Yields:
-        Of each record its number, key, bytes, what is stored, and whether that has the expected stamp.
+        Of each record its number, key, bytes, cursor, what is stored, and whether that is as expected.
     """
     number, size = 0, len(NO_STAMP)
     for part in writes:
+        cursors = part.cursors or [None] * len(part.keys)
         for row, (key, record) in enumerate(zip(part.keys, part.records, strict=True)):
             found = get(key)
-            stamp = NO_STAMP if found is None else found[STAMP_START:STAMP_END]
-            yield number, key, bytes(record), found, stamp == part.expected[size * row : size * (row + 1)]
+            stamp = NO_STAMP if found is None else without_flag(found)[STAMP_START:STAMP_END]
+            is_expected = stamp == part.expected[size * row : size * (row + 1)]
+            yield number, key, bytes(record), cursors[row], found, is_expected
             number += 1
+
+
+def replaced(found, record, cursor, sibling):
+    """Writes as `commit.lua` does.
+
+    Args:
+        found: What was stored; None is nothing.
+        record: The new record.
+        cursor: Of the session, None where it stays.
+        sibling: The hash beside the record.
+
+    Returns:
+        The record, with its flag, and the hash beside it.
+    """
+    if found is None or decode(record).deleted:
+        sibling = {}
+    if cursor:
+        sibling = {**sibling, b"cursor": cursor}
+    elif cursor is not None:
+        sibling = {name: value for name, value in sibling.items() if name != b"cursor"}
+    is_flagged = not decode(record).deleted and (
+        bool(cursor) or (found is not None and (cursor is not None or has_sibling(found)))
+    )
+    return (flagged(record) if is_flagged else record), sibling
+
+
+def flagged(record):
+    """Returns a record as it is stored where its session has a sibling."""
+    return record[:FLAG_PLACE] + b"\1" + record[STAMP_END:]
 
 
 class MemoryStore:
@@ -142,6 +184,7 @@ class MemoryStore:
 
     def __init__(self):
         self.records: dict[bytes, bytes] = {}
+        self.siblings: dict[bytes, dict[bytes, bytes]] = {}
         self.is_available = True
         self.lose_reply = False
         self.epoch = 1
@@ -155,13 +198,18 @@ class MemoryStore:
         self.load_count += 1
         return [self.records.get(key) for key in keys]
 
+    async def load_with_cursors(self, keys: Sequence[bytes]) -> list[tuple[bytes | None, bytes]]:
+        self._check()
+        return [(self.records.get(key), self.siblings.get(key, {}).get(b"cursor", b"")) for key in keys]
+
     async def commit(self, writes: Sequence[Writes], ttl_s: float) -> Refusals:
         self._check()
         self.commit_count += 1
         refusals = {}
-        for number, key, record, found, is_expected in compared(writes, self.records.get):
+        for number, key, record, cursor, found, is_expected in compared(writes, self.records.get):
             if is_expected:
-                self.records[key] = record
+                sibling = self.siblings.get(key, {})
+                self.records[key], self.siblings[key] = replaced(found, record, cursor, sibling)
             else:
                 refusals[number] = Found(found)
         if self.lose_reply:
@@ -188,6 +236,7 @@ class MemoryStore:
         if self.records.get(key) != record:
             return False
         self.records[set_aside_key(key)] = self.records.pop(key)
+        self.siblings.pop(key, None)
         return True
 
     async def time_to_live_s(self, key: bytes) -> float:

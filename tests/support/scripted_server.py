@@ -271,7 +271,7 @@ class _Servicer(stubs.StreamingInferenceServiceServicer):
                 task.cancel()
 
     async def _rows(self, batch, numbers=()):
-        """Applies rows one by one; a row of its own is one whose session is named so."""
+        """Applies rows one by one; those of sessions named so have separate outputs, or too wide ones."""
         result = pb.BatchResult(model_version=1, tag=batch.tag, rows=numbers)
         size = max(1, batch.tokens_per_row)
         text = batch.text or bytes(batch.ids.values)
@@ -303,6 +303,8 @@ class _Servicer(stubs.StreamingInferenceServiceServicer):
             result.replayed_rows.extend([len(result.positions) - 1] if given.replayed else [])
             result.outputs.token_count += given.outputs.token_count
             result.outputs.token_log_probs.extend(given.outputs.token_log_probs)
+            if session_id == "too wide":
+                result.separate_rows.append(pb.SeparateRow(row=len(result.positions) - 1, model_version=1))
             if session_id == "separate":
                 outputs = pb.Outputs(token_count=1, token_log_probs=[0.5])
                 result.separate_rows.append(pb.SeparateRow(row=row, model_version=2, outputs=outputs))

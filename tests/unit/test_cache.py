@@ -131,6 +131,27 @@ def test_beyond_the_bound_those_used_longest_ago_are_forgotten_and_the_busy_stay
     assert len(cache.slots) >= 290
 
 
+def test_room_is_made_for_a_few_at_a_time():
+    size = ENTRY_BYTES + 4 + STATE_BYTES + 1
+    cache = Cache(2560 * size, ())
+    names = [b"%04d" % number for number in range(6000)]
+    counts = []
+    for start in range(0, 6000, 10):
+        put_together(cache, names[start : start + 10], MODELS[0], [record_of(start, ())] * 10, 1.0)
+        counts.append(len(cache.slots))
+    assert min(counts[256:]) >= 2550, "a 256th of the bound is freed at a time"
+    assert max(counts) <= 2560
+    assert set(names[-2550:]) <= cache.slots.keys(), "the latest stay"
+    assert_holds(
+        cache,
+        {
+            name: (MODELS[0], record_of(int(name) // 10 * 10, ()), b"")
+            for name in names
+            if name in cache.slots
+        },
+    )
+
+
 def test_all_that_are_busy_stay_whatever_the_bound():
     names = [b"%04d" % number for number in range(200)]
     cache = Cache(10 * ENTRY_BYTES, set(names))

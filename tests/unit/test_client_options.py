@@ -19,9 +19,9 @@ def keywords(function, *without):
     ("options", "taken"),
     [
         (ClientOptions, keywords(AsyncClient)),
-        (StepOptions, keywords(AsyncSession.step, "position")),
+        (StepOptions, keywords(AsyncSession.step, "position", "cursor")),
         (StepOptions, keywords(AsyncSession.stream, "chunk", "max_in_flight")),
-        (BatchOptions, keywords(batch_message, "model")),
+        (BatchOptions, keywords(batch_message, "model", "cursors")),
         (StepBatchOptions, keywords(batch_message, "model") | keywords(AsyncClient.step_batch)),
     ],
 )

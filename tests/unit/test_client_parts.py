@@ -48,6 +48,33 @@ def test_tokens_of_several_kinds_come_back_as_they_were():
     assert pieces == [(1, [98]), (2, [3, 4]), (4, [99])]
 
 
+@given(
+    st.lists(st.tuples(st.binary(min_size=1, max_size=9), st.booleans()), min_size=1),
+    st.integers(0, 99),
+    st.integers(1, 9),
+)
+def test_what_had_a_cursor_comes_back_with_it_and_with_nothing_else(chunks, position, size):
+    buffer, whole, cursors = ReplayBuffer(1000), b"", {}
+    for chunk, has_cursor in chunks:
+        cursor = b"%d" % len(whole) if has_cursor else b""
+        buffer.append(len(whole), digest_after(INITIAL, whole), chunk, cursor)
+        whole += chunk
+        cursors[len(whole)] = cursor, len(chunk)
+    position = min(position, len(whole))
+    if position == len(whole):
+        return
+    pieces = buffer.since(position, size)
+    assert b"".join(piece.tokens for piece in pieces) == whole[position:]
+    for piece in pieces:
+        end = piece.position + len(piece.tokens)
+        if piece.cursor:
+            cursor, count = cursors[end]
+            assert (piece.cursor, piece.position) == (cursor, max(position, end - count))
+        assert piece.cursor or len(piece.tokens) <= size
+    wanted = [cursor for end, (cursor, _) in cursors.items() if cursor and end > position]
+    assert [piece.cursor for piece in pieces if piece.cursor] == wanted
+
+
 def apply(commands):
     """Runs sends and answers of one session past `Unanswered`; returns what each send said."""
     unanswered, said = Unanswered(), []

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from holdfast.errors import StoreUnavailable
 from service.engine import plan
 from service.engine.effects import Commit, Load, Run, Settle
+from service.engine.records import make_records
 from service.engine.rows import NOT_GIVEN, Asked, Message, Rows, to_tokens, token_sums
 from service.store.record import KeptReply, Record, encode
 from tests.scenarios.world import Replica, World
@@ -147,6 +148,7 @@ def perform(world, replica, found, committed):
             case Commit():
                 effect.began_s, effect.epoch = world.now_s, replica.epoch
                 for rows in effect.rows:
+                    make_records(rows)
                     committed.update(zip(rows.keys, map(bytes, rows.writes.records), strict=True))
                 left += core.committed(effect, {}, replica.epoch, world.now_s)
             case Settle():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from service.engine.effects import Commit, Load, Run, Settle
+from service.engine.plan import MANY_COLD
 from service.engine.rows import (
     NOT_GIVEN,
     Asked,
@@ -168,3 +169,25 @@ def message(sessions, answers):
         message=Message(reply, count),
         numbers=np.arange(count),
     )
+
+
+@pytest.mark.parametrize(
+    ("hot_count", "cold_count", "waits"),
+    [(3, MANY_COLD - 1, False), (3, MANY_COLD, True), (MANY_COLD, MANY_COLD, True), (11, MANY_COLD, False)],
+)
+def test_sessions_in_memory_wait_for_many_that_are_not(world, hot_count, cold_count, waits):
+    replica, answers = Replica(world.model), []
+    hot, cold = ([f"{name}{number}" for number in range(20)] for name in ("hot", "cold"))
+    world.command(["open", *hot, *cold])
+    for session in hot:
+        submit(replica.core, session, answers)
+    play(world, replica, [])
+    answers.clear()
+    for session in hot[:hot_count] + cold[:cold_count]:
+        submit(replica.core, session, answers)
+    effects = replica.core.next(world.now_s, replica.epoch)
+    assert [type(effect) for effect in effects] == ([Load] if waits else [Load, Run])
+    assert len(effects[0].keys) == cold_count
+    play(world, replica, effects)
+    assert len(answers) == hot_count + cold_count
+    assert dict(answers) == dict.fromkeys(hot[:hot_count], 2) | dict.fromkeys(cold[:cold_count], 1)

@@ -139,6 +139,25 @@ async def test_a_bad_token_fails_nobody_else(start):
     assert outcomes == ["INVALID_REQUEST", (1, [1], False)]
 
 
+async def test_a_batch_runs_while_as_many_sessions_as_it_takes_are_loaded(start, store):
+    cold = [f"cold{number}" for number in range(8)]
+    engine = start(["hot", *cold], max_batch=8)
+    await send(engine, "hot", [1], 0)
+    load, may_load = store.load, asyncio.Event()
+
+    async def load_late(keys):
+        await may_load.wait()
+        return await load(keys)
+
+    store.load = load_late
+    loaded = [submit(engine, session, [1], 0) for session in cold]
+    await asyncio.sleep(0.01)
+    assert await send(engine, "hot", [2], 1) == (2, [3], False)
+    assert not any(answer.done() for answer in loaded)
+    may_load.set()
+    assert [answer.position for answer in await asyncio.gather(*loaded)] == [1] * 8
+
+
 async def test_random_interleavings_keep_sessions_apart(start, model):
     rng = random.Random(1)
     streams = {f"s{n}": [rng.randrange(255) for _ in range(40)] for n in range(20)}

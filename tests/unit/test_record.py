@@ -16,6 +16,8 @@ from service.store.record import (
     encode,
     encode_replies,
     encode_rows,
+    has_sibling,
+    without_flag,
 )
 
 int53 = st.integers(0, 2**53 - 1)
@@ -162,10 +164,35 @@ def test_the_stamp_lies_where_the_script_cuts_it_out(record):
 @given(records, st.data())
 def test_any_flipped_bit_is_noticed(record, data):
     encoded = bytearray(encode(record))
-    bit = data.draw(st.integers(0, 8 * len(encoded) - 1))
+    bit = data.draw(
+        st.integers(0, 8 * len(encoded) - 1).filter(lambda bit: bit != 8 * 39)
+    )  # the store's flag
     encoded[bit // 8] ^= 1 << bit % 8
     with pytest.raises(RecordCorrupt):
         decode(bytes(encoded))
+
+
+@given(records)
+def test_the_stores_flag_is_no_part_of_a_record(record):
+    encoded = encode(record)
+    stored = encoded[:39] + b"\1" + encoded[40:]
+    assert decode(stored) == record
+    with pytest.raises(RecordCorrupt):
+        decode(encoded[:39] + b"\2" + encoded[40:])
+    assert has_sibling(stored)
+    assert not has_sibling(encoded)
+    assert without_flag(stored) == without_flag(encoded) == encoded
+
+
+def test_records_with_a_flag_are_decoded_with_those_that_have_none():
+    encoded = encode(Record(7, 9, b"f" * 32, bytes(8), (KeptReply(9, 1, 5, 6, b"abcd"),)))
+    stored = encoded[:39] + b"\1" + encoded[40:]
+    wrong = encoded[:39] + b"\2" + encoded[40:]
+    for same in ([stored, encoded, wrong, stored], [encoded, stored, wrong, encoded]):
+        rows, places = decode_rows(same)
+        assert places.tolist() == [0, 1, 3]
+        assert rows.tails.shape == (3, 36)
+    assert decode_rows([wrong, encoded]) is None
 
 
 @given(records, st.data())
