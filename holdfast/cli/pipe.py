@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import contextlib
 import signal
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +23,7 @@ from holdfast.pipe.progress import Progress
 from holdfast.pipe.records import DEAD_LETTER_COLUMNS, Asked, Records, score_of
 from holdfast.pipe.sessions import Refused, StepsLost, said
 from holdfast.pipe.sinks import SinkFailed
+from holdfast.pipe.sources import Replaced
 from holdfast.v1 import holdfast_pb2 as pb
 
 DRAIN_S = 30.0
@@ -67,7 +69,7 @@ async def _pipe(options: argparse.Namespace, progress: Progress) -> int:
             return failed("pipe", f"not drained within {DRAIN_S:g} s; what is not written comes again")
         except HoldfastError as error:
             return failed("pipe", f"{options.target}: {said(error)}")
-        except (Refused, StepsLost, SinkFailed, ValueError) as error:
+        except (Refused, StepsLost, Replaced, SinkFailed, ValueError) as error:
             return failed("pipe", error)
         except BrokenPipeError:
             raise
@@ -202,7 +204,13 @@ def _add_ends(ends: Any) -> None:
         help="by which sessions remember the source (default: the stream's name, or the file's path)",
     )
     ends.add_argument("--group", default="holdfast", help="consumer group of a stream (default: holdfast)")
-    ends.add_argument("--consumer", default="pipe", help="name in the group (default: pipe)")
+    ends.add_argument(
+        "--consumer",
+        default=socket.gethostname(),
+        metavar="NAME",
+        help="of this pipe in the group; one that is started again under its name goes on at once "
+        "(default: the name of this machine)",
+    )
     ends.add_argument("--until-empty", action="store_true", help="end when a stream has no more entries")
     ends.add_argument(
         "--fsync", action="store_true", help="go on when the records in a file are on the disk"

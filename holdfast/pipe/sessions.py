@@ -238,8 +238,8 @@ class Sessions:
             self._say(f"{where} has expired, was deleted or is lost: it begins anew at {event.raw.entry}")
         elif line.applied is not None and line.applied < written:
             raise StepsLost(
-                f"{where} stands at entry {entry_in(session.cursor)}, but records of later ones are "
-                f"written and the source goes on at {event.raw.entry}: the store has lost steps, or somebody has "
+                f"{where} stands at entry {entry_in(session.cursor)}, records of later ones are written, "
+                f"and the source goes on at {event.raw.entry}: the store has lost steps, or somebody has "
                 "put the session back. Feed it what is missing, or delete it to begin anew"
             )
 

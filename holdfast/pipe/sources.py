@@ -10,6 +10,10 @@ class OthersTurn(Exception):
     """Another pipe reads the source now: what was read here and not begun is left to it."""
 
 
+class Replaced(Exception):
+    """Another process of the same name reads the source: this one is its predecessor, and ends."""
+
+
 class Source(Protocol):
     """Events in an order that stays, each with a place.
 
@@ -27,6 +31,7 @@ class Source(Protocol):
         Raises:
             OthersTurn: See there. The next call waits until it is this one's turn, and begins with the
                 first event that is not done.
+            Replaced: See there.
         """
 
     async def done(self, entries: Sequence[str]) -> None:

@@ -3,7 +3,8 @@
 A group gives each entry to whichever consumer asks, so two that read at once would break the order of a
 session. Here a *lease*, a key beside the stream, says who reads. Every read goes through one script that
 looks at the lease first; so whoever has it has read all that was read since it was taken, and began with
-all that was pending then. A pipe without it stands by.
+all that was pending then. A pipe without it stands by. One that is started again, under the same name,
+need not wait until the lease of its predecessor ends.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ from redis import exceptions
 from holdfast.pipe.events import Raw
 from holdfast.pipe.places import place_of
 from holdfast.pipe.redis_link import PASSING, Insistence, StreamAddress
-from holdfast.pipe.sources import OthersTurn
+from holdfast.pipe.sources import OthersTurn, Replaced
 
 LEASE_S = 10.0
 """A pipe that is silent for so long has died, or is held up: another one takes its turn."""
@@ -27,7 +28,8 @@ _BEGIN = b"0-0"
 _LOST = "NOTHOLDER"
 
 _UNDER_LEASE = f"""
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return redis.error_reply('{_LOST} another pipe reads') end
+local holder = redis.call('GET', KEYS[1])
+if holder ~= ARGV[1] then return redis.error_reply('{_LOST} ' .. (holder or '')) end
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
 if not ARGV[3] then return 1 end
 return redis.call(unpack(ARGV, 3))
@@ -36,7 +38,7 @@ return redis.call(unpack(ARGV, 3))
 
 _TAKE = """
 local holder = redis.call('GET', KEYS[1])
-if holder and holder ~= ARGV[1] then return 0 end
+if holder and string.sub(holder, 1, -18) ~= ARGV[3] then return 0 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1
 """
@@ -53,7 +55,7 @@ class StreamSource:
     Args:
         address: Of the stream.
         group: Consumer group; made, from the stream's first entry on, unless it is there.
-        consumer: Name in the group.
+        consumer: Name in the group; a process that is started under it replaces the one before.
         source_id: Names the stream in cursors.
         until_empty: End when nothing is left to read.
         say: Prints a line.
@@ -79,7 +81,7 @@ class StreamSource:
         self._say = say
         self._lease_ms = int(lease_s * 1000)
         self._lease = address.tagged(f"{group}:reader")
-        self._who = f"{consumer} {secrets.token_hex(8)}"
+        self._who = f"{consumer} {secrets.token_hex(8)}"  # `_TAKE` cuts off the last 17 characters
         self._client = address.connect()
         self._insist = Insistence(address.shown, say)
         self._under_lease = self._client.register_script(_UNDER_LEASE)
@@ -134,7 +136,7 @@ class StreamSource:
         await self._insist(self._make_group)
         is_waiting = False
         while not await self._insist(
-            lambda: self._client.eval(_TAKE, 1, self._lease, self._who, self._lease_ms)
+            lambda: self._client.eval(_TAKE, 1, self._lease, self._who, self._lease_ms, self._consumer)
         ):
             if not is_waiting:
                 self._say(f"{self._address.shown}: another pipe reads the group {self._group}: standing by")
@@ -156,7 +158,7 @@ class StreamSource:
             if self._is_holder:
                 try:
                     await self._guarded()
-                except OthersTurn:
+                except (OthersTurn, Replaced):
                     pass  # the next read finds out, too
                 except PASSING:
                     continue  # said by those who wait for an answer
@@ -171,6 +173,12 @@ class StreamSource:
             if _LOST not in str(error):
                 raise
             self._is_holder = False
+            holder = str(error).partition(_LOST)[2][1:]
+            if holder[:-17] == self._consumer:
+                raise Replaced(
+                    f"{self._address.shown}: another process reads the group {self._group} as "
+                    f"{self._consumer!r}; pipes that run at the same time need a --consumer each"
+                ) from None
             raise OthersTurn(f"{self._address.shown}: another pipe reads the group {self._group}") from None
 
     async def _make_group(self) -> None:

@@ -9,7 +9,7 @@ from holdfast.pipe.places import Place
 from holdfast.pipe.records import Written
 from holdfast.pipe.redis_link import StreamAddress
 from holdfast.pipe.sinks import SinkFailed
-from holdfast.pipe.sources import OthersTurn
+from holdfast.pipe.sources import OthersTurn, Replaced
 from holdfast.pipe.stream_sink import StreamSink
 from holdfast.pipe.stream_source import StreamSource
 from tests.support.store_process import StoreProcess
@@ -35,13 +35,13 @@ def address_of(store, stream="events"):
     return StreamAddress(f"redis-stream://127.0.0.1:{store.port}/{stream}")
 
 
-def source_of(store, said=None, *, until_empty=True, lease_s=10.0):
+def source_of(store, said=None, *, consumer="c", until_empty=True, lease_s=10.0):
     say = [].append if said is None else said.append
     address = address_of(store)
     return StreamSource(
         address,
         group="g",
-        consumer="c",
+        consumer=consumer,
         source_id="events",
         until_empty=until_empty,
         say=say,
@@ -105,10 +105,10 @@ async def test_entries_that_come_later_wake_the_reader(store):
 async def test_one_pipe_reads_and_another_stands_by_until_it_leaves(store):
     add(store, 1, 2, 3)
     said = []
-    first, second = source_of(store), source_of(store, said)
+    first, second = source_of(store), source_of(store, said, consumer="d")
     assert len(await first.read(1)) == 1
     waiting = asyncio.create_task(second.read(3))
-    while not said:
+    while not said:  # noqa: ASYNC110 -- a list tells nobody
         await asyncio.sleep(0.01)
     assert "another pipe reads the group g: standing by" in said[0]
     assert len(await first.read(1)) == 1
@@ -121,7 +121,7 @@ async def test_one_pipe_reads_and_another_stands_by_until_it_leaves(store):
 
 async def test_a_pipe_that_is_held_up_loses_its_turn_and_reads_nothing_after_it(store):
     add(store, 1, 2, 3)
-    held_up = source_of(store, lease_s=0.3)
+    held_up = source_of(store, consumer="d", lease_s=0.3)
     assert len(await held_up.read(1)) == 1
     held_up._keeper.cancel()
     second = source_of(store)
@@ -133,6 +133,18 @@ async def test_a_pipe_that_is_held_up_loses_its_turn_and_reads_nothing_after_it(
     await second.close()
     assert await all_of(held_up) == ["2-0", "3-0"]
     await held_up.close()
+
+
+async def test_a_pipe_that_is_started_again_replaces_its_predecessor_at_once(store):
+    add(store, 1, 2)
+    before = source_of(store)
+    assert len(await before.read(1)) == 1
+    after = source_of(store)
+    assert await all_of(after) == ["1-0", "2-0"]
+    with pytest.raises(Replaced, match="as 'c'; pipes that run at the same time need a --consumer each"):
+        await before.read(1)
+    await after.close()
+    await before.close()
 
 
 async def test_a_reply_that_is_lost_loses_no_entries(store):
@@ -168,7 +180,7 @@ async def test_a_store_that_is_killed_is_waited_for(store):
         asyncio.create_task(source.read(1)),
         asyncio.create_task(sink.write([written("a", 2)])),
     )
-    while len(said) < 2:
+    while len(said) < 2:  # noqa: ASYNC110 -- a list tells nobody
         await asyncio.sleep(0.01)
     await asyncio.to_thread(store.start)
     assert [event.entry for event in await reading] == ["2-0"]

@@ -456,7 +456,7 @@ class TestAfterALoss:
 
     async def test_a_source_that_does_not_ends_the_pipe(self):
         world = self.world(repeats=False)
-        with pytest.raises(StepsLost, match="session 'a' stands at entry 1, but records of later ones"):
+        with pytest.raises(StepsLost, match="session 'a' stands at entry 1, records of later ones"):
             await live(Life(world))
         assert world.sessions["a"].tokens == b"x"
 
