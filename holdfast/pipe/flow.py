@@ -229,7 +229,6 @@ class Pipe:
             return
         if reply is not None:
             await self._out.put(self._records.of(event, reply))
-            line.is_owed = False
         self.counts.applied += is_new
         self.counts.repeated += not is_new
         self._done.put(event.raw.entry)

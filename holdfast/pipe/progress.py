@@ -51,7 +51,7 @@ class Progress:
         """Prints what became of the events."""
         if not self._is_quiet:
             bad = f", {counts.left_out:,} left out" if counts.left_out else ""
-            self.say(f"{counts.applied:,} events applied, {counts.repeated:,} were applied before{bad}")
+            self.say(f"{counts.applied:,} events applied, {counts.repeated:,} done before{bad}")
 
     def _erased(self) -> str:
         had_line, self._has_line = self._has_line, False

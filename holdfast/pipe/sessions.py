@@ -15,7 +15,6 @@ of the other, or a conflict, and then looks at the cursor.
 """
 
 import asyncio
-import itertools
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple, TypeVar
@@ -160,23 +159,26 @@ class Sessions:
 
     async def _apply(self, line: Line, event: Event) -> Answer:
         place = event.raw.place
-        for look in itertools.count(1):
+        looks = 0
+        while True:
             session = line.session or await self._open(line)
             if line.applied is not None and place <= line.applied:
-                is_owed = place == line.applied and line.is_owed
-                return Answer(await self._ask_again(session, event) if is_owed else None, is_new=False)
+                if place < line.applied or not line.is_owed:
+                    return Answer(None, is_new=False)
+                line.is_owed = False
+                return Answer(await self._ask_again(session, event), is_new=False)
             if not line.is_checked:
                 self._check_gap(line, session, event)
             try:
                 reply = await self._step(session, event)
             except MOVED + ENDED as error:
-                if look == MOST_LOOKS:
+                looks += 1
+                if looks == MOST_LOOKS:
                     raise
                 await self._reopen(line, session, error)
             else:
-                line.applied, line.is_owed = place, True
+                line.applied = place
                 return Answer(reply, is_new=True)
-        raise AssertionError("bug: it counts without end")
 
     async def _step(self, session: AsyncSession, event: Event) -> StepReply:
         position = session.position  # stays, so that every attempt is the same chunk

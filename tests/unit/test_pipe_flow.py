@@ -253,7 +253,9 @@ async def test_a_pipe_that_is_killed_at_any_point_loses_and_doubles_nothing(repe
     for dies_at in range(1, whole.points + 1):
         world = World(events, repeats=repeats)
         assert not await live(Life(world, dies_at=dies_at))
-        assert await live(Life(world))
+        again = Life(world)
+        assert await live(again)
+        assert again.said == []
         assert by_session(world.written()) == expected, dies_at
         assert world.done == {event.entry for event in world.events}
 
@@ -293,6 +295,22 @@ async def test_a_pipe_that_has_to_leave_finishes_what_it_has_begun():
     assert 5 <= len(begun) < 50
     assert {one["session"] for one in world.records} == begun
     assert len(world.done) == len(begun) == pipe.counts.applied
+
+
+@pytest.mark.parametrize("turns", range(40))
+async def test_an_event_that_comes_while_the_last_worker_ends_is_served(turns):
+    world = World([{"user": "a", "text": "x"}, {"user": "b", "text": "y"}])
+    life = Life(world)
+    read = life.read
+
+    async def read_slowly(_):
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        return await read(1)
+
+    life.read = read_slowly
+    assert await live(life, concurrency=1)
+    assert len(world.records) == 2
 
 
 async def test_events_that_are_read_ahead_and_sessions_that_are_open_are_bounded():
