@@ -17,7 +17,7 @@ FILES = [
 ROOMS = (
     ("service.command",),
     ("holdfast.cli",),
-    ("holdfast.demo", "holdfast.bench"),
+    ("holdfast.demo", "holdfast.bench", "holdfast.pipe"),
     ("holdfast.verify",),
     ("service.process", "holdfast.client", "model_export"),
     ("service.app",),
@@ -45,7 +45,12 @@ HOMES = {
     "grpc_health": ("service.rpc",),
     "grpc_reflection": ("service.rpc",),
     "onnxruntime": ("service.model", "model_export", "holdfast.verify"),
-    "redis": ("service.store",),
+    "redis": (
+        "service.store",
+        "holdfast.pipe.redis_link",
+        "holdfast.pipe.stream_source",
+        "holdfast.pipe.stream_sink",
+    ),
     "hiredis": ("service.store",),
     "prometheus_client": (
         "service.telemetry.metrics",
@@ -106,6 +111,9 @@ PURE = {
     "holdfast.verify.network",
     "holdfast.verify.outputs",
     "holdfast.verify.session_history",
+    "holdfast.pipe.events",
+    "holdfast.pipe.places",
+    "holdfast.pipe.records",
     "holdfast.errors.base",
     "holdfast.errors.client",
     "holdfast.errors.service",
