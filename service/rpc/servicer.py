@@ -141,7 +141,7 @@ class Servicer:
             handler = Handler(
                 name,
                 message_type,
-                functions.get(name, _not_built),
+                functions[name],
                 self._calls,
                 self._access,
                 metrics,
@@ -321,7 +321,3 @@ class Servicer:
         )
         message.MergeFrom(contract_message(model.contract))
         return message
-
-
-async def _not_built(*_: Any) -> Any:
-    raise InvalidRequest("TO DO: every rpc replaces its use of this; then it goes")
