@@ -31,6 +31,14 @@ RAISES, STALLS = 254, 253
 PATIENCE_S = 0.2
 RUN_TIMEOUT_S = 2.0
 
+NOT_CALLED = dict.fromkeys(
+    (
+        *("DeleteBatch", "ListSessions", "ForkSession", "ExportSession", "ImportSession"),
+        *("SaveCheckpoint", "ListCheckpoints", "DeleteCheckpoint", "RestoreCheckpoint"),
+    )
+)
+"""Rpcs that no writer calls, nor WatchSession, so that nothing need serve them."""
+
 
 class Model(HashModel):
     """The hash of all tokens, of which there are many; raises where it finds token 254.
@@ -201,10 +209,12 @@ class Replica:
             Access(None, asks_certificates=False),
             self.calls,
             None,
-            SimpleNamespace(watch_session=None),  # nobody watches here
+            SimpleNamespace(watch_session=None),
             lambda rpc: RpcMetrics(("", "", rpc), [0.0] * NUMBER_COUNT),
+            None,
             max_chunk_tokens=256,
             max_rows=256,
+            others=NOT_CALLED,
         )
         self.handlers = {name: rpc.build(lambda _: ANYBODY) for name, rpc in servicer.rpcs().items()}
 
