@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 from holdfast.errors import ModelFailed
 from service.engine.admission import Admission, Bounds
+from service.engine.checkpoints import Checkpoints
 from service.engine.driver import Driver
 from service.engine.effects import Failure, Kind
 from service.engine.rows import Reply
@@ -20,6 +21,7 @@ from service.engine.run import run_batch
 from service.engine.sessions import Sessions
 from service.model.contract import Vocabulary
 from service.rpc.access import Access
+from service.rpc.checkpoints import CheckpointRpcs
 from service.rpc.credentials import ANYBODY
 from service.rpc.open_calls import OpenCalls
 from service.rpc.servicer import Servicer
@@ -31,13 +33,8 @@ RAISES, STALLS = 254, 253
 PATIENCE_S = 0.2
 RUN_TIMEOUT_S = 2.0
 
-NOT_CALLED = dict.fromkeys(
-    (
-        *("DeleteBatch", "ListSessions", "ForkSession", "ExportSession", "ImportSession"),
-        *("SaveCheckpoint", "ListCheckpoints", "DeleteCheckpoint", "RestoreCheckpoint"),
-    )
-)
-"""Rpcs that no writer calls, nor WatchSession, so that nothing need serve them."""
+UNUSED = ("DeleteBatch", "ListSessions", "ForkSession", "ExportSession", "ImportSession")
+"""Rpcs that no writer calls here."""
 
 
 class Model(HashModel):
@@ -199,6 +196,9 @@ class Replica:
         sessions = Sessions(
             models, store, self.driver, ttl_s=limits.session_ttl_s, ack_level=limits.ack_level
         )
+        checkpoints = Checkpoints(
+            models, store, self.driver, ttl_s=limits.session_ttl_s, max_count=2, ack_level=limits.ack_level
+        )
         self.calls = OpenCalls(
             Admission(Bounds()), max_call_s=60.0, max_stall_s=30.0, max_age_s=0.0, places=1000
         )
@@ -214,7 +214,7 @@ class Replica:
             None,
             max_chunk_tokens=256,
             max_rows=256,
-            others=NOT_CALLED,
+            others=dict.fromkeys(UNUSED) | CheckpointRpcs(checkpoints, sessions).rpcs(),
         )
         self.handlers = {name: rpc.build(lambda _: ANYBODY) for name, rpc in servicer.rpcs().items()}
 
