@@ -60,12 +60,15 @@ HOMES = {
 }
 PURE = {
     "service.engine.rules",
+    "service.engine.imported",
     "service.engine.admission",
     "service.engine.ranking",
     "service.engine.run",
     "service.engine.watch_events",
     "service.rpc.follower",
     "service.store.record",
+    "service.store.blob",
+    "service.store.head",
     "service.store.slots",
     "service.store.safety",
     "service.store.error_table",
@@ -75,6 +78,7 @@ PURE = {
     "service.common.names",
     "service.common.redaction",
     "service.rpc.credentials",
+    "service.rpc.page_token",
     "service.model.apart",
     "service.model.axis_roles",
     "service.model.call_filter",

@@ -91,6 +91,7 @@ class Histories:
             "Step": self._step,
             "StreamSteps": self._step,
             "RestoreCheckpoint": self._restore,
+            "DeleteBatch": self._delete_batch,
         }
         for number, request in sorted(requests.items(), key=lambda entry: entry[1].time_s):
             found = answers.get(number, [])
@@ -203,6 +204,18 @@ class Histories:
         deleted_s = answer.time_s if answer is not None and answer.kind == REPLY else None
         deletion = Deletion(request.time_s, asked.incarnation, deleted_s)
         self.session(asked.session_id).history.deletions.append(deletion)
+
+    def _delete_batch(self, request: Frame, answer: Frame | None) -> None:
+        asked = pb.DeleteBatchRequest.FromString(request.body)
+        failed: set[int] = set()
+        deleted_s = None
+        if answer is not None and answer.kind == REPLY:
+            deleted_s = answer.time_s
+            failed = {error.row for error in pb.DeleteBatchResponse.FromString(answer.body).errors}
+        for row, session_id in enumerate(asked.session_ids):
+            incarnation = asked.incarnations[row] if asked.incarnations else 0
+            deletion = Deletion(request.time_s, incarnation, None if row in failed else deleted_s)
+            self.session(session_id).history.deletions.append(deletion)
 
     def _step(self, request: Frame, answer: Frame | None) -> None:
         asked, given = _STEPS[request.rpc]
