@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from holdfast.client.batch_reply import BatchReply as BatchReply
     from holdfast.client.batching import BatchPipeline as BatchPipeline
     from holdfast.client.deleted_batch import DeletedBatch as DeletedBatch
+    from holdfast.client.generated import GeneratedToken as GeneratedToken
     from holdfast.client.labels import labels_of as labels_of
     from holdfast.client.opened_batch import OpenedBatch as OpenedBatch
     from holdfast.client.reply import StepReply as StepReply
@@ -39,6 +40,7 @@ else:
         "BatchReply": "holdfast.client.batching",
         "Client": "holdfast.client.sync",
         "DeletedBatch": "holdfast.client.deleted_batch",
+        "GeneratedToken": "holdfast.client.generated",
         "HoldfastError": "holdfast.errors",
         "OpenedBatch": "holdfast.client.opened_batch",
         "PendingChunk": "holdfast.pending",
@@ -71,6 +73,7 @@ __all__ = [
     "BatchReply",
     "Client",
     "DeletedBatch",
+    "GeneratedToken",
     "HoldfastError",
     "OpenedBatch",
     "PendingChunk",

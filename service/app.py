@@ -6,7 +6,7 @@ import logging
 import os
 import time
 
-from holdfast.errors import AckLevelUnsupported, ServiceError, StoreUnavailable
+from holdfast.errors import ServiceError
 from service.common import failpoints
 from service.common.background import keep_going
 from service.common.collector import relieve_collector
@@ -42,11 +42,12 @@ from service.rpc.watching import Watching
 from service.settings.descriptors import most_connections
 from service.settings.schema import Settings
 from service.store.confirmation import AckSettings
-from service.store.opening import create_store
+from service.store.opening import create_store, refused_store
 from service.store.protocol import AckLevel, UnsafeStore
 from service.store.safety import Allowances, StoreUsage
 from service.store.store import Store
 from service.telemetry.metrics import STALLED_AFTER_S, Metrics, ServedModel
+from service.telemetry.opening import open_tracing
 
 _log = logging.getLogger(__name__)
 
@@ -96,6 +97,7 @@ class Server:
             metrics.refused, max_call_s=settings.max_call_s, max_stall_s=settings.max_stall_s
         )
         self._is_draining = False
+        self._tracing = open_tracing(settings.traces)
         self._store_danger = self._store_refusal = self._store_suspicion = ""
         self.grpc_port = 0
         failpoints.arm(os.environ, is_allowed=settings.allow_failpoints)
@@ -137,6 +139,7 @@ class Server:
             quarantine_after=settings.quarantine_after,
         )
         self._engine = Driver(self._models, self._store, self._metrics.count, limits)
+        self._engine.is_traced = self._tracing is not None
         self._engine.start()
         bounds = Bounds(
             streams=settings.max_streams,
@@ -198,6 +201,8 @@ class Server:
             heart.cancel()
         await asyncio.gather(*self._hearts, return_exceptions=True)
         self._watching.close()
+        if self._tracing is not None:
+            await self._tracing.close()
         await self._store.close()
 
     def scrape(self) -> bytes:
@@ -259,7 +264,7 @@ class Server:
             _log.info("%s", await store.describe())
         except (ServiceError, UnsafeStore) as error:
             await store.close()
-            raise _refused_store(error, settings.ack_level) from None
+            raise refused_store(error, settings.ack_level) from None
         self._metrics.store_safe.set(1)
         return store
 
@@ -306,6 +311,7 @@ class Server:
             self._reloading,
             self._watching,
             self._metrics.rpc,
+            self._tracing,
             max_chunk_tokens=settings.max_chunk_tokens,
             max_rows=settings.max_rows,
             others={
@@ -407,11 +413,3 @@ class Server:
         status = Status.NOT_SERVING if self.why_not_ready() else Status.SERVING
         for service in ("", SERVICE_NAME):
             self._health.set(service, status)
-
-
-def _refused_store(error: ServiceError | UnsafeStore, ack_level: str) -> StartError:
-    if isinstance(error, AckLevelUnsupported):
-        return StartError(f"--ack-level {ack_level}: {error}")
-    if isinstance(error, StoreUnavailable):
-        return StartError(f"--store: {error}; a server starts once its store answers")
-    return StartError(f"--store: {error}")

@@ -17,7 +17,7 @@ FILES = [
 ROOMS = (
     ("service.command",),
     ("holdfast.cli",),
-    ("holdfast.demo", "holdfast.bench"),
+    ("holdfast.demo", "holdfast.bench", "holdfast.pipe"),
     ("holdfast.verify",),
     ("service.process", "holdfast.client", "model_export"),
     ("service.app",),
@@ -45,13 +45,19 @@ HOMES = {
     "grpc_health": ("service.rpc",),
     "grpc_reflection": ("service.rpc",),
     "onnxruntime": ("service.model", "model_export", "holdfast.verify"),
-    "redis": ("service.store",),
+    "redis": (
+        "service.store",
+        "holdfast.pipe.redis_link",
+        "holdfast.pipe.stream_source",
+        "holdfast.pipe.stream_sink",
+    ),
     "hiredis": ("service.store",),
     "prometheus_client": (
         "service.telemetry.metrics",
         "service.telemetry.families",
         "service.telemetry.rpc_metrics",
     ),
+    "opentelemetry": ("service.telemetry.tracing",),
     "torch": ("model_export",),
     "onnx": ("model_export",),
     "uvicorn": ("service.process.http_server", "service.process.http_connection"),
@@ -64,6 +70,7 @@ PURE = {
     "service.engine.admission",
     "service.engine.ranking",
     "service.engine.run",
+    "service.engine.stages",
     "service.engine.watch_events",
     "service.rpc.follower",
     "service.store.record",
@@ -108,6 +115,9 @@ PURE = {
     "holdfast.verify.network",
     "holdfast.verify.outputs",
     "holdfast.verify.session_history",
+    "holdfast.pipe.events",
+    "holdfast.pipe.places",
+    "holdfast.pipe.records",
     "holdfast.errors.base",
     "holdfast.errors.client",
     "holdfast.errors.service",
@@ -280,9 +290,10 @@ WALL_CLOCKS = {
     "datetime.today", "date.today",
 }  # fmt: skip
 TELLS_TIME = {
-    "service.engine.watched": "watchers are told when a chunk was committed; nothing is decided by it"
+    "service.engine.watched": "watchers are told when a chunk was committed",
+    "service.telemetry.tracing": "a span says when its call began",
 }
-"""Where a clock that can jump is read nevertheless, and why that is right."""
+"""Where a clock that can jump is read nevertheless, and why: nothing is decided by it."""
 LAST_WORDS = {name.rpartition(".")[2] for name in WALL_CLOCKS}
 
 
@@ -359,6 +370,7 @@ ENDS_BY_ITSELF = {
     ("service.process.host", "serve"): "the service itself; its end is that of the process",
     ("service.process.host", "_open"): "one start; the caller gets the error",
     ("service.rpc.ending", "Endings.begin"): "one call",
+    ("service.telemetry.tracing", "Tracing.close"): "the end of a library's thread",
     ("service.rpc.watch_view", "Runs.__init__"): "runs for one watcher, whose failure is its outcome",
     ("service.process.http_pages", "Paced.__call__"): "makes one page; those who wait get the error",
 }

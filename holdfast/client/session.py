@@ -5,6 +5,7 @@ from typing import Any, Self
 
 from numpy.typing import NDArray
 
+from holdfast.client.generated import GeneratedToken, GenerateOptions, Stop
 from holdfast.client.opened_batch import OpenedBatch
 from holdfast.client.options import NewId, Outputs, SessionId
 from holdfast.client.reply import StepReply
@@ -174,6 +175,70 @@ class AsyncSession:
             timeout_s=timeout_s,
         )
         return self._writer.replies(pump, tokens, chunk)
+
+    def generate(
+        self,
+        max_tokens: int,
+        prompt: TokenSource | None = None,
+        *,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        seed: int = 0,
+        stop: Stop = (),
+        min_tokens: int = 0,
+        candidates: int = 0,
+        ack_level: str | None = None,
+        timeout_s: float | None = None,
+    ) -> AsyncGenerator[GeneratedToken, None]:
+        """Applies a prompt and generates tokens, each of which is committed before it is given.
+
+        The tokens are a function of the session's history, the prompt and these options, whatever fails
+        meanwhile: a broken call, a restart or another replica changes none of them. Left early, by
+        `break`, an error or a cancellation, the session stands behind the last token that was committed,
+        which may be a few further than the last one given; the next call waits until that is known.
+
+        Args:
+            max_tokens: At most so many, 1..65536.
+            prompt: Tokens to apply first, as in `step`, at most the model's `max_chunk_tokens`. None goes
+                on after the session's last token, which needs a model that gives `token_log_prob` over at
+                most 4096 ids, or one over subwords.
+            temperature: Divides the logits; 0 takes the likeliest token.
+            top_k: Only the likeliest so many tokens; 0 is all. This and the next two apply in this order.
+            top_p: Only the likeliest tokens that together reach this probability.
+            min_p: Only tokens at least this probable in proportion to the likeliest.
+            repetition_penalty: Applies to ids in the prompt or generated before, ahead of the temperature:
+                a positive logit is divided by it, a negative one multiplied.
+            seed: The random number for a token depends on the seed and the token's position alone.
+            stop: Ids that end the generation when they are drawn, and are not applied; and texts, of 1..64
+                bytes, that end it when what was generated ends with one. One of them, or several.
+            min_tokens: No `stop` counts before so many tokens.
+            candidates: So many likeliest tokens with each token.
+            ack_level: How durable each commit must be before its token is given; default is the client's.
+            timeout_s: Longest time without any progress; default is the client's.
+
+        Raises:
+            TypeError, ValueError: What was passed is not what it should be; nothing was sent.
+            InvalidRequest: The model cannot do what is asked, or a number is out of its range; nothing was
+                changed.
+            HoldfastError: As in `step`. What was given is committed.
+        """
+        options: GenerateOptions = {
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "min_p": min_p,
+            "repetition_penalty": repetition_penalty,
+            "seed": seed,
+            "stop": stop,
+            "min_tokens": min_tokens,
+            "candidates": candidates,
+        }
+        if ack_level is not None:
+            options["ack_level"] = ack_level
+        return self._writer.generate(max_tokens, prompt, timeout_s=timeout_s, **options)
 
     async def state(self) -> dict[str, NDArray[Any]]:
         """Returns the stored state by name, without a batch axis."""

@@ -8,6 +8,7 @@ from typing import Any, Self, TypeVar, Unpack
 
 from numpy.typing import NDArray
 
+from holdfast.client.generated import GeneratedToken, GenerateOptions, reply_of
 from holdfast.client.opened_batch import OpenedBatch
 from holdfast.client.options import NewId, SessionId, StepOptions
 from holdfast.client.pump import Pump
@@ -109,8 +110,21 @@ class Session:
         """
         pump = self._writer.pump(tokens, chunk=chunk, max_in_flight=max_in_flight, **options)
         if isinstance(tokens, AsyncIterable):
-            return self._read(pump, self._writer.replies(pump, tokens, chunk))
+            replies = self._writer.replies(pump, tokens, chunk)
+            return self._read(replies, lambda reply: self._writer.take_back([reply]))
         return self._drive(pump, tokens, chunk)
+
+    def generate(
+        self,
+        max_tokens: int,
+        prompt: TokenSource | None = None,
+        *,
+        timeout_s: float | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Generator[GeneratedToken, None, None]:
+        """Applies a prompt and yields the tokens that it generates; see `AsyncSession.generate`."""
+        tokens = self._writer.generate(max_tokens, prompt, timeout_s=timeout_s, **options)
+        return self._read(tokens, lambda token: self._writer.take_back([reply_of(token)]))
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Returns the stored state by name, without a batch axis."""
@@ -195,13 +209,18 @@ class Session:
         self._runner.post(pump.release)
 
     def _read(
-        self, pump: Pump, replies: AsyncGenerator[StepReply, None]
-    ) -> Generator[StepReply, None, None]:
-        """Yields the replies to what an asynchronous source gives, on the event loop."""
-        leave = functools.cache(lambda: self._writer.leave(replies))  # once, as often as it is posted
+        self, found: AsyncGenerator[Result, None], take_back: Callable[[Result], None]
+    ) -> Generator[Result, None, None]:
+        """Yields what comes of an asynchronous generator on the event loop."""
+        leave = functools.cache(lambda: self._writer.leave(found))  # once, as often as it is posted
+
+        def undo(one: Result | None) -> None:
+            if one is not None:
+                take_back(one)
+
         try:
-            while (reply := self._run(_next(replies), self._take_back)) is not None:
-                yield reply
+            while (one := self._run(_next(found), undo)) is not None:
+                yield one
         finally:
             try:
                 self._runner.post(leave)
@@ -214,5 +233,5 @@ class Session:
             self._writer.take_back([reply])
 
 
-async def _next(replies: AsyncGenerator[StepReply, None]) -> StepReply | None:
-    return await anext(replies, None)
+async def _next(found: AsyncGenerator[Result, None]) -> Result | None:
+    return await anext(found, None)

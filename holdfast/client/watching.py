@@ -18,6 +18,7 @@ from holdfast.client.reply import StepReply
 from holdfast.client.runner import Runner
 from holdfast.client.status import from_rpc
 from holdfast.client.tokens import to_arrays
+from holdfast.client.trace_context import with_trace_context
 from holdfast.errors import (
     DeadlinePassed,
     HoldfastError,
@@ -181,7 +182,8 @@ class Watch:
             HoldfastError: It refuses, or does not answer in time.
         """
         stub = self._calls.next_stub().current()
-        stream = stub.emission("WatchSession", self._request, metadata=self._calls.metadata)
+        metadata = with_trace_context(self._calls.metadata)
+        stream = stub.emission("WatchSession", self._request, metadata=metadata)
         try:
             async with asyncio.timeout(self._calls.left_s(deadline_s)):
                 first = await self._read(stream)

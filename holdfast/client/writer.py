@@ -32,6 +32,8 @@ from holdfast.client.fate import (
     tell_pending,
 )
 from holdfast.client.fetching import END
+from holdfast.client.generated import GeneratedToken, GenerateOptions, template
+from holdfast.client.generation import Generation
 from holdfast.client.ledger import Asked, Entry, Ledger
 from holdfast.client.opened_batch import OpenedBatch
 from holdfast.client.options import (
@@ -218,6 +220,27 @@ class Writer:
             finally:  # also when it is cancelled in this, once more
                 self._end(source, pump)
 
+    def generate(
+        self,
+        max_tokens: int,
+        prompt: TokenSource | None = None,
+        *,
+        timeout_s: float | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> AsyncGenerator[GeneratedToken, None]:
+        """Does what `AsyncSession.generate` says."""
+        try:
+            options.setdefault("ack_level", self._calls.ack_level)
+            asked = template(max_tokens, **options)
+            tokens = None if prompt is None else normalise(prompt)
+        except (ValueError, TypeError) as error:
+            error.add_note("Nothing was sent.")
+            raise
+        generation = Generation(
+            self._calls, self.session_id, self._ledger, self._recovery, self._turn, asked, tokens, timeout_s
+        )
+        return generation.tokens()
+
     async def state(self) -> dict[str, NDArray[Any]]:
         """Does what `AsyncSession.state` says."""
         request = pb.GetSessionRequest(session_id=self.session_id, include_state=True)
@@ -319,7 +342,7 @@ class Writer:
         """Has an error say what is pending, unless it does."""
         tell_pending(error, self._ledger)
 
-    def leave(self, replies: AsyncGenerator[StepReply, None]) -> None:
+    def leave(self, replies: AsyncGenerator[Any, None]) -> None:
         """Breaks a stream off, without waiting until that is done."""
         task = asyncio.ensure_future(replies.aclose())
         self._late.add(task)

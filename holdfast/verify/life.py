@@ -41,6 +41,7 @@ class Life:
     Attributes:
         sights: Of it.
         seen: Positions and digests at which it was seen.
+        generated: Positions behind which a generation that was broken off may have applied tokens.
         open_fates: Requests that may belong to it and were not acknowledged.
         base, top: Where the record of it begins, and up to where tokens are acknowledged or were seen.
         first_digest: History digest at `base`; 0 is unknown.
@@ -67,6 +68,11 @@ class Life:
             for attempt in history.attempts
             if attempt.reply is None and attempt.incarnation in (0, incarnation)
         ]
+        self.generated = {
+            generation.position
+            for generation in history.generations
+            if generation.incarnation in (0, incarnation)
+        }
         self.reasons = {attempt.reason for attempt in self.open_fates}
         opening = next((sight for sight in self.sights if sight.is_opening), None)
         takeover = next((sight for sight in self.sights if sight.took_over), None)

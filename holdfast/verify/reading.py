@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 from holdfast.client.history import FAILURE, REPLY, START, Frame, read_frames
 from holdfast.client.tokens import to_arrays
 from holdfast.v1 import holdfast_pb2 as pb
-from holdfast.verify.session_history import Attempt, Deletion, Outputs, Reply, SessionHistory, Sight
+from holdfast.verify.session_history import (
+    Attempt,
+    Deletion,
+    OpenGeneration,
+    Outputs,
+    Reply,
+    SessionHistory,
+    Sight,
+)
 
 
 class ModelId(NamedTuple):
@@ -31,6 +39,8 @@ _STEPS: dict[str, tuple[Any, Any]] = {
     "Step": (pb.StepRequest, pb.StepResponse),
     "StreamSteps": (pb.StreamStepsRequest, pb.StreamStepsResponse),
 }
+_SETTLED = ("INVALID_REQUEST", "POSITION_CONFLICT", "HISTORY_CONFLICT", "MODEL_MISMATCH")
+"""Reasons for which a generation ends without a chunk under way."""
 _BATCHES: dict[str, tuple[Any, Any]] = {
     "StepBatch": (pb.StepBatchRequest, pb.StepBatchResponse),
     "StreamBatches": (pb.StreamBatchesRequest, pb.StreamBatchesResponse),
@@ -98,6 +108,8 @@ class Histories:
             found = answers.get(number, [])
             if request.rpc in _BATCHES:
                 self._batch(request, found)
+            elif request.rpc == "Generate":
+                self._generate(request, found)
             else:
                 read[request.rpc](request, found[-1] if found else None)
         for session in self.sessions.values():
@@ -263,6 +275,47 @@ class Histories:
             _fail(attempt, answer)
         session.history.attempts.append(attempt)
 
+    def _generate(self, request: Frame, answers: list[Frame]) -> None:
+        """Enters the prompt, and every token that was emitted, as a chunk of its own."""
+        asked = pb.GenerateRequest.FromString(request.body)
+        session = self.session(asked.session_id)
+        attempts = session.history.attempts
+        incarnation = asked.incarnation
+        position = asked.position if asked.HasField("position") else None
+
+        def enter(tokens: NDArray[Any]) -> Attempt:
+            attempts.append(Attempt(request.time_s, tokens, position, incarnation))
+            return attempts[-1]
+
+        unanswered = enter(_tokens(asked.prompt)) if asked.HasField("prompt") else None
+        is_open = True
+        for answer in answers:
+            if answer.kind != REPLY:
+                unanswered = unanswered or enter(np.zeros(0, np.int64))
+                _fail(unanswered, answer)
+                is_open = unanswered.reason not in _SETTLED
+                continue
+            event = pb.GenerateResponse.FromString(answer.body)
+            if event.HasField("end"):
+                is_open = False
+                continue
+            said: pb.GenerateStart | pb.GeneratedToken = event.start
+            if event.HasField("token"):
+                said, unanswered = event.token, enter(_generated(event.token))
+            else:
+                incarnation = event.start.incarnation
+                _learn(session, asked.model, event.start.model_version)
+            position = said.position
+            if unanswered is not None:
+                unanswered.reply = Reply(
+                    answer.time_s, incarnation, position, said.replayed,
+                    Outputs(len(unanswered.tokens)), said.history_digest,
+                )  # fmt: skip
+                unanswered = None
+        if is_open and position is not None:
+            known = position + (0 if unanswered is None else len(unanswered.tokens))
+            session.history.generations.append(OpenGeneration(incarnation, known))
+
     def _batch(self, request: Frame, answers: list[Frame]) -> None:
         asked, given = _BATCHES[request.rpc]
         batch = asked.FromString(request.body).batch
@@ -348,6 +401,14 @@ def _tokens(tokens: pb.Tokens) -> NDArray[Any]:
     if kind == "ids":
         return np.array(tokens.ids.values, np.int64)
     return np.frombuffer(tokens.features.data, "<f4").reshape(tuple(tokens.features.shape))
+
+
+def _generated(token: pb.GeneratedToken) -> NDArray[Any]:
+    if token.HasField("features"):
+        return np.frombuffer(token.features.data, "<f4").reshape(1, -1)
+    if token.text:
+        return np.frombuffer(token.text, np.uint8).astype(np.int64)
+    return np.array([token.id], np.int64)
 
 
 def _batch_tokens(batch: pb.Batch) -> NDArray[Any]:

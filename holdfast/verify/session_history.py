@@ -125,6 +125,18 @@ class Deletion(NamedTuple):
     closed_s: float | None = None
 
 
+class OpenGeneration(NamedTuple):
+    """A generation that was broken off, so that it may have applied tokens that nobody was told of.
+
+    Attributes:
+        incarnation: Of the session, as asked; 0 is any.
+        position: Up to which its tokens are known.
+    """
+
+    incarnation: int
+    position: int
+
+
 @dataclass(slots=True)
 class SessionHistory:
     """All that is recorded of one session.
@@ -136,6 +148,7 @@ class SessionHistory:
         openings: When requests to open it were sent of which nobody knows whether they did.
         takeovers: The same of those to take it over.
         restores: The same of those to put it back to a checkpoint.
+        generations: Those that were broken off.
     """
 
     attempts: list[Attempt] = field(default_factory=list)
@@ -144,3 +157,4 @@ class SessionHistory:
     openings: list[float] = field(default_factory=list)
     takeovers: list[float] = field(default_factory=list)
     restores: list[float] = field(default_factory=list)
+    generations: list[OpenGeneration] = field(default_factory=list)

@@ -15,11 +15,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from numpy.typing import NDArray
+
 from holdfast.errors import ModelFailed
 from service.common.background import Trouble
 from service.common.priority import be_nice
 from service.engine.effects import Failure, Kind
 from service.engine.failures import BRIEF_COUNT, LONG_COUNT, THREAD_COUNT
+from service.engine.probing import probe
 from service.engine.rows import Rows
 from service.engine.run import Encode, run_batch
 from service.model.protocol import Halt, Model
@@ -145,6 +148,14 @@ class Runner:
         failure = self._run(model, group, step_count, limit_s)
         return None if failure is None else failure._replace(on_loop=True)
 
+    async def probe(self, model: Model, state: bytes) -> NDArray[Any]:
+        """Weighs what follows a state, in a thread beside the batches; see `probe`.
+
+        Raises:
+            ModelFailed: The model failed, or took too long.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._apart, self._probe, model, state)
+
     def patience_s(self, model: Model, step_count: int) -> float:
         """Returns how long others wait for a run."""
         known_s = self._step_s.get(model.fingerprint)
@@ -186,3 +197,18 @@ class Runner:
         known_s = self._step_s.get(model.fingerprint, step_s)
         self._step_s[model.fingerprint] = known_s + _NEW_SHARE * (step_s - known_s)
         return None
+
+    def _probe(self, model: Model, state: bytes) -> NDArray[Any]:
+        halt = model.new_halt()
+        watched = self._watchdog.begin(halt, self._timeout_s)
+        try:
+            return probe(model, state, halt)
+        except Exception as error:
+            name = f"model {model.name} version {model.version}"
+            if watched.was_halted:
+                raise ModelFailed(
+                    f"{name} did not end within {self._timeout_s:g} s and was ended"
+                ) from None
+            raise ModelFailed(f"{name} failed: {type(error).__name__}: {error}") from error
+        finally:
+            self._watchdog.runs.discard(watched)

@@ -6,12 +6,11 @@ the store does not take at once is dropped. While nobody watches, the driver doe
 
 import asyncio
 import logging
-import os
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from service.common.this_process import this_process
 from service.engine.effects import Settle
 from service.engine.rows import Rows
 from service.engine.watch_events import Event, decode_lease, encode_change, encode_event
@@ -47,7 +46,7 @@ class Watched:
         self._wishes: dict[bytes, dict[bytes, _Wish]] = {}
         self._has_any = False
         self._timer: asyncio.TimerHandle | None = None
-        self._replica = f"{socket.gethostname()}:{os.getpid()}"
+        self._replica = this_process()
 
     def hear(self, message: bytes) -> None:
         """Takes note of a lease."""

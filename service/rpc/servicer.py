@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from holdfast.errors import InvalidRequest, ServiceError
 from holdfast.v1 import holdfast_pb2 as pb
@@ -20,6 +20,7 @@ from service.rpc.call import Call
 from service.rpc.codec import Named
 from service.rpc.credentials import Scope
 from service.rpc.gate import Rpc
+from service.rpc.generation import Generations
 from service.rpc.handler import Handler
 from service.rpc.model_message import contract_message
 from service.rpc.open_calls import OpenCalls
@@ -28,6 +29,9 @@ from service.rpc.session_message import session_message
 from service.rpc.streams import BatchStream, StepStream
 from service.rpc.watching import Watching
 from service.telemetry.rpc_metrics import RpcMetrics
+
+if TYPE_CHECKING:
+    from service.telemetry.tracing import Tracing
 
 SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["StreamingInferenceService"].full_name
 
@@ -74,6 +78,7 @@ class Servicer:
         reloading: Loads models that have come since.
         watching: Serves watches.
         metrics_of: Gives what counts an rpc.
+        tracing: Makes spans of the calls, if they are traced.
         max_chunk_tokens: Most tokens of a chunk.
         max_rows: Most rows of a batch.
         others: Rpcs that other files implement, by name.
@@ -89,6 +94,7 @@ class Servicer:
         reloading: ModelReloading,
         watching: Watching,
         metrics_of: Callable[[str], RpcMetrics],
+        tracing: "Tracing | None",
         *,
         max_chunk_tokens: int,
         max_rows: int,
@@ -102,9 +108,11 @@ class Servicer:
         self._reloading = reloading
         self._watching = watching
         self._metrics_of = metrics_of
+        self._tracing = tracing
         self._others = others
         self._max_chunk_tokens = max_chunk_tokens
         self._batch_limits = BatchLimits(models, max_chunk_tokens, max_rows)
+        self._generations = Generations(engine, sessions, models, calls, max_chunk_tokens)
 
     def rpcs(self) -> dict[str, Rpc]:
         """Returns every rpc of the contract."""
@@ -119,6 +127,7 @@ class Servicer:
             "StepBatch": self.step_batch,
             "StreamBatches": self.stream_batches,
             "WatchSession": self._watching.watch_session,
+            "Generate": self._generations.generate,
             "ListModels": self.list_models,
             "GetModel": self.get_model,
             "ReloadModels": self.reload_models,
@@ -130,7 +139,13 @@ class Servicer:
             is_stream = method.client_streaming or method.server_streaming
             message_type = None if is_stream else getattr(pb, method.input_type.name)
             handler = Handler(
-                name, message_type, functions.get(name, _not_built), self._calls, self._access, metrics
+                name,
+                message_type,
+                functions[name],
+                self._calls,
+                self._access,
+                metrics,
+                self._tracing,
             )
             rpcs[name] = Rpc(RPC_SCOPES[name], handler.build, metrics)
         return rpcs
@@ -209,7 +224,8 @@ class Servicer:
         """Applies one chunk; the reply is encoded already."""
         if not request.HasField("chunk"):
             raise InvalidRequest("the request has no chunk", field="chunk")
-        named = Named(request.chunk.tag, request.chunk.session_id)
+        message = request.chunk
+        named = Named(message.tag, message.session_id)
         call.session_id = named.session_id
         outcome: asyncio.Future[Reply | ServiceError] = asyncio.get_running_loop().create_future()
 
@@ -218,14 +234,16 @@ class Servicer:
                 outcome.set_result(value)
 
         chunk = codec.to_chunk(
-            request.chunk,
+            message,
             reply,
             call.caller,
             max_tokens=self._max_chunk_tokens,
             deadline_s=call.deadline_s,
         )
-        del request  # with whatever it has beside the chunk
+        del request, message  # with whatever they have beside the chunk
         call.share.take(0, codec.size_of(chunk))
+        if call.span is not None:
+            chunk.request = call.span.stages
         try:
             self._engine.submit(chunk)
             result = await outcome
@@ -250,6 +268,8 @@ class Servicer:
         )
         del request
         call.share.take(rows.row_count - 1, rows.size_bytes)
+        if call.span is not None:
+            rows.trace(call.span.stages)
         try:
             rows.submit(self._engine)
             await done.wait()
@@ -301,7 +321,3 @@ class Servicer:
         )
         message.MergeFrom(contract_message(model.contract))
         return message
-
-
-async def _not_built(*_: Any) -> Any:
-    raise InvalidRequest("TO DO: every rpc replaces its use of this; then it goes")

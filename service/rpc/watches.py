@@ -48,9 +48,7 @@ class Watches:
             on_message=self._hear,
             on_lost=self._wake_all,
         )
-        self.watched = Watched(
-            self.channels.publish, lambda is_any: on_any(self.watched if is_any else None)
-        )
+        self.watched = Watched(self._publish, lambda is_any: on_any(self.watched if is_any else None))
 
     @contextlib.contextmanager
     def following(self, key: bytes, follower: Follower, *, wants_state: bool) -> Iterator[None]:
@@ -109,6 +107,13 @@ class Watches:
     def close(self) -> None:
         """Tells others nothing any more."""
         self.watched.close()
+
+    def _publish(self, channel: bytes, message: bytes) -> bool:
+        """Sends news to a process; what is for this one need not go through the store."""
+        if channel != self._own:
+            return self.channels.publish(channel, message)
+        self._hear(channel, message)
+        return True
 
     def _lease(self, keys: Sequence[bytes], duration_s: float) -> bytes:
         wants_state = {key: any(self._followers.get(key, {}).values()) for key in keys}

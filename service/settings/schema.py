@@ -287,6 +287,9 @@ class Settings(BaseSettings):
         bool, Field(description="for tests: obey HOLDFAST_FAILPOINTS, which injects faults on purpose")
     ] = False
     reflection: Annotated[bool, Field(description="serve gRPC reflection")] = True
+    traces: Annotated[
+        str | None, Field(description="OTLP/HTTP URL to which a span of every call goes; by default none")
+    ] = None
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
         Field(description="lowest level that is logged; SIGUSR1 sets debug, SIGUSR2 this level again"),

@@ -24,6 +24,7 @@ from service.common.background import Trouble
 from service.store.address import Address
 from service.store.error_table import RETRY_AFTER_S, error_of
 from service.store.replies import Reply
+from service.store.send_buffer import widen
 
 _log = logging.getLogger(__name__)
 
@@ -219,7 +220,10 @@ class StoreConnection:
     ) -> "_RespProtocol":
         loop = asyncio.get_running_loop()
         if address.socket_path is not None:
-            return (await loop.create_unix_connection(create_protocol, str(address.socket_path)))[1]
+            path = str(address.socket_path)
+            transport, protocol = await loop.create_unix_connection(create_protocol, path)
+            widen(transport)
+            return protocol
         hostname = address.host if address.tls else None
         connection = loop.create_connection(
             create_protocol, address.host, address.port, ssl=address.tls, server_hostname=hostname

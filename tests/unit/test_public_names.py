@@ -52,6 +52,9 @@ MADE = {
     "AsyncSession": async_session,
     "StepReply": lambda: holdfast.StepReply(pb.ChunkResult()),
     "WatchedChunk": lambda: holdfast.WatchedChunk(pb.WatchSessionResponse()),
+    "GeneratedToken": lambda: holdfast.GeneratedToken(
+        pb.GeneratedToken(), holdfast.StepReply(pb.ChunkResult())
+    ),
     "OpenedBatch": lambda: holdfast.OpenedBatch([], pb.OpenBatchResponse()),
     "DeletedBatch": lambda: holdfast.DeletedBatch([], pb.DeleteBatchResponse()),
     "BatchReply": lambda: holdfast.BatchReply(pb.BatchResult()),
@@ -79,3 +82,5 @@ def test_a_class_shows_what_the_page_lists(kind):
 def test_a_stream_is_a_generator_and_shows_nothing_else():
     assert type(session().stream(b"a")) is types.GeneratorType
     assert type(async_session().stream(b"a")) is types.AsyncGeneratorType
+    assert type(session().generate(1)) is types.GeneratorType
+    assert type(async_session().generate(1)) is types.AsyncGeneratorType
