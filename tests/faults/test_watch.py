@@ -9,7 +9,7 @@ import holdfast
 from holdfast.errors import StoreUnavailable
 from tests.faults.test_sentinel import promoted
 from tests.support.server import ServerProcess, get
-from tests.support.stores import USER, StoreProcess, deploy, deploy_sentinel, free_port
+from tests.support.stores import GROUP, USER, StoreProcess, deploy, deploy_sentinel, free_port
 from tests.support.waiting import wait_for
 from tests.support.watcher import Watcher
 
@@ -132,6 +132,25 @@ async def test_a_fail_over_is_followed(tmp_path):
                     await watcher.at(await steps(session, 3))
                     await watcher.at(await steps(session, 1))
     watcher.check_sums()
+
+
+async def test_a_primary_that_became_a_replica_is_left(tmp_path):
+    """It hears what is said at the new primary, but nobody there hears what is said at it."""
+    with deploy_sentinel("valkey", tmp_path / "store") as group:
+        flags = ("--store", group.url, OLD)
+        with ServerProcess(tmp_path / "a", *flags) as one:
+            async with client_of(one) as there:
+                session = await there.open_session("s", model=MODEL)
+                await asyncio.to_thread(wait_for, lambda: _has_all(group))
+                group.sentinels[0].call("SENTINEL", "FAILOVER", GROUP)
+                await asyncio.to_thread(promoted, group, group.nodes[0])
+                log = tmp_path / "a" / "server.log"
+                await asyncio.to_thread(wait_for, lambda: "can be watched again" in log.read_text())
+                await steps(session, 3)
+                with ServerProcess(tmp_path / "b", *flags) as other:
+                    async with client_of(other) as here, Watcher(here, "s", **EVERY) as watcher:
+                        await watcher.at(await steps(session, 1))
+    assert [chunk.tokens for chunk in watcher.shown] == [None, b"x"]
 
 
 def _has_all(group):
