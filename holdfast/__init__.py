@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from holdfast.client.aio import AsyncClient as AsyncClient
     from holdfast.client.batch_reply import BatchReply as BatchReply
     from holdfast.client.batching import BatchPipeline as BatchPipeline
+    from holdfast.client.deleted_batch import DeletedBatch as DeletedBatch
+    from holdfast.client.generated import GeneratedToken as GeneratedToken
     from holdfast.client.labels import labels_of as labels_of
     from holdfast.client.opened_batch import OpenedBatch as OpenedBatch
     from holdfast.client.reply import StepReply as StepReply
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from holdfast.client.sync import Client as Client
     from holdfast.client.sync_session import Session as Session
     from holdfast.client.tls import Tls as Tls
+    from holdfast.client.watching import WatchedChunk as WatchedChunk
     from holdfast.errors import HoldfastError as HoldfastError
     from holdfast.pending import PendingChunk as PendingChunk
 
@@ -36,6 +39,8 @@ else:
         "BatchPipeline": "holdfast.client.batching",
         "BatchReply": "holdfast.client.batching",
         "Client": "holdfast.client.sync",
+        "DeletedBatch": "holdfast.client.deleted_batch",
+        "GeneratedToken": "holdfast.client.generated",
         "HoldfastError": "holdfast.errors",
         "OpenedBatch": "holdfast.client.opened_batch",
         "PendingChunk": "holdfast.pending",
@@ -43,6 +48,7 @@ else:
         "Session": "holdfast.client.sync_session",
         "StepReply": "holdfast.client.reply",
         "Tls": "holdfast.client.tls",
+        "WatchedChunk": "holdfast.client.watching",
         "labels_of": "holdfast.client.labels",
     }
 
@@ -66,6 +72,8 @@ __all__ = [
     "BatchPipeline",
     "BatchReply",
     "Client",
+    "DeletedBatch",
+    "GeneratedToken",
     "HoldfastError",
     "OpenedBatch",
     "PendingChunk",
@@ -73,6 +81,7 @@ __all__ = [
     "Session",
     "StepReply",
     "Tls",
+    "WatchedChunk",
     "__version__",
     "labels_of",
 ]

@@ -76,6 +76,7 @@ def export_step(
     context: int = 0,
     initial: Any = None,
     description: str = "",
+    feedback: str = "",
     batched: bool = True,
     one_token: bool = False,
     overwrite: bool = False,
@@ -99,6 +100,7 @@ def export_step(
         context: How many of the values of x are those of the tokens before; the server keeps them.
         initial: What every state starts at, a number, or by state a number or array.
         description: For people.
+        feedback: Name of the output that is the next x where the network runs on by itself, as wide as x.
         batched: Whether the network takes several sessions at once.
         one_token: Says that x is one token; otherwise an axis that behaves like time is time.
         overwrite: Writes over a model that is there.
@@ -126,6 +128,7 @@ def export_step(
         context,
         _by_name(initial, "" if initial is not None else None),
         description,
+        feedback,
     )
     check_parts(module)
     with _one_thread():

@@ -23,6 +23,7 @@ class Meaning(NamedTuple):
         context: How many of a token's values are kept from the tokens before.
         initial: What states start at, by name; "" is every state; otherwise the example's state.
         description: For people.
+        feedback: The output that is the next input where the network runs on by itself; "" is none.
     """
 
     roles: Mapping[str, str]
@@ -31,6 +32,7 @@ class Meaning(NamedTuple):
     context: int
     initial: Mapping[str, Any]
     description: str
+    feedback: str = ""
 
 
 def vocabulary_size(meaning: Meaning, module: torch.nn.Module) -> int | None:
@@ -108,6 +110,8 @@ def document(
         for part, name in zip(layout.outputs, outputs, strict=False)
     ]
     result["session_input"] = [{"name": part.name, "axes": list(part.axes)} for part in layout.session]
+    if meaning.feedback:
+        result["feedback"] = _fed_back(layout, outputs, meaning.feedback)
     if has_ids and len(layout.tokens) == 1:
         kind = "bytes" if meaning.vocabulary == "bytes" else "ids"
         result["vocabulary"] = {"kind": kind, "size": size}
@@ -196,6 +200,13 @@ def _output(part: Part, name: str, is_lone: bool, meaning: Meaning) -> dict[str,
     entry["role"] = _of(meaning.roles, part, is_lone) or "raw"
     labels = _of(meaning.labels, part, is_lone)
     return entry | ({"labels": list(labels)} if labels else {})
+
+
+def _fed_back(layout: Layout, outputs: Sequence[str], feedback: str) -> str:
+    names = [part.name for part in layout.outputs]
+    if feedback not in names:
+        raise ExportError(f"feedback is {feedback!r}, the network has the outputs {', '.join(names)}")
+    return outputs[names.index(feedback)]
 
 
 def _of(given: Mapping[str, Any], part: Part, is_lone: bool) -> Any:

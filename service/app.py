@@ -6,7 +6,7 @@ import logging
 import os
 import time
 
-from holdfast.errors import AckLevelUnsupported, ServiceError, StoreUnavailable
+from holdfast.errors import ServiceError
 from service.common import failpoints
 from service.common.background import keep_going
 from service.common.collector import relieve_collector
@@ -24,7 +24,9 @@ from service.model.reloading import ModelReloading
 from service.model.repository import ModelRepository
 from service.model.step_graph import check_available
 from service.rpc.access import Access
+from service.rpc.checkpoints import checkpoint_rpcs
 from service.rpc.connections import connection_options, reading_places, request_bound
+from service.rpc.copying import copying_rpcs
 from service.rpc.credentials import CredentialsError
 from service.rpc.gate import Gate
 from service.rpc.grpc_log import lower_lines_about_clients
@@ -36,14 +38,16 @@ from service.rpc.open_calls import OpenCalls
 from service.rpc.reflection import V1_NAME, V1ALPHA_NAME, reflection_rpcs
 from service.rpc.server_tls import ServerTls, TlsFilesError
 from service.rpc.servicer import SERVICE_NAME, Servicer
+from service.rpc.watching import Watching
 from service.settings.descriptors import most_connections
 from service.settings.schema import Settings
 from service.store.confirmation import AckSettings
-from service.store.opening import create_store
+from service.store.opening import create_store, refused_store
 from service.store.protocol import AckLevel, UnsafeStore
 from service.store.safety import Allowances, StoreUsage
 from service.store.store import Store
 from service.telemetry.metrics import STALLED_AFTER_S, Metrics, ServedModel
+from service.telemetry.opening import open_tracing
 
 _log = logging.getLogger(__name__)
 
@@ -93,6 +97,7 @@ class Server:
             metrics.refused, max_call_s=settings.max_call_s, max_stall_s=settings.max_stall_s
         )
         self._is_draining = False
+        self._tracing = open_tracing(settings.traces)
         self._store_danger = self._store_refusal = self._store_suspicion = ""
         self.grpc_port = 0
         failpoints.arm(os.environ, is_allowed=settings.allow_failpoints)
@@ -134,6 +139,7 @@ class Server:
             quarantine_after=settings.quarantine_after,
         )
         self._engine = Driver(self._models, self._store, self._metrics.count, limits)
+        self._engine.is_traced = self._tracing is not None
         self._engine.start()
         bounds = Bounds(
             streams=settings.max_streams,
@@ -148,8 +154,7 @@ class Server:
             max_age_s=settings.max_connection_age_s,
             places=reading_places(settings, [model.contract for model in self._models]),
         )
-        limit = limit_bytes(settings.max_memory_bytes, settings.workers)
-        self._memory = MemoryGuard(limit, self._calls)
+        self._memory = MemoryGuard(limit_bytes(settings.max_memory_bytes, settings.workers), self._calls)
         self._reloading = self._open_reloading()
         await self._listen()
         self._metrics.waiting_limit.set(settings.max_waiting)
@@ -164,6 +169,7 @@ class Server:
                 ("store_ping", self._ping_store),
                 ("store_settings", self._check_store_settings),
                 ("credentials", self._refresh),
+                *self._watching.turns,
                 *((("models", self._reloading.watch),) if settings.model_refresh_s else ()),
             )
         ]
@@ -194,6 +200,9 @@ class Server:
         for heart in self._hearts:
             heart.cancel()
         await asyncio.gather(*self._hearts, return_exceptions=True)
+        self._watching.close()
+        if self._tracing is not None:
+            await self._tracing.close()
         await self._store.close()
 
     def scrape(self) -> bytes:
@@ -255,7 +264,7 @@ class Server:
             _log.info("%s", await store.describe())
         except (ServiceError, UnsafeStore) as error:
             await store.close()
-            raise _refused_store(error, settings.ack_level) from None
+            raise refused_store(error, settings.ack_level) from None
         self._metrics.store_safe.set(1)
         return store
 
@@ -281,13 +290,17 @@ class Server:
             ("grpc.max_allowed_incoming_connections", most_connections(settings)),
         ]
         lower_lines_about_clients()
+        on_event = self._metrics.session_event
         sessions = Sessions(
             self._models,
             self._store,
             self._engine,
-            on_event=self._metrics.session_event,
+            on_event=on_event,
             ttl_s=settings.session_ttl_s,
             ack_level=AckLevel.parse(settings.ack_level),
+        )
+        self._watching = Watching(
+            self._engine, sessions, self._models, self._calls, self._store, settings.store_timeout_s
         )
         servicer = Servicer(
             self._engine,
@@ -296,9 +309,15 @@ class Server:
             self._access,
             self._calls,
             self._reloading,
+            self._watching,
             self._metrics.rpc,
+            self._tracing,
             max_chunk_tokens=settings.max_chunk_tokens,
             max_rows=settings.max_rows,
+            others={
+                **copying_rpcs(self._models, self._store, self._engine, on_event, settings),
+                **checkpoint_rpcs(self._models, self._store, self._engine, sessions, on_event, settings),
+            },
         )
         gate = Gate(self._metrics.refused)
         gate.add(SERVICE_NAME, servicer.rpcs(), self._access)
@@ -394,11 +413,3 @@ class Server:
         status = Status.NOT_SERVING if self.why_not_ready() else Status.SERVING
         for service in ("", SERVICE_NAME):
             self._health.set(service, status)
-
-
-def _refused_store(error: ServiceError | UnsafeStore, ack_level: str) -> StartError:
-    if isinstance(error, AckLevelUnsupported):
-        return StartError(f"--ack-level {ack_level}: {error}")
-    if isinstance(error, StoreUnavailable):
-        return StartError(f"--store: {error}; a server starts once its store answers")
-    return StartError(f"--store: {error}")

@@ -20,7 +20,9 @@ demo      streams tokens through a server that is killed half-way, and checks th
 bench     loads a running server and prints what its clients see
 verify    checks what clients recorded: nothing lost, nothing applied twice, no wrong output
 pipe      steps sessions by the events of a stream or a file, exactly once
-session   show, delete, release: shows, deletes or releases a session
+generate  has a session generate, and prints the tokens as they come
+watch     shows what others do with a session, as it happens
+session   lists, shows, copies, keeps, exports, imports, deletes and releases sessions
 model     list, reload: models of a server; inspect, check, add: model files; export: makes a model
 token     create: makes a token for a client, and its entry for the server's tokens file
 store     acl: prints the ACL rule for Holdfast's user in the store"""
@@ -36,8 +38,10 @@ SERVER_SIDE = {
 MODEL_FILES = ("inspect", "check", "add")
 """Subcommands of `model` that call no server, but need what one has."""
 CLIENT_SIDE = {
+    "generate": "holdfast.cli.generate",
     "pipe": "holdfast.cli.pipe",
     "session": "holdfast.cli.session",
+    "watch": "holdfast.cli.watch",
     "model": "holdfast.cli.model",
 }
 

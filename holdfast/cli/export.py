@@ -19,6 +19,7 @@ _OF_NETWORKS = (
     "context",
     "initial",
     "description",
+    "feedback",
     "one_session",
     "one_token",
 )
@@ -117,6 +118,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--description", metavar="TEXT", help="description for people")
     parser.add_argument(
+        "--feedback",
+        metavar="OUTPUT",
+        help="output that is the next input when the network runs on by itself",
+    )
+    parser.add_argument(
         "--one-session",
         action="store_const",
         const=True,
@@ -159,6 +165,7 @@ def _given(options: argparse.Namespace) -> dict[str, Any]:
         "context": options.context,
         "initial": options.initial,
         "description": options.description,
+        "feedback": options.feedback,
         "batched": False if options.one_session else None,
         "one_token": options.one_token,
         **{name: getattr(options, name) for name in _OF_BOTH},

@@ -1,80 +1,206 @@
-"""`holdfast session`: shows a session, deletes one, and releases one from quarantine."""
+"""`holdfast session`: lists, shows, copies, keeps, exports, imports, deletes and releases sessions."""
 
 import argparse
+import math
+from typing import Any
 
+from holdfast.cli import session_actions as actions
 from holdfast.cli.calling import add_server_options, ask_server
-from holdfast.client.sync import Client
 
 
 def main(arguments: list[str]) -> int:
     """Runs one of the subcommands.
 
     Returns:
-        0, or 1 if the server refused; argparse exits with 2 for wrong arguments.
+        0, or 1 if the server refused something; argparse exits with 2 for wrong arguments.
     """
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if wrong := _wrong(options):
+        parser.error(wrong)
     return ask_server(f"session {options.command}", options, lambda client: options.run(client, options))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "holdfast session", description="Shows, deletes or releases a session."
+        "holdfast session",
+        description="Lists, shows, copies, keeps, exports, imports, deletes and releases sessions.",
+        epilog="Each command has --help, and --json for programs.",
     )
     commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
-    show = commands.add_parser("show", help="prints what is stored of a session")
-    show.set_defaults(run=_show)
-    delete = commands.add_parser("delete", help="deletes a session and its state")
-    delete.set_defaults(run=_delete)
-    delete.add_argument(
-        "--incarnation",
-        type=int,
-        default=0,
-        metavar="N",
-        help="delete only this incarnation, as `show` prints it (default: any)",
+    adders = (
+        *(_add_list, _add_show, _add_fork, _add_checkpoint, _add_checkpoints, _add_restore),
+        *(_add_export, _add_import, _add_delete, _add_release),
     )
-    release = commands.add_parser("release", help="releases a session from quarantine")
-    release.set_defaults(run=_release)
-    release.add_argument(
-        "--discard",
-        action="store_true",
-        help="free the id instead; the record, damaged or in quarantine, is set aside for 30 days",
-    )
-    for command in (show, delete, release):
-        command.add_argument("session_id", metavar="ID", help="id of the session")
+    for add in adders:
+        command = add(commands)
+        command.add_argument("--json", action="store_true", help="print JSON, one object a line")
         add_server_options(command)
     return parser
 
 
-def _show(client: Client, options: argparse.Namespace) -> int:
-    session = client.get_session(options.session_id)
-    expires = f"in {session.expires_in_s:.0f} s" if session.expires_in_s else "never"
-    rows = {
-        "session": session.session_id,
-        "incarnation": session.incarnation,
-        "position": session.position,
-        "model": f"{session.model.name} version {session.model.version}",
-        "fingerprint": session.fingerprint,
-        "expires": expires,
-        "quarantine": session.quarantine_reason or "no",
-    }
-    for name, value in rows.items():
-        print(f"{name:<12} {value}")
-    return 0
-
-
-def _delete(client: Client, options: argparse.Namespace) -> int:
-    position = client.delete_session(options.session_id, incarnation=options.incarnation)
-    print(f"{options.session_id} was deleted at position {position}")
-    return 0
-
-
-def _release(client: Client, options: argparse.Namespace) -> int:
-    released = client.release_session(options.session_id, discard=options.discard)
-    if not released.reason:
-        print(f"{options.session_id} was not in quarantine; its position is {released.position}")
-        return 0
-    end = "its record is set aside, the id is free" if options.discard else "it continues from there"
-    print(
-        f"{options.session_id} was in quarantine at position {released.position}: {released.reason}; {end}"
+def _add_list(commands: Any) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        "list", help="prints the sessions that there are"
     )
-    return 0
+    command.set_defaults(run=actions.list_sessions)
+    command.add_argument("--prefix", default="", metavar="TEXT", help="only ids that begin with this")
+    _add_filters(command)
+    command.add_argument("--limit", type=_count, metavar="N", help="at most so many (default: all)")
+    return command
+
+
+def _add_show(commands: Any) -> argparse.ArgumentParser:
+    return _add(commands, "show", actions.show, "prints what is stored of a session")
+
+
+def _add_fork(commands: Any) -> argparse.ArgumentParser:
+    command = _add(
+        commands, "fork", actions.fork, "copies a session, as it was last committed, to other ids"
+    )
+    command.add_argument(
+        "new_ids", nargs="*", metavar="NEW_ID", help="id of a copy (default: one that nobody can guess)"
+    )
+    command.add_argument(
+        "--count", type=_count, default=1, metavar="N", help="so many copies without NEW_ID"
+    )
+    _add_position(command)
+    return command
+
+
+def _add_checkpoint(commands: Any) -> argparse.ArgumentParser:
+    says = "keeps a session, as it was last committed, under a name; or deletes what was kept"
+    command = _add(commands, "checkpoint", actions.checkpoint, says)
+    command.add_argument(
+        "name", metavar="NAME", help="name of the checkpoint; one of that name is replaced"
+    )
+    command.add_argument("--delete", action="store_true", help="delete the checkpoint instead")
+    _add_position(command)
+    return command
+
+
+def _add_checkpoints(commands: Any) -> argparse.ArgumentParser:
+    return _add(commands, "checkpoints", actions.checkpoints, "prints the checkpoints of a session")
+
+
+def _add_restore(commands: Any) -> argparse.ArgumentParser:
+    says = "puts a session back to a checkpoint; whoever writes to it gets SESSION_DELETED"
+    command = _add(commands, "restore", actions.restore, says)
+    command.add_argument("name", metavar="NAME", help="name of the checkpoint, which stays")
+    return command
+
+
+def _add_export(commands: Any) -> argparse.ArgumentParser:
+    command = _add(commands, "export", actions.export, "writes a session to a file, for `import`")
+    command.add_argument("file", nargs="?", metavar="FILE", help="file to write; - is standard output")
+    command.add_argument(
+        "--npz",
+        metavar="FILE",
+        help="write only the state, by name, to FILE, for numpy.load; - is standard output",
+    )
+    _add_position(command)
+    return command
+
+
+def _add_import(commands: Any) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        "import", help="makes a session of an exported file"
+    )
+    command.set_defaults(run=actions.import_)
+    command.add_argument("file", metavar="FILE", help="file that `export` wrote; - is standard input")
+    command.add_argument(
+        "session_id", nargs="?", metavar="ID", help="id of the session (default: one that nobody can guess)"
+    )
+    return command
+
+
+def _add_delete(commands: Any) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        "delete", help="deletes sessions and their states"
+    )
+    command.set_defaults(run=actions.delete)
+    command.add_argument("session_ids", nargs="*", metavar="ID", help="id of a session")
+    command.add_argument(
+        "--incarnation",
+        type=int,
+        default=0,
+        metavar="N",
+        help="delete only this incarnation of the one session, as `show` prints it (default: any)",
+    )
+    command.add_argument(
+        "--prefix", metavar="TEXT", help="delete those whose ids begin with this; asks before it does"
+    )
+    _add_filters(command)
+    command.add_argument("--yes", action="store_true", help="do not ask")
+    return command
+
+
+def _add_release(commands: Any) -> argparse.ArgumentParser:
+    command = _add(commands, "release", actions.release, "releases a session from quarantine")
+    command.add_argument(
+        "--discard",
+        action="store_true",
+        help="free the id instead; the record, damaged or in quarantine, is set aside for 30 days",
+    )
+    return command
+
+
+def _add(commands: Any, name: str, run: Any, says: str) -> argparse.ArgumentParser:
+    """Adds a command about one session."""
+    command: argparse.ArgumentParser = commands.add_parser(name, help=says)
+    command.set_defaults(run=run)
+    command.add_argument("session_id", metavar="ID", help="id of the session")
+    return command
+
+
+def _add_filters(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", default="", metavar="NAME", help="only sessions on this model")
+    command.add_argument(
+        "--version", type=_count, default=0, metavar="N", help="version of --model (default: any)"
+    )
+    command.add_argument(
+        "--min-idle",
+        type=_seconds,
+        default=0.0,
+        metavar="SECONDS",
+        help="only sessions without a commit for so long",
+    )
+
+
+def _add_position(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--position", type=int, metavar="N", help="only if the session has consumed N tokens (default: any)"
+    )
+
+
+def _wrong(options: argparse.Namespace) -> str:
+    """Returns what is wrong with options that do not go together; "" if nothing is."""
+    if options.command == "export" and (options.file is None) == (options.npz is None):
+        return "export needs either FILE or --npz FILE"
+    if options.command == "export" and options.npz and options.position is not None:
+        return "--position belongs to FILE"
+    if options.command == "checkpoint" and options.delete and options.position is not None:
+        return "--position is of what is kept, not of what is deleted"
+    if options.command != "delete":
+        return ""
+    if bool(options.session_ids) == (options.prefix is not None):
+        return "delete needs either IDs or --prefix"
+    if options.incarnation and len(options.session_ids) != 1:
+        return "--incarnation is of one session"
+    if options.prefix is None and (options.model or options.version or options.min_idle or options.yes):
+        return "--model, --version, --min-idle and --yes belong to --prefix"
+    return ""
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return number
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds")
+    return number

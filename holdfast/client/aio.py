@@ -1,12 +1,19 @@
 """The asyncio client."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from typing import Any, Self, TypedDict, Unpack
 
 from holdfast.client.batch_reply import BatchReply
 from holdfast.client.batching import BatchPipeline, batch_message
 from holdfast.client.calls import Calls
+from holdfast.client.checkpoints import (
+    delete_checkpoint,
+    list_checkpoints,
+    restore_checkpoint,
+    restore_request,
+    save_checkpoint,
+)
 from holdfast.client.fate import tell_rows
 from holdfast.client.history import Recorder
 from holdfast.client.opened_batch import OpenedBatch
@@ -25,10 +32,12 @@ from holdfast.client.options import (
 from holdfast.client.retry import RetryPolicy
 from holdfast.client.rows import Rows
 from holdfast.client.session import AsyncSession
+from holdfast.client.session_calls import SessionCalls
 from holdfast.client.standing import Positions
 from holdfast.client.steps import Steps
 from holdfast.client.tls import Tls
 from holdfast.client.transport import Transport
+from holdfast.client.watching import Watch, WatchedChunk, WatchOptions, watch_request
 from holdfast.client.writer import Writer
 from holdfast.errors import HoldfastError
 from holdfast.v1 import holdfast_pb2 as pb
@@ -51,7 +60,7 @@ class ClientOptions(TypedDict, total=False):
     history: str | os.PathLike[str] | Recorder | None
 
 
-class AsyncClient:
+class AsyncClient(SessionCalls):
     """Speaks to a Holdfast server from asyncio. `holdfast.Client` has the same methods without it.
 
     Args:
@@ -269,6 +278,61 @@ class AsyncClient:
         reply: pb.DeleteSessionResponse = await self._calls.call("DeleteSession", request)
         return reply.position
 
+    async def save_checkpoint(
+        self, session_id: SessionId, name: str, *, position: int | None = None, incarnation: int = 0
+    ) -> pb.Checkpoint:
+        """Keeps a session, as it was last committed, under a name, beside it and as long as it.
+
+        Args:
+            session_id: Of the session.
+            name: Rules as for session ids; one of that name is replaced.
+            position: That it must have; None is any.
+            incarnation: That it must have; 0 is any.
+
+        Raises:
+            TooManyCheckpoints, PositionConflict, PositionGap, SessionNotFound, SessionDeleted,
+            SessionQuarantined, HoldfastError: As named.
+        """
+        return await save_checkpoint(self._calls, session_id, name, position, incarnation)
+
+    async def checkpoints(self, session_id: SessionId) -> list[pb.Checkpoint]:
+        """Returns the checkpoints of a session, the oldest first.
+
+        Raises:
+            SessionNotFound, SessionDeleted, HoldfastError: As named.
+        """
+        return await list_checkpoints(self._calls, session_id)
+
+    async def delete_checkpoint(self, session_id: SessionId, name: str) -> None:
+        """Deletes a checkpoint.
+
+        Raises:
+            CheckpointNotFound, SessionNotFound, SessionDeleted, HoldfastError: As named.
+        """
+        await delete_checkpoint(self._calls, session_id, name)
+
+    async def restore_checkpoint(
+        self, session_id: SessionId, name: str, *, incarnation: int = 0
+    ) -> pb.Session:
+        """Puts a session back to a checkpoint, in a new incarnation: its writers get SessionDeleted.
+
+        Who writes to the session itself uses `AsyncSession.restore_checkpoint`, and goes on.
+
+        Args:
+            session_id: Of the session.
+            name: Of the checkpoint, which stays.
+            incarnation: That the session must have; 0 is any.
+
+        Returns:
+            The session as it is then.
+
+        Raises:
+            CheckpointNotFound, ModelMismatch, SessionNotFound, SessionDeleted, SessionQuarantined,
+            HoldfastError: As named.
+        """
+        request = restore_request(session_id, name, incarnation)
+        return await restore_checkpoint(self._calls, request)
+
     async def release_session(
         self, session_id: SessionId, *, discard: bool = False
     ) -> pb.ReleaseSessionResponse:
@@ -290,6 +354,29 @@ class AsyncClient:
         )
         released: pb.ReleaseSessionResponse = await self._calls.call("ReleaseSession", request)
         return released
+
+    def watch_session(
+        self, session_id: SessionId, **options: Unpack[WatchOptions]
+    ) -> AsyncGenerator[WatchedChunk, None]:
+        """Yields what becomes of a session, whoever uses it and wherever, until it ends.
+
+        The first chunk says where the session stands, without tokens. When a server leaves or dies, another
+        one takes its place; what was missed meanwhile is counted in `skipped_tokens`.
+
+        Args:
+            session_id: Of the session, which must exist.
+            max_rate_hz: At most so many chunks a second, up to 1000; the newest are shown. Default is 30.
+            top_k: So many likeliest next tokens after each token.
+            token_log_prob: Log-probability of each token.
+            state: The state after each chunk.
+
+        Raises:
+            TypeError, ValueError: What was passed is not what it should be.
+            SessionNotFound, SessionDeleted: There is no such session; later its end is the last chunk.
+            PermissionDenied, InvalidRequest, HoldfastError: As named; StoreUnavailable where the server's
+                store has no channels for it, the text says why.
+        """
+        return Watch(self._calls, watch_request(session_id, **options)).chunks()
 
     async def list_models(self) -> list[pb.Model]:
         """Returns every model served."""

@@ -17,6 +17,7 @@ from holdfast.client.lifetime import Lifetime
 from holdfast.client.options import seconds
 from holdfast.client.retry import RetryPolicy, limit_s, pause_s
 from holdfast.client.status import from_rpc
+from holdfast.client.trace_context import with_trace_context
 from holdfast.errors import DeadlinePassed, HoldfastError
 
 
@@ -179,7 +180,8 @@ class Calls:
         began_s = time.monotonic()
         left_s = self.left_s(deadline_s)
         try:
-            return await connection.unary(rpc, request, timeout=left_s, metadata=self.metadata)
+            metadata = with_trace_context(self.metadata)
+            return await connection.unary(rpc, request, timeout=left_s, metadata=metadata)
         except grpc.aio.AioRpcError as error:
             failure = from_rpc(error)
         except asyncio.CancelledError as error:

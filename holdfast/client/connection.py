@@ -35,7 +35,7 @@ FORK_POLL_S = 0.005
 _METHODS = pb.DESCRIPTOR.services_by_name["StreamingInferenceService"].methods
 _UNARY = {method.name for method in _METHODS if not method.client_streaming}
 _STREAMS = {method.name for method in _METHODS if method.client_streaming}
-_TASKS_OF_CALLS = ("_AioCall.", "UnaryUnaryCall.", "StreamStreamCall.")
+_TASKS_OF_CALLS = ("_AioCall.", "UnaryUnaryCall.", "StreamStreamCall.", "UnaryStreamCall.")
 
 
 class Home:
@@ -199,6 +199,12 @@ class Connection:
         self._streams.add(stream)
         return stream
 
+    def emission(self, rpc: str, request: Any, *, metadata: Any) -> "Stream":
+        """Begins a call with one request and a stream of replies."""
+        stream = Stream(self, self._begun(getattr(self._opened(), rpc)(request, metadata=metadata)))
+        self._streams.add(stream)
+        return stream
+
     def _opened(self) -> Any:
         """Returns the stub; opens the channel if this is the first call.
 
@@ -246,7 +252,7 @@ class Connection:
 
 
 class Stream:
-    """A call of grpc.aio with streams both ways, as far as clients use it.
+    """A call of grpc.aio that streams, as far as clients use it.
 
     Attributes:
         connection: Over which it goes.

@@ -9,7 +9,8 @@ Layout, little-endian; a frame that is cut off at the end of the file is left ou
     4      bytes that follow
     1      kind: 0 start, 1 reply, 2 failure, 16 + n a request of the n-th of RPCS, from 0
     8      monotonic seconds, float64
-    8      number of the request: of a reply or a failure that which it answers
+    8      number of the request: of a reply or a failure that which it answers; of some requests there are
+           several replies, each a message
     ...    start: JSON; request and reply: the message of the contract; failure: JSON
 
 Histories of one machine share a clock and may be checked together. What is read is a copy of the traffic:
@@ -30,7 +31,7 @@ from holdfast.errors import HoldfastError
 FORMAT = 1
 RPCS = (
     "OpenSession", "GetSession", "DeleteSession", "Step", "StreamSteps", "StepBatch", "StreamBatches",
-    "OpenBatch",
+    "OpenBatch", "RestoreCheckpoint", "Generate",
 )  # fmt: skip
 """Numbered by their place, so the list grows at its end only."""
 

@@ -345,6 +345,17 @@ class Ledger:
             self._answered_count += len(self._given)
             self._given = []
 
+    def put_back(self, session: pb.Session) -> None:
+        """Stands where the session was put back to, in its new incarnation; nothing may be pending."""
+        self.check_nothing_pending()
+        self._buffer.cut(session.position, session.history_digest)
+        self._given = []
+        self._model, self._named = session.model, (session.model.name, session.model.version)
+        self._kind = None
+        self.incarnation = session.incarnation
+        self.position, self.history_digest = session.position, session.history_digest
+        self.cursor = session.cursor
+
     # -- small things -------------------------------------------------------------------------
 
     @property

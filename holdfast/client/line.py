@@ -94,19 +94,15 @@ class Line:
             self._calls.history.failed(message.number, error)
 
     async def _read(self) -> None:
-        """Settles messages until none is under way, or the stream ends."""
+        """Settles messages until the stream ends; it waits for the next reply before one is due."""
         error: HoldfastError = ServerUnavailable("the server ended the stream")
         try:
-            while self.messages:
-                reply = await self.stream.read()
-                if reply is grpc.aio.EOF:
-                    break
+            while (reply := await self.stream.read()) is not grpc.aio.EOF:
                 self._is_answered = True
                 self._take(reply)
                 self._owner.go()
-            else:
-                self._owner.quiet(self)
-                return
+                if not self.messages:
+                    self._owner.quiet(self)
         except grpc.aio.AioRpcError as failure:
             error = from_rpc(failure)
         except HoldfastError as failure:

@@ -8,13 +8,14 @@ again names the history it belongs to, so that it never goes into another one.
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from holdfast.client.calls import Calls
 from holdfast.client.ledger import Ledger
 from holdfast.client.opening import draw_nonce
 from holdfast.client.options import argument_of
+from holdfast.client.replay_buffer import Applied
 from holdfast.errors import (
     Draining,
     HoldfastError,
@@ -67,8 +68,16 @@ class Recovery:
         """Notes that the server has just answered for this session."""
         self._heard_s = time.monotonic()
 
-    async def recover(self, error: HoldfastError, attempt: int, deadline_s: float) -> None:
+    async def recover(
+        self, error: HoldfastError, attempt: int, deadline_s: float, *, until: int | None = None
+    ) -> None:
         """Returns when the unanswered chunks may be sent again; else raises.
+
+        Args:
+            error: How the attempt ended.
+            attempt: How many have.
+            deadline_s: Monotonic time at which it is given up.
+            until: What is lost is sent again up to this position; None is all of it.
 
         Raises:
             HoldfastError: The error is final, or the time is up; its field is the caller's argument.
@@ -76,10 +85,10 @@ class Recovery:
         error.field = argument_of(error.field)
         if isinstance(error, StoreRegressed) and error.expected_position is not None:
             self._check_time(error, attempt, deadline_s)
-            await self._resend(error.expected_position, error, deadline_s)
+            await self._resend(error.expected_position, error, deadline_s, until)
         elif isinstance(error, SessionLost | SessionDeleted) and self._can_reopen(error):
             self._check_time(error, attempt, deadline_s)
-            await self._reopen(error, deadline_s)
+            await self._reopen(error, deadline_s, until)
         elif error.retryable:
             self.stub = self._calls.next_stub()
             if attempt > 1 or not _is_end_of_stream(error):
@@ -87,12 +96,25 @@ class Recovery:
         else:
             raise error
 
+    async def recover_loss(self, error: PositionGap, attempt: int, deadline_s: float) -> None:
+        """Returns when the tokens that the store has lost are applied again, if a gap means that.
+
+        Raises:
+            HoldfastError: They are no longer kept, or the time is up.
+        """
+        lost = StoreRegressed(
+            error.message, expected_position=error.expected_position, metadata=error.metadata
+        )
+        await self.recover(lost, attempt, deadline_s)
+
     def _check_time(self, error: HoldfastError, attempt: int, deadline_s: float) -> None:
         """Ends the healing of a store that loses everything again at once."""
         if attempt > 1 and time.monotonic() >= deadline_s:
             raise error
 
-    async def _resend(self, position: int, error: HoldfastError, deadline_s: float) -> None:
+    async def _resend(
+        self, position: int, error: HoldfastError, deadline_s: float, until: int | None
+    ) -> None:
         """Sends the tokens again that the store has lost; their replies were had before.
 
         Should the store lose something again meanwhile, the chunk that found out is sent once more and
@@ -106,7 +128,7 @@ class Recovery:
         except LookupError:
             raise error from None
         with contextlib.suppress(PositionGap, SessionLost):
-            for applied in lost:
+            for applied in lost if until is None else _up_to(until, lost):
                 request = pb.StepRequest(chunk=self._ledger.to_applied(applied))
                 await self._calls.call("Step", request, deadline_s=deadline_s)
 
@@ -125,7 +147,9 @@ class Recovery:
             return False
         return self._ledger.reaches(0)
 
-    async def _reopen(self, error: SessionLost | SessionDeleted, deadline_s: float) -> None:
+    async def _reopen(
+        self, error: SessionLost | SessionDeleted, deadline_s: float, until: int | None
+    ) -> None:
         """Opens the session anew, from the state it was opened with, and sends all its tokens again.
 
         The nonce stays until a reply has come, so that a later call finds what this one may have made.
@@ -143,7 +167,15 @@ class Recovery:
         if opened.resumed:  # others have opened it meanwhile
             raise error
         self._ledger.incarnation = opened.session.incarnation
-        await self._resend(0, error, deadline_s)
+        await self._resend(0, error, deadline_s, until)
+
+
+def _up_to(until: int, lost: Iterable[Applied]) -> Iterator[Applied]:
+    """Yields what was applied before a position."""
+    for applied in lost:
+        tokens = applied.tokens[: max(0, until - applied.position)]
+        if len(tokens):
+            yield applied._replace(tokens=tokens)
 
 
 def _is_end_of_stream(error: HoldfastError) -> bool:

@@ -71,6 +71,25 @@ class ReplayBuffer:
         while self._chunks and self._token_count - len(self._chunks[0].tokens) >= self._max_tokens:
             self._token_count -= len(self._chunks.popleft().tokens)
 
+    def cut(self, position: int, history_digest: int) -> None:
+        """Lets go of what was applied from a position on; of all, if another history leads there."""
+        self._join()
+        chunks, self._chunks, self._token_count = self._chunks, deque(), 0
+        for chunk in chunks:
+            count = min(len(chunk.tokens), position - chunk.position)
+            if count > 0:
+                is_whole = count == len(chunk.tokens)
+                cursor = chunk.cursor if is_whole else b""
+                self._chunks.append(chunk._replace(tokens=chunk.tokens[:count], cursor=cursor))
+                self._token_count += count
+        if not self._chunks:
+            return
+        last = self._chunks[-1]
+        if last.position + len(last.tokens) != position or history_digest not in (
+            0, digest_after(last.history_digest, last.tokens),
+        ):  # fmt: skip
+            self._chunks, self._token_count = deque(), 0
+
     def reaches(self, position: int) -> bool:
         """Whether everything that was applied from a position on is kept."""
         if self._chunks:

@@ -1,15 +1,18 @@
 """A session with asyncio, as its writer sees it: tokens in, replies out."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from typing import Any, Self
 
 from numpy.typing import NDArray
 
-from holdfast.client.options import Outputs
+from holdfast.client.generated import GeneratedToken, GenerateOptions, Stop
+from holdfast.client.opened_batch import OpenedBatch
+from holdfast.client.options import NewId, Outputs, SessionId
 from holdfast.client.reply import StepReply
 from holdfast.client.tokens import Pieces, TokenSource
 from holdfast.client.writer import Writer
 from holdfast.pending import PendingChunk
+from holdfast.v1 import holdfast_pb2 as pb
 
 
 class AsyncSession:
@@ -173,9 +176,161 @@ class AsyncSession:
         )
         return self._writer.replies(pump, tokens, chunk)
 
+    def generate(
+        self,
+        max_tokens: int,
+        prompt: TokenSource | None = None,
+        *,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        seed: int = 0,
+        stop: Stop = (),
+        min_tokens: int = 0,
+        candidates: int = 0,
+        ack_level: str | None = None,
+        timeout_s: float | None = None,
+    ) -> AsyncGenerator[GeneratedToken, None]:
+        """Applies a prompt and generates tokens, each of which is committed before it is given.
+
+        The tokens are a function of the session's history, the prompt and these options, whatever fails
+        meanwhile: a broken call, a restart or another replica changes none of them. Left early, by
+        `break`, an error or a cancellation, the session stands behind the last token that was committed,
+        which may be a few further than the last one given; the next call waits until that is known.
+
+        Args:
+            max_tokens: At most so many, 1..65536.
+            prompt: Tokens to apply first, as in `step`, at most the model's `max_chunk_tokens`. None goes
+                on after the session's last token, which needs a model that gives `token_log_prob` over at
+                most 4096 ids, or one over subwords.
+            temperature: Divides the logits; 0 takes the likeliest token.
+            top_k: Only the likeliest so many tokens; 0 is all. This and the next two apply in this order.
+            top_p: Only the likeliest tokens that together reach this probability.
+            min_p: Only tokens at least this probable in proportion to the likeliest.
+            repetition_penalty: Applies to ids in the prompt or generated before, ahead of the temperature:
+                a positive logit is divided by it, a negative one multiplied.
+            seed: The random number for a token depends on the seed and the token's position alone.
+            stop: Ids that end the generation when they are drawn, and are not applied; and texts, of 1..64
+                bytes, that end it when what was generated ends with one. One of them, or several.
+            min_tokens: No `stop` counts before so many tokens.
+            candidates: So many likeliest tokens with each token.
+            ack_level: How durable each commit must be before its token is given; default is the client's.
+            timeout_s: Longest time without any progress; default is the client's.
+
+        Raises:
+            TypeError, ValueError: What was passed is not what it should be; nothing was sent.
+            InvalidRequest: The model cannot do what is asked, or a number is out of its range; nothing was
+                changed.
+            HoldfastError: As in `step`. What was given is committed.
+        """
+        options: GenerateOptions = {
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "min_p": min_p,
+            "repetition_penalty": repetition_penalty,
+            "seed": seed,
+            "stop": stop,
+            "min_tokens": min_tokens,
+            "candidates": candidates,
+        }
+        if ack_level is not None:
+            options["ack_level"] = ack_level
+        return self._writer.generate(max_tokens, prompt, timeout_s=timeout_s, **options)
+
     async def state(self) -> dict[str, NDArray[Any]]:
         """Returns the stored state by name, without a batch axis."""
         return await self._writer.state()
+
+    async def fork(self, new_id: SessionId | NewId = NewId.FROM_SERVER) -> "AsyncSession":
+        """Copies the session, as it stands at `position`, to another id; both go on independently.
+
+        Args:
+            new_id: Of the copy; if it is left out, one is made that nobody can guess.
+
+        Returns:
+            The copy, which goes on at that position. It has no kept replies, and no cursor.
+
+        Raises:
+            TypeError, ValueError: `new_id` is no id; nothing was sent.
+            SessionExists: It is taken.
+            PositionConflict: The store is ahead of `position`: settle what is pending, or read the stream
+                on.
+            SessionDeleted, SessionQuarantined, PositionGap, HistoryConflict, HoldfastError: As named.
+        """
+        return AsyncSession(await self._writer.fork(new_id))
+
+    async def fork_batch(self, new_ids: Iterable[SessionId]) -> OpenedBatch:
+        """Copies the session, as it stands at `position`, to many ids, in two round trips to the store.
+
+        Args:
+            new_ids: B distinct ids of the copies.
+
+        Returns:
+            Where the copies stand, for `AsyncClient.step_batch`; rows fail one by one, see
+            `OpenedBatch.errors`.
+
+        Raises:
+            TypeError, ValueError: They are no ids; nothing was sent.
+            HoldfastError: As of `fork`.
+        """
+        return await self._writer.fork_batch(new_ids)
+
+    async def export(self) -> bytes:
+        """Returns the session, as it stands at `position`, as a blob for `AsyncClient.import_session`.
+
+        Raises:
+            HoldfastError: As of `fork`.
+        """
+        return await self._writer.export()
+
+    async def save_checkpoint(self, name: str, timeout_s: float | None = None) -> pb.Checkpoint:
+        """Keeps the session, as it stands here, under a name, beside it and as long as it.
+
+        Args:
+            name: 1..128 characters, rules as for session ids; one of that name is replaced.
+            timeout_s: Longest wait, retries included; default is the client's.
+
+        Raises:
+            TypeError, ValueError: `name` is no name; nothing was sent.
+            ChunkPending: Chunks have no reply yet; call `settle`.
+            TooManyCheckpoints: The server allows no more of them; see its setting `max_checkpoints`.
+            PositionConflict: Another writer has stepped the session.
+            SessionDeleted, SessionQuarantined, HoldfastError: As named.
+        """
+        return await self._writer.save_checkpoint(name, timeout_s)
+
+    async def restore_checkpoint(self, name: str, timeout_s: float | None = None) -> None:
+        """Puts the session back to a checkpoint, and goes on from there, with its position and cursor.
+
+        The session gets a new incarnation, so every other writer gets SessionDeleted. The checkpoint stays.
+
+        Args:
+            name: Of the checkpoint.
+            timeout_s: Longest wait, retries included; default is the client's.
+
+        Raises:
+            TypeError, ValueError: `name` is no name; nothing was sent.
+            ChunkPending: Chunks have no reply yet; call `settle`.
+            CheckpointNotFound, ModelMismatch, SessionDeleted, SessionQuarantined: Nothing was changed.
+            HoldfastError: As in `step`. If it is not known whether the session was put back, call it again.
+        """
+        await self._writer.restore_checkpoint(name, timeout_s)
+        self.model_version = self._writer.model_version
+
+    async def checkpoints(self) -> list[pb.Checkpoint]:
+        """Returns the checkpoints of the session, the oldest first."""
+        return await self._writer.checkpoints()
+
+    async def delete_checkpoint(self, name: str) -> None:
+        """Deletes a checkpoint.
+
+        Raises:
+            CheckpointNotFound, HoldfastError: As named.
+        """
+        await self._writer.delete_checkpoint(name)
 
     async def close(self) -> None:
         """Ends its use here: later steps and streams are refused. The session lives on in the store.

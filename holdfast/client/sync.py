@@ -3,7 +3,7 @@
 So there is one implementation of positions, retries and resending, whichever way it is used.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import Self, Unpack
 
 from holdfast.client.aio import AsyncClient, ClientOptions
@@ -15,10 +15,12 @@ from holdfast.client.rows import Rows
 from holdfast.client.runner import Runner
 from holdfast.client.standing import Positions
 from holdfast.client.sync_session import Session
+from holdfast.client.sync_session_calls import SyncSessionCalls
+from holdfast.client.watching import WatchedChunk, WatchOptions, watched
 from holdfast.v1 import holdfast_pb2 as pb
 
 
-class Client:
+class Client(SyncSessionCalls):
     """Speaks to a Holdfast server. May be shared by threads.
 
     Args:
@@ -27,7 +29,7 @@ class Client:
     """
 
     def __init__(self, address: str | Sequence[str], **options: Unpack[ClientOptions]) -> None:
-        self._client = AsyncClient(address, **options)
+        self._client: AsyncClient = AsyncClient(address, **options)
         self._thread = LoopThread(self._client.close)
         self._runner = Runner(self._thread)
 
@@ -82,9 +84,34 @@ class Client:
         """Destroys a session in the store; see `AsyncClient.delete_session`."""
         return self._runner.run(self._client.delete_session(session_id, incarnation=incarnation))
 
+    def save_checkpoint(
+        self, session_id: SessionId, name: str, *, position: int | None = None, incarnation: int = 0
+    ) -> pb.Checkpoint:
+        """Keeps a session under a name; see `AsyncClient.save_checkpoint`."""
+        saved = self._client.save_checkpoint(session_id, name, position=position, incarnation=incarnation)
+        return self._runner.run(saved)
+
+    def checkpoints(self, session_id: SessionId) -> list[pb.Checkpoint]:
+        """Returns the checkpoints of a session, the oldest first."""
+        return self._runner.run(self._client.checkpoints(session_id))
+
+    def delete_checkpoint(self, session_id: SessionId, name: str) -> None:
+        """Deletes a checkpoint; see `AsyncClient.delete_checkpoint`."""
+        self._runner.run(self._client.delete_checkpoint(session_id, name))
+
+    def restore_checkpoint(self, session_id: SessionId, name: str, *, incarnation: int = 0) -> pb.Session:
+        """Puts a session back to a checkpoint; see `AsyncClient.restore_checkpoint`."""
+        return self._runner.run(self._client.restore_checkpoint(session_id, name, incarnation=incarnation))
+
     def release_session(self, session_id: SessionId, *, discard: bool = False) -> pb.ReleaseSessionResponse:
         """Lets a session go on that is held; see `AsyncClient.release_session`."""
         return self._runner.run(self._client.release_session(session_id, discard=discard))
+
+    def watch_session(
+        self, session_id: SessionId, **options: Unpack[WatchOptions]
+    ) -> Generator[WatchedChunk, None, None]:
+        """Yields what becomes of a session until it ends; see `AsyncClient.watch_session`."""
+        return watched(self._runner, self._client.watch_session(session_id, **options))
 
     def list_models(self) -> list[pb.Model]:
         """Returns every model served."""

@@ -3,12 +3,14 @@
 import functools
 import itertools
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Generator
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Generator, Iterable
 from typing import Any, Self, TypeVar, Unpack
 
 from numpy.typing import NDArray
 
-from holdfast.client.options import StepOptions
+from holdfast.client.generated import GeneratedToken, GenerateOptions, reply_of
+from holdfast.client.opened_batch import OpenedBatch
+from holdfast.client.options import NewId, SessionId, StepOptions
 from holdfast.client.pump import Pump
 from holdfast.client.reply import StepReply
 from holdfast.client.runner import Runner
@@ -17,6 +19,7 @@ from holdfast.client.sources import parts_of
 from holdfast.client.tokens import Pieces, TokenSource
 from holdfast.errors import HoldfastError
 from holdfast.pending import PendingChunk
+from holdfast.v1 import holdfast_pb2 as pb
 
 Result = TypeVar("Result")
 
@@ -107,12 +110,54 @@ class Session:
         """
         pump = self._writer.pump(tokens, chunk=chunk, max_in_flight=max_in_flight, **options)
         if isinstance(tokens, AsyncIterable):
-            return self._read(pump, self._writer.replies(pump, tokens, chunk))
+            replies = self._writer.replies(pump, tokens, chunk)
+            return self._read(replies, lambda reply: self._writer.take_back([reply]))
         return self._drive(pump, tokens, chunk)
+
+    def generate(
+        self,
+        max_tokens: int,
+        prompt: TokenSource | None = None,
+        *,
+        timeout_s: float | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Generator[GeneratedToken, None, None]:
+        """Applies a prompt and yields the tokens that it generates; see `AsyncSession.generate`."""
+        tokens = self._writer.generate(max_tokens, prompt, timeout_s=timeout_s, **options)
+        return self._read(tokens, lambda token: self._writer.take_back([reply_of(token)]))
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Returns the stored state by name, without a batch axis."""
         return self._runner.run(self._writer.state())
+
+    def fork(self, new_id: SessionId | NewId = NewId.FROM_SERVER) -> "Session":
+        """Copies the session to another id; see `AsyncSession.fork`."""
+        return Session(self._runner, AsyncSession(self._runner.run(self._writer.fork(new_id))))
+
+    def fork_batch(self, new_ids: Iterable[SessionId]) -> OpenedBatch:
+        """Copies the session to many ids; see `AsyncSession.fork_batch`."""
+        return self._runner.run(self._writer.fork_batch(new_ids))
+
+    def export(self) -> bytes:
+        """Returns the session as a blob; see `AsyncSession.export`."""
+        return self._runner.run(self._writer.export())
+
+    def save_checkpoint(self, name: str, timeout_s: float | None = None) -> pb.Checkpoint:
+        """Keeps the session under a name; see `AsyncSession.save_checkpoint`."""
+        return self._runner.run(self._writer.save_checkpoint(name, timeout_s))
+
+    def restore_checkpoint(self, name: str, timeout_s: float | None = None) -> None:
+        """Puts the session back to a checkpoint; see `AsyncSession.restore_checkpoint`."""
+        self._runner.run(self._writer.restore_checkpoint(name, timeout_s))
+        self.model_version = self._writer.model_version
+
+    def checkpoints(self) -> list[pb.Checkpoint]:
+        """Returns the checkpoints of the session, the oldest first."""
+        return self._runner.run(self._writer.checkpoints())
+
+    def delete_checkpoint(self, name: str) -> None:
+        """Deletes a checkpoint; see `AsyncSession.delete_checkpoint`."""
+        self._runner.run(self._writer.delete_checkpoint(name))
 
     def close(self) -> None:
         """Ends its use here; the session lives on in the store. See `AsyncSession.close`."""
@@ -164,13 +209,18 @@ class Session:
         self._runner.post(pump.release)
 
     def _read(
-        self, pump: Pump, replies: AsyncGenerator[StepReply, None]
-    ) -> Generator[StepReply, None, None]:
-        """Yields the replies to what an asynchronous source gives, on the event loop."""
-        leave = functools.cache(lambda: self._writer.leave(replies))  # once, as often as it is posted
+        self, found: AsyncGenerator[Result, None], take_back: Callable[[Result], None]
+    ) -> Generator[Result, None, None]:
+        """Yields what comes of an asynchronous generator on the event loop."""
+        leave = functools.cache(lambda: self._writer.leave(found))  # once, as often as it is posted
+
+        def undo(one: Result | None) -> None:
+            if one is not None:
+                take_back(one)
+
         try:
-            while (reply := self._run(_next(replies), self._take_back)) is not None:
-                yield reply
+            while (one := self._run(_next(found), undo)) is not None:
+                yield one
         finally:
             try:
                 self._runner.post(leave)
@@ -183,5 +233,5 @@ class Session:
             self._writer.take_back([reply])
 
 
-async def _next(replies: AsyncGenerator[StepReply, None]) -> StepReply | None:
-    return await anext(replies, None)
+async def _next(found: AsyncGenerator[Result, None]) -> Result | None:
+    return await anext(found, None)

@@ -7,7 +7,7 @@ is taken until it is settled: see `holdfast.client.ledger`. What is done about f
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
 from typing import Any, Unpack
 
 from numpy.typing import NDArray
@@ -15,6 +15,16 @@ from numpy.typing import NDArray
 from holdfast.client import forks
 from holdfast.client.ack_levels import to_number
 from holdfast.client.calls import Calls
+from holdfast.client.checkpoints import (
+    checkpoint_name,
+    delete_checkpoint,
+    list_checkpoints,
+    restore_checkpoint,
+    restore_request,
+    save_checkpoint,
+)
+from holdfast.client.copies import fork_one, forked_batch
+from holdfast.client.copy_requests import Where, export_request, fork_request
 from holdfast.client.fate import (
     leaves_unsure,
     tell_fate,
@@ -22,8 +32,20 @@ from holdfast.client.fate import (
     tell_pending,
 )
 from holdfast.client.fetching import END
+from holdfast.client.generated import GeneratedToken, GenerateOptions, template
+from holdfast.client.generation import Generation
 from holdfast.client.ledger import Asked, Entry, Ledger
-from holdfast.client.options import MAX_POSITION, Outputs, ReplyOptions, cursor_bytes, whole_number
+from holdfast.client.opened_batch import OpenedBatch
+from holdfast.client.options import (
+    MAX_POSITION,
+    NewId,
+    Outputs,
+    ReplyOptions,
+    SessionId,
+    cursor_bytes,
+    session_ids_text,
+    whole_number,
+)
 from holdfast.client.pump import Pump
 from holdfast.client.recovery import Recovery
 from holdfast.client.reply import StepReply
@@ -31,7 +53,7 @@ from holdfast.client.sources import MAX_IN_FLIGHT, Source, check_options, is_seq
 from holdfast.client.steps import Steps
 from holdfast.client.tokens import Pieces, TokenSource, normalise, selection, to_arrays
 from holdfast.client.turn import Turn
-from holdfast.errors import ClientClosed, HoldfastError
+from holdfast.errors import ClientClosed, HistoryConflict, HoldfastError, PositionGap
 from holdfast.pending import PendingChunk
 from holdfast.v1 import holdfast_pb2 as pb
 
@@ -68,8 +90,10 @@ class Writer:
         self._ledger = Ledger(opened.session, replay_tokens)
         self._recovery = Recovery(calls, self._ledger, stub, opened, initial_state)
         self._turn = Turn(calls.lifetime)
+        self._replay_tokens = replay_tokens
         self._plain = Asked(None, to_number(calls.ack_level))  # what most chunks ask for
         self._made_in = forks.generation()
+        self._restoring: pb.RestoreCheckpointRequest | None = None  # may have been done
         self._late: set[asyncio.Future[None]] = set()
         self.session_id: str = opened.session.session_id
         self.model: str = opened.session.model.name
@@ -196,16 +220,109 @@ class Writer:
             finally:  # also when it is cancelled in this, once more
                 self._end(source, pump)
 
+    def generate(
+        self,
+        max_tokens: int,
+        prompt: TokenSource | None = None,
+        *,
+        timeout_s: float | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> AsyncGenerator[GeneratedToken, None]:
+        """Does what `AsyncSession.generate` says."""
+        try:
+            options.setdefault("ack_level", self._calls.ack_level)
+            asked = template(max_tokens, **options)
+            tokens = None if prompt is None else normalise(prompt)
+        except (ValueError, TypeError) as error:
+            error.add_note("Nothing was sent.")
+            raise
+        generation = Generation(
+            self._calls, self.session_id, self._ledger, self._recovery, self._turn, asked, tokens, timeout_s
+        )
+        return generation.tokens()
+
     async def state(self) -> dict[str, NDArray[Any]]:
         """Does what `AsyncSession.state` says."""
         request = pb.GetSessionRequest(session_id=self.session_id, include_state=True)
         return to_arrays((await self._calls.call("GetSession", request)).state)
+
+    async def fork(self, new_id: SessionId | NewId) -> "Writer":
+        """Returns the writer of a copy; does what `AsyncSession.fork` says."""
+        stub = self._calls.next_stub()
+        opened = await fork_one(self._calls, stub, self.session_id, new_id, self._where())
+        self._check_copied(opened.session.history_digest)
+        return Writer(self._calls, self._steps, stub, opened, [], self._replay_tokens)
+
+    async def fork_batch(self, new_ids: Iterable[SessionId]) -> OpenedBatch:
+        """Does what `AsyncSession.fork_batch` says."""
+        request = fork_request(self.session_id, session_ids_text(new_ids), **self._where())
+        forked = await self._calls.call("ForkSession", request)
+        self._check_copied(forked.history_digest)
+        return forked_batch(forked)
+
+    async def export(self) -> bytes:
+        """Does what `AsyncSession.export` says."""
+        request = export_request(self.session_id, **self._where())
+        exported: pb.ExportSessionResponse = await self._calls.call("ExportSession", request)
+        return exported.blob
 
     async def delete(self) -> int:
         """Does what `AsyncSession.delete` says."""
         request = pb.DeleteSessionRequest(session_id=self.session_id, incarnation=self.incarnation)
         reply: pb.DeleteSessionResponse = await self._calls.call("DeleteSession", request)
         return reply.position
+
+    async def save_checkpoint(self, name: str, timeout_s: float | None = None) -> pb.Checkpoint:
+        """Does what `AsyncSession.save_checkpoint` says."""
+        name, deadline_s = checkpoint_name(name), self._calls.deadline_s(timeout_s)
+        await self._begin("a checkpoint", deadline_s)
+        try:
+            self._ledger.check_nothing_pending()
+            attempt = 0
+            while True:
+                try:
+                    saved = await save_checkpoint(
+                        self._calls, self.session_id, name, self.position, self.incarnation, deadline_s
+                    )
+                except PositionGap as error:  # the store has lost what was answered
+                    attempt += 1
+                    await self._recovery.recover_loss(error, attempt, deadline_s)
+                else:
+                    self._recovery.heard()
+                    return saved
+        finally:
+            self._turn.release()
+
+    async def restore_checkpoint(self, name: str, timeout_s: float | None = None) -> None:
+        """Does what `AsyncSession.restore_checkpoint` says."""
+        name, deadline_s = checkpoint_name(name), self._calls.deadline_s(timeout_s)
+        await self._begin("a return to a checkpoint", deadline_s)
+        try:
+            self._ledger.check_nothing_pending()
+            if self._restoring is None or self._restoring.name != name:
+                self._restoring = restore_request(self.session_id, name, self.incarnation)
+            try:
+                session = await restore_checkpoint(self._calls, self._restoring, deadline_s)
+            except HoldfastError as error:
+                if not leaves_unsure(error):
+                    self._restoring = None
+                else:
+                    error.tell(f"the session may have been put back to {name!r}: restore it again")
+                raise
+            self._restoring = None
+            self._recovery.heard()
+            self._ledger.put_back(session)
+            self.model_version = session.model.version
+        finally:
+            self._turn.release()
+
+    async def checkpoints(self) -> list[pb.Checkpoint]:
+        """Does what `AsyncSession.checkpoints` says."""
+        return await list_checkpoints(self._calls, self.session_id)
+
+    async def delete_checkpoint(self, name: str) -> None:
+        """Does what `AsyncSession.delete_checkpoint` says."""
+        await delete_checkpoint(self._calls, self.session_id, name)
 
     def close(self) -> None:
         """Does what `AsyncSession.close` says."""
@@ -225,7 +342,7 @@ class Writer:
         """Has an error say what is pending, unless it does."""
         tell_pending(error, self._ledger)
 
-    def leave(self, replies: AsyncGenerator[StepReply, None]) -> None:
+    def leave(self, replies: AsyncGenerator[Any, None]) -> None:
         """Breaks a stream off, without waiting until that is done."""
         task = asyncio.ensure_future(replies.aclose())
         self._late.add(task)
@@ -294,6 +411,17 @@ class Writer:
         return self._steps.step(self._ledger, entry, until_s, self._recovery.stub)
 
     # -- small things -----------------------------------------------------------------------------
+
+    def _where(self) -> Where:
+        """Returns where the session stands, as far as its replies were given."""
+        return {"position": self.position, "incarnation": self.incarnation}
+
+    def _check_copied(self, history_digest: int) -> None:
+        if self.history_digest not in (0, history_digest):
+            raise HistoryConflict(
+                f"up to position {self.position} the store has other tokens than this session object sent",
+                expected_position=self.position,
+            ).tell("the copies were made of what is stored")
 
     def _asked(
         self,

@@ -79,7 +79,7 @@ class SessionDeleted(ServiceError):
 class SessionExists(ServiceError):
     """The call requires a new session, and the id is taken.
 
-    Cause: `must_be_new` was set, and the id is that of an existing session.
+    Cause: `must_be_new` was set, or the id is that of a copy or an import, and a session has it.
     Tokens: No session was opened.
     Step: Use another id, or leave out `must_be_new`.
     Batch: The same for the row.
@@ -88,6 +88,32 @@ class SessionExists(ServiceError):
 
     reason = "SESSION_EXISTS"
     code = "ALREADY_EXISTS"
+
+
+class CheckpointNotFound(ServiceError):
+    """The session has no checkpoint of that name.
+
+    Cause: It was never saved, was deleted, or ended with an earlier session of this id.
+    Tokens: Nothing was changed.
+    Step: Use a name that `session.checkpoints()` lists.
+    Objective: There is no such checkpoint.
+    """
+
+    reason = "CHECKPOINT_NOT_FOUND"
+    code = "NOT_FOUND"
+
+
+class TooManyCheckpoints(ServiceError):
+    """The session has as many checkpoints as the server allows.
+
+    Cause: It has `--max-checkpoints` of them; each takes the memory of a session in the store.
+    Tokens: Nothing was changed.
+    Step: Delete one by `session.delete_checkpoint(name)`, or save over one of the same name.
+    Objective: The bound is the operator's.
+    """
+
+    reason = "TOO_MANY_CHECKPOINTS"
+    code = "RESOURCE_EXHAUSTED"
 
 
 class PositionConflict(ServiceError):

@@ -33,6 +33,7 @@ class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FINISH_REASON_UNSPECIFIED: _ClassVar[FinishReason]
     FINISH_REASON_STOP: _ClassVar[FinishReason]
     FINISH_REASON_MAX_TOKENS: _ClassVar[FinishReason]
+    FINISH_REASON_PAUSED: _ClassVar[FinishReason]
 
 class StateKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -57,6 +58,7 @@ DATA_TYPE_UINT8: DataType
 FINISH_REASON_UNSPECIFIED: FinishReason
 FINISH_REASON_STOP: FinishReason
 FINISH_REASON_MAX_TOKENS: FinishReason
+FINISH_REASON_PAUSED: FinishReason
 STATE_KIND_UNSPECIFIED: StateKind
 STATE_KIND_RECURRENT: StateKind
 STATE_KIND_SESSION_INPUT: StateKind
@@ -371,7 +373,7 @@ class Sampling(_message.Message):
     def __init__(self, repetition_penalty: _Optional[float] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., seed: _Optional[int] = ..., said_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("session_id", "model", "prompt", "position", "incarnation", "history_digest", "max_tokens", "min_tokens", "sampling", "stop_ids", "stop_texts", "top_k", "ack_level")
+    __slots__ = ("session_id", "model", "prompt", "position", "incarnation", "history_digest", "max_tokens", "min_tokens", "sampling", "stop_ids", "stop_texts", "top_k", "ack_level", "emitted_tokens", "emitted_text", "pause_after")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
@@ -385,6 +387,9 @@ class GenerateRequest(_message.Message):
     STOP_TEXTS_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     ACK_LEVEL_FIELD_NUMBER: _ClassVar[int]
+    EMITTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    EMITTED_TEXT_FIELD_NUMBER: _ClassVar[int]
+    PAUSE_AFTER_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     model: ModelRef
     prompt: Tokens
@@ -398,7 +403,10 @@ class GenerateRequest(_message.Message):
     stop_texts: _containers.RepeatedScalarFieldContainer[bytes]
     top_k: int
     ack_level: AckLevel
-    def __init__(self, session_id: _Optional[str] = ..., model: _Optional[_Union[ModelRef, _Mapping]] = ..., prompt: _Optional[_Union[Tokens, _Mapping]] = ..., position: _Optional[int] = ..., incarnation: _Optional[int] = ..., history_digest: _Optional[int] = ..., max_tokens: _Optional[int] = ..., min_tokens: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stop_ids: _Optional[_Iterable[int]] = ..., stop_texts: _Optional[_Iterable[bytes]] = ..., top_k: _Optional[int] = ..., ack_level: _Optional[_Union[AckLevel, str]] = ...) -> None: ...
+    emitted_tokens: int
+    emitted_text: bytes
+    pause_after: int
+    def __init__(self, session_id: _Optional[str] = ..., model: _Optional[_Union[ModelRef, _Mapping]] = ..., prompt: _Optional[_Union[Tokens, _Mapping]] = ..., position: _Optional[int] = ..., incarnation: _Optional[int] = ..., history_digest: _Optional[int] = ..., max_tokens: _Optional[int] = ..., min_tokens: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stop_ids: _Optional[_Iterable[int]] = ..., stop_texts: _Optional[_Iterable[bytes]] = ..., top_k: _Optional[int] = ..., ack_level: _Optional[_Union[AckLevel, str]] = ..., emitted_tokens: _Optional[int] = ..., emitted_text: _Optional[bytes] = ..., pause_after: _Optional[int] = ...) -> None: ...
 
 class GeneratedToken(_message.Message):
     __slots__ = ("id", "text", "features", "log_prob", "top_ids", "top_log_probs", "position", "history_digest", "replayed", "ack_level")
@@ -425,18 +433,20 @@ class GeneratedToken(_message.Message):
     def __init__(self, id: _Optional[int] = ..., text: _Optional[bytes] = ..., features: _Optional[_Union[Tensor, _Mapping]] = ..., log_prob: _Optional[float] = ..., top_ids: _Optional[_Iterable[int]] = ..., top_log_probs: _Optional[_Iterable[float]] = ..., position: _Optional[int] = ..., history_digest: _Optional[int] = ..., replayed: bool = ..., ack_level: _Optional[_Union[AckLevel, str]] = ...) -> None: ...
 
 class GenerateStart(_message.Message):
-    __slots__ = ("position", "history_digest", "incarnation", "model_version", "replayed")
+    __slots__ = ("position", "history_digest", "incarnation", "model_version", "replayed", "said_ids")
     POSITION_FIELD_NUMBER: _ClassVar[int]
     HISTORY_DIGEST_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
     REPLAYED_FIELD_NUMBER: _ClassVar[int]
+    SAID_IDS_FIELD_NUMBER: _ClassVar[int]
     position: int
     history_digest: int
     incarnation: int
     model_version: int
     replayed: bool
-    def __init__(self, position: _Optional[int] = ..., history_digest: _Optional[int] = ..., incarnation: _Optional[int] = ..., model_version: _Optional[int] = ..., replayed: bool = ...) -> None: ...
+    said_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, position: _Optional[int] = ..., history_digest: _Optional[int] = ..., incarnation: _Optional[int] = ..., model_version: _Optional[int] = ..., replayed: bool = ..., said_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class GenerateEnd(_message.Message):
     __slots__ = ("finish_reason", "stop_id")

@@ -39,12 +39,13 @@ def check(history: SessionHistory, network: Network | None, tolerance: float = T
     for earlier, later in itertools.pairwise(lives):
         earlier.is_left_to(later)
     before: Life | None = None
-    for life in lives:
+    for place, life in enumerate(lives):
         if before is not None:
             life.go_on_from(before)
+        life.go_on_from_checkpoint(lives[:place])
         life.place()
         life.judge_ends(history)
-        if before is not None and life.takeover is None:
+        if before is not None and life.takeover is None and life.restore is None:
             deletions = (deletion.incarnation for deletion in history.deletions)
             life.judge_beginning(
                 before, is_deleted=any(number in (0, before.incarnation) for number in deletions)

@@ -35,12 +35,11 @@ class Gaps:
                 continue
             end = next((other for other in range(place, life.top) if other in life.tape), life.top)
             filling = self._choose(place, end)
-            if filling is None:
+            if filling is None and place not in life.generated:
                 life.findings.unexplained += end - place
                 life.note(f"positions {place}..{end} were applied, and no recorded request explains it")
-            else:
-                for attempt, start in filling:
-                    life.tape.update(zip(itertools.count(start), attempt.tokens, strict=False))
+            for attempt, start in filling or ():
+                life.tape.update(zip(itertools.count(start), attempt.tokens, strict=False))
             place = end
 
     def _choose(self, start: int, end: int) -> list[tuple[Attempt, int]] | None:

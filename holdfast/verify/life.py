@@ -2,12 +2,14 @@
 
 import itertools
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
-from holdfast.history_digest import INITIAL
+from holdfast.history_digest import INITIAL, digest_after
 from holdfast.verify.findings import Findings
 from holdfast.verify.session_history import Attempt, Reply, SessionHistory, Sight
 
@@ -39,6 +41,7 @@ class Life:
     Attributes:
         sights: Of it.
         seen: Positions and digests at which it was seen.
+        generated: Positions behind which a generation that was broken off may have applied tokens.
         open_fates: Requests that may belong to it and were not acknowledged.
         base, top: Where the record of it begins, and up to where tokens are acknowledged or were seen.
         first_digest: History digest at `base`; 0 is unknown.
@@ -47,6 +50,7 @@ class Life:
         pieces: Its acknowledged chunks.
         unsure: Ends of gaps that were filled by one of several ways, unconfirmed.
         takeover: Where it went on from the life before; None if it did not.
+        restore: Where it went on from a checkpoint, as far as that is known; None if it did not.
     """
 
     def __init__(self, history: SessionHistory, incarnation: int, findings: Findings) -> None:
@@ -64,10 +68,16 @@ class Life:
             for attempt in history.attempts
             if attempt.reply is None and attempt.incarnation in (0, incarnation)
         ]
+        self.generated = {
+            generation.position
+            for generation in history.generations
+            if generation.incarnation in (0, incarnation)
+        }
         self.reasons = {attempt.reason for attempt in self.open_fates}
         opening = next((sight for sight in self.sights if sight.is_opening), None)
         takeover = next((sight for sight in self.sights if sight.took_over), None)
-        first = opening or takeover or (self.sights[0] if self.sights else None)
+        restore = next((sight for sight in self.sights if sight.was_put_back), None)
+        first = opening or takeover or restore or (self.sights[0] if self.sights else None)
         self.base = 0 if opening else self._first_place()
         self.knows_start = self.base == 0
         self.initial = opening.initial if opening else None
@@ -78,7 +88,8 @@ class Life:
         self.tape: dict[int, NDArray[Any]] = {}
         self.pieces: list[Piece] = []
         self.unsure: list[int] = []
-        self.takeover = takeover or self._unheard_takeover(history, first)
+        self.restore = restore or self._unheard_restore(history, first)
+        self.takeover = None if self.restore else takeover or self._unheard_takeover(history, first)
         self.top = self.base
 
     def _unheard_takeover(self, history: SessionHistory, first: Sight | None) -> Sight | None:
@@ -97,6 +108,13 @@ class Life:
         )  # fmt: skip
         asked = (*history.takeovers, *retried)
         return first if any(asked_s < first.known_s for asked_s in asked) else None
+
+    def _unheard_restore(self, history: SessionHistory, first: Sight | None) -> Sight | None:
+        """Returns where it was first seen, if a request without an answer may have put it back."""
+        first = first or self._first_step()
+        if first is None or first.is_opening or first.took_over:
+            return None
+        return first if any(sent_s < first.known_s for sent_s in history.restores) else None
 
     def _first_step(self) -> Sight | None:
         """Returns where its first chunk went, if that was in the middle of the session."""
@@ -148,6 +166,28 @@ class Life:
         self.initial = before.initial
         if self.knows_start:
             self.prefix = before.prefix + [before.tape[place] for place in places]
+
+    def go_on_from_checkpoint(self, earlier: Sequence["Life"]) -> None:
+        """After a restore the state is that of an earlier life, where the checkpoint was saved.
+
+        What that life, and those after it, had beyond is given up, not lost.
+        """
+        if self.restore is None:
+            return
+        self.base, self.first_digest = self.restore.position, self.restore.digest
+        self.knows_start, self.initial, self.prefix = False, None, []
+        for life in reversed(earlier):
+            tokens = life.tokens_up_to(self.base)
+            if tokens is not None and _digest_of(life, tokens) == self.first_digest:
+                self.knows_start, self.initial, self.prefix = True, life.initial, tokens
+                return
+
+    def tokens_up_to(self, position: int) -> list[NDArray[Any]] | None:
+        """Returns all tokens since the state `initial`; None if they are not known."""
+        places = range(self.base, position)
+        if not self.knows_start or self.base > position or any(place not in self.tape for place in places):
+            return None
+        return self.prefix + [self.tape[place] for place in places]
 
     def judge_beginning(self, before: "Life", *, is_deleted: bool) -> None:
         """Holds a session that began anew, though nobody deleted it, against the life before.
@@ -315,3 +355,12 @@ class Life:
         """Whether the tape, which has one there, holds this token at a position."""
         held = self.tape[place]
         return held is token or bool((held == token).all())
+
+
+def _digest_of(life: Life, tokens: Sequence[NDArray[Any]]) -> int:
+    """Returns the history digest after all tokens of a life up to a place; 0 is unknown."""
+    if life.first_digest and len(life.prefix) <= len(tokens):
+        begin, since = life.first_digest, tokens[len(life.prefix) :]
+    else:
+        return 0
+    return digest_after(begin, np.array(since)) if len(since) else begin

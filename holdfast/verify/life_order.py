@@ -18,7 +18,7 @@ def incarnations_of(history: SessionHistory) -> list[int]:
     for sight in history.sights:
         one = seen.setdefault(sight.incarnation, _Evidence(sight.incarnation))
         one.add(sight.sent_s, sight.known_s, sight.position, sight.digest)
-        if sight.is_opening or sight.took_over:
+        if sight.is_opening or sight.took_over or sight.was_put_back:
             one.asked_s = sight.sent_s if sight.asked_s is None else sight.asked_s
         if sight.took_over:
             one.found = (sight.position, sight.digest)

@@ -132,11 +132,13 @@ class OracleRun:
         if outputs.token_log_probs is not None and surprise is not None:
             worst.append(difference(outputs.token_log_probs, expected[surprise.name]))
         if outputs.top_ids is not None and outputs.top_log_probs is not None and ranked is not None:
-            log_probs = _log_probs(expected[ranked.name], ranked)
+            log_probs = _log_probs(_alike(expected[ranked.name], outputs.top_ids), ranked)
             best = -np.sort(-log_probs, axis=1)[:, : outputs.top_ids.shape[1]]
             worst.append(difference(outputs.top_log_probs, best))
             worst.append(difference(np.take_along_axis(log_probs, outputs.top_ids, 1), best))
-        worst += [difference(array, expected[name]) for name, array in outputs.tensors.items()]
+        worst += [
+            difference(array, _alike(expected[name], array)) for name, array in outputs.tensors.items()
+        ]
         if outputs.state:
             state = self.state_after(part.stop)
             worst += [difference(array, state[name]) for name, array in outputs.state.items()]
@@ -148,6 +150,11 @@ class OracleRun:
         if not rest:
             return self._states[kept]
         return self._oracle.advance(self._tokens[count - rest : count], self._states[kept])[1]
+
+
+def _alike(expected: NDArray[Any], given: NDArray[Any]) -> NDArray[Any]:
+    """Returns what is expected of the last token alone where a reply shows no more, as in a generation."""
+    return expected[-1:] if len(given) == 1 else expected
 
 
 def difference(given: NDArray[Any], expected: NDArray[Any]) -> float:

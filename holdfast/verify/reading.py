@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 from holdfast.client.history import FAILURE, REPLY, START, Frame, read_frames
 from holdfast.client.tokens import to_arrays
 from holdfast.v1 import holdfast_pb2 as pb
-from holdfast.verify.session_history import Attempt, Deletion, Outputs, Reply, SessionHistory, Sight
+from holdfast.verify.session_history import (
+    Attempt,
+    Deletion,
+    OpenGeneration,
+    Outputs,
+    Reply,
+    SessionHistory,
+    Sight,
+)
 
 
 class ModelId(NamedTuple):
@@ -31,6 +39,8 @@ _STEPS: dict[str, tuple[Any, Any]] = {
     "Step": (pb.StepRequest, pb.StepResponse),
     "StreamSteps": (pb.StreamStepsRequest, pb.StreamStepsResponse),
 }
+_SETTLED = ("INVALID_REQUEST", "POSITION_CONFLICT", "HISTORY_CONFLICT", "MODEL_MISMATCH")
+"""Reasons for which a generation ends without a chunk under way."""
 _BATCHES: dict[str, tuple[Any, Any]] = {
     "StepBatch": (pb.StepBatchRequest, pb.StepBatchResponse),
     "StreamBatches": (pb.StreamBatchesRequest, pb.StreamBatchesResponse),
@@ -48,6 +58,7 @@ class RecordedSession:
             whether they were to take it over.
         begun: Sights of lives that began, with the nonce of the opening.
         answered_nonces: Of openings with a good reply, which tells what became of earlier attempts.
+        restore_fates: Requests to put it back that had no good reply: when they were sent, and their nonce.
     """
 
     history: SessionHistory = field(default_factory=SessionHistory)
@@ -55,6 +66,7 @@ class RecordedSession:
     open_fates: list[tuple[float, int, bool]] = field(default_factory=list)
     begun: list[tuple[Sight, int]] = field(default_factory=list)
     answered_nonces: set[int] = field(default_factory=set)
+    restore_fates: list[tuple[float, int]] = field(default_factory=list)
 
 
 class Histories:
@@ -88,17 +100,21 @@ class Histories:
             "DeleteSession": self._delete,
             "Step": self._step,
             "StreamSteps": self._step,
+            "RestoreCheckpoint": self._restore,
         }
         for number, request in sorted(requests.items(), key=lambda entry: entry[1].time_s):
             found = answers.get(number, [])
             if request.rpc in _BATCHES:
                 self._batch(request, found)
+            elif request.rpc == "Generate":
+                self._generate(request, found)
             else:
                 read[request.rpc](request, found[-1] if found else None)
         for session in self.sessions.values():
             session.history.sights.sort(key=lambda sight: sight.sent_s)
             for sight, begun_by in session.begun:
                 asked = [sent_s for sent_s, nonce, _ in session.open_fates if nonce and nonce == begun_by]
+                asked += [sent_s for sent_s, nonce in session.restore_fates if nonce and nonce == begun_by]
                 sight.asked_s = min([sight.sent_s, *asked])
             unanswered = [
                 (sent_s, takes_over)
@@ -107,6 +123,11 @@ class Histories:
             ]
             session.history.openings = [sent_s for sent_s, _ in unanswered]
             session.history.takeovers = [sent_s for sent_s, takes_over in unanswered if takes_over]
+            session.history.restores = [
+                sent_s
+                for sent_s, nonce in session.restore_fates
+                if not nonce or nonce not in session.answered_nonces
+            ]
 
     def session(self, session_id: str) -> RecordedSession:
         """Returns a session, new if nobody named it before."""
@@ -169,6 +190,21 @@ class Histories:
             request.time_s, found.incarnation, found.position, digest=found.history_digest, state=state
         ))  # fmt: skip
 
+    def _restore(self, request: Frame, answer: Frame | None) -> None:
+        asked = pb.RestoreCheckpointRequest.FromString(request.body)
+        session = self.session(asked.session_id)
+        if answer is None or answer.kind != REPLY:
+            session.restore_fates.append((request.time_s, asked.nonce))
+            return
+        found = pb.RestoreCheckpointResponse.FromString(answer.body).session
+        sight = Sight(
+            request.time_s, found.incarnation, found.position, digest=found.history_digest,
+            was_put_back=True, heard_s=answer.time_s,
+        )  # fmt: skip
+        self._see(request, found, sight)
+        session.answered_nonces.add(asked.nonce)
+        session.begun.append((sight, asked.nonce))
+
     def _see(self, request: Frame, found: pb.Session, sight: Sight) -> None:
         session = self.session(found.session_id)
         session.history.sights.append(sight)
@@ -203,6 +239,47 @@ class Histories:
         elif answer is not None:
             _fail(attempt, answer)
         session.history.attempts.append(attempt)
+
+    def _generate(self, request: Frame, answers: list[Frame]) -> None:
+        """Enters the prompt, and every token that was emitted, as a chunk of its own."""
+        asked = pb.GenerateRequest.FromString(request.body)
+        session = self.session(asked.session_id)
+        attempts = session.history.attempts
+        incarnation = asked.incarnation
+        position = asked.position if asked.HasField("position") else None
+
+        def enter(tokens: NDArray[Any]) -> Attempt:
+            attempts.append(Attempt(request.time_s, tokens, position, incarnation))
+            return attempts[-1]
+
+        unanswered = enter(_tokens(asked.prompt)) if asked.HasField("prompt") else None
+        is_open = True
+        for answer in answers:
+            if answer.kind != REPLY:
+                unanswered = unanswered or enter(np.zeros(0, np.int64))
+                _fail(unanswered, answer)
+                is_open = unanswered.reason not in _SETTLED
+                continue
+            event = pb.GenerateResponse.FromString(answer.body)
+            if event.HasField("end"):
+                is_open = False
+                continue
+            said: pb.GenerateStart | pb.GeneratedToken = event.start
+            if event.HasField("token"):
+                said, unanswered = event.token, enter(_generated(event.token))
+            else:
+                incarnation = event.start.incarnation
+                _learn(session, asked.model, event.start.model_version)
+            position = said.position
+            if unanswered is not None:
+                unanswered.reply = Reply(
+                    answer.time_s, incarnation, position, said.replayed,
+                    Outputs(len(unanswered.tokens)), said.history_digest,
+                )  # fmt: skip
+                unanswered = None
+        if is_open and position is not None:
+            known = position + (0 if unanswered is None else len(unanswered.tokens))
+            session.history.generations.append(OpenGeneration(incarnation, known))
 
     def _batch(self, request: Frame, answers: list[Frame]) -> None:
         asked, given = _BATCHES[request.rpc]
@@ -289,6 +366,14 @@ def _tokens(tokens: pb.Tokens) -> NDArray[Any]:
     if kind == "ids":
         return np.array(tokens.ids.values, np.int64)
     return np.frombuffer(tokens.features.data, "<f4").reshape(tuple(tokens.features.shape))
+
+
+def _generated(token: pb.GeneratedToken) -> NDArray[Any]:
+    if token.HasField("features"):
+        return np.frombuffer(token.features.data, "<f4").reshape(1, -1)
+    if token.text:
+        return np.frombuffer(token.text, np.uint8).astype(np.int64)
+    return np.array([token.id], np.int64)
 
 
 def _batch_tokens(batch: pb.Batch) -> NDArray[Any]:

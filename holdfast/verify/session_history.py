@@ -86,6 +86,7 @@ class Sight:
         digest: History digest there; 0 is not given.
         is_opening: It was opened here; else it existed.
         took_over: The asker gave it this incarnation, and it went on.
+        was_put_back: The asker put it back to a checkpoint, in this incarnation.
         heard_s: When the answer came; None is at once.
         asked_s: When the client first sent the request that this answers; None is `sent_s`.
         initial: State it was opened with; None is the model's own.
@@ -98,6 +99,7 @@ class Sight:
     digest: int = 0
     is_opening: bool = False
     took_over: bool = False
+    was_put_back: bool = False
     heard_s: float | None = None
     asked_s: float | None = None
     initial: Arrays | None = None
@@ -123,6 +125,18 @@ class Deletion(NamedTuple):
     closed_s: float | None = None
 
 
+class OpenGeneration(NamedTuple):
+    """A generation that was broken off, so that it may have applied tokens that nobody was told of.
+
+    Attributes:
+        incarnation: Of the session, as asked; 0 is any.
+        position: Up to which its tokens are known.
+    """
+
+    incarnation: int
+    position: int
+
+
 @dataclass(slots=True)
 class SessionHistory:
     """All that is recorded of one session.
@@ -133,6 +147,8 @@ class SessionHistory:
         deletions: Requests to delete it.
         openings: When requests to open it were sent of which nobody knows whether they did.
         takeovers: The same of those to take it over.
+        restores: The same of those to put it back to a checkpoint.
+        generations: Those that were broken off.
     """
 
     attempts: list[Attempt] = field(default_factory=list)
@@ -140,3 +156,5 @@ class SessionHistory:
     deletions: list[Deletion] = field(default_factory=list)
     openings: list[float] = field(default_factory=list)
     takeovers: list[float] = field(default_factory=list)
+    restores: list[float] = field(default_factory=list)
+    generations: list[OpenGeneration] = field(default_factory=list)

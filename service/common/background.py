@@ -16,7 +16,8 @@ _log = logging.getLogger(__name__)
 
 TASKS = (
     "heartbeat", "process_usage", "store_ping", "store_settings", "store_connection", "store_sentinel",
-    "store_cluster_map", "embedded_store", "credentials", "models", "engine", "watchdog", "workers", "http",
+    "store_cluster_map", "store_channels", "watches", "embedded_store", "credentials", "models", "engine",
+    "watchdog", "workers", "http",
 )  # fmt: skip
 """Names for the log and for the label `task`."""
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from holdfast.errors import InvalidRequest, ModelMismatch, RecordCorrupt, ReplyTooLarge
 from service.engine.rows import Asked, Needs, Selection
 from service.engine.rules import MAX_KEPT_REPLY_BYTES
-from service.model.contract import Contract
+from service.model.contract import Contract, OutputSpec
 from service.model.protocol import Model, Models
 from service.store.record import Record
 
@@ -71,6 +71,8 @@ def needed_outputs(contract: Contract, selections: Iterable[Selection]) -> tuple
             names.add(contract.ranked.name)
         if selection.token_log_prob and contract.token_log_prob is not None:
             names.add(contract.token_log_prob.name)
+        if selection.generates and not contract.texts:
+            names.add(_drawn_from(contract).name)
     needed = [output for output in contract.outputs if output.name in names]
     return tuple(output.name for output in needed), sum(output.size_bytes for output in needed)
 
@@ -102,6 +104,9 @@ def largest_reply_bytes(asked: Asked, contract: Contract) -> int:
 
 def reply_bytes(selection: Selection, contract: Contract, token_count: int) -> int:
     """Returns an upper bound on the encoded size of a reply."""
+    if selection.generates:  # of the last token only
+        fed_back = contract.feedback.size_bytes if contract.feedback is not None else 0
+        return 4 * _ENCODING_BYTES + 8 * (selection.top_k + 1) + fed_back
     per_token, fixed = 8 * selection.top_k + 4 * selection.token_log_prob, _ENCODING_BYTES
     if selection.tensors:
         names = set(selection.tensors)
@@ -188,11 +193,47 @@ def _complete(selection: Selection | None, contract: Contract) -> Selection:
         if contract.ranked is not None:
             return Selection(top_k=min(DEFAULT_TOP_K, math.prod(contract.ranked.shape)))
         return Selection(tensors=tuple(output.name for output in contract.outputs))
+    if selection.generates:
+        check_generates(contract)
     if selection.top_k:
         _check_top_k(selection.top_k, contract)
     if selection.token_log_prob and contract.token_log_prob is None:
         raise InvalidRequest("the model has no token_log_prob output", field="outputs.token_log_prob")
     return selection
+
+
+def check_generates(contract: Contract) -> None:
+    """Makes sure that a model can be fed with what follows from what it gave.
+
+    Raises:
+        InvalidRequest: It cannot.
+    """
+    if contract.feedback is not None or contract.texts:
+        return
+    if contract.input.kind == "features":
+        raise InvalidRequest(
+            "the model takes features, and its contract names no output that can be its next input: write "
+            'feedback = "OUTPUT" into contract.toml',
+            field="model",
+        )
+    ranked = contract.ranked
+    if ranked is None:
+        raise InvalidRequest(
+            "the model has no output of role logits, probs or log_probs to draw tokens from", field="model"
+        )
+    if ranked.labels or contract.vocabulary is None or math.prod(ranked.shape) != contract.vocabulary.size:
+        raise InvalidRequest(
+            f"the output {ranked.name!r} weighs {math.prod(ranked.shape)} classes, and these are not the "
+            "tokens that the model takes",
+            field="model",
+        )
+
+
+def _drawn_from(contract: Contract) -> OutputSpec:
+    """Returns the output from which what follows is made."""
+    output = contract.feedback or contract.ranked
+    assert output is not None, "bug: a model generates that cannot"
+    return output
 
 
 def _check_top_k(top_k: int, contract: Contract) -> None:

@@ -35,7 +35,7 @@ from service.engine.effects import (
 )
 from service.engine.failures import Failures, Refused
 from service.engine.limits import EngineLimits
-from service.engine.plan import Plan, join, read, read_alike
+from service.engine.plan import Plan, join, joins_batch, read, read_alike
 from service.engine.queue import Queue
 from service.engine.records import fit_rows
 from service.engine.rows import Chunk, Rows
@@ -162,7 +162,7 @@ class Core:
         """Takes a batch: rows to run, rows of sessions to load, and those that are answered at once."""
         if epoch != self._epoch:
             self._see(epoch, now_s)
-        self._taken = self._queue.take(self._limits.max_batch)
+        self._taken = self._queue.take(self._limits.max_batch, joins_batch)
         plan = Plan(self.cache, now_s, self._epoch_seen_s)
         plan.add(self._taken)
         for rows, error in plan.refused:

@@ -11,13 +11,16 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
+
+from numpy.typing import NDArray
 
 from holdfast.errors import ServiceError, StoreUnavailable
 from service.common import failpoints
 from service.common.background import RETRY_PAUSE_S, Trouble, Wake
 from service.engine import window
 from service.engine.core import Core
-from service.engine.effects import Commit, Confirm, Effect, Kind, Load, Quarantine, Run, Settle
+from service.engine.effects import Commit, Confirm, Effect, Kind, Load, Quarantine, Run, Settle, rows_of
 from service.engine.limits import EngineLimits
 from service.engine.quarantine import quarantine
 from service.engine.records import make_records
@@ -25,8 +28,10 @@ from service.engine.report import BatchReport
 from service.engine.rows import Chunk, Rows, answer
 from service.engine.run import Encode
 from service.engine.runner import Runner
+from service.engine.stages import note
+from service.engine.watched import Watched
 from service.engine.window import Window
-from service.model.protocol import Models
+from service.model.protocol import Model, Models
 from service.store.outputs import encode_outputs
 from service.store.protocol import Found, Refusals, StateStore
 
@@ -48,6 +53,10 @@ class Driver:
         count: Takes what was done, and counts it.
         limits: Bounds.
         encode: Turns what chunks gave into the bytes that are stored and sent.
+
+    Attributes:
+        watched: Is told what becomes of sessions; None while nobody watches one.
+        is_traced: Stages are noted for calls.
     """
 
     def __init__(
@@ -59,9 +68,13 @@ class Driver:
         encode: Encode = encode_outputs,
     ) -> None:
         self._store = store
+        self.watched: Watched | None = None
+        self.is_traced = False
         self._runner = Runner(encode, limits.run_timeout_s)
         self._count = count
         self._report = BatchReport()
+        self._is_counting = False
+        self._loop = asyncio.get_running_loop()
         self._session_ttl_s = limits.session_ttl_s
         self._max_batch = limits.max_batch
         self._core = Core(models, limits, store.epoch, time.monotonic())
@@ -142,6 +155,16 @@ class Driver:
     def forget(self, key: bytes) -> None:
         """Drops a session from memory, because its record was changed by other means than a chunk."""
         self._core.forget(key)
+        if self.watched is not None:
+            self.watched.changed(key)
+
+    async def probe(self, model: Model, state: bytes) -> NDArray[Any]:
+        """Weighs what follows a raw state of a model, without a token: see `service.engine.probing.probe`.
+
+        Raises:
+            ModelFailed: The model failed, or took too long.
+        """
+        return await self._runner.probe(model, state)
 
     # -- batches ------------------------------------------------------------------------------
 
@@ -209,8 +232,9 @@ class Driver:
                 has_settled = True
             else:
                 self._spawn(effect)
-        if has_settled:
-            self._hand_over()
+        if has_settled and not self._is_counting:  # those who are woken by their answers go first
+            self._is_counting = True
+            self._loop.call_soon(self._hand_over)
         if not self._core.unanswered_count:
             self._idle.set()
         if self._core.due_s is not None or self._timer is not None:
@@ -231,6 +255,7 @@ class Driver:
 
     def _hand_over(self) -> None:
         """Has counted what was done."""
+        self._is_counting = False
         report, self._report = self._report, BatchReport()
         self._count(report)
 
@@ -296,6 +321,8 @@ class Driver:
             if failpoints.is_armed:
                 await failpoints.hit("after_load")
             self._report.loads.append((len(load.keys), time.monotonic() - load.began_s))
+        if self.is_traced:
+            note(load.rows, "load", load.began_s, time.monotonic())
         self._count_commit(load.commit)
         self._perform(self._core.loaded(load, records, self._store.epoch, time.monotonic()))
 
@@ -321,6 +348,8 @@ class Driver:
         now_s = time.monotonic()
         if not run.is_again:
             self._report.runs.append((chunk_count, now_s - started_s))
+        if self.is_traced:
+            note(rows_of(run), "run", started_s, now_s)
         effects = self._core.ran(run, failures, now_s)
         if is_last and self._is_lone(effects):
             await self._do(effects[0])
@@ -342,6 +371,8 @@ class Driver:
             await failpoints.hit("after_commit")
             await failpoints.hit("before_reply")
         self._count_commit(commit)
+        if self.is_traced:
+            note(commit.rows, "commit", commit.began_s, time.monotonic())
         if refusals:
             self._report.conflict_count += sum(isinstance(why, Found) for why in refusals.values())
         self._perform(self._core.committed(commit, refusals, self._store.epoch, time.monotonic()))
@@ -357,8 +388,10 @@ class Driver:
             self._report.commits.append((size_bytes, time.monotonic() - commit.began_s))
 
     async def _confirm(self, confirm: Confirm) -> None:
-        rows = confirm.rows
+        rows, began_s = confirm.rows, time.monotonic()
         refusals: Refusals = await self._store.confirm(rows.keys, rows.ack_level, confirm.epoch)
+        if self.is_traced:
+            note([rows], "confirm", began_s, time.monotonic())
         self._perform(self._core.confirmed(confirm, refusals, time.monotonic()))
 
     async def _quarantine(self, effect: Quarantine) -> None:
@@ -390,3 +423,5 @@ class Driver:
             error.without_trace()
             report.refused += [error.reason] * rows.waiting_count()
         rows.settle(error)
+        if self.watched is not None:
+            self.watched.settled(settle)

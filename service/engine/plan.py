@@ -21,6 +21,10 @@ from service.model.protocol import Model, Models
 from service.store.protocol import Loaded
 from service.store.record import KeptReply, Record, RecordRows, decode, decode_rows
 
+JOINED_STEPS = 256
+"""Tokens of whole messages that run together, though one of them fills a batch. Up to there a run and its
+commit cost less per token the more they have; a larger message runs beside the commit of another one."""
+
 ARRAYS_PAY = 10
 """Fewer records than this are decoded faster one by one."""
 
@@ -137,6 +141,15 @@ class Plan:
         self.replays.append((row, self.cache.verified_s(slot)))
 
 
+def joins_batch(taken: Sequence[Chunk | Rows], item: Chunk | Rows) -> bool:
+    """Tells whether a message that is ready runs with what was taken, though that is a batch already."""
+    return isinstance(item, Rows) and sum(map(_step_count, (*taken, item))) <= JOINED_STEPS
+
+
+def _step_count(item: Chunk | Rows) -> int:
+    return item.asked.token_count * (len(item) if isinstance(item, Rows) else 1)
+
+
 _COLUMNS = attrgetter("key", "tokens", "position", "acknowledged", "incarnation", "digest", "cursor")
 
 
@@ -147,6 +160,7 @@ def join(chunks: list[Chunk]) -> Rows:
         *map(_COLUMNS, chunks), strict=True
     )
     tokens = to_tokens(asked, b"".join(raw), len(chunks))
+    generates = asked.selection is not None and asked.selection.generates
     return Rows(
         asked,
         list(keys),
@@ -158,6 +172,7 @@ def join(chunks: list[Chunk]) -> Rows:
         np.array(digests, np.int64) if any(digests) else None,
         chunks,
         cursors=list(cursors) if any(cursors) else None,
+        samples=[chunk.sample for chunk in chunks] if generates else None,
     )
 
 

@@ -10,7 +10,7 @@ the order of arrival is the same in all of them.
 """
 
 from collections import deque
-from collections.abc import Collection, Hashable, KeysView
+from collections.abc import Callable, Collection, Hashable, KeysView
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -18,6 +18,10 @@ from holdfast.errors import Overloaded
 
 Key = TypeVar("Key", bound=Hashable)
 Item = TypeVar("Item")
+
+
+def _never(_: object, __: object) -> bool:
+    return False
 
 
 @dataclass(slots=True)
@@ -93,11 +97,16 @@ class Queue(Generic[Key, Item]):
             else:
                 self._lines[key] = self._nobody
 
-    def take(self, max_count: int) -> list[Item]:
-        """Hands out what is ready, up to `max_count` chunks or one group beyond; the sessions stay held."""
+    def take(self, max_count: int, joins: Callable[[list[Item], Item], bool] = _never) -> list[Item]:
+        """Hands out what is ready; the sessions stay held.
+
+        Args:
+            max_count: So many chunks, or one group beyond.
+            joins: Tells whether what is ready goes with those already taken, though these are so many.
+        """
         taken: list[Item] = []
         count = 0
-        while self.ready and count < max_count:
+        while self.ready and (count < max_count or joins(taken, self.ready[0][0])):
             item, weight = self.ready.popleft()
             taken.append(item)
             count += weight

@@ -53,3 +53,6 @@ class SessionEvent(enum.IntEnum):
     REGRESSED = 6
     QUARANTINED = 7
     RELEASED = 8
+    RESTORED = 9
+    FORKED = 10
+    IMPORTED = 11

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from holdfast.errors import ServiceError
 from holdfast.history_digest import run_of, sums_of, to_elements
 from service.engine.rules import Claim
+from service.engine.sampling import Sample
 from service.model.protocol import Model
 from service.store.protocol import AckLevel, Writes
 from service.store.record import KeptReply
@@ -43,12 +44,14 @@ class Selection(NamedTuple):
         token_log_prob: Log-probability of each token given all before it.
         tensors: Names of output tensors.
         state: The state after the chunk.
+        generates: It holds what follows the chunk in a generation, and candidates for that place only.
     """
 
     top_k: int = 0
     token_log_prob: bool = False
     tensors: tuple[str, ...] = ()
     state: bool = False
+    generates: bool = False
 
 
 class Asked(NamedTuple):
@@ -123,6 +126,7 @@ class Chunk:
         incarnation: Meant by the client; 0 is any.
         digest: History digest meant at the position; 0 is any.
         cursor: Stored with the session by its commit; None leaves what is stored.
+        sample: What is to be drawn after it, where its selection `generates`.
         request: What the caller wants to find here again.
         deadline_s: Monotonic time after which the caller no longer waits.
         arrived_s: Monotonic time of arrival.
@@ -139,6 +143,7 @@ class Chunk:
     incarnation: int = 0
     digest: int = 0
     cursor: bytes | None = None
+    sample: Sample | None = None
     request: Any = None
     deadline_s: float = math.inf
     arrived_s: float = 0.0
@@ -165,6 +170,7 @@ class Message:
         deadline_s: Monotonic time after which the caller no longer waits.
         arrived_s: Monotonic time of arrival.
         is_cancelled: The caller has gone; skip what has not run yet.
+        stages: What was done for it, if its call is traced; see `stages`.
         is_answered: Which rows are settled, by their number.
     """
 
@@ -173,6 +179,7 @@ class Message:
     deadline_s: float = math.inf
     arrived_s: float = 0.0
     is_cancelled: bool = False
+    stages: Any = None
     is_answered: NDArray[np.bool_] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -200,6 +207,7 @@ class Rows:
         numbers: and which of its rows they are, int64 (B,).
         conflict_count: How often another writer came first.
         cursors: Stored with the sessions by their commit; None leaves what is stored, or None for all.
+        samples: What is to be drawn after each; None where the selection does not `generate`.
 
         slots: Of the sessions in the cache, int64 (B,). These five are filled from there.
         stamps: Stamps that a commit must find, int64 (B, 3): incarnation, position and history digest.
@@ -236,6 +244,7 @@ class Rows:
     numbers: NDArray[np.int64] | None = None
     conflict_count: int = 0
     cursors: list[bytes | None] | None = None
+    samples: list[Sample | None] | None = None
 
     slots: NDArray[np.int64] = field(init=False)
     stamps: NDArray[np.int64] = field(init=False)
@@ -288,6 +297,7 @@ class Rows:
             _at(self.numbers, chosen),
             self.conflict_count,
             _some(self.cursors, chosen),
+            _some(self.samples, chosen),
         )
 
     def one(self, place: int) -> "Rows":
@@ -408,6 +418,7 @@ def to_tokens(asked: Asked, raw: bytes, row_count: int) -> NDArray[Any]:
 
 def token_sums(tokens: NDArray[Any]) -> NDArray[np.int64]:
     """Returns what the tokens of rows do to history digests; see `Rows.sums`."""
-    if len(tokens) == 1:  # the idle server: scalars are faster than arrays of one
-        return np.array([run_of(tokens[0])[:2]], np.int64)
+    if len(tokens) == 1:  # the idle server: scalars are faster than arrays of one, and bytes than both
+        only = tokens.tobytes() if tokens.dtype == np.uint8 else tokens[0]
+        return np.array([run_of(only)[:2]], np.int64)
     return sums_of(to_elements(tokens).reshape(len(tokens), -1))

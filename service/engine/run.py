@@ -9,7 +9,7 @@ other extents, and would then be cut up wrongly between neighbours. So results a
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,9 @@ from service.engine.cache import join_rows, split_rows
 from service.engine.checks import needed_outputs
 from service.engine.ranking import ranked_candidates
 from service.engine.rows import Rows
+from service.engine.sampling import draw
 from service.model.contract import Contract, OutputSpec, StateSpec
-from service.model.protocol import Arrays, Halt, Model
+from service.model.protocol import Arrays, Halt, Model, SubwordModel
 from service.store.outputs import Outputs
 
 MAX_STEPS_PER_CALL = 4096
@@ -34,8 +35,9 @@ tokens nor the size of the vocabulary is a matter of memory."""
 Encode = Callable[[Outputs], NDArray[np.uint8]]
 """Turns outputs into the bytes that are stored and sent, of each row: `store.outputs.encode_outputs`."""
 
-_TOP_IDS, _TOP_LOG_PROBS = "\0ids", "\0log_probs"
-"""Stand among the outputs in place of what has been ranked; no output has such a name."""
+_TOP_IDS, _TOP_LOG_PROBS, _LAST = "\0ids", "\0log_probs", "\0last"
+"""Stand among the outputs in place of what has been ranked, and of what was ranked last in each row; no
+output has such a name."""
 
 
 class WrongResult(Exception):
@@ -103,6 +105,8 @@ def _run_together(
             outputs, after = _run_in_spans(model, group, together, states, halt)
         else:
             outputs, after = _run_at_once(model, group, together.needed, states, halt)
+        if model.contract.texts and any(rows.needs.selection.generates for rows in group):
+            outputs = {**outputs, _LAST: cast(SubwordModel, model).settled(after, halt)}
         next_states = join_rows(model.contract, after)
     except Exception as error:  # a model may raise anything; its batch fails, no more
         reason = f"model {model.name} version {model.version} failed: {type(error).__name__}: {error}"
@@ -205,7 +209,8 @@ def _run_in_spans(
     starts = np.concatenate([[0], np.cumsum(counts)])
     specs = contract.outputs_by_name
     top_k = _ranked_at_once(contract, group) if together.is_large else 0
-    is_last = {name: specs[name].is_last for name in needed}
+    draws = together.is_large and _draws(contract, group)
+    is_last = {name: specs[name].is_last for name in needed} | {_LAST: True}
     if contract.ranked is not None:
         is_last |= dict.fromkeys((_TOP_IDS, _TOP_LOG_PROBS), contract.ranked.is_last)
     collected: dict[str, NDArray[Any]] = {}
@@ -214,9 +219,13 @@ def _run_in_spans(
         active_states = {name: array[:active] for name, array in states.items()}
         outputs, after = _call(model, tokens[places], active_states, needed, halt)
         given = {name: outputs[name].reshape(-1, *specs[name].shape) for name in needed}
-        if top_k and (ranked := contract.ranked) is not None:
-            ids, log_probs = ranked_candidates(given.pop(ranked.name), top_k, ranked.role)
-            given |= {_TOP_IDS: ids, _TOP_LOG_PROBS: log_probs}
+        if (top_k or draws) and (ranked := contract.ranked) is not None:
+            values = given.pop(ranked.name)
+            if draws:  # what a row has in its last span stays
+                given[_LAST] = outputs[ranked.name][-1]
+            if top_k:
+                ids, log_probs = ranked_candidates(values, top_k, ranked.role)
+                given |= {_TOP_IDS: ids, _TOP_LOG_PROBS: log_probs}
         for name, array in given.items():
             if name not in collected:
                 row_count = len(counts if is_last[name] else tokens)
@@ -233,6 +242,12 @@ def _ranked_at_once(contract: Contract, group: Sequence[Rows]) -> int:
     if contract.ranked is None or any(contract.ranked.name in one.tensors for one in selections):
         return 0
     return max(selection.top_k for selection in selections)
+
+
+def _draws(contract: Contract, group: Sequence[Rows]) -> bool:
+    """Whether tokens are drawn from what the model gives after the last token of some rows."""
+    is_drawn = contract.feedback is None and not contract.texts
+    return is_drawn and any(rows.needs.selection.generates for rows in group)
 
 
 def _spans(counts: list[int], most_steps: int) -> Iterator[tuple[int, int, int]]:
@@ -258,7 +273,10 @@ def _outputs_of(rows: Rows, outputs: Arrays, states: Arrays, of_tokens: slice, o
     picked = {}
     for name, array in outputs.items():
         spec = contract.outputs_by_name.get(name, contract.ranked)  # candidates stand for what was ranked
-        picked[name] = array[of_rows if spec is not None and spec.is_last else of_tokens]
+        is_of_rows = name == _LAST or (spec is not None and spec.is_last)
+        picked[name] = array[of_rows if is_of_rows else of_tokens]
+    if selection.generates:
+        return _following(rows, picked)
     ids = log_probs = surprise = None
     if selection.top_k:
         assert contract.ranked is not None, "bug: a selection ranks what the model does not have"
@@ -279,3 +297,28 @@ def _outputs_of(rows: Rows, outputs: Arrays, states: Arrays, of_tokens: slice, o
         tensors={name: picked[name] for name in selection.tensors} if selection.tensors else {},
         state={name: states[name][of_rows] for name in states} if selection.state else {},
     )
+
+
+def _following(rows: Rows, picked: Arrays) -> Outputs:
+    """Returns what follows the last token of each row: a drawn token, or the output that is fed back."""
+    contract, top_k = rows.model.contract, rows.needs.selection.top_k
+    following = Outputs(len(rows.keys), rows.asked.token_count, None, None, None, {}, {})
+    if contract.feedback is not None:
+        name = contract.feedback.name
+        return following._replace(tensors={name: _last_of(picked[name], len(rows.keys))})
+    assert contract.ranked is not None, "bug: tokens are drawn from what the model does not have"
+    assert rows.samples is not None, "bug: tokens are drawn, and nobody says how"
+    role = contract.ranked.role
+    values = picked[_LAST] if _LAST in picked else _last_of(picked[contract.ranked.name], len(rows.keys))
+    samples = [sample for sample in rows.samples if sample is not None]
+    drawn = draw(values, role, samples, rows.stamps[:, 1] + rows.asked.token_count)
+    following = following._replace(sampled_ids=drawn.ids, sampled_log_probs=drawn.log_probs)
+    if top_k:
+        ids, log_probs = ranked_candidates(values, top_k, role)
+        following = following._replace(top_ids=ids, top_log_probs=log_probs)
+    return following
+
+
+def _last_of(values: NDArray[Any], row_count: int) -> NDArray[Any]:
+    """Returns what belongs to the last token of each row, (B, ...)."""
+    return values.reshape(row_count, -1, *values.shape[1:])[:, -1]

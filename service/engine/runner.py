@@ -7,9 +7,7 @@ others wait for it, since its rows can run again apart; there, after the time li
 """
 
 import asyncio
-import contextlib
 import logging
-import os
 import threading
 import time
 from collections.abc import Sequence
@@ -17,10 +15,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from numpy.typing import NDArray
+
 from holdfast.errors import ModelFailed
 from service.common.background import Trouble
+from service.common.priority import be_nice
 from service.engine.effects import Failure, Kind
 from service.engine.failures import BRIEF_COUNT, LONG_COUNT, THREAD_COUNT
+from service.engine.probing import probe
 from service.engine.rows import Rows
 from service.engine.run import Encode, run_batch
 from service.model.protocol import Halt, Model
@@ -39,9 +41,6 @@ where nobody knows yet how long that is."""
 TICK_S = 0.1
 """A round of the watchdog. It counts rounds instead of reading a clock: a process that was stopped, or had
 no core, has not looked around either, so its runs are not taken for stalled ones."""
-
-_NICENESS = 10
-"""Of the threads for runs apart: where there are too few cores, those that serve others come first."""
 
 _NEW_SHARE = 0.2
 """Weight of the latest batch in what is known of a model's speed."""
@@ -120,7 +119,7 @@ class Runner:
         self._timeout_s = timeout_s
         self._threads = ThreadPoolExecutor(THREAD_COUNT, thread_name_prefix="model")
         self._apart = ThreadPoolExecutor(
-            BRIEF_COUNT + LONG_COUNT, thread_name_prefix="model apart", initializer=_be_nice
+            BRIEF_COUNT + LONG_COUNT, thread_name_prefix="model apart", initializer=be_nice
         )
         self._watchdog = Watchdog()
         self._step_s: dict[bytes, float] = {}
@@ -148,6 +147,14 @@ class Runner:
             return await self._run_in(self._threads, model, group, step_count, limit_s)
         failure = self._run(model, group, step_count, limit_s)
         return None if failure is None else failure._replace(on_loop=True)
+
+    async def probe(self, model: Model, state: bytes) -> NDArray[Any]:
+        """Weighs what follows a state, in a thread beside the batches; see `probe`.
+
+        Raises:
+            ModelFailed: The model failed, or took too long.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._apart, self._probe, model, state)
 
     def patience_s(self, model: Model, step_count: int) -> float:
         """Returns how long others wait for a run."""
@@ -191,8 +198,17 @@ class Runner:
         self._step_s[model.fingerprint] = known_s + _NEW_SHARE * (step_s - known_s)
         return None
 
-
-def _be_nice() -> None:
-    # of a thread on Linux, elsewhere refused or of the whole process
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+    def _probe(self, model: Model, state: bytes) -> NDArray[Any]:
+        halt = model.new_halt()
+        watched = self._watchdog.begin(halt, self._timeout_s)
+        try:
+            return probe(model, state, halt)
+        except Exception as error:
+            name = f"model {model.name} version {model.version}"
+            if watched.was_halted:
+                raise ModelFailed(
+                    f"{name} did not end within {self._timeout_s:g} s and was ended"
+                ) from None
+            raise ModelFailed(f"{name} failed: {type(error).__name__}: {error}") from error
+        finally:
+            self._watchdog.runs.discard(watched)

@@ -31,6 +31,7 @@ from service.store.protocol import (
     StateStore,
     Writes,
     commit_one,
+    confirm_one,
     load_cursors,
     load_one,
     load_one_with_cursor,
@@ -344,10 +345,7 @@ class Sessions:
 
     async def _confirm(self, key: bytes, epoch: int) -> None:
         """Waits until what is stored is as durable as this server promises."""
-        if self._ack_level:
-            refusal = (await self._store.confirm((key,), self._ack_level, epoch)).get(0)
-            if isinstance(refusal, ServiceError):
-                raise refusal
+        await confirm_one(self._store, key, self._ack_level, epoch)
 
     async def _confirm_each(self, outcomes: dict[bytes, OpenSession | ServiceError], epoch: int) -> None:
         """Waits as `_confirm` does; what is not confirmed gets the error as its outcome."""

@@ -243,6 +243,9 @@ class Contract:
         states: The tensors of its record, one at least.
         outputs: What it gives.
         vocabulary: Of ids; None for features.
+        feedback: The output that is the next input where the model runs on by itself; None if none can be.
+        texts: What each class stands for that the ranked output weighs, where these are subwords and tokens
+            are bytes; empty where classes are tokens, or cannot be written as tokens. b"" is no text.
         graph_inputs: Where tokens go.
         constants: Inputs of the graph that are always the same.
         rows_per_run: Most rows of a run of the graph, which would mix more of them or takes no more; None:
@@ -257,6 +260,8 @@ class Contract:
     states: tuple[StateSpec, ...]
     outputs: tuple[OutputSpec, ...]
     vocabulary: Vocabulary | None = None
+    feedback: OutputSpec | None = None
+    texts: tuple[bytes, ...] = ()
     graph_inputs: tuple[GraphInput, ...] = ()
     constants: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     rows_per_run: int | None = None

@@ -108,6 +108,7 @@ class _Reader:
             states=tuple(states),
             outputs=outputs,
             vocabulary=vocabulary,
+            feedback=self._feedback(outputs, inputs, token),
             graph_inputs=inputs,
             constants=constants,
             rows_per_run=self._rows,
@@ -263,6 +264,25 @@ class _Reader:
             units=", ".join(map(str, filter(None, units))),
             description=text_of(entries[0], "description", "description of the input"),
         )
+
+    def _feedback(
+        self, outputs: Sequence[OutputSpec], inputs: Sequence[GraphInput], token: InputSpec
+    ) -> OutputSpec | None:
+        if "feedback" not in self._document:
+            return None
+        name = name_of(self._document["feedback"], "feedback")
+        output = next((output for output in outputs if output.name == name), None)
+        if output is None:
+            known = ", ".join(output.name for output in outputs) or "none"
+            raise ContractError(f"feedback is {name!r}, expected the name of an output: {known}")
+        if token.kind != "features" or any(part.id_count for part in inputs):
+            raise ContractError("feedback is given, though tokens are ids, which are drawn from an output")
+        if output.dtype.kind != "f" or math.prod(output.shape) != token.width:
+            raise ContractError(
+                f"feedback {name!r} is {output.dtype.name} {output.shape}, expected floats, as many as a "
+                f"token has features: {token.width}"
+            )
+        return output
 
     def _constants(self) -> dict[str, NDArray[Any]]:
         constants = {}

@@ -21,7 +21,7 @@ Of a key that stands in no table: that key and twice "".
 """
 Notes = Mapping[Place, str]
 
-_FIRST = ("contract_version", "description", "rows_per_run", "tokens_per_run")
+_FIRST = ("contract_version", "description", "rows_per_run", "tokens_per_run", "feedback")
 _TABLES = ("input", "state", "output", "session_input")
 """Tables of tensors; the first is written as one table where there is one of it."""
 _LAST = ("constants", "vocabulary", "facts")

@@ -4,6 +4,7 @@
     description       for people
     rows_per_run      most rows, and
     tokens_per_run    most tokens of a row, that a run of the graph may have; absent: any number
+    feedback          name of the output that is the next input in a generation
     [[input]]         name, axes, kind, dtype, token, context, size, units, description
     [[state]]         name, input, output, axes, dtype, initial, units, description
     [[output]]        name, axes, dtype, role, labels, switch, units, description
@@ -54,6 +55,7 @@ _TOP = {
     "description",
     "rows_per_run",
     "tokens_per_run",
+    "feedback",
     "constants",
     "facts",
     *TABLES,

@@ -72,6 +72,25 @@ class Model(Protocol):
         ...
 
 
+class SubwordModel(Model, Protocol):
+    """A model that takes text and weighs subwords: one whose contract has `texts`."""
+
+    def settled(self, states: Arrays, halt: Halt | None = None) -> NDArray[Any]:
+        """Weighs what follows states, as if the piece of text that is unfinished ended there.
+
+        Args:
+            states: State name -> (B, ...).
+            halt: As in `run`.
+
+        Returns:
+            What the ranked output is after that piece, (B, V).
+
+        Raises:
+            Exception: Whatever the runtime raises.
+        """
+        ...
+
+
 class Models(Protocol):
     """The models served."""
 

@@ -61,6 +61,8 @@ class Subwords:
 
     Attributes:
         texts: What each entry stands for; bytes that are no UTF-8 as `\xff`.
+        written: The bytes that each entry writes, b"" for one that no text contains; empty where entries
+            are no bytes, since what is between them is then not known.
 
     Raises:
         TokenizerError: It is not what the contract says, or cannot tokenise a stream.
@@ -74,7 +76,9 @@ class Subwords:
         self._is_byte_level = _has_byte_level(document["pre_tokenizer"])
         self._tokenizer = _load(data, name)
         self._check_entries(name, size)
+        self._special = {entry.get("id") for entry in document.get("added_tokens") or ()}
         self.texts = tuple(self._text(entry) for entry in range(size))
+        self.written = tuple(map(self._bytes_of, range(size))) if self._is_byte_level else ()
         self.encode = functools.lru_cache(REMEMBERED)(self._encode)
         self._check_pieces(name)
 
@@ -138,7 +142,12 @@ class Subwords:
         word: str = self._tokenizer.id_to_token(entry)
         if not self._is_byte_level or any(letter not in _BYTES for letter in word):
             return word.replace("\u2581", " ")
-        return bytes(_BYTES[letter] for letter in word).decode(errors="backslashreplace")
+        return self._bytes_of(entry).decode(errors="backslashreplace")
+
+    def _bytes_of(self, entry: int) -> bytes:
+        word: str = self._tokenizer.id_to_token(entry)
+        is_special = entry in self._special or any(letter not in _BYTES for letter in word)
+        return b"" if is_special else bytes(_BYTES[letter] for letter in word)
 
 
 def _letters() -> list[str]:

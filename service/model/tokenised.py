@@ -12,6 +12,7 @@ So they can be given again for each byte that follows, by one step from the reco
 otherwise have to hold thousands of logits. Which chunks a text came in can be seen in none of it.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -129,13 +130,26 @@ class TokenisedModel:
         }
         return outputs, {**after, PIECE: np.stack([row.piece for row in rows])}
 
+    def settled(self, states: Arrays, halt: Halt | None = None) -> NDArray[Any]:
+        """Weighs the subwords that follow states; see `SubwordModel.settled`."""
+        ranked = self.contract.ranked
+        assert ranked is not None, "bug: a model without a ranking weighs subwords"
+        rows = []
+        for piece in states[PIECE]:
+            row = self._read(piece, b"")
+            more = self._subwords.encode(_unfinished(row.piece.tobytes()))
+            rows.append(row._replace(ids=[*row.ids, *more], places=[0] * len(more)))
+        given, _ = self._run_ids(rows, states, (ranked.name,), halt)
+        weights: NDArray[Any] = given[ranked.name][_latest(rows, 1)[0]]
+        return weights
+
     def _read(self, piece: NDArray[np.uint8], new: bytes) -> _Row:
         """Tokenises what has come; a state that a client made up counts as far as it makes sense."""
         raw = piece.tobytes()
         last = int.from_bytes(raw[_LAST], "little") - 1
         if not 0 <= last < len(self._subwords.texts):
             last = -1 if self._start is None else self._start
-        finished, rest = cut(raw[_TEXT : _TEXT + min(raw[_LENGTH], MAX_PIECE_BYTES)], new)
+        finished, rest = cut(_unfinished(raw), new)
         ids, places = [] if last < 0 else [last], []
         for found, place in finished:
             more = self._subwords.encode(found)
@@ -189,6 +203,11 @@ class TokenisedModel:
     ) -> tuple[Arrays, Arrays]:
         part = {name: array[chosen] for name, array in states.items()}
         return self._network.run(np.ascontiguousarray(ids), part, names, halt)
+
+
+def _unfinished(raw: bytes) -> bytes:
+    """Returns the piece that a state has."""
+    return raw[_TEXT : _TEXT + min(raw[_LENGTH], MAX_PIECE_BYTES)]
 
 
 def _spans(counts: Sequence[int], most: int) -> list[tuple[int, int, int]]:
@@ -245,6 +264,8 @@ def _text_contract(contract: Contract, subwords: Subwords) -> Contract:
     piece = StateSpec(PIECE, "", "", np.dtype("u1"), (PIECE_BYTES,), 0)
     token = InputSpec(contract.input.name, "token_id", np.dtype("<i8"), 1, has_time_axis=True)
     labels_bytes = sum(len(text.encode()) + _LABEL_BYTES for text in subwords.texts)
+    ranked = contract.ranked
+    weighs_subwords = ranked is not None and not ranked.labels and math.prod(ranked.shape) == size
     labels = subwords.texts if labels_bytes <= MAX_LABELS_BYTES else ()
     return replace(
         contract,
@@ -254,6 +275,7 @@ def _text_contract(contract: Contract, subwords: Subwords) -> Contract:
         graph_inputs=(),
         tokens_per_run=None,
         vocabulary=Vocabulary("bytes", 256),
+        texts=subwords.written if weighs_subwords else (),
         text_bytes=contract.text_bytes + (labels_bytes if labels else 0),
     )
 

@@ -22,6 +22,7 @@ from service.engine import rules
 from service.engine.checks import largest_reply_bytes
 from service.engine.driver import Driver
 from service.engine.rows import NOT_GIVEN, TOKEN_DTYPES, Asked, Message, Rows, to_tokens, token_sums
+from service.engine.stages import Stages
 from service.model.protocol import Model
 from service.rpc import codec
 from service.rpc.stack import MAX_REPLY_BYTES, Piece, stack_outputs
@@ -125,6 +126,10 @@ class BatchCall:
         self._left_count = self._unsent_count = self.row_count
         self._errors: dict[int, ServiceError] = {}
         self._pieces: list[Piece] = []
+
+    def trace(self, stages: Stages) -> None:
+        """Has the stages of its rows noted, before it is submitted."""
+        self._message.stages = stages
 
     @property
     def row_count(self) -> int:

@@ -13,7 +13,7 @@ import re
 import secrets
 import time
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from holdfast.errors import (
     AckLevelNotReached,
@@ -33,6 +33,9 @@ from service.rpc.ending import end_within
 from service.rpc.status import REQUEST_ID
 from service.telemetry.log_lines import fields
 from service.telemetry.logs import session_mark
+
+if TYPE_CHECKING:
+    from service.telemetry.tracing import CallSpan
 
 CALL_BYTES = 24 << 10
 """What a unary call takes by itself, about: in gRPC and its tasks here."""
@@ -77,8 +80,10 @@ class Call:
         is_arriving: Its message is awaited.
         task: What serves it; set once its message is awaited.
         refusal: With what it was ended.
+        reason: Of the error with which it ended; "" while there is none.
         session_id: Of the session that it is about, where it is one.
         row_count: Of the batch that it has, if it has one.
+        span: Its span, if it is traced.
     """
 
     __slots__ = (
@@ -90,10 +95,12 @@ class Call:
         "deadline_s",
         "ends_s",
         "is_arriving",
+        "reason",
         "refusal",
         "row_count",
         "session_id",
         "share",
+        "span",
         "task",
     )
 
@@ -107,8 +114,9 @@ class Call:
         self.deadline_s = self.ends_s = math.inf
         self.is_arriving = False
         self.refusal: ServiceError | None = None
-        self.session_id = ""
+        self.reason = self.session_id = ""
         self.row_count: int | None = None
+        self.span: CallSpan | None = None
         self._method = method
         self._id = ""
 
@@ -139,7 +147,7 @@ class Call:
             max_stall_s: It may take so long, and what its size adds.
         """
         self.share.hold(1, CALL_BYTES + 2 * size_bytes)  # it is here, and copied into gRPC
-        end_within(max_stall_s + size_bytes / SLOWEST_BYTES_S)
+        end_within(max_stall_s + size_bytes / SLOWEST_BYTES_S, self.task)
 
     def failed(self, error: ServiceError, session_id: str = "", **more: Any) -> None:
         """Logs a failure of this server; one of the caller's it leaves out."""

@@ -21,6 +21,7 @@ from service.store.protocol import AckLevel
 
 MAX_ID_CHARS = 128
 MAX_AXES = 8
+MAX_INT32 = (1 << 31) - 1
 
 MAX_TENSORS = 1024
 """Of a state, and names of outputs in a selection: a name has few bytes on the wire and many here."""
@@ -66,15 +67,22 @@ def key_of(tenant: str, session_id: str, field: str = "session_id") -> bytes:
     Raises:
         InvalidRequest: The id is empty, too long, or has a control character.
     """
-    if not 1 <= len(session_id) <= MAX_ID_CHARS:
-        raise InvalidRequest(
-            f"{field} has {len(session_id)} characters, expected 1..{MAX_ID_CHARS}", field=field
-        )
-    is_plain = session_id.isascii() and session_id.isprintable()  # most are, and this is the faster look
-    control = None if is_plain else control_character(session_id)
+    return session_key(tenant, check_id(session_id, field))
+
+
+def check_id(text: str, field: str) -> str:
+    """Returns a session's id, or the name of a checkpoint, if it is one.
+
+    Raises:
+        InvalidRequest: It is empty, too long, or has a control character.
+    """
+    if not 1 <= len(text) <= MAX_ID_CHARS:
+        raise InvalidRequest(f"{field} has {len(text)} characters, expected 1..{MAX_ID_CHARS}", field=field)
+    is_plain = text.isascii() and text.isprintable()  # most are, and this is the faster look
+    control = None if is_plain else control_character(text)
     if control is not None:
         raise InvalidRequest(f"{field} has {control}, expected no control character", field=field)
-    return session_key(tenant, session_id)
+    return text
 
 
 def keys_of(tenant: str, session_ids: list[str]) -> list[bytes]:
@@ -112,7 +120,7 @@ def to_chunk(
     """
     key = key_of(caller.tenant, message.session_id, "chunk.session_id")
     level = check_model_and_level(message, "chunk")
-    kind, tokens, count, width = _tokens(message.tokens)
+    kind, tokens, count, width = to_tokens(message.tokens, "chunk.tokens")
     if not 1 <= count <= max_tokens:
         raise InvalidRequest(
             f"the chunk has {count} tokens, expected 1..{max_tokens}", field="chunk.tokens"
@@ -153,8 +161,8 @@ def size_of(chunk: Chunk) -> int:
     return CHUNK_BYTES + len(chunk.tokens)
 
 
-def check_model_and_level(asked: pb.Chunk | pb.Batch, field: str) -> AckLevel | None:
-    """Checks what chunks and batches have in common.
+def check_model_and_level(asked: pb.Chunk | pb.Batch | pb.GenerateRequest, field: str) -> AckLevel | None:
+    """Checks what chunks, batches and generations have in common; `field` has them, "" is the request.
 
     Returns:
         The acknowledgement level; None leaves it to the server.
@@ -163,12 +171,13 @@ def check_model_and_level(asked: pb.Chunk | pb.Batch, field: str) -> AckLevel | 
         InvalidRequest: A number is not one of those that it may be.
     """
     version = asked.model.version
+    prefix = f"{field}." if field else ""
     if version < 0:
-        raise InvalidRequest(f"model.version is {version}, expected >= 0", field=f"{field}.model.version")
+        raise InvalidRequest(f"model.version is {version}, expected >= 0", field=f"{prefix}model.version")
     try:
         return _ACK_LEVELS[asked.ack_level]
     except KeyError:
-        raise InvalidRequest(f"{asked.ack_level} is not a level", field=f"{field}.ack_level") from None
+        raise InvalidRequest(f"{asked.ack_level} is not a level", field=f"{prefix}ack_level") from None
 
 
 def ack_number(level: AckLevel) -> Any:
@@ -193,8 +202,12 @@ def to_selection(message: pb.Chunk | pb.Batch) -> Selection | None:
     return Selection(asked.top_k, asked.token_log_prob, tuple(asked.tensors), asked.state)
 
 
-def _tokens(tokens: pb.Tokens) -> tuple[TokenKind, bytes | NDArray[Any], int, int]:
-    """Returns kind, tokens, how many they are, and features per token."""
+def to_tokens(tokens: pb.Tokens, field: str) -> tuple[TokenKind, bytes | NDArray[Any], int, int]:
+    """Returns kind, tokens, how many they are, and features per token.
+
+    Raises:
+        InvalidRequest: They are none, or no tensor of features.
+    """
     kind = tokens.WhichOneof("kind")
     if kind == "text":
         text = tokens.text
@@ -203,13 +216,12 @@ def _tokens(tokens: pb.Tokens) -> tuple[TokenKind, bytes | NDArray[Any], int, in
         ids = np.array(tokens.ids.values, TOKEN_DTYPES["ids"])
         return "ids", ids, len(ids), 1
     if kind == "features":
-        features = _features(tokens.features)
+        features = _features(tokens.features, f"{field}.features")
         return "features", features, *features.shape
-    raise InvalidRequest("the chunk has no tokens, expected text, ids or features", field="chunk.tokens")
+    raise InvalidRequest(f"{field} has no tokens, expected text, ids or features", field=field)
 
 
-def _features(tensor: pb.Tensor) -> NDArray[Any]:
-    field = "chunk.tokens.features"
+def _features(tensor: pb.Tensor, field: str) -> NDArray[Any]:
     if tensor.dtype != pb.DATA_TYPE_FLOAT32:
         raise InvalidRequest(
             f"features have dtype {tensor.dtype}, expected {pb.DATA_TYPE_FLOAT32} (float32)",

@@ -67,6 +67,7 @@ class Emission:
                 if self._ending is None or self._serving is None or self._serving.uncancel():
                     raise  # not, or not only, `cut` has cancelled this
             if self._ending is not None:
+                share.hold(0, CALL_BYTES)  # how long its end takes is up to its client
                 self._ending.metadata["replies"] = str(self.written_count)
                 await abort(self._call.context, self._ending, self._call.request_id)
 

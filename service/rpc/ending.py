@@ -66,12 +66,12 @@ class Endings:
         ending.handler_task = None
 
 
-def end_within(seconds: float) -> None:
-    """Lets the call that runs in this task be over within so long."""
+def end_within(seconds: float, task: "asyncio.Task[Any] | None" = None) -> None:
+    """Lets the call that runs in this task be over within so long; whoever knows the task may give it."""
     ending = _ENDING.get(None)
     if ending is not None:
         ending.gone_by_s = time.monotonic() + seconds
-        ending.handler_task = asyncio.current_task()
+        ending.handler_task = task or asyncio.current_task()
 
 
 def _give_up(ending: Ending) -> None:

@@ -9,7 +9,7 @@ import functools
 import math
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
@@ -23,6 +23,9 @@ from service.rpc.open_calls import OpenCalls
 from service.rpc.status import abort
 from service.telemetry.rpc_metrics import OK, RpcMetrics, code_of
 
+if TYPE_CHECKING:
+    from service.telemetry.tracing import Tracing
+
 
 class Handler:
     """Serves the calls of one rpc.
@@ -35,6 +38,7 @@ class Handler:
         calls: Knows the unary calls under way, and how long a call may take.
         access: Ends calls whose credential is revoked.
         metrics: Counts the calls.
+        tracing: Makes spans of the calls, if they are traced.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class Handler:
         calls: OpenCalls,
         access: Access,
         metrics: RpcMetrics,
+        tracing: "Tracing | None" = None,
     ) -> None:
         self._method = method
         self._message_type = message_type
@@ -52,10 +57,12 @@ class Handler:
         self._calls = calls
         self._access = access
         self._metrics = metrics
+        self._tracing = tracing
 
     def build(self, identify: Identify) -> "grpc.RpcMethodHandler[Any, Any]":
         """Returns what gRPC calls for a call of whom `identify` names."""
-        serve = functools.partial(self._serve, identify)
+        # gRPC has `inspect` look at this at every call: at a function for half of what a method takes
+        serve = functools.partial(Handler._serve, self, identify)
         if self._message_type is None:
             return grpc.stream_stream_rpc_method_handler(serve)
         return grpc.stream_unary_rpc_method_handler(serve)
@@ -65,6 +72,8 @@ class Handler:
         metrics, is_served = self._metrics, False
         call = Call(self._method, context)
         metrics.started()
+        if self._tracing is not None:
+            call.span = self._tracing.begin(self._method, context.invocation_metadata() or ())
         try:
             try:
                 caller = call.caller = identify(context)
@@ -93,11 +102,21 @@ class Handler:
                 call.ended("OK")
                 is_served = True
                 return reply
+            call.reason = refusal.reason
             call.failed(refusal)
             call.ended(refusal.reason)
             await abort(context, refusal.without_trace(), call.request_id)
         finally:
-            metrics.handled(OK if is_served else code_of(context), time.monotonic() - call.began_s)
+            code = OK if is_served else code_of(context)
+            metrics.handled(code, time.monotonic() - call.began_s)
+            if call.span is not None:
+                call.span.end(
+                    code,
+                    reason=call.reason,
+                    tenant=call.caller.tenant,
+                    session_id=call.session_id,
+                    row_count=call.row_count,
+                )
 
     async def _answer(self, call: Call, ends_s: float) -> bytes:
         """Reads the message of a call, and returns the reply; see `Call.ends_s`."""

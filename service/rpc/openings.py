@@ -25,27 +25,41 @@ def opening_keys(request: pb.OpenBatchRequest, tenant: str, max_rows: int) -> li
     Raises:
         InvalidRequest: The request as a whole is wrong; no session was touched.
     """
-    count = len(request.session_ids)
-    if not 1 <= count <= max_rows:
-        raise InvalidRequest(
-            f"the message has {count} sessions, expected 1..{max_rows}", field="session_ids"
-        )
+    check_ids(request.session_ids, max_rows)
     if not request.model.name:
         raise InvalidRequest("model.name is empty", field="model.name")
     if request.model.version < 0:
         raise InvalidRequest(
             f"model.version is {request.model.version}, expected >= 0", field="model.version"
         )
-    if len(set(request.session_ids)) < count:
-        raise InvalidRequest("a session id occurs twice in one message", field="session_ids")
-    return [_key(tenant, row, session_id) for row, session_id in enumerate(request.session_ids)]
+    return row_keys(request.session_ids, tenant)
 
 
-def _key(tenant: str, row: int, session_id: str) -> bytes | InvalidRequest:
+def check_ids(session_ids: Sequence[str], max_rows: int, field: str = "session_ids") -> None:
+    """Makes sure that a message names a number of sessions that it may.
+
+    Raises:
+        InvalidRequest: It names none, too many, or one twice.
+    """
+    count = len(session_ids)
+    if not 1 <= count <= max_rows:
+        raise InvalidRequest(f"the message has {count} sessions, expected 1..{max_rows}", field=field)
+    if len(set(session_ids)) < count:
+        raise InvalidRequest("a session id occurs twice in one message", field=field)
+
+
+def row_keys(
+    session_ids: Sequence[str], tenant: str, field: str = "session_ids"
+) -> list[bytes | InvalidRequest]:
+    """Returns the store key of each session, or why its id is none."""
+    return [_key(tenant, f"{field}[{row}]", session_id) for row, session_id in enumerate(session_ids)]
+
+
+def _key(tenant: str, field: str, session_id: str) -> bytes | InvalidRequest:
     try:
         return codec.key_of(tenant, session_id)
     except InvalidRequest as error:
-        return InvalidRequest(error.message, field=f"session_ids[{row}]")
+        return InvalidRequest(error.message, field=field)
 
 
 def given_states(request: pb.OpenBatchRequest) -> dict[str, NDArray[Any]]:

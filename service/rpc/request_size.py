@@ -6,9 +6,12 @@ hold per call. It is derived from what the models take, not guessed.
 
 from collections.abc import Iterable
 
+from service.engine.rules import MAX_KEPT_REPLIES, MAX_KEPT_REPLY_BYTES
 from service.model.contract import Contract
 from service.rpc.batches import MAX_MESSAGE_TOKENS
 from service.rpc.codec import MAX_ID_CHARS
+from service.store.blob import OVERHEAD_BYTES
+from service.store.record import REPLY_BYTES
 
 ID_BYTES = 4 * MAX_ID_CHARS + 4
 """Of a session id, in UTF-8, with tag and length."""
@@ -22,6 +25,9 @@ TOKEN_ID_BYTES = 5
 ENVELOPE_BYTES = 16 << 10
 """Everything else: the names of a model and of its outputs, tags, lengths."""
 
+KEPT_BYTES = MAX_KEPT_REPLY_BYTES + MAX_KEPT_REPLIES * REPLY_BYTES + OVERHEAD_BYTES
+"""Of an exported session, beside its state."""
+
 
 def largest_request_bytes(contracts: Iterable[Contract], *, max_chunk_tokens: int, max_rows: int) -> int:
     """Returns the size of the largest request that the server can serve.
@@ -34,7 +40,7 @@ def largest_request_bytes(contracts: Iterable[Contract], *, max_chunk_tokens: in
     token_count = max(max_chunk_tokens, MAX_MESSAGE_TOKENS)
     batch_bytes = max_rows * (ID_BYTES + ROW_NUMBERS_BYTES)
     return ENVELOPE_BYTES + max(
-        max(batch_bytes + token_count * _token_bytes(contract), contract.state_bytes)
+        max(batch_bytes + token_count * _token_bytes(contract), contract.state_bytes + KEPT_BYTES)
         for contract in contracts
     )
 

@@ -1,8 +1,9 @@
 """The rpcs of holdfast.v1: each reads its request, asks engine or sessions, and writes its reply."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from holdfast.errors import InvalidRequest, ServiceError
 from holdfast.v1 import holdfast_pb2 as pb
@@ -19,13 +20,18 @@ from service.rpc.call import Call
 from service.rpc.codec import Named
 from service.rpc.credentials import Scope
 from service.rpc.gate import Rpc
+from service.rpc.generation import Generations
 from service.rpc.handler import Handler
 from service.rpc.model_message import contract_message
 from service.rpc.open_calls import OpenCalls
 from service.rpc.openings import given_states, opening_keys, opening_reply, state_of
+from service.rpc.session_message import session_message
 from service.rpc.streams import BatchStream, StepStream
-from service.store.record import Record
+from service.rpc.watching import Watching
 from service.telemetry.rpc_metrics import RpcMetrics
+
+if TYPE_CHECKING:
+    from service.telemetry.tracing import Tracing
 
 SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["StreamingInferenceService"].full_name
 
@@ -70,9 +76,12 @@ class Servicer:
         access: Ends calls whose credential is revoked.
         calls: Knows the calls under way.
         reloading: Loads models that have come since.
+        watching: Serves watches.
         metrics_of: Gives what counts an rpc.
+        tracing: Makes spans of the calls, if they are traced.
         max_chunk_tokens: Most tokens of a chunk.
         max_rows: Most rows of a batch.
+        others: Rpcs that other files implement, by name.
     """
 
     def __init__(
@@ -83,10 +92,13 @@ class Servicer:
         access: Access,
         calls: OpenCalls,
         reloading: ModelReloading,
+        watching: Watching,
         metrics_of: Callable[[str], RpcMetrics],
+        tracing: "Tracing | None",
         *,
         max_chunk_tokens: int,
         max_rows: int,
+        others: Mapping[str, Callable[..., Awaitable[Any]]] = MappingProxyType({}),
     ) -> None:
         self._engine = engine
         self._sessions = sessions
@@ -94,9 +106,13 @@ class Servicer:
         self._access = access
         self._calls = calls
         self._reloading = reloading
+        self._watching = watching
         self._metrics_of = metrics_of
+        self._tracing = tracing
+        self._others = others
         self._max_chunk_tokens = max_chunk_tokens
         self._batch_limits = BatchLimits(models, max_chunk_tokens, max_rows)
+        self._generations = Generations(engine, sessions, models, calls, max_chunk_tokens)
 
     def rpcs(self) -> dict[str, Rpc]:
         """Returns every rpc of the contract."""
@@ -110,9 +126,12 @@ class Servicer:
             "StreamSteps": self.stream_steps,
             "StepBatch": self.step_batch,
             "StreamBatches": self.stream_batches,
+            "WatchSession": self._watching.watch_session,
+            "Generate": self._generations.generate,
             "ListModels": self.list_models,
             "GetModel": self.get_model,
             "ReloadModels": self.reload_models,
+            **self._others,
         }
         rpcs = {}
         for method in pb.DESCRIPTOR.services_by_name["StreamingInferenceService"].methods:
@@ -120,7 +139,13 @@ class Servicer:
             is_stream = method.client_streaming or method.server_streaming
             message_type = None if is_stream else getattr(pb, method.input_type.name)
             handler = Handler(
-                name, message_type, functions.get(name, _not_built), self._calls, self._access, metrics
+                name,
+                message_type,
+                functions[name],
+                self._calls,
+                self._access,
+                metrics,
+                self._tracing,
             )
             rpcs[name] = Rpc(RPC_SCOPES[name], handler.build, metrics)
         return rpcs
@@ -199,7 +224,8 @@ class Servicer:
         """Applies one chunk; the reply is encoded already."""
         if not request.HasField("chunk"):
             raise InvalidRequest("the request has no chunk", field="chunk")
-        named = Named(request.chunk.tag, request.chunk.session_id)
+        message = request.chunk
+        named = Named(message.tag, message.session_id)
         call.session_id = named.session_id
         outcome: asyncio.Future[Reply | ServiceError] = asyncio.get_running_loop().create_future()
 
@@ -208,14 +234,16 @@ class Servicer:
                 outcome.set_result(value)
 
         chunk = codec.to_chunk(
-            request.chunk,
+            message,
             reply,
             call.caller,
             max_tokens=self._max_chunk_tokens,
             deadline_s=call.deadline_s,
         )
-        del request  # with whatever it has beside the chunk
+        del request, message  # with whatever they have beside the chunk
         call.share.take(0, codec.size_of(chunk))
+        if call.span is not None:
+            chunk.request = call.span.stages
         try:
             self._engine.submit(chunk)
             result = await outcome
@@ -240,6 +268,8 @@ class Servicer:
         )
         del request
         call.share.take(rows.row_count - 1, rows.size_bytes)
+        if call.span is not None:
+            rows.trace(call.span.stages)
         try:
             rows.submit(self._engine)
             await done.wait()
@@ -278,18 +308,8 @@ class Servicer:
         )
 
     async def _session_message(self, session_id: str, key: bytes, session: OpenSession) -> pb.Session:
-        record: Record = session.record
-        return pb.Session(
-            session_id=session_id,
-            incarnation=record.incarnation,
-            position=record.position,
-            history_digest=record.digest,
-            model=pb.ModelRef(name=session.model.name, version=session.model.version),
-            fingerprint=record.fingerprint.hex(),
-            expires_in_s=await self._sessions.expires_in_s(key),
-            quarantine_reason=record.quarantine_reason,
-            cursor=session.cursor,
-        )
+        expires_in_s = await self._sessions.expires_in_s(key)
+        return session_message(session_id, session.record, session.model, expires_in_s, session.cursor)
 
     def _model_message(self, model: Model) -> pb.Model:
         message = pb.Model(
@@ -301,7 +321,3 @@ class Servicer:
         )
         message.MergeFrom(contract_message(model.contract))
         return message
-
-
-async def _not_built(*_: Any) -> Any:
-    raise InvalidRequest("TO DO: every rpc replaces its use of this; then it goes")

@@ -36,6 +36,7 @@ GROUPS = {
         "store_timeout_s",
         "data_dir",
         "session_ttl_s",
+        "max_checkpoints",
         "hot_state_bytes",
         "allow_volatile_store",
         "allow_old_store",
@@ -57,7 +58,7 @@ GROUPS = {
     ),
     "Access": ("tls_cert", "tls_key", "tls_client_ca", "tokens_file", "allow_plaintext"),
     "Shutdown": ("drain_timeout_s", "drain_pause_s"),
-    "Log and tests": ("log_level", "log_format", "allow_failpoints"),
+    "Log, traces and tests": ("log_level", "log_format", "traces", "allow_failpoints"),
 }
 """Title -> settings, in the order of the page."""
 

@@ -236,6 +236,9 @@ class Settings(BaseSettings):
             description="failures in a row after which a session is put into quarantine; 0 means never",
         ),
     ] = 3
+    max_checkpoints: Annotated[
+        int, Field(ge=1, le=MOST_COUNT, description="most checkpoints of a session, each as large as it")
+    ] = 16
     tls_cert: Annotated[
         Path | None, Field(description="certificate chain for gRPC, PEM; read again when the file changes")
     ] = None
@@ -284,6 +287,9 @@ class Settings(BaseSettings):
         bool, Field(description="for tests: obey HOLDFAST_FAILPOINTS, which injects faults on purpose")
     ] = False
     reflection: Annotated[bool, Field(description="serve gRPC reflection")] = True
+    traces: Annotated[
+        str | None, Field(description="OTLP/HTTP URL to which a span of every call goes; by default none")
+    ] = None
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
         Field(description="lowest level that is logged; SIGUSR1 sets debug, SIGUSR2 this level again"),

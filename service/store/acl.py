@@ -1,7 +1,7 @@
 """The rules that give the store's user what it needs and nothing else. Pure.
 
-A user with them can read and write sessions, by their key pattern, and look at the server; it cannot list
-keys, change settings, flush or read anything else.
+A user with them can read and write sessions, by their key pattern, use channels, by the same pattern, list
+the names of keys, and look at the server; it cannot change settings, flush or read anything else.
 """
 
 import hashlib
@@ -13,13 +13,16 @@ COMMANDS = (
     "ping", "select", "info", "role", "wait",
     "mget", "get", "getrange", "set", "pttl", "eval", "evalsha",
     "type", "rename", "pexpire",
+    "scan", "object|idletime",
     "setrange", "persist", "unlink", "hget", "hset", "hdel", "hlen", "hkeys", "hexists", "exists", "time",
     "asking", "cluster|slots",
+    "publish", "subscribe",
 )  # fmt: skip
 """What is called, by the scripts too."""
 
-FSYNC_COMMANDS = ("waitaof", "config|get")
-"""For acknowledgement level `fsynced`; a server that does not know them refuses a rule that names them."""
+FSYNC_COMMANDS = ("waitaof", "config|get", "client|no-touch")
+"""For acknowledgement level `fsynced`, and for the idle time of sessions that never expire; a server that
+does not know them refuses a rule that names them."""
 
 SENTINEL_COMMANDS = ("ping", "subscribe", "sentinel|get-master-addr-by-name", "sentinel|master")
 
@@ -38,8 +41,9 @@ def store_rule(
     Raises:
         ValueError: The prefix is not allowed.
     """
+    pattern = KeySpace(key_prefix).pattern
     commands = COMMANDS + (FSYNC_COMMANDS if fsynced else ())
-    return _rule(user, password, f"resetkeys ~{KeySpace(key_prefix).pattern} resetchannels", commands)
+    return _rule(user, password, f"resetkeys ~{pattern} resetchannels &{pattern}", commands)
 
 
 def sentinel_rule(user: str, *, password: str | None = None) -> str:

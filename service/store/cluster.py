@@ -101,6 +101,7 @@ class Cluster:
         self._owners: list[Node | None] = [None] * SLOT_COUNT
         self._is_covered = False
         self._map_is_old = False
+        self.layout = b""
         self._turn = 0
         self._refreshing: asyncio.Task[None] | None = None
         self._retiring: set[asyncio.Task[None]] = set()
@@ -170,6 +171,10 @@ class Cluster:
                 await self._before_redirected(routes, attempt)
             attempt += 1
         return answers
+
+    async def send_each(self, calls: Sequence[Call]) -> list[Answer]:
+        """Sends each call to the primary of its slot; see `Topology.send_each`."""
+        return await self.send(calls)
 
     async def _send_once(self, calls: Sequence[Call], routes: dict[int, _Route]) -> dict[int, Answer]:
         by_node: dict[Node | None, list[int]] = {}
@@ -278,6 +283,8 @@ class Cluster:
             self._on_moved()
         self._owners = owners
         self._is_covered = None not in owners
+        parts_of = {place: [(part.start, part.stop) for part in parts] for place, parts in places.items()}
+        self.layout = repr(sorted(parts_of.items())).encode()
         self.nodes = [self._nodes[place] for place in places]
         for place in self._nodes.keys() - places.keys():
             self._retire(self._nodes.pop(place))

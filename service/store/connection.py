@@ -24,6 +24,7 @@ from service.common.background import Trouble
 from service.store.address import Address
 from service.store.error_table import RETRY_AFTER_S, error_of
 from service.store.replies import Reply
+from service.store.send_buffer import widen
 
 _log = logging.getLogger(__name__)
 
@@ -91,6 +92,14 @@ class StoreConnection:
     def is_connected(self) -> bool:
         """Whether requests can be sent."""
         return self._protocol is not None
+
+    @property
+    def process(self) -> bytes:
+        """Names the process of the server; another one, or the same started anew, has another name.
+
+        One that does not say has the name of its address.
+        """
+        return self.identity.split()[0] if self.identity is not None else str(self.address).encode()
 
     async def open(self) -> None:
         """Connects once.
@@ -211,7 +220,10 @@ class StoreConnection:
     ) -> "_RespProtocol":
         loop = asyncio.get_running_loop()
         if address.socket_path is not None:
-            return (await loop.create_unix_connection(create_protocol, str(address.socket_path)))[1]
+            path = str(address.socket_path)
+            transport, protocol = await loop.create_unix_connection(create_protocol, path)
+            widen(transport)
+            return protocol
         hostname = address.host if address.tls else None
         connection = loop.create_connection(
             create_protocol, address.host, address.port, ssl=address.tls, server_hostname=hostname

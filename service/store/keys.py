@@ -10,6 +10,8 @@ DEFAULT_PREFIX = "holdfast"
 
 _PREFIX = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _DEFAULT_HEAD = f"{DEFAULT_PREFIX}:v1:"
+_GLOB = re.compile(r"[*?\[\]\\]")
+_ESCAPED = r"\\\g<0>"
 
 
 class KeySpace:
@@ -42,11 +44,21 @@ class KeySpace:
         """Returns such a marker for a cluster, where each node needs one in a slot of its own."""
         return self.ack_marker + f":{number}".encode()
 
+    def channel(self, database: int, name: str) -> bytes:
+        """Returns the name of a channel; unlike keys, the databases of a server share their channels."""
+        return self._head + f"{database}:{name}".encode()
+
     def placed(self, keys: Sequence[bytes]) -> Sequence[bytes]:
         """Returns where sessions with these keys lie in this key space; their slots are the same."""
         if self.is_default:
             return keys
         return [self._head + key[len(_DEFAULT_HEAD) :] for key in keys]
+
+    def original(self, keys: Sequence[bytes]) -> Sequence[bytes]:
+        """Returns the keys of sessions that lie there; the inverse of `placed`."""
+        if self.is_default:
+            return keys
+        return [_DEFAULT_HEAD.encode() + key[len(self._head) :] for key in keys]
 
 
 def session_key(tenant: str, session_id: str) -> bytes:
@@ -64,6 +76,19 @@ def session_keys(tenant: str, session_ids: Iterable[str]) -> list[bytes]:
         session_ids
     )  # one string is built, encoded and cut, instead of one for each
     return f"{start}{lines}}}".encode().split(b"\n")
+
+
+def session_pattern(tenant: str, prefix: str) -> bytes:
+    """Returns the pattern, as SCAN has it, of the keys of a tenant's sessions whose ids begin so.
+
+    What lies beside a record ends behind the brace.
+    """
+    return session_key(tenant, f"{_GLOB.sub(_ESCAPED, prefix)}*")
+
+
+def session_id_of(key: bytes) -> str:
+    """Returns the id of the session that has this key."""
+    return key.partition(b"{")[2].partition(b":")[2][:-1].decode()
 
 
 def tenant_of(key: bytes) -> bytes:

@@ -94,6 +94,7 @@ class OneNode:
     """
 
     is_cluster = False
+    layout = b""
     why_moved = "the connection to the store was made anew since, perhaps to another server"
     pack = staticmethod(pack_together)
 
@@ -152,6 +153,14 @@ class OneNode:
         if isinstance(reply, hiredis.ReplyError) and not is_unknown_script(reply):
             raise self._node.refusal(str(reply))
         return [reply]
+
+    async def send_each(self, calls: Sequence[Call]) -> list[Answer]:
+        """Sends calls in one write; see `Topology.send_each`."""
+        try:
+            replies = await self._node.send_many([piece for call in calls for piece in call.request])
+        except ServiceError as error:
+            return [error] * len(calls)
+        return [self.refusal(str(one)) if isinstance(one, hiredis.ReplyError) else one for one in replies]
 
     def refusal(self, message: str) -> ServiceError:
         """Returns what an error means; see `Node.refusal`."""

@@ -3,11 +3,14 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from holdfast.errors import AckLevelUnsupported, ServiceError, StoreUnavailable
+from service.common.start_errors import StartError
 from service.store.address import Address, parse_url
 from service.store.cluster import Cluster
 from service.store.confirmation import AckSettings
 from service.store.keys import DEFAULT_PREFIX, KeySpace
 from service.store.one_node import OneNode
+from service.store.protocol import UnsafeStore
 from service.store.safety import Allowances
 from service.store.sentinel import Sentinels
 from service.store.store import Store
@@ -57,3 +60,12 @@ def create_store(
             place, timeout_s=timeout_s, acks=acks, marker=key_space.ack_marker, on_change=on_change
         )
     return Store(topology, allowances or Allowances(), key_space)
+
+
+def refused_store(error: ServiceError | UnsafeStore, ack_level: str) -> StartError:
+    """Returns why no server starts on a store that refused, or is not safe."""
+    if isinstance(error, AckLevelUnsupported):
+        return StartError(f"--ack-level {ack_level}: {error}")
+    if isinstance(error, StoreUnavailable):
+        return StartError(f"--store: {error}; a server starts once its store answers")
+    return StartError(f"--store: {error}")

@@ -19,6 +19,8 @@ _TOP_LOG_PROBS_TAG = b"\x22"
 _TOKEN_LOG_PROBS_TAG = b"\x2a"
 _TENSORS_TAG = b"\x32"
 _STATE_TAG = b"\x3a"
+_SAMPLED_IDS_TAG = b"\x42"
+_SAMPLED_LOG_PROBS_TAG = b"\x4a"
 _TENSOR_TAG = b"\x12"  # of NamedTensor
 _DATA_TAG = b"\x1a"  # of Tensor
 
@@ -41,6 +43,9 @@ class Outputs(NamedTuple):
         tensors: Output name -> (R * k, ...); (R, ...) of outputs that are given once a chunk, as are the
             candidates by one of these.
         state: State name -> (R, ...).
+        sampled_ids: The token drawn to follow each chunk, int32 (R,); None if none was. Then the candidates
+            are those in its place, (R, top_k).
+        sampled_log_probs: float32 (R,).
     """
 
     row_count: int
@@ -50,6 +55,8 @@ class Outputs(NamedTuple):
     token_log_probs: NDArray[np.float32] | None
     tensors: dict[str, NDArray[Any]]
     state: dict[str, NDArray[Any]]
+    sampled_ids: NDArray[np.int32] | None = None
+    sampled_log_probs: NDArray[np.float32] | None = None
 
 
 def encode_outputs(outputs: Outputs) -> NDArray[np.uint8]:
@@ -66,6 +73,9 @@ def encode_outputs(outputs: Outputs) -> NDArray[np.uint8]:
         columns += [(_TOP_IDS_TAG, outputs.top_ids), (_TOP_LOG_PROBS_TAG, outputs.top_log_probs)]
     if outputs.token_log_probs is not None:
         columns.append((_TOKEN_LOG_PROBS_TAG, outputs.token_log_probs))
+    if outputs.sampled_ids is not None and outputs.sampled_log_probs is not None:
+        columns += [(_SAMPLED_IDS_TAG, outputs.sampled_ids)]
+        columns += [(_SAMPLED_LOG_PROBS_TAG, outputs.sampled_log_probs)]
     for tag, values in columns:
         data = np.ascontiguousarray(values).reshape(rows, -1).view(np.uint8)
         parts += (_head(tag, data.shape[1]), data)

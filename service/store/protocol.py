@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from holdfast.errors import ServiceError
+from service.store.beside import Checkpoint, CheckpointHead
+from service.store.head import Head
 from service.store.record import has_sibling
 from service.store.safety import StoreUsage
 
@@ -85,6 +87,37 @@ Refusals = dict[int, Found | ServiceError]
 """Why records were not written, by their number in the call; nothing was changed for them, except that
 one with StoreUnavailable may have been written: a cluster loses the replies of one node and not of the
 others."""
+
+
+class ScanPlace(NamedTuple):
+    """How far a list of all keys has come.
+
+    Attributes:
+        layout: Names the servers that hold the keys, and says which has what; 8 bytes. A place is one of
+            this layout only.
+        node: Number of the server, in the order of the layout.
+        cursor: Where its list goes on.
+    """
+
+    layout: bytes
+    node: int = 0
+    cursor: int = 0
+
+
+class KeyedHead(NamedTuple):
+    """A record of which no more than its head was read.
+
+    Attributes:
+        key: Where it lies.
+        head: What it says.
+        expires_in_s: Seconds until it expires; 0 is never.
+        idle_s: Seconds since the store last read or wrote it; None if it was not asked.
+    """
+
+    key: bytes
+    head: Head
+    expires_in_s: float
+    idle_s: float | None
 
 
 class UnsafeStore(Exception):
@@ -186,8 +219,102 @@ class StateStore(Protocol):
         """
         ...
 
+    async def save_checkpoint(
+        self, key: bytes, stamp: bytes, name: str, max_count: int
+    ) -> CheckpointHead | Found | None:
+        """Keeps a record, and its session's cursor, under a name beside it, as long as the record.
+
+        Check and write are one atomic act. One of that name is replaced. The record keeps its stamp.
+
+        Args:
+            key: Of the record.
+            stamp: That it must have.
+            name: Of the checkpoint.
+            max_count: Most checkpoints that a session may have.
+
+        Returns:
+            The checkpoint; or what is stored instead; None: there are as many of other names.
+
+        Raises:
+            StoreUnavailable: No answer in time; it may or may not have been saved.
+            StoreFull, RecordCorrupt: As named; nothing was changed.
+        """
+        ...
+
+    async def list_checkpoints(self, key: bytes) -> list[CheckpointHead]:
+        """Returns the checkpoints beside a record, in no particular order.
+
+        Raises:
+            StoreUnavailable, RecordCorrupt: As named.
+        """
+        ...
+
+    async def load_checkpoint(self, key: bytes, name: str) -> Checkpoint | None:
+        """Reads a checkpoint; None if there is none of that name.
+
+        Raises:
+            StoreUnavailable, RecordCorrupt: As named.
+        """
+        ...
+
+    async def delete_checkpoint(self, key: bytes, name: str) -> bool:
+        """Deletes a checkpoint; returns whether there was one of that name.
+
+        Raises:
+            StoreUnavailable: No answer in time; it may or may not have been deleted.
+        """
+        ...
+
     async def time_to_live_s(self, key: bytes) -> float:
         """Returns the seconds until the record expires; 0 if it never does.
+
+        Raises:
+            StoreUnavailable: No answer in time.
+        """
+        ...
+
+    def first_place(self) -> ScanPlace:
+        """Returns where a list of all keys begins.
+
+        Raises:
+            StoreUnavailable: There is no connection.
+        """
+        ...
+
+    async def scan(
+        self, pattern: bytes, place: ScanPlace, count: int
+    ) -> tuple[Sequence[bytes], ScanPlace | None]:
+        """Looks through about `count` keys, and holds the store up no longer than that takes.
+
+        Args:
+            pattern: Of keys, as `keys.session_pattern` gives it.
+            place: Where to go on, of the layout that `first_place` has now.
+            count: See there.
+
+        Returns:
+            Keys of strings that match, and where to go on; None at the end. A key that is there from the
+            first place to the end is returned, perhaps twice.
+
+        Raises:
+            StoreUnavailable: No answer in time.
+        """
+        ...
+
+    async def heads(self, keys: Sequence[bytes], *, with_idle: bool) -> Sequence[KeyedHead]:
+        """Reads the heads of records in one round trip; those that are not of live sessions are left out.
+
+        Args:
+            keys: Of the records.
+            with_idle: Ask for how long they were idle. Where the server allows it, reading heads does not
+                count as use.
+
+        Raises:
+            StoreUnavailable: No answer in time.
+        """
+        ...
+
+    async def quarantine_reason(self, key: bytes, start: int) -> str:
+        """Returns the reason that stands in a record from some byte on; see `Head.reason_start`.
 
         Raises:
             StoreUnavailable: No answer in time.
@@ -237,6 +364,18 @@ async def load_one_with_cursor(store: StateStore, key: bytes) -> tuple[bytes | N
     if isinstance(data, ServiceError):
         raise data
     return data, cursor
+
+
+async def confirm_one(store: StateStore, key: bytes, level: AckLevel, epoch: int) -> None:
+    """Waits until what is stored under a key is as durable as the level says; arguments as of `confirm`.
+
+    Raises:
+        AckLevelNotReached: It is not, in time.
+    """
+    if level:
+        refusal = (await store.confirm((key,), level, epoch)).get(0)
+        if isinstance(refusal, ServiceError):
+            raise refusal
 
 
 async def commit_one(

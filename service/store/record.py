@@ -58,18 +58,18 @@ FLAG_PLACE = STAMP_END - 1
 MAX_POSITION = MAX_NUMBER
 """A session may consume so many tokens; far below the marks of tombstones and quarantine."""
 
-_HEADER = struct.Struct("<4sIQqqqq32sQ")
+HEADER = struct.Struct("<4sIQqqqq32sQ")
 _BODY_HEADER = struct.Struct("<qqqq32sQ")
 _PREFIX = struct.Struct("<4sIQ")
 _STAMP = struct.Struct("<qqq")
 _NONCE_END = STAMP_END + 8
 _REPLY_HEADER = struct.Struct("<qIIqq")
-_REASON_HEADER = struct.Struct("<I")
+REASON_HEADER = struct.Struct("<I")
 _OF_CHECKSUM, _OF_STAMP, _OF_NONCE, _SHARED = 1, slice(2, 5), 5, [0, 6, 7, 8, 9, 10]
 """Where these are in a header that is read as words of 8 bytes; records of one layout share the last."""
 _LEAST = (1, 0, 0)
 """The numbers of a live record's stamp are at least these, and at most `MAX_NUMBER`."""
-_QUARANTINED = 1 << 62
+QUARANTINED = 1 << 62
 
 REPLY_BYTES = _REPLY_HEADER.size
 """What a kept reply has beside its outputs."""
@@ -167,7 +167,7 @@ def stamp(incarnation: int, position: int, digest: int) -> bytes:
 def _marked_position(record: Record) -> int:
     if record.deleted:
         return ~record.position
-    return record.position | _QUARANTINED if record.quarantine_reason else record.position
+    return record.position | QUARANTINED if record.quarantine_reason else record.position
 
 
 def encode(record: Record) -> bytes:
@@ -183,7 +183,7 @@ def encode(record: Record) -> bytes:
     reason = b""
     if record.quarantine_reason:
         text = record.quarantine_reason.encode()
-        reason = _REASON_HEADER.pack(len(text)) + text
+        reason = REASON_HEADER.pack(len(text)) + text
     checked = b"".join((body, record.state, reason, encode_replies(record.replies)))
     count = len(record.replies)
     return _PREFIX.pack(MAGIC, count, xxhash.xxh3_64_intdigest(checked, count)) + checked
@@ -192,6 +192,12 @@ def encode(record: Record) -> bytes:
 def has_sibling(data: bytes) -> bool:
     """Whether the session of a record, as it was read, may have a sibling."""
     return data[FLAG_PLACE:STAMP_END] == b"\1"
+
+
+def stamp_of(data: bytes) -> tuple[int, int, int]:
+    """Returns incarnation, position as it stands there and history digest, of a record or its beginning."""
+    found: tuple[int, int, int] = _STAMP.unpack_from(without_flag(data), STAMP_START)
+    return found
 
 
 def without_flag(data: bytes) -> bytes:
@@ -236,17 +242,17 @@ def encode_rows(
         (B, size), C-contiguous.
     """
     rows, state_bytes = states.shape
-    reply_start = _HEADER.size + state_bytes
+    reply_start = HEADER.size + state_bytes
     outputs_start = reply_start + _REPLY_HEADER.size
     size = outputs_start + outputs.shape[1]
     header, reply_header = _constant_headers(fingerprint, state_bytes, token_count, outputs.shape[1])
     matrix = np.empty((rows, size), np.uint8)
-    matrix[:, : _HEADER.size] = header
+    matrix[:, : HEADER.size] = header
     numbers = np.empty((rows, 5), np.int64)
     numbers[:, :3], numbers[:, 3], numbers[:, 4] = stamps, nonces, digests_before
     of_rows = numbers.view(np.uint8)
     matrix[:, STAMP_START:_NONCE_END] = of_rows[:, :32]
-    matrix[:, _HEADER.size : reply_start] = states
+    matrix[:, HEADER.size : reply_start] = states
     matrix[:, reply_start:outputs_start] = reply_header
     matrix[:, reply_start : reply_start + 8] = of_rows[:, 8:16]
     matrix[:, outputs_start - 16 : outputs_start - 8] = of_rows[:, 32:]
@@ -275,7 +281,7 @@ def _constant_headers(
     fingerprint: bytes, state_bytes: int, token_count: int, output_bytes: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Returns the headers of record and reply as they are in every row, zero where rows differ."""
-    header = _HEADER.pack(MAGIC, 1, 0, 0, 0, 0, 0, fingerprint, state_bytes)
+    header = HEADER.pack(MAGIC, 1, 0, 0, 0, 0, 0, fingerprint, state_bytes)
     reply_header = _REPLY_HEADER.pack(0, token_count, output_bytes, 0, 0)
     return np.frombuffer(header, np.uint8), np.frombuffer(reply_header, np.uint8)
 
@@ -286,23 +292,23 @@ def decode(data: bytes) -> Record:
     Raises:
         RecordCorrupt: The bytes are not what `encode` gives; the message says where they differ.
     """
-    if len(data) < _HEADER.size:
-        raise RecordCorrupt(f"record of {len(data)} bytes, shorter than its header of {_HEADER.size}")
+    if len(data) < HEADER.size:
+        raise RecordCorrupt(f"record of {len(data)} bytes, shorter than its header of {HEADER.size}")
     data = without_flag(data)
     magic, count, checksum, incarnation, position, digest, nonce, fingerprint, state_bytes = (
-        _HEADER.unpack_from(data)
+        HEADER.unpack_from(data)
     )
     if magic != MAGIC:
         raise RecordCorrupt(f"record starts with {magic!r}, expected {MAGIC!r}")
     if xxhash.xxh3_64_intdigest(memoryview(data)[STAMP_START:], count) != checksum:
         raise RecordCorrupt("record does not match its checksum")
-    state_end = replies_start = _HEADER.size + state_bytes
+    state_end = replies_start = HEADER.size + state_bytes
     if state_end > len(data):
         raise RecordCorrupt(f"record of {len(data)} bytes, its state would end at {state_end}")
     reason = ""
-    if position >= _QUARANTINED:
+    if position >= QUARANTINED:
         reason, replies_start = _decode_reason(data, state_end)
-        position -= _QUARANTINED
+        position -= QUARANTINED
     is_deleted = position < 0
     position = ~position if is_deleted else position
     if position > MAX_POSITION or not 0 < incarnation <= MAX_NUMBER:
@@ -315,7 +321,7 @@ def decode(data: bytes) -> Record:
         incarnation=incarnation,
         position=position,
         fingerprint=fingerprint,
-        state=data[_HEADER.size : state_end],
+        state=data[HEADER.size : state_end],
         replies=_checked_replies(data[replies_start:], count),
         deleted=is_deleted,
         quarantine_reason=reason,
@@ -335,10 +341,10 @@ def decode_rows(data: Sequence[bytes]) -> tuple[RecordRows, NDArray[np.int64]] |
         them. They keep one reply or, as sessions that were only opened, none.
     """
     size = len(data[0])
-    if size < _HEADER.size:
+    if size < HEADER.size:
         return None
-    magic, count, *_, fingerprint, state_bytes = _HEADER.unpack_from(data[0])
-    tail_start = _HEADER.size + state_bytes
+    magic, count, *_, fingerprint, state_bytes = HEADER.unpack_from(data[0])
+    tail_start = HEADER.size + state_bytes
     output_bytes = size - tail_start - count * _REPLY_HEADER.size
     if magic != MAGIC or count > 1 or output_bytes < 0 or (output_bytes and not count):
         return None
@@ -347,7 +353,7 @@ def decode_rows(data: Sequence[bytes]) -> tuple[RecordRows, NDArray[np.int64]] |
     if np.count_nonzero(has_flag):
         matrix = matrix.copy()
         matrix[has_flag, FLAG_PLACE] = 0
-    words = np.ascontiguousarray(matrix[:, : _HEADER.size]).view("<i8")
+    words = np.ascontiguousarray(matrix[:, : HEADER.size]).view("<i8")
     shared, stamps = words[:, _SHARED], words[:, _OF_STAMP]
     is_alike = (shared == shared[0]).all(axis=1)
     is_alike &= ((stamps >= _LEAST) & (stamps <= MAX_NUMBER)).all(axis=1)
@@ -364,7 +370,7 @@ def decode_rows(data: Sequence[bytes]) -> tuple[RecordRows, NDArray[np.int64]] |
         words[:, _OF_STAMP],
         words[:, _OF_NONCE],
         fingerprint,
-        matrix[:, _HEADER.size : tail_start],
+        matrix[:, HEADER.size : tail_start],
         matrix[:, tail_start:],
     )
     return rows, chosen
@@ -373,9 +379,9 @@ def decode_rows(data: Sequence[bytes]) -> tuple[RecordRows, NDArray[np.int64]] |
 def _decode_reason(data: bytes, start: int) -> tuple[str, int]:
     """Returns why a session is in quarantine, and where that text ends."""
     try:
-        (size,) = _REASON_HEADER.unpack_from(data, start)
-        end = start + _REASON_HEADER.size + size
-        reason = data[start + _REASON_HEADER.size : end].decode()
+        (size,) = REASON_HEADER.unpack_from(data, start)
+        end = start + REASON_HEADER.size + size
+        reason = data[start + REASON_HEADER.size : end].decode()
     except (struct.error, UnicodeDecodeError):
         raise RecordCorrupt("record ends inside its reason for quarantine, or that is not text") from None
     if not reason or end > len(data):

@@ -6,6 +6,7 @@ from typing import Any
 import hiredis
 
 from holdfast.errors import ServiceError
+from service.store.beside import CheckpointHead, read_head
 from service.store.protocol import Found, Loaded, Refusals
 
 Reply = Any
@@ -56,6 +57,53 @@ def records_with_cursors_of(
     return read
 
 
+def checkpoints_of(reply: Reply) -> list[CheckpointHead]:
+    """Reads what the script returns that lists checkpoints.
+
+    Raises:
+        ValueError: It cannot be that.
+        RecordCorrupt: One is no checkpoint.
+    """
+    if not isinstance(reply, list) or len(reply) % 3:
+        raise ValueError
+    return [_head(*reply[start : start + 3]) for start in range(0, len(reply), 3)]
+
+
+def saved_of(reply: Reply, field: bytes) -> CheckpointHead | Found | None:
+    """Reads what the script returns that saves a checkpoint, of this field; None: there are too many.
+
+    Raises:
+        ValueError: It cannot be that.
+    """
+    match reply:
+        case [b"saved", size_bytes, beginning]:
+            return _head(field, size_bytes, beginning)
+        case [b"full"]:
+            return None
+        case [b"found", bytes() | None as record]:
+            return Found(record)
+        case [b"found"]:
+            return Found(None)
+    raise ValueError
+
+
+def _head(field: Any, size_bytes: Any, beginning: Any) -> CheckpointHead:
+    if not (isinstance(field, bytes) and isinstance(size_bytes, int) and isinstance(beginning, bytes)):
+        raise ValueError
+    return read_head(field, size_bytes, beginning)
+
+
+def bytes_of(reply: Reply) -> bytes | None:
+    """Reads what GET or HGET returns.
+
+    Raises:
+        ValueError: It cannot be that.
+    """
+    if not isinstance(reply, bytes | None):
+        raise ValueError
+    return reply
+
+
 def seconds_of(reply: Reply) -> float:
     """Reads what PTTL returns; 0 where nothing expires.
 
@@ -65,6 +113,24 @@ def seconds_of(reply: Reply) -> float:
     if not isinstance(reply, int):
         raise ValueError
     return max(reply, 0) / 1000
+
+
+def scanned_of(reply: Reply) -> tuple[int, list[bytes]]:
+    """Reads what SCAN returns: where to go on, 0 at the end, and keys.
+
+    Raises:
+        ValueError: It cannot be that.
+    """
+    if not isinstance(reply, list) or len(reply) != 2:
+        raise ValueError
+    cursor, keys = reply
+    if (
+        not isinstance(cursor, bytes)
+        or not isinstance(keys, list)
+        or not {bytes}.issuperset(map(type, keys))
+    ):
+        raise ValueError
+    return int(cursor), keys
 
 
 def refusals_of(reply: Reply, count: int, refusal: Callable[[str], ServiceError]) -> Refusals:

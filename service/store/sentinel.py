@@ -7,7 +7,6 @@ off from them, and not from us, must be left as soon as they agree on another on
 """
 
 import asyncio
-import contextlib
 import functools
 import logging
 from collections.abc import AsyncIterator, Sequence
@@ -18,9 +17,9 @@ import hiredis
 from holdfast.errors import ServiceError, StoreUnavailable
 from service.common.background import keep_going
 from service.store.address import Address
-from service.store.error_table import RETRY_AFTER_S, error_of
+from service.store.error_table import RETRY_AFTER_S
 from service.store.node import Node
-from service.store.replies import Reply
+from service.store.talk import Talk, talk_to
 
 _log = logging.getLogger(__name__)
 
@@ -112,7 +111,10 @@ class Sentinels:
     async def _ask(self, address: Address) -> _Named | str:
         """Returns what a sentinel says, or why it says nothing."""
         try:
-            async with asyncio.timeout(self._timeout_s), _talk(address, self._timeout_s) as talk:
+            async with (
+                asyncio.timeout(self._timeout_s),
+                talk_to(address, self._timeout_s, _name(address)) as talk,
+            ):
                 place = await talk.ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._group)
                 if place is None:
                     return f"sentinel {address} knows no primary named {self._group!r}"
@@ -128,11 +130,11 @@ class Sentinels:
 
     async def _listen(self, address: Address, node: Node) -> None:
         try:
-            async with _talk(address, self._timeout_s) as talk:
+            async with talk_to(address, self._timeout_s, _name(address)) as talk:
                 async with asyncio.timeout(self._timeout_s):
                     await talk.ask("SUBSCRIBE", NEWS)
                 await self._follow(node)  # what was said before we listened
-                async for message in talk.messages(LISTEN_PING_S, self._timeout_s):
+                async for message in _messages(talk, LISTEN_PING_S, self._timeout_s):
                     if message[0] == b"message" and message[2].split()[0] == self._group.encode():
                         await self._follow(node)
         except (OSError, TimeoutError, EOFError, ServiceError) as error:
@@ -145,60 +147,21 @@ class Sentinels:
             node.leave(f"the sentinels name {place} as the primary")
 
 
-class _Talk:
-    """A short conversation with a sentinel."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, name: str) -> None:
-        self._reader = reader
-        self._writer = writer
-        self._replies = hiredis.Reader()
-        self._name = name
-
-    async def ask(self, *command: Any) -> Reply:
-        """Sends a command and waits for its reply; an error is raised as what it means."""
-        self._writer.write(hiredis.pack_command(command))
-        reply = await self._read()
-        if isinstance(reply, hiredis.ReplyError):
-            raise error_of(str(reply), self._name)
-        return reply
-
-    async def messages(self, ping_s: float, timeout_s: float) -> AsyncIterator[list[Any]]:
-        """Yields what comes, and makes sure that the sentinel is there.
-
-        Raises:
-            TimeoutError: It gives no sign of life.
-        """
-        while True:
-            try:
-                async with asyncio.timeout(ping_s):
-                    message = await self._read()
-            except TimeoutError:
-                async with asyncio.timeout(timeout_s):
-                    message = await self.ask("PING")
-            yield message
-
-    async def _read(self) -> Reply:
-        while (reply := self._replies.gets()) is False:
-            data = await self._reader.read(65_536)
-            if not data:
-                raise EOFError("it closed the connection")
-            self._replies.feed(data)
-        return reply
+def _name(address: Address) -> str:
+    return f"sentinel {address}"
 
 
-@contextlib.asynccontextmanager
-async def _talk(address: Address, timeout_s: float) -> AsyncIterator[_Talk]:
-    """Connects and greets, within the limit; what is asked afterwards is the caller's to limit."""
-    hostname = address.host if address.tls else None
-    async with asyncio.timeout(timeout_s):
-        reader, writer = await asyncio.open_connection(
-            address.host, address.port, ssl=address.tls, server_hostname=hostname
-        )
-    try:
-        talk = _Talk(reader, writer, f"sentinel {address}")
-        async with asyncio.timeout(timeout_s):
-            for command in address.greeting():
-                await talk.ask(*command)
-        yield talk
-    finally:
-        writer.transport.abort()
+async def _messages(talk: Talk, ping_s: float, timeout_s: float) -> AsyncIterator[list[Any]]:
+    """Yields what comes, and makes sure that the sentinel is there.
+
+    Raises:
+        TimeoutError: It gives no sign of life.
+    """
+    while True:
+        try:
+            async with asyncio.timeout(ping_s):
+                message = await talk.read()
+        except TimeoutError:
+            async with asyncio.timeout(timeout_s):
+                message = await talk.ask("PING")
+        yield message

@@ -7,6 +7,7 @@ again only if a server has refused it without executing anything; one whose repl
 import asyncio
 import hashlib
 import math
+import random
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from typing import Any, TypeVar
@@ -14,16 +15,22 @@ from typing import Any, TypeVar
 import hiredis
 
 from holdfast.errors import AckLevelNotReached, ServiceError, StoreUnavailable
+from service.store.address import Address
+from service.store.beside import Checkpoint, CheckpointHead, checkpoint_field, decode_checkpoint
 from service.store.confirmation import AckSupport, not_reached
 from service.store.error_table import RETRY_AFTER_S
 from service.store.keys import KeySpace, set_aside_key, sibling_key
+from service.store.listing import Listing
 from service.store.node import Node
-from service.store.protocol import AckLevel, Loaded, Refusals, UnsafeStore, Writes
+from service.store.protocol import AckLevel, Found, Loaded, Refusals, UnsafeStore, Writes
 from service.store.replies import (
+    bytes_of,
+    checkpoints_of,
     is_unknown_script,
     records_of,
     records_with_cursors_of,
     refusals_of,
+    saved_of,
     seconds_of,
 )
 from service.store.safety import Allowances, StoreUsage, describe, usage_together
@@ -32,6 +39,8 @@ from service.store.topology import Answer, Call, Topology, pack_arguments
 COMMIT = files(__package__).joinpath("commit.lua").read_bytes()
 COMMIT_SHA = hashlib.sha1(COMMIT, usedforsecurity=False).hexdigest().encode()
 SET_ASIDE = files(__package__).joinpath("set_aside.lua").read_bytes()
+SAVE_CHECKPOINT = files(__package__).joinpath("save_checkpoint.lua").read_bytes()
+LIST_CHECKPOINTS = files(__package__).joinpath("list_checkpoints.lua").read_bytes()
 LOAD_WITH_CURSORS = files(__package__).joinpath("load_with_cursors.lua").read_bytes()
 
 Value = TypeVar("Value")
@@ -47,6 +56,7 @@ class Store:
 
     Attributes:
         epoch: See `StateStore.epoch`.
+        first_place, scan, heads, quarantine_reason: See `StateStore`, and `Listing`.
     """
 
     def __init__(self, topology: Topology, allowances: Allowances, key_space: KeySpace) -> None:
@@ -55,6 +65,9 @@ class Store:
         self._key_space = key_space
         self._supports: list[AckSupport] = []
         self.epoch = 0
+        listing = Listing(topology, key_space)
+        self.first_place, self.scan, self.heads = listing.first_place, listing.scan, listing.heads
+        self.quarantine_reason = listing.quarantine_reason
 
     @property
     def is_available(self) -> bool:
@@ -114,6 +127,27 @@ class Store:
         kind = f"cluster of {len(nodes)} primaries; " if self._topology.is_cluster else ""
         place = "" if self._key_space.is_default else f"; its keys {self._key_space.pattern}"
         return f"{kind}{nodes[0]}: {describe(await nodes[0].info(), await nodes[0].config())}{place}"
+
+    def where(self) -> Address:
+        """Returns the address of a primary that answered when last asked, one by chance.
+
+        Raises:
+            StoreUnavailable: None did.
+        """
+        if not (answering := self._answering()):
+            raise StoreUnavailable("the store does not answer", retry_after_s=RETRY_AFTER_S)
+        return random.choice(answering)  # noqa: S311 -- no secret
+
+    def is_elsewhere(self, address: Address) -> bool:
+        """Whether the store answers, and none of its primaries is there."""
+        answering = self._answering()
+        return bool(answering) and address not in answering
+
+    def channel(self, name: str) -> bytes:
+        """Returns the name of a channel of this deployment: of its keys, and of its database."""
+        address = self._topology.nodes[0].address
+        assert address is not None, "bug: a channel of a store that was not opened"
+        return self._key_space.channel(address.database, name)
 
     async def ping(self) -> None:
         """Asks every primary for a sign of life.
@@ -221,13 +255,40 @@ class Store:
         keys = key, set_aside_key(key), sibling_key(key)
         return bool(await self._ask(key, "EVAL", SET_ASIDE, len(keys), *keys, record, ttl_ms))
 
+    async def save_checkpoint(
+        self, key: bytes, stamp: bytes, name: str, max_count: int
+    ) -> CheckpointHead | Found | None:
+        """Keeps a record under a name beside it; see `StateStore.save_checkpoint`."""
+        [key], field = self._key_space.placed((key,)), checkpoint_field(name)
+        arguments = 2, key, sibling_key(key), stamp, field, max_count
+        reply = await self._ask(key, "EVAL", SAVE_CHECKPOINT, *arguments)
+        return self._read_one("a checkpoint", key, reply, saved_of, field)
+
+    async def list_checkpoints(self, key: bytes) -> list[CheckpointHead]:
+        """Returns the checkpoints beside a record; see `StateStore.list_checkpoints`."""
+        [key] = self._key_space.placed((key,))
+        reply = await self._ask(key, "EVAL", LIST_CHECKPOINTS, 1, sibling_key(key))
+        return self._read_one("a list of checkpoints", key, reply, checkpoints_of)
+
+    async def load_checkpoint(self, key: bytes, name: str) -> Checkpoint | None:
+        """Reads a checkpoint; see `StateStore.load_checkpoint`."""
+        [key] = self._key_space.placed((key,))
+        reply = await self._ask(key, "HGET", sibling_key(key), checkpoint_field(name))
+        data = self._read_one("HGET", key, reply, bytes_of)
+        return None if data is None else decode_checkpoint(data)
+
+    async def delete_checkpoint(self, key: bytes, name: str) -> bool:
+        """Deletes a checkpoint; see `StateStore.delete_checkpoint`."""
+        [key] = self._key_space.placed((key,))
+        return bool(await self._ask(key, "HDEL", sibling_key(key), checkpoint_field(name)))
+
     async def time_to_live_s(self, key: bytes) -> float:
         """Returns the seconds until the record expires; see `StateStore.time_to_live_s`."""
         [key] = self._key_space.placed((key,))
-        seconds = self._read("PTTL", key, await self._ask(key, "PTTL", key), seconds_of)
-        if isinstance(seconds, ServiceError):
-            raise seconds
-        return seconds
+        return self._read_one("PTTL", key, await self._ask(key, "PTTL", key), seconds_of)
+
+    def _answering(self) -> list[Address]:
+        return [node.address for node in self._topology.nodes if node.is_connected and node.address]
 
     def _moved(self) -> None:
         self.epoch += 1
@@ -250,6 +311,15 @@ class Store:
                 said = {0: said}
             refusals.update({number * size + place: refusal for place, refusal in said.items()})
         return refusals
+
+    def _read_one(
+        self, command: str, key: bytes, answer: Answer, read: Callable[..., Value], *details: Any
+    ) -> Value:
+        """Reads a reply as `_read` does; what is none is raised."""
+        value = self._read(command, key, answer, read, *details)
+        if isinstance(value, ServiceError):
+            raise value
+        return value
 
     def _read(
         self, command: str, key: bytes, answer: Answer, read: Callable[..., Value], *details: Any

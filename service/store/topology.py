@@ -117,6 +117,19 @@ class Topology(Protocol):
         """
         ...
 
+    async def send_each(self, calls: Sequence[Call]) -> list[Answer]:
+        """Sends calls that have no more to do with each other; never raises.
+
+        Returns:
+            What became of each.
+        """
+        ...
+
+    @property
+    def layout(self) -> bytes:
+        """Says which node has which slots; b"" where one has all."""
+        ...
+
     def refusal(self, message: str) -> ServiceError:
         """Returns what an error means; after one of a demoted server the primary is looked for."""
         ...

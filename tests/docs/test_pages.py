@@ -22,11 +22,17 @@ from tests.support.command_line import call
 
 RUN = {
     "README.md": ["position 19"],
+    "docs/guides/watching.md": ["True", "b'import num' 10 False 3", "True"],
     "docs/guides/python.md": [
         "0 False 1", "10 False memory", "(2, 256)", "float32", "True ()", "True", "True", "True",
         "[1, 2, 3, 4, 5, 6, 7, 8, 9]",
         "True", "100 (100, 1, 1) {}", "True 100", "200", "MODEL_NOT_FOUND False () ()", "done",
     ],
+    "docs/guides/copies.md": [
+        "True True", "25 31", "64 {} True", "True", "True True", "True",
+        "[('book-copy', 31), ('book-moved', 37)]", "[]", "[31, 0] SESSION_NOT_FOUND",
+    ],
+    "docs/guides/generation.md": ["60 69", "True", "False", "True", "True", "True", "True"],
 }  # fmt: skip
 """Pages whose examples in Python are run, one after the other, and what they print; others are read."""
 

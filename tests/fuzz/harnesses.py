@@ -23,6 +23,8 @@ from holdfast.errors import InvalidRequest, RecordCorrupt, ServiceError, StoreUn
 from holdfast.v1 import holdfast_pb2 as pb
 from service.engine import rules
 from service.engine.checks import check_tokens, validate
+from service.engine.imported import check_imported
+from service.engine.listing import PagePlace, Wanted
 from service.engine.rows import to_tokens
 from service.model.config_pbtxt import read_config
 from service.model.contract import ContractError, GraphTensor
@@ -41,14 +43,18 @@ from service.rpc.batches import BatchCall, BatchLimits
 from service.rpc.credentials import ANYBODY
 from service.rpc.model_message import contract_message
 from service.rpc.openings import given_states, opening_keys, opening_reply, state_of
+from service.rpc.page_token import decode_token, encode_token
+from service.rpc.stack import Piece, stack_outputs
 from service.rpc.status import MAX_MESSAGE_BYTES, to_status
-from service.store import record
+from service.store import blob, record
 from service.store.connection import _RespProtocol
 from service.store.opening import create_store
+from service.store.outputs import Outputs, encode_outputs
+from service.store.protocol import ScanPlace
 from tests.fuzz.bytes import damaged
 from tests.fuzz.graphs import drawn_model
 from tests.fuzz.stepping import ending_of
-from tests.support.fakes import SUM_CONTRACT
+from tests.support.fakes import SUM_CONTRACT, AccumulatorModel, FakeModels
 from tests.support.hostile_models import (
     external_tensor,
     function_named,
@@ -105,6 +111,7 @@ def graph_tensors(groups):
     ]
 
 
+SUM_MODELS = FakeModels(AccumulatorModel())
 MODELS = (NamedModel(SUM_CONTRACT), NamedModel(read_contract(CONTRACT, Graph(*graph_tensors(GRAPH)))))
 
 
@@ -284,6 +291,50 @@ def run_replies(data):
         check_error(error)
     else:
         assert record.encode_replies(replies) == data
+
+
+def run_blob(data):
+    """Any bytes are refused, or a session that encodes to itself; one that is imported can be replayed."""
+    for candidate in (data, with_blob_checksum(data)):
+        try:
+            exported = blob.decode_blob(candidate)
+        except blob.BlobError as error:
+            check_error(InvalidRequest(str(error), field="blob"))
+            continue
+        of_nowhere = exported._replace(record=exported.record._replace(incarnation=1, nonce=0))
+        assert blob.decode_blob(blob.encode_blob(exported)) == of_nowhere
+        try:
+            model = check_imported(exported, SUM_MODELS)
+        except ServiceError as error:
+            check_error(error)
+            continue
+        assert len(exported.record.state) == model.contract.state_bytes
+        for reply in exported.record.replies:
+            outputs = np.frombuffer(reply.outputs, np.uint8)[np.newaxis]
+            piece = Piece(np.zeros(1, np.int64), np.zeros((1, 3), np.int64), 1, outputs)
+            stack_outputs(1, reply.token_count, [piece])
+
+
+def run_page_token(data):
+    """Any text is refused, or leads to a place whose token is that very text."""
+    text, wanted = data.decode(errors="replace"), Wanted("acme", "p", "m", 1, 2.0)
+    for token in (text, encode_token(PagePlace(ScanPlace(b"l" * 8), text.split("\n")), wanted, b"l" * 8)):
+        try:
+            place = decode_token(token, wanted, b"l" * 8)
+        except ServiceError as error:
+            check_error(error)
+        else:
+            assert encode_token(place, wanted, b"l" * 8) == token
+
+
+def with_blob_checksum(data):
+    """Returns the bytes with the checksums of blob and record right, so that what is behind is tried."""
+    head, body = data[: blob.HEADER.size], data[blob.HEADER.size : -8]
+    if len(head) == blob.HEADER.size:
+        _, _, name_bytes, _, cursor_bytes = blob.HEADER.unpack(head)
+        start = name_bytes + cursor_bytes
+        body = body[:start] + with_checksum(body[start:])
+    return blob.with_checksum(blob.MAGIC + head[4:] + body)
 
 
 # -- models --------------------------------------------------------------------------------------
@@ -470,12 +521,23 @@ async def read_as_every_reply(reply):
         return future
 
     [connection] = store._topology.nodes
+
+    def answers(requests):
+        future = asyncio.get_running_loop().create_future()
+        future.set_result([reply] * len(requests))
+        return future
+
     connection.execute = connection.send = answer
+    connection.send_many, connection.leave = answers, lambda why: None
+    connection._protocol = connection  # as if it were connected
     writes = [type("W", (), {"keys": [b"k"], "expected": bytes(16), "records": [b"r"], "cursors": None})()]
     for ask, is_right in (
         (lambda: store.load([b"k"]), lambda got: len(got) == 1 and isinstance(got[0], bytes | None)),
         (lambda: store.commit(writes, 1), lambda got: set(got) <= {0}),
         (lambda: store.time_to_live_s(b"k"), lambda got: isinstance(got, float) and np.isfinite(got)),
+        (lambda: store.scan(b"k*", ScanPlace(b""), 9), lambda got: {bytes}.issuperset(map(type, got[0]))),
+        (lambda: store.heads([b"k"], with_idle=True), lambda got: len(got) <= 1),
+        (lambda: store.quarantine_reason(b"k", 88), lambda got: isinstance(got, str)),
         (store.ping, lambda _: True),
     ):
         try:
@@ -573,7 +635,7 @@ REPLIES = st.lists(
     st.builds(record.KeptReply, INT64, st.integers(0, 2**32 - 1), INT64, INT64, st.binary(max_size=9)),
     max_size=3,
 ).map(tuple)
-RECORDS = st.builds(
+RAW_RECORDS = st.builds(
     record.Record,
     incarnation=INT64,
     position=st.integers(0, 9),
@@ -583,7 +645,41 @@ RECORDS = st.builds(
     deleted=st.booleans(),
     digest=INT64,
     nonce=INT64,
-).map(record.encode)
+)
+RECORDS = RAW_RECORDS.map(record.encode)
+
+
+def served_session(sizes, width, tensors):
+    """Returns a session of the model `sum` that keeps a reply to each chunk of so many tokens."""
+    replies, position = [], 0
+    for size in sizes:
+        ids = np.zeros((size, width), np.int32) if width else None
+        named = {"total": np.ones(size, np.float32)} if tensors else {}
+        state = {"sum": np.ones((1, 2), np.float32)} if tensors else {}
+        shown = Outputs(1, size, ids, None if ids is None else ids.view(np.float32), None, named, state)
+        outputs = encode_outputs(shown)[0].tobytes()
+        replies.append(record.KeptReply(position + size, size, position + 1, position + size + 1, outputs))
+        position += size
+    state = np.array([position, position], np.float32).tobytes()
+    return record.Record(
+        1, position, AccumulatorModel.fingerprint, state, tuple(replies), digest=position + 1
+    )
+
+
+SERVED = st.builds(
+    served_session, st.lists(st.integers(1, 3), max_size=3), st.integers(0, 2), st.booleans()
+)
+BLOBS = st.builds(
+    blob.Exported, TEXT, st.integers(0, 9), st.one_of(SERVED, RAW_RECORDS), st.binary(max_size=260)
+).map(blob.encode_blob)
+TOKENS_OF_PAGES = st.builds(
+    lambda node, cursor, ids: encode_token(
+        PagePlace(ScanPlace(b"l" * 8, node, cursor), ids), Wanted("acme", "p", "m", 1, 2.0), b"l" * 8
+    ).encode(),
+    st.integers(0, 2**15 - 1),
+    st.integers(0, 2**64 - 1),
+    st.lists(TEXT, max_size=3),
+)
 
 LEAVES = st.one_of(
     st.sampled_from(
@@ -724,6 +820,8 @@ HARNESSES = {
     "open_batch": Harness(run_open_batch, mostly(serialized(BATCH_OPENINGS))),
     "error": Harness(run_error, st.one_of(st.binary(max_size=200), TEXT.map(str.encode))),
     "record": Harness(run_record, mostly(RECORDS)),
+    "blob": Harness(run_blob, mostly(BLOBS)),
+    "page_token": Harness(run_page_token, mostly(TOKENS_OF_PAGES)),
     "replies": Harness(run_replies, mostly(REPLIES.map(record.encode_replies))),
     "contract": Harness(run_contract, st.one_of(CONTRACTS, CONTRACTS, ANY_METADATA)),
     "config_pbtxt": Harness(run_config_pbtxt, mostly(CONFIGS)),

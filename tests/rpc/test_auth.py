@@ -240,7 +240,7 @@ NAMED = [
     for method in SERVICE.methods
     if "session_id" in method.input_type.fields_by_name and not method.server_streaming
 ]
-ROWS = ("OpenBatch", "StepBatch", "StreamBatches")
+ROWS = ("OpenBatch", "StepBatch", "StreamBatches", "DeleteBatch", "ListSessions")
 IDS = ("a", "b")
 
 
@@ -253,10 +253,14 @@ def one_session(name, session_id):
     elif name in ("StepBatch", "StreamBatches"):
         batch = pb.Batch(session_ids=[session_id], model=MODEL_REF, text=b"x")
         request.batch.CopyFrom(batch)
-    elif name == "OpenBatch":
+    elif name in ("OpenBatch", "DeleteBatch"):
         request.session_ids.append(session_id)
+    elif name == "ListSessions":
+        request.prefix = session_id
     else:
         request.session_id = session_id
+    if name == "ForkSession":
+        request.new_session_ids.append(f"{session_id}-copy")
     if name in ("OpenBatch", "OpenSession"):
         request.model.CopyFrom(MODEL_REF)
     return request
@@ -269,7 +273,7 @@ def shape(message, session_id):
     else:
         lines = str(message).splitlines()
         text = "\n".join(
-            line for line in lines if not line.strip().startswith(("incarnation", "expires_in_s"))
+            line for line in lines if not line.strip().startswith(("incarnation", "expires_in_s", "idle_s"))
         )
     return text.replace(session_id, "ID")
 

@@ -74,6 +74,7 @@ class Server:
             access,
             self.calls,
             None,
+            None,
             Metrics().rpc,
             max_chunk_tokens=64,
             max_rows=8,

@@ -9,6 +9,7 @@ import itertools
 import math
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 from holdfast.errors import ModelFailed
 from service.engine.admission import Admission, Bounds
@@ -200,6 +201,7 @@ class Replica:
             Access(None, asks_certificates=False),
             self.calls,
             None,
+            SimpleNamespace(watch_session=None),  # nobody watches here
             lambda rpc: RpcMetrics(("", "", rpc), [0.0] * NUMBER_COUNT),
             max_chunk_tokens=256,
             max_rows=256,

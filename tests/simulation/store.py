@@ -11,10 +11,11 @@ import math
 from typing import NamedTuple
 
 from holdfast.errors import AckLevelNotReached, AckLevelUnsupported, StoreFull, StoreUnavailable
+from service.store.beside import CheckpointHead, checkpoint_field, decode_checkpoint
 from service.store.keys import set_aside_key
 from service.store.protocol import AckLevel, Found
 from service.store.record import decode
-from tests.support.fakes import compared, replaced
+from tests.support.fakes import compared, replaced, with_checkpoint
 
 ACK_TIMEOUT_S = 1.0
 TIMEOUT_S = 2.0
@@ -99,6 +100,25 @@ class Primary:
                 self._put(key, *replaced(found, record, cursor, sibling), ttl_s)
                 self._note("store", "writes", key, record)
         return refusals
+
+    def save_checkpoint(self, key, stamp, name, max_count):
+        """See `StateStore.save_checkpoint`."""
+        if self.is_full:
+            return StoreFull("the store is full", retry_after_s=0.1)
+        before, sibling = self.get(key), self.siblings.get(key, {})
+        now_ms = int(self._loop.now_s * 1000)
+        saved, record, sibling = with_checkpoint(before, sibling, stamp, name, max_count, now_ms)
+        if isinstance(saved, CheckpointHead):
+            self._log.append(Write(key, before, record, self.siblings.get(key, {})))
+            self.records[key], self.siblings[key] = record, sibling
+            self._note("store", "saves", key, record)
+        return saved
+
+    def checkpoint(self, key, name):
+        """See `StateStore.load_checkpoint`."""
+        self.get(key)
+        kept = self.siblings.get(key, {}).get(checkpoint_field(name))
+        return None if kept is None else decode_checkpoint(kept)
 
     def set_aside(self, key, record, ttl_s):
         """See `StateStore.set_aside`."""
@@ -291,6 +311,18 @@ class SimulatedStore:
 
     async def set_aside(self, key, record, ttl_s):
         return await self.connection.ask(lambda: self._primary.set_aside(key, record, ttl_s))
+
+    async def save_checkpoint(self, key, stamp, name, max_count):
+        def save():
+            return self._primary.save_checkpoint(key, stamp, name, max_count)
+
+        saved = await self.connection.ask(save)
+        if isinstance(saved, StoreFull):
+            raise saved
+        return saved
+
+    async def load_checkpoint(self, key, name):
+        return await self.connection.ask(lambda: self._primary.checkpoint(key, name))
 
     async def time_to_live_s(self, key):
         expires_s = self._primary.expires_s.get(key)

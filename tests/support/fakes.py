@@ -5,6 +5,7 @@ With the running sum any mix-up of sessions, any lost or doubled token, is a wro
 
 import asyncio
 import hashlib
+import struct
 import threading
 import time
 from collections import Counter
@@ -15,6 +16,7 @@ import numpy as np
 
 from holdfast.errors import AckLevelNotReached, AckLevelUnsupported, ModelNotFound, StoreUnavailable
 from service.model.contract import Contract, InputSpec, OutputSpec, StateSpec, Vocabulary
+from service.store.beside import checkpoint_field, decode_checkpoint, read_head
 from service.store.keys import set_aside_key
 from service.store.outputs import Outputs
 from service.store.protocol import AckLevel, Found, Refusals, Writes
@@ -174,6 +176,26 @@ def replaced(found, record, cursor, sibling):
     return (flagged(record) if is_flagged else record), sibling
 
 
+def with_checkpoint(record, sibling, stamp, name, max_count, saved_ms):
+    """Saves as `save_checkpoint.lua` does.
+
+    Returns:
+        What `StateStore.save_checkpoint` returns, and the record and the hash beside it as they are then.
+    """
+    if record is None or without_flag(record)[STAMP_START:STAMP_END] != stamp:
+        return Found(record), record, sibling
+    field, cursor = checkpoint_field(name), sibling.get(b"cursor", b"")
+    if len(sibling.keys() - {b"cursor", field}) >= max_count:
+        return None, record, sibling
+    kept = struct.pack("<QH", saved_ms, len(cursor)) + cursor + record
+    return read_head(field, len(kept), kept), flagged(record), {**sibling, field: kept}
+
+
+def heads_of(sibling):
+    """Lists as `list_checkpoints.lua` does."""
+    return [read_head(field, len(kept), kept) for field, kept in sibling.items() if field != b"cursor"]
+
+
 def flagged(record):
     """Returns a record as it is stored where its session has a sibling."""
     return record[:FLAG_PLACE] + b"\1" + record[STAMP_END:]
@@ -238,6 +260,28 @@ class MemoryStore:
         self.records[set_aside_key(key)] = self.records.pop(key)
         self.siblings.pop(key, None)
         return True
+
+    async def save_checkpoint(self, key, stamp, name, max_count):
+        self._check()
+        record, sibling = self.records.get(key), self.siblings.get(key, {})
+        now_ms = int(time.time() * 1000)
+        saved, record, sibling = with_checkpoint(record, sibling, stamp, name, max_count, now_ms)
+        if record is not None:
+            self.records[key], self.siblings[key] = record, sibling
+        return saved
+
+    async def list_checkpoints(self, key):
+        self._check()
+        return heads_of(self.siblings.get(key, {}))
+
+    async def load_checkpoint(self, key, name):
+        self._check()
+        kept = self.siblings.get(key, {}).get(checkpoint_field(name))
+        return None if kept is None else decode_checkpoint(kept)
+
+    async def delete_checkpoint(self, key, name):
+        self._check()
+        return self.siblings.get(key, {}).pop(checkpoint_field(name), None) is not None
 
     async def time_to_live_s(self, key: bytes) -> float:
         return 0.0

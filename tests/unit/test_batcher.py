@@ -18,9 +18,10 @@ from holdfast.client import batcher as batcher_module
 from holdfast.client.batcher import Batcher
 from holdfast.client.fate import leaves_unsure
 from holdfast.client.history import Recorder
-from holdfast.client.ledger import Asked, Kind
+from holdfast.client.ledger import Asked, Kind, Ledger
 from holdfast.client.lifetime import Lifetime
 from holdfast.client.message import Sent
+from holdfast.client.steps import Steps
 from holdfast.errors import (
     ClientClosed,
     DeadlinePassed,
@@ -155,6 +156,9 @@ class Stub:
         self.streams = []
         self.broken = None
         self._opened = asyncio.Event()
+
+    def current(self):
+        return self
 
     def StreamBatches(self, metadata):  # noqa: N802 -- gRPC's name
         if self.broken is not None:
@@ -529,6 +533,20 @@ async def test_a_time_limit_is_of_one_row(batcher, stub):
     assert len(stub.streams) == 1
 
 
+@pytest.mark.parametrize("limits_s", [[2.0, 6.0], [6.0], [math.inf, 6.0]], ids=str)
+async def test_a_message_says_how_long_somebody_waits_for_it(batcher, stub, limits_s):
+    """So that the server does not run what nobody waits for; 0 is no limit."""
+    replies = [submit(batcher, number, limit_s=limit_s) for number, limit_s in enumerate(limits_s)]
+    stream = await stub.stream()
+    batch = await stream.next()
+    if math.inf in limits_s:
+        assert batch.timeout_s == 0
+    else:
+        assert max(limits_s) / 2 < batch.timeout_s <= max(limits_s)
+    stream.answer(batch)
+    await asyncio.gather(*replies, return_exceptions=True)
+
+
 async def test_a_time_limit_holds_while_others_are_answered(batcher, stub):
     """The alarm of a row that was answered rings, and the next one is set."""
     replies = [submit(batcher, number, limit_s=0.01 * (number + 1)) for number in range(4)]
@@ -669,6 +687,54 @@ async def test_an_idle_stream_is_ended_in_good_form(batcher, stub, monkeypatch):
     stream = await stub.stream(1)
     stream.answer(await stream.next())
     assert shows(await reply, 1, 1)
+
+
+# -- several replicas ----------------------------------------------------------------------------------
+
+
+async def test_where_there_are_several_replicas_a_session_keeps_its_stream(stub, calls):
+    """gRPC gives streams that open one after the other one replica after the other."""
+    calls.replica_count, calls.is_inherited = 3, False
+    steps = Steps(calls)
+    ledgers = [Ledger(pb.Session(session_id=str(number)), 0) for number in range(30)]
+
+    async def served():
+        """Returns the sessions of each stream after one more step of all."""
+        replies = []
+        for ledger in ledgers:
+            entry = ledger.repeat(b"x", ledger.position, ASKED)
+            replies.append(steps.send(ledger, entry, stub, time.monotonic() + LIMIT_S).reply)
+        seen = []
+        for stream in stub.streams:
+            batch = await stream.next()
+            seen.append(sessions(batch))
+            stream.answer(batch)
+        await asyncio.gather(*replies)
+        return seen
+
+    first = await served()
+    assert len(first) == 3
+    assert all(len(of_one) > 3 for of_one in first)
+    assert sorted(itertools.chain(*first)) == list(range(30))
+    assert await served() == first
+    await steps.close()
+
+
+async def test_replicas_that_come_later_get_streams_too(stub, calls, monkeypatch):
+    monkeypatch.setattr(batcher_module, "FIRST_RENEW_S", 0.0)
+    batcher = Batcher(calls, stub, renews=True)
+    reply = submit(batcher, 0)
+    old = await stub.stream()
+    old.answer(await old.next())
+    await reply
+    await settled()
+    late = submit(batcher, 1)
+    new = await stub.stream(1)
+    new.answer(await new.next())
+    assert shows(await late, 1, 1)
+    await old.ended.wait()
+    assert not old.is_cancelled
+    await nothing_left(batcher, stub)
 
 
 # -- replies in parts ----------------------------------------------------------------------------------

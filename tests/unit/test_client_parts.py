@@ -1,3 +1,5 @@
+import gc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -38,6 +40,18 @@ def test_a_buffer_that_may_keep_nothing_keeps_nothing():
     for position in range(3):
         buffer.append(position, 0, b"a")
     assert not buffer.reaches(2)
+
+
+@pytest.mark.parametrize("token", [b"a", np.ones(1, np.int64), np.ones((1, 4), np.float32)])
+def test_a_buffer_of_many_single_tokens_gives_the_collector_little_to_look_at(token):
+    """It looks at all objects again and again, which stops everything else of a client."""
+    gc.collect()
+    before = len(gc.get_objects())
+    buffer = ReplayBuffer(65_536)
+    for position in range(20_000):
+        buffer.append(position, 1, token)
+    assert buffer.reaches(0)
+    assert len(gc.get_objects()) - before < 1000
 
 
 def test_tokens_of_several_kinds_come_back_as_they_were():

@@ -136,3 +136,61 @@ def test_what_clients_are_told_counts_by_its_bytes():
     plain = read_contract(METADATA, INPUTS, OUTPUTS, SWITCHES).text_bytes
     noted = read_contract({**METADATA, "holdfast.note": "\u2713" * 100}, INPUTS, OUTPUTS, SWITCHES)
     assert noted.text_bytes == plain + len("holdfast.note") + 300
+
+
+FED_BACK = {
+    "holdfast.contract_version": "1",
+    "holdfast.input": json.dumps({"name": "x", "kind": "features", "dtype": "float32", "width": 2}),
+    "holdfast.states": json.dumps(
+        [
+            {
+                "name": "h",
+                "input": "h",
+                "output": "h_next",
+                "dtype": "float32",
+                "shape": [2],
+                "initial": "zeros",
+            }
+        ]
+    ),
+    "holdfast.outputs": json.dumps(
+        [
+            {"name": "y", "dtype": "float32", "shape": [2], "role": "raw"},
+            {"name": "score", "dtype": "float32", "shape": [], "role": "score"},
+            {"name": "count", "dtype": "int64", "shape": [2], "role": "raw"},
+        ]
+    ),
+}
+FED_BACK_INPUTS = {"x": GraphTensor("float32", ("batch", 2)), "h": GraphTensor("float32", ("batch", 2))}
+FED_BACK_OUTPUTS = {
+    "y": GraphTensor("float32", ("batch", 2)),
+    "score": GraphTensor("float32", ("batch",)),
+    "count": GraphTensor("int64", ("batch", 2)),
+    "h_next": GraphTensor("float32", ("batch", 2)),
+}
+
+
+def test_an_output_may_be_the_next_input():
+    read_back = {**FED_BACK, "holdfast.feedback": json.dumps("y")}
+    assert read_contract(read_back, FED_BACK_INPUTS, FED_BACK_OUTPUTS).feedback.name == "y"
+    assert read_contract(FED_BACK, FED_BACK_INPUTS, FED_BACK_OUTPUTS).feedback is None
+
+
+@pytest.mark.parametrize(
+    ("feedback", "message"),
+    [
+        ("z", "expected the name of an output: y, score, count"),
+        (3, "not a valid name"),
+        ("score", r"float32 \(\), expected floats, as many as a token has features: 2"),
+        ("count", r"int64 \(2,\), expected floats"),
+    ],
+)
+def test_what_cannot_be_the_next_input_is_refused(feedback, message):
+    metadata = {**FED_BACK, "holdfast.feedback": json.dumps(feedback)}
+    with pytest.raises(ContractError, match=message):
+        read_contract(metadata, FED_BACK_INPUTS, FED_BACK_OUTPUTS)
+
+
+def test_ids_are_not_fed_back():
+    with pytest.raises(ContractError, match="tokens are ids, which are drawn"):
+        read_contract({**METADATA, "holdfast.feedback": json.dumps("logits")}, INPUTS, OUTPUTS, SWITCHES)

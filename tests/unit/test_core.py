@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from service.engine.effects import Commit, Load, Run, Settle
+from service.engine.limits import EngineLimits
 from service.engine.plan import MANY_COLD
 from service.engine.rows import (
     NOT_GIVEN,
@@ -151,10 +152,39 @@ def test_rows_of_a_message_that_were_answered_when_a_stage_broke_do_not_run_agai
     assert core.unanswered_count == 0
 
 
-def message(sessions, answers):
-    """Returns the rows of a message, one token each."""
-    asked, count = Asked("ids", 1, model_name="sum"), len(sessions)
-    tokens = to_tokens(asked, np.ones(count, np.int64).tobytes(), count)
+@pytest.mark.parametrize(("token_count", "together"), [(1, 4), (2, 2), (16, 1)])
+def test_messages_that_are_ready_run_together_as_long_as_they_have_few_tokens(world, token_count, together):
+    replica, answers = Replica(world.model), []
+    core, limit = replica.core, EngineLimits().max_batch
+    messages = [[f"{number}-{row}" for row in range(limit)] for number in range(5)]
+    world.command(["open", *(session for sessions in messages for session in sessions)])
+    for sessions in messages:
+        core.submit_rows(message(sessions, answers), world.now_s)
+    play(world, replica, [])  # they are in memory now
+    for sessions in messages:
+        core.submit_rows(message(sessions, answers, token_count), world.now_s)
+    [run] = core.next(world.now_s, replica.epoch)
+    assert [[len(rows) for rows in group] for group in run.groups] == [[limit] * together]
+    play(world, replica, [run])
+    assert len(answers) == 2 * 5 * limit
+    assert all(error is None for _, error in answers)
+
+
+def test_single_chunks_do_not_join_a_batch_that_is_full(world):
+    replica, answers = Replica(world.model), []
+    core, limit = replica.core, EngineLimits().max_batch
+    sessions = [str(number) for number in range(limit + 1)]
+    world.command(["open", *sessions])
+    for session in sessions:
+        submit(core, session, answers)
+    [load] = core.next(world.now_s, replica.epoch)
+    assert len(load.keys) == limit
+
+
+def message(sessions, answers, token_count=1):
+    """Returns the rows of a message."""
+    asked, count = Asked("ids", token_count, model_name="sum"), len(sessions)
+    tokens = to_tokens(asked, np.ones(count * token_count, np.int64).tobytes(), count)
 
     def reply(rows, error):
         said = error.reason if error is not None else None

@@ -152,10 +152,28 @@ async def test_a_batch_runs_while_as_many_sessions_as_it_takes_are_loaded(start,
     store.load = load_late
     loaded = [submit(engine, session, [1], 0) for session in cold]
     await asyncio.sleep(0.01)
-    assert await send(engine, "hot", [2], 1) == (2, [3], False)
-    assert not any(answer.done() for answer in loaded)
-    may_load.set()
+    try:
+        assert await send(engine, "hot", [2], 1) == (2, [3], False)
+        assert not any(answer.done() for answer in loaded)
+    finally:
+        may_load.set()
     assert [answer.position for answer in await asyncio.gather(*loaded)] == [1] * 8
+
+
+async def test_whoever_is_answered_goes_on_before_that_is_counted(start, observer):
+    said, count = [], observer.count
+
+    def count_late(report):
+        said.append(f"counted {report.step_count}")
+        count(report)
+
+    observer.count = count_late
+    engine = start("s")
+    await submit(engine, "s", [1], 0)
+    said.append("answered")
+    await asyncio.sleep(0)
+    assert said == ["answered", "counted 1"]
+    assert observer.counts["step_count"] == 1
 
 
 async def test_random_interleavings_keep_sessions_apart(start, model):

@@ -18,7 +18,8 @@ MAYBE_APPLIED = (
 """Errors worth another attempt after which this one may have been applied."""
 
 NOT_THIS_TIME = (
-    errors.AckLevelUnsupported, errors.ChunkPending, errors.ClientForked, errors.HistoryConflict,
+    errors.AckLevelUnsupported, errors.CheckpointNotFound, errors.ChunkPending, errors.ClientForked,
+    errors.HistoryConflict, errors.TooManyCheckpoints,
     errors.InvalidRequest, errors.MessageTooLarge, errors.ModelMismatch, errors.ModelNotFound,
     errors.PermissionDenied, errors.PositionConflict, errors.RecordCorrupt, errors.SessionBusy,
     errors.SessionDeleted, errors.SessionExists, errors.Unauthenticated, errors.WrongEventLoop,

@@ -158,3 +158,23 @@ def test_answers_that_come_once_a_chunk_are_read_as_one_row_each():
     assert second.top_log_probs.tolist() == [[-3, -4]]
     assert second.tensors["kind"].tolist() == [[3, 4]]
     assert second.tensors["score"].tolist() == [3, 4, 5]
+
+
+def test_what_was_put_back_is_read_with_the_attempts_that_had_no_answer(tmp_path):
+    recorder = Recorder(tmp_path / "history")
+    for nonce in (5, 5, 6):
+        request = pb.RestoreCheckpointRequest(session_id="s", name="here", nonce=nonce)
+        last = recorder.sent("RestoreCheckpoint", request)
+        if nonce == 5:
+            recorder.failed(last, asyncio.CancelledError())
+    request = pb.RestoreCheckpointRequest(session_id="s", name="here", nonce=5)
+    number = recorder.sent("RestoreCheckpoint", request)
+    session = pb.Session(session_id="s", incarnation=8, position=4, history_digest=77)
+    recorder.got(number, pb.RestoreCheckpointResponse(session=session))
+    recorder.close()
+    history = Histories([tmp_path / "history"]).sessions["s"].history
+    [sight] = history.sights
+    assert (sight.incarnation, sight.position, sight.digest) == (8, 4, 77)
+    assert sight.was_put_back
+    assert sight.asked_s < history.restores[0] < sight.sent_s
+    assert len(history.restores) == 1

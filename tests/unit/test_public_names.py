@@ -51,7 +51,12 @@ MADE = {
     "Session": session,
     "AsyncSession": async_session,
     "StepReply": lambda: holdfast.StepReply(pb.ChunkResult()),
+    "WatchedChunk": lambda: holdfast.WatchedChunk(pb.WatchSessionResponse()),
+    "GeneratedToken": lambda: holdfast.GeneratedToken(
+        pb.GeneratedToken(), holdfast.StepReply(pb.ChunkResult())
+    ),
     "OpenedBatch": lambda: holdfast.OpenedBatch([], pb.OpenBatchResponse()),
+    "DeletedBatch": lambda: holdfast.DeletedBatch([], pb.DeleteBatchResponse()),
     "BatchReply": lambda: holdfast.BatchReply(pb.BatchResult()),
     "BatchPipeline": lambda: holdfast.BatchPipeline(None, {}, 1),
     "PendingChunk": lambda: holdfast.PendingChunk(0, b"a"),
@@ -77,3 +82,5 @@ def test_a_class_shows_what_the_page_lists(kind):
 def test_a_stream_is_a_generator_and_shows_nothing_else():
     assert type(session().stream(b"a")) is types.GeneratorType
     assert type(async_session().stream(b"a")) is types.AsyncGeneratorType
+    assert type(session().generate(1)) is types.GeneratorType
+    assert type(async_session().generate(1)) is types.AsyncGeneratorType

@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from holdfast.history_digest import INITIAL, run_of
 from holdfast.verify.chain import check
-from holdfast.verify.session_history import Attempt, Outputs, Reply, SessionHistory, Sight
+from holdfast.verify.session_history import (
+    Attempt,
+    OpenGeneration,
+    Outputs,
+    Reply,
+    SessionHistory,
+    Sight,
+)
 from tests.support.judged_sessions import LIFE, Session, chunks, judged, place_of, step_in
 
 
@@ -116,3 +123,17 @@ def test_of_two_writers_one_chain_counts(pieces, data):
         session.log += tokens
         session.answer(attempt)
     assert judged(session)[0] == {}
+
+
+def test_tokens_of_a_broken_generation_that_nobody_was_told_explain_where_the_session_stands():
+    session = Session()
+    session.step([1, 2])
+    session.history.sights.append(Sight(session.now(), LIFE, 5))
+    wrongs, _ = judged(session)
+    assert wrongs == {"unexplained": 3}
+    session.history.generations.append(OpenGeneration(LIFE, 2))
+    wrongs, _ = judged(session)
+    assert wrongs == {}
+    session.history.generations[:] = [OpenGeneration(LIFE, 1)]
+    wrongs, _ = judged(session)
+    assert wrongs == {"unexplained": 3}

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from holdfast.history_digest import INITIAL, run_of
 from holdfast.verify.session_history import Attempt, Deletion, Sight
 from tests.support.judged_sessions import LIFE, Session, chunks, judged, place_of, step_in
 
@@ -75,6 +76,63 @@ def test_a_takeover_goes_on_with_the_state(pieces, others):
         attempt.reply.incarnation = LIFE + 1
     wrongs, found = judged(session)
     assert (wrongs, found.unchecked, found.tokens) == ({}, 0, len(session.log))
+
+
+def put_back(session, count, incarnation, **fields):
+    """Puts a session back to where it had so many tokens; the client hears of it."""
+    session.log = session.log[:count]
+    digest = run_of(np.array(session.log)).after(INITIAL) if count else INITIAL
+    sent_s, fields = session.now(), {"was_put_back": True, "heard_s": session.now()} | fields
+    session.history.sights.append(Sight(sent_s, incarnation, count, digest, **fields))
+
+
+@given(chunks(), chunks(), st.data(), st.booleans())
+def test_a_session_that_was_put_back_goes_on_from_there_and_has_lost_nothing(pieces, others, data, digests):
+    session, numbers = Session(digests=digests), range(LIFE + 1, LIFE + 4)
+    for tokens in pieces:
+        session.step(tokens)
+    for number in numbers:
+        put_back(session, data.draw(st.integers(0, len(session.log))), number)
+        for tokens in others:
+            step_in(session, number, [token + 300 * number for token in tokens])
+    wrongs, found = judged(session)
+    assert wrongs == {}
+    assert found.unchecked == 0 or digests
+
+
+def test_a_checkpoint_of_an_earlier_life_is_found():
+    session = Session()
+    session.step([1, 2])
+    session.step([3])
+    whole = list(session.log)
+    put_back(session, 1, LIFE + 1)
+    step_in(session, LIFE + 1, [4, 5])
+    session.log = whole
+    put_back(session, 3, LIFE + 2)
+    step_in(session, LIFE + 2, [6])
+    wrongs, found = judged(session)
+    assert (wrongs, found.unchecked) == ({}, 0)
+
+
+def test_outputs_after_a_restore_that_go_on_from_another_state_are_wrong():
+    session = Session()
+    session.step([1, 2])
+    session.step([3])
+    put_back(session, 2, LIFE + 1)
+    session.log = [1, 3]
+    step_in(session, LIFE + 1, [4])
+    assert judged(session)[0]
+
+
+@pytest.mark.parametrize(("asked_s", "lost"), [([6.5], 0), ([], 3), ([60.0], 3)])
+def test_a_restore_whose_answer_did_not_come_is_no_new_beginning(asked_s, lost):
+    session = Session(digests=True)
+    session.step([1, 2])
+    session.step([3])
+    session.history.restores = asked_s
+    put_back(session, 2, LIFE + 1, was_put_back=False)
+    step_in(session, LIFE + 1, [4])
+    assert judged(session)[0] == ({"lost": lost} if lost else {})
 
 
 @pytest.mark.parametrize(("asked_s", "lost"), [([3.5], 0), ([], 2), ([60.0], 2)])

@@ -1,0 +1,264 @@
+"""Generation by the client: tokens of the offline loop, an account that stays right."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import holdfast
+from holdfast.errors import ClientClosed, InvalidRequest, SessionBusy
+from holdfast.history_digest import INITIAL, digest_after
+from holdfast.verify.judge import judge
+from tests.support.generation_oracle import Loop
+from tests.support.models import CONTRACT, write_features_model
+from tests.support.oracle import MODELS
+from tests.support.server import ServerProcess
+
+MODEL, WORDS = "python-source", "docstring-words"
+PROMPT = b"class Reader("
+OPTIONS = {"temperature": 0.8, "top_p": 0.95, "top_k": 40}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    for shipped in (MODEL, WORDS, "sensor-anomaly"):
+        (folder / shipped).symlink_to(MODELS / shipped)
+    feedback = {**CONTRACT, "holdfast.feedback": json.dumps("y")}
+    write_features_model(folder / "feedback" / "1" / "model.onnx", metadata=feedback)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, folder):
+    with ServerProcess(tmp_path_factory.mktemp("data"), "--models", str(folder)) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def history(tmp_path_factory):
+    return tmp_path_factory.mktemp("history") / "history"
+
+
+@pytest.fixture(scope="module")
+def client(server, history):
+    with holdfast.Client(server.address, timeout_s=20, history=history) as client:
+        yield client
+
+
+def pairs(tokens):
+    return [(token.id, token.text) for token in tokens]
+
+
+def expected_pairs(loop, count, prompt=b"", **options):
+    return [(number, text) for number, text, _ in loop.generate(count, prompt, **options)]
+
+
+def is_where_it_says(client, session, said):
+    """Whether session object, server and the tokens agree."""
+    stored = client.get_session(session.session_id)
+    assert session.position == stored.position == len(said)
+    assert session.history_digest == stored.history_digest == digest_after(INITIAL, bytes(said))
+    assert session.pending == ()
+
+
+@pytest.mark.parametrize("model", [MODEL, WORDS])
+@pytest.mark.parametrize("penalty", [1.0, 1.2])
+def test_tokens_of_many_calls_are_those_of_one_loop(client, model, penalty):
+    session = client.open_session(model=model)
+    tokens = list(
+        session.generate(100, PROMPT, seed=3, repetition_penalty=penalty, candidates=2, **OPTIONS)
+    )
+    loop = Loop(model)
+    assert pairs(tokens) == expected_pairs(loop, 100, PROMPT, seed=3, penalty=penalty, **OPTIONS)
+    assert [len(token.top) for token in tokens] == [2] * 100
+    assert not any(token.replayed for token in tokens)
+    said = PROMPT + b"".join(token.text for token in tokens)
+    assert tokens[-1].position == len(said)
+    is_where_it_says(client, session, said)
+    # steps, and generations without a prompt, go on from there
+    session.step("\n    ")
+    more = list(session.generate(30, seed=4))
+    loop.apply(b"\n    ")
+    assert pairs(more) == expected_pairs(loop, 30, seed=4)
+    is_where_it_says(client, session, said + b"\n    " + b"".join(token.text for token in more))
+
+
+async def test_it_is_the_same_with_asyncio_and_many_at_a_time(server):
+    async with holdfast.AsyncClient(server.address, timeout_s=20) as client:
+
+        async def one(number):
+            session = await client.open_session(model=MODEL)
+            found = [token async for token in session.generate(40, PROMPT, seed=number)]
+            reply = await session.step("x")
+            assert reply.position == len(PROMPT) + 41
+            return pairs(found)
+
+        given = await asyncio.gather(*(one(number) for number in range(32)))
+    for number in (0, 9, 31):
+        assert given[number] == expected_pairs(Loop(MODEL), 40, PROMPT, seed=number)
+    assert len(set(map(tuple, given))) > 20
+
+
+@pytest.mark.parametrize("stop", ["\n", b"\n", ["self", "\n"]])
+def test_texts_that_stop_it_may_begin_in_an_earlier_call(client, stop):
+    session = client.open_session(model=MODEL)
+    texts = [
+        one if isinstance(one, bytes) else one.encode()
+        for one in ([stop] if isinstance(stop, str | bytes) else stop)
+    ]
+    tokens = list(session.generate(200, PROMPT, seed=6, stop=stop, min_tokens=30))
+    expected = expected_pairs(Loop(MODEL), 200, PROMPT, seed=6, stop_texts=texts, min_tokens=30)
+    assert pairs(tokens) == expected
+    is_where_it_says(client, session, PROMPT + b"".join(token.text for token in tokens))
+
+
+@pytest.mark.parametrize("length", [15, 16, 17, 33])
+def test_a_text_that_stops_it_is_found_across_the_end_of_a_call(client, length):
+    expected = expected_pairs(Loop(MODEL), length, PROMPT, seed=8)
+    said = b"".join(text for _, text in expected)
+    stop = next(said[-size:] for size in range(2, 64) if said.count(said[-size:]) == 1)
+    session = client.open_session(model=MODEL)
+    assert pairs(session.generate(300, PROMPT, seed=8, stop=stop)) == expected
+    is_where_it_says(client, session, PROMPT + said)
+
+
+def test_ids_that_stop_it_are_not_emitted(client):
+    stops = list(b" \n")
+    for least in (0, 16, 17, 40):
+        session = client.open_session(model=MODEL)
+        tokens = list(session.generate(200, PROMPT, seed=5, stop=stops, min_tokens=least))
+        expected = expected_pairs(Loop(MODEL), 200, PROMPT, seed=5, stop_ids=stops, min_tokens=least)
+        assert pairs(tokens) == expected
+        assert least <= len(tokens) < 200
+        is_where_it_says(client, session, PROMPT + b"".join(token.text for token in tokens))
+
+
+def test_a_forecast_goes_on_as_the_loop_would(client):
+    session = client.open_session(model="feedback")
+    given = np.array([[0.5, -1], [0.25, 3]], np.float32)
+    state = given.sum(axis=0)
+    for token in session.generate(40, given):
+        assert (token.text, token.id) == (b"", 0)
+        np.testing.assert_array_equal(token.features, state)
+        state = state + state
+    assert session.position == client.get_session(session.session_id).position == 42
+    assert session.step([[1.0, 2.0]]).position == 43
+
+
+@pytest.mark.parametrize("model", [MODEL, WORDS])
+@pytest.mark.parametrize("count", [1, 2, 15, 16, 17, 31])
+def test_a_generation_that_is_left_stands_behind_what_was_committed(client, model, count):
+    session = client.open_session(model=model)
+    tokens = session.generate(10_000, PROMPT, seed=7)
+    given = [next(tokens) for _ in range(count)]
+    tokens.close()
+    session.step("x")  # waits until it is known what was committed
+    said = PROMPT
+    for _, text in expected_pairs(Loop(model), count + 17, PROMPT, seed=7):
+        if len(said) == session.position - 1:
+            break
+        said += text
+    assert len(said) == session.position - 1
+    assert said.startswith(PROMPT + b"".join(token.text for token in given))
+    is_where_it_says(client, session, said + b"x")
+
+
+async def test_left_at_any_moment_it_can_be_gone_on_with(server, history):
+    """Cancelled after a delay that may fall before the prompt, in a token or between two calls."""
+    async with holdfast.AsyncClient(server.address, timeout_s=20, history=f"{history}-left") as client:
+
+        async def one(number):
+            session = await client.open_session(f"left-{number}", model=MODEL)
+
+            async def read():
+                async for _ in session.generate(10_000, PROMPT, seed=number):
+                    pass
+
+            reading = asyncio.create_task(read())
+            await asyncio.sleep(0.002 * number)
+            reading.cancel()
+            await asyncio.wait([reading])
+            await session.settle()
+            position = (await session.step("x")).position
+            stored = await client.get_session(session.session_id)
+            assert stored.position == position == session.position
+            assert stored.history_digest == session.history_digest
+            if position > 1:
+                said = PROMPT + b"".join(
+                    text
+                    for _, text in expected_pairs(
+                        Loop(MODEL), position - 1 - len(PROMPT), PROMPT, seed=number
+                    )
+                )
+                assert stored.history_digest == digest_after(INITIAL, said + b"x")
+
+        for number in range(40):
+            await one(number)
+    verdict = judge([Path(f"{history}-left")], MODELS)
+    assert verdict.is_good, verdict.bad
+
+
+async def test_a_session_is_held_while_a_generation_is_read(server):
+    async with holdfast.AsyncClient(server.address, timeout_s=20) as client:
+        session = await client.open_session(model=MODEL)
+        tokens = session.generate(100, PROMPT)
+        await anext(tokens)
+        with pytest.raises(SessionBusy, match="generation"):
+            await session.step("x", timeout_s=0.2)
+        await tokens.aclose()
+        await session.step("x")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"max_tokens": 0}, ValueError, "at least 1"),
+        ({"max_tokens": True}, TypeError, "an integer"),
+        ({"max_tokens": 3, "temperature": "hot"}, TypeError, "a number"),
+        ({"max_tokens": 3, "stop": [-1]}, ValueError, "at least 0"),
+        ({"max_tokens": 3, "stop": [1.5]}, TypeError, "an integer"),
+        ({"max_tokens": 3, "seed": -1}, ValueError, "at least 0"),
+        ({"max_tokens": 3, "prompt": ""}, ValueError, "no tokens"),
+        ({"max_tokens": 3, "ack_level": "sure"}, ValueError, "memory"),
+        ({"max_tokens": 3, "temperature": float("nan")}, InvalidRequest, ">= 0"),
+        ({"max_tokens": 3, "min_tokens": 4}, InvalidRequest, "0..3"),
+        ({"max_tokens": 3, "stop": "x" * 65}, InvalidRequest, "1..64 bytes"),
+        ({"max_tokens": 3, "stop": 256}, InvalidRequest, "0..255"),
+    ],
+)
+def test_what_is_wrong_is_refused_and_the_session_goes_on(client, options, error, text):
+    session = client.open_session(model=MODEL)
+    with pytest.raises(error, match=text.replace(".", r"\.")):
+        list(session.generate(**{"prompt": "a", **options}))
+    assert (session.position, session.pending) == (0, ())
+    assert session.step("x").position == 1
+
+
+def test_a_model_that_cannot_is_told_of(client):
+    session = client.open_session(model="sensor-anomaly")
+    width = client.get_model("sensor-anomaly").input.width
+    with pytest.raises(InvalidRequest, match="feedback") as refused:
+        list(session.generate(3, np.zeros((1, width), np.float32)))
+    assert refused.value.not_applied
+    assert session.position == 0
+
+
+def test_a_closed_client_ends_it(server):
+    with holdfast.Client(server.address, timeout_s=20) as client:
+        session = client.open_session(model=MODEL)
+        tokens = session.generate(1000, PROMPT)
+        next(tokens)
+        client.close()
+        with pytest.raises(ClientClosed):
+            list(tokens)
+
+
+def test_verify_understands_what_was_generated(client, history, folder):
+    """Judges all that the tests above have recorded."""
+    verdict = judge([history], folder)
+    assert verdict.is_good, verdict.bad
+    assert (verdict.total.lost, verdict.total.twice, verdict.total.unexplained) == (0, 0, 0)
+    assert verdict.total.replies > 1000
