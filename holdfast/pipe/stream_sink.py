@@ -27,8 +27,8 @@ for i = 2, #KEYS do
   at = at + 1 + columns
 end
 """
-"""KEYS: the stream, and a mark for each record. ARGV: seconds that a mark lasts; how many columns there are,
-and their names; of each record its place and the values. A place has one length: it is compared as text."""
+"""KEYS: the stream, and a mark for each record. ARGV: seconds that a mark lasts; the number of columns and
+their names; of each record its place and the values. A place has one length: it is compared as text."""
 
 _AT_ONCE = 256
 
