@@ -3,12 +3,9 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from redis import exceptions
-
 from holdfast.pipe.places import Place, place_of
 from holdfast.pipe.records import Written, to_texts
 from holdfast.pipe.redis_link import Insistence, StreamAddress
-from holdfast.pipe.sinks import SinkFailed
 
 MARKS_LAST_S = 30 * 86_400
 """A mark is needed until its event is acknowledged, so a pipe may be out of service for so long."""
@@ -72,10 +69,7 @@ class StreamSink:
                 arguments.append(place.sortable)
                 arguments += to_texts(record[column] for column in self._columns)
             data = [argument.encode(errors="backslashreplace") for argument in arguments]
-            try:
-                await self._insist(partial(self._add, keys, data))
-            except exceptions.RedisError as error:
-                raise SinkFailed(f"{self._address.shown}: {error}") from error
+            await self._insist(partial(self._add, keys, data))
 
     async def close(self) -> None:
         """Closes the connection."""

@@ -5,11 +5,11 @@ import shutil
 
 import pytest
 
+from holdfast.pipe.failures import EndFailed, Replaced
 from holdfast.pipe.places import Place
 from holdfast.pipe.records import Written
 from holdfast.pipe.redis_link import StreamAddress
-from holdfast.pipe.sinks import SinkFailed
-from holdfast.pipe.sources import OthersTurn, Replaced
+from holdfast.pipe.sources import OthersTurn
 from holdfast.pipe.stream_sink import StreamSink
 from holdfast.pipe.stream_source import StreamSource
 from tests.support.store_process import StoreProcess
@@ -247,8 +247,16 @@ async def test_many_records_are_written_at_once(store):
 async def test_a_key_that_is_no_stream_is_told(store):
     store.client.set("out", "text")
     sink = StreamSink(address_of(store, "out"), COLUMNS, "events", print)
-    with pytest.raises(SinkFailed, match="WRONGTYPE"):
+    with pytest.raises(EndFailed, match="WRONGTYPE"):
         await sink.write([written("a", 1)])
+    await sink.close()
+
+
+async def test_a_store_that_refuses_the_user_is_not_waited_for(store):
+    address = StreamAddress(f"redis-stream://nobody:wrong@127.0.0.1:{store.port}/events")
+    sink = StreamSink(address, COLUMNS, "events", print)
+    with pytest.raises(EndFailed, match=rf"redis-stream://127.0.0.1:{store.port}/events: invalid username-password pair"):
+        await sink.last("a")
     await sink.close()
 
 

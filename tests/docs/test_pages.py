@@ -175,6 +175,7 @@ def all_help():
     commands = (
         ["verify"],
         ["bench"],
+        ["pipe"],
         ["demo"],
         ["token", "create"],
         ["store", "acl"],

@@ -188,7 +188,5 @@ def test_a_pipe_drains_on_sigterm_and_goes_on_when_it_is_started_again(deploymen
     assert deployment.streams.client.xinfo_groups("events")[0]["lag"] is not None
     assert not deployment.streams.client.exists("{events}:holdfast:reader")
     assert PipeProcess(tmp_path / "log", *words, "--until-empty").wait() == 0
-    assert (
-        f"{len(events) - written:,} events applied, 0 done before" in (tmp_path / "log").read_text()
-    )
+    assert f"{len(events) - written:,} events applied, 0 done before" in (tmp_path / "log").read_text()
     check_records(deployment.records(), events, entries, MODEL)
