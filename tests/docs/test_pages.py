@@ -176,6 +176,7 @@ def all_help():
     commands = (
         ["verify"],
         ["bench"],
+        ["pipe"],
         ["demo"],
         ["token", "create"],
         ["store", "acl"],
