@@ -16,7 +16,7 @@ class HoldfastError(Exception):
         reason: UPPER_SNAKE name, stable; callers match on it.
         code: Name of the gRPC status code.
         message: What was wrong, where, and what would be right.
-        field: Path of the request field at fault, "" if none is.
+        field: Path of the request field at fault, or the argument of a step; "" if none is.
         expected_position: Position the store holds, where that matters; else None.
         retry_after_s: Seconds after which the same request may succeed; None if the server names no pause.
         metadata: Further facts from the server, by name.

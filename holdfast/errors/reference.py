@@ -32,7 +32,7 @@ Written by `make errors` from `holdfast/errors`. Every error of the Python clien
 | `not_applied` | chunks that were taken from you and are known not to have been applied |
 | `expected_position` | the position of the stored session, if that matters |
 | `retry_after_s` | the delay before a retry that the server asks for |
-| `field` | the field of the request that is at fault, if one is |
+| `field` | the field of the request, or the argument of a step, that is at fault, if one is |
 
 `pending` belongs to the session, whichever call sent the chunks. An error of a call that sent nothing
 therefore names what was pending before.

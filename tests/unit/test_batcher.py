@@ -554,7 +554,7 @@ async def test_a_message_says_how_long_somebody_waits_for_it(batcher, stub, limi
 
 async def test_a_time_limit_holds_while_others_are_answered(batcher, stub):
     """The alarm of a row that was answered rings, and the next one is set."""
-    replies = [submit(batcher, number, limit_s=0.01 * (number + 1)) for number in range(4)]
+    replies = [submit(batcher, number, limit_s=0.1 * (number + 1)) for number in range(4)]
     stream = await stub.stream()
     batch = await stream.next()
     stream.answer(batch, [0, 2])
