@@ -36,6 +36,8 @@ _BY_TEXT = {
     "ERR unknown command": "it does not know a command that is needed: it must be Redis 7 or Valkey, or a "
     "proxy that passes scripts on",
     "ERR ACL failure": _NO_RULE,
+    "ERR Script attempted to access a non local key": _ADVICE["TRYAGAIN"],
+    "ERR Attempted to access a non local key": _ADVICE["TRYAGAIN"],
     "ERR AUTH": "it has no password, and one is configured: see --store and --store-password-file",
 }
 

@@ -9,7 +9,9 @@ from holdfast.errors import RecordCorrupt, StoreFull, StoreUnavailable
 from service.store.keys import sibling_key
 from service.store.protocol import Found, Writes, commit_one, load_cursors, load_one_with_cursor
 from service.store.record import NO_STAMP, decode, encode, has_sibling, without_flag
+from service.store.slots import slot_of
 from tests.contract.test_store import eventually, get, key, put, record, resume_later, variants
+from tests.support.stores import ADMIN, ADMIN_PASSWORD, deploy, move_keys, move_slot, start_moving
 
 __all__ = ["key"]
 
@@ -178,3 +180,43 @@ async def test_a_full_store_refuses_cursors_and_keeps_what_it_has(store, key, de
     finally:
         primary.call("CONFIG", "SET", "maxmemory", "0")
     assert (await get(store, key), await cursor_of(store, key)) == (record(1), b"one")
+
+
+@pytest.fixture(params=["valkey", "redis"])
+def cluster(request, tmp_path):
+    with deploy(request.param, "cluster", tmp_path) as deployed:
+        yield deployed
+
+
+async def test_a_slot_on_the_move_parts_no_record_from_its_cursor(cluster, opened, key):
+    """Its keys go one by one; meanwhile a commit writes record and cursor, or neither."""
+    store = await opened(cluster.url)
+    source, slot = cluster.primary_of(key), slot_of(key)
+    target, other = (one for one in cluster.primaries if one is not source)
+    [bare] = [b"holdfast:v1:" + key[key.index(b"{") :] + b"-"]  # in the same slot
+    await put_with(store, key, record(1), None, b"one")
+    await put(store, bare, record(1))
+    start_moving(slot, source, target)
+    assert await put_with(store, key, record(2), record(1), b"two") is None  # both are still there
+    with pytest.raises(StoreUnavailable, match="being moved"):  # it would have to be made on the other node
+        await put_with(store, bare, record(2), record(1), b"two")
+    assert await get(store, bare) == record(1)
+    assert await put(store, bare, record(2), record(1)) is None
+    move_key(sibling_key(key), source, target)
+    with pytest.raises(StoreUnavailable):
+        await put_with(store, key, record(3), record(2), b"three")
+    refusal = await put(store, key, record(2, state=b"", deleted=True), record(2))
+    assert isinstance(refusal, StoreUnavailable)
+    assert await put(store, key, record(3), record(2)) is None
+    move_keys(slot, source, target)
+    assert await put_with(store, key, record(4), record(3), b"four") is None
+    assert await put_with(store, bare, record(3), record(2), b"three") is None
+    move_slot(slot, source, target, others=[other])
+    assert await put(store, key, record(5), record(4)) is None
+    assert (await get(store, key), await cursor_of(store, key)) == (record(5), b"four")
+    assert await cursor_of(store, bare) == b"three"
+
+
+def move_key(key, source, target):
+    login = ("AUTH2", ADMIN, ADMIN_PASSWORD) if source.login else ()
+    source.call("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, *login, "KEYS", key)

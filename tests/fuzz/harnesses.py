@@ -46,7 +46,7 @@ from service.rpc.openings import given_states, opening_keys, opening_reply, stat
 from service.rpc.page_token import decode_token, encode_token
 from service.rpc.stack import Piece, stack_outputs
 from service.rpc.status import MAX_MESSAGE_BYTES, to_status
-from service.store import blob, record
+from service.store import beside, blob, record
 from service.store.connection import _RespProtocol
 from service.store.opening import create_store
 from service.store.outputs import Outputs, encode_outputs
@@ -253,7 +253,7 @@ def run_record(data):
         except RecordCorrupt as error:
             check_error(error)
         else:
-            assert record.encode(decoded) == candidate
+            assert record.encode(decoded) == record.without_flag(candidate)
         check_together(candidate, decoded)
 
 
@@ -281,6 +281,24 @@ def with_checksum(data):
     count = int.from_bytes(data[4:8], "little")
     checksum = xxhash.xxh3_64_intdigest(data[record.STAMP_START :], count)
     return record.MAGIC + data[4:8] + checksum.to_bytes(8, "little") + data[record.STAMP_START :]
+
+
+def run_checkpoint(data):
+    """Any bytes are corrupt, or a checkpoint whose record is what it would be alone; also in a list."""
+    try:
+        kept = beside.decode_checkpoint(data)
+    except RecordCorrupt as error:
+        check_error(error)
+    else:
+        again = record.encode(kept.record)
+        assert record.without_flag(data[-len(again) :]) == again
+    try:
+        head = beside.read_head(b"checkpoint:name", len(data), data[:300])
+    except RecordCorrupt as error:
+        check_error(error)
+    else:
+        assert 0 <= head.position <= record.MAX_POSITION
+        assert (head.name, head.size_bytes) == ("name", len(data))
 
 
 def run_replies(data):
@@ -647,6 +665,13 @@ RAW_RECORDS = st.builds(
     nonce=INT64,
 )
 RECORDS = RAW_RECORDS.map(record.encode)
+RECORDS |= RECORDS.map(lambda data: data[: record.FLAG_PLACE] + b"\1" + data[record.STAMP_END :])
+CHECKPOINTS = st.builds(
+    lambda saved_ms, cursor, data: saved_ms + len(cursor).to_bytes(2, "little") + cursor + data,
+    st.binary(min_size=8, max_size=8),
+    st.binary(max_size=9),
+    RECORDS,
+)
 
 
 def served_session(sizes, width, tensors):
@@ -820,6 +845,7 @@ HARNESSES = {
     "open_batch": Harness(run_open_batch, mostly(serialized(BATCH_OPENINGS))),
     "error": Harness(run_error, st.one_of(st.binary(max_size=200), TEXT.map(str.encode))),
     "record": Harness(run_record, mostly(RECORDS)),
+    "checkpoint": Harness(run_checkpoint, mostly(CHECKPOINTS)),
     "blob": Harness(run_blob, mostly(BLOBS)),
     "page_token": Harness(run_page_token, mostly(TOKENS_OF_PAGES)),
     "replies": Harness(run_replies, mostly(REPLIES.map(record.encode_replies))),
