@@ -116,6 +116,7 @@ PURE = {
     "holdfast.verify.outputs",
     "holdfast.verify.session_history",
     "holdfast.pipe.events",
+    "holdfast.pipe.failures",
     "holdfast.pipe.places",
     "holdfast.pipe.records",
     "holdfast.errors.base",

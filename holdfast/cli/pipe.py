@@ -18,12 +18,11 @@ from holdfast.client.aio import AsyncClient
 from holdfast.errors import HoldfastError
 from holdfast.pipe.ends import LAYOUTS, open_sink, open_source
 from holdfast.pipe.events import Fields, fields_of
+from holdfast.pipe.failures import PipeFailed
 from holdfast.pipe.flow import Pipe, Rules
 from holdfast.pipe.progress import Progress
 from holdfast.pipe.records import DEAD_LETTER_COLUMNS, Asked, Records, score_of
-from holdfast.pipe.sessions import Refused, StepsLost, said
-from holdfast.pipe.sinks import SinkFailed
-from holdfast.pipe.sources import Replaced
+from holdfast.pipe.sessions import said
 from holdfast.v1 import holdfast_pb2 as pb
 
 DRAIN_S = 30.0
@@ -69,14 +68,8 @@ async def _pipe(options: argparse.Namespace, progress: Progress) -> int:
             return failed("pipe", f"not drained within {DRAIN_S:g} s; what is not written comes again")
         except HoldfastError as error:
             return failed("pipe", f"{options.target}: {said(error)}")
-        except (Refused, StepsLost, Replaced, SinkFailed, ValueError) as error:
+        except PipeFailed as error:
             return failed("pipe", error)
-        except BrokenPipeError:
-            raise
-        except Exception as error:
-            if type(error).__module__.startswith("redis."):
-                return failed("pipe", f"{options.source.rpartition('@')[2]}: {error}")
-            raise
         finally:
             showing.cancel()
             progress.summary(pipe.counts)

@@ -100,7 +100,7 @@ def open_sink(
     if _is_stream(name):
         from holdfast.pipe.stream_sink import StreamSink
 
-        return StreamSink(_address(name), source_id, say)
+        return StreamSink(_address(name), columns, source_id, say)
     if name == "-":
         return OutSink(layout or "jsonl", columns)
     path = _path(name)

@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from holdfast.pipe.failures import EndFailed
 from holdfast.pipe.places import Place, place_of
 from holdfast.pipe.records import Written, to_csv, to_json
-from holdfast.pipe.sinks import SinkFailed
 
 
 class FileSink:
@@ -65,7 +65,7 @@ class FileSink:
             if self._is_synced:
                 await asyncio.to_thread(os.fdatasync, self._descriptor)
         except OSError as error:
-            raise SinkFailed(f"{self._path}: {(error.strerror or str(error)).lower()}") from error
+            raise EndFailed(f"{self._path}: {(error.strerror or str(error)).lower()}") from error
 
     async def close(self) -> None:
         """Closes the file."""

@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 from holdfast.client.aio import AsyncClient
 from holdfast.pipe.events import Event, Fields, Malformed, Raw, read_event
+from holdfast.pipe.failures import Refused
 from holdfast.pipe.records import Records, dead_letter
-from holdfast.pipe.sessions import Line, Refused, Sessions
+from holdfast.pipe.sessions import Line, Sessions
 from holdfast.pipe.sinks import Sink, Together
 from holdfast.pipe.sources import OthersTurn, Source
 
@@ -121,8 +122,7 @@ class Pipe:
         """Returns at the end of the source, or after `leave`; all that was begun is written then.
 
         Raises:
-            Refused, StepsLost, SinkFailed, HoldfastError, RedisError: What ended it. What is not written
-                comes again.
+            PipeFailed, HoldfastError: What ended it. What is not written comes again.
         """
         try:
             while not self._leaving.is_set():

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from holdfast.pipe.events import Raw
+from holdfast.pipe.failures import EndFailed
 from holdfast.pipe.places import Place
 
 BLOCK_BYTES = 1 << 18
@@ -128,7 +129,7 @@ class LineSource:
                 continue
             if names is None:
                 if row is None:
-                    raise ValueError(f"the first line of {self.source_id} is not CSV: {problem}")
+                    raise EndFailed(f"the first line of {self.source_id} is not CSV: {problem}")
                 names = [name.removeprefix("\ufeff") for name in row]
                 continue
             if row is not None and len(row) != len(names):

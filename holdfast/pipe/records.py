@@ -14,6 +14,8 @@ from holdfast.pipe.events import Event, Raw
 from holdfast.pipe.places import Place
 from holdfast.v1 import holdfast_pb2 as pb
 
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+
 OWN = ("session", "position", "source", "entry")
 """What every record begins with."""
 
@@ -142,14 +144,14 @@ def score_of(model: pb.Model) -> str:
 def to_json(value: Any) -> str:
     """Returns a record, or a value of one, as a line of JSON; numbers that JSON does not have are null."""
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+        return _encode(value)
     except ValueError:
-        return json.dumps(_without_nan(value), ensure_ascii=False, allow_nan=False)
+        return _encode(_without_nan(value))
 
 
-def to_texts(record: Mapping[str, Any]) -> dict[str, str]:
-    """Returns a record as texts by column: a str as it is, all else as JSON."""
-    return {name: value if isinstance(value, str) else to_json(value) for name, value in record.items()}
+def to_texts(values: Iterable[Any]) -> list[str]:
+    """Returns values as texts: a str as it is, all else as JSON."""
+    return [value if isinstance(value, str) else to_json(value) for value in values]
 
 
 def to_csv(values: Iterable[Any]) -> str:

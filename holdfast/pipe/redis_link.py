@@ -12,6 +12,8 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from holdfast.pipe.failures import EndFailed
+
 Found = TypeVar("Found")
 
 PASSING = (
@@ -111,19 +113,21 @@ class Insistence:
         """Returns what `ask` does, however long that takes.
 
         Raises:
-            RedisError: The store refuses for good.
+            EndFailed: The store refuses for good.
         """
         pause_s = 0.0
         while True:
             try:
                 found = await ask()
-            except FINAL:
-                raise
+            except FINAL as error:
+                raise EndFailed(f"{self._shown}: {error}") from error
             except PASSING as error:
                 if not pause_s:
                     self._say(f"{self._shown}: {error or type(error).__name__}: waiting")
                 pause_s = min(LONGEST_PAUSE_S, 2 * pause_s or 0.05)
                 await asyncio.sleep(pause_s)
+            except exceptions.RedisError as error:
+                raise EndFailed(f"{self._shown}: {error}") from error
             else:
                 if pause_s:
                     self._say(f"{self._shown}: it answers again")

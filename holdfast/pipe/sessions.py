@@ -36,6 +36,7 @@ from holdfast.errors import (
     StateNotFinite,
 )
 from holdfast.pipe.events import Event
+from holdfast.pipe.failures import Refused, StepsLost
 from holdfast.pipe.places import Place, cursor_of, entry_in, place_in
 from holdfast.pipe.records import Asked
 from holdfast.pipe.sinks import Sink
@@ -57,14 +58,6 @@ MOST_LOOKS = 8
 """So often an event is tried on a session that is moved at the same time."""
 
 _PAUSE_S = 1.0
-
-
-class Refused(Exception):
-    """An event cannot be applied; its text says why."""
-
-
-class StepsLost(Exception):
-    """A session stands before events whose records are written, and they do not come again."""
 
 
 class Line:

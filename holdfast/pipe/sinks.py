@@ -10,21 +10,21 @@ from holdfast.pipe.records import Written
 Thing = TypeVar("Thing")
 
 
-class SinkFailed(Exception):
-    """A record cannot be written; nothing that was not written is lost, since its event comes again."""
-
-
 class Sink(Protocol):
     """Keeps records, each once."""
 
     async def last(self, key: str) -> Place | None:
-        """Returns the place of the last record of a key; None if there is none, or that is not known."""
+        """Returns the place of the last record of a key; None if there is none, or that is not known.
+
+        Raises:
+            EndFailed: It cannot be asked.
+        """
 
     async def write(self, records: Sequence[Written]) -> None:
         """Writes records, without those whose key has one of this place or a later one.
 
         Raises:
-            SinkFailed: As it says; some may be written.
+            EndFailed: As it says; some may be written.
         """
 
     async def close(self) -> None:

@@ -10,10 +10,6 @@ class OthersTurn(Exception):
     """Another pipe reads the source now: what was read here and not begun is left to it."""
 
 
-class Replaced(Exception):
-    """Another process of the same name reads the source: this one is its predecessor, and ends."""
-
-
 class Source(Protocol):
     """Events in an order that stays, each with a place.
 
@@ -31,11 +27,15 @@ class Source(Protocol):
         Raises:
             OthersTurn: See there. The next call waits until it is this one's turn, and begins with the
                 first event that is not done.
-            Replaced: See there.
+            PipeFailed: It cannot be read.
         """
 
     async def done(self, entries: Sequence[str]) -> None:
-        """Notes that the outputs of events are written: they need not come again."""
+        """Notes that the outputs of events are written: they need not come again.
+
+        Raises:
+            PipeFailed: That cannot be noted.
+        """
 
     async def behind(self) -> str:
         """Returns how much is left to read, for people; "" if that is not known."""

@@ -3,30 +3,29 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from redis import exceptions
-
 from holdfast.pipe.places import Place, place_of
 from holdfast.pipe.records import Written, to_texts
 from holdfast.pipe.redis_link import Insistence, StreamAddress
-from holdfast.pipe.sinks import SinkFailed
 
 MARKS_LAST_S = 30 * 86_400
 """A mark is needed until its event is acknowledged, so a pipe may be out of service for so long."""
 
 _ADD = """
-local at = 2
+local columns = tonumber(ARGV[2])
+local fields, at = {}, 3 + columns
+for column = 1, columns do fields[2 * column - 1] = ARGV[2 + column] end
 for i = 2, #KEYS do
-  local place, fields = ARGV[at], tonumber(ARGV[at + 1])
-  local mark = redis.call('GET', KEYS[i])
+  local place, mark = ARGV[at], redis.call('GET', KEYS[i])
   if not mark or mark < place then
-    redis.call('XADD', KEYS[1], '*', unpack(ARGV, at + 2, at + 1 + fields))
+    for column = 1, columns do fields[2 * column] = ARGV[at + column] end
+    redis.call('XADD', KEYS[1], '*', unpack(fields))
     redis.call('SET', KEYS[i], place, 'EX', ARGV[1])
   end
-  at = at + 2 + fields
+  at = at + 1 + columns
 end
 """
-"""KEYS: the stream, and a mark for each record. ARGV: seconds that a mark lasts; of each record its place,
-the number of what follows, names and values. A place has one length, so it is compared as text."""
+"""KEYS: the stream, and a mark for each record. ARGV: seconds that a mark lasts; the number of columns and
+their names; of each record its place and the values. A place has one length: it is compared as text."""
 
 _AT_ONCE = 256
 
@@ -36,11 +35,19 @@ class StreamSink:
 
     Args:
         address: Of the stream.
+        columns: Of every record.
         source_id: Marks are of this source.
         say: Prints a line.
     """
 
-    def __init__(self, address: StreamAddress, source_id: str, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        address: StreamAddress,
+        columns: Sequence[str],
+        source_id: str,
+        say: Callable[[str], None],
+    ) -> None:
+        self._columns = columns
         self._address = address
         self._marks = address.tagged(f"written:{source_id}:")
         self._client = address.connect()
@@ -55,18 +62,14 @@ class StreamSink:
     async def write(self, records: Sequence[Written]) -> None:
         """Does what `Sink.write` says. May be repeated: the marks tell what was written."""
         for start in range(0, len(records), _AT_ONCE):
-            keys, arguments = [self._address.stream], [str(MARKS_LAST_S)]
+            keys = [self._address.stream]
+            arguments = [str(MARKS_LAST_S), str(len(self._columns)), *self._columns]
             for key, place, record in records[start : start + _AT_ONCE]:
                 keys.append(self._marks + key)
-                texts = to_texts(record)
-                arguments += (place.sortable, str(2 * len(texts)))
-                for name, text in texts.items():
-                    arguments += (name, text)
+                arguments.append(place.sortable)
+                arguments += to_texts(record[column] for column in self._columns)
             data = [argument.encode(errors="backslashreplace") for argument in arguments]
-            try:
-                await self._insist(partial(self._add, keys, data))
-            except exceptions.RedisError as error:
-                raise SinkFailed(f"{self._address.shown}: {error}") from error
+            await self._insist(partial(self._add, keys, data))
 
     async def close(self) -> None:
         """Closes the connection."""

@@ -15,9 +15,10 @@ from typing import Any
 from redis import exceptions
 
 from holdfast.pipe.events import Raw
+from holdfast.pipe.failures import Replaced
 from holdfast.pipe.places import place_of
 from holdfast.pipe.redis_link import PASSING, Insistence, StreamAddress
-from holdfast.pipe.sources import OthersTurn, Replaced
+from holdfast.pipe.sources import OthersTurn
 
 LEASE_S = 10.0
 """A pipe that is silent for so long has died, or is held up: another one takes its turn."""

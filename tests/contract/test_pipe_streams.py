@@ -5,11 +5,11 @@ import shutil
 
 import pytest
 
+from holdfast.pipe.failures import EndFailed, Replaced
 from holdfast.pipe.places import Place
 from holdfast.pipe.records import Written
 from holdfast.pipe.redis_link import StreamAddress
-from holdfast.pipe.sinks import SinkFailed
-from holdfast.pipe.sources import OthersTurn, Replaced
+from holdfast.pipe.sources import OthersTurn
 from holdfast.pipe.stream_sink import StreamSink
 from holdfast.pipe.stream_source import StreamSource
 from tests.support.store_process import StoreProcess
@@ -173,7 +173,7 @@ async def test_a_store_that_is_killed_is_waited_for(store):
     said = []
     source = source_of(store, said)
     assert len(await source.read(1)) == 1
-    sink = StreamSink(address_of(store, "out"), "events", said.append)
+    sink = StreamSink(address_of(store, "out"), COLUMNS, "events", said.append)
     await sink.write([written("a", 1)])
     store.kill()
     reading, writing = (
@@ -204,8 +204,13 @@ async def test_deleted_entries_are_told(store):
     await source.close()
 
 
-def written(session, place, **fields):
-    return Written(session, Place(place), {"session": session, "entry": str(place), "v": [1.5], **fields})
+COLUMNS = ("session", "entry", "v", "text")
+
+
+def written(session, place, text=""):
+    return Written(
+        session, Place(place), dict(zip(COLUMNS, (session, str(place), [1.5], text), strict=True))
+    )
 
 
 def places(store):
@@ -213,7 +218,7 @@ def places(store):
 
 
 async def test_a_record_and_its_mark_are_written_together_and_once(store):
-    sink = StreamSink(address_of(store, "out"), "events", print)
+    sink = StreamSink(address_of(store, "out"), COLUMNS, "events", print)
     assert await sink.last("a") is None
     await sink.write([written("a", 9, text="é\udc80"), written("b", 10), written("a", 10)])
     await sink.write([written("a", 9), written("a", 10), written("b", 11)])
@@ -222,7 +227,7 @@ async def test_a_record_and_its_mark_are_written_together_and_once(store):
         b"session": b"a", b"entry": b"9", b"v": b"[1.5]", b"text": "é\\udc80".encode()
     }  # fmt: skip
     assert await sink.last("a") == Place(10)
-    others = StreamSink(address_of(store, "out"), "others", print)
+    others = StreamSink(address_of(store, "out"), COLUMNS, "others", print)
     assert await others.last("a") is None
     await others.close()
     assert {key.partition(b":")[0] for key in store.client.keys("*")} == {b"out", b"{out}"}
@@ -231,7 +236,7 @@ async def test_a_record_and_its_mark_are_written_together_and_once(store):
 
 
 async def test_many_records_are_written_at_once(store):
-    sink = StreamSink(address_of(store, "out"), "events", print)
+    sink = StreamSink(address_of(store, "out"), COLUMNS, "events", print)
     records = [written(f"s{number}", number) for number in range(700)]
     await sink.write(records)
     await sink.write(records)
@@ -241,9 +246,17 @@ async def test_many_records_are_written_at_once(store):
 
 async def test_a_key_that_is_no_stream_is_told(store):
     store.client.set("out", "text")
-    sink = StreamSink(address_of(store, "out"), "events", print)
-    with pytest.raises(SinkFailed, match="WRONGTYPE"):
+    sink = StreamSink(address_of(store, "out"), COLUMNS, "events", print)
+    with pytest.raises(EndFailed, match="WRONGTYPE"):
         await sink.write([written("a", 1)])
+    await sink.close()
+
+
+async def test_a_store_that_refuses_the_user_is_not_waited_for(store):
+    address = StreamAddress(f"redis-stream://nobody:wrong@127.0.0.1:{store.port}/events")
+    sink = StreamSink(address, COLUMNS, "events", print)
+    with pytest.raises(EndFailed, match=rf"redis-stream://127.0.0.1:{store.port}/events: invalid username-password pair"):
+        await sink.last("a")
     await sink.close()
 
 

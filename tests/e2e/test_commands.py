@@ -17,6 +17,7 @@ pytestmark = pytest.mark.e2e
 COMMANDS = {
     "session": ("session", "show", "s"),
     "model": ("model", "list"),
+    "pipe": ("pipe", "--model", MODEL, "--from", "-", "--source-id", "nothing", "--to", "-"),
     "bench": ("bench", "--seconds", "0.2", "--streams", "1"),
     "verify": ("verify", "--seconds", "1", "--sessions", "2", "--history", "HISTORY"),
 }

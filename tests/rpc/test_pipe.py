@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -202,6 +203,19 @@ def test_what_is_wrong_with_the_command_is_said(server, tmp_path, words, code, s
     assert result.code == code, result.err
     assert said in result.err
     assert "Traceback" not in result.err
+
+
+def test_streams_say_what_they_need(server, monkeypatch):
+    for name in [name for name in sys.modules if name.startswith(("redis", "holdfast.pipe"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, "holdfast.cli.pipe", raising=False)
+    monkeypatch.setitem(sys.modules, "redis", None)
+    usual = ("--target", server.address, "--model", MODEL, "--to", "-")
+    result = call("pipe", *usual, "--from", "redis-stream://127.0.0.1:1/in")
+    assert (result.code, result.err) == (
+        2,
+        "holdfast pipe: streams need redis: pip install 'holdfast[pipe]'\n",
+    )
 
 
 def test_a_stream_feeds_a_stream(server, tmp_path):

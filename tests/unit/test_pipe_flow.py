@@ -20,11 +20,10 @@ from holdfast.errors import (
 )
 from holdfast.pipe import sessions
 from holdfast.pipe.events import Raw, fields_of
+from holdfast.pipe.failures import EndFailed, Refused, StepsLost
 from holdfast.pipe.flow import Pipe, Rules
 from holdfast.pipe.places import Place, cursor_of
 from holdfast.pipe.records import Asked, Records
-from holdfast.pipe.sessions import Refused, StepsLost
-from holdfast.pipe.sinks import SinkFailed
 from holdfast.pipe.sources import OthersTurn
 from holdfast.v1 import holdfast_pb2 as pb
 
@@ -445,10 +444,10 @@ async def test_a_sink_that_fails_ends_the_pipe_and_acknowledges_nothing():
     life = Life(world)
 
     async def full(records):
-        raise SinkFailed("no space")
+        raise EndFailed("no space")
 
     life.write = full
-    with pytest.raises(SinkFailed, match="no space"):
+    with pytest.raises(EndFailed, match="no space"):
         await live(life)
     assert world.done == set()
     assert await live(Life(world))

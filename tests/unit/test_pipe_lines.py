@@ -7,11 +7,12 @@ import pytest
 
 from holdfast.pipe.ends import open_sink, open_source
 from holdfast.pipe.events import Raw
+from holdfast.pipe.failures import EndFailed
 from holdfast.pipe.file_sink import FileSink
 from holdfast.pipe.lines import LineSource
 from holdfast.pipe.places import Place
 from holdfast.pipe.records import DEAD_LETTER_COLUMNS, Written, dead_letter
-from holdfast.pipe.sinks import SinkFailed, Together
+from holdfast.pipe.sinks import Together
 
 COLUMNS = ("session", "position", "source", "entry", "value")
 
@@ -183,7 +184,7 @@ async def test_a_full_disk_leaves_whole_lines(tmp_path, layout, monkeypatch):
         return done
 
     monkeypatch.setattr(os, "write", write_some)
-    with pytest.raises(SinkFailed, match="out: no space left on device"):
+    with pytest.raises(EndFailed, match="out: no space left on device"):
         await sink.write([written("a", 2)])
     assert (tmp_path / "out").read_bytes() == whole
     await sink.close()
