@@ -95,10 +95,7 @@ class StoreConnection:
 
     @property
     def process(self) -> bytes:
-        """Names the process of the server; another one, or the same started anew, has another name.
-
-        One that does not say has the name of its address.
-        """
+        """Names the process of the server, another one after each start of it; or its address."""
         return self.identity.split()[0] if self.identity is not None else str(self.address).encode()
 
     async def open(self) -> None:

@@ -29,7 +29,7 @@ RUN = {
         "True", "100 (100, 1, 1) {}", "True 100", "200", "MODEL_NOT_FOUND False () ()", "done",
     ],
     "docs/guides/copies.md": [
-        "True True", "25 31", "64 {} True", "True", "True True", "True",
+        "True True", "25 31", "(64,) {} True", "True", "True True", "True",
         "[('book-copy', 31), ('book-moved', 37)]", "[]", "[31, 0] SESSION_NOT_FOUND",
     ],
     "docs/guides/checkpoints.md": ["48 b'48'", "63 68", "before the guess 63"],

@@ -161,6 +161,21 @@ def test_the_same_session_gives_the_same_blob_and_it_may_be_imported_many_times(
     np.testing.assert_array_equal(back.state()["h"], session.state()["h"])
 
 
+def test_a_generation_goes_on_after_the_move_and_in_a_copy_as_it_would_have(clients, name):
+    """The kept reply has the token that comes next: it travels, and passes what an import checks."""
+    ours, theirs = clients
+    session = ours.open_session(name, model=MODEL)
+    for _ in session.generate(max_tokens=9, prompt="import nu", temperature=0.8, seed=3, candidates=2):
+        pass
+    moved, copy = theirs.import_session(session.export(), name), session.fork(f"{name}-copy")
+    texts = [
+        b"".join(token.text for token in one.generate(max_tokens=9, temperature=0.8, seed=3))
+        for one in (moved, copy, session)
+    ]
+    assert len(texts[0]) == 9
+    assert texts[0] == texts[1] == texts[2]
+
+
 def test_a_cursor_travels_with_its_session_and_not_with_a_copy(clients, name):
     ours, theirs = clients
     session = ours.open_session(name, model=MODEL)
