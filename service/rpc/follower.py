@@ -115,6 +115,17 @@ class Follower:
         self.needs_look = True
         self.wake()
 
+    def peeked(self, stands: tuple[int, int] | None, seen_position: int) -> None:
+        """Has the record looked at if something has become of it that no event told.
+
+        Args:
+            stands: Incarnation and position of the session; None if it is not there.
+            seen_position: `position` when the reading began.
+        """
+        is_same = stands is not None and stands[0] == self._incarnation and stands[1] >= seen_position
+        if stands is None or not is_same or self._is_behind(stands[1]):
+            self.changed()
+
     def looked(self, record: Record | None, seen_position: int) -> None:
         """Takes the record as it was read.
 
@@ -133,12 +144,8 @@ class Follower:
             if self._incarnation == 0:
                 self._shown_position = record.position
             self._stand(record)
-        elif record.position <= self.position:
-            self._behind_position = None
-        elif self._behind_position is not None and self.position < self._behind_position:
-            self._stand(record)  # what it did not hear of by now was lost
-        else:
-            self._behind_position = record.position
+        elif self._is_behind(record.position):
+            self._stand(record)
 
     def take(self) -> Shown | None:
         """Returns what is to be shown next, if there is anything."""
@@ -155,6 +162,13 @@ class Follower:
         skipped = event.position - event.token_count - self._shown_position
         self._shown_position = event.position
         return Shown(what, max(0, skipped))
+
+    def _is_behind(self, position: int) -> bool:
+        """Whether what was committed when this was asked before is still not told, and so was lost."""
+        was_behind = self._behind_position is not None and self.position < self._behind_position
+        if not was_behind:
+            self._behind_position = position if position > self.position else None
+        return was_behind
 
     def _stand(self, record: Record) -> None:
         self._incarnation, self.position, self._state = record.incarnation, record.position, record.state

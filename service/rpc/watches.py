@@ -11,14 +11,16 @@ from service.engine.watch_events import Event, Lease, decode_news, encode_lease
 from service.engine.watched import Watched
 from service.rpc.follower import Follower
 from service.store.channels import Channels
-from service.store.protocol import Loaded
 from service.store.record import decode
 from service.store.store import Store
 
 _log = logging.getLogger(__name__)
 
 TURN_S = 2.0
-"""Between leases, and between looks at the records."""
+"""Between leases, and between looks at where the sessions stand."""
+
+PEEK_COUNT = 256
+"""Sessions whose place is read together."""
 
 LEASE_S = 6.0
 """Others tell of a session for so long after the last lease that names it."""
@@ -85,28 +87,32 @@ class Watches:
         follower.looked(None if data is None else decode(data), seen_position)
 
     async def turn(self) -> None:
-        """Renews the leases, and looks at the records."""
+        """Renews the leases, and looks whether something has become of the sessions that nobody told."""
         await asyncio.sleep(TURN_S)
         if not self._followers or self.channels.trouble:
             return
         self.channels.publish(self._shared, self._lease(tuple(self._followers), LEASE_S))
-        followers = [
-            (key, follower, follower.position)
-            for key, following in self._followers.items()
-            for follower in following
-        ]
         keys = list(self._followers)
-        try:
-            records = dict(zip(keys, await self._store.load(keys), strict=True))
-        except ServiceError as error:
-            _log.debug("watched sessions could not be looked at: %s", error)
-            return
-        for key, follower, seen_position in followers:
-            _show(records[key], follower, seen_position)
+        for start in range(0, len(keys), PEEK_COUNT):
+            await self._peek(keys[start : start + PEEK_COUNT])
 
     def close(self) -> None:
         """Tells others nothing any more."""
         self.watched.close()
+
+    async def _peek(self, keys: Sequence[bytes]) -> None:
+        """Reads where sessions stand: not their states, which may be large."""
+        seen = [
+            (key, follower, follower.position) for key in keys for follower in self._followers.get(key, ())
+        ]
+        try:
+            found = await self._store.heads(keys, with_idle=False)
+        except ServiceError as error:
+            _log.debug("watched sessions could not be looked at: %s", error)
+            return
+        stands = {one.key: (one.head.incarnation, one.head.position) for one in found}
+        for key, follower, seen_position in seen:
+            follower.peeked(stands.get(key), seen_position)
 
     def _publish(self, channel: bytes, message: bytes) -> bool:
         """Sends news to a process; what is for this one need not go through the store."""
@@ -139,13 +145,3 @@ class Watches:
         for following in self._followers.values():
             for follower in following:
                 follower.wake()
-
-
-def _show(data: Loaded, follower: Follower, seen_position: int) -> None:
-    if not isinstance(data, ServiceError):
-        try:
-            record = None if data is None else decode(data)
-        except ServiceError:
-            follower.changed()  # its own look tells the watcher what is wrong
-        else:
-            follower.looked(record, seen_position)

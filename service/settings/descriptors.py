@@ -13,7 +13,7 @@ from service.settings.schema import Settings
 _log = logging.getLogger(__name__)
 
 OWN_COUNT = 64
-"""What a process has open beside connections, 28 at rest: loops, libraries, the store and what confirms its
+"""What a process has open beside connections, 30 at rest: loops, libraries, the store and what confirms its
 writes, and for a while model files, certificates and processes that check them."""
 
 HTTP_COUNT = 256

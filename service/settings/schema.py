@@ -277,9 +277,7 @@ class Settings(BaseSettings):
             description="seconds after which a worker whose event loop is stuck is replaced; 0 means never",
         ),
     ] = 15.0
-    allow_volatile_store: Annotated[bool, Field(description="serve on a store that may lose sessions")] = (
-        False
-    )
+    allow_volatile_store: Annotated[bool, Field(description="use a store that may lose sessions")] = False
     allow_old_store: Annotated[
         bool, Field(description="trust a store whose version has, or may have, known vulnerabilities")
     ] = False

@@ -114,6 +114,22 @@ async def test_every_chunk_is_seen_on_another_replica_whichever_way_it_came(clie
         assert chunk.committed_unix_s > 1.7e9
 
 
+async def test_what_is_generated_is_seen(clients):
+    here, there = clients
+    session = await there.open_session("generated", model=MODEL)
+    async with Watcher(here, "generated", **EVERY, token_log_prob=True) as watcher:
+        tokens = [token async for token in session.generate(40, prompt="import ", seed=7)]
+        await watcher.at(session.position)
+    watcher.check_sums()
+    assert session.position == len("import ") + len(tokens)
+    generated = {token.position: token for token in tokens}
+    for chunk in watcher.shown[1:]:
+        if chunk.position > len("import "):
+            assert list(chunk.tokens) == [generated[chunk.position].id]
+        else:
+            assert chunk.tokens == b"import "
+
+
 async def test_what_the_reply_of_the_step_has_not_got_is_computed(clients):
     here, there = clients
     session = await there.open_session("asks for nothing", model=MODEL)

@@ -115,6 +115,29 @@ def test_what_is_ahead_of_the_events_is_shown_at_the_second_look(follower):
     assert taken(follower) == [(Standing(record(16)), 6)]
 
 
+def test_a_glance_asks_for_the_record_only_where_events_do_not_tell(follower):
+    for stands in ((LIFE, 10), (LIFE, 12)):
+        follower.peeked(stands, 10)
+        assert not follower.needs_look
+    follower.peeked((LIFE, 13), 10)
+    assert follower.needs_look
+    follower.looked(record(13), 10)
+    assert taken(follower) == [(Standing(record(13)), 3)]
+
+
+@pytest.mark.parametrize("stands", [None, (8, 10), (LIFE, 9)])
+def test_a_glance_sees_an_end_a_takeover_and_a_store_that_has_gone_back(follower, stands):
+    follower.peeked(stands, 10)
+    assert follower.needs_look
+
+
+def test_a_glance_at_what_events_tell_a_little_later_asks_for_nothing(follower):
+    for position in range(11, 20):
+        follower.peeked((LIFE, position), position - 1)
+        follower.saw(event(position))
+    assert not follower.needs_look
+
+
 def test_events_that_come_late_are_shown_nevertheless(follower):
     follower.looked(record(12), 10)
     follower.saw(event(12))
