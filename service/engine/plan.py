@@ -160,7 +160,8 @@ def join(chunks: list[Chunk]) -> Rows:
         *map(_COLUMNS, chunks), strict=True
     )
     tokens = to_tokens(asked, b"".join(raw), len(chunks))
-    generates = asked.selection is not None and asked.selection.generates
+    selection = asked.selection
+    generates = selection is not None and selection.generates
     return Rows(
         asked,
         list(keys),
