@@ -311,8 +311,8 @@ def _following(rows: Rows, outputs: Arrays, of_tokens: slice, of_rows: slice) ->
         values = given.reshape(len(rows.keys), -1, *given.shape[1:])[:, -1]
     if contract.feedback is not None:
         return following._replace(tensors={output.name: values})
-    assert rows.samples is not None, "bug: tokens are drawn, and nobody says how"
-    samples = [sample for sample in rows.samples if sample is not None]
+    assert rows.chunks is not None, "bug: rows of a message generate"
+    samples = [chunk.sample for chunk in rows.chunks if chunk.sample is not None]
     drawn = draw(values, output.role, samples, rows.stamps[:, 1] + rows.asked.token_count)
     following = following._replace(sampled_ids=drawn.ids, sampled_log_probs=drawn.log_probs)
     if top_k:
