@@ -160,7 +160,6 @@ def join(chunks: list[Chunk]) -> Rows:
         *map(_COLUMNS, chunks), strict=True
     )
     tokens = to_tokens(asked, b"".join(raw), len(chunks))
-    generates = asked.selection is not None and asked.selection.generates
     return Rows(
         asked,
         list(keys),
@@ -172,7 +171,6 @@ def join(chunks: list[Chunk]) -> Rows:
         np.array(digests, np.int64) if any(digests) else None,
         chunks,
         cursors=list(cursors) if any(cursors) else None,
-        samples=[chunk.sample for chunk in chunks] if generates else None,
     )
 
 

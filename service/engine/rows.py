@@ -207,7 +207,6 @@ class Rows:
         numbers: and which of its rows they are, int64 (B,).
         conflict_count: How often another writer came first.
         cursors: Stored with the sessions by their commit; None leaves what is stored, or None for all.
-        samples: What is to be drawn after each; None where the selection does not `generate`.
 
         slots: Of the sessions in the cache, int64 (B,). These five are filled from there.
         stamps: Stamps that a commit must find, int64 (B, 3): incarnation, position and history digest.
@@ -244,7 +243,6 @@ class Rows:
     numbers: NDArray[np.int64] | None = None
     conflict_count: int = 0
     cursors: list[bytes | None] | None = None
-    samples: list[Sample | None] | None = None
 
     slots: NDArray[np.int64] = field(init=False)
     stamps: NDArray[np.int64] = field(init=False)
@@ -297,7 +295,6 @@ class Rows:
             _at(self.numbers, chosen),
             self.conflict_count,
             _some(self.cursors, chosen),
-            _some(self.samples, chosen),
         )
 
     def one(self, place: int) -> "Rows":

@@ -270,13 +270,12 @@ def _spans(counts: list[int], most_steps: int) -> Iterator[tuple[int, int, int]]
 def _outputs_of(rows: Rows, outputs: Arrays, states: Arrays, of_tokens: slice, of_rows: slice) -> Outputs:
     """Picks what some rows asked for."""
     selection, contract = rows.needs.selection, rows.model.contract
+    if selection.generates:
+        return _following(rows, outputs, of_tokens, of_rows)
     picked = {}
     for name, array in outputs.items():
         spec = contract.outputs_by_name.get(name, contract.ranked)  # candidates stand for what was ranked
-        is_of_rows = name == _LAST or (spec is not None and spec.is_last)
-        picked[name] = array[of_rows if is_of_rows else of_tokens]
-    if selection.generates:
-        return _following(rows, picked)
+        picked[name] = array[of_rows if spec is not None and spec.is_last else of_tokens]
     ids = log_probs = surprise = None
     if selection.top_k:
         assert contract.ranked is not None, "bug: a selection ranks what the model does not have"
@@ -299,26 +298,24 @@ def _outputs_of(rows: Rows, outputs: Arrays, states: Arrays, of_tokens: slice, o
     )
 
 
-def _following(rows: Rows, picked: Arrays) -> Outputs:
+def _following(rows: Rows, outputs: Arrays, of_tokens: slice, of_rows: slice) -> Outputs:
     """Returns what follows the last token of each row: a drawn token, or the output that is fed back."""
     contract, top_k = rows.model.contract, rows.needs.selection.top_k
     following = Outputs(len(rows.keys), rows.asked.token_count, None, None, None, {}, {})
+    output = contract.feedback or contract.ranked
+    assert output is not None, "bug: a model generates that cannot"
+    if _LAST in outputs and contract.feedback is None:
+        values = outputs[_LAST][of_rows]
+    else:
+        given = outputs[output.name][of_rows if output.is_last else of_tokens]
+        values = given.reshape(len(rows.keys), -1, *given.shape[1:])[:, -1]
     if contract.feedback is not None:
-        name = contract.feedback.name
-        return following._replace(tensors={name: _last_of(picked[name], len(rows.keys))})
-    assert contract.ranked is not None, "bug: tokens are drawn from what the model does not have"
-    assert rows.samples is not None, "bug: tokens are drawn, and nobody says how"
-    role = contract.ranked.role
-    values = picked[_LAST] if _LAST in picked else _last_of(picked[contract.ranked.name], len(rows.keys))
-    samples = [sample for sample in rows.samples if sample is not None]
-    drawn = draw(values, role, samples, rows.stamps[:, 1] + rows.asked.token_count)
+        return following._replace(tensors={output.name: values})
+    assert rows.chunks is not None, "bug: rows of a message generate"
+    samples = [chunk.sample for chunk in rows.chunks if chunk.sample is not None]
+    drawn = draw(values, output.role, samples, rows.stamps[:, 1] + rows.asked.token_count)
     following = following._replace(sampled_ids=drawn.ids, sampled_log_probs=drawn.log_probs)
     if top_k:
-        ids, log_probs = ranked_candidates(values, top_k, role)
+        ids, log_probs = ranked_candidates(values, top_k, output.role)
         following = following._replace(top_ids=ids, top_log_probs=log_probs)
     return following
-
-
-def _last_of(values: NDArray[Any], row_count: int) -> NDArray[Any]:
-    """Returns what belongs to the last token of each row, (B, ...)."""
-    return values.reshape(row_count, -1, *values.shape[1:])[:, -1]

@@ -11,7 +11,7 @@ from service.engine import run as batch
 from service.engine.cache import join_rows
 from service.engine.checks import reply_bytes, validate
 from service.engine.probing import probe
-from service.engine.rows import Asked, Rows, Selection, token_sums
+from service.engine.rows import Asked, Chunk, Rows, Selection, token_sums
 from service.engine.run import run_batch
 from service.engine.sampling import Options, Sample
 from service.model.loading import load_model
@@ -42,7 +42,8 @@ def rows_of(model, length, selection, row_count=3):
     rows.states = states.reshape(row_count, -1).copy()
     rows.stamps = np.array([[1, row, 1] for row in range(row_count)], np.int64)
     if selection is not None and selection.generates:
-        rows.samples = [Sample(OPTIONS, 100 + row, (1, 2, 3), (32, 10)) for row in range(row_count)]
+        samples = [Sample(OPTIONS, 100 + row, (1, 2, 3), (32, 10)) for row in range(row_count)]
+        rows.chunks = [Chunk(b"", asked, b"", print, sample=sample) for sample in samples]
     return rows
 
 
@@ -100,7 +101,7 @@ def test_what_a_row_feeds_back_is_its_last_output(tmp_path):
     model = load_model(tmp_path / "model.onnx", name="feedback", version=1)
     tokens = np.arange(12, dtype=np.float32).reshape(2, 3, 2)
     asked = Asked("features", 3, 2, selection=Selection(generates=True))
-    rows = Rows(asked, [b"", b""], tokens, token_sums(tokens), np.zeros(2, np.int64), samples=[None, None])
+    rows = Rows(asked, [b"", b""], tokens, token_sums(tokens), np.zeros(2, np.int64))
     rows.model, rows.needs = model, validate(asked, model)
     rows.states = np.zeros((2, model.contract.state_bytes), np.uint8)
     run_batch(model, [rows], encode_outputs, model.new_halt())
