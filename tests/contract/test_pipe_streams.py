@@ -255,7 +255,9 @@ async def test_a_key_that_is_no_stream_is_told(store):
 async def test_a_store_that_refuses_the_user_is_not_waited_for(store):
     address = StreamAddress(f"redis-stream://nobody:wrong@127.0.0.1:{store.port}/events")
     sink = StreamSink(address, COLUMNS, "events", print)
-    with pytest.raises(EndFailed, match=rf"redis-stream://127.0.0.1:{store.port}/events: invalid username-password pair"):
+    with pytest.raises(
+        EndFailed, match=rf"redis-stream://127.0.0.1:{store.port}/events: invalid username-password pair"
+    ):
         await sink.last("a")
     await sink.close()
 
