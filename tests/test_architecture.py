@@ -66,6 +66,7 @@ HOMES = {
 }
 PURE = {
     "service.engine.rules",
+    "service.engine.imported",
     "service.engine.admission",
     "service.engine.ranking",
     "service.engine.run",
@@ -73,6 +74,8 @@ PURE = {
     "service.engine.watch_events",
     "service.rpc.follower",
     "service.store.record",
+    "service.store.blob",
+    "service.store.head",
     "service.store.slots",
     "service.store.safety",
     "service.store.error_table",
@@ -82,6 +85,7 @@ PURE = {
     "service.common.names",
     "service.common.redaction",
     "service.rpc.credentials",
+    "service.rpc.page_token",
     "service.model.apart",
     "service.model.axis_roles",
     "service.model.call_filter",

@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from holdfast.client.calls import Calls
-from holdfast.client.farewell import say_farewell
 from holdfast.client.ledger import Kind
 from holdfast.client.line import Line, end_rows
 from holdfast.client.message import Message, Sent
@@ -107,7 +106,7 @@ class Batcher:
             self._alarm.cancel()
         line, self._line = self._line, None
         if line is not None and not line.messages:
-            await say_farewell(line.stream)
+            await line.end_well()
 
     # -- sending ------------------------------------------------------------------------------
 
@@ -318,6 +317,6 @@ class Batcher:
             self._leave(line)
 
     def _end_well(self, line: Line) -> None:
-        task = self._loop.create_task(say_farewell(line.stream))
+        task = self._loop.create_task(line.end_well())
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)

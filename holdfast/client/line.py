@@ -14,6 +14,7 @@ import grpc.aio
 
 from holdfast.client.batch_reply import BatchReply, RowReply
 from holdfast.client.calls import Calls
+from holdfast.client.farewell import say_farewell
 from holdfast.client.fate import leaves_unsure
 from holdfast.client.message import Message, Sent
 from holdfast.client.status import from_rpc, from_status
@@ -82,6 +83,12 @@ class Line:
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError, ClientClosed):
             await self.stream.write(request)
         self.writer = None
+
+    async def end_well(self) -> None:
+        """Ends the stream in good form; nothing is under way on it."""
+        await say_farewell(self.stream)
+        if self._reader is not None:
+            self._reader.cancel()
 
     def forget(self) -> None:
         """Forgets the messages that nobody waits for any more."""

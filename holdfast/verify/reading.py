@@ -101,6 +101,8 @@ class Histories:
             "Step": self._step,
             "StreamSteps": self._step,
             "RestoreCheckpoint": self._restore,
+            "DeleteBatch": self._delete_batch,
+            "ForkSession": self._fork,
         }
         for number, request in sorted(requests.items(), key=lambda entry: entry[1].time_s):
             found = answers.get(number, [])
@@ -215,6 +217,39 @@ class Histories:
         deleted_s = answer.time_s if answer is not None and answer.kind == REPLY else None
         deletion = Deletion(request.time_s, asked.incarnation, deleted_s)
         self.session(asked.session_id).history.deletions.append(deletion)
+
+    def _fork(self, request: Frame, answer: Frame | None) -> None:
+        """A copy of what has consumed nothing begins as that did; any other one in the middle."""
+        if answer is None or answer.kind != REPLY:
+            return
+        asked = pb.ForkSessionRequest.FromString(request.body)
+        reply = pb.ForkSessionResponse.FromString(answer.body)
+        source = self.session(asked.session_id)
+        initials = (sight.initial for sight in source.history.sights if sight.is_opening)
+        initial = next(initials, None) if reply.position == 0 else None
+        for session_id, incarnation in zip(reply.new_session_ids, reply.incarnations, strict=True):
+            if not incarnation:
+                continue
+            sight = Sight(
+                request.time_s, incarnation, reply.position, digest=reply.history_digest,
+                is_opening=reply.position == 0, heard_s=answer.time_s, initial=initial,
+            )  # fmt: skip
+            copy = self.session(session_id)
+            copy.history.sights.append(sight)
+            copy.model = source.model
+            _learn(copy, reply.model, reply.model.version)
+
+    def _delete_batch(self, request: Frame, answer: Frame | None) -> None:
+        asked = pb.DeleteBatchRequest.FromString(request.body)
+        failed: set[int] = set()
+        deleted_s = None
+        if answer is not None and answer.kind == REPLY:
+            deleted_s = answer.time_s
+            failed = {error.row for error in pb.DeleteBatchResponse.FromString(answer.body).errors}
+        for row, session_id in enumerate(asked.session_ids):
+            incarnation = asked.incarnations[row] if asked.incarnations else 0
+            deletion = Deletion(request.time_s, incarnation, None if row in failed else deleted_s)
+            self.session(session_id).history.deletions.append(deletion)
 
     def _step(self, request: Frame, answer: Frame | None) -> None:
         asked, given = _STEPS[request.rpc]

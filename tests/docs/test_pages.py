@@ -32,6 +32,7 @@ RUN = {
         "True True", "25 31", "64 {} True", "True", "True True", "True",
         "[('book-copy', 31), ('book-moved', 37)]", "[]", "[31, 0] SESSION_NOT_FOUND",
     ],
+    "docs/guides/checkpoints.md": ["48 b'48'", "63 68", "before the guess 63"],
     "docs/guides/generation.md": ["60 69", "True", "False", "True", "True", "True", "True"],
 }  # fmt: skip
 """Pages whose examples in Python are run, one after the other, and what they print; others are read."""

@@ -104,6 +104,35 @@ def test_every_call_of_a_client_is_recorded_and_recomputed(server, models, tmp_p
     assert found["total"]["unchecked"] == 0
 
 
+def test_copies_begin_where_their_source_stood(server, models, tmp_path):
+    """Also where that had consumed nothing, and began with a state of its own."""
+    state = {"h": np.linspace(-1, 1, 256, dtype=np.float32)}
+    with holdfast.Client(server.address, history=tmp_path / "history") as client:
+        session = client.open_session("source", model=MODEL, initial_state=state)
+        session.fork("begins").step(TEXT[:5], token_log_prob=True)
+        session.step(TEXT[:9], token_log_prob=True)
+        copies = session.fork_batch(["copy-0", "copy-1"])
+        client.step_batch(MODEL, copies.session_ids, TEXT[:6], copies, token_log_prob=True)
+        client.fork_batch("source", ["copy-0", "copy-2"])
+    found = json.loads(verify(tmp_path / "history", "--models", models, "--json").out)
+    assert found["is_good"], found
+    assert (found["total"]["unopened"], found["total"]["tokens"]) == (0, 9 + 5)
+    assert found["total"]["unchecked"] == 6, "what was there before is not in the records of the copies"
+
+
+def test_sessions_that_were_deleted_together_and_opened_again_have_lost_nothing(server, models, tmp_path):
+    ids = [f"again-{row}" for row in range(3)]
+    with holdfast.Client(server.address, history=tmp_path / "history") as client:
+        for tokens in (TEXT[:6], TEXT[6:12]):
+            opened = client.open_batch(MODEL, ids)
+            client.step_batch(MODEL, ids, tokens, opened, token_log_prob=True)
+            deleted = client.delete_batch([*ids, "again-none"])
+            assert list(deleted.errors) == [3]
+    found = json.loads(verify(tmp_path / "history", "--models", models, "--json").out)
+    assert found["is_good"], found
+    assert found["total"]["tokens"] == 2 * 6
+
+
 def test_a_session_that_was_opened_with_inputs_of_other_types_is_recomputed(server, models, tmp_path):
     with holdfast.Client(server.address, history=tmp_path / "history") as client:
         given = {"speaker": [0.1, 1.0, 2.0, 3.0], "room": [7]}

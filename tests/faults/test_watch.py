@@ -7,7 +7,8 @@ import pytest
 
 import holdfast
 from holdfast.errors import StoreUnavailable
-from tests.faults.test_sentinel import promoted
+from service.store.keys import session_key
+from tests.faults.test_sentinel import cut_off, promoted
 from tests.support.server import ServerProcess, get
 from tests.support.stores import USER, StoreProcess, deploy, deploy_sentinel, free_port
 from tests.support.waiting import wait_for
@@ -17,6 +18,7 @@ pytestmark = pytest.mark.faults
 
 MODEL = "python-source"
 EVERY = {"max_rate_hz": 1000}
+KEY = session_key("default", "s")
 OLD = "--allow-old-store"
 
 
@@ -134,6 +136,25 @@ async def test_a_fail_over_is_followed(tmp_path):
     watcher.check_sums()
 
 
+async def test_a_primary_that_is_cut_off_from_the_others_is_left(tmp_path):
+    """It still answers, but nobody at the new primary hears what is said at it."""
+    with deploy_sentinel("valkey", tmp_path / "store", down_after_ms=500) as group:
+        flags = ("--store", group.url, OLD)
+        with ServerProcess(tmp_path / "a", *flags) as one:
+            async with client_of(one) as there:
+                session = await there.open_session("s", model=MODEL)
+                await asyncio.to_thread(wait_for, lambda: _has_all(group))
+                cut_off(group.nodes[0])
+                await asyncio.to_thread(promoted, group, group.nodes[0])
+                log = tmp_path / "a" / "server.log"
+                await asyncio.to_thread(wait_for, lambda: "can be watched again" in log.read_text())
+                await steps(session, 3)
+                with ServerProcess(tmp_path / "b", *flags) as other:
+                    async with client_of(other) as here, Watcher(here, "s", **EVERY) as watcher:
+                        await watcher.at(await steps(session, 1))
+    assert [chunk.tokens for chunk in watcher.shown] == [None, b"x"]
+
+
 def _has_all(group):
     return group.nodes[0].info()["slave0"]["offset"] >= group.nodes[0].info()["master_repl_offset"]
 
@@ -166,7 +187,10 @@ async def test_databases_of_one_server_do_not_hear_each_other(store, tmp_path):
     ):
         async with client_of(one) as here, client_of(other) as elsewhere:
             session = await here.open_session("s", model=MODEL)
-            namesake = await elsewhere.open_session("s", model=MODEL)
+            with store.client() as client:
+                client.copy(KEY, KEY, destination_db=1)
+            namesake = await elsewhere.open_session("s")
+            assert namesake.incarnation == session.incarnation
             async with Watcher(here, "s", **EVERY) as watcher:
                 await namesake.step("other")
                 await namesake.delete()

@@ -300,6 +300,15 @@ def test_an_attempt_that_comes_again_finds_the_copies_of_the_first(client, rpc, 
     assert [error.row for error in fork(rpc, name("b"), name("c"), nonce=0).errors] == [0]
 
 
+def test_a_copy_onto_itself_is_refused_whatever_the_nonce(rpc, name):
+    """The session's own nonce would make it look like a copy that an earlier attempt has made."""
+    model = pb.ModelRef(name=MODEL)
+    rpc.call("OpenSession", pb.OpenSessionRequest(session_id=name("a"), model=model, nonce=77))
+    refused = fork(rpc, name("a"), name("a"), name("b"))
+    assert [error.row for error in refused.errors] == [0]
+    assert "its own id" in refused.errors[0].status.message
+
+
 def test_a_late_attempt_does_not_bring_back_a_copy_that_was_deleted(client, rpc, name):
     client.open_session(name("a"), model=MODEL)
     fork(rpc, name("a"), name("b"), name("c"))

@@ -6,7 +6,9 @@
   one that the chunk named. What the store had forgotten before the chunk was sent, nobody remembers.
 - Two replies to one chunk are equal, and the chunk was answered once each time that it was taken.
 - What an error says was not applied was not applied, and what was applied went where its writer stood.
-- Every record continues the one that it replaces, and a reply is repeated only of what the store still has.
+- The cursor beside a record is that of the last chunk of its history that had one.
+- Every record continues the one that it replaces, or a checkpoint, and a reply is repeated only of what the
+  store still has.
 - A server that leaves has nothing begin any more that waited to run apart.
 - The model fails nobody but whose tokens make it fail, and the server nobody.
 """
@@ -50,7 +52,7 @@ class HashRun:
         return {"s": np.int64(self._hashes[count - 1] if count else self._start)}
 
 
-def judge(paths, primary, drivers, answers, not_applied, meant, key_of, *, can_tell_apart):
+def judge(paths, primary, drivers, answers, not_applied, meant, cursors, key_of, *, can_tell_apart):
     """Returns session and words for everything that is wrong.
 
     Args:
@@ -60,6 +62,7 @@ def judge(paths, primary, drivers, answers, not_applied, meant, key_of, *, can_t
         answers: Of all clients.
         not_applied: Time, session and chunk, of errors that say so.
         meant: Session, position, history digest and tokens of steps, as their writers meant them.
+        cursors: By session, position and digest after the chunk, those that writers gave it.
         key_of: Gives the store key of a session.
         can_tell_apart: No two writers send the same chunk.
     """
@@ -78,6 +81,7 @@ def judge(paths, primary, drivers, answers, not_applied, meant, key_of, *, can_t
     ]
     broken += misled(answers)
     broken += strayed(meant, stored)
+    broken += mislaid(cursors, stored, primary, key_of)
     broken += forgotten(answers, primary, key_of)
     taken_back_s = {tuple(place): stays[-1][1] for (_, *place), stays in primary.stays.items()}
     broken += belied(not_applied, stored, taken_back_s, primary.expired_s)
@@ -183,6 +187,24 @@ def strayed(meant, stored):
             run = run_of(np.array(tokens))
             if any(run.after(before) == after and before not in digests for before, after in replies):
                 yield session_id, f"the chunk at {end - count} was applied where its writer did not stand"
+
+
+def mislaid(cursors, stored, primary, key_of):
+    """Yields cursors that were stored with another history than the one that their chunk ends."""
+    for session_id, records in stored.items():
+        before = {}
+        for record in records:
+            for reply in record.replies:
+                places = before.setdefault((reply.position, reply.digest), set())
+                places.add((reply.position - reply.token_count, reply.digest_before))
+        for record in records:
+            place = record.position, record.digest
+            found = primary.cursors.get((key_of(session_id), *place), set())
+            while (session_id, *place) not in cursors and place in before:
+                place = max(before[place])  # the same chunks may have been cut otherwise
+            expected = cursors.get((session_id, *place), b"")
+            if found - {expected}:
+                yield session_id, f"{found} was stored at {record.position}, the last cursor is {expected}"
 
 
 def belied(not_applied, stored, taken_back_s, expired_s):

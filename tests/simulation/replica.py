@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 from holdfast.errors import ModelFailed
 from service.engine.admission import Admission, Bounds
+from service.engine.checkpoints import Checkpoints
 from service.engine.driver import Driver
 from service.engine.effects import Failure, Kind
 from service.engine.rows import Reply
@@ -20,6 +21,7 @@ from service.engine.run import run_batch
 from service.engine.sessions import Sessions
 from service.model.contract import Vocabulary
 from service.rpc.access import Access
+from service.rpc.checkpoints import CheckpointRpcs
 from service.rpc.credentials import ANYBODY
 from service.rpc.open_calls import OpenCalls
 from service.rpc.servicer import Servicer
@@ -30,6 +32,9 @@ from tests.support.fakes import HASH_CONTRACT, CountingObserver, FakeModels, Has
 RAISES, STALLS = 254, 253
 PATIENCE_S = 0.2
 RUN_TIMEOUT_S = 2.0
+
+UNUSED = ("DeleteBatch", "ListSessions", "ForkSession", "ExportSession", "ImportSession")
+"""Rpcs that no writer calls here."""
 
 
 class Model(HashModel):
@@ -191,6 +196,9 @@ class Replica:
         sessions = Sessions(
             models, store, self.driver, ttl_s=limits.session_ttl_s, ack_level=limits.ack_level
         )
+        checkpoints = Checkpoints(
+            models, store, self.driver, ttl_s=limits.session_ttl_s, max_count=2, ack_level=limits.ack_level
+        )
         self.calls = OpenCalls(
             Admission(Bounds()), max_call_s=60.0, max_stall_s=30.0, max_age_s=0.0, places=1000
         )
@@ -201,10 +209,12 @@ class Replica:
             Access(None, asks_certificates=False),
             self.calls,
             None,
-            SimpleNamespace(watch_session=None),  # nobody watches here
+            SimpleNamespace(watch_session=None),
             lambda rpc: RpcMetrics(("", "", rpc), [0.0] * NUMBER_COUNT),
+            None,
             max_chunk_tokens=256,
             max_rows=256,
+            others=dict.fromkeys(UNUSED) | CheckpointRpcs(checkpoints, sessions).rpcs(),
         )
         self.handlers = {name: rpc.build(lambda _: ANYBODY) for name, rpc in servicer.rpcs().items()}
 

@@ -49,6 +49,7 @@ class Primary:
             taken back.
         is_down, is_full, is_cut_off: It does not answer; takes no writes; has no replicas.
         misplaced: Keys at which a record was written over one that it does not continue.
+        cursors: By key, position and digest, those that were stored with the session there.
     """
 
     def __init__(self, loop, note):
@@ -64,6 +65,8 @@ class Primary:
         self.is_down = self.is_full = self.is_cut_off = False
         self.connections = []
         self.misplaced = set()
+        self.cursors = {}
+        self._kept = {}  # by key, positions and digests of which there ever was a checkpoint
         self._log = []
         self._replicated_count = 0
 
@@ -94,9 +97,11 @@ class Primary:
             elif self.is_full:
                 refusals[number] = StoreFull("the store is full", retry_after_s=0.1)
             else:
-                if found is not None and not _continues(decode(found), decode(record)):
-                    self.misplaced.add(key)
                 sibling = self.siblings.get(key, {})
+                if found is not None and not _continues(
+                    decode(found), decode(record), self._kept.get(key, ())
+                ):
+                    self.misplaced.add(key)
                 self._put(key, *replaced(found, record, cursor, sibling), ttl_s)
                 self._note("store", "writes", key, record)
         return refusals
@@ -111,6 +116,7 @@ class Primary:
         if isinstance(saved, CheckpointHead):
             self._log.append(Write(key, before, record, self.siblings.get(key, {})))
             self.records[key], self.siblings[key] = record, sibling
+            self._kept.setdefault(key, set()).add((saved.position, saved.digest))
             self._note("store", "saves", key, record)
         return saved
 
@@ -165,6 +171,9 @@ class Primary:
         if _place(record) != _place(before):
             self.stays.setdefault((key, *_place(record)), []).append([self._loop.now_s, math.inf])
         self.records[key] = record
+        if not decode(record).deleted:
+            cursors = self.cursors.setdefault((key, *_place(record)[1:]), set())
+            cursors.add(sibling.get(b"cursor", b""))
         self.written.setdefault(key, set()).add(record)
         if ttl_s:
             self.expires_s[key] = self._loop.now_s + ttl_s
@@ -180,8 +189,8 @@ def _place(record):
     return found.incarnation, found.position, found.digest
 
 
-def _continues(before, after):
-    """Whether a record goes on from the one that it replaces, by one chunk or none."""
+def _continues(before, after, checkpoints):
+    """Whether a record goes on from the one that it replaces, by a chunk or none, or from a checkpoint."""
     if before.deleted:
         return True  # a session that begins anew
     place = after.position, after.digest
@@ -190,6 +199,8 @@ def _continues(before, after):
         if place != (last.position, last.digest):
             return False
         place = last.position - last.token_count, last.digest_before
+    elif after.incarnation != before.incarnation and place in checkpoints:
+        return True
     return place == (before.position, before.digest)
 
 

@@ -80,6 +80,7 @@ class World:
         answers: All that clients got.
         not_applied: Time, session and chunk, of errors that say so.
         meant: Session, position, history digest and tokens of steps, as their writers meant them.
+        cursors: By session, position and digest after the chunk, those that writers gave it.
     """
 
     def __init__(self, loop, folder, outcome):
@@ -92,6 +93,9 @@ class World:
         self.delete_share = draw.choice([0.0, 0.0, 0.3])
         self.most_tokens = draw.choice([1, 4])
         self.ack_levels = draw.choice([[None, "memory"], [None, "memory", "replicated"]])
+        self.chance = random.Random(f"{outcome.seed}, cursors and checkpoints")
+        self.cursor_share = self.chance.choice([0.0, 0.4, 0.8])
+        self.restore_share = self.chance.choice([0.0, 0.0, 0.3])
         self.kind_count = 1 << 30
         if is_alike := draw.random() < 0.2:
             self.kind_count, self.most_tokens, self.takeover_share, self.ack_levels = 2, 1, 0.0, [None]
@@ -113,6 +117,7 @@ class World:
         self.answers = []
         self.not_applied = []
         self.meant = []
+        self.cursors = {}
         self._leaving = []
         self._folder = folder
         session_count = 1 if is_alike else draw.choice([1, 1, 2, 3, 6, 12])
@@ -136,6 +141,15 @@ class World:
             chunk = tokens[start : start + size]
             self.meant.append((session.session_id, session.position + start, digest, chunk))
             digest = digest_after(digest, np.array(chunk))
+
+    def cursor_of(self, session, tokens):
+        """Returns a cursor for a step, and notes where it belongs; mostly none."""
+        if not self.can_tell_apart or self.chance.random() >= self.cursor_share:
+            return None
+        cursor = b"cursor %d" % len(self.cursors)
+        digest = digest_after(session.history_digest, np.array(tokens))
+        self.cursors[session.session_id, session.position + len(tokens), digest] = cursor
+        return cursor
 
     def check_own(self, session_id, reason):
         """Notes a refusal that only another writer can give reason for, of a session that has none."""
@@ -294,6 +308,7 @@ def simulate(seed):
                 world.answers,
                 world.not_applied,
                 world.meant,
+                world.cursors,
                 _key,
                 can_tell_apart=world.can_tell_apart,
             )

@@ -122,6 +122,8 @@ class Writer:
                 self._renew_own()
             session_id, acts = self.own_id, (self._step, self._stream, self._stream, self._leave)
         act = self._draw.choice(acts)
+        if self._world.chance.random() < self._world.restore_share:
+            act = self._world.chance.choice((self._save, self._restore, self._go_back))
         try:
             await act(session_id)
         except HoldfastError as error:
@@ -185,7 +187,8 @@ class Writer:
         if self._draw.random() < 0.2:
             options["ack_level"] = self._draw.choice(self._world.ack_levels)
         self._world.means(session, tokens, len(tokens))
-        work = session.step(tokens, outputs=True, **options)
+        cursor = self._world.cursor_of(session, tokens)
+        work = session.step(tokens, outputs=True, cursor=cursor, **options)
         if self._draw.random() < 0.1:
             await self._cancelled(work)
         else:
@@ -198,6 +201,24 @@ class Writer:
         await asyncio.wait([task])
         if not task.cancelled():
             task.result()
+
+    async def _save(self, session_id):
+        session = await self._opened(session_id)
+        await session.save_checkpoint(self._world.chance.choice("abc"))
+
+    async def _restore(self, session_id):
+        """Goes back to a checkpoint, perhaps of another writer; others find out."""
+        session = await self._opened(session_id)
+        await session.restore_checkpoint(self._world.chance.choice("abc"))
+
+    async def _go_back(self, session_id):
+        """Goes back to where it stood before some steps."""
+        session = await self._opened(session_id)
+        await session.save_checkpoint("a")
+        for _ in range(self._world.chance.randint(1, 3)):
+            await self._step_once(session, self._tokens())
+        if not session.pending:
+            await session.restore_checkpoint("a")
 
     async def _stream(self, session_id):
         session = await self._opened(session_id)

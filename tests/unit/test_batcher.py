@@ -244,8 +244,13 @@ async def nothing_left(batcher, stub):
     assert not batcher._behind
     assert not batcher._left
     assert batcher._sender is None
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    assert [task for task in others if "batcher" in str(task.get_coro())] == []
+    assert own_tasks() == []
+
+
+def own_tasks():
+    """Returns the tasks of batchers and of their streams."""
+    coroutines = [task.get_coro().__qualname__ for task in asyncio.all_tasks()]
+    return [name for name in coroutines if name.startswith(("Batcher.", "Line."))]
 
 
 async def settled():
@@ -600,7 +605,8 @@ async def test_a_silent_stream_ends_once_nobody_waits_for_it(batcher, stub):
     assert not batcher._left
 
 
-async def test_a_short_limit_says_nothing_against_the_stream(batcher, stub, calls):
+async def test_a_short_limit_says_nothing_against_the_stream(batcher, stub, calls, monkeypatch):
+    monkeypatch.setattr(batcher_module, "LATE_S", LIMIT_S)  # however slow the machine is
     reply = submit(batcher, 0, limit_s=0.001)
     with pytest.raises(DeadlinePassed):
         await reply
@@ -1141,9 +1147,12 @@ async def test_closing_ends_a_quiet_stream_in_good_form(batcher, stub):
     stream = await stub.stream()
     stream.answer(await stream.next())
     await reply
+    assert own_tasks() == ["Line._read"]
     await batcher.close()
     assert stream.ended.is_set()
     assert not stream.is_cancelled
+    await settled()
+    assert own_tasks() == []  # though its last read brings nothing
 
 
 async def test_closing_ends_what_waits_and_what_is_under_way(batcher, stub, calls):

@@ -1,5 +1,6 @@
 """The blob of an exported session: what is damaged or made up is refused, and the message says why."""
 
+import dataclasses
 import random
 
 import numpy as np
@@ -7,11 +8,15 @@ import pytest
 import xxhash
 
 from holdfast.errors import InvalidRequest, ModelMismatch, StateNotFinite
+from holdfast.v1 import holdfast_pb2 as pb
 from service.engine.imported import check_imported
+from service.engine.rules import MAX_KEPT_REPLIES, MAX_KEPT_REPLY_BYTES
+from service.rpc.request_size import largest_request_bytes
+from service.store.beside import MAX_CURSOR_BYTES
 from service.store.blob import FORMAT, BlobError, Exported, decode_blob, encode_blob
 from service.store.outputs import Outputs, encode_outputs
 from service.store.record import KeptReply, Record
-from tests.support.fakes import AccumulatorModel, FakeModels
+from tests.support.fakes import SUM_CONTRACT, AccumulatorModel, FakeModels
 
 MODELS = FakeModels(AccumulatorModel())
 STATE = np.array([7, 3], np.float32).tobytes()
@@ -134,6 +139,17 @@ def test_a_blob_that_was_made_up_is_refused(fields, kind, why):
     with pytest.raises(kind, match=why) as caught:
         imported(**fields)
     assert caught.value.field == "blob"
+
+
+def test_a_server_takes_a_message_with_the_largest_session_of_its_models():
+    state = dataclasses.replace(SUM_CONTRACT.states[0], shape=(1 << 20,))
+    contract = dataclasses.replace(SUM_CONTRACT, states=(state,))
+    replies = tuple(KeptReply(place, 1, place, place, bytes(1024)) for place in range(MAX_KEPT_REPLIES))
+    assert sum(len(reply.outputs) for reply in replies) == MAX_KEPT_REPLY_BYTES
+    record = RECORD._replace(state=bytes(contract.state_bytes), replies=replies)
+    blob = encode_blob(Exported("m" * 128, 1, record, bytes(MAX_CURSOR_BYTES)))
+    message = pb.ImportSessionRequest(session_id="\U0001f600" * 128, blob=blob, nonce=2**53 - 1)
+    assert message.ByteSize() <= largest_request_bytes([contract], max_chunk_tokens=1, max_rows=1)
 
 
 def test_a_cursor_that_is_too_long_is_refused():

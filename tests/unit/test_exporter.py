@@ -93,6 +93,28 @@ def test_an_output_of_the_last_token_has_no_time(out):
     assert made["output"] == [{"name": "logits", "axes": ["batch", 50], "role": "logits", "labels": labels}]
 
 
+class Forecaster(nn.Module):
+    """Its output is as wide as its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell = nn.GRUCell(3, HIDDEN)
+        self.readout = nn.Linear(HIDDEN, 3)
+
+    def forward(self, x, h):
+        h = self.cell(x, h)
+        return self.readout(h), h
+
+
+def test_an_output_may_be_fed_back(out):
+    example = torch.zeros(2, 3), torch.zeros(2, HIDDEN)
+    made = export_step(Forecaster(), example, out=out, feedback="y").contract
+    assert made["feedback"] == "y"
+    assert contract(out)["feedback"] == "y"
+    with pytest.raises(ExportError, match="feedback is 'z', the network has the outputs y"):
+        export_step(Forecaster(), example, out=out, feedback="z", overwrite=True)
+
+
 def test_an_example_with_one_row_and_one_token_says_as_much(out):
     module, (ids, state) = tagger()
     example = ids[:1, :1], tuple(part[:, :1] for part in state)

@@ -46,6 +46,13 @@ def test_no_prefix_reaches_into_the_keys_of_another(one, other, session_id):
         assert fnmatch.fnmatchcase(key.decode(), KeySpace(one).pattern) is (one == other)
 
 
+@given(PREFIXES, PREFIXES, st.integers(0, 99))
+def test_channels_are_those_of_a_prefix_and_a_database(one, other, database):
+    channel = KeySpace(other).channel(database, "watched")
+    assert fnmatch.fnmatchcase(channel.decode(), KeySpace(one).pattern) is (one == other)
+    assert channel != KeySpace(other).channel(database + 1, "watched")
+
+
 WRONG = [
     "a:b",
     "a{b",

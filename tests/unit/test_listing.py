@@ -60,6 +60,7 @@ async def pages(sessions, size, wanted=EVERYTHING):
     while place is not None:
         page, place = await listing.page(wanted, place, size)
         assert len(page) <= size
+        assert place is None or len(place.found) <= MOST_LEFT, "a token stays short"
         found.append([one.session_id for one in page])
     return found, store
 
