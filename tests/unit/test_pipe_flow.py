@@ -296,6 +296,17 @@ async def test_a_pipe_that_has_to_leave_finishes_what_it_has_begun():
     assert len(world.done) == len(begun) == pipe.counts.applied
 
 
+async def test_a_pipe_that_waits_for_events_leaves_at_once():
+    life = Life(World([]))
+    life.dies_at = 1  # its first read never ends
+    pipe = pipe_of(life)
+    running = asyncio.create_task(pipe.run())
+    await life.died.wait()
+    pipe.leave()
+    await running
+    assert pipe.counts.total == 0
+
+
 @pytest.mark.parametrize("turns", range(40))
 async def test_an_event_that_comes_while_the_last_worker_ends_is_served(turns):
     world = World([{"user": "a", "text": "x"}, {"user": "b", "text": "y"}])
