@@ -24,10 +24,9 @@ from service.model.reloading import ModelReloading
 from service.model.repository import ModelRepository
 from service.model.step_graph import check_available
 from service.rpc.access import Access
-from service.rpc.checkpoints import checkpoint_rpcs
 from service.rpc.connections import connection_options, reading_places, request_bound
-from service.rpc.copying import copying_rpcs
 from service.rpc.credentials import CredentialsError
+from service.rpc.functions import build_functions
 from service.rpc.gate import Gate
 from service.rpc.grpc_log import lower_lines_about_clients
 from service.rpc.grpc_server import GrpcServer
@@ -36,8 +35,8 @@ from service.rpc.health import Health, Status
 from service.rpc.memory_guard import MemoryGuard, limit_bytes
 from service.rpc.open_calls import OpenCalls
 from service.rpc.reflection import V1_NAME, V1ALPHA_NAME, reflection_rpcs
+from service.rpc.rpcs import SERVICE_NAME, build_rpcs
 from service.rpc.server_tls import ServerTls, TlsFilesError
-from service.rpc.servicer import SERVICE_NAME, Servicer
 from service.rpc.watching import Watching
 from service.settings.descriptors import most_connections
 from service.settings.schema import Settings
@@ -302,25 +301,20 @@ class Server:
         self._watching = Watching(
             self._engine, sessions, self._models, self._calls, self._store, settings.store_timeout_s
         )
-        servicer = Servicer(
+        functions = build_functions(
             self._engine,
-            sessions,
+            self._store,
             self._models,
-            self._access,
+            sessions,
             self._calls,
             self._reloading,
-            self._watching,
-            self._metrics.rpc,
-            self._tracing,
-            max_chunk_tokens=settings.max_chunk_tokens,
-            max_rows=settings.max_rows,
-            others={
-                **copying_rpcs(self._models, self._store, self._engine, on_event, settings),
-                **checkpoint_rpcs(self._models, self._store, self._engine, sessions, on_event, settings),
-            },
+            on_event,
+            settings,
         )
+        functions |= self._watching.rpcs()
+        rpcs = build_rpcs(functions, self._calls, self._access, self._metrics.rpc, self._tracing)
         gate = Gate(self._metrics.refused)
-        gate.add(SERVICE_NAME, servicer.rpcs(), self._access)
+        gate.add(SERVICE_NAME, rpcs, self._access)
         gate.add(HEALTH_NAME, self._health.rpcs(), Access(None, asks_certificates=False))
         if settings.reflection:
             for name in (V1_NAME, V1ALPHA_NAME):

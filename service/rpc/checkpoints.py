@@ -1,20 +1,15 @@
 """SaveCheckpoint, ListCheckpoints, DeleteCheckpoint and RestoreCheckpoint."""
 
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 from holdfast.v1 import holdfast_pb2 as pb
 from service.engine.checkpoints import Checkpoints, Meant
-from service.engine.driver import Driver
-from service.engine.report import SessionEvent
 from service.engine.sessions import Sessions
-from service.model.protocol import Models
 from service.rpc import codec
 from service.rpc.call import Call
+from service.rpc.rpcs import Functions
 from service.rpc.session_message import session_message
-from service.settings.schema import Settings
 from service.store.beside import CheckpointHead
-from service.store.protocol import AckLevel, StateStore
 
 
 class CheckpointRpcs:
@@ -29,7 +24,7 @@ class CheckpointRpcs:
         self._checkpoints = checkpoints
         self._sessions = sessions
 
-    def rpcs(self) -> dict[str, Callable[..., Awaitable[Any]]]:
+    def rpcs(self) -> Functions:
         """Returns the rpcs by name."""
         return {
             "SaveCheckpoint": self.save_checkpoint,
@@ -76,36 +71,6 @@ class CheckpointRpcs:
     def _key(self, request: Any, call: Call) -> bytes:
         call.session_id = request.session_id
         return codec.key_of(call.caller.tenant, request.session_id)
-
-
-def checkpoint_rpcs(
-    models: Models,
-    store: StateStore,
-    engine: Driver,
-    sessions: Sessions,
-    on_event: Callable[[SessionEvent], None],
-    settings: Settings,
-) -> dict[str, Callable[..., Awaitable[Any]]]:
-    """Builds the rpcs about checkpoints; returns them by name.
-
-    Args:
-        models: The models served.
-        store: Where sessions live.
-        engine: Told of what changes behind its back.
-        sessions: Knows when a session expires.
-        on_event: Told of sessions that are put back.
-        settings: Of the server.
-    """
-    checkpoints = Checkpoints(
-        models,
-        store,
-        engine,
-        on_event=on_event,
-        ttl_s=settings.session_ttl_s,
-        max_count=settings.max_checkpoints,
-        ack_level=AckLevel.parse(settings.ack_level),
-    )
-    return CheckpointRpcs(checkpoints, sessions).rpcs()
 
 
 def _message(head: CheckpointHead) -> pb.Checkpoint:

@@ -1,7 +1,6 @@
 """ForkSession, ExportSession and ImportSession."""
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from holdfast.errors import InvalidRequest, ServiceError
 from holdfast.v1 import holdfast_pb2 as pb
@@ -11,6 +10,7 @@ from service.rpc import codec
 from service.rpc.batches import ROW_BYTES
 from service.rpc.call import Call
 from service.rpc.openings import check_ids, row_keys
+from service.rpc.rpcs import Functions
 from service.rpc.session_message import model_ref, session_message
 from service.rpc.status import to_status
 from service.store.blob import BlobError, decode_blob
@@ -29,7 +29,7 @@ class CopyRpcs:
         self._copies = copies
         self._max_rows = max_rows
 
-    def rpcs(self) -> dict[str, Callable[..., Awaitable[Any]]]:
+    def rpcs(self) -> Functions:
         """Returns the rpcs by name."""
         return {
             "ForkSession": self.fork_session,

@@ -42,6 +42,7 @@ from service.rpc.generation_request import (
     unwritable,
 )
 from service.rpc.open_calls import OpenCalls
+from service.rpc.rpcs import Functions
 from service.store.record import Record
 from service.telemetry.rpc_metrics import RpcMetrics
 
@@ -65,6 +66,10 @@ class Generations:
         self._models = models
         self._calls = calls
         self._max_chunk_tokens = max_chunk_tokens
+
+    def rpcs(self) -> Functions:
+        """Returns the rpc by name."""
+        return {"Generate": self.generate}
 
     async def generate(self, call: Call, metrics: RpcMetrics) -> None:
         """Serves one call."""

@@ -1,8 +1,7 @@
 """ListSessions and DeleteBatch."""
 
 import math
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from holdfast.errors import InvalidRequest, ServiceError
 from holdfast.history_digest import MAX_NUMBER
@@ -14,6 +13,7 @@ from service.rpc.call import Call
 from service.rpc.codec import MAX_ID_CHARS
 from service.rpc.openings import check_ids, row_keys
 from service.rpc.page_token import decode_token, encode_token
+from service.rpc.rpcs import Functions
 from service.rpc.session_message import model_ref
 from service.rpc.status import to_status
 from service.store.record import Record
@@ -36,7 +36,7 @@ class ListRpcs:
         self._deletions = deletions
         self._max_rows = max_rows
 
-    def rpcs(self) -> dict[str, Callable[..., Awaitable[Any]]]:
+    def rpcs(self) -> Functions:
         """Returns the rpcs by name."""
         return {"ListSessions": self.list_sessions, "DeleteBatch": self.delete_batch}
 

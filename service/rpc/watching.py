@@ -17,6 +17,7 @@ from service.rpc.call import Call
 from service.rpc.emission import Emission
 from service.rpc.follower import Ended, Follower
 from service.rpc.open_calls import OpenCalls
+from service.rpc.rpcs import Functions
 from service.rpc.watch_view import Runs, View
 from service.rpc.watches import Watches
 from service.store.store import Store
@@ -63,6 +64,10 @@ class Watching:
         """Ends its thread, and tells others nothing any more."""
         self._watches.close()
         self._runs.close()
+
+    def rpcs(self) -> Functions:
+        """Returns the rpc by name."""
+        return {"WatchSession": self.watch_session}
 
     async def watch_session(self, call: Call, metrics: RpcMetrics) -> None:
         """Serves one call."""

@@ -18,7 +18,7 @@ from holdfast.client.status import from_rpc, from_status
 from holdfast.errors import PermissionDenied, SessionNotFound, Unauthenticated
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
-from service.rpc.servicer import RPC_SCOPES, SERVICE_NAME
+from service.rpc.rpcs import RPC_SCOPES, SERVICE_NAME
 from tests.rpc.conftest import MODEL
 from tests.support.certificates import Authority
 from tests.support.oracle import run

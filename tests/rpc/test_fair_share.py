@@ -16,13 +16,15 @@ from service.engine.admission import Admission, Bounds
 from service.engine.driver import Driver
 from service.engine.limits import EngineLimits
 from service.rpc.access import Access
+from service.rpc.batches import BatchLimits
 from service.rpc.call import Call
 from service.rpc.codec import key_of
 from service.rpc.credentials import ANYBODY
 from service.rpc.gate import Gate, Rpc
 from service.rpc.grpc_server import GrpcServer
 from service.rpc.open_calls import OpenCalls
-from service.rpc.servicer import SERVICE_NAME, Servicer
+from service.rpc.rpcs import SERVICE_NAME, build_rpcs
+from service.rpc.steps import StepRpcs
 from service.rpc.streams import StepStream
 from service.telemetry.metrics import Metrics
 from tests.support.fakes import AccumulatorModel, CountingObserver, FakeModels, MemoryStore, open_session
@@ -67,21 +69,12 @@ class Server:
     async def __aenter__(self):
         self._engine.start()
         access = Access(None, asks_certificates=False)
-        servicer = Servicer(
-            self._engine,
-            None,
-            [],
-            access,
-            self.calls,
-            None,
-            None,
-            Metrics().rpc,
-            max_chunk_tokens=64,
-            max_rows=8,
-        )
+        limits = BatchLimits([], max_tokens=64, max_rows=8)
+        steps = StepRpcs(self._engine, self.calls, limits).rpcs()
+        rpcs = build_rpcs(steps, self.calls, access, Metrics().rpc)
         handler = grpc.stream_stream_rpc_method_handler(self._stream_steps)
         gate = Gate(self.observer.refused)
-        gate.add(SERVICE_NAME, servicer.rpcs() | {"StreamSteps": Rpc((), lambda _: handler)}, access)
+        gate.add(SERVICE_NAME, rpcs | {"StreamSteps": Rpc((), lambda _: handler)}, access)
         self._grpc = GrpcServer([], gate)
         self.address = f"127.0.0.1:{self._grpc.add_insecure_port('127.0.0.1:0')}"
         await self._grpc.start()

@@ -12,7 +12,7 @@ from holdfast.client.status import from_rpc
 from holdfast.client.tls import channel_credentials
 from holdfast.errors import Unauthenticated
 from holdfast.v1 import holdfast_pb2 as pb
-from service.rpc.servicer import SERVICE_NAME
+from service.rpc.rpcs import SERVICE_NAME
 from tests.rpc.conftest import MODEL
 from tests.support import call_heads
 from tests.support.certificates import Authority

@@ -9,7 +9,6 @@ import itertools
 import math
 from collections import Counter
 from dataclasses import replace
-from types import SimpleNamespace
 
 from holdfast.errors import ModelFailed
 from service.engine.admission import Admission, Bounds
@@ -21,10 +20,13 @@ from service.engine.run import run_batch
 from service.engine.sessions import Sessions
 from service.model.contract import Vocabulary
 from service.rpc.access import Access
+from service.rpc.batches import BatchLimits
 from service.rpc.checkpoints import CheckpointRpcs
 from service.rpc.credentials import ANYBODY
 from service.rpc.open_calls import OpenCalls
-from service.rpc.servicer import Servicer
+from service.rpc.rpcs import build_rpcs
+from service.rpc.sessions import SessionRpcs
+from service.rpc.steps import StepRpcs
 from service.telemetry.rpc_metrics import NUMBER_COUNT, RpcMetrics
 from tests.simulation.store import SimulatedStore
 from tests.support.fakes import HASH_CONTRACT, CountingObserver, FakeModels, HashModel
@@ -32,9 +34,6 @@ from tests.support.fakes import HASH_CONTRACT, CountingObserver, FakeModels, Has
 RAISES, STALLS = 254, 253
 PATIENCE_S = 0.2
 RUN_TIMEOUT_S = 2.0
-
-UNUSED = ("DeleteBatch", "ListSessions", "ForkSession", "ExportSession", "ImportSession")
-"""Rpcs that no writer calls here."""
 
 
 class Model(HashModel):
@@ -202,21 +201,18 @@ class Replica:
         self.calls = OpenCalls(
             Admission(Bounds()), max_call_s=60.0, max_stall_s=30.0, max_age_s=0.0, places=1000
         )
-        servicer = Servicer(
-            self.driver,
-            sessions,
-            models,
-            Access(None, asks_certificates=False),
+        functions = {
+            **SessionRpcs(sessions, max_rows=256).rpcs(),
+            **StepRpcs(self.driver, self.calls, BatchLimits(models, 256, 256)).rpcs(),
+            **CheckpointRpcs(checkpoints, sessions).rpcs(),
+        }
+        rpcs = build_rpcs(
+            functions,
             self.calls,
-            None,
-            SimpleNamespace(watch_session=None),
+            Access(None, asks_certificates=False),
             lambda rpc: RpcMetrics(("", "", rpc), [0.0] * NUMBER_COUNT),
-            None,
-            max_chunk_tokens=256,
-            max_rows=256,
-            others=dict.fromkeys(UNUSED) | CheckpointRpcs(checkpoints, sessions).rpcs(),
         )
-        self.handlers = {name: rpc.build(lambda _: ANYBODY) for name, rpc in servicer.rpcs().items()}
+        self.handlers = {name: rpc.build(lambda _: ANYBODY) for name, rpc in rpcs.items()}
 
     async def stop(self, patience_s=math.inf):
         """Drains, for so long; called in its process."""
