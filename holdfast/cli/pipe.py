@@ -28,7 +28,7 @@ from holdfast.v1 import holdfast_pb2 as pb
 DRAIN_S = 30.0
 """After SIGTERM what is under way has so long to end; what has not comes again."""
 
-REPLAY_TOKENS = 4096
+REPLAY_TOKENS = 256
 """Of each session, to heal a store that goes back; a pipe holds many sessions open."""
 
 DEAD_LETTER = "dead-letter:"

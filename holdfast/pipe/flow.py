@@ -57,7 +57,7 @@ class Rules(NamedTuple):
     concurrency: int = 256
     stops_at_bad: bool = True
     read_ahead: int = 1024
-    open_sessions: int = 16_384
+    open_sessions: int = 4096
 
 
 class Pipe:

@@ -71,7 +71,7 @@ class StreamAddress:
         if parts.scheme == "rediss-stream":
             tls = {"ssl": True, "ssl_ca_certs": query.get("tls_ca")}
             if "tls_ca" in query:
-                ssl.create_default_context(cafile=query["tls_ca"])
+                _check_authorities(query["tls_ca"])
         self._options = {
             "host": parts.hostname,
             "port": port,
@@ -95,6 +95,19 @@ class StreamAddress:
             socket_timeout=_ANSWERS_WITHIN_S,
             socket_connect_timeout=_ANSWERS_WITHIN_S,
         )
+
+
+def _check_authorities(path: str) -> None:
+    """Makes sure that a file holds certificates; `ssl` does not name the file.
+
+    Raises:
+        OSError, ValueError: It cannot be read, or holds none.
+    """
+    text = Path(path).read_text("ascii", errors="replace")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=text)
+    except (ssl.SSLError, ValueError) as error:
+        raise ValueError(f"{path}: it holds no certificates ({error})") from None
 
 
 class Insistence:

@@ -168,7 +168,7 @@ class Sessions:
                 looks += 1
                 if looks == MOST_LOOKS:
                     raise
-                await self._reopen(line, session, error)
+                await self._reopen(line, session, place, error)
             else:
                 line.applied = place
                 return Answer(reply, is_new=True)
@@ -238,13 +238,13 @@ class Sessions:
                 "put the session back. Feed it what is missing, or delete it to begin anew"
             )
 
-    async def _reopen(self, line: Line, before: AsyncSession, error: HoldfastError) -> None:
-        """Looks again at a session that is not where it was."""
+    async def _reopen(self, line: Line, before: AsyncSession, place: Place, error: HoldfastError) -> None:
+        """Looks again at a session that is not where it was, and tells of what no other pipe has done."""
         session = await self._open(line)
         stood = f"session {line.session_id!r} stood at position {before.position}"
         if isinstance(error, ENDED) and not session.resumed:
             self._say(f"{stood} and has ended ({error.reason}): it begins anew")
-        else:
+        elif line.applied is None or line.applied < place:
             self._say(f"{stood}, and another writer has moved it: going on from {session.position}")
 
     async def _insist(self, ask: Callable[[], Awaitable[Found]]) -> Found:

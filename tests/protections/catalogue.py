@@ -63,6 +63,8 @@ FAULTS = {
     "too-many-open-files": "a client may open none for a moment",
     "slow-reader": "a client sends and does not read",
     "herd": "all clients come back at once after a restart",
+    "pipe-killed": "SIGKILL of `holdfast pipe` at any point",
+    "pipe-held-up": "SIGSTOP past its lease, then SIGCONT, beside the pipe that has taken over",
     "malformed-request": "bytes that are no message",
     "nested-request": "groups in groups, deeper than a parser follows",
     "oversized-request": "more than the models could need",

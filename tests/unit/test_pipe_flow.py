@@ -296,6 +296,17 @@ async def test_a_pipe_that_has_to_leave_finishes_what_it_has_begun():
     assert len(world.done) == len(begun) == pipe.counts.applied
 
 
+async def test_a_pipe_that_waits_for_events_leaves_at_once():
+    life = Life(World([]))
+    life.dies_at = 1  # its first read never ends
+    pipe = pipe_of(life)
+    running = asyncio.create_task(pipe.run())
+    await life.died.wait()
+    pipe.leave()
+    await running
+    assert pipe.counts.total == 0
+
+
 @pytest.mark.parametrize("turns", range(40))
 async def test_an_event_that_comes_while_the_last_worker_ends_is_served(turns):
     world = World([{"user": "a", "text": "x"}, {"user": "b", "text": "y"}])
@@ -454,54 +465,58 @@ async def test_a_sink_that_fails_ends_the_pipe_and_acknowledges_nothing():
     assert world.written() == [("a", 1, "1", ord("x"))]
 
 
-class TestAfterALoss:
-    """The store has gone back behind records that are written: after "xy" it stands after "x"."""
+def gone_back(*, repeats):
+    """Returns a world whose store has gone back behind what is written: after "xy" it stands after "x"."""
+    world = World([{"user": "a", "text": text} for text in "xyz"], repeats=repeats)
+    world.sessions["a"] = stored = Stored()
+    stored.tokens, stored.cursor = b"x", cursor_of("events", "1")
+    stored.last = 0, b"x", reply("a", 1, ord("x"))
+    world.marks["a"] = Place(2)
+    world.done = {"1", "2"}
+    return world
 
-    def world(self, *, repeats):
-        world = World([{"user": "a", "text": text} for text in "xyz"], repeats=repeats)
-        world.sessions["a"] = stored = Stored()
-        stored.tokens, stored.cursor = b"x", cursor_of("events", "1")
-        stored.last = 0, b"x", reply("a", 1, ord("x"))
-        world.marks["a"] = Place(2)
-        world.done = {"1", "2"}
-        return world
 
-    async def test_a_source_that_repeats_heals_the_session(self):
-        world = self.world(repeats=True)
-        assert await live(Life(world))
-        assert world.written() == [("a", 3, "3", sum(b"xyz"))]
+async def test_a_source_that_repeats_heals_the_session():
+    world = gone_back(repeats=True)
+    assert await live(Life(world))
+    assert world.written() == [("a", 3, "3", sum(b"xyz"))]
 
-    async def test_a_source_that_does_not_ends_the_pipe(self):
-        world = self.world(repeats=False)
-        with pytest.raises(StepsLost, match="session 'a' stands at entry 1, records of later ones"):
-            await live(Life(world))
-        assert world.sessions["a"].tokens == b"x"
 
-    async def test_a_session_that_is_not_there_begins_anew_and_says_so(self):
-        world = self.world(repeats=False)
-        world.sessions.clear()
-        life = Life(world)
-        assert await live(life)
-        assert life.said == ["session 'a' has expired, was deleted or is lost: it begins anew at 3"]
+async def test_a_source_that_repeats_nothing_ends_the_pipe():
+    world = gone_back(repeats=False)
+    with pytest.raises(StepsLost, match="session 'a' stands at entry 1, records of later ones"):
+        await live(Life(world))
+    assert world.sessions["a"].tokens == b"x"
 
-    async def test_an_event_that_is_gone_before_its_record_was_written_is_told(self):
-        world = self.world(repeats=False)
-        del world.marks["a"]
-        world.marks["a"] = Place(0)
-        life = Life(world)
-        assert await live(life)
-        assert "session 'a': entry 1 was applied and its record is missing" in life.said[0]
 
-    async def test_a_cursor_of_somebody_else_is_left_alone(self):
-        world = self.world(repeats=True)
-        world.sessions["a"].cursor = b"mine"
-        with pytest.raises(Refused, match="its cursor b'mine' was not written by a pipe"):
-            await live(Life(world))
-        assert world.sessions["a"].cursor == b"mine"
+async def test_a_session_that_is_not_there_begins_anew_and_says_so():
+    world = gone_back(repeats=False)
+    world.sessions.clear()
+    life = Life(world)
+    assert await live(life)
+    assert life.said == ["session 'a' has expired, was deleted or is lost: it begins anew at 3"]
 
-    async def test_a_reply_that_is_kept_no_more_is_told(self):
-        world = self.world(repeats=True)
-        world.marks.clear()
-        world.sessions["a"].last = None
-        with pytest.raises(Refused, match="its record is missing, and its reply is kept no more"):
-            await live(Life(world))
+
+async def test_an_event_that_is_gone_before_its_record_was_written_is_told():
+    world = gone_back(repeats=False)
+    del world.marks["a"]
+    world.marks["a"] = Place(0)
+    life = Life(world)
+    assert await live(life)
+    assert "session 'a': entry 1 was applied and its record is missing" in life.said[0]
+
+
+async def test_a_cursor_of_somebody_else_is_left_alone():
+    world = gone_back(repeats=True)
+    world.sessions["a"].cursor = b"mine"
+    with pytest.raises(Refused, match="its cursor b'mine' was not written by a pipe"):
+        await live(Life(world))
+    assert world.sessions["a"].cursor == b"mine"
+
+
+async def test_a_reply_that_is_kept_no_more_is_told():
+    world = gone_back(repeats=True)
+    world.marks.clear()
+    world.sessions["a"].last = None
+    with pytest.raises(Refused, match="its record is missing, and its reply is kept no more"):
+        await live(Life(world))

@@ -190,6 +190,16 @@ async def test_a_full_disk_leaves_whole_lines(tmp_path, layout, monkeypatch):
     await sink.close()
 
 
+@pytest.mark.parametrize("is_synced", [False, True])
+async def test_records_may_be_waited_for_until_they_are_on_the_disk(tmp_path, monkeypatch, is_synced):
+    synced = []
+    monkeypatch.setattr(os, "fdatasync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
+    sink = FileSink(tmp_path / "out", "jsonl", COLUMNS, "s", is_synced=is_synced)
+    await sink.write([written("a", 1)])
+    await sink.close()
+    assert synced == [(tmp_path / "out").stat().st_size] * is_synced
+
+
 async def test_what_comes_meanwhile_is_taken_together():
     taken, goes_on = [], asyncio.Event()
 
