@@ -46,7 +46,7 @@ from service.rpc.openings import given_states, opening_keys, opening_reply, stat
 from service.rpc.page_token import decode_token, encode_token
 from service.rpc.stack import Piece, stack_outputs
 from service.rpc.status import MAX_MESSAGE_BYTES, to_status
-from service.store import beside, blob, record
+from service.store import beside, blob, flag, record
 from service.store.connection import _RespProtocol
 from service.store.opening import create_store
 from service.store.outputs import Outputs, encode_outputs
@@ -253,7 +253,7 @@ def run_record(data):
         except RecordCorrupt as error:
             check_error(error)
         else:
-            assert record.encode(decoded) == record.without_flag(candidate)
+            assert record.encode(decoded) == flag.without_flag(candidate)
         check_together(candidate, decoded)
 
 
@@ -291,7 +291,7 @@ def run_checkpoint(data):
         check_error(error)
     else:
         again = record.encode(kept.record)
-        assert record.without_flag(data[-len(again) :]) == again
+        assert flag.without_flag(data[-len(again) :]) == again
     try:
         head = beside.read_head(b"checkpoint:name", len(data), data[:300])
     except RecordCorrupt as error:
@@ -665,7 +665,7 @@ RAW_RECORDS = st.builds(
     nonce=INT64,
 )
 RECORDS = RAW_RECORDS.map(record.encode)
-RECORDS |= RECORDS.map(lambda data: data[: record.FLAG_PLACE] + b"\1" + data[record.STAMP_END :])
+RECORDS |= RECORDS.map(lambda data: data[: flag.FLAG_PLACE] + b"\1" + data[flag.FLAG_PLACE + 1 :])
 CHECKPOINTS = st.builds(
     lambda saved_ms, cursor, data: saved_ms + len(cursor).to_bytes(2, "little") + cursor + data,
     st.binary(min_size=8, max_size=8),
