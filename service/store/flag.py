@@ -1,9 +1,9 @@
 """The store's flag in a record: whether its session may have a sibling, the hash beside it. Pure.
 
 Only the scripts of the store set it, and they keep it over every new record: who has a session in memory
-goes on when another replica saves a checkpoint. It is no part of a `Record`, nor of what the checksum covers.
-As the last byte of the stamp, which no digest needs, it costs a commit nothing where it is 0: the stamp that
-is found is then, to the byte, the one expected.
+goes on when another replica saves a checkpoint. It is no part of a `Record`, nor of what the checksum
+covers. As the last byte of the stamp, which no digest needs, it costs a commit nothing where it is 0: the
+stamp that is found is then, to the byte, the one expected.
 """
 
 import numpy as np
