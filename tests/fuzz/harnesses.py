@@ -50,7 +50,7 @@ from service.store import beside, blob, flag, record
 from service.store.connection import _RespProtocol
 from service.store.opening import create_store
 from service.store.outputs import Outputs, encode_outputs
-from service.store.protocol import ScanPlace
+from service.store.protocol import Found, ScanPlace
 from tests.fuzz.bytes import damaged
 from tests.fuzz.graphs import drawn_model
 from tests.fuzz.stepping import ending_of
@@ -556,6 +556,19 @@ async def read_as_every_reply(reply):
         (lambda: store.scan(b"k*", ScanPlace(b""), 9), lambda got: {bytes}.issuperset(map(type, got[0]))),
         (lambda: store.heads([b"k"], with_idle=True), lambda got: len(got) <= 1),
         (lambda: store.quarantine_reason(b"k", 88), lambda got: isinstance(got, str)),
+        (
+            lambda: store.load_with_cursors([b"k"]),
+            lambda got: len(got) == 1 and isinstance(got[0][1], bytes),
+        ),
+        (lambda: store.list_checkpoints(b"k"), lambda got: all(head.position >= 0 for head in got)),
+        (
+            lambda: store.save_checkpoint(b"k", bytes(24), "n", 9),
+            lambda got: got is None or isinstance(got, Found) or got.name == "n",
+        ),
+        (
+            lambda: store.load_checkpoint(b"k", "n"),
+            lambda got: got is None or isinstance(got.cursor, bytes),
+        ),
         (store.ping, lambda _: True),
     ):
         try:
