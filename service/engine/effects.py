@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from holdfast.errors import ModelFailed, ServiceError
 from service.engine.rows import Rows
+from service.store.flag import without_flag
 from service.store.protocol import Found, Loaded, Refusals
-from service.store.record import without_flag
 
 
 @dataclass(slots=True, eq=False)

@@ -8,7 +8,8 @@ import struct
 from typing import NamedTuple
 
 from holdfast.history_digest import MAX_NUMBER
-from service.store.record import HEADER, MAGIC, MAX_POSITION, QUARANTINED, REASON_HEADER, without_flag
+from service.store.flag import without_flag
+from service.store.record import HEADER, MAGIC, MAX_POSITION, QUARANTINED, REASON_HEADER
 
 HEAD_BYTES = HEADER.size
 REASON_BYTES = 1024

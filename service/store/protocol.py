@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from holdfast.errors import ServiceError
 from service.store.beside import Checkpoint, CheckpointHead
+from service.store.flag import has_sibling
 from service.store.head import Head
-from service.store.record import has_sibling
 from service.store.safety import StoreUsage
 
 
@@ -148,7 +148,7 @@ class StateStore(Protocol):
     async def load_with_cursors(self, keys: Sequence[bytes]) -> Sequence[tuple[Loaded, bytes]]:
         """Reads records as `load` does, each in one atomic act with the session's cursor, or b"".
 
-        For records that may have a sibling, see `record.has_sibling`: it costs more than `load`.
+        For records that may have a sibling, see `flag.has_sibling`: it costs more than `load`.
 
         Raises:
             StoreUnavailable: No answer in time; none was read.

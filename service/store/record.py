@@ -10,7 +10,7 @@ Layout, little-endian:
     24      8      position, 0 .. 2^53 - 1; ~position (negative) marks the tombstone of a deleted session,
                    position + 2^62 a session in quarantine
     32      7      history digest, see `holdfast.history_digest`; it needs no more
-    39      1      0; in the store it is the flag: 1 if the session may have a sibling, see below
+    39      1      0; in the store 1 if a hash may lie beside the record, see `flag`
     40      8      nonce of the request that opened the session; negative: that took it over; 0: none
     48      32     fingerprint: sha256 of the model file
     80      8      bytes of state
@@ -24,11 +24,6 @@ session with one stamp have the same state. Position alone would not do, since a
 reaches the same position again by other tokens. A tombstone must not share the stamp of the record it
 replaces, nor a record in quarantine that of the one it was and will be again, hence the marks in the
 position. The stamp sits at a fixed offset that the script can cut out.
-
-The *sibling* of a record is a hash that lies beside it, with the session's cursor and checkpoints. Only the
-scripts of the store set the flag, and they keep it over every new record: who has a session in memory goes
-on when another replica saves a checkpoint. It is no part of a `Record`, nor does the checksum cover it. It
-costs a commit nothing where it is 0: the stamp found is then, to the byte, the one expected.
 
 Without its state and replies a record with one reply has 88 + 32 = 120 bytes.
 """
@@ -46,6 +41,7 @@ from numpy.typing import NDArray
 
 from holdfast.errors import RecordCorrupt
 from holdfast.history_digest import INITIAL, MAX_NUMBER
+from service.store.flag import rows_without_flag, without_flag
 
 MAGIC = b"HFR2"
 STAMP_START = 16
@@ -53,7 +49,6 @@ STAMP_END = 40
 NO_STAMP = bytes(STAMP_END - STAMP_START)
 """Stamp of a session that is not stored; no record has it, since an incarnation is not 0."""
 
-FLAG_PLACE = STAMP_END - 1
 
 MAX_POSITION = MAX_NUMBER
 """A session may consume so many tokens; far below the marks of tombstones and quarantine."""
@@ -189,20 +184,10 @@ def encode(record: Record) -> bytes:
     return _PREFIX.pack(MAGIC, count, xxhash.xxh3_64_intdigest(checked, count)) + checked
 
 
-def has_sibling(data: bytes) -> bool:
-    """Whether the session of a record, as it was read, may have a sibling."""
-    return data[FLAG_PLACE:STAMP_END] == b"\1"
-
-
 def stamp_of(data: bytes) -> tuple[int, int, int]:
     """Returns incarnation, position as it stands there and history digest, of a record or its beginning."""
     found: tuple[int, int, int] = _STAMP.unpack_from(without_flag(data), STAMP_START)
     return found
-
-
-def without_flag(data: bytes) -> bytes:
-    """Returns a record that was read as it was sent to the store."""
-    return data[:FLAG_PLACE] + b"\0" + data[STAMP_END:] if has_sibling(data) else data
 
 
 def encode_replies(replies: tuple[KeptReply, ...]) -> bytes:
@@ -348,11 +333,7 @@ def decode_rows(data: Sequence[bytes]) -> tuple[RecordRows, NDArray[np.int64]] |
     output_bytes = size - tail_start - count * _REPLY_HEADER.size
     if magic != MAGIC or count > 1 or output_bytes < 0 or (output_bytes and not count):
         return None
-    matrix = np.frombuffer(b"".join(data), np.uint8).reshape(-1, size)
-    has_flag = matrix[:, FLAG_PLACE] == 1
-    if np.count_nonzero(has_flag):
-        matrix = matrix.copy()
-        matrix[has_flag, FLAG_PLACE] = 0
+    matrix = rows_without_flag(np.frombuffer(b"".join(data), np.uint8).reshape(-1, size))
     words = np.ascontiguousarray(matrix[:, : HEADER.size]).view("<i8")
     shared, stamps = words[:, _SHARED], words[:, _OF_STAMP]
     is_alike = (shared == shared[0]).all(axis=1)

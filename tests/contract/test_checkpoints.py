@@ -5,9 +5,10 @@ import struct
 import pytest
 
 from holdfast.errors import RecordCorrupt, StoreFull
+from service.store.flag import has_sibling
 from service.store.keys import sibling_key
 from service.store.protocol import Found, commit_one, load_one_with_cursor
-from service.store.record import KeptReply, Record, decode, encode, has_sibling
+from service.store.record import KeptReply, Record, decode, encode
 from tests.contract.test_siblings import beside, put_with, until
 from tests.contract.test_store import get, key, put, record
 

@@ -6,9 +6,10 @@ import time
 import pytest
 
 from holdfast.errors import RecordCorrupt, StoreFull, StoreUnavailable
+from service.store.flag import has_sibling, without_flag
 from service.store.keys import sibling_key
 from service.store.protocol import Found, Writes, commit_one, load_cursors, load_one_with_cursor
-from service.store.record import NO_STAMP, decode, encode, has_sibling, without_flag
+from service.store.record import NO_STAMP, decode, encode
 from service.store.slots import slot_of
 from tests.contract.test_store import eventually, get, key, put, record, resume_later, variants
 from tests.support.stores import ADMIN, ADMIN_PASSWORD, deploy, move_keys, move_slot, start_moving

@@ -46,11 +46,11 @@ from service.rpc.openings import given_states, opening_keys, opening_reply, stat
 from service.rpc.page_token import decode_token, encode_token
 from service.rpc.stack import Piece, stack_outputs
 from service.rpc.status import MAX_MESSAGE_BYTES, to_status
-from service.store import beside, blob, record
+from service.store import beside, blob, flag, record
 from service.store.connection import _RespProtocol
 from service.store.opening import create_store
 from service.store.outputs import Outputs, encode_outputs
-from service.store.protocol import ScanPlace
+from service.store.protocol import Found, ScanPlace
 from tests.fuzz.bytes import damaged
 from tests.fuzz.graphs import drawn_model
 from tests.fuzz.stepping import ending_of
@@ -253,7 +253,7 @@ def run_record(data):
         except RecordCorrupt as error:
             check_error(error)
         else:
-            assert record.encode(decoded) == record.without_flag(candidate)
+            assert record.encode(decoded) == flag.without_flag(candidate)
         check_together(candidate, decoded)
 
 
@@ -291,7 +291,7 @@ def run_checkpoint(data):
         check_error(error)
     else:
         again = record.encode(kept.record)
-        assert record.without_flag(data[-len(again) :]) == again
+        assert flag.without_flag(data[-len(again) :]) == again
     try:
         head = beside.read_head(b"checkpoint:name", len(data), data[:300])
     except RecordCorrupt as error:
@@ -556,6 +556,19 @@ async def read_as_every_reply(reply):
         (lambda: store.scan(b"k*", ScanPlace(b""), 9), lambda got: {bytes}.issuperset(map(type, got[0]))),
         (lambda: store.heads([b"k"], with_idle=True), lambda got: len(got) <= 1),
         (lambda: store.quarantine_reason(b"k", 88), lambda got: isinstance(got, str)),
+        (
+            lambda: store.load_with_cursors([b"k"]),
+            lambda got: len(got) == 1 and isinstance(got[0][1], bytes),
+        ),
+        (lambda: store.list_checkpoints(b"k"), lambda got: all(head.position >= 0 for head in got)),
+        (
+            lambda: store.save_checkpoint(b"k", bytes(24), "n", 9),
+            lambda got: got is None or isinstance(got, Found) or got.name == "n",
+        ),
+        (
+            lambda: store.load_checkpoint(b"k", "n"),
+            lambda got: got is None or isinstance(got.cursor, bytes),
+        ),
         (store.ping, lambda _: True),
     ):
         try:
@@ -665,7 +678,7 @@ RAW_RECORDS = st.builds(
     nonce=INT64,
 )
 RECORDS = RAW_RECORDS.map(record.encode)
-RECORDS |= RECORDS.map(lambda data: data[: record.FLAG_PLACE] + b"\1" + data[record.STAMP_END :])
+RECORDS |= RECORDS.map(lambda data: data[: flag.FLAG_PLACE] + b"\1" + data[flag.FLAG_PLACE + 1 :])
 CHECKPOINTS = st.builds(
     lambda saved_ms, cursor, data: saved_ms + len(cursor).to_bytes(2, "little") + cursor + data,
     st.binary(min_size=8, max_size=8),

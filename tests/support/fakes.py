@@ -17,20 +17,18 @@ import numpy as np
 from holdfast.errors import AckLevelNotReached, AckLevelUnsupported, ModelNotFound, StoreUnavailable
 from service.model.contract import Contract, InputSpec, OutputSpec, StateSpec, Vocabulary
 from service.store.beside import checkpoint_field, decode_checkpoint, read_head
+from service.store.flag import FLAG_PLACE, has_sibling, without_flag
 from service.store.keys import set_aside_key
 from service.store.outputs import Outputs
 from service.store.protocol import AckLevel, Found, Refusals, Writes
 from service.store.record import (
-    FLAG_PLACE,
     NO_STAMP,
     STAMP_END,
     STAMP_START,
     Record,
     decode,
     encode,
-    has_sibling,
     new_record,
-    without_flag,
 )
 from tests.support.hash_oracle import next_hash
 

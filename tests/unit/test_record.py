@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from xxhash import xxh3_64_intdigest
 
 from holdfast.errors import RecordCorrupt
+from service.store.flag import has_sibling, without_flag
 from service.store.record import (
     STAMP_END,
     STAMP_START,
@@ -16,8 +17,6 @@ from service.store.record import (
     encode,
     encode_replies,
     encode_rows,
-    has_sibling,
-    without_flag,
 )
 
 int53 = st.integers(0, 2**53 - 1)
