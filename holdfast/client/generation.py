@@ -39,6 +39,9 @@ TEXT_BYTES = 64
 
 MAX_SAID_IDS = 1024
 
+QUIET_S = 0.05
+"""A session that several replicas serve is taken to stand still after so long."""
+
 
 class Generation:
     """Gives the tokens of one generation. Lives on the client's event loop.
@@ -284,8 +287,12 @@ class Generation:
     async def _fetch_rest(self, attempt: int, deadline_s: float) -> None:
         """Takes the tokens that the server committed before it noticed that nobody reads them."""
         await self._pass_engine(deadline_s)
-        request = pb.GetSessionRequest(session_id=self._session_id)
-        stored = (await self._calls.call("GetSession", request, deadline_s=deadline_s)).session
+        stored, seen = await self._stored(deadline_s), -1
+        while (
+            self._calls.replica_count > 1 and stored.position != seen
+        ):  # it passed an engine, maybe not that one
+            await self._calls.lifetime.sleep(QUIET_S)
+            seen, stored = stored.position, await self._stored(deadline_s)
         if stored.incarnation != self._ledger.incarnation:
             return
         end = self._before[0] + (0 if self._prompt is None else len(self._prompt))
@@ -298,6 +305,11 @@ class Generation:
             end = self._ledger.position
             if end == known:
                 return
+
+    async def _stored(self, deadline_s: float) -> pb.Session:
+        request = pb.GetSessionRequest(session_id=self._session_id)
+        found: pb.Session = (await self._calls.call("GetSession", request, deadline_s=deadline_s)).session
+        return found
 
     async def _pass_engine(self, deadline_s: float) -> None:
         """Waits behind the chunk that the broken call may have under way: a session's chunks take turns."""
