@@ -14,6 +14,7 @@ from holdfast.errors import (
     PermissionDenied,
     SessionDeleted,
     SessionNotFound,
+    Unauthenticated,
 )
 from holdfast.v1 import holdfast_pb2 as pb
 from holdfast.v1.holdfast_pb2_grpc import StreamingInferenceServiceStub
@@ -369,4 +370,8 @@ async def test_who_may_watch(store, tmp_path):
                 await theirs.step("xyz")
                 await mine.step("a")
                 await watcher.at(1)
+                tokens.remove(acme)
+                tokens.write()
+                with pytest.raises(Unauthenticated):
+                    await watcher.end()
     assert [chunk.tokens for chunk in watcher.shown] == [None, b"a"]
