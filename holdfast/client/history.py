@@ -31,7 +31,7 @@ from holdfast.errors import HoldfastError
 FORMAT = 1
 RPCS = (
     "OpenSession", "GetSession", "DeleteSession", "Step", "StreamSteps", "StepBatch", "StreamBatches",
-    "OpenBatch", "RestoreCheckpoint", "Generate", "DeleteBatch", "ForkSession",
+    "OpenBatch", "RestoreCheckpoint", "Generate", "DeleteBatch", "ForkSession", "ImportSession",
 )  # fmt: skip
 """Numbered by their place, so the list grows at its end only."""
 

@@ -103,6 +103,7 @@ class Histories:
             "RestoreCheckpoint": self._restore,
             "DeleteBatch": self._delete_batch,
             "ForkSession": self._fork,
+            "ImportSession": self._import,
         }
         for number, request in sorted(requests.items(), key=lambda entry: entry[1].time_s):
             found = answers.get(number, [])
@@ -238,6 +239,17 @@ class Histories:
             copy.history.sights.append(sight)
             copy.model = source.model
             _learn(copy, reply.model, reply.model.version)
+
+    def _import(self, request: Frame, answer: Frame | None) -> None:
+        """An imported session begins in the middle, or as the exported one did, which is not known here."""
+        if answer is None or answer.kind != REPLY:
+            return
+        found = pb.ImportSessionResponse.FromString(answer.body).session
+        sight = Sight(
+            request.time_s, found.incarnation, found.position,
+            digest=found.history_digest, heard_s=answer.time_s,
+        )  # fmt: skip
+        self._see(request, found, sight)
 
     def _delete_batch(self, request: Frame, answer: Frame | None) -> None:
         asked = pb.DeleteBatchRequest.FromString(request.body)

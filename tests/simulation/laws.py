@@ -7,6 +7,8 @@
 - Two replies to one chunk are equal, and the chunk was answered once each time that it was taken.
 - What an error says was not applied was not applied, and what was applied went where its writer stood.
 - The cursor beside a record is that of the last chunk of its history that had one.
+- A copy begins as its source was, and a generation gives what an uninterrupted one gives: see `copying.py`
+  and `talking.py`.
 - Every record continues the one that it replaces, or a checkpoint, and a reply is repeated only of what the
   store still has.
 - A server that leaves has nothing begin any more that waited to run apart.
@@ -23,7 +25,9 @@ from holdfast.history_digest import run_of
 from holdfast.verify.chain import check
 from holdfast.verify.reading import Histories
 from service.store.record import decode
+from tests.simulation.copying import miscopied
 from tests.simulation.replica import RAISES, STALLS
+from tests.simulation.talking import misspoken
 from tests.support.hash_oracle import hashes_of
 
 
@@ -52,7 +56,9 @@ class HashRun:
         return {"s": np.int64(self._hashes[count - 1] if count else self._start)}
 
 
-def judge(paths, primary, drivers, answers, not_applied, meant, cursors, key_of, *, can_tell_apart):
+def judge(
+    paths, primary, drivers, answers, not_applied, meant, cursors, copies, talks, key_of, *, can_tell_apart
+):
     """Returns session and words for everything that is wrong.
 
     Args:
@@ -63,6 +69,8 @@ def judge(paths, primary, drivers, answers, not_applied, meant, cursors, key_of,
         not_applied: Time, session and chunk, of errors that say so.
         meant: Session, position, history digest and tokens of steps, as their writers meant them.
         cursors: By session, position and digest after the chunk, those that writers gave it.
+        copies: Copies, and blobs, that writers got.
+        talks: Generations.
         key_of: Gives the store key of a session.
         can_tell_apart: No two writers send the same chunk.
     """
@@ -82,6 +90,8 @@ def judge(paths, primary, drivers, answers, not_applied, meant, cursors, key_of,
     broken += misled(answers)
     broken += strayed(meant, stored)
     broken += mislaid(cursors, stored, primary, key_of)
+    broken += miscopied(copies, primary, key_of)
+    broken += misspoken(talks, stored)
     broken += forgotten(answers, primary, key_of)
     taken_back_s = {tuple(place): stays[-1][1] for (_, *place), stays in primary.stays.items()}
     broken += belied(not_applied, stored, taken_back_s, primary.expired_s)

@@ -203,6 +203,12 @@ class Stub:
     def current(self):
         return self
 
+    def emission(self, rpc, request, *, metadata):
+        call = self._begun(rpc)
+        call.send(request.SerializeToString())
+        call.send(None)
+        return Stream(call)
+
     async def unary(self, rpc, request, *, timeout, metadata):
         call = self._begun(rpc, timeout)
         call.send(request.SerializeToString())

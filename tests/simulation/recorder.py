@@ -57,11 +57,13 @@ class NotedRecorder(Recorder):
     def got(self, number, reply):
         super().got(number, reply)
         rpc, request, sent_s = self._asked.get(number, ("", None, 0.0))
-        if rpc != "StreamBatches":  # whose replies come in parts
+        if rpc not in ("StreamBatches", "Generate"):  # whose replies come in parts
             self._asked.pop(number, None)
         session_id, what = _described(rpc, request)
         if isinstance(reply, pb.OpenSessionResponse | pb.GetSessionResponse):
             what += f": at {reply.session.position}, incarnation {reply.session.incarnation}"
+        elif rpc == "Generate":
+            what += f": {str(reply).split()}"
         elif hasattr(reply, "result"):
             answers = list(self._read(request, reply.result, sent_s))
             self._answers += answers

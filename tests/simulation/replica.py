@@ -5,31 +5,40 @@ Not real are the model, which is a hash of all tokens, and the runner: its threa
 
 import asyncio
 import contextlib
+import hashlib
 import itertools
 import math
 from collections import Counter
 from dataclasses import replace
 
-from holdfast.errors import ModelFailed
+import numpy as np
+
+from holdfast.errors import ModelFailed, ModelNotFound
 from service.engine.admission import Admission, Bounds
+from service.engine.changes import Changes
 from service.engine.checkpoints import Checkpoints
+from service.engine.copies import Copies
 from service.engine.driver import Driver
 from service.engine.effects import Failure, Kind
+from service.engine.probing import probe
 from service.engine.rows import Reply
 from service.engine.run import run_batch
 from service.engine.sessions import Sessions
-from service.model.contract import Vocabulary
+from service.model.contract import OutputSpec, Vocabulary
 from service.rpc.access import Access
 from service.rpc.batches import BatchLimits
 from service.rpc.checkpoints import CheckpointRpcs
+from service.rpc.copies import CopyRpcs
 from service.rpc.credentials import ANYBODY
+from service.rpc.generation import Generations
 from service.rpc.open_calls import OpenCalls
 from service.rpc.rpcs import build_rpcs
 from service.rpc.sessions import SessionRpcs
 from service.rpc.steps import StepRpcs
 from service.telemetry.rpc_metrics import NUMBER_COUNT, RpcMetrics
 from tests.simulation.store import SimulatedStore
-from tests.support.fakes import HASH_CONTRACT, CountingObserver, FakeModels, HashModel
+from tests.simulation.talk import TALK_IDS, log_probs_of
+from tests.support.fakes import HASH_CONTRACT, CountingObserver, HashModel
 
 RAISES, STALLS = 254, 253
 PATIENCE_S = 0.2
@@ -57,9 +66,59 @@ class Model(HashModel):
         return outputs, after
 
 
-class Served(FakeModels):
+class TalkModel(HashModel):
+    """The same hash, but of fewer tokens, and it says what follows: a pure function of the hash.
+
+    Args:
+        run_s: What a run takes, about.
+    """
+
+    name = "talk"
+    fingerprint = hashlib.sha256(b"talk").digest()
+    contract = replace(
+        HASH_CONTRACT,
+        vocabulary=Vocabulary("ids", TALK_IDS),
+        outputs=(
+            *HASH_CONTRACT.outputs,
+            OutputSpec("following", np.dtype("<f4"), (TALK_IDS,), "log_probs"),
+            OutputSpec("log_prob", np.dtype("<f4"), (), "token_log_prob"),
+        ),
+    )
+
+    def __init__(self, run_s):
+        super().__init__()
+        self.run_s = run_s
+
+    def run(self, tokens, states, needed=None, halt=None):
+        outputs, after = super().run(tokens, states, needed, halt)
+        self.batch_sizes.clear()
+        if "following" in needed:
+            outputs["following"] = log_probs_of(outputs["hash"])
+        if "log_prob" in needed:
+            before = np.concatenate([states["s"][np.newaxis], outputs["hash"][:-1]])
+            outputs["log_prob"] = np.take_along_axis(
+                log_probs_of(before), tokens[..., np.newaxis].astype(np.int64), axis=-1
+            )[..., 0]
+        return outputs, after
+
+
+class Served:
+    """The models of a replica."""
+
+    def __init__(self, *models):
+        self._models = models
+
     def __iter__(self):
-        return iter([self.model])
+        return iter(self._models)
+
+    def find(self, name, version=0):
+        for model in self._models:
+            if model.name == name:
+                return model
+        raise ModelNotFound(f"no model is named {name!r}")
+
+    def find_fingerprint(self, fingerprint):
+        return next((model for model in self._models if model.fingerprint == fingerprint), None)
 
 
 class SimulatedRunner:
@@ -90,6 +149,11 @@ class SimulatedRunner:
         except ModelFailed as error:
             return Failure(error, False, 0.0005, on_loop)
         return None
+
+    async def probe(self, model, state):
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(loop.random.expovariate(1 / model.run_s))
+        return probe(model, state, model.new_halt())
 
     def close(self):
         pass
@@ -186,7 +250,7 @@ class Replica:
     async def start(self):
         """Listens; called in its process."""
         limits = self._limits
-        models = Served(Model(self._run_s))
+        models = Served(Model(self._run_s), TalkModel(self._run_s))
         store = SimulatedStore(self._loop, self._primary, self._store_process, self.process)
         self.store = store
         self.driver = CountedDriver(store.has_forgotten, models, store, CountingObserver().count, limits)
@@ -198,6 +262,8 @@ class Replica:
         checkpoints = Checkpoints(
             models, store, self.driver, ttl_s=limits.session_ttl_s, max_count=2, ack_level=limits.ack_level
         )
+        changes = Changes(store, self.driver, limits.ack_level)
+        copies = Copies(models, store, changes, ttl_s=limits.session_ttl_s)
         self.calls = OpenCalls(
             Admission(Bounds()), max_call_s=60.0, max_stall_s=30.0, max_age_s=0.0, places=1000
         )
@@ -205,6 +271,8 @@ class Replica:
             **SessionRpcs(sessions, max_rows=256).rpcs(),
             **StepRpcs(self.driver, self.calls, BatchLimits(models, 256, 256)).rpcs(),
             **CheckpointRpcs(checkpoints, sessions).rpcs(),
+            **CopyRpcs(copies, max_rows=256).rpcs(),
+            **Generations(self.driver, sessions, models, self.calls, 256).rpcs(),
         }
         rpcs = build_rpcs(
             functions,

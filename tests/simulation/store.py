@@ -45,6 +45,7 @@ class Primary:
         written: Every record that was ever stored, by key, forgotten or not.
         forgotten: Keys of which the store has forgotten something, or that have expired.
         expired_s: By incarnation, of sessions that have, those before a takeover too, when they did.
+        shown: By key, each time that something else was stored there: when, and what.
         stays: By key, incarnation, position and digest, each time that it came there, and when that was
             taken back.
         is_down, is_full, is_cut_off: It does not answer; takes no writes; has no replicas.
@@ -60,6 +61,7 @@ class Primary:
         self.written = {}
         self.forgotten = set()
         self.expired_s = {}
+        self.shown = {}
         self.stays = {}
         self.expires_s = {}
         self.is_down = self.is_full = self.is_cut_off = False
@@ -81,6 +83,7 @@ class Primary:
             self.siblings.pop(key, None)
             del self.expires_s[key]
             self.forgotten.add(key)
+            self._show(key)
             self._note("store", "expires", key)
         return self.records.get(key)
 
@@ -116,6 +119,7 @@ class Primary:
         if isinstance(saved, CheckpointHead):
             self._log.append(Write(key, before, record, self.siblings.get(key, {})))
             self.records[key], self.siblings[key] = record, sibling
+            self._show(key)
             self._kept.setdefault(key, set()).add((saved.position, saved.digest))
             self._note("store", "saves", key, record)
         return saved
@@ -152,6 +156,7 @@ class Primary:
                 continue
             self.records.pop(key, None) if before is None else self.records.__setitem__(key, before)
             self.siblings[key] = sibling
+            self._show(key)
             self._note("store", "forgets a write", key)
         self.break_connections()
 
@@ -167,10 +172,12 @@ class Primary:
         if record is None:
             self.records.pop(key, None)
             self.expires_s.pop(key, None)
+            self._show(key)
             return
         if _place(record) != _place(before):
             self.stays.setdefault((key, *_place(record)), []).append([self._loop.now_s, math.inf])
         self.records[key] = record
+        self._show(key)
         if not decode(record).deleted:
             cursors = self.cursors.setdefault((key, *_place(record)[1:]), set())
             cursors.add(sibling.get(b"cursor", b""))
@@ -179,6 +186,9 @@ class Primary:
             self.expires_s[key] = self._loop.now_s + ttl_s
         else:
             self.expires_s.pop(key, None)
+
+    def _show(self, key):
+        self.shown.setdefault(key, []).append((self._loop.now_s, self.records.get(key)))
 
 
 def _place(record):

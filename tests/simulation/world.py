@@ -28,7 +28,7 @@ from tests.simulation.loop import SimulatedLoop, Stuck
 from tests.simulation.network import Network
 from tests.simulation.replica import RUN_TIMEOUT_S, Replica, SimulatedRunner
 from tests.simulation.store import Primary
-from tests.simulation.writers import FOR_OTHERS, Writer
+from tests.simulation.writers import FOR_OTHERS, TALK_ID, Writer
 
 MOST_FAULTS = 100
 """Of a run: writers that are held up all the time would never end."""
@@ -81,6 +81,9 @@ class World:
         not_applied: Time, session and chunk, of errors that say so.
         meant: Session, position, history digest and tokens of steps, as their writers meant them.
         cursors: By session, position and digest after the chunk, those that writers gave it.
+        copies: Copies, and blobs, that writers got.
+        talks: Generations.
+        models: By session, the names of their models, where it is not `hash`.
     """
 
     def __init__(self, loop, folder, outcome):
@@ -96,6 +99,8 @@ class World:
         self.chance = random.Random(f"{outcome.seed}, cursors and checkpoints")
         self.cursor_share = self.chance.choice([0.0, 0.4, 0.8])
         self.restore_share = self.chance.choice([0.0, 0.0, 0.3])
+        self.talk_share = self.chance.choice([0.0, 0.2, 0.5])
+        self.copy_share = self.chance.choice([0.0, 0.1, 0.4])
         self.kind_count = 1 << 30
         if is_alike := draw.random() < 0.2:
             self.kind_count, self.most_tokens, self.takeover_share, self.ack_levels = 2, 1, 0.0, [None]
@@ -118,6 +123,9 @@ class World:
         self.not_applied = []
         self.meant = []
         self.cursors = {}
+        self.copies = []
+        self.talks = []
+        self.models = {TALK_ID: "talk"}
         self._leaving = []
         self._folder = folder
         session_count = 1 if is_alike else draw.choice([1, 1, 2, 3, 6, 12])
@@ -151,6 +159,10 @@ class World:
         self.cursors[session.session_id, session.position + len(tokens), digest] = cursor
         return cursor
 
+    def model_of(self, session_id):
+        """Returns the name of a session's model."""
+        return self.models.get(session_id, "hash")
+
     def check_own(self, session_id, reason):
         """Notes a refusal that only another writer can give reason for, of a session that has none."""
         if reason in FOR_OTHERS and _key(session_id) not in self.primary.forgotten:
@@ -175,7 +187,9 @@ class World:
         for writer in self.writers:
             await self._in(writer.process, writer.settle())
         own_ids = [writer.own_id for writer in self.writers if writer.has_opened_own]
-        for session_id in self._session_ids + own_ids:
+        talk_ids = [session_id for session_id in self.models if self.model_of(session_id) == "talk"]
+        copy_ids = [copy.session_id for copy in self.copies if copy.session_id]
+        for session_id in dict.fromkeys([*self._session_ids, *own_ids, *talk_ids, *copy_ids]):
             await self._look(session_id)
         for replica in self.replicas:
             await self._in(replica.process, replica.stop())
@@ -309,6 +323,8 @@ def simulate(seed):
                 world.not_applied,
                 world.meant,
                 world.cursors,
+                world.copies,
+                world.talks,
                 _key,
                 can_tell_apart=world.can_tell_apart,
             )

@@ -14,15 +14,24 @@ from holdfast.client.calls import Calls
 from holdfast.client.retry import RetryPolicy
 from holdfast.client.steps import Steps
 from holdfast.errors import ChunkPending, HoldfastError, SessionQuarantined
+from tests.simulation.copying import Copying
 from tests.simulation.network import Stub
 from tests.simulation.recorder import NotedRecorder
 from tests.simulation.replica import RAISES, STALLS
+from tests.simulation.talk import TALK_IDS
+from tests.simulation.talking import Talking
 
 LAST_LIMIT_S = 120.0
 """Once nothing breaks any more, everything has to be done within so long."""
 
+TALK_ID = "talk"
+"""A session of all writers that can go on by itself."""
+
 FIRST_TOKEN = 1000
 """Those before have a meaning."""
+
+WORDS = 350
+"""That a writer has for itself in sessions of few ids."""
 
 OWN_SHARE = 0.25
 """Of what a writer does, with the session that is its own."""
@@ -61,7 +70,7 @@ class Replicas:
         pass
 
 
-class Writer:
+class Writer(Copying, Talking):
     """One program that writes to some sessions.
 
     Args:
@@ -74,6 +83,8 @@ class Writer:
         name: For transcripts.
         own_id: The session that nobody else writes to; a new one from time to time.
         has_opened_own: It may have been opened.
+        talk_id: Another one that nobody else writes to, and that can go on by itself.
+        copy_ids: Of copies that nobody else has made, or writes to.
     """
 
     def __init__(self, world, number, session_ids, history):
@@ -84,6 +95,12 @@ class Writer:
         self._world = world
         self._draw = world.loop.random
         self._session_ids = session_ids
+        self.talk_id = f"{name}, talk"
+        self.copy_ids = []
+        world.models[self.talk_id] = "talk"
+        words = FIRST_TOKEN + number * WORDS
+        assert words + WORDS <= TALK_IDS, "there are too many writers for the words of a talk"
+        self._own_words = itertools.cycle(range(words, words + WORDS))
         self._path = history
         self._sessions = {}
 
@@ -124,6 +141,11 @@ class Writer:
         act = self._draw.choice(acts)
         if self._world.chance.random() < self._world.restore_share:
             act = self._world.chance.choice((self._save, self._restore, self._go_back))
+        if self._world.chance.random() < self._world.talk_share:
+            act = self._world.chance.choice((self._generate, self._generate, self._talk_step, self._fork))
+            session_id = self._world.chance.choice((TALK_ID, self.talk_id))
+        if self._world.chance.random() < self._world.copy_share:
+            act = self._world.chance.choice((self._fork, self._move))
         try:
             await act(session_id)
         except HoldfastError as error:
@@ -132,7 +154,7 @@ class Writer:
     async def _failed(self, what, session_id, error):
         """Goes on as the error says."""
         self._world.note(self.name, f"{what} fails", session_id.encode(), error.reason)
-        if session_id == self.own_id:
+        if session_id in (self.own_id, self.talk_id, *self.copy_ids):
             self._world.check_own(session_id, error.reason)
         now_s = self._world.loop.now_s
         if self._world.can_tell_apart:
@@ -154,7 +176,10 @@ class Writer:
                 must_be_new = not take_over
                 self.has_opened_own = True
             session = await self.client.open_session(
-                session_id, model="hash", must_be_new=must_be_new, take_over=take_over
+                session_id,
+                model=self._world.model_of(session_id),
+                must_be_new=must_be_new,
+                take_over=take_over,
             )
             self._sessions[session_id] = session
         if session.pending:
@@ -165,6 +190,10 @@ class Writer:
                     self._sessions.pop(session_id, None)
                 raise
         return session
+
+    def _chunk(self, session_id):
+        """Returns tokens for a session, such as its model takes."""
+        return self._tokens() if self._world.model_of(session_id) == "hash" else self._words()
 
     def _token(self):
         return FIRST_TOKEN + self._draw.randrange(self._world.kind_count)
@@ -179,6 +208,9 @@ class Writer:
     async def _step(self, session_id):
         await self._step_once(await self._opened(session_id), self._tokens())
 
+    async def _talk_step(self, session_id):
+        await self._step_once(await self._opened(session_id), self._words())
+
     async def _step_once(self, session, tokens):
         """Steps a session, now and then with a short time limit or another level; some are given up."""
         options = {}
@@ -188,7 +220,7 @@ class Writer:
             options["ack_level"] = self._draw.choice(self._world.ack_levels)
         self._world.means(session, tokens, len(tokens))
         cursor = self._world.cursor_of(session, tokens)
-        work = session.step(tokens, outputs=True, cursor=cursor, **options)
+        work = session.step(tokens, outputs="hash", cursor=cursor, **options)
         if self._draw.random() < 0.1:
             await self._cancelled(work)
         else:
@@ -216,7 +248,7 @@ class Writer:
         session = await self._opened(session_id)
         await session.save_checkpoint("a")
         for _ in range(self._world.chance.randint(1, 3)):
-            await self._step_once(session, self._tokens())
+            await self._step_once(session, self._chunk(session_id))
         if not session.pending:
             await session.restore_checkpoint("a")
 
@@ -226,7 +258,7 @@ class Writer:
         size, ahead = self._draw.choice([(1, 1), (1, 8), (2, 16), (4, 32)])
         left = self._draw.randint(1, 12)
         self._world.means(session, tokens, size)
-        replies = session.stream(tokens, chunk=size, max_in_flight=ahead, outputs=True)
+        replies = session.stream(tokens, chunk=size, max_in_flight=ahead, outputs="hash")
         async with contextlib.aclosing(replies):
             async for _ in replies:
                 left -= 1
@@ -269,12 +301,12 @@ class Writer:
         positions = opened
         if self._draw.random() < 0.3:
             for _ in range(2):
-                await self.client.step_batch("hash", ids, self._rows(ids, width), outputs=True)
+                await self.client.step_batch("hash", ids, self._rows(ids, width), outputs="hash")
             return
         if self._draw.random() < 0.5:
             for _ in range(self._draw.randint(1, 3)):
                 rows = self._rows(ids, width)
-                reply = await self.client.step_batch("hash", ids, rows, positions, outputs=True)
+                reply = await self.client.step_batch("hash", ids, rows, positions, outputs="hash")
                 if reply.errors:
                     return
                 positions = reply
@@ -288,7 +320,7 @@ class Writer:
         """Sends batches ahead of their replies; what fails is sent again in order, as it was."""
         batches = [(self._rows(ids, width), [p + width * n for p in positions]) for n in range(3)]
         for _ in range(3):
-            async with self.client.batches("hash", outputs=True) as pipeline:
+            async with self.client.batches("hash", outputs="hash") as pipeline:
                 sent = [await pipeline.submit(ids, rows, places) for rows, places in batches]
                 replies = await asyncio.gather(*sent, return_exceptions=True)
             bad = [n for n, reply in enumerate(replies) if isinstance(reply, BaseException)]
@@ -318,6 +350,7 @@ class Writer:
 
     async def look(self, session_id):
         """Takes a session over, steps it, and looks where it stands."""
-        session = await self.client.open_session(session_id, model="hash", take_over=True)
-        await session.step([1], outputs=True, timeout_s=LAST_LIMIT_S)
+        model = self._world.model_of(session_id)
+        session = await self.client.open_session(session_id, model=model, take_over=True)
+        await session.step([1], outputs="hash", timeout_s=LAST_LIMIT_S)
         await self.client.get_session(session_id)
