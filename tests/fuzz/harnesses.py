@@ -26,6 +26,15 @@ from service.engine.checks import check_tokens, validate
 from service.engine.imported import check_imported
 from service.engine.listing import PagePlace, Wanted
 from service.engine.rows import to_tokens
+from service.engine.watch_events import (
+    Event,
+    Lease,
+    decode_lease,
+    decode_news,
+    encode_change,
+    encode_event,
+    encode_lease,
+)
 from service.model.config_pbtxt import read_config
 from service.model.contract import ContractError, GraphTensor
 from service.model.contract_reader import Graph, read_contract
@@ -331,6 +340,20 @@ def run_blob(data):
             outputs = np.frombuffer(reply.outputs, np.uint8)[np.newaxis]
             piece = Piece(np.zeros(1, np.int64), np.zeros((1, 3), np.int64), 1, outputs)
             stack_outputs(1, reply.token_count, [piece])
+
+
+def run_news(data):
+    """Any bytes are no message about watched sessions, or one that encodes to itself."""
+    for decode, encode in ((decode_lease, encode_lease), (decode_news, encode_news)):
+        try:
+            encoded = encode(decode(data))
+        except ValueError:
+            continue
+        assert encode(decode(encoded)) == encoded
+
+
+def encode_news(news):
+    return encode_event(news) if isinstance(news, Event) else encode_change(news.key)
 
 
 def run_page_token(data):
@@ -843,6 +866,20 @@ TALK = st.builds(
 )
 
 
+NEWS = st.builds(
+    lambda key, position, text, state: encode_event(
+        Event(key, 7, position, 9, 1, "text", len(text), 1, text, b"out", state, False, 1.5, "host:1")
+    ),
+    st.binary(max_size=20),
+    st.integers(0, 2**53 - 1),
+    st.binary(max_size=9),
+    st.none() | st.binary(max_size=9),
+) | st.builds(
+    lambda keys: encode_lease(Lease(b"channel", 6.0, keys)),
+    st.dictionaries(st.binary(max_size=20), st.booleans(), max_size=3),
+)
+
+
 def mostly(valid, size=200):
     """Valid bytes, damaged ones, and now and then random ones."""
     return st.one_of(damaged(valid), damaged(valid), st.binary(max_size=size))
@@ -860,6 +897,7 @@ HARNESSES = {
     "record": Harness(run_record, mostly(RECORDS)),
     "checkpoint": Harness(run_checkpoint, mostly(CHECKPOINTS)),
     "blob": Harness(run_blob, mostly(BLOBS)),
+    "news": Harness(run_news, mostly(NEWS)),
     "page_token": Harness(run_page_token, mostly(TOKENS_OF_PAGES)),
     "replies": Harness(run_replies, mostly(REPLIES.map(record.encode_replies))),
     "contract": Harness(run_contract, st.one_of(CONTRACTS, CONTRACTS, ANY_METADATA)),
