@@ -214,6 +214,20 @@ def test_a_stop_id_is_neither_applied_nor_emitted(rpc):
     assert stands(rpc, "stop-id")[0] == len(PROMPT) + len(tokens)
 
 
+def test_a_stop_that_cannot_be_applied_ends_a_call_to_which_it_is_none(rpc):
+    """The start mark is a subword without text: drawn as a stop id, and found by a call that names none."""
+    mark = 0
+    rpc.open("mark", model=WORDS)
+    likely = sampling(0, penalty=1e-7, said_ids=[mark])
+    asked = {"prompt": pb.Tokens(text=b"x"), "position": 0, "max_tokens": 3, "sampling": likely}
+    _, tokens, end = generate(rpc, "mark", stop_ids=[mark], **asked)
+    assert (tokens, end.finish_reason, end.stop_id) == ([], STOP, mark)
+    for other in ({}, {"stop_ids": [5], "min_tokens": 2}):
+        start, tokens, end = generate(rpc, "mark", **asked, **other)
+        assert (start.replayed, tokens, end.finish_reason, end.stop_id) == (True, [], STOP, mark)
+    assert stands(rpc, "mark")[0] == 1
+
+
 @pytest.mark.parametrize("least", [0, 40, 100])
 def test_no_stop_id_is_drawn_before_min_tokens(rpc, least):
     rpc.open(f"least-{least}")
