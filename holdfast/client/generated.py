@@ -107,7 +107,11 @@ def template(
         top_k=whole_number("candidates", candidates, at_least=0),
         ack_level=to_number(ack_level),
     )
-    for one in [stop] if isinstance(stop, int | str | bytes | np.integer) else stop:
+    if isinstance(stop, int | str | bytes | np.integer):
+        stop = [stop]
+    elif not isinstance(stop, Iterable):
+        raise TypeError(f"stop is {stop!r:.80}, expected ids and texts, or none: ()")
+    for one in stop:
         if isinstance(one, str | bytes):
             request.stop_texts.append(one.encode() if isinstance(one, str) else one)
         else:

@@ -107,6 +107,9 @@ class Generation:
     async def _all(self, deadline_s: float) -> AsyncIterator[GeneratedToken]:
         attempt = 0
         while True:
+            was_unsure = self._entry is not None and self._entry.is_unsure
+            if self._entry is not None:
+                self._entry.is_unsure = True  # and stays so if this is left before the reply has come
             try:
                 async with contextlib.aclosing(self._burst(BURST_TOKENS, attempt, deadline_s)) as burst:
                     async for event in burst:
@@ -117,13 +120,13 @@ class Generation:
                             return
             except HoldfastError as error:
                 attempt += 1
+                if self._entry is not None:
+                    self._entry.is_unsure = was_unsure or leaves_unsure(error)
                 await self._fail(error, attempt, deadline_s)
 
     async def _fail(self, error: HoldfastError, attempt: int, deadline_s: float) -> None:
         """Returns when it can go on with another call; else raises what became of the prompt."""
         is_unsure = leaves_unsure(error)
-        if self._entry is not None:
-            self._entry.is_unsure |= is_unsure
         try:
             await self._recovery.recover(error, attempt, deadline_s, until=self._before[0])
         except HoldfastError as final:

@@ -13,7 +13,8 @@ from google.protobuf.message import DecodeError
 from holdfast.errors import InvalidRequest, ModelMismatch, StateNotFinite
 from holdfast.v1 import holdfast_pb2 as pb
 from service.engine.rules import MAX_KEPT_REPLIES, MAX_KEPT_REPLY_BYTES
-from service.model.contract import DTYPES, Contract
+from service.engine.sampling import NOTHING
+from service.model.contract import DTYPES, Contract, OutputSpec
 from service.model.protocol import Model, Models
 from service.store.beside import MAX_CURSOR_BYTES
 from service.store.blob import Exported
@@ -53,7 +54,7 @@ def check_imported(exported: Exported, models: Models) -> Model:
     if len(exported.cursor) > MAX_CURSOR_BYTES:
         raise _wrong(f"its cursor has {len(exported.cursor)} bytes, expected at most {MAX_CURSOR_BYTES}")
     _check_finite(record.state, model.contract)
-    _check_replies(record)
+    _check_replies(record, model.contract)
     return model
 
 
@@ -66,7 +67,7 @@ def _check_finite(state: bytes, contract: Contract) -> None:
         offset += spec.size_bytes
 
 
-def _check_replies(record: Record) -> None:
+def _check_replies(record: Record, contract: Contract) -> None:
     size_bytes = sum(len(reply.outputs) for reply in record.replies)
     if len(record.replies) > MAX_KEPT_REPLIES or size_bytes > MAX_KEPT_REPLY_BYTES:
         raise _wrong(
@@ -80,13 +81,16 @@ def _check_replies(record: Record) -> None:
                 f"it keeps a reply to position {reply.position} that does not lead to where its session "
                 f"stands, position {record.position}"
             )
-        if not _are_outputs(reply.outputs, reply.token_count):
+        if not _are_outputs(reply.outputs, reply.token_count, contract):
             raise _wrong(f"it keeps a reply to position {reply.position} that this server cannot read")
         position, digest = position - reply.token_count, reply.digest_before
 
 
-def _are_outputs(data: bytes, token_count: int) -> bool:
-    """Whether bytes are outputs of so many tokens, written as `store.outputs` writes them."""
+def _are_outputs(data: bytes, token_count: int, contract: Contract) -> bool:
+    """Whether bytes are outputs of so many tokens, written as `store.outputs` writes them.
+
+    What a generation goes on from must be something that the model takes.
+    """
     try:
         outputs = pb.Outputs.FromString(data)
     except DecodeError:
@@ -97,12 +101,27 @@ def _are_outputs(data: bytes, token_count: int) -> bool:
         outputs.SerializeToString() == data
         and outputs.token_count == token_count
         and ranked == len(outputs.top_log_probs)
-        and ranked in (0, outputs.top_k, outputs.top_k * token_count)
+        and ranked in (outputs.top_k, outputs.top_k * token_count)
         and len(outputs.token_log_probs) in (0, token_count)
         and len(outputs.sampled_ids) == len(outputs.sampled_log_probs) <= 1
+        and all(number in _drawable(contract) for number in outputs.sampled_ids)
         and all(_is_tensor(named.tensor, (1, token_count)) for named in outputs.tensors)
+        and all(_is_feedback(named, contract.feedback) for named in outputs.tensors)
         and all(_is_tensor(named.tensor) for named in outputs.state)
     )
+
+
+def _drawable(contract: Contract) -> range:
+    """Returns what may be sampled, `NOTHING` included."""
+    return range(NOTHING, 0 if contract.ranked is None else math.prod(contract.ranked.shape))
+
+
+def _is_feedback(named: pb.NamedTensor, feedback: OutputSpec | None) -> bool:
+    """Whether a tensor, if it is the output that is the next input, is what that is."""
+    if feedback is None or named.name != feedback.name:
+        return True
+    kind = (named.tensor.dtype, tuple(named.tensor.shape[1:]))
+    return kind == (DTYPE_NUMBERS[feedback.dtype.name], feedback.shape)
 
 
 def _is_tensor(tensor: pb.Tensor, lengths: tuple[int, ...] = ()) -> bool:

@@ -173,11 +173,17 @@ class _Generation:
             following = await self._following(reply)
 
     def _stops(self, following: _Following) -> bool:
-        """Whether what follows ends the generation; a subword without text can do nothing else."""
+        """Whether what follows ends the generation.
+
+        A subword without text can do nothing else: it was drawn where it was a stop id, which it need not
+        be in a call that finds the reply.
+        """
         limits, texts = self._wanted.limits, self._contract.texts
-        if following.number not in limits.stop_ids or self._contract.feedback is not None:
+        if self._contract.feedback is not None:
             return False
-        return self._count >= limits.min_tokens or (bool(texts) and not texts[following.number])
+        if texts and not texts[following.number]:
+            return True
+        return following.number in limits.stop_ids and self._count >= limits.min_tokens
 
     def _why_over(self, emitted_count: int) -> Any:
         """Returns why nothing follows the token that was emitted, None if something does."""

@@ -108,7 +108,7 @@ def read_request(request: pb.GenerateRequest, tenant: str, max_chunk_tokens: int
     _check_count("sampling.said_ids", len(request.sampling.said_ids), MAX_SAID_IDS)
     if request.HasField("prompt"):
         kind, found, count, width = codec.to_tokens(request.prompt, "prompt")
-        _check_range("prompt", count, 1, max_chunk_tokens, "tokens")
+        _check_size("prompt", count, 1, max_chunk_tokens, "tokens")
         tokens = found if isinstance(found, bytes) else found.tobytes()
         if kind != "features":
             prompt_ids = list(found) if isinstance(found, bytes) else found.tolist()
@@ -136,11 +136,11 @@ def _limits(request: pb.GenerateRequest) -> Limits:
     _check_range("min_tokens", request.min_tokens, 0, request.max_tokens, "(max_tokens)")
     _check_range("emitted_tokens", request.emitted_tokens, 0, request.max_tokens - 1, "(max_tokens - 1)")
     _check_range("pause_after", request.pause_after, 0, codec.MAX_INT32)
-    _check_range("emitted_text", len(request.emitted_text), 0, MAX_STOP_TEXT_BYTES, "bytes")
+    _check_size("emitted_text", len(request.emitted_text), 0, MAX_STOP_TEXT_BYTES, "bytes")
     _check_count("stop_ids", len(request.stop_ids), MAX_STOP_IDS)
     _check_count("stop_texts", len(request.stop_texts), MAX_STOP_TEXTS)
     for number, text in enumerate(request.stop_texts):
-        _check_range(f"stop_texts[{number}]", len(text), 1, MAX_STOP_TEXT_BYTES, "bytes")
+        _check_size(f"stop_texts[{number}]", len(text), 1, MAX_STOP_TEXT_BYTES, "bytes")
     return Limits(
         request.max_tokens,
         request.min_tokens,
@@ -267,6 +267,11 @@ def features_of(values: NDArray[Any]) -> bytes:
 def _check_range(field: str, value: int, least: int, most: int, unit: str = "") -> None:
     if not least <= value <= most:
         raise InvalidRequest(f"{field} is {value}, expected {least}..{most} {unit}".rstrip(), field=field)
+
+
+def _check_size(field: str, size: int, least: int, most: int, unit: str) -> None:
+    if not least <= size <= most:
+        raise InvalidRequest(f"{field} has {size} {unit}, expected {least}..{most}", field=field)
 
 
 def _check_count(field: str, count: int, most: int) -> None:

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 import holdfast
-from holdfast.errors import ClientClosed, InvalidRequest, SessionBusy
+from holdfast.errors import ClientClosed, DeadlinePassed, InvalidRequest, SessionBusy
 from holdfast.history_digest import INITIAL, digest_after
 from holdfast.verify.judge import judge
+from tests.nemesis.proxy import FaultProxy
 from tests.support.generation_oracle import Loop
 from tests.support.models import CONTRACT, write_features_model
 from tests.support.oracle import MODELS
@@ -195,6 +196,19 @@ async def test_left_at_any_moment_it_can_be_gone_on_with(server, tmp_path):
     assert verdict.is_good, verdict.bad
 
 
+def test_a_limit_that_nothing_meets_does_not_hold_the_session(server):
+    with (
+        FaultProxy(server.address) as proxy,
+        holdfast.Client(proxy.address, timeout_s=10) as client,
+    ):
+        session = client.open_session(model=MODEL)
+        proxy.to_client.delay_s = 0.05
+        with pytest.raises(DeadlinePassed):
+            next(session.generate(20, PROMPT, timeout_s=0.01))
+        [reply] = session.settle()
+        assert reply.position == session.position == len(PROMPT)
+
+
 async def test_a_session_is_held_while_a_generation_is_read(server):
     async with holdfast.AsyncClient(server.address, timeout_s=20) as client:
         session = await client.open_session(model=MODEL)
@@ -214,12 +228,13 @@ async def test_a_session_is_held_while_a_generation_is_read(server):
         ({"max_tokens": 3, "temperature": "hot"}, TypeError, "a number"),
         ({"max_tokens": 3, "stop": [-1]}, ValueError, "at least 0"),
         ({"max_tokens": 3, "stop": [1.5]}, TypeError, "an integer"),
+        ({"max_tokens": 3, "stop": None}, TypeError, "stop is None"),
         ({"max_tokens": 3, "seed": -1}, ValueError, "at least 0"),
         ({"max_tokens": 3, "prompt": ""}, ValueError, "no tokens"),
         ({"max_tokens": 3, "ack_level": "sure"}, ValueError, "memory"),
         ({"max_tokens": 3, "temperature": float("nan")}, InvalidRequest, ">= 0"),
         ({"max_tokens": 3, "min_tokens": 4}, InvalidRequest, "0..3"),
-        ({"max_tokens": 3, "stop": "x" * 65}, InvalidRequest, "1..64 bytes"),
+        ({"max_tokens": 3, "stop": "x" * 65}, InvalidRequest, "has 65 bytes, expected 1..64"),
         ({"max_tokens": 3, "stop": 256}, InvalidRequest, "0..255"),
     ],
 )

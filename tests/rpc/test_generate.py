@@ -214,6 +214,20 @@ def test_a_stop_id_is_neither_applied_nor_emitted(rpc):
     assert stands(rpc, "stop-id")[0] == len(PROMPT) + len(tokens)
 
 
+def test_a_stop_that_cannot_be_applied_ends_a_call_to_which_it_is_none(rpc):
+    """The start mark is a subword without text: drawn as a stop id, and found by a call that names none."""
+    mark = 0
+    rpc.open("mark", model=WORDS)
+    likely = sampling(0, penalty=1e-7, said_ids=[mark])
+    asked = {"prompt": pb.Tokens(text=b"x"), "position": 0, "max_tokens": 3, "sampling": likely}
+    _, tokens, end = generate(rpc, "mark", stop_ids=[mark], **asked)
+    assert (tokens, end.finish_reason, end.stop_id) == ([], STOP, mark)
+    for other in ({}, {"stop_ids": [5], "min_tokens": 2}):
+        start, tokens, end = generate(rpc, "mark", **asked, **other)
+        assert (start.replayed, tokens, end.finish_reason, end.stop_id) == (True, [], STOP, mark)
+    assert stands(rpc, "mark")[0] == 1
+
+
 @pytest.mark.parametrize("least", [0, 40, 100])
 def test_no_stop_id_is_drawn_before_min_tokens(rpc, least):
     rpc.open(f"least-{least}")
@@ -344,12 +358,12 @@ WRONG = [
     (MODEL, {"min_tokens": -1}, "min_tokens", "0..3"),
     (MODEL, {"emitted_tokens": 3}, "emitted_tokens", "0..2"),
     (MODEL, {"pause_after": -1}, "pause_after", "0.."),
-    (MODEL, {"emitted_text": bytes(65)}, "emitted_text", "0..64"),
+    (MODEL, {"emitted_text": bytes(65)}, "emitted_text", "has 65 bytes, expected 0..64"),
     (MODEL, {"stop_ids": [256]}, "stop_ids[0]", "0..255"),
     (MODEL, {"stop_ids": [1, -1]}, "stop_ids[1]", "0..255"),
     (MODEL, {"stop_ids": range(256), "min_tokens": 1}, "stop_ids", "leave some"),
-    (MODEL, {"stop_texts": [bytes(65)]}, "stop_texts[0]", "1..64 bytes"),
-    (MODEL, {"stop_texts": [b"a", b""]}, "stop_texts[1]", "1..64 bytes"),
+    (MODEL, {"stop_texts": [bytes(65)]}, "stop_texts[0]", "has 65 bytes, expected 1..64"),
+    (MODEL, {"stop_texts": [b"a", b""]}, "stop_texts[1]", "has 0 bytes, expected 1..64"),
     (MODEL, {"stop_texts": [b"a"] * 17}, "stop_texts", "at most 16"),
     (MODEL, {"top_k": 257}, "top_k", "0..256"),
     (MODEL, {"top_k": -1}, "top_k", "0.."),
@@ -364,8 +378,8 @@ WRONG = [
     (MODEL, {"sampling": sampling(-1)}, "sampling.seed", ">= 0"),
     (MODEL, {"sampling": sampling(said_ids=[300])}, "sampling.said_ids[0]", "0..255"),
     (MODEL, {"sampling": sampling(said_ids=[1] * 1025)}, "sampling.said_ids", "1024"),
-    (MODEL, {"prompt": pb.Tokens(text=b"")}, "prompt", "1..256 tokens"),
-    (MODEL, {"prompt": pb.Tokens(text=bytes(257))}, "prompt", "1..256 tokens"),
+    (MODEL, {"prompt": pb.Tokens(text=b"")}, "prompt", "has 0 tokens, expected 1..256"),
+    (MODEL, {"prompt": pb.Tokens(text=bytes(257))}, "prompt", "has 257 tokens, expected 1..256"),
     (MODEL, {"prompt": pb.Tokens()}, "prompt", "text, ids or features"),
     (MODEL, {"prompt": pb.Tokens(ids=pb.TokenIds(values=[256]))}, "tokens.ids.values[0]", "0.."),
     (MODEL, {"position": -1}, "position", "0.."),

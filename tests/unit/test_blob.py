@@ -11,10 +11,12 @@ from holdfast.errors import InvalidRequest, ModelMismatch, StateNotFinite
 from holdfast.v1 import holdfast_pb2 as pb
 from service.engine.imported import check_imported
 from service.engine.rules import MAX_KEPT_REPLIES, MAX_KEPT_REPLY_BYTES
+from service.engine.sampling import NOTHING
+from service.model.contract import OutputSpec
 from service.rpc.request_size import largest_request_bytes
 from service.store.beside import MAX_CURSOR_BYTES
 from service.store.blob import FORMAT, BlobError, Exported, decode_blob, encode_blob
-from service.store.outputs import Outputs, encode_outputs
+from service.store.outputs import DTYPE_NUMBERS, Outputs, encode_outputs
 from service.store.record import KeptReply, Record
 from tests.support.fakes import SUM_CONTRACT, AccumulatorModel, FakeModels
 
@@ -139,6 +141,55 @@ def test_a_blob_that_was_made_up_is_refused(fields, kind, why):
     with pytest.raises(kind, match=why) as caught:
         imported(**fields)
     assert caught.value.field == "blob"
+
+
+LOGITS = OutputSpec("logits", np.dtype("<f4"), (4,), "logits")
+TOTAL = SUM_CONTRACT.outputs[0]
+
+
+def generated(contract, *, ids=(), top_k=0, tensors=()):
+    """Checks a blob for a model with this contract, whose last reply is the one to a generated token."""
+    reply = pb.Outputs(token_count=2, top_k=top_k, tensors=tensors)
+    reply.sampled_ids.extend(ids)
+    reply.sampled_log_probs.extend([-1.0] * len(ids))
+    model = AccumulatorModel()
+    model.contract = contract
+    replies = with_reply(1, outputs=reply.SerializeToString())
+    check_imported(EXPORTED._replace(record=RECORD._replace(replies=replies)), FakeModels(model))
+
+
+@pytest.mark.parametrize("number", [4, -2, 2**31 - 1, -(2**31)])
+def test_a_token_that_the_model_does_not_have_was_not_drawn(number):
+    contract = dataclasses.replace(SUM_CONTRACT, outputs=(TOTAL, LOGITS))
+    for right in (0, 3, NOTHING):
+        generated(contract, ids=[right])
+    with pytest.raises(InvalidRequest, match="a reply to position 3 that this server cannot read"):
+        generated(contract, ids=[number])
+    with pytest.raises(InvalidRequest, match="cannot read"):
+        generated(SUM_CONTRACT, ids=[0])
+
+
+@pytest.mark.parametrize("top_k", [1, -1])
+def test_a_reply_has_as_many_candidates_as_it_says(top_k):
+    generated(SUM_CONTRACT)
+    with pytest.raises(InvalidRequest, match="cannot read"):
+        generated(SUM_CONTRACT, top_k=top_k)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape"), [("float32", (2, 2)), ("float32", (2, 1)), ("bool", (2,)), ("float64", (2,))]
+)
+def test_what_is_the_next_input_has_the_form_of_the_output(dtype, shape):
+    contract = dataclasses.replace(SUM_CONTRACT, feedback=TOTAL)
+
+    def named(dtype, shape):
+        data = np.zeros(shape, dtype).tobytes()
+        tensor = pb.Tensor(dtype=DTYPE_NUMBERS[dtype], shape=shape, data=data)
+        return [pb.NamedTensor(name=TOTAL.name, tensor=tensor)]
+
+    generated(contract, tensors=named("float32", (2,)))
+    with pytest.raises(InvalidRequest, match="cannot read"):
+        generated(contract, tensors=named(dtype, shape))
 
 
 def test_a_server_takes_a_message_with_the_largest_session_of_its_models():
