@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from holdfast.errors import ServiceError
 from service.engine import rules
+from service.engine.asked import Asked
 from service.engine.cache import Cache
 from service.engine.checks import check_named, check_tokens, served_model, validate
-from service.engine.rows import NOT_GIVEN, Asked, Chunk, Rows, to_tokens, token_sums
+from service.engine.rows import NOT_GIVEN, Chunk, Rows, to_tokens, token_sums
 from service.model.protocol import Model, Models
 from service.store.protocol import Loaded
 from service.store.record import KeptReply, Record, RecordRows, decode, decode_rows

@@ -19,9 +19,10 @@ from holdfast.errors import InvalidRequest, ReplyTooLarge, ServiceError
 from holdfast.history_digest import MAX_NUMBER
 from holdfast.v1 import holdfast_pb2 as pb
 from service.engine import rules
+from service.engine.asked import Asked
 from service.engine.checks import largest_reply_bytes
 from service.engine.driver import Driver
-from service.engine.rows import NOT_GIVEN, TOKEN_DTYPES, Asked, Message, Rows, to_tokens, token_sums
+from service.engine.rows import NOT_GIVEN, TOKEN_DTYPES, Message, Rows, to_tokens, token_sums
 from service.engine.stages import Stages
 from service.model.protocol import Model
 from service.rpc import codec
