@@ -74,6 +74,7 @@ PURE = {
     "service.engine.watch_events",
     "service.rpc.follower",
     "service.store.record",
+    "service.store.record_rows",
     "service.store.blob",
     "service.store.head",
     "service.store.slots",

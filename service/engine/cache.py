@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from service.engine.rows import Rows
 from service.model.contract import Contract
 from service.model.protocol import Model
-from service.store.record import Record, RecordRows, cut_rows, decode_replies, encode_replies
+from service.store.record import Record, decode_replies, encode_replies
+from service.store.record_rows import RecordRows, cut_rows
 
 _FIRST_ROWS = 64
 _OLDEST_SHARE = 8

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from holdfast.errors import InvalidRequest, ModelMismatch, RecordCorrupt, ReplyTooLarge
-from service.engine.rows import Asked, Needs, Selection
+from service.engine.asked import Asked, Needs, Selection
 from service.engine.rules import MAX_KEPT_REPLY_BYTES
 from service.model.contract import Contract, OutputSpec
 from service.model.protocol import Model, Models

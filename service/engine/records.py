@@ -18,16 +18,8 @@ from holdfast.history_digest import Run, after
 from service.engine.rows import Rows
 from service.engine.rules import keep_replies
 from service.store.protocol import Writes
-from service.store.record import (
-    REPLY_BYTES,
-    KeptReply,
-    Record,
-    cut_rows,
-    decode_replies,
-    encode,
-    encode_replies,
-    encode_rows,
-)
+from service.store.record import REPLY_BYTES, KeptReply, Record, decode_replies, encode, encode_replies
+from service.store.record_rows import cut_rows, encode_rows
 
 Refused = list[tuple[int, ServiceError]]
 """Rows, by index, that cannot be committed, and why."""

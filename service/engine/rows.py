@@ -11,13 +11,14 @@ import logging
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from holdfast.errors import ServiceError
 from holdfast.history_digest import run_of, sums_of, to_elements
+from service.engine.asked import Asked, Needs, TokenKind
 from service.engine.rules import Claim
 from service.engine.sampling import Sample
 from service.model.protocol import Model
@@ -29,65 +30,11 @@ _log = logging.getLogger(__name__)
 NOT_GIVEN = -1
 """Where a row names no position, or acknowledges none."""
 
-TOKEN_DTYPES: dict[Literal["text", "ids", "features"], np.dtype[Any]] = {
+TOKEN_DTYPES: dict[TokenKind, np.dtype[Any]] = {
     "text": np.dtype("u1"),
     "ids": np.dtype("<i8"),
     "features": np.dtype("<f4"),
 }
-
-
-class Selection(NamedTuple):
-    """What a reply should hold.
-
-    Attributes:
-        top_k: So many likeliest next tokens after each token.
-        token_log_prob: Log-probability of each token given all before it.
-        tensors: Names of output tensors.
-        state: The state after the chunk.
-        generates: It holds what follows the chunk in a generation, and candidates for that place only.
-    """
-
-    top_k: int = 0
-    token_log_prob: bool = False
-    tensors: tuple[str, ...] = ()
-    state: bool = False
-    generates: bool = False
-
-
-class Asked(NamedTuple):
-    """What chunks that share rows have in common.
-
-    Attributes:
-        kind: What the tokens are: bytes of text, ids, or features.
-        token_count: k >= 1.
-        width: Features per token; 1 for text and ids.
-        model_name: Model named by the request; "" if none.
-        model_version: Its version; 0 is any, or the newest where the session is opened.
-        selection: What to return; None is the default of the model.
-        ack_level: How durable the commit must be before the reply; None is the default of the server.
-    """
-
-    kind: Literal["text", "ids", "features"]
-    token_count: int
-    width: int = 1
-    model_name: str = ""
-    model_version: int = 0
-    selection: Selection | None = None
-    ack_level: AckLevel | None = None
-
-
-class Needs(NamedTuple):
-    """What a model has to give for chunks.
-
-    Attributes:
-        selection: What to return, completed.
-        outputs: Names of the outputs that this takes, in the order of the contract.
-        step_bytes: Of these outputs, per token.
-    """
-
-    selection: Selection
-    outputs: tuple[str, ...]
-    step_bytes: int
 
 
 class Reply(NamedTuple):

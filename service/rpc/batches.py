@@ -9,22 +9,23 @@ import functools
 import math
 import operator
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from holdfast.errors import InvalidRequest, ReplyTooLarge, ServiceError
-from holdfast.history_digest import MAX_NUMBER
 from holdfast.v1 import holdfast_pb2 as pb
 from service.engine import rules
+from service.engine.asked import Asked
 from service.engine.checks import largest_reply_bytes
 from service.engine.driver import Driver
-from service.engine.rows import NOT_GIVEN, TOKEN_DTYPES, Asked, Message, Rows, to_tokens, token_sums
+from service.engine.rows import TOKEN_DTYPES, Message, Rows, to_tokens, token_sums
 from service.engine.stages import Stages
 from service.model.protocol import Model
 from service.rpc import codec
+from service.rpc.claims import claims_of
 from service.rpc.stack import MAX_REPLY_BYTES, Piece, stack_outputs
 from service.rpc.status import to_status
 from service.store.beside import MAX_CURSOR_BYTES
@@ -109,9 +110,8 @@ class BatchCall:
         if batch.timeout_s:
             deadline_s = min(deadline_s, time.monotonic() + batch.timeout_s)
         self._tag = batch.tag
-        self._claimed = _claimed(batch)
+        self._claims = claims_of(batch)
         self._cursors = list(batch.cursors)
-        self._names_positions = bool(batch.positions)
         self._session_ids = list(batch.session_ids)
         asked, self._raw = _tokens(batch, limits)
         self._asked = asked._replace(ack_level=level)
@@ -224,7 +224,7 @@ class BatchCall:
 
     def _rows(self) -> Iterator[Rows]:
         """Yields the rows that are well-formed; answers the others."""
-        positions, acknowledged, incarnations, digests = self._claimed
+        positions, acknowledged, incarnations, digests, _ = self._claims
         every = Rows(
             self._asked,
             [b""] * self.row_count,
@@ -250,7 +250,7 @@ class BatchCall:
     def _keys(self, every: Rows) -> tuple[list[bytes], NDArray[np.int64]]:
         """Returns the store keys of rows, and which are well-formed; answers the others."""
         if (
-            _are_right(self._names_positions, self._asked.token_count, *self._claimed)
+            self._claims.are_right(self._asked.token_count)
             and max(map(len, self._cursors), default=0) <= MAX_CURSOR_BYTES
         ):
             try:
@@ -261,21 +261,13 @@ class BatchCall:
         for row, session_id in enumerate(self._session_ids):
             try:
                 keys[row] = codec.key_of(self._tenant, session_id, f"batch.session_ids[{row}]")
-                rules.check(self._claim(every, row))
+                rules.check(self._claims.of(every, row))
                 if self._cursors:
                     codec.to_cursor(self._cursors[row], f"batch.cursors[{row}]")
                 places.append(row)
             except InvalidRequest as error:
                 every.one(row).settle(error.without_trace())
         return keys, np.array(places, np.int64)
-
-    def _claim(self, every: Rows, row: int) -> rules.Claim:
-        """Returns what a row says of itself; the values of `NOT_GIVEN` are as wrong as others below 0."""
-        positions, acknowledged, _, _ = self._claimed
-        return every.claim(row)._replace(
-            position=int(positions[row]) if self._names_positions else None,
-            acknowledged=None if acknowledged is None else int(acknowledged[row]),
-        )
 
     def _reply(self, rows: Rows, error: ServiceError | None) -> None:
         """Takes what became of some rows; see `Message`."""
@@ -371,45 +363,3 @@ def _check_count(name: str, given: int, rows: int, count: int) -> None:
 def _common(levels: set[AckLevel]) -> AckLevel:
     """Returns what all of the levels have; no level at all is MEMORY."""
     return functools.reduce(operator.and_, levels) if levels else AckLevel.MEMORY
-
-
-Column = NDArray[np.int64]
-
-
-def _claimed(batch: pb.Batch) -> tuple[Column, Column | None, Column | None, Column | None]:
-    """Returns what rows claim: positions, acknowledged positions, incarnations and history digests.
-
-    None is a column that is not given; positions that are not given are `NOT_GIVEN`.
-    """
-    rows, positions = len(batch.session_ids), _column(batch.positions)
-    return (
-        np.full(rows, NOT_GIVEN) if positions is None else positions,
-        _column(batch.acknowledged_positions),
-        _column(batch.incarnations),
-        _column(batch.history_digests),
-    )
-
-
-def _column(numbers: Sequence[int]) -> Column | None:
-    return np.fromiter(numbers, np.int64, len(numbers)) if numbers else None
-
-
-def _are_right(
-    names_positions: bool,
-    token_count: int,
-    positions: Column,
-    acknowledged: Column | None,
-    incarnations: Column | None,
-    digests: Column | None,
-) -> bool:
-    """Tells whether `rules.check` would let every row pass."""
-    if names_positions and not (positions.min() >= 0 and positions.max() <= MAX_NUMBER - token_count):
-        return False
-    for column in (incarnations, digests):
-        if column is not None and not (column.min() >= 0 and column.max() <= MAX_NUMBER):
-            return False
-    if digests is not None and not names_positions:
-        return False
-    if acknowledged is None:
-        return True
-    return bool(((acknowledged >= 0) & (acknowledged <= positions)).all())

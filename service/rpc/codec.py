@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from holdfast.errors import InvalidRequest, ServiceError
 from holdfast.v1 import holdfast_pb2 as pb
 from service.common.names import control_character
-from service.engine.rows import TOKEN_DTYPES, Asked, Chunk, Reply, Selection
+from service.engine.asked import Asked, Selection, TokenKind
+from service.engine.rows import TOKEN_DTYPES, Chunk, Reply
 from service.model.contract import DTYPES, Contract
 from service.rpc.credentials import Caller
 from service.store.beside import MAX_CURSOR_BYTES
@@ -41,8 +42,6 @@ _ACK_LEVELS: dict[int, AckLevel | None] = {
 _ACK_NUMBERS: dict[AckLevel, Any] = {
     level: number for number, level in _ACK_LEVELS.items() if level is not None
 }
-
-TokenKind = Literal["text", "ids", "features"]
 
 
 def parse(message_type: Any, raw: bytes) -> Any:

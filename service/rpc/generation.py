@@ -17,10 +17,11 @@ import numpy as np
 from holdfast.errors import InvalidRequest, ModelFailed, PositionGap, ServiceError, StoreRegressed
 from holdfast.history_digest import digest_after
 from holdfast.v1 import holdfast_pb2 as pb
+from service.engine.asked import Asked
 from service.engine.checks import reply_bytes
 from service.engine.driver import Driver
 from service.engine.ranking import ranked_candidates
-from service.engine.rows import Asked, Chunk, Reply
+from service.engine.rows import Chunk, Reply
 from service.engine.rules import MAX_KEPT_REPLIES, MAX_KEPT_REPLY_BYTES, Claim, decide
 from service.engine.sampling import NOTHING, Options, Sample, draw
 from service.engine.sessions import OpenSession, Sessions

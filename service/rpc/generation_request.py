@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from holdfast.errors import InvalidRequest
 from holdfast.history_digest import MAX_NUMBER
 from holdfast.v1 import holdfast_pb2 as pb
+from service.engine.asked import Asked, Selection, TokenKind
 from service.engine.checks import check_generates
-from service.engine.rows import Asked, Selection
 from service.engine.sampling import Options
 from service.model.contract import Contract
 from service.rpc import codec
@@ -102,7 +102,7 @@ def read_request(request: pb.GenerateRequest, tenant: str, max_chunk_tokens: int
     _check_range("position", position or 0, 0, MAX_POSITION)
     _check_range("incarnation", request.incarnation, 0, MAX_NUMBER)
     _check_range("history_digest", request.history_digest, 0, MAX_NUMBER)
-    kind: codec.TokenKind = "ids"
+    kind: TokenKind = "ids"
     tokens, count, width = b"", 1, 1
     prompt_ids: list[int] = []
     _check_count("sampling.said_ids", len(request.sampling.said_ids), MAX_SAID_IDS)

@@ -15,8 +15,9 @@ import numpy as np
 from holdfast.errors import InvalidRequest, ModelFailed, ReplyTooLarge
 from holdfast.v1 import holdfast_pb2 as pb
 from service.common.priority import be_nice
+from service.engine.asked import Asked, Selection, TokenKind
 from service.engine.checks import validate
-from service.engine.rows import Asked, Rows, Selection, to_tokens, token_sums
+from service.engine.rows import Rows, to_tokens, token_sums
 from service.engine.run import run_batch
 from service.engine.watch_events import Event
 from service.model.protocol import Halt, Model, Models
@@ -183,7 +184,7 @@ def _rows(model: Model, selection: Selection, event: Event, before: bytes) -> Ro
     Raises:
         InvalidRequest, ReplyTooLarge: The model does not take it, or gives too much.
     """
-    kind = cast(Literal["text", "ids", "features"], event.kind)
+    kind = cast(TokenKind, event.kind)
     asked = Asked(kind, event.token_count, event.width, selection=selection)
     needs = validate(asked, model)
     tokens = to_tokens(asked, event.tokens, 1)

@@ -28,27 +28,21 @@ position. The stamp sits at a fixed offset that the script can cut out.
 Without its state and replies a record with one reply has 88 + 32 = 120 bytes.
 """
 
-import functools
 import secrets
 import struct
-from collections.abc import Sequence
-from itertools import repeat
 from typing import NamedTuple
 
-import numpy as np
 import xxhash
-from numpy.typing import NDArray
 
 from holdfast.errors import RecordCorrupt
 from holdfast.history_digest import INITIAL, MAX_NUMBER
-from service.store.flag import rows_without_flag, without_flag
+from service.store.flag import without_flag
 
 MAGIC = b"HFR2"
 STAMP_START = 16
 STAMP_END = 40
 NO_STAMP = bytes(STAMP_END - STAMP_START)
 """Stamp of a session that is not stored; no record has it, since an incarnation is not 0."""
-
 
 MAX_POSITION = MAX_NUMBER
 """A session may consume so many tokens; far below the marks of tombstones and quarantine."""
@@ -57,16 +51,11 @@ HEADER = struct.Struct("<4sIQqqqq32sQ")
 _BODY_HEADER = struct.Struct("<qqqq32sQ")
 _PREFIX = struct.Struct("<4sIQ")
 _STAMP = struct.Struct("<qqq")
-_NONCE_END = STAMP_END + 8
-_REPLY_HEADER = struct.Struct("<qIIqq")
+REPLY_HEADER = struct.Struct("<qIIqq")
 REASON_HEADER = struct.Struct("<I")
-_OF_CHECKSUM, _OF_STAMP, _OF_NONCE, _SHARED = 1, slice(2, 5), 5, [0, 6, 7, 8, 9, 10]
-"""Where these are in a header that is read as words of 8 bytes; records of one layout share the last."""
-_LEAST = (1, 0, 0)
-"""The numbers of a live record's stamp are at least these, and at most `MAX_NUMBER`."""
 QUARANTINED = 1 << 62
 
-REPLY_BYTES = _REPLY_HEADER.size
+REPLY_BYTES = REPLY_HEADER.size
 """What a kept reply has beside its outputs."""
 
 
@@ -117,24 +106,6 @@ class Record(NamedTuple):
     def stamp(self) -> bytes:
         """Incarnation, position and history digest as a commit compares them, 24 bytes."""
         return stamp(self.incarnation, _marked_position(self), self.digest)
-
-
-class RecordRows(NamedTuple):
-    """B live records of one model that are laid out alike.
-
-    Attributes:
-        stamps: Incarnation, position and history digest of each, int64 (B, 3).
-        nonces: int64 (B,).
-        fingerprint: Of the model, 32 bytes.
-        states: Raw, uint8 (B, state_bytes).
-        tails: Kept replies as `encode_replies` gives them, uint8 (B, n).
-    """
-
-    stamps: NDArray[np.int64]
-    nonces: NDArray[np.int64]
-    fingerprint: bytes
-    states: NDArray[np.uint8]
-    tails: NDArray[np.uint8]
 
 
 def draw_incarnation() -> int:
@@ -195,80 +166,12 @@ def encode_replies(replies: tuple[KeptReply, ...]) -> bytes:
     parts: list[bytes] = []
     for reply in replies:
         parts += (
-            _REPLY_HEADER.pack(
+            REPLY_HEADER.pack(
                 reply.position, reply.token_count, len(reply.outputs), reply.digest_before, reply.digest
             ),
             reply.outputs,
         )
     return b"".join(parts)
-
-
-def encode_rows(
-    stamps: NDArray[np.int64],
-    nonces: NDArray[np.int64],
-    fingerprint: bytes,
-    states: NDArray[np.uint8],
-    token_count: int,
-    digests_before: NDArray[np.int64],
-    outputs: NDArray[np.uint8],
-) -> NDArray[np.uint8]:
-    """Encodes B live records of one model that keep one reply each; a row is what `encode` gives.
-
-    Args:
-        stamps: (B, 3), incarnation, position and history digest.
-        nonces: (B,).
-        fingerprint: Of the model, 32 bytes.
-        states: (B, n).
-        token_count: Tokens in the chunk that each reply answers.
-        digests_before: (B,), history digests before these chunks.
-        outputs: (B, m), the replies.
-
-    Returns:
-        (B, size), C-contiguous.
-    """
-    rows, state_bytes = states.shape
-    reply_start = HEADER.size + state_bytes
-    outputs_start = reply_start + _REPLY_HEADER.size
-    size = outputs_start + outputs.shape[1]
-    header, reply_header = _constant_headers(fingerprint, state_bytes, token_count, outputs.shape[1])
-    matrix = np.empty((rows, size), np.uint8)
-    matrix[:, : HEADER.size] = header
-    numbers = np.empty((rows, 5), np.int64)
-    numbers[:, :3], numbers[:, 3], numbers[:, 4] = stamps, nonces, digests_before
-    of_rows = numbers.view(np.uint8)
-    matrix[:, STAMP_START:_NONCE_END] = of_rows[:, :32]
-    matrix[:, HEADER.size : reply_start] = states
-    matrix[:, reply_start:outputs_start] = reply_header
-    matrix[:, reply_start : reply_start + 8] = of_rows[:, 8:16]
-    matrix[:, outputs_start - 16 : outputs_start - 8] = of_rows[:, 32:]
-    matrix[:, outputs_start - 8 : outputs_start] = of_rows[:, 16:24]
-    matrix[:, outputs_start:] = outputs
-    matrix[:, 8:STAMP_START] = _checksums(matrix, 1)[:, np.newaxis].view(np.uint8)
-    return matrix
-
-
-def cut_rows(rows: NDArray[np.uint8]) -> list[bytes]:
-    """Returns the bytes of each row, (B, n)."""
-    if not rows.shape[1]:
-        return [b""] * len(rows)
-    cut: list[bytes] = np.ascontiguousarray(rows).view(np.dtype((np.void, rows.shape[1])))[:, 0].tolist()
-    return cut
-
-
-def _checksums(matrix: NDArray[np.uint8], reply_count: int) -> NDArray[np.uint64]:
-    """Returns the checksum of each record, (B, size), that keeps so many replies."""
-    digests = map(xxhash.xxh3_64_intdigest, matrix[:, STAMP_START:], repeat(reply_count))
-    return np.fromiter(digests, "<u8", len(matrix))
-
-
-@functools.lru_cache(256)
-def _constant_headers(
-    fingerprint: bytes, state_bytes: int, token_count: int, output_bytes: int
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Returns the headers of record and reply as they are in every row, zero where rows differ."""
-    header = HEADER.pack(MAGIC, 1, 0, 0, 0, 0, 0, fingerprint, state_bytes)
-    reply_header = _REPLY_HEADER.pack(0, token_count, output_bytes, 0, 0)
-    return np.frombuffer(header, np.uint8), np.frombuffer(reply_header, np.uint8)
 
 
 def decode(data: bytes) -> Record:
@@ -315,48 +218,6 @@ def decode(data: bytes) -> Record:
     )
 
 
-def decode_rows(data: Sequence[bytes]) -> tuple[RecordRows, NDArray[np.int64]] | None:
-    """Decodes records of one size together, as far as they are live and laid out as the first of them is.
-
-    Args:
-        data: At least one, all of one length.
-
-    Returns:
-        Records that `decode` takes as well, and which they are, by index; None if the first one is none of
-        them. They keep one reply or, as sessions that were only opened, none.
-    """
-    size = len(data[0])
-    if size < HEADER.size:
-        return None
-    magic, count, *_, fingerprint, state_bytes = HEADER.unpack_from(data[0])
-    tail_start = HEADER.size + state_bytes
-    output_bytes = size - tail_start - count * _REPLY_HEADER.size
-    if magic != MAGIC or count > 1 or output_bytes < 0 or (output_bytes and not count):
-        return None
-    matrix = rows_without_flag(np.frombuffer(b"".join(data), np.uint8).reshape(-1, size))
-    words = np.ascontiguousarray(matrix[:, : HEADER.size]).view("<i8")
-    shared, stamps = words[:, _SHARED], words[:, _OF_STAMP]
-    is_alike = (shared == shared[0]).all(axis=1)
-    is_alike &= ((stamps >= _LEAST) & (stamps <= MAX_NUMBER)).all(axis=1)
-    is_alike &= words[:, _OF_CHECKSUM].view("<u8") == _checksums(matrix, count)
-    if count:
-        lengths = np.ascontiguousarray(matrix[:, tail_start + 12 : tail_start + 16]).view("<u4")
-        is_alike &= lengths[:, 0] == output_bytes
-    if not is_alike[0]:
-        return None
-    chosen = np.flatnonzero(is_alike)
-    if len(chosen) < len(matrix):
-        matrix, words = matrix[chosen], words[chosen]
-    rows = RecordRows(
-        words[:, _OF_STAMP],
-        words[:, _OF_NONCE],
-        fingerprint,
-        matrix[:, HEADER.size : tail_start],
-        matrix[:, tail_start:],
-    )
-    return rows, chosen
-
-
 def _decode_reason(data: bytes, start: int) -> tuple[str, int]:
     """Returns why a session is in quarantine, and where that text ends."""
     try:
@@ -382,10 +243,10 @@ def decode_replies(data: bytes) -> tuple[KeptReply, ...]:
     offset = 0
     while offset < len(data):
         try:
-            position, token_count, size, before, after = _REPLY_HEADER.unpack_from(data, offset)
+            position, token_count, size, before, after = REPLY_HEADER.unpack_from(data, offset)
         except struct.error:
             raise RecordCorrupt("record ends inside a kept reply") from None
-        offset += _REPLY_HEADER.size
+        offset += REPLY_HEADER.size
         replies.append(KeptReply(position, token_count, before, after, data[offset : offset + size]))
         offset += size
     if offset != len(data):

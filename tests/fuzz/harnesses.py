@@ -55,7 +55,7 @@ from service.rpc.openings import given_states, opening_keys, opening_reply, stat
 from service.rpc.page_token import decode_token, encode_token
 from service.rpc.stack import Piece, stack_outputs
 from service.rpc.status import MAX_MESSAGE_BYTES, to_status
-from service.store import beside, blob, flag, record
+from service.store import beside, blob, flag, record, record_rows
 from service.store.connection import _RespProtocol
 from service.store.opening import create_store
 from service.store.outputs import Outputs, encode_outputs
@@ -270,7 +270,7 @@ def check_together(data, alone):
     """Records that are decoded together are the live ones with few replies, and what they are alone."""
     is_usual = alone is not None and not alone.deleted and not alone.quarantine_reason
     is_usual = is_usual and len(alone.replies) < 2
-    together = record.decode_rows([data, data])
+    together = record_rows.decode_rows([data, data])
     assert (together is not None) == is_usual
     if together is None:
         return

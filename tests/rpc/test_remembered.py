@@ -26,7 +26,7 @@ CACHES = {
         "service/store/outputs.py",
         "_named_head",
     ): "1,024 shapes of models' tensors, by the models' own names",
-    ("service/store/record.py", "_constant_headers"): "256 sizes of replies, 150 bytes each",
+    ("service/store/record_rows.py", "_constant_headers"): "256 sizes of replies, 150 bytes each",
 }
 """Functions that remember results, by what, and how much that is at most."""
 

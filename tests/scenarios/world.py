@@ -25,11 +25,12 @@ import re
 import numpy as np
 
 from holdfast.errors import AckLevelNotReached, ModelFailed, ServiceError, StoreUnavailable
+from service.engine.asked import Asked
 from service.engine.core import Core
 from service.engine.effects import Commit, Confirm, Failure, Kind, Load, Quarantine, Run, Settle
 from service.engine.limits import EngineLimits
 from service.engine.records import make_records
-from service.engine.rows import Asked, Chunk
+from service.engine.rows import Chunk
 from service.engine.rules import quarantined
 from service.engine.run import run_batch
 from service.store.protocol import AckLevel, Found

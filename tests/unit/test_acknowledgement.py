@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast.errors import AckLevelNotReached, SessionDeleted
+from service.engine.asked import Asked
 from service.engine.driver import Driver
 from service.engine.limits import EngineLimits
-from service.engine.rows import Asked, Chunk, Reply
+from service.engine.rows import Chunk, Reply
 from service.engine.sessions import Opening, Sessions
 from service.store.protocol import AckLevel
 from service.store.record import decode

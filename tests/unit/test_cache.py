@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from service.engine.cache import ENTRY_BYTES, Cache
 from service.engine.rows import Rows
-from service.store.record import KeptReply, Record, RecordRows, encode_replies
+from service.store.record import KeptReply, Record, encode_replies
+from service.store.record_rows import RecordRows
 
 STATE_BYTES = 8
 MODELS = [

@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.v1 import holdfast_pb2 as pb
+from service.engine.asked import Selection
 from service.engine.checks import reply_bytes
 from service.engine.ranking import top_candidates
-from service.engine.rows import Reply, Selection
+from service.engine.rows import Reply
 from service.rpc.codec import encode_reply
 from service.rpc.credentials import ANYBODY
 from service.store.outputs import Outputs, encode_outputs

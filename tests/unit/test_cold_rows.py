@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from holdfast.errors import StoreUnavailable
 from service.engine import plan
+from service.engine.asked import Asked
 from service.engine.effects import Commit, Load, Run, Settle
 from service.engine.records import make_records
-from service.engine.rows import NOT_GIVEN, Asked, Message, Rows, to_tokens, token_sums
+from service.engine.rows import NOT_GIVEN, Message, Rows, to_tokens, token_sums
 from service.store.record import KeptReply, Record, encode
 from tests.scenarios.world import Replica, World
 from tests.support.fakes import AccumulatorModel

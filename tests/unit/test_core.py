@@ -3,19 +3,11 @@
 import numpy as np
 import pytest
 
+from service.engine.asked import Asked
 from service.engine.effects import Commit, Load, Run, Settle
 from service.engine.limits import EngineLimits
 from service.engine.plan import MANY_COLD
-from service.engine.rows import (
-    NOT_GIVEN,
-    Asked,
-    Chunk,
-    Message,
-    Reply,
-    Rows,
-    to_tokens,
-    token_sums,
-)
+from service.engine.rows import NOT_GIVEN, Chunk, Message, Reply, Rows, to_tokens, token_sums
 from service.store.protocol import AckLevel
 from tests.scenarios.world import Replica, World
 

@@ -3,8 +3,9 @@ import random
 
 import numpy as np
 
+from service.engine.asked import Asked
 from service.engine.cache import ENTRY_BYTES
-from service.engine.rows import Asked, Chunk, Reply
+from service.engine.rows import Chunk, Reply
 from service.engine.sessions import Sessions
 from service.store.record import decode
 from tests.support.fakes import FakeModels

@@ -10,9 +10,10 @@ import pytest
 
 from holdfast.errors import InvalidRequest
 from holdfast.v1 import holdfast_pb2 as pb
+from service.engine.asked import Asked
 from service.engine.driver import Driver
 from service.engine.limits import EngineLimits
-from service.engine.rows import NOT_GIVEN, Asked, Message, Rows, token_sums
+from service.engine.rows import NOT_GIVEN, Message, Rows, token_sums
 from service.rpc.batches import BatchCall, BatchLimits
 from service.store.keys import session_key
 from tests.support.fakes import FakeModels, PoisonModel, open_session

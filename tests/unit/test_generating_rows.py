@@ -8,10 +8,11 @@ import pytest
 from holdfast.errors import InvalidRequest
 from holdfast.v1 import holdfast_pb2 as pb
 from service.engine import run as batch
+from service.engine.asked import Asked, Selection
 from service.engine.cache import join_rows
 from service.engine.checks import reply_bytes, validate
 from service.engine.probing import probe
-from service.engine.rows import Asked, Chunk, Rows, Selection, token_sums
+from service.engine.rows import Chunk, Rows, token_sums
 from service.engine.run import run_batch
 from service.engine.sampling import Options, Sample
 from service.model.loading import load_model

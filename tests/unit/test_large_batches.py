@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from service.engine import run as batch
+from service.engine.asked import Asked, Selection
 from service.engine.checks import validate
-from service.engine.rows import Asked, Rows, Selection, token_sums
+from service.engine.rows import Rows, token_sums
 from service.engine.run import run_batch
 from service.model.loading import load_model
 from tests.support.subword_models import TEXT, put_words_model

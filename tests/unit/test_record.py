@@ -13,11 +13,10 @@ from service.store.record import (
     Record,
     decode,
     decode_replies,
-    decode_rows,
     encode,
     encode_replies,
-    encode_rows,
 )
+from service.store.record_rows import decode_rows, encode_rows
 
 int53 = st.integers(0, 2**53 - 1)
 replies = st.builds(KeptReply, int53, st.integers(1, 2**32 - 1), int53, int53, st.binary(max_size=80))

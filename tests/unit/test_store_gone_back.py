@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from holdfast.history_digest import INITIAL, run_of
-from service.engine.rows import Asked, Chunk, Reply
+from service.engine.asked import Asked
+from service.engine.rows import Chunk, Reply
 from service.engine.sessions import Opening, Sessions
 from service.store.record import decode, draw_incarnation, encode
 from tests.support.fakes import AccumulatorModel, FakeModels

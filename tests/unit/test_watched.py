@@ -7,7 +7,8 @@ import pytest
 
 import service.engine.watched as module
 from holdfast.errors import AckLevelNotReached
-from service.engine.rows import Asked, Chunk
+from service.engine.asked import Asked
+from service.engine.rows import Chunk
 from service.engine.sessions import Sessions
 from service.engine.watch_events import Change, Lease, decode_news, encode_lease
 from service.engine.watched import Watched
