@@ -17,11 +17,12 @@ from holdfast.errors import (
     TooManyCheckpoints,
 )
 from holdfast.history_digest import MAX_NUMBER
+from service.engine.changes import MAX_ATTEMPTS
 from service.engine.checks import served_model
 from service.engine.driver import Driver
 from service.engine.report import SessionEvent
 from service.engine.rules import check_incarnation, quarantined
-from service.engine.sessions import MAX_ATTEMPTS, OpenSession
+from service.engine.sessions import OpenSession
 from service.model.protocol import Models
 from service.store.beside import CheckpointHead
 from service.store.protocol import (

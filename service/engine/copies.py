@@ -133,7 +133,7 @@ class Copies:
         model = served_model(self._models, record)
         admit(len(keys) * len(record.state))
 
-        def decide(key: bytes, stored: Record | None) -> Record:
+        def decide(key: bytes, stored: Record | None, _: bytes) -> Record:
             if key == source:
                 raise SessionExists("a session cannot be copied to its own id", field="new_session_ids")
             return _new_or_made(stored, record, nonce)
@@ -178,7 +178,7 @@ class Copies:
         epoch = self._store.epoch
         [data] = await self._store.load([key])
 
-        def decide(_: bytes, stored: Record | None) -> Record:
+        def decide(_: bytes, stored: Record | None, __: bytes) -> Record:
             return _new_or_made(stored, exported.record, nonce)
 
         changes = self._changes.make({key: data}, decide, self._ttl_s, epoch, exported.cursor)

@@ -34,8 +34,9 @@ from service.engine.effects import (
     unproven,
 )
 from service.engine.failures import Failures, Refused
+from service.engine.heat import heat, heat_alike
 from service.engine.limits import EngineLimits
-from service.engine.plan import Plan, join, joins_batch, read, read_alike
+from service.engine.plan import Plan, join, joins_batch
 from service.engine.queue import Queue
 from service.engine.records import fit_rows
 from service.engine.rows import Chunk, Rows
@@ -189,7 +190,7 @@ class Core:
         if load.commit is not None:
             self._conclude(load.commit, unproven(load.commit, records, load.commit.error), load.epoch)
         elif epoch == load.epoch:
-            found = self._heat_alike(load, records)
+            found = heat_alike(self.cache, self._models, load.keys, records, load.began_s)
             for rows in load.rows:
                 self._take_in(rows, found, load.began_s)
         elif load.attempt + 1 < MAX_READS:
@@ -207,45 +208,16 @@ class Core:
             self._settle(rows, error)
         return self._flush(now_s)
 
-    def _heat_alike(self, load: Load, records: Sequence[Loaded]) -> dict[bytes, Loaded]:
-        """Makes sessions hot that are stored alike, together; returns the other records."""
-        found = dict(zip(load.keys, records, strict=True))
-        for model, alike, places in read_alike(self._models, records):
-            keys = [load.keys[place] for place in places.tolist()]
-            self.cache.put_rows(keys, model, alike, verified_s=load.began_s)
-            for key in keys:
-                del found[key]
-        return found
-
     def _take_in(self, rows: Rows, found: Mapping[bytes, Loaded], verified_s: float) -> None:
         """Makes sessions hot from what the store holds, and lets their chunks be decided again."""
-        if not found:
-            self._again.append(rows)
-            return
-        stays = [
-            key not in found or self._heat(rows, place, found[key], verified_s)
-            for place, key in enumerate(rows.keys)
-        ]
-        if not all(stays):
-            rows = rows.anew(np.flatnonzero(stays))
-        if len(rows):
-            self._again.append(rows)
-
-    def _heat(self, rows: Rows, place: int, data: Loaded, verified_s: float) -> bool:
-        """Makes the session of a row hot; returns whether it is, else the row is answered."""
-        key = rows.keys[place]
-        try:
-            meant = read(self._models, rows, place, data)
-        except ServiceError as error:
-            self.cache.discard(key)
-            self._settle(rows.one(place), error)
-            return False
-        if isinstance(meant, Rows):
-            self.cache.discard(key)
-            self._replay(meant, verified_s)
-            return False
-        self.cache.put(key, *meant, verified_s=verified_s)
-        return True
+        heated = heat(self.cache, self._models, rows, found, verified_s)
+        for row, error in heated.answered:
+            if error is None:
+                self._replay(row, verified_s)
+            else:
+                self._settle(row, error)
+        if len(heated.rows):
+            self._again.append(heated.rows)
 
     def _replay(self, row: Rows, verified_s: float) -> None:
         """Answers a row by a reply kept in a record that was read at `verified_s`."""

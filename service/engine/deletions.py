@@ -48,7 +48,7 @@ class Deletions:
         keys, epoch = list(incarnations), self._store.epoch
         deleted: set[bytes] = set()
 
-        def decide(key: bytes, stored: Record | None) -> Record:
+        def decide(key: bytes, stored: Record | None, _: bytes) -> Record:
             if stored is None:
                 raise SessionNotFound("no session has this id", field="session_id")
             check_incarnation(stored, incarnations[key])

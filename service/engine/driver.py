@@ -11,14 +11,10 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
-
-from numpy.typing import NDArray
 
 from holdfast.errors import ServiceError, StoreUnavailable
 from service.common import failpoints
 from service.common.background import RETRY_PAUSE_S, Trouble, Wake
-from service.engine import window
 from service.engine.core import Core
 from service.engine.effects import Commit, Confirm, Effect, Kind, Load, Quarantine, Run, Settle, rows_of
 from service.engine.limits import EngineLimits
@@ -31,7 +27,7 @@ from service.engine.runner import Runner
 from service.engine.stages import note
 from service.engine.watched import Watched
 from service.engine.window import Window
-from service.model.protocol import Model, Models
+from service.model.protocol import Models
 from service.store.outputs import encode_outputs
 from service.store.protocol import Found, Refusals, StateStore
 
@@ -57,6 +53,7 @@ class Driver:
     Attributes:
         watched: Is told what becomes of sessions; None while nobody watches one.
         is_traced: Stages are noted for calls.
+        probe: Weighs what follows a raw state, without a token: `Runner.probe`.
     """
 
     def __init__(
@@ -71,6 +68,7 @@ class Driver:
         self.watched: Watched | None = None
         self.is_traced = False
         self._runner = Runner(encode, limits.run_timeout_s)
+        self.probe = self._runner.probe
         self._count = count
         self._report = BatchReport()
         self._is_counting = False
@@ -85,7 +83,6 @@ class Driver:
         self._driving: asyncio.Task[None] | None = None
         self._is_stopping = False
         self._idle = asyncio.Event()
-        self._idle.set()
 
     def start(self) -> None:
         """Starts the task that takes batches."""
@@ -98,7 +95,9 @@ class Driver:
     async def drain(self) -> None:
         """Refuses new chunks and waits until those taken are answered."""
         self._core.drain()
-        await self._idle.wait()
+        if self._core.unanswered_count:
+            self._idle.clear()
+            await self._idle.wait()
 
     async def stop(self) -> None:
         """Finishes the batch under way; chunks still waiting are refused as Draining.
@@ -134,7 +133,6 @@ class Driver:
             answer(chunk.reply, chunk, error.without_trace())
             self._hand_over()
         else:
-            self._idle.clear()
             if self._core.is_ready:
                 self._wake.ring()
 
@@ -148,7 +146,6 @@ class Driver:
             self._settle(Settle(rows, error))
             self._hand_over()
         else:
-            self._idle.clear()
             if self._core.is_ready:
                 self._wake.ring()
 
@@ -157,14 +154,6 @@ class Driver:
         self._core.forget(key)
         if self.watched is not None:
             self.watched.changed(key)
-
-    async def probe(self, model: Model, state: bytes) -> NDArray[Any]:
-        """Weighs what follows a raw state of a model, without a token: see `service.engine.probing.probe`.
-
-        Raises:
-            ModelFailed: The model failed, or took too long.
-        """
-        return await self._runner.probe(model, state)
 
     # -- batches ------------------------------------------------------------------------------
 
@@ -176,24 +165,13 @@ class Driver:
                 continue
             with trouble:
                 now_s = time.monotonic()
-                self._window.sample(now_s)
-                if self._window.is_busy:
-                    await self._gather(now_s)
+                if self._window.sample(now_s):
+                    await self._window.gather(self._core, now_s)
                 await self._take()
                 if self._core.is_ready:
                     await asyncio.sleep(0)  # requests and replies move between batches
                 continue
             await asyncio.sleep(RETRY_PAUSE_S)
-
-    async def _gather(self, now_s: float) -> None:
-        """Waits for more chunks where the window says that it pays."""
-        until_s = now_s + window.MAX_WAIT_S
-        while not self._core.is_full and self._window.expects_more(now_s):
-            count = self._window.arrival_count
-            await asyncio.sleep(window.QUIET_S)
-            now_s = time.monotonic()
-            if self._window.arrival_count == count or now_s >= until_s:
-                return
 
     async def _take(self) -> None:
         """Takes a batch and runs it; loads are waited for where nobody else waits."""
@@ -395,11 +373,7 @@ class Driver:
         self._perform(self._core.confirmed(confirm, refusals, time.monotonic()))
 
     async def _quarantine(self, effect: Quarantine) -> None:
-        refusal: ServiceError | None = None
-        try:
-            refusal = await quarantine(self._store, effect.rows, effect.error.message, self._session_ttl_s)
-        except ServiceError as why:
-            _log.warning("a session that fails again and again is not in quarantine: %s", why.message)
+        refusal = await quarantine(self._store, effect, self._session_ttl_s)
         if refusal is not None:
             self._report.quarantine_count += 1
         self._perform(self._core.quarantined(effect, refusal, time.monotonic()))

@@ -4,10 +4,9 @@ What runs is decided for a whole batch at once, by the vector form of the rules.
 at one by one, and answered only from a record that is known to have been in the store after they came.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,19 +15,13 @@ from holdfast.errors import ServiceError
 from service.engine import rules
 from service.engine.asked import Asked
 from service.engine.cache import Cache
-from service.engine.checks import check_named, check_tokens, served_model, validate
+from service.engine.checks import check_named, check_tokens, validate
+from service.engine.heat import fill_reply
 from service.engine.rows import NOT_GIVEN, Chunk, Rows, to_tokens, token_sums
-from service.model.protocol import Model, Models
-from service.store.protocol import Loaded
-from service.store.record import KeptReply, Record, decode
-from service.store.record_rows import RecordRows, decode_rows
 
 JOINED_STEPS = 256
 """Tokens of whole messages that run together, though one of them fills a batch. Up to there a run and its
 commit cost less per token the more they have; a larger message runs beside the commit of another one."""
-
-ARRAYS_PAY = 10
-"""Fewer records than this are decoded faster one by one."""
 
 MANY_COLD = 10
 """For so many sessions to be loaded the others of a batch wait, where they are no more than these: a small
@@ -139,7 +132,7 @@ class Plan:
         except ServiceError as error:
             self.refused.append((row, error))
             return
-        _fill(row, record, reply)
+        fill_reply(row, record, reply)
         self.replays.append((row, self.cache.verified_s(slot)))
 
 
@@ -180,79 +173,3 @@ def _column(positions: Sequence[int | None]) -> NDArray[np.int64]:
     if None in positions:
         positions = [NOT_GIVEN if position is None else position for position in positions]
     return np.array(positions, np.int64)
-
-
-def read_alike(
-    models: Models, records: Sequence[Loaded]
-) -> list[tuple[Model, RecordRows, NDArray[np.int64]]]:
-    """Decodes what most records are, live ones that are laid out alike, together.
-
-    Args:
-        models: The models served.
-        records: As they were read.
-
-    Returns:
-        Model, records, and which they are, by index. What is not among them is for `read`.
-    """
-    alike: list[tuple[Model, RecordRows, NDArray[np.int64]]] = []
-    if len(records) < ARRAYS_PAY:
-        return alike
-    for places, same in _by_size(records):
-        if len(same) < ARRAYS_PAY or (decoded := decode_rows(same)) is None:
-            continue
-        rows, chosen = decoded
-        model = models.find_fingerprint(rows.fingerprint)
-        if model is not None and rows.states.shape[1] == model.contract.state_bytes:
-            alike.append((model, rows, places[chosen]))
-    return alike
-
-
-def _by_size(records: Sequence[Loaded]) -> Iterator[tuple[NDArray[np.int64], Sequence[bytes]]]:
-    """Yields records of one size, and which they are; mostly these are all, and then none is looked at."""
-    if set(map(type, records)) == {bytes}:
-        read = cast(Sequence[bytes], records)
-        if len(set(map(len, read))) == 1:
-            yield np.arange(len(read)), read
-            return
-    sizes = np.array([len(data) if isinstance(data, bytes) else -1 for data in records])
-    for size in np.unique(sizes[sizes >= 0]).tolist():
-        same = [data for data in records if isinstance(data, bytes) and len(data) == size]
-        yield np.flatnonzero(sizes == size), same
-
-
-def read(models: Models, rows: Rows, place: int, data: Loaded) -> tuple[Model, Record] | Rows:
-    """Says what a record that was read means for the row that waits for it.
-
-    Args:
-        models: The models served.
-        rows: See there.
-        place: Index of the row.
-        data: The record.
-
-    Returns:
-        Model and record of a live session, where it is to be decided further; or the row, with a reply that
-        is kept, where the session is held.
-
-    Raises:
-        ServiceError: The row is refused.
-    """
-    if isinstance(data, ServiceError):
-        raise data
-    record = decode(data) if data is not None else None
-    if record is not None and not record.deleted and not record.quarantine_reason:
-        return served_model(models, record), record
-    reply = rules.decide(record, rows.claim(place))
-    assert record is not None, "bug: a session that is not stored runs"
-    assert reply is not None, "bug: a session that is held runs"
-    row = rows.one(place)
-    row.model = served_model(models, record)
-    check_named(row.model, row.asked.model_name, row.asked.model_version)
-    _fill(row, record, reply)
-    return row
-
-
-def _fill(row: Rows, record: Record, reply: KeptReply) -> None:
-    """Fills in a reply that is kept."""
-    row.next_stamps = np.array([[record.incarnation, reply.position, reply.digest]])
-    row.outputs = np.frombuffer(reply.outputs, np.uint8)[np.newaxis]
-    row.is_replayed = True

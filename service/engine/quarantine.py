@@ -8,33 +8,42 @@ before the quarantine and arrives after the release was computed from this very 
 as if it had been slow. One that arrives in between is refused, and decided again on what is stored.
 """
 
-from holdfast.errors import SessionQuarantined
-from service.engine.rows import Rows
+import logging
+
+from holdfast.errors import ServiceError, SessionQuarantined
+from service.engine.effects import Quarantine
 from service.engine.rules import quarantined
 from service.store.protocol import StateStore, commit_one, load_one
 from service.store.record import decode, encode
 
+_log = logging.getLogger(__name__)
 
-async def quarantine(store: StateStore, rows: Rows, reason: str, ttl_s: float) -> SessionQuarantined | None:
+
+async def quarantine(store: StateStore, effect: Quarantine, ttl_s: float) -> SessionQuarantined | None:
     """Marks the record of a session, unless it has moved on.
 
     Args:
         store: Where it is.
-        rows: Its chunk that failed, one row.
-        reason: What people should know.
+        effect: Its chunk that failed, and how.
         ttl_s: Time to live from now; 0 is for ever.
 
     Returns:
-        The refusal of this and all further chunks; None if the session is not where this chunk belongs.
-
-    Raises:
-        RecordCorrupt, StoreFull, StoreUnavailable: As named.
+        The refusal of this and all further chunks; None if the session is not where this chunk belongs, or
+        cannot be marked, which is logged.
     """
-    [key], expected = rows.keys, rows.stamps.tobytes()
+    try:
+        return await _mark(store, effect, ttl_s)
+    except ServiceError as why:
+        _log.warning("a session that fails again and again is not in quarantine: %s", why.message)
+        return None
+
+
+async def _mark(store: StateStore, effect: Quarantine, ttl_s: float) -> SessionQuarantined | None:
+    [key], expected = effect.rows.keys, effect.rows.stamps.tobytes()
     data = await load_one(store, key)
     stored = decode(data) if data is not None else None
     if stored is None or stored.stamp != expected:
         return None
-    held = stored._replace(quarantine_reason=reason)
+    held = stored._replace(quarantine_reason=effect.error.message)
     found = await commit_one(store, key, expected, encode(held), ttl_s)
     return None if found is not None else quarantined(held)

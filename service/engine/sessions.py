@@ -6,7 +6,7 @@ answered here is a promise like the answer to a chunk, so it waits for the serve
 """
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from holdfast.errors import (
@@ -19,6 +19,7 @@ from holdfast.errors import (
     SessionNotFound,
 )
 from holdfast.history_digest import MAX_NUMBER, initial_digest
+from service.engine.changes import MAX_ATTEMPTS, Changes
 from service.engine.checks import check_named, served_model
 from service.engine.driver import Driver
 from service.engine.report import SessionEvent
@@ -27,19 +28,13 @@ from service.model.protocol import Model, Models
 from service.store.protocol import (
     AckLevel,
     Found,
-    Loaded,
     StateStore,
-    Writes,
     commit_one,
     confirm_one,
-    load_cursors,
     load_one,
     load_one_with_cursor,
 )
-from service.store.record import NO_STAMP, Record, decode, draw_incarnation, encode, new_record
-
-MAX_ATTEMPTS = 16
-"""Attempts against other writers of the same record."""
+from service.store.record import Record, decode, draw_incarnation, encode, new_record
 
 SET_ASIDE_TTL_S = 30 * 86_400.0
 """How long a record that was discarded is kept for inspection."""
@@ -120,6 +115,7 @@ class Sessions:
         self._models = models
         self._store = store
         self._engine = engine
+        self._changes = Changes(store, engine, ack_level)
         self._on_event = on_event
         self._ttl_s = ttl_s
         self._ack_level = ack_level
@@ -166,51 +162,22 @@ class Sessions:
         openings = dict.fromkeys(keys, opening)
         if states:
             openings = {key: opening._replace(state=state) for key, state in zip(keys, states, strict=True)}
-        outcomes: dict[bytes, OpenSession | ServiceError] = {}
-        found = dict(zip(keys, await self._store.load(keys), strict=True))
-        for _ in range(MAX_ATTEMPTS):
-            found = await self._try_open(found, openings, outcomes)
-            if not found:
-                break
-        for key in found:
-            outcomes[key] = PositionConflict("other writers keep changing this session")
-        await self._confirm_each(outcomes, epoch)
-        for outcome in outcomes.values():
-            if isinstance(outcome, OpenSession):
-                self._on_event(_event_of(outcome, opening))
-        return [outcomes[key] for key in keys]
+        sessions: dict[bytes, OpenSession] = {}
 
-    async def _try_open(
-        self,
-        found: dict[bytes, Loaded],
-        openings: Mapping[bytes, Opening],
-        outcomes: dict[bytes, OpenSession | ServiceError],
-    ) -> dict[bytes, Loaded]:
-        """Decides on what was found under each key and commits; returns what is found instead."""
-        changed: list[tuple[bytes, bytes, bytes]] = []
-        for key, (data, cursor) in (await load_cursors(self._store, found)).items():
-            try:
-                stored = _stored(data)
-                outcomes[key] = session = self._opened(stored, openings[key], cursor)
-            except ServiceError as error:
-                outcomes[key] = error.without_trace()
-                continue
-            if session.record is not stored:
-                expected = stored.stamp if stored is not None else NO_STAMP
-                changed.append((key, expected, encode(session.record)))
-        if not changed:
-            return {}
-        names, stamps, records = zip(*changed, strict=True)
-        refusals = await self._store.commit([Writes(names, b"".join(stamps), records)], self._ttl_s)
-        again: dict[bytes, Loaded] = {}
-        for number, key in enumerate(names):
-            self._engine.forget(key)
-            refusal = refusals.get(number)
-            if isinstance(refusal, Found):
-                again[key] = refusal.record
-            elif refusal is not None:
-                outcomes[key] = refusal
-        return again
+        def decide(key: bytes, stored: Record | None, cursor: bytes) -> Record:
+            sessions[key] = session = self._opened(stored, openings[key], cursor)
+            return session.record
+
+        found = dict(zip(keys, await self._store.load(keys), strict=True))
+        outcomes = await self._changes.make(found, decide, self._ttl_s, epoch, reads_cursors=True)
+        opened = [
+            outcome if isinstance(outcome, ServiceError) else sessions[key]
+            for key, outcome in outcomes.items()
+        ]
+        for session in opened:
+            if isinstance(session, OpenSession):
+                self._on_event(_event_of(session, opening))
+        return opened
 
     def _opened(self, stored: Record | None, opening: Opening, cursor: bytes) -> OpenSession:
         """Returns the session as it is to be stored; the very record if it is that already."""
@@ -347,15 +314,6 @@ class Sessions:
         """Waits until what is stored is as durable as this server promises."""
         await confirm_one(self._store, key, self._ack_level, epoch)
 
-    async def _confirm_each(self, outcomes: dict[bytes, OpenSession | ServiceError], epoch: int) -> None:
-        """Waits as `_confirm` does; what is not confirmed gets the error as its outcome."""
-        opened = [key for key, outcome in outcomes.items() if isinstance(outcome, OpenSession)]
-        if not (self._ack_level and opened):
-            return
-        for number, refusal in (await self._store.confirm(opened, self._ack_level, epoch)).items():
-            assert isinstance(refusal, ServiceError), "bug: a confirmation found another record"
-            outcomes[opened[number]] = refusal
-
     def _new(self, opening: Opening) -> OpenSession:
         if not opening.model_name:
             raise SessionNotFound("no session has this id; name a model to open it", field="model")
@@ -386,12 +344,6 @@ class Sessions:
         model = served_model(self._models, record)
         check_named(model, opening.model_name, opening.model_version)
         return OpenSession(record, model, is_resumed=not was_made)
-
-
-def _stored(data: Loaded) -> Record | None:
-    if isinstance(data, ServiceError):
-        raise data
-    return decode(data) if data is not None else None
 
 
 def _event_of(session: OpenSession, opening: Opening) -> SessionEvent:

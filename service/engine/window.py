@@ -1,4 +1,4 @@
-"""Decides whether a batch waits for more chunks.
+"""Decides whether a batch waits for more chunks, and waits.
 
 A batch costs the event loop a few hundred microseconds whether it is small or large, and so do requests
 on their way in. On a loop with time to spare a batch leaves at once. On a busy one small batches starve
@@ -7,10 +7,13 @@ So a batch waits only where waiting pays: the loop is hardly ever idle, and sess
 moment ago have not come back yet.
 """
 
+import asyncio
 import os
 import time
 from collections import OrderedDict
 from collections.abc import Iterable
+
+from service.engine.core import Core
 
 BUSY_SHARE = 0.75
 """Share of the time, see `Window.busy_s`, from which the loop counts as busy."""
@@ -64,19 +67,30 @@ class Window:
         while answered_s and now_s - next(iter(answered_s.values())) >= RETURN_S:
             answered_s.popitem(last=False)
 
-    def sample(self, now_s: float) -> None:
-        """Looks how long the loop has been busy since the last look, if that was not a moment ago."""
+    def sample(self, now_s: float) -> bool:
+        """Looks how long the loop was busy since the last look, if not a moment ago; returns `is_busy`."""
         elapsed_s = now_s - self._sampled_s
         if elapsed_s >= SAMPLE_S:
             busy_s = self.busy_s()
             self.is_busy = busy_s - self._sampled_busy_s >= BUSY_SHARE * elapsed_s
             self._sampled_s, self._sampled_busy_s = now_s, busy_s
+        return self.is_busy
 
     def expects_more(self, now_s: float) -> bool:
         """Tells whether it pays to wait."""
         if not self.is_busy or not self._answered_s:
             return False
         return now_s - next(reversed(self._answered_s.values())) < RETURN_S
+
+    async def gather(self, core: Core, now_s: float) -> None:
+        """Waits for more chunks where it pays, until a batch is full, or none has come for a moment."""
+        until_s = now_s + MAX_WAIT_S
+        while not core.is_full and self.expects_more(now_s):
+            count = self.arrival_count
+            await asyncio.sleep(QUIET_S)
+            now_s = time.monotonic()
+            if self.arrival_count == count or now_s >= until_s:
+                return
 
     def busy_s(self) -> float:
         """Returns how long the loop has been busy: on a core, or waiting for one that others use; 2 us.

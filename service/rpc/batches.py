@@ -263,7 +263,7 @@ class BatchCall:
                 keys[row] = codec.key_of(self._tenant, session_id, f"batch.session_ids[{row}]")
                 rules.check(self._claims.of(every, row))
                 if self._cursors:
-                    codec.to_cursor(self._cursors[row], f"batch.cursors[{row}]")
+                    codec.check_cursor(self._cursors[row], f"batch.cursors[{row}]")
                 places.append(row)
             except InvalidRequest as error:
                 every.one(row).settle(error.without_trace())

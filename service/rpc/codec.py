@@ -137,13 +137,13 @@ def to_chunk(
         acknowledged=message.acknowledged_position if message.HasField("acknowledged_position") else None,
         incarnation=message.incarnation,
         digest=message.history_digest,
-        cursor=to_cursor(message.cursor, "chunk.cursor"),
+        cursor=check_cursor(message.cursor, "chunk.cursor") if message.cursor else None,
         deadline_s=deadline_s,
     )
 
 
-def to_cursor(given: bytes, field: str) -> bytes | None:
-    """Returns a cursor as the engine takes it; None leaves the stored one.
+def check_cursor(given: bytes, field: str) -> bytes:
+    """Returns a cursor, if it is one.
 
     Raises:
         InvalidRequest: It is too long.
@@ -152,7 +152,7 @@ def to_cursor(given: bytes, field: str) -> bytes | None:
         raise InvalidRequest(
             f"the cursor has {len(given)} bytes, expected at most {MAX_CURSOR_BYTES}", field=field
         )
-    return given or None
+    return given
 
 
 def size_of(chunk: Chunk) -> int:

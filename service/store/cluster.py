@@ -28,7 +28,7 @@ from service.store.protocol import Writes
 from service.store.record import NO_STAMP
 from service.store.replies import is_unknown_script
 from service.store.slots import SLOT_COUNT, slot_of
-from service.store.topology import Answer, Call, have_cursors, pack_cursors
+from service.store.topology import Answer, Call, cursors_of, pack_cursors
 
 REDIRECT_PAUSES_S = (0.0, 0.01, 0.02, 0.05, 0.1)
 """Before a call is sent to where it was redirected, by how often it was before; the last one repeats."""
@@ -49,7 +49,7 @@ class _Route(NamedTuple):
 
 def pack_each(command: bytes, script: bytes, writes: Sequence[Writes], ttl_ms: int) -> list[Call]:
     """Returns a call `command script 1 key ttl stamp record [cursor]` each; see `Topology.pack`."""
-    has_cursors = have_cursors(writes)
+    has_cursors = any(map(cursors_of, writes))
     head = b"*%d\r\n$%d\r\n%s\r\n" % (7 + has_cursors, len(command), command)
     head += b"$%d\r\n%s\r\n$1\r\n1\r\n" % (len(script), script)
     ttl = b"$%d\r\n%d\r\n$%d\r\n" % (len(b"%d" % ttl_ms), ttl_ms, _STAMP_BYTES)

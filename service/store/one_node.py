@@ -16,7 +16,7 @@ from service.store.protocol import Writes
 from service.store.record import NO_STAMP
 from service.store.replies import is_unknown_script
 from service.store.sentinel import Sentinels
-from service.store.topology import Answer, Call, have_cursors, pack_arguments, pack_cursors
+from service.store.topology import Answer, Call, cursors_of, pack_arguments, pack_cursors
 
 _STAMP_BYTES = len(NO_STAMP)
 _MATRIX_PAYS = 8
@@ -32,7 +32,7 @@ def pack_together(command: bytes, script: bytes, writes: Sequence[Writes], ttl_m
     keys: list[bytes] = []
     for part in writes:
         keys += part.keys
-    has_cursors = have_cursors(writes)
+    has_cursors = any(map(cursors_of, writes))
     count, ttl = b"%d" % len(keys), b"%d" % ttl_ms
     head = (
         4 + (3 + has_cursors) * len(keys),

@@ -4,6 +4,7 @@ Implementations: `one_node.OneNode` and `cluster.Cluster`; `opening.create_store
 """
 
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple, Protocol
 
 from holdfast.errors import ServiceError
@@ -26,6 +27,10 @@ class Call(NamedTuple):
     request: Sequence[bytes | memoryview]
 
 
+cursors_of = attrgetter("cursors")
+"""Of `Writes`. Where any of a commit has some, the script takes one more argument for each record."""
+
+
 def pack_arguments(values: Sequence[bytes]) -> bytes:
     """Returns arguments, at least one, as RESP frames them; few lengths occur among many keys."""
     sizes = list(map(len, values))
@@ -36,11 +41,6 @@ def pack_arguments(values: Sequence[bytes]) -> bytes:
     text = [b"\r\n"] * (3 * len(values))
     text[::3], text[1::3] = map(heads.__getitem__, sizes), values
     return b"".join(text)
-
-
-def have_cursors(writes: Sequence[Writes]) -> bool:
-    """Whether a commit stores cursors; the script then takes one more argument for each record."""
-    return any(part.cursors is not None for part in writes)
 
 
 def pack_cursors(part: Writes) -> list[bytes]:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.errors import StoreUnavailable
-from service.engine import plan
+from service.engine import heat
 from service.engine.asked import Asked
 from service.engine.effects import Commit, Load, Run, Settle
 from service.engine.records import make_records
@@ -86,9 +86,9 @@ def outcomes(drawn, together):
     """Returns what becomes of a message to these sessions, and what is known of them then."""
     with pytest.MonkeyPatch.context() as patch:
         if not together:
-            patch.setattr(plan, "ARRAYS_PAY", ONE_BY_ONE)
+            patch.setattr(heat, "ARRAYS_PAY", ONE_BY_ONE)
         else:
-            patch.setattr(plan, "ARRAYS_PAY", 1)
+            patch.setattr(heat, "ARRAYS_PAY", 1)
         world = World()
         replica = Replica(world.model)
         found = {f"session-{place}".encode(): one.stored for place, one in enumerate(drawn)}
@@ -171,8 +171,8 @@ def test_any_mixture_of_records_fares_as_its_records_do_one_by_one(drawn):
 
 def test_sessions_that_are_stored_alike_are_not_decoded_one_by_one(monkeypatch):
     """Else the test above would compare one way with itself."""
-    monkeypatch.setattr(plan, "decode", None)
-    drawn = [Session(encode(record(2)), 2, NOT_GIVEN, 0) for _ in range(plan.ARRAYS_PAY)]
+    monkeypatch.setattr(heat, "decode", None)
+    drawn = [Session(encode(record(2)), 2, NOT_GIVEN, 0) for _ in range(heat.ARRAYS_PAY)]
     answers, *_ = outcomes(drawn, together=True)
     assert [stamp[1] for stamp, *_ in answers] == [3] * len(drawn)
 
@@ -180,7 +180,7 @@ def test_sessions_that_are_stored_alike_are_not_decoded_one_by_one(monkeypatch):
 def test_what_breaks_while_sessions_are_made_hot_together_is_answered():
     world = World()
     replica = Replica(world.model)
-    names = ascii_lowercase[: plan.ARRAYS_PAY]
+    names = ascii_lowercase[: heat.ARRAYS_PAY]
     found = {name.encode(): encode(record(1)) for name in names}
     answers = []
     put_rows = replica.core.cache.put_rows

@@ -1,9 +1,17 @@
 """When a batch waits for more."""
 
+import asyncio
+import math
 import time
 
+import pytest
+
 from service.engine import window
+from service.engine.core import Core
+from service.engine.limits import EngineLimits
 from service.engine.window import RETURN_S, SAMPLE_S, Window
+from tests.support.fakes import AccumulatorModel, FakeModels
+from tests.unit.test_core import submit
 
 
 def busy(share=1.0):
@@ -64,6 +72,71 @@ def test_what_is_old_is_forgotten_while_nobody_asks():
     for number in range(1000):
         waits.answered((b"%d" % number,), number * 2 * RETURN_S)
     assert len(waits._answered_s) == 1
+
+
+@pytest.fixture
+def core():
+    """A core of which two chunks fill a batch, and one waits."""
+    core = Core(FakeModels(AccumulatorModel()), EngineLimits(max_batch=2))
+    submit(core, "first", [])
+    return core
+
+
+async def gather(waits, core, turn=lambda: None):
+    """Gathers, and takes turns meanwhile; returns how many."""
+    count = 0
+
+    async def take_turns():
+        nonlocal count
+        while True:
+            count += 1
+            turn()
+            await asyncio.sleep(0)
+
+    taking = asyncio.create_task(take_turns())
+    now_s = time.monotonic()
+    waits.answered((b"a",), now_s)
+    try:
+        async with asyncio.timeout(5):
+            await waits.gather(core, now_s)
+    finally:
+        taking.cancel()
+    return count
+
+
+@pytest.fixture
+def patience(monkeypatch):
+    """Answered sessions are expected back for ever, and a batch may wait for as long."""
+    monkeypatch.setattr(window, "MAX_WAIT_S", math.inf)
+    monkeypatch.setattr(window, "RETURN_S", math.inf)
+
+
+async def test_a_batch_waits_until_it_is_full(core, patience):
+    waits = busy()
+
+    def come():
+        waits.came(b"second")
+        if not core.is_full:
+            submit(core, "second", [])
+
+    assert await gather(waits, core, come) > 0
+    assert core.is_full
+    assert await gather(waits, core) == 0
+
+
+async def test_a_batch_goes_when_nobody_comes_for_a_moment(core, patience):
+    assert await gather(busy(), core) > 0
+
+
+async def test_a_batch_goes_after_so_long_though_others_come(core, patience, monkeypatch):
+    monkeypatch.setattr(window, "MAX_WAIT_S", 0.0)
+    waits = busy()
+    assert await gather(waits, core, lambda: waits.came(b"second")) > 0
+    assert not core.is_full
+
+
+async def test_a_loop_with_time_to_spare_gives_up_no_turn(core, patience):
+    assert await gather(busy(share=0.5), core) == 0
 
 
 def spin(cpu_s):
