@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         default=30.0,
         metavar="N",
-        help="at most so many lines a second, up to 1000; the newest are shown (default: 30)",
+        help="at most N lines a second, up to 1000; older chunks are skipped (default: 30)",
     )
     parser.add_argument(
         "--top-k", type=int, default=0, metavar="N", help="show the N likeliest next tokens"
