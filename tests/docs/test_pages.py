@@ -38,8 +38,9 @@ RUN = {
 """Pages whose examples in Python are run, one after the other, and what they print; others are read."""
 
 FOREIGN = {
-    "apt-get", "cd", "cp", "curl", "docker", "git", "helm", "kubectl", "mv", "openssl", "pip", "prometheus", "promtool",
-    "python", "python3", "redis-cli", "redis-server", "sed", "seq", "sudo", "timeout", "unzip", "wc",
+    "apt-get", "cd", "cp", "curl", "docker", "git", "helm", "kubectl", "mv", "openssl", "pip", "prometheus",
+    "promtool", "python", "python3", "redis-cli", "redis-server", "sed", "seq", "sudo", "timeout", "unzip",
+    "wc",
 }  # fmt: skip
 """Programs of others that the pages call."""
 
