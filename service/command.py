@@ -22,7 +22,7 @@ verify    checks what clients recorded: nothing lost, nothing applied twice, no 
 pipe      steps sessions by the events of a stream or a file, exactly once
 generate  has a session generate, and prints the tokens as they come
 watch     shows what others do with a session, as it happens
-session   lists, shows, copies, keeps, exports, imports, deletes and releases sessions
+session   lists, shows, copies, saves, restores, exports, imports, deletes and releases sessions
 model     list, reload: models of a server; inspect, check, add: model files; export: makes a model
 token     create: makes a token for a client, and its entry for the server's tokens file
 store     acl: prints the ACL rule for Holdfast's user in the store"""

@@ -35,9 +35,11 @@ def _parser() -> argparse.ArgumentParser:
         "Each is committed before it is printed; the same command goes on after the last one.",
     )
     parser.add_argument(
-        "session_id", metavar="SESSION", help="id of the session; opened if it is not there"
+        "session_id", metavar="SESSION", help="id of the session; opened if it does not exist"
     )
-    parser.add_argument("--model", metavar="NAME", help="model of the session, to open it")
+    parser.add_argument(
+        "--model", metavar="NAME", help="model to open the session with; needed if it does not exist"
+    )
     prompts = parser.add_mutually_exclusive_group()
     prompts.add_argument("--prompt", metavar="TEXT", help="text to apply first (default: none)")
     prompts.add_argument("--prompt-file", metavar="FILE", help=f"the same from a file; {STDIN} is stdin")
@@ -49,34 +51,58 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=DEFAULT_TOKENS,
         metavar="N",
-        help=f"generate at most so many (default: {DEFAULT_TOKENS})",
+        help=f"generate at most N tokens (default: {DEFAULT_TOKENS})",
     )
-    parser.add_argument("--min-tokens", type=int, metavar="N", help="do not stop before so many")
     parser.add_argument(
-        "--temperature", type=float, metavar="T", help="divides the logits; 0: the likeliest"
+        "--min-tokens", type=int, metavar="N", help="do not stop before N tokens (default: 0)"
     )
-    parser.add_argument("--top-k", type=int, metavar="N", help="only the likeliest so many tokens")
-    parser.add_argument("--top-p", type=float, metavar="P", help="only the likeliest that reach P together")
     parser.add_argument(
-        "--min-p", type=float, metavar="P", help="only those at least P times the likeliest"
+        "--temperature",
+        type=float,
+        metavar="T",
+        help="divide the logits by T; 0 takes the likeliest token (default: 1)",
+    )
+    parser.add_argument(
+        "--top-k", type=int, metavar="N", help="draw from the N likeliest tokens (default: all)"
+    )
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        metavar="P",
+        help="draw from the likeliest tokens that together reach probability P",
+    )
+    parser.add_argument(
+        "--min-p",
+        type=float,
+        metavar="P",
+        help="draw from tokens at least P times as probable as the likeliest",
     )
     parser.add_argument(
         "--repetition-penalty",
         type=float,
         metavar="R",
-        help="makes tokens that were said less likely, if > 1",
+        help="make tokens that have occurred less likely, if R > 1 (default: 1)",
     )
-    parser.add_argument("--seed", type=int, metavar="N", help="another seed, other tokens (default: 0)")
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of the random numbers (default: 0)")
     parser.add_argument(
-        "--stop", action="append", metavar="TEXT", help="end with this text; may be repeated"
-    )
-    parser.add_argument(
-        "--stop-id", action="append", type=int, metavar="ID", help="end before this id; may be repeated"
+        "--stop", action="append", metavar="TEXT", help="end after this text; may be repeated"
     )
     parser.add_argument(
-        "--candidates", type=int, metavar="N", help="with --json: likeliest tokens in each place"
+        "--stop-id",
+        action="append",
+        type=int,
+        metavar="ID",
+        help="end before this token id; may be repeated",
     )
-    parser.add_argument("--json", action="store_true", help="print an object for each token, one a line")
+    parser.add_argument(
+        "--candidates",
+        type=int,
+        metavar="N",
+        help="with --json: print the N likeliest tokens in each place",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print a JSON object for each token, one a line"
+    )
     add_server_options(parser)
     return parser
 

@@ -169,7 +169,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     _add_ends(parser.add_argument_group("ends"))
     _add_events(parser.add_argument_group("events"))
     _add_steps(parser.add_argument_group("steps"))
-    parser.add_argument("--quiet", action="store_true", help="no progress on standard error")
+    parser.add_argument("--quiet", action="store_true", help="print no progress on standard error")
     add_server_options(parser.add_argument_group("server"))
     options = parser.parse_args(arguments)
     try:
@@ -185,34 +185,43 @@ def _add_ends(ends: Any) -> None:
     )
     ends.add_argument("--to", dest="sink", required=True, metavar="SINK", help="where records go")
     ends.add_argument(
-        "--format", choices=LAYOUTS, default="", help="of a source of lines (default: by the file's name)"
+        "--format",
+        choices=LAYOUTS,
+        default="",
+        help="format of a file or standard input (default: by the file's name)",
     )
     ends.add_argument(
-        "--to-format", choices=LAYOUTS, default="", help="of a sink of lines (default: by the file's name)"
+        "--to-format",
+        choices=LAYOUTS,
+        default="",
+        help="format of a file or standard output (default: by the file's name)",
     )
     ends.add_argument(
         "--source-id",
         default="",
         metavar="NAME",
-        help="by which sessions remember the source (default: the stream's name, or the file's path)",
+        help="name by which sessions know the source (default: the stream's name, or the file's path)",
     )
     ends.add_argument("--group", default="holdfast", help="consumer group of a stream (default: holdfast)")
     ends.add_argument(
         "--consumer",
         default=socket.gethostname(),
         metavar="NAME",
-        help="of this pipe in the group; one that is started again under its name goes on at once "
+        help="name of this pipe in the group; started again under its name, a pipe continues at once "
         "(default: the name of this machine)",
     )
     ends.add_argument("--until-empty", action="store_true", help="end when a stream has no more entries")
     ends.add_argument(
-        "--fsync", action="store_true", help="go on when the records in a file are on the disk"
+        "--fsync", action="store_true", help="continue only when the records of a file are on the disk"
     )
 
 
 def _add_events(events: Any) -> None:
     events.add_argument(
-        "--session-field", default="session", metavar="FIELD", help="id of the session (default: session)"
+        "--session-field",
+        default="session",
+        metavar="FIELD",
+        help="field with the id of the session (default: session)",
     )
     events.add_argument(
         "--token-field",
@@ -220,7 +229,7 @@ def _add_events(events: Any) -> None:
         metavar="KIND[:FIELD]",
         help="tokens: text:FIELD, ids:FIELD, or features:FIELD,FIELD,... (default: text)",
     )
-    events.add_argument("--time-field", default="", metavar="FIELD", help="passed through to the record")
+    events.add_argument("--time-field", default="", metavar="FIELD", help="field to copy into the record")
     events.add_argument(
         "--on-error",
         default="stop",
@@ -231,18 +240,27 @@ def _add_events(events: Any) -> None:
 
 def _add_steps(steps: Any) -> None:
     steps.add_argument("--model", required=True, help="name of the model")
-    steps.add_argument("--version", type=int, default=0, help="of the model (default: the newest)")
-    steps.add_argument("--top-k", type=int, metavar="K", help="likeliest next tokens, or classes")
-    steps.add_argument("--token-log-prob", action="store_true", help="log-probability of each token")
-    steps.add_argument("--outputs", default="", metavar="NAME,...", help="outputs of the model")
-    steps.add_argument("--score", action="store_true", help="the output that is a score")
-    steps.add_argument("--ack-level", help="how durable a commit has to be (default: the server's)")
+    steps.add_argument("--version", type=int, default=0, help="version of the model (default: the newest)")
+    steps.add_argument(
+        "--top-k", type=int, metavar="K", help="record the K likeliest next tokens, or classes"
+    )
+    steps.add_argument(
+        "--token-log-prob", action="store_true", help="record the log-probability of each token"
+    )
+    steps.add_argument(
+        "--outputs", default="", metavar="NAME,...", help="record these outputs of the model"
+    )
+    steps.add_argument("--score", action="store_true", help="record the output with the role score")
+    steps.add_argument(
+        "--ack-level",
+        help="how durable a commit must be: memory, fsynced, replicated, … (default: the server's)",
+    )
     steps.add_argument(
         "--concurrency",
         type=int,
         default=256,
         metavar="N",
-        help="sessions with a step under way, at most (default: 256)",
+        help="step at most N sessions at the same time (default: 256)",
     )
 
 

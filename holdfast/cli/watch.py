@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         default=30.0,
         metavar="N",
-        help="at most so many lines a second, up to 1000; the newest are shown (default: 30)",
+        help="at most N lines a second, up to 1000; older chunks are skipped (default: 30)",
     )
     parser.add_argument(
         "--top-k", type=int, default=0, metavar="N", help="show the N likeliest next tokens"
@@ -66,9 +66,11 @@ def _watch(client: Client, options: argparse.Namespace) -> int:
     if options.top_k and not options.json:
         ref = client.get_session(options.session_id).model
         labels = labels_of(client.get_model(ref.name, ref.version))
-    if not options.json:
-        print(f"{'time':<12} {'position':>10} {'skipped':>8}  {'tokens':<{SHOWN_CHARS}} {'by'}", flush=True)
+    is_first = True
     for chunk in chunks:
+        if is_first and not options.json:  # not before a refusal
+            print(f"{'time':<12} {'position':>10} {'skipped':>8}  {'tokens':<{SHOWN_CHARS}} {'by'}")
+        is_first = False
         print(json.dumps(as_json(chunk)) if options.json else as_line(chunk, labels), flush=True)
     return 0
 

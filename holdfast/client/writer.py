@@ -307,7 +307,7 @@ class Writer:
                 if not leaves_unsure(error):
                     self._restoring = None
                 else:
-                    error.tell(f"the session may have been put back to {name!r}: restore it again")
+                    error.tell(f"the session may have been restored to {name!r}: restore it again")
                 raise
             self._restoring = None
             self._recovery.heard()

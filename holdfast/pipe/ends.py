@@ -120,7 +120,7 @@ def _address(name: str) -> "StreamAddress":
 def _path(name: str) -> Path:
     scheme, colon, path = name.partition(":")
     if scheme != "file" or not colon or not path:
-        raise ValueError(f"{name.partition('@')[2] or name!r} is no source or sink, expected {_FORMS}")
+        raise ValueError(f"{name.partition('@')[2] or name!r} is not a source or sink, expected {_FORMS}")
     return Path(path.removeprefix("//")) if path.startswith("///") else Path(path)
 
 

@@ -99,7 +99,8 @@ class FileSink:
                 self._last[key] = place_of(entry)
         except (ValueError, KeyError, TypeError, csv.Error) as error:
             raise ValueError(
-                f"{self._path}, line {number}: it is no record of a pipe ({error}); name a file of its own"
+                f"{self._path}, line {number}: it is not a record of a pipe ({error}); give the pipe "
+                "a file of its own"
             ) from None
 
     def _record(self, number: int, line: str) -> Mapping[str, Any] | None:

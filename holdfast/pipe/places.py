@@ -32,7 +32,7 @@ def place_of(entry: str) -> Place:
     """
     first, dash, second = entry.partition("-")
     if not (first.isascii() and first.isdigit() and (second.isdigit() if dash else True)):
-        raise ValueError(f"{entry!r} is no place in a source, expected 4096 or 1718000000000-0")
+        raise ValueError(f"{entry!r} is not an offset in a source, expected 4096 or 1718000000000-0")
     return Place(int(first), int(second or 0))
 
 

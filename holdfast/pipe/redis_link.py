@@ -55,7 +55,7 @@ class StreamAddress:
         port = parts.port or 6379
         self.shown = f"{parts.scheme}://{parts.hostname}:{port}/{self.stream}"
         if not parts.hostname or not self.stream or "/" in parts.path[1:]:
-            raise ValueError(f"{self.shown!r} is no stream, expected {parts.scheme}://HOST:PORT/STREAM")
+            raise ValueError(f"{self.shown!r} is not a stream, expected {parts.scheme}://HOST:PORT/STREAM")
         unknown = query.keys() - {"db", "password_file", "tls_ca"}
         if unknown:
             raise ValueError(
@@ -136,7 +136,7 @@ class Insistence:
                 raise EndFailed(f"{self._shown}: {error}") from error
             except PASSING as error:
                 if not pause_s:
-                    self._say(f"{self._shown}: {error or type(error).__name__}: waiting")
+                    self._say(f"waiting for {self._shown}: {error or type(error).__name__}")
                 pause_s = min(LONGEST_PAUSE_S, 2 * pause_s or 0.05)
                 await asyncio.sleep(pause_s)
             except exceptions.RedisError as error:

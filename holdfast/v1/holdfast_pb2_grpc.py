@@ -157,8 +157,8 @@ class StreamingInferenceServiceServicer(object):
     """
 
     def OpenSession(self, request, context):
-        """Opens a session, or resumes an existing one. Only this rpc and OpenBatch open sessions. Safe to retry
-        with the same `nonce`.
+        """Opens a session, or resumes an existing one. Only this rpc, OpenBatch, ForkSession and ImportSession make
+        sessions; a chunk makes none. Safe to retry with the same `nonce`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -180,9 +180,9 @@ class StreamingInferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteSession(self, request, context):
-        """Deletes a session and its state. A *tombstone* stays in the store for an hour: until then a chunk for the
-        session is SESSION_DELETED, and DeleteSession gives the same answer again. Safe to retry when `incarnation`
-        is given.
+        """Deletes a session with its state, cursor and checkpoints. A *tombstone* stays in the store for an hour: until
+        then a chunk for the session is SESSION_DELETED, and DeleteSession gives the same answer again. Safe to retry
+        when `incarnation` is given.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -196,22 +196,26 @@ class StreamingInferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListSessions(self, request, context):
-        """Lists the sessions of the caller in pages, in no particular order. A session that is there from the first page
-        to the last is listed, perhaps twice. Safe to retry.
+        """Lists the sessions of the caller in pages, in no particular order. A session that exists from the first page to
+        the last is listed, perhaps twice; deleted sessions are not listed. Safe to retry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ForkSession(self, request, context):
-        """Copies a session, as it was last committed, to new ids. Safe to retry with the same `nonce`.
+        """Copies the state of a session, as it was last committed, to new ids. All copies are of one commit, and have
+        neither the kept replies nor the cursor and checkpoints of the session. A session in quarantine is
+        SESSION_QUARANTINED. Safe to retry with the same `nonce`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SaveCheckpoint(self, request, context):
-        """Keeps a session, as it was last committed, under a name, beside the session and as long as it. Safe to retry.
+        """Saves a session, as it was last committed, as a checkpoint: state, cursor and kept replies, under a name. It
+        expires and is deleted with the session. Safe to retry; a later attempt may save a later commit, unless
+        `position` is given.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -232,8 +236,8 @@ class StreamingInferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RestoreCheckpoint(self, request, context):
-        """Puts a session back to a checkpoint, in a new incarnation: other writers get SESSION_DELETED. Safe to retry with
-        the same `nonce`.
+        """Restores a session from a checkpoint, in a new incarnation: other writers get SESSION_DELETED. Safe to retry
+        with the same `nonce`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -247,15 +251,15 @@ class StreamingInferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ImportSession(self, request, context):
-        """Makes a session of an exported blob. Safe to retry with the same `nonce`.
+        """Makes a session from an exported blob. Safe to retry with the same `nonce`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchSession(self, request, context):
-        """Shows the steps of a session as they are committed, whichever replica commits them. May leave out some, and says
-        how many; delays no commit. Safe to retry.
+        """Shows the chunks of a session as they are committed, whichever replica commits them. It may skip tokens, and
+        says how many; it delays no commit. Safe to retry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -306,10 +310,10 @@ class StreamingInferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Generate(self, request, context):
-        """Applies a prompt, then samples a token, applies it, and so on. Every token that it emits is committed before.
-        Safe to retry when `position` is given: what was committed is emitted again, and the generation goes on from
-        there, on any replica, as it would have. Only the last 64 tokens, or 64 KiB of replies, can be emitted again.
-        Cancelled, it stops at once; what is committed stays.
+        """Applies a prompt, then samples a token, applies it, and so on. Each token is committed before it is emitted.
+        Safe to retry when `position` is given: what was committed is emitted again, and the generation continues from
+        there, on any replica, as the first call would have. Only the last 64 tokens, or 64 KiB of replies, can be
+        emitted again. A cancelled call stops at once; what is committed stays.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -132,4 +132,4 @@ def _is_tensor(tensor: pb.Tensor, lengths: tuple[int, ...] = ()) -> bool:
 
 
 def _wrong(why: str) -> InvalidRequest:
-    return InvalidRequest(f"the blob is no exported session: {why}", field="blob")
+    return InvalidRequest(f"the blob is not an exported session: {why}", field="blob")

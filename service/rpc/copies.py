@@ -79,7 +79,7 @@ class CopyRpcs:
         try:
             exported = decode_blob(request.blob)
         except BlobError as error:
-            raise InvalidRequest(f"the blob is no exported session: {error}", field="blob") from None
+            raise InvalidRequest(f"the blob is not an exported session: {error}", field="blob") from None
         record, model, expires_in_s = await self._copies.import_(key, exported, request.nonce)
         return pb.ImportSessionResponse(
             session=session_message(session_id, record, model, expires_in_s, exported.cursor)

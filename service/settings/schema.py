@@ -237,7 +237,12 @@ class Settings(BaseSettings):
         ),
     ] = 3
     max_checkpoints: Annotated[
-        int, Field(ge=1, le=MOST_COUNT, description="most checkpoints of a session, each as large as it")
+        int,
+        Field(
+            ge=1,
+            le=MOST_COUNT,
+            description="largest number of checkpoints of a session, each as large as the session",
+        ),
     ] = 16
     tls_cert: Annotated[
         Path | None, Field(description="certificate chain for gRPC, PEM; read again when the file changes")
@@ -286,7 +291,8 @@ class Settings(BaseSettings):
     ] = False
     reflection: Annotated[bool, Field(description="serve gRPC reflection")] = True
     traces: Annotated[
-        str | None, Field(description="OTLP/HTTP URL to which a span of every call goes; by default none")
+        str | None,
+        Field(description="URL of the OTLP/HTTP collector that gets a span of every call; by default none"),
     ] = None
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],

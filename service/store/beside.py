@@ -68,7 +68,7 @@ def read_head(field: bytes, size_bytes: int, beginning: bytes) -> CheckpointHead
         RecordCorrupt: It is no checkpoint.
     """
     if not field.startswith(_FIELD):
-        raise RecordCorrupt(f"the field {field!r:.80} beside the record is no checkpoint")
+        raise RecordCorrupt(f"the field {field!r:.80} beside the record is not a checkpoint")
     saved_ms, _, data = _cut(beginning)
     if len(data) < STAMP_END:
         raise _cut_off(beginning)

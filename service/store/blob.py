@@ -94,7 +94,7 @@ def decode_blob(blob: bytes) -> Exported:
         name = blob[HEADER.size : cursor_start].decode()
         record = decode(blob[record_start:end])
     except UnicodeDecodeError:
-        raise BlobError("the name of its model is no text") from None
+        raise BlobError("the name of its model is not UTF-8") from None
     except RecordCorrupt as error:
         raise BlobError(f"in it, {error.message}") from None
     return Exported(name, model_version, record, blob[cursor_start:record_start])

@@ -132,7 +132,7 @@ class Channels:
                     raise error_of(str(reply), name)
                 elif (answered := self._unanswered.popleft()) is not None and not answered.done():
                     answered.set_result(None)
-        self._note(f"{name} is no primary of the store any more")
+        self._note(f"{name} is not a primary of the store any more")
 
     def _connected(self, talk: Talk) -> None:
         if self._is_told:

@@ -21,7 +21,7 @@ from tests.docs.pages import PAGES, ROOT, anchors, blocks, kinds, links
 from tests.support.command_line import call
 
 RUN = {
-    "README.md": ["position 19"],
+    "README.md": ["position 19", "64 copies at position 49"],
     "docs/guides/watching.md": ["True", "b'import num' 10 False 3", "True"],
     "docs/guides/python.md": [
         "0 False 1", "10 False memory", "(2, 256)", "float32", "True ()", "True", "True", "True",
@@ -39,7 +39,8 @@ RUN = {
 
 FOREIGN = {
     "apt-get", "cd", "cp", "curl", "docker", "git", "helm", "kubectl", "mv", "openssl", "pip", "prometheus",
-    "promtool", "python", "python3", "redis-cli", "redis-server", "sudo", "unzip",
+    "promtool", "python", "python3", "redis-cli", "redis-server", "sed", "seq", "sudo", "timeout", "unzip",
+    "wc",
 }  # fmt: skip
 """Programs of others that the pages call."""
 

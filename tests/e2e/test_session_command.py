@@ -116,7 +116,7 @@ def test_export_and_import_by_files(client, session, tmp_path):
     (tmp_path / "blob").write_bytes(source.export()[:-1])
     damaged = session("import", tmp_path / "blob")
     assert damaged.err.startswith(
-        "holdfast session import: INVALID_REQUEST: the blob is no exported session: "
+        "holdfast session import: INVALID_REQUEST: the blob is not an exported session: "
     )
     missing = session("import", tmp_path / "none")
     assert (missing.code, missing.err) == (
@@ -225,17 +225,20 @@ def asked(server, answer, *words):
 WRONG = {
     ("export", "s"): "export needs either FILE or --npz FILE",
     ("export", "s", "f", "--npz", "g"): "export needs either FILE or --npz FILE",
-    ("export", "s", "--npz", "g", "--position", "1"): "--position belongs to FILE",
-    ("checkpoint", "s", "c", "--delete", "--position", "1"): "--position is of what is kept",
+    ("export", "s", "--npz", "g", "--position", "1"): "--position needs FILE",
+    ("checkpoint", "s", "c", "--delete", "--position", "1"): "--position is for saving a checkpoint",
     ("delete",): "delete needs either IDs or --prefix",
     ("delete", "s", "--prefix", "p"): "delete needs either IDs or --prefix",
-    ("delete", "s", "t", "--incarnation", "1"): "--incarnation is of one session",
-    ("delete", "--prefix", "p", "--incarnation", "1"): "--incarnation is of one session",
-    ("delete", "s", "--yes"): "--model, --version, --min-idle and --yes belong to --prefix",
-    ("list", "--limit", "0"): "0 is less than 1",
-    ("list", "--min-idle", "-1"): "-1 is no number of seconds",
-    ("list", "--min-idle", "nan"): "nan is no number of seconds",
-    ("fork", "s", "--count", "x"): "invalid",
+    ("delete", "s", "t", "--incarnation", "1"): "--incarnation needs exactly one ID",
+    ("delete", "--prefix", "p", "--incarnation", "1"): "--incarnation needs exactly one ID",
+    ("delete", "s", "--yes"): "--model, --version, --min-idle and --yes need --prefix",
+    ("list", "--limit", "0"): "'0' is not a whole number >= 1",
+    ("list", "--min-idle", "-1"): "'-1' is not a number of seconds",
+    ("list", "--min-idle", "nan"): "'nan' is not a number of seconds",
+    ("list", "--min-idle", "soon"): "'soon' is not a number of seconds",
+    ("list", "--version", "2"): "holdfast session list: error: --version needs --model",
+    ("delete", "--prefix", "", "--yes"): "an empty --prefix means every session",
+    ("fork", "s", "--count", "x"): "'x' is not a whole number >= 1",
     ("none",): "invalid choice",
 }
 

@@ -228,11 +228,11 @@ def test_flipped_bits_and_cuts_are_refused_over_the_wire(clients, name):
     for place in range(0, len(blob), 7):
         damaged = bytearray(blob)
         damaged[place] ^= 1 << place % 8
-        with pytest.raises(InvalidRequest, match="the blob is no exported session: ") as caught:
+        with pytest.raises(InvalidRequest, match="the blob is not an exported session: ") as caught:
             theirs.import_session(bytes(damaged), name)
         assert caught.value.field == "blob"
     for end in (0, 3, 17, len(blob) // 2, len(blob) - 1):
-        with pytest.raises(InvalidRequest, match="the blob is no exported session: "):
+        with pytest.raises(InvalidRequest, match="the blob is not an exported session: "):
             theirs.import_session(blob[:end], name)
 
 

@@ -186,7 +186,7 @@ def test_bad_events_become_dead_letters_once(server, tmp_path):
     [
         (("--model", "nothing"), 1, "MODEL_NOT_FOUND"),
         (("--outputs", "hidden"), 2, "--outputs: python-source has no 'hidden', it has logits"),
-        (("--from", "kafka://h/t"), 2, "is no source or sink, expected redis-stream://HOST:PORT/STREAM"),
+        (("--from", "kafka://h/t"), 2, "is not a source or sink, expected redis-stream://HOST:PORT/STREAM"),
         (("--from", "file:/nowhere.csv"), 2, "/nowhere.csv: no such file or directory"),
         (("--from", "-"), 2, "standard input has no name"),
         (("--token-field", "words"), 2, "--token-field is 'words', expected text"),

@@ -108,4 +108,4 @@ async def test_a_server_that_is_no_primary_any_more_is_left(monkeypatch):
     async with Server() as server, channels_of(server) as channels:
         server.store.is_gone = True
         await asyncio.to_thread(wait_for, lambda: channels.lost)
-        assert "no primary" in channels.trouble
+        assert "not a primary" in channels.trouble

@@ -100,7 +100,7 @@ def test_places_have_the_order_of_numbers_as_text_too():
 
 @pytest.mark.parametrize("wrong", ["", "-", "1-", "-1", "a", "1-b", "1.5", "²"])
 def test_what_is_no_place_is_refused(wrong):
-    with pytest.raises(ValueError, match="is no place in a source"):
+    with pytest.raises(ValueError, match="is not an offset in a source"):
         place_of(wrong)
 
 
@@ -111,7 +111,7 @@ def test_a_cursor_is_of_one_source():
     assert place_in(b"", "events") is None
     assert entry_in(cursor) == "17-3"
     for foreign in (b"17-3", b"page seven", b"\xff\xff"):
-        with pytest.raises(ValueError, match=r"was not written by a pipe|is no place"):
+        with pytest.raises(ValueError, match=r"was not written by a pipe|is not an offset"):
             place_in(foreign, "events")
 
 

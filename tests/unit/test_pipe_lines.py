@@ -155,10 +155,10 @@ def test_a_file_that_somebody_else_writes_to_is_refused(tmp_path, layout):
 @pytest.mark.parametrize(
     ("layout", "data", "said"),
     [
-        ("jsonl", b"hello\n", "line 1: it is no record of a pipe"),
-        ("jsonl", b'{"source": "s"}\n', "line 1: it is no record of a pipe"),
+        ("jsonl", b"hello\n", "line 1: it is not a record of a pipe"),
+        ("jsonl", b'{"source": "s"}\n', "line 1: it is not a record of a pipe"),
         ("csv", b"a,b\n", "the columns are a, b, expected session"),
-        ("csv", b"session,position,source,entry,value\na,1\n", "line 2: it is no record"),
+        ("csv", b"session,position,source,entry,value\na,1\n", "line 2: it is not a record"),
     ],
 )
 def test_a_file_that_holds_something_else_is_left_alone(tmp_path, layout, data, said):
@@ -227,13 +227,13 @@ async def test_what_comes_meanwhile_is_taken_together():
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("events.csv", "'events.csv' is no source or sink, expected redis-stream://"),
-        ("kafka://u:secret@host/topic", "'host/topic' is no source or sink"),
-        ("file:", "'file:' is no source or sink"),
+        ("events.csv", "'events.csv' is not a source or sink, expected redis-stream://"),
+        ("kafka://u:secret@host/topic", "'host/topic' is not a source or sink"),
+        ("file:", "'file:' is not a source or sink"),
         ("file:events", "events: JSON lines or CSV?"),
         ("-", "standard input has no name"),
-        ("redis-stream://host", "'redis-stream://host:6379/' is no stream"),
-        ("redis-stream://host/a/b", "is no stream"),
+        ("redis-stream://host", "'redis-stream://host:6379/' is not a stream"),
+        ("redis-stream://host/a/b", "is not a stream"),
         ("redis-stream://u:secret@host/a?x=1", "redis-stream://host:6379/a: no parameter 'x'"),
         ("redis-stream://host/a?db=x", "db is 'x', expected a number"),
     ],
