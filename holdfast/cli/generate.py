@@ -108,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _generate(client: Client, options: argparse.Namespace) -> int:
+    prompt = _prompt(options)  # a file that cannot be read opens no session
     opening: OpenOptions = {"model": options.model} if options.model else {}
     session = client.open_session(options.session_id, **opening)
     asked: GenerateOptions = {"stop": [*(options.stop or ()), *(options.stop_id or ())]}
@@ -117,7 +118,7 @@ def _generate(client: Client, options: argparse.Namespace) -> int:
     if options.candidates is not None:
         asked["candidates"] = options.candidates
     write = _json_lines() if options.json else _plain
-    for token in session.generate(options.max_tokens, _prompt(options), **asked):
+    for token in session.generate(options.max_tokens, prompt, **asked):
         write(token)
     if not options.json and sys.stdout.isatty():
         print()
@@ -132,7 +133,10 @@ def _prompt(options: argparse.Namespace) -> Any:
         ValueError: It is no array.
     """
     if options.prompt_npy is not None:
-        return np.load(options.prompt_npy, allow_pickle=False)
+        try:
+            return np.load(options.prompt_npy, allow_pickle=False)
+        except (ValueError, EOFError):
+            raise ValueError(f"{options.prompt_npy}: it is no .npy file of numbers") from None
     if options.prompt_file is None:
         return options.prompt
     if options.prompt_file == STDIN:

@@ -1,14 +1,13 @@
 """What may be asked of a generation, and the tokens that it gives. Pure."""
 
-import numbers
 from collections.abc import Iterable
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from holdfast.client.ack_levels import to_name, to_number
-from holdfast.client.options import whole_number
+from holdfast.client.options import real_number, whole_number
 from holdfast.client.reply import StepReply
 from holdfast.pending import Tokens
 from holdfast.v1 import holdfast_pb2 as pb
@@ -117,19 +116,13 @@ def template(
         else:
             request.stop_ids.append(whole_number("stop", one, at_least=0))
     sampling = pb.Sampling(
-        repetition_penalty=_number("repetition_penalty", repetition_penalty),
-        temperature=_number("temperature", temperature),
+        repetition_penalty=real_number("repetition_penalty", repetition_penalty),
+        temperature=real_number("temperature", temperature),
         top_k=whole_number("top_k", top_k, at_least=0),
-        top_p=_number("top_p", top_p),
-        min_p=_number("min_p", min_p),
+        top_p=real_number("top_p", top_p),
+        min_p=real_number("min_p", min_p),
         seed=whole_number("seed", seed, at_least=0, at_most=MAX_SEED),
     )
     if sampling != pb.Sampling(repetition_penalty=1, temperature=1, top_p=1):
         request.sampling.CopyFrom(sampling)
     return request
-
-
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} is {value!r:.80}, expected a number")
-    return float(value)

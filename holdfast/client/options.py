@@ -249,6 +249,17 @@ def whole_number(name: str, value: Any, *, at_least: int, at_most: int = MAX_INT
     return number
 
 
+def real_number(name: str, value: Any) -> float:
+    """Returns a number, whatever it is.
+
+    Raises:
+        TypeError: It is none.
+    """
+    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} is {value!r:.80}, expected a number")
+    return float(value)
+
+
 def seconds(name: str, value: Any) -> float:
     """Returns a time limit.
 

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from holdfast.client.calls import Calls
 from holdfast.client.connection import Stream
-from holdfast.client.options import SessionId, flag, session_id_text, whole_number
-from holdfast.client.options import seconds as number
+from holdfast.client.options import SessionId, flag, real_number, session_id_text, whole_number
 from holdfast.client.reply import StepReply
 from holdfast.client.runner import Runner
 from holdfast.client.status import from_rpc
@@ -116,7 +115,7 @@ def watch_request(session_id: SessionId, **options: Unpack[WatchOptions]) -> pb.
     """
     return pb.WatchSessionRequest(
         session_id=session_id_text(session_id),
-        max_rate_hz=number("max_rate_hz", options.get("max_rate_hz", 0.0)),
+        max_rate_hz=real_number("max_rate_hz", options.get("max_rate_hz", 0.0)),
         top_k=whole_number("top_k", options.get("top_k", 0), at_least=0),
         token_log_prob=flag("token_log_prob", options.get("token_log_prob", False)),
         include_state=flag("state", options.get("state", False)),

@@ -26,12 +26,14 @@ class Raw(NamedTuple):
         entry: The same as people write it.
         fields: By name; None if it cannot be read.
         problem: Why it cannot be read.
+        content: What stands there in place of fields: a line, or the values of one; None if nothing does.
     """
 
     place: Place
     entry: str
     fields: Mapping[str, Any] | None
     problem: str = ""
+    content: str | list[str] | None = None
 
 
 class Event(NamedTuple):

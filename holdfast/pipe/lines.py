@@ -115,7 +115,10 @@ class LineSource:
                 )
             except (ValueError, RecursionError) as error:
                 value, problem = None, f"the line is not JSON: {error}"
-            yield Raw(place, str(place.first), None if problem else value, problem)
+            if problem:
+                yield Raw(place, str(place.first), None, problem, line.rstrip("\r\n"))
+            else:
+                yield Raw(place, str(place.first), value)
 
     def _csv(self) -> Iterator[Raw]:
         rows = csv.reader(self._lines, strict=True)
@@ -135,7 +138,7 @@ class LineSource:
             if row is not None and len(row) != len(names):
                 problem = f"the line has {len(row)} fields, expected {len(names)} as in the first line"
             fields = None if problem else dict(zip(names, row or (), strict=True))
-            yield Raw(place, str(place.first), fields, problem)
+            yield Raw(place, str(place.first), fields, problem, row if problem else None)
 
 
 def _next_row(rows: Any) -> tuple[list[str] | None, str]:

@@ -117,8 +117,8 @@ class Records:
 
 
 def dead_letter(source_id: str, raw: Raw, why: str) -> Written:
-    """Returns the record of an event that was not applied."""
-    event = None if raw.fields is None else dict(raw.fields)
+    """Returns the record of an event that was not applied, with all that there is of it."""
+    event = raw.content if raw.fields is None else dict(raw.fields)
     record = {"source": source_id, "entry": raw.entry, "error": why, "event": event}
     return Written(f"entry {raw.entry}", raw.place, record)
 

@@ -82,6 +82,8 @@ def test_a_forecast_is_a_line_a_token(server, tmp_path):
         (["nobody"], "SESSION_NOT_FOUND"),
         (["cold", "--model", MODEL, "--temperature", "-1"], "INVALID_REQUEST: temperature is -1"),
         (["cold", "--model", MODEL, "--prompt-file", "/nowhere"], "/nowhere: no such file"),
+        (["cold", "--model", MODEL, "--prompt-npy", __file__], "it is no .npy file of numbers"),
+        (["cold", "--model", MODEL, "--prompt-npy", "/dev/null"], "/dev/null: it is no .npy file"),
         (["cold", "--model", MODEL, "--max-tokens", "0"], "max_tokens is 0"),
     ],
 )
@@ -90,3 +92,8 @@ def test_what_fails_is_said_in_a_line(server, options, text):
     assert done.code == 1
     assert text in done.err
     assert len(done.err.splitlines()) == 1
+
+
+def test_a_prompt_that_cannot_be_read_opens_no_session(server):
+    assert generate(server, "unopened", "--model", MODEL, "--prompt-file", "/nowhere").code == 1
+    assert "SESSION_NOT_FOUND" in generate(server, "unopened").err

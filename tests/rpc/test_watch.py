@@ -327,6 +327,20 @@ async def test_a_wrong_request_says_what_is_wrong(clients, replicas, fields, fie
     assert error.field == field
 
 
+@pytest.mark.parametrize(
+    ("rate", "error", "text"),
+    [
+        (-1, InvalidRequest, "max_rate_hz is -1, expected more than 0"),
+        (float("nan"), InvalidRequest, "max_rate_hz is nan, expected more than 0"),
+        ("fast", TypeError, "max_rate_hz is 'fast', expected a number"),
+    ],
+)
+async def test_a_rate_that_is_none_is_no_time(clients, rate, error, text):
+    await clients[0].open_session("rated", model=MODEL)
+    with pytest.raises(error, match=text):
+        await anext(clients[0].watch_session("rated", max_rate_hz=rate))
+
+
 async def test_only_an_existing_session_can_be_watched(clients):
     with pytest.raises(SessionNotFound):
         await anext(clients[0].watch_session("nobody's"))

@@ -204,4 +204,6 @@ def test_a_dead_letter_has_the_event():
         "error": "because",
         "event": {"x": "1"},
     }
-    assert dead_letter("s", Raw(Place(3), "3", None), "because").record["event"] is None
+    for content in (None, "{bad", ["v"]):
+        raw = Raw(Place(3), "3", None, "it is bad", content)
+        assert dead_letter("s", raw, "because").record["event"] == content

@@ -47,6 +47,7 @@ async def test_lines_of_json_have_the_places_of_their_bytes(tmp_path):
     assert [(event.place, event.entry) for event in found] == [((start, 0), str(start)) for start in starts]
     assert "the line is [1], expected an object" in found[2].problem
     assert "the line is not JSON" in found[3].problem
+    assert [event.content for event in found] == [None, None, "[1]", "not json", None, None]
 
 
 async def test_records_of_csv_may_have_several_lines(tmp_path):
@@ -56,6 +57,7 @@ async def test_records_of_csv_may_have_several_lines(tmp_path):
     assert fields == [{"user": "u", "text": "two\nlines"}, None, None, {"user": "x", "text": 'say "y"'}]
     assert "the line has 1 fields, expected 2" in found[1].problem
     assert "the line is not CSV" in found[2].problem
+    assert [event.content for event in found] == [None, ["v"], None, None]
     assert data[found[0].place.first :].startswith(b'u,"two')
     assert data[found[3].place.first :].startswith(b"x,")
 
