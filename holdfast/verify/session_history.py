@@ -87,6 +87,7 @@ class Sight:
         is_opening: It was opened here; else it existed.
         took_over: The asker gave it this incarnation, and it went on.
         was_put_back: The asker put it back to a checkpoint, in this incarnation.
+        is_copy: It was made here, of another session or of a blob.
         heard_s: When the answer came; None is at once.
         asked_s: When the client first sent the request that this answers; None is `sent_s`.
         initial: State it was opened with; None is the model's own.
@@ -100,6 +101,7 @@ class Sight:
     is_opening: bool = False
     took_over: bool = False
     was_put_back: bool = False
+    is_copy: bool = False
     heard_s: float | None = None
     asked_s: float | None = None
     initial: Arrays | None = None
