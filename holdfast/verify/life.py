@@ -339,6 +339,11 @@ class Life:
             for attempt in self.open_fates
             if attempt.reason in REGRESSIONS and attempt.expected_position is not None
         ]
+        known: set[int] = set()
+        for piece in sorted(self.pieces, key=lambda piece: piece.reply.time_s):
+            if piece.attempt.is_repetition and not piece.reply.replayed and piece.start in known:
+                evidence.append(piece.start)  # the store must have lost what its client knew to be there
+            known.add(piece.start)
         limit = min(evidence, default=self.top)
         applied: Counter[tuple[int, bytes]] = Counter()
         for piece in self.pieces:

@@ -300,6 +300,8 @@ class Histories:
             return attempts[-1]
 
         unanswered = enter(_tokens(asked.prompt)) if asked.HasField("prompt") else None
+        if unanswered is not None:
+            unanswered.is_repetition = asked.emitted_tokens > 0
         is_open = True
         for answer in answers:
             if answer.kind != REPLY:

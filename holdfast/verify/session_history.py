@@ -64,6 +64,7 @@ class Attempt:
         reply: Its acknowledgement, if there was one.
         reason: Why it failed; "" if it did not, or if its fate is unknown.
         expected_position: What the refusal said about the session.
+        is_repetition: It was acknowledged before, as each call of a generation begins with the last token.
     """
 
     time_s: float
@@ -73,6 +74,7 @@ class Attempt:
     reply: Reply | None = None
     reason: str = ""
     expected_position: int | None = None
+    is_repetition: bool = False
 
 
 @dataclass(slots=True)
