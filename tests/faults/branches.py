@@ -21,6 +21,9 @@ from holdfast.verify.reading import Histories
 from tests.faults.verdict import MODEL
 from tests.support.generation_oracle import Loop
 
+BRANCHING = 8
+"""Writers."""
+
 THINK_S = 0.05
 TIMEOUT_S = 4.0
 MOST_TOKENS = 300
@@ -71,7 +74,7 @@ class Branches:
         generated: All generations.
     """
 
-    def __init__(self, load, address, recorder, rng, count=8):
+    def __init__(self, load, address, recorder, rng, count=BRANCHING):
         self._load = load
         self._address = address
         self._recorder = recorder

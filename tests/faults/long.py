@@ -28,7 +28,7 @@ from holdfast.verify.findings import FAULTS
 from holdfast.verify.judge import judge
 from holdfast.verify.load import Load, LoadSettings
 from service.process.library_environment import set_library_environment
-from tests.faults.branches import Branches, judge_generated
+from tests.faults.branches import BRANCHING, Branches, judge_generated
 from tests.faults.scene import Scene
 from tests.faults.verdict import MODEL
 from tests.nemesis.turns import Turns
@@ -174,7 +174,8 @@ def by_fault(events):
 def to_markdown(report):
     """Returns the report for people."""
     verdict, total = report["verdict"], report["verdict"]["total"]
-    outcome = "Nothing was lost or applied twice." if verdict["is_good"] else "The promise did not hold."
+    is_good = verdict["is_good"] and not report["generated"]["wrong"]
+    outcome = "Nothing was lost or applied twice." if is_good else "The promise did not hold."
     events = report["events"]
     ready = [event["ready_s"] for event in events] or [0.0]
     steps = [event["step_s"] for event in events] or [0.0]
@@ -183,8 +184,9 @@ def to_markdown(report):
         "",
         f"The run took {report['minutes']:g} minutes, with seed {report['seed']}: a store and two",
         f"replicas as processes, a proxy on every link, and {report['sessions']} sessions that are stepped",
-        "through the client library. `make faults` wrote this section. `holdfast verify` checked the run,",
-        "by running every session again without interruption.",
+        f"through the client library; {BRANCHING} more fork, move to other ids, go back to checkpoints and",
+        "generate. `make faults` wrote this section. `holdfast verify` checked the run, by running every",
+        "session again without interruption; so was every generation.",
         "",
         f"**{outcome}**",
         "",
@@ -195,6 +197,13 @@ def to_markdown(report):
         f"| history digests checked | {total['digests']:,} |",
         f"| tokens recomputed | {total['tokens']:,} |",
         *(f"| {name} | {total[name]} |" for name in FAULTS),
+        *(
+            f"| {name}s | {count:,} |"
+            for name, count in sorted(report["branches"].items())
+            if name != "step"
+        ),
+        f"| generated tokens drawn again | {report['generated']['checked']:,} |",
+        f"| generations that differ | {len(report['generated']['wrong'])} |",
         f"| largest difference | {total['largest_difference']:.1e} |",
         f"| ready again, median and most | {statistics.median(ready):.2f} s, {max(ready):.2f} s |",
         f"| first good step, median and most | {statistics.median(steps):.2f} s, {max(steps):.2f} s |",
