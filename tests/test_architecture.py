@@ -114,6 +114,7 @@ PURE = {
     "holdfast.verify.life",
     "holdfast.verify.life_order",
     "holdfast.verify.network",
+    "holdfast.verify.origins",
     "holdfast.verify.outputs",
     "holdfast.verify.session_history",
     "holdfast.pipe.events",

@@ -265,6 +265,7 @@ class Generation:
 
     def _leave(self) -> None:
         """Finds out, before anything else uses the session, what the server committed beyond what came."""
+        self._timeout_s = None  # who set it has left, and a short one could hold the session for ever
         task = asyncio.ensure_future(self._catch_up())
         _LATE.add(task)
         task.add_done_callback(_LATE.discard)

@@ -12,6 +12,7 @@ would explain the outputs: `findings.py` has the kinds.
 
 import itertools
 from collections import Counter
+from collections.abc import Iterable
 
 from holdfast.verify.digests import DigestChain, DigestComparison
 from holdfast.verify.findings import Findings
@@ -19,6 +20,7 @@ from holdfast.verify.gaps import Gaps
 from holdfast.verify.life import Life
 from holdfast.verify.life_order import incarnations_of
 from holdfast.verify.network import Network
+from holdfast.verify.origins import Origins
 from holdfast.verify.outputs import OutputComparison
 from holdfast.verify.session_history import SessionHistory
 
@@ -26,15 +28,43 @@ TOLERANCE = 1e-5
 """Absolute up to magnitude 1, relative above."""
 
 
-def check(history: SessionHistory, network: Network | None, tolerance: float = TOLERANCE) -> Findings:
+def check(
+    history: SessionHistory,
+    network: Network | None,
+    tolerance: float = TOLERANCE,
+    origins: Origins | None = None,
+) -> Findings:
     """Judges one session.
 
     Args:
         history: Of the session.
         network: Its model; None leaves outputs unchecked.
         tolerance: Largest difference of an output.
+        origins: Finds what it had consumed before it was copied; None leaves outputs of copies unchecked.
     """
     findings = _count(history)
+    _live_through(history, network, tolerance, findings, origins)
+    return findings
+
+
+def origins_of(histories: Iterable[SessionHistory]) -> Origins:
+    """Returns what finds where copies come from, among all these sessions."""
+
+    def live_through(history: SessionHistory) -> list[Life]:
+        return _live_through(history, None, TOLERANCE, Findings(), origins)
+
+    origins = Origins(histories, live_through)
+    return origins
+
+
+def _live_through(
+    history: SessionHistory,
+    network: Network | None,
+    tolerance: float,
+    findings: Findings,
+    origins: Origins | None,
+) -> list[Life]:
+    """Judges the lives of a session, one after the other; returns them."""
     lives = [Life(history, incarnation, findings) for incarnation in incarnations_of(history)]
     for earlier, later in itertools.pairwise(lives):
         earlier.is_left_to(later)
@@ -43,6 +73,10 @@ def check(history: SessionHistory, network: Network | None, tolerance: float = T
         if before is not None:
             life.go_on_from(before)
         life.go_on_from_checkpoint(lives[:place])
+        if life.copy is not None and origins is not None:
+            begin = origins.find(life.copy.position, life.copy.digest)
+            if begin is not None and life.base == life.copy.position:
+                life.begin_with(*begin)
         life.place()
         life.judge_ends(history)
         if before is not None and life.takeover is None and life.restore is None:
@@ -52,7 +86,7 @@ def check(history: SessionHistory, network: Network | None, tolerance: float = T
             )
         _compare(life, network, tolerance)
         before = life
-    return findings
+    return lives
 
 
 def _count(history: SessionHistory) -> Findings:

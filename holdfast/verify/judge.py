@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
-from holdfast.verify.chain import TOLERANCE, check
+from holdfast.verify.chain import TOLERANCE, check, origins_of
 from holdfast.verify.findings import Findings
 from holdfast.verify.oracle import Oracle
 from holdfast.verify.reading import Histories, ModelId
@@ -65,11 +65,12 @@ def judge(
     verdict = Verdict()
     shelf = _Shelf(models, apart)
     sessions = Histories(paths).sessions
+    origins = origins_of(session.history for session in sessions.values())
     for done, (session_id, session) in enumerate(sorted(sessions.items()), 1):
         oracle = shelf.find(session.model)
         if oracle is None and session.history.attempts:
             verdict.models_missing.add(_text(session.model))
-        found = check(session.history, oracle, tolerance)
+        found = check(session.history, oracle, tolerance, origins)
         if oracle is not None and oracle.found_dependence is not None:
             verdict.dependent[_text(session.model)] = oracle.found_dependence
         verdict.sessions[session_id] = found

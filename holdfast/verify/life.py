@@ -51,6 +51,7 @@ class Life:
         unsure: Ends of gaps that were filled by one of several ways, unconfirmed.
         takeover: Where it went on from the life before; None if it did not.
         restore: Where it went on from a checkpoint, as far as that is known; None if it did not.
+        copy: Where it began as a copy; None if it did not.
     """
 
     def __init__(self, history: SessionHistory, incarnation: int, findings: Findings) -> None:
@@ -77,6 +78,7 @@ class Life:
         opening = next((sight for sight in self.sights if sight.is_opening), None)
         takeover = next((sight for sight in self.sights if sight.took_over), None)
         restore = next((sight for sight in self.sights if sight.was_put_back), None)
+        self.copy = next((sight for sight in self.sights if sight.is_copy), None)
         first = opening or takeover or restore or (self.sights[0] if self.sights else None)
         self.base = 0 if opening else self._first_place()
         self.knows_start = self.base == 0
@@ -178,9 +180,13 @@ class Life:
         self.knows_start, self.initial, self.prefix = False, None, []
         for life in reversed(earlier):
             tokens = life.tokens_up_to(self.base)
-            if tokens is not None and _digest_of(life, tokens) == self.first_digest:
-                self.knows_start, self.initial, self.prefix = True, life.initial, tokens
+            if tokens is not None and life.digest_of(tokens) == self.first_digest:
+                self.begin_with(life.initial, tokens)
                 return
+
+    def begin_with(self, initial: Any, tokens: list[NDArray[Any]]) -> None:
+        """Takes a state and the tokens that followed it for what was before `base`."""
+        self.knows_start, self.initial, self.prefix = True, initial, tokens
 
     def tokens_up_to(self, position: int) -> list[NDArray[Any]] | None:
         """Returns all tokens since the state `initial`; None if they are not known."""
@@ -188,6 +194,13 @@ class Life:
         if not self.knows_start or self.base > position or any(place not in self.tape for place in places):
             return None
         return self.prefix + [self.tape[place] for place in places]
+
+    def digest_of(self, tokens: Sequence[NDArray[Any]]) -> int:
+        """Returns the history digest after all tokens up to a place; 0 is unknown."""
+        if not self.first_digest or len(self.prefix) > len(tokens):
+            return 0
+        since = tokens[len(self.prefix) :]
+        return digest_after(self.first_digest, np.array(since)) if len(since) else self.first_digest
 
     def judge_beginning(self, before: "Life", *, is_deleted: bool) -> None:
         """Holds a session that began anew, though nobody deleted it, against the life before.
@@ -326,6 +339,11 @@ class Life:
             for attempt in self.open_fates
             if attempt.reason in REGRESSIONS and attempt.expected_position is not None
         ]
+        known: set[int] = set()
+        for piece in sorted(self.pieces, key=lambda piece: piece.reply.time_s):
+            if piece.attempt.is_repetition and not piece.reply.replayed and piece.start in known:
+                evidence.append(piece.start)  # the store must have lost what its client knew to be there
+            known.add(piece.start)
         limit = min(evidence, default=self.top)
         applied: Counter[tuple[int, bytes]] = Counter()
         for piece in self.pieces:
@@ -355,12 +373,3 @@ class Life:
         """Whether the tape, which has one there, holds this token at a position."""
         held = self.tape[place]
         return held is token or bool((held == token).all())
-
-
-def _digest_of(life: Life, tokens: Sequence[NDArray[Any]]) -> int:
-    """Returns the history digest after all tokens of a life up to a place; 0 is unknown."""
-    if life.first_digest and len(life.prefix) <= len(tokens):
-        begin, since = life.first_digest, tokens[len(life.prefix) :]
-    else:
-        return 0
-    return digest_after(begin, np.array(since)) if len(since) else begin

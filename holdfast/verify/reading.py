@@ -233,7 +233,7 @@ class Histories:
                 continue
             sight = Sight(
                 request.time_s, incarnation, reply.position, digest=reply.history_digest,
-                is_opening=reply.position == 0, heard_s=answer.time_s, initial=initial,
+                is_opening=reply.position == 0, is_copy=True, heard_s=answer.time_s, initial=initial,
             )  # fmt: skip
             copy = self.session(session_id)
             copy.history.sights.append(sight)
@@ -241,13 +241,13 @@ class Histories:
             _learn(copy, reply.model, reply.model.version)
 
     def _import(self, request: Frame, answer: Frame | None) -> None:
-        """An imported session begins in the middle, or as the exported one did, which is not known here."""
+        """An imported session begins where the exported one stood, which the request does not name."""
         if answer is None or answer.kind != REPLY:
             return
         found = pb.ImportSessionResponse.FromString(answer.body).session
         sight = Sight(
             request.time_s, found.incarnation, found.position,
-            digest=found.history_digest, heard_s=answer.time_s,
+            digest=found.history_digest, is_copy=True, heard_s=answer.time_s,
         )  # fmt: skip
         self._see(request, found, sight)
 
@@ -300,6 +300,8 @@ class Histories:
             return attempts[-1]
 
         unanswered = enter(_tokens(asked.prompt)) if asked.HasField("prompt") else None
+        if unanswered is not None:
+            unanswered.is_repetition = asked.emitted_tokens > 0
         is_open = True
         for answer in answers:
             if answer.kind != REPLY:

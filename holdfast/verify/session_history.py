@@ -64,6 +64,7 @@ class Attempt:
         reply: Its acknowledgement, if there was one.
         reason: Why it failed; "" if it did not, or if its fate is unknown.
         expected_position: What the refusal said about the session.
+        is_repetition: It was acknowledged before, as each call of a generation begins with the last token.
     """
 
     time_s: float
@@ -73,6 +74,7 @@ class Attempt:
     reply: Reply | None = None
     reason: str = ""
     expected_position: int | None = None
+    is_repetition: bool = False
 
 
 @dataclass(slots=True)
@@ -87,6 +89,7 @@ class Sight:
         is_opening: It was opened here; else it existed.
         took_over: The asker gave it this incarnation, and it went on.
         was_put_back: The asker put it back to a checkpoint, in this incarnation.
+        is_copy: It was made here, of another session or of a blob.
         heard_s: When the answer came; None is at once.
         asked_s: When the client first sent the request that this answers; None is `sent_s`.
         initial: State it was opened with; None is the model's own.
@@ -100,6 +103,7 @@ class Sight:
     is_opening: bool = False
     took_over: bool = False
     was_put_back: bool = False
+    is_copy: bool = False
     heard_s: float | None = None
     asked_s: float | None = None
     initial: Arrays | None = None

@@ -28,6 +28,7 @@ from holdfast.verify.findings import FAULTS
 from holdfast.verify.judge import judge
 from holdfast.verify.load import Load, LoadSettings
 from service.process.library_environment import set_library_environment
+from tests.faults.branches import BRANCHING, Branches, judge_generated
 from tests.faults.scene import Scene
 from tests.faults.verdict import MODEL
 from tests.nemesis.turns import Turns
@@ -53,7 +54,7 @@ def main(arguments):
     options.out.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
     options.out.with_suffix(".md").write_text(to_markdown(report))
     print(f"report: {options.out}.md")
-    return 0 if report["verdict"]["is_good"] else 1
+    return 0 if report["verdict"]["is_good"] and not report["generated"]["wrong"] else 1
 
 
 async def _run(folder, options):
@@ -67,11 +68,14 @@ async def _run(folder, options):
         async with holdfast.AsyncClient(scene.replicas[0].server.address) as client:
             model = await client.get_model(MODEL)
         load = Load(lambda: scene.address(address), model, recorder, rng, SETTINGS, "faults")
-        loading = asyncio.create_task(load.run())
+        branches = Branches(load, lambda: scene.address(address), recorder, random.Random(rng.random()))
+        loading = asyncio.gather(load.run(), branches.run())
         await _inject(scene, load, rng, options, display)
         load.stop()
+        branches.stop()
         await loading
         await load.look()
+        await branches.look()
     recorder.close()
     print(f"judging {history.stat().st_size >> 20} MiB", flush=True)
     started_s = time.monotonic()
@@ -79,12 +83,18 @@ async def _run(folder, options):
     print(f"{summary(verdict.total)}; judged in {time.monotonic() - started_s:.0f} s", flush=True)
     for name, found in verdict.bad.items():
         print(name, *found.notes[:5], sep="\n  ")
+    generated_count, unknown_count, wrong = await asyncio.to_thread(
+        judge_generated, history, branches.generated
+    )
+    print(f"{dict(branches.acts)}; {generated_count} generated tokens checked", *wrong, sep="\n  ")
     return {
         "seed": options.seed,
         "minutes": options.minutes,
         "sessions": SETTINGS.session_count,
         "events": display.events,
-        "writer_errors": dict(load.errors),
+        "writer_errors": dict(load.errors + branches.errors),
+        "branches": dict(branches.acts),
+        "generated": {"checked": generated_count, "of_unknown_begin": unknown_count, "wrong": wrong},
         "verdict": to_json(verdict),
     }
 
@@ -164,7 +174,8 @@ def by_fault(events):
 def to_markdown(report):
     """Returns the report for people."""
     verdict, total = report["verdict"], report["verdict"]["total"]
-    outcome = "Nothing was lost or applied twice." if verdict["is_good"] else "The promise did not hold."
+    is_good = verdict["is_good"] and not report["generated"]["wrong"]
+    outcome = "Nothing was lost or applied twice." if is_good else "The promise did not hold."
     events = report["events"]
     ready = [event["ready_s"] for event in events] or [0.0]
     steps = [event["step_s"] for event in events] or [0.0]
@@ -173,8 +184,9 @@ def to_markdown(report):
         "",
         f"The run took {report['minutes']:g} minutes, with seed {report['seed']}: a store and two",
         f"replicas as processes, a proxy on every link, and {report['sessions']} sessions that are stepped",
-        "through the client library. `make faults` wrote this section. `holdfast verify` checked the run,",
-        "by running every session again without interruption.",
+        f"through the client library; {BRANCHING} more fork, move to other ids, go back to checkpoints and",
+        "generate. `make faults` wrote this section. `holdfast verify` checked the run, by running every",
+        "session again without interruption; so was every generation.",
         "",
         f"**{outcome}**",
         "",
@@ -185,6 +197,13 @@ def to_markdown(report):
         f"| history digests checked | {total['digests']:,} |",
         f"| tokens recomputed | {total['tokens']:,} |",
         *(f"| {name} | {total[name]} |" for name in FAULTS),
+        *(
+            f"| {name}s | {count:,} |"
+            for name, count in sorted(report["branches"].items())
+            if name != "step"
+        ),
+        f"| generated tokens drawn again | {report['generated']['checked']:,} |",
+        f"| generations that differ | {len(report['generated']['wrong'])} |",
         f"| largest difference | {total['largest_difference']:.1e} |",
         f"| ready again, median and most | {statistics.median(ready):.2f} s, {max(ready):.2f} s |",
         f"| first good step, median and most | {statistics.median(steps):.2f} s, {max(steps):.2f} s |",

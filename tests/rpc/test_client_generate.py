@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import holdfast
-from holdfast.errors import ClientClosed, DeadlinePassed, InvalidRequest, SessionBusy
+from holdfast.client.connection import Stream
+from holdfast.errors import ClientClosed, DeadlinePassed, InvalidRequest, SessionBusy, SessionDeleted
 from holdfast.history_digest import INITIAL, digest_after
 from holdfast.verify.judge import judge
 from tests.nemesis.proxy import FaultProxy
@@ -207,6 +208,31 @@ def test_a_limit_that_nothing_meets_does_not_hold_the_session(server):
             next(session.generate(20, PROMPT, timeout_s=0.01))
         [reply] = session.settle()
         assert reply.position == session.position == len(PROMPT)
+
+
+async def test_a_prompt_without_a_reply_is_in_doubt(server, monkeypatch):
+    """It was applied before another writer took the session over: that it was not would be a lie."""
+
+    async def never(_):
+        await asyncio.Event().wait()
+
+    async with (
+        holdfast.AsyncClient(server.address, timeout_s=20) as client,
+        holdfast.AsyncClient(server.address, timeout_s=20) as other,
+    ):
+        session = await client.open_session("left before its reply", model=MODEL)
+        with monkeypatch.context() as patch:
+            patch.setattr(Stream, "read", never)
+            generating = asyncio.create_task(anext(session.generate(4, PROMPT)))
+            while not (await other.get_session(session.session_id)).position:  # noqa: ASYNC110 -- a store
+                await asyncio.sleep(0.01)
+            await other.open_session(session.session_id, model=MODEL, take_over=True)
+            generating.cancel()
+            await asyncio.wait([generating])
+        with pytest.raises(SessionDeleted) as refused:
+            await session.settle()
+        assert not refused.value.not_applied
+        assert [chunk.position for chunk in refused.value.pending] == [0]
 
 
 async def test_a_session_is_held_while_a_generation_is_read(server):

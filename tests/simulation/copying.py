@@ -4,6 +4,7 @@ A copy begins with state, position and digest that its source had at some moment
 an incarnation that no other session has. A fork brings neither replies nor a cursor along, a blob both.
 """
 
+import asyncio
 import math
 from dataclasses import dataclass
 
@@ -54,8 +55,10 @@ class Copying:
         try:
             if world.chance.random() < 0.5:
                 session = await source.fork(new_id)
-            else:
+            elif world.chance.random() < 0.5:
                 session = await self.client.fork_session(session_id, new_id)
+            else:
+                session = await self._fork_while_it_steps(source, new_id)
         except SessionExists as error:
             await self._failed("fork", new_id, error)
             return
@@ -63,6 +66,20 @@ class Copying:
         copy.told(session)
         world.copies.append(copy)
         await self._go_on_with(session)
+
+    async def _fork_while_it_steps(self, source, new_id):
+        """Copies what moves on meanwhile: each attempt may find another state."""
+        session_id = source.session_id
+        forking = self.client.fork_session(session_id, new_id)
+        stepping = self._step_once(source, self._chunk(session_id))
+        session, stepped = await asyncio.gather(forking, stepping, return_exceptions=True)
+        if isinstance(stepped, HoldfastError):
+            await self._failed("step", session_id, stepped)
+        elif isinstance(stepped, BaseException):
+            raise stepped
+        if isinstance(session, BaseException):
+            raise session
+        return session
 
     async def _move(self, session_id):
         """Exports a session and imports it, some time later, under another id."""

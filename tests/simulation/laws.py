@@ -22,7 +22,7 @@ import numpy as np
 
 from holdfast.errors import InternalFailure
 from holdfast.history_digest import run_of
-from holdfast.verify.chain import check
+from holdfast.verify.chain import check, origins_of
 from holdfast.verify.reading import Histories
 from service.store.record import decode
 from tests.simulation.copying import miscopied
@@ -76,11 +76,13 @@ def judge(
     """
     broken = []
     stored = {}
-    for session_id, session in Histories(paths).sessions.items():
+    sessions = Histories(paths).sessions
+    origins = origins_of(session.history for session in sessions.values())
+    for session_id, session in sessions.items():
         key, history = key_of(session_id), session.history
         records = stored[session_id] = [decode(raw) for raw in primary.written.get(key, ())]
         if can_tell_apart and key not in primary.forgotten:
-            found = check(history, HashNetwork())
+            found = check(history, HashNetwork(), origins=origins)
             broken += [] if found.is_good else [(session_id, note) for note in found.notes]
         texts = [*unproven(history, records), *unequal(history), *blameless(history)]
         broken += [(session_id, text) for text in texts]

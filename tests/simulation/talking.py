@@ -6,6 +6,7 @@ of them, or the first of them if it could not go on.
 
 import asyncio
 import contextlib
+import itertools
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -130,6 +131,11 @@ def misspoken(talks, stored):
         start = talk.position + len(talk.prompt)
         numbers = uninterrupted(states.pop(), talk.position, talk.prompt, talk.wanted)
         expected = list(enumerate(numbers, start + 1))
-        if talk.given != (expected if talk.is_over else expected[: len(talk.given)]):
-            given = f"{talk.given}{'' if talk.is_over else ' ...'}"
-            yield talk.session_id, f"a generation from {talk.position} gave {given}, expected {expected}"
+        if talk.given == (expected if talk.is_over else expected[: len(talk.given)]):
+            continue
+        pairs = enumerate(itertools.zip_longest(talk.given, expected))
+        number, (got, wanted) = next((number, pair) for number, pair in pairs if pair[0] != pair[1])
+        yield (
+            talk.session_id,
+            f"token {number} of a generation from {talk.position} is {got}, expected {wanted}",
+        )

@@ -137,3 +137,16 @@ def test_tokens_of_a_broken_generation_that_nobody_was_told_explain_where_the_se
     session.history.generations[:] = [OpenGeneration(LIFE, 1)]
     wrongs, _ = judged(session)
     assert wrongs == {"unexplained": 3}
+
+
+@pytest.mark.parametrize("is_repetition", [True, False])
+def test_the_last_token_of_a_generation_may_be_applied_again_by_a_store_that_lost_it(is_repetition):
+    """The next call begins with it, so nobody is told of the loss; a step is sent again once it is told."""
+    session = Session(digests=True)
+    session.step([1, 2])
+    session.step([3])
+    again = session.send([3], 2)
+    again.is_repetition = is_repetition
+    session.answer(again)
+    wrongs, _ = judged(session)
+    assert wrongs == ({} if is_repetition else {"twice": 1})
