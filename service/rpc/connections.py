@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable
 from service.model.contract import Contract
 from service.rpc.open_calls import AGE_JITTER
 from service.rpc.request_size import largest_request_bytes
-from service.settings.schema import MOST_MESSAGE_BYTES, Settings
+from service.settings.bounds import MOST_MESSAGE_BYTES
+from service.settings.schema import Settings
 
 HANDSHAKE_S = 5.0
 """For a connection to say that it speaks HTTP/2, TLS included; with gRPC's 120 s silent ones pile up."""

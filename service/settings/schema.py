@@ -14,29 +14,19 @@ from service.common.listen_address import ListenAddress
 from service.common.redaction import mask_url
 from service.model.apart import parse_apart
 from service.model.providers import CPU, parse_providers
+from service.settings.bounds import (
+    LEAST_MEMORY_BYTES,
+    LONGEST_S,
+    LONGEST_TTL_S,
+    MOST_BYTES,
+    MOST_COUNT,
+    MOST_MESSAGE_BYTES,
+    MOST_MODEL_BYTES,
+    zero_or_from,
+)
 from service.store.keys import DEFAULT_PREFIX, KeySpace
 
 EMBEDDED = "embedded"
-
-LONGEST_S = 1_000_000
-"""Eleven days. gRPC takes milliseconds as 32-bit integers, 24 days, to some of which others are added."""
-
-LONGEST_TTL_S = 3_200_000_000
-"""A hundred years; the store adds its clock to it, in milliseconds of 63 bits."""
-
-MOST_MESSAGE_BYTES = (1 << 31) - 1
-"""gRPC's own limit; its lengths are 32-bit integers."""
-
-MOST_MODEL_BYTES = (1 << 31) - 1
-"""An ONNX file is one protocol buffer, and so cannot be larger."""
-
-LEAST_MEMORY_BYTES = 256 << 20
-"""A server at rest has some 150 MiB; with less than that allowed it would refuse every call."""
-
-MOST_BYTES = 1 << 50
-MOST_COUNT = 1_000_000_000
-"""More than any machine has; metrics show them as floats, exactly."""
-
 
 MODEL = "python-source"
 """The shipped one that tools take where none is named."""
@@ -352,22 +342,22 @@ class Settings(BaseSettings):
     @field_validator("max_connection_age_s", "stuck_worker_s")
     @classmethod
     def _is_long(cls, value: float) -> float:
-        return _zero_or_from(1, value, LONGEST_S)
+        return zero_or_from(1, value, LONGEST_S)
 
     @field_validator("session_ttl_s")
     @classmethod
     def _lives(cls, value: float) -> float:
-        return _zero_or_from(1, value, LONGEST_TTL_S)
+        return zero_or_from(1, value, LONGEST_TTL_S)
 
     @field_validator("model_refresh_s")
     @classmethod
     def _is_no_spin(cls, value: float) -> float:
-        return _zero_or_from(0.05, value, LONGEST_S)
+        return zero_or_from(0.05, value, LONGEST_S)
 
     @field_validator("max_memory_bytes")
     @classmethod
     def _has_room(cls, value: int | None) -> int | None:
-        return None if value is None else int(_zero_or_from(LEAST_MEMORY_BYTES, value, MOST_BYTES))
+        return None if value is None else int(zero_or_from(LEAST_MEMORY_BYTES, value, MOST_BYTES))
 
     @field_validator("key_prefix")
     @classmethod
@@ -399,12 +389,6 @@ class Settings(BaseSettings):
         if ListenAddress.parse(value).socket_path:
             raise ValueError("expected HOST:PORT or [IPV6]:PORT; only gRPC listens on a socket in a folder")
         return value
-
-
-def _zero_or_from(least: float, value: float, most: int) -> float:
-    if 0 < value < least:
-        raise ValueError(f"expected 0, or a number from {least} to {most}")
-    return value
 
 
 def _is_utf8(text: str) -> bool:

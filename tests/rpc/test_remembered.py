@@ -18,6 +18,7 @@ CACHES = {
     ("holdfast/history_digest.py", "_powers"): "1,024 lengths of a chunk, two numbers each",
     ("holdfast/history_digest.py", "_powers_array"): "the same as arrays",
     ("holdfast/history_digest.py", "_ascending"): "lengths that are powers of two, up to 2^16: 2 MiB",
+    ("holdfast/client/ledger.py", "_kind"): "256 kinds of rows that callers of this process send",
     ("service/model/check.py", "_tell_once"): "some of five names",
     ("service/engine/checks.py", "_checked"): "1,024 valid asks, of the model's own names",
     ("service/engine/ranking.py", "_ones"): "64 widths of models' outputs",
