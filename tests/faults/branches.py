@@ -7,6 +7,7 @@ holds what a copy gives against the record of its source. What was generated is 
 
 import asyncio
 import contextlib
+import copy
 import itertools
 from collections import Counter
 from typing import NamedTuple
@@ -179,33 +180,33 @@ class Branches:
 
     async def _fork(self, client, session):
         new_id = f"{session.session_id}-fork-{next(self._numbers)}"
-        copy = await session.fork(new_id)
+        forked = await session.fork(new_id)
         self._load.good_s.pop(session.session_id, None)  # it rests, and loses nothing that it does not keep
-        await self._use_copy(client, copy)
+        await self._use_copy(client, forked)
         self.acts["fork"] += 1
 
     async def _move(self, client, session):
         blob = await session.export()
         new_id = f"{session.session_id}-import-{next(self._numbers)}"
-        copy = await client.import_session(blob, new_id)
+        imported = await client.import_session(blob, new_id)
         self._load.good_s.pop(session.session_id, None)
-        await self._use_copy(client, copy)
+        await self._use_copy(client, imported)
         self.acts["import"] += 1
 
-    async def _use_copy(self, client, copy):
+    async def _use_copy(self, client, session):
         """Steps a copy, has it generate, and deletes some."""
-        self._kept.add(copy.session_id)
+        self._kept.add(session.session_id)
         try:
             for act in (self._step, self._generate, self._step):
-                await copy.settle()
-                await act(client, copy)
-                self._note_good(copy)
-            await self._until_calm(copy)
+                await session.settle()
+                await act(client, session)
+                self._note_good(session)
+            await self._until_calm(session)
             if self._rng.random() < 0.5:
-                self._kept.discard(copy.session_id)
-                await copy.delete()
+                self._kept.discard(session.session_id)
+                await session.delete()
         finally:
-            self._load.good_s.pop(copy.session_id, None)
+            self._load.good_s.pop(session.session_id, None)
 
     # -- small things -------------------------------------------------------------------------
 
@@ -250,13 +251,13 @@ def judge_generated(path, generated):
     sessions = Histories([path]).sessions
     origins = origins_of(session.history for session in sessions.values())
     checked_count = unknown_count = 0
-    wrong = []
+    wrong, fresh = [], Loop(MODEL)
     for one in generated:
         begin = origins.find(one.position, one.digest)
         if begin is None or begin[0] is not None:
             unknown_count += 1
             continue
-        loop = Loop(MODEL)
+        loop = copy.copy(fresh)  # which replaces what it has, and changes nothing of it
         loop.apply(bytes(np.array(begin[1], np.uint8)))
         if not (one.prompt or one.position):
             unknown_count += 1  # nothing was consumed that could tell what follows

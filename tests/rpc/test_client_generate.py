@@ -206,8 +206,8 @@ def test_a_limit_that_nothing_meets_does_not_hold_the_session(server):
         proxy.to_client.delay_s = 0.05
         with pytest.raises(DeadlinePassed):
             next(session.generate(20, PROMPT, timeout_s=0.01))
-        [reply] = session.settle()
-        assert reply.position == session.position == len(PROMPT)
+        session.settle()
+        assert session.position == client.get_session(session.session_id).position >= len(PROMPT)
 
 
 async def test_a_prompt_without_a_reply_is_in_doubt(server, monkeypatch):
