@@ -106,6 +106,8 @@ def list_request(
     """
     if not isinstance(prefix, str):
         raise TypeError(f"a prefix is {prefix!r:.80}, expected str")
+    if not isinstance(model, str):
+        raise TypeError(f"a model is {model!r:.80}, expected str")
     version = whole_number("version", version, at_least=0)
     return pb.ListSessionsRequest(
         prefix=prefix,

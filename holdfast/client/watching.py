@@ -4,7 +4,7 @@ import asyncio
 import functools
 from collections.abc import AsyncGenerator, Generator
 from functools import cached_property
-from typing import Any, TypedDict, Unpack
+from typing import Any, TypedDict
 
 import grpc.aio
 import numpy as np
@@ -107,18 +107,25 @@ class WatchedChunk:
         return f"WatchedChunk(position={self.position}, tokens={self.tokens!r:.80})"
 
 
-def watch_request(session_id: SessionId, **options: Unpack[WatchOptions]) -> pb.WatchSessionRequest:
-    """Writes what to watch.
+def watch_request(
+    session_id: SessionId,
+    *,
+    max_rate_hz: float = 0.0,
+    top_k: int = 0,
+    token_log_prob: bool = False,
+    state: bool = False,
+) -> pb.WatchSessionRequest:
+    """Writes what to watch; see `AsyncClient.watch_session`.
 
     Raises:
         TypeError, ValueError: An option is not what it should be.
     """
     return pb.WatchSessionRequest(
         session_id=session_id_text(session_id),
-        max_rate_hz=real_number("max_rate_hz", options.get("max_rate_hz", 0.0)),
-        top_k=whole_number("top_k", options.get("top_k", 0), at_least=0),
-        token_log_prob=flag("token_log_prob", options.get("token_log_prob", False)),
-        include_state=flag("state", options.get("state", False)),
+        max_rate_hz=real_number("max_rate_hz", max_rate_hz),
+        top_k=whole_number("top_k", top_k, at_least=0),
+        token_log_prob=flag("token_log_prob", token_log_prob),
+        include_state=flag("state", state),
     )
 
 

@@ -341,6 +341,11 @@ async def test_a_rate_that_is_none_is_no_time(clients, rate, error, text):
         await anext(clients[0].watch_session("rated", max_rate_hz=rate))
 
 
+async def test_an_option_that_there_is_not_is_not_ignored(clients):
+    with pytest.raises(TypeError, match="max_rate"):
+        await anext(clients[0].watch_session("rated", max_rate=5))
+
+
 async def test_only_an_existing_session_can_be_watched(clients):
     with pytest.raises(SessionNotFound):
         await anext(clients[0].watch_session("nobody's"))
