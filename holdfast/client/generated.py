@@ -73,6 +73,15 @@ def reply_of(token: GeneratedToken) -> StepReply:
     return token._reply  # noqa: SLF001
 
 
+def events_of(message: pb.GenerateResponse) -> list[pb.GenerateResponse]:
+    """Returns the events of a message, in order; each without `more`, which the message loses."""
+    if not message.more:
+        return [message]
+    events = [message, *message.more]
+    message.ClearField("more")
+    return events
+
+
 def tokens_of(token: pb.GeneratedToken) -> Tokens:
     """Returns a generated token as it was applied: bytes, ids (1,) or features (1, width)."""
     if token.HasField("features"):

@@ -16,7 +16,7 @@ import grpc.aio
 from holdfast.client.calls import Calls
 from holdfast.client.farewell import FAREWELL_S
 from holdfast.client.fate import leaves_unsure, tell_fate, telling_pending
-from holdfast.client.generated import GeneratedToken, tokens_of
+from holdfast.client.generated import GeneratedToken, events_of, tokens_of
 from holdfast.client.ledger import Asked, Entry, Ledger
 from holdfast.client.recovery import Recovery
 from holdfast.client.reply import StepReply
@@ -173,12 +173,13 @@ class Generation:
         try:
             while True:
                 async with asyncio.timeout(self._calls.left_s(until_s)):
-                    event = await stream.read()
-                if event is grpc.aio.EOF:
+                    message = await stream.read()
+                if message is grpc.aio.EOF:
                     raise ServerUnavailable("the call ended before the generation did")
-                if event.HasField("end"):
-                    self._is_ahead = False
-                yield event
+                for event in events_of(message):
+                    if event.HasField("end"):
+                        self._is_ahead = False
+                    yield event
                 if event.HasField("end"):
                     with contextlib.suppress(TimeoutError):  # nothing but the status follows
                         async with asyncio.timeout(FAREWELL_S):
@@ -209,7 +210,7 @@ class Generation:
         )
         request.MergeFrom(self._template)
         request.emitted_tokens, request.emitted_text = self._count, self._text
-        request.pause_after = size
+        request.pause_after, request.may_join = size, True
         if self._said:
             request.sampling.said_ids.extend(list(self._said)[-MAX_SAID_IDS:])
         return request
@@ -273,8 +274,8 @@ class Generation:
     async def _catch_up(self) -> None:
         attempt = 0
         try:
-            while self._is_ahead:
-                deadline_s = self._calls.deadline_s(self._timeout_s)
+            while self._is_ahead:  # with the client's limit: the caller's may be one that nothing meets
+                deadline_s = self._calls.deadline_s(None)
                 try:
                     await self._fetch_rest(attempt, deadline_s)
                     self._is_ahead = False

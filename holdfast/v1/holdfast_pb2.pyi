@@ -373,7 +373,7 @@ class Sampling(_message.Message):
     def __init__(self, repetition_penalty: _Optional[float] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., seed: _Optional[int] = ..., said_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("session_id", "model", "prompt", "position", "incarnation", "history_digest", "max_tokens", "min_tokens", "sampling", "stop_ids", "stop_texts", "top_k", "ack_level", "emitted_tokens", "emitted_text", "pause_after")
+    __slots__ = ("session_id", "model", "prompt", "position", "incarnation", "history_digest", "max_tokens", "min_tokens", "sampling", "stop_ids", "stop_texts", "top_k", "ack_level", "emitted_tokens", "emitted_text", "pause_after", "may_join")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
@@ -390,6 +390,7 @@ class GenerateRequest(_message.Message):
     EMITTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     EMITTED_TEXT_FIELD_NUMBER: _ClassVar[int]
     PAUSE_AFTER_FIELD_NUMBER: _ClassVar[int]
+    MAY_JOIN_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     model: ModelRef
     prompt: Tokens
@@ -406,7 +407,8 @@ class GenerateRequest(_message.Message):
     emitted_tokens: int
     emitted_text: bytes
     pause_after: int
-    def __init__(self, session_id: _Optional[str] = ..., model: _Optional[_Union[ModelRef, _Mapping]] = ..., prompt: _Optional[_Union[Tokens, _Mapping]] = ..., position: _Optional[int] = ..., incarnation: _Optional[int] = ..., history_digest: _Optional[int] = ..., max_tokens: _Optional[int] = ..., min_tokens: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stop_ids: _Optional[_Iterable[int]] = ..., stop_texts: _Optional[_Iterable[bytes]] = ..., top_k: _Optional[int] = ..., ack_level: _Optional[_Union[AckLevel, str]] = ..., emitted_tokens: _Optional[int] = ..., emitted_text: _Optional[bytes] = ..., pause_after: _Optional[int] = ...) -> None: ...
+    may_join: bool
+    def __init__(self, session_id: _Optional[str] = ..., model: _Optional[_Union[ModelRef, _Mapping]] = ..., prompt: _Optional[_Union[Tokens, _Mapping]] = ..., position: _Optional[int] = ..., incarnation: _Optional[int] = ..., history_digest: _Optional[int] = ..., max_tokens: _Optional[int] = ..., min_tokens: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stop_ids: _Optional[_Iterable[int]] = ..., stop_texts: _Optional[_Iterable[bytes]] = ..., top_k: _Optional[int] = ..., ack_level: _Optional[_Union[AckLevel, str]] = ..., emitted_tokens: _Optional[int] = ..., emitted_text: _Optional[bytes] = ..., pause_after: _Optional[int] = ..., may_join: bool = ...) -> None: ...
 
 class GeneratedToken(_message.Message):
     __slots__ = ("id", "text", "features", "log_prob", "top_ids", "top_log_probs", "position", "history_digest", "replayed", "ack_level")
@@ -457,14 +459,16 @@ class GenerateEnd(_message.Message):
     def __init__(self, finish_reason: _Optional[_Union[FinishReason, str]] = ..., stop_id: _Optional[int] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
-    __slots__ = ("start", "token", "end")
+    __slots__ = ("start", "token", "end", "more")
     START_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     END_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
     start: GenerateStart
     token: GeneratedToken
     end: GenerateEnd
-    def __init__(self, start: _Optional[_Union[GenerateStart, _Mapping]] = ..., token: _Optional[_Union[GeneratedToken, _Mapping]] = ..., end: _Optional[_Union[GenerateEnd, _Mapping]] = ...) -> None: ...
+    more: _containers.RepeatedCompositeFieldContainer[GenerateResponse]
+    def __init__(self, start: _Optional[_Union[GenerateStart, _Mapping]] = ..., token: _Optional[_Union[GeneratedToken, _Mapping]] = ..., end: _Optional[_Union[GenerateEnd, _Mapping]] = ..., more: _Optional[_Iterable[_Union[GenerateResponse, _Mapping]]] = ...) -> None: ...
 
 class ListSessionsRequest(_message.Message):
     __slots__ = ("prefix", "model", "min_idle_s", "page_size", "page_token")
@@ -847,7 +851,7 @@ class Vocabulary(_message.Message):
     def __init__(self, size: _Optional[int] = ..., is_bytes: bool = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "version", "fingerprint", "is_newest", "input", "states", "state_bytes", "outputs", "vocabulary", "has_token_log_prob", "facts", "max_chunk_tokens", "apart", "description")
+    __slots__ = ("name", "version", "fingerprint", "is_newest", "input", "states", "state_bytes", "outputs", "vocabulary", "has_token_log_prob", "facts", "max_chunk_tokens", "apart", "description", "feedback")
     class FactsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -869,6 +873,7 @@ class Model(_message.Message):
     MAX_CHUNK_TOKENS_FIELD_NUMBER: _ClassVar[int]
     APART_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    FEEDBACK_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: int
     fingerprint: str
@@ -883,7 +888,8 @@ class Model(_message.Message):
     max_chunk_tokens: int
     apart: _containers.RepeatedScalarFieldContainer[str]
     description: str
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., fingerprint: _Optional[str] = ..., is_newest: bool = ..., input: _Optional[_Union[InputSpec, _Mapping]] = ..., states: _Optional[_Iterable[_Union[StateSpec, _Mapping]]] = ..., state_bytes: _Optional[int] = ..., outputs: _Optional[_Iterable[_Union[OutputSpec, _Mapping]]] = ..., vocabulary: _Optional[_Union[Vocabulary, _Mapping]] = ..., has_token_log_prob: bool = ..., facts: _Optional[_Mapping[str, str]] = ..., max_chunk_tokens: _Optional[int] = ..., apart: _Optional[_Iterable[str]] = ..., description: _Optional[str] = ...) -> None: ...
+    feedback: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., fingerprint: _Optional[str] = ..., is_newest: bool = ..., input: _Optional[_Union[InputSpec, _Mapping]] = ..., states: _Optional[_Iterable[_Union[StateSpec, _Mapping]]] = ..., state_bytes: _Optional[int] = ..., outputs: _Optional[_Iterable[_Union[OutputSpec, _Mapping]]] = ..., vocabulary: _Optional[_Union[Vocabulary, _Mapping]] = ..., has_token_log_prob: bool = ..., facts: _Optional[_Mapping[str, str]] = ..., max_chunk_tokens: _Optional[int] = ..., apart: _Optional[_Iterable[str]] = ..., description: _Optional[str] = ..., feedback: _Optional[str] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
     __slots__ = ()

@@ -18,7 +18,7 @@ from holdfast.history_digest import Run, after
 from service.engine.rows import Rows
 from service.engine.rules import keep_replies
 from service.store.protocol import Writes
-from service.store.record import REPLY_BYTES, KeptReply, Record, decode_replies, encode, encode_replies
+from service.store.record import REPLY_BYTES, KeptReply, Record, Tail, encode, encode_with
 from service.store.record_rows import cut_rows, encode_rows
 
 Refused = list[tuple[int, ServiceError]]
@@ -118,8 +118,7 @@ def _keep_several(
         digest_before = int(rows.stamps[place, 2])
         reply = KeptReply(position, rows.asked.token_count, digest_before, digest, outputs[place])
         try:
-            replies = decode_replies(tail(int(rows.slots[place])))
-            kept.append(keep_replies(replies, reply, int(acknowledged[place])))
+            kept.append(keep_replies(tail(int(rows.slots[place])), reply, int(acknowledged[place])))
         except ServiceError as error:
             refused.append((place, error))
             continue
@@ -131,17 +130,17 @@ def _keep_several(
     return [part]
 
 
-def _make_each(rows: Rows, kept: list[tuple[KeptReply, ...]]) -> None:
+def _make_each(rows: Rows, kept: list[Tail]) -> None:
     """Fills in records that keep several replies."""
     fingerprint, records = rows.model.fingerprint, []
     stamps, nonces = rows.next_stamps.tolist(), rows.nonces.tolist()
-    for (incarnation, position, digest), nonce, state, replies in zip(
+    for (incarnation, position, digest), nonce, state, tail in zip(
         stamps, nonces, cut_rows(rows.next_states), kept, strict=True
     ):
-        record = Record(incarnation, position, fingerprint, state, replies, digest=digest, nonce=nonce)
-        records.append(encode(record))
+        record = Record(incarnation, position, fingerprint, state, digest=digest, nonce=nonce)
+        records.append(encode_with(record, tail))
     rows.writes = Writes(rows.keys, rows.stamps.tobytes(), records, rows.cursors)
-    rows.tails = [encode_replies(replies) for replies in kept]
+    rows.tails = [tail.data for tail in kept]
 
 
 def _not_finite(token_count: int) -> StateNotFinite:

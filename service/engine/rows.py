@@ -23,7 +23,7 @@ from service.engine.rules import Claim
 from service.engine.sampling import Sample
 from service.model.protocol import Model
 from service.store.protocol import AckLevel, Writes
-from service.store.record import KeptReply
+from service.store.record import Tail
 
 _log = logging.getLogger(__name__)
 
@@ -169,7 +169,7 @@ class Rows:
         next_states: Raw, uint8 (B, state_bytes).
         is_finite: Which of these have neither NaN nor infinity, (B,); None if all.
         next_stamps: Of the new records, int64 (B, 3). These two are filled once it has ended.
-        kept: Replies that each new record keeps; None if these are only what the rows gave.
+        kept: Encoded, the replies that each new record keeps; None if these are only what the rows gave.
         tails: The replies that each new record keeps, encoded; None if the next record needs none. Both are
             filled when the commit begins.
         writes: The new records.
@@ -204,7 +204,7 @@ class Rows:
     next_states: NDArray[np.uint8] = field(init=False)
     is_finite: NDArray[np.bool_] | None = field(init=False)
     next_stamps: NDArray[np.int64] = field(init=False)
-    kept: list[tuple[KeptReply, ...]] | None = field(init=False)
+    kept: list[Tail] | None = field(init=False)
     tails: list[bytes] | None = field(init=False)
     writes: Writes = field(init=False)
     ack_level: AckLevel = field(init=False)

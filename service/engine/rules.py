@@ -49,7 +49,15 @@ from holdfast.errors import (
     StoreRegressed,
 )
 from holdfast.history_digest import MAX_NUMBER, run_of
-from service.store.record import MAX_POSITION, KeptReply, Record
+from service.store.record import (
+    MAX_POSITION,
+    REPLY_BYTES,
+    KeptReply,
+    Record,
+    Tail,
+    encode_replies,
+    replies_after,
+)
 
 MAX_KEPT_REPLIES = 64
 MAX_KEPT_REPLY_BYTES = 64 * 1024
@@ -225,24 +233,29 @@ def sends_ahead(stamps: NDArray[np.int64], acknowledged: NDArray[np.int64]) -> N
     return is_ahead
 
 
-def keep_replies(
-    replies: tuple[KeptReply, ...], new: KeptReply, acknowledged: int
-) -> tuple[KeptReply, ...]:
+def keep_replies(replies: bytes, new: KeptReply, acknowledged: int) -> Tail:
     """Returns the replies to store with `new`: those after the position acknowledged, and `new`.
+
+    Args:
+        replies: Encoded: a client far ahead has dozens, and each chunk adds one to them.
+        new: Of the chunk that ran.
+        acknowledged: Position of the last reply that the client has.
 
     Raises:
         Overloaded: There would be too many; the client sends too far ahead.
+        RecordCorrupt: `replies` is not what `encode_replies` gives.
     """
-    kept = (*(reply for reply in replies if reply.position > acknowledged), new)
-    size_bytes = sum(len(reply.outputs) for reply in kept)
-    if len(kept) > 1 and (len(kept) > MAX_KEPT_REPLIES or size_bytes > MAX_KEPT_REPLY_BYTES):
+    kept = replies_after(replies, acknowledged)
+    count, data = kept.reply_count + 1, kept.data + encode_replies((new,))
+    size_bytes = len(data) - count * REPLY_BYTES
+    if count > 1 and (count > MAX_KEPT_REPLIES or size_bytes > MAX_KEPT_REPLY_BYTES):
         raise Overloaded(
-            f"{len(kept)} replies ({size_bytes} bytes) would be unacknowledged, at most "
+            f"{count} replies ({size_bytes} bytes) would be unacknowledged, at most "
             f"{MAX_KEPT_REPLIES} ({MAX_KEPT_REPLY_BYTES} bytes) are kept: wait for replies and "
             "send their position as acknowledged_position",
             retry_after_s=0.01,
         )
-    return kept
+    return Tail(count, data)
 
 
 def _not_there(claim: Claim) -> SessionLost | SessionNotFound:

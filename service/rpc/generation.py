@@ -42,6 +42,7 @@ from service.rpc.generation_request import (
     tokens_of,
     unwritable,
 )
+from service.rpc.joining import Joint
 from service.rpc.open_calls import OpenCalls
 from service.rpc.rpcs import Functions
 from service.store.record import Record
@@ -67,6 +68,7 @@ class Generations:
         self._models = models
         self._calls = calls
         self._max_chunk_tokens = max_chunk_tokens
+        self._count = 0  # under way
 
     def rpcs(self) -> Functions:
         """Returns the rpc by name."""
@@ -83,8 +85,30 @@ class Generations:
         model = await self._model(wanted)
         check_against(wanted, model.contract)
         generation = _Generation(self._engine, self._sessions, model, wanted, self._calls.max_call_s)
-        async for reply in generation.run():
-            yield reply
+        self._count += 1
+        try:
+            async for message in self._messages(generation.run(), wanted):
+                yield message
+        finally:
+            self._count -= 1
+
+    async def _messages(
+        self, events: AsyncIterator[tuple[pb.GenerateResponse, bool]], wanted: Wanted
+    ) -> AsyncIterator[pb.GenerateResponse]:
+        """Puts events into messages, as the request allows."""
+        if not wanted.may_join:
+            async for event, _ in events:
+                yield event
+            return
+        joint = Joint(lambda: self._count - 1, is_continued=wanted.emitted_count > 0)
+        try:
+            async for event, is_followed in events:
+                if (message := joint.add(event, is_followed=is_followed)) is not None:
+                    yield message
+        except ServiceError:
+            if (message := joint.rest()) is not None:  # committed before the failure
+                yield message
+            raise
 
     async def _model(self, wanted: Wanted) -> Model:
         """Returns the model of the session; the one that is named if that is clear without a look."""
@@ -145,20 +169,20 @@ class _Generation:
     def _contract(self) -> Contract:
         return self._model.contract
 
-    async def run(self) -> AsyncIterator[pb.GenerateResponse]:
-        """Makes the replies."""
+    async def run(self) -> AsyncIterator[tuple[pb.GenerateResponse, bool]]:
+        """Yields the events, and of each whether the next one should come with it."""
         if self._wanted.prompt:
             reply = await self._apply(self._wanted.asked, self._wanted.prompt)
-            yield self._start(reply.model_version, replayed=reply.replayed)
+            yield self._start(reply.model_version, replayed=reply.replayed), True
             following = await self._following(reply)
         else:
             stored, following = await self._look()
             is_behind = stored.record.position != self._position
-            yield self._start(self._model.version, replayed=is_behind)
+            yield self._start(self._model.version, replayed=is_behind), True
         emitted_count = 0
         while True:
             if self._stops(following):
-                yield _end(pb.FINISH_REASON_STOP, following.number)
+                yield _end(pb.FINISH_REASON_STOP, following.number), False
                 return
             asked, tokens = self._next_chunk(following)
             text = tokens if asked.kind == "text" else b""
@@ -167,9 +191,10 @@ class _Generation:
             self._text = (self._text + text)[-MAX_STOP_TEXT_BYTES:]
             reply = await self._apply(asked, tokens)
             emitted_count += 1
-            yield pb.GenerateResponse(token=self._token(following, text, reply))
-            if (why := self._why_over(emitted_count)) is not None:
-                yield _end(why)
+            why = self._why_over(emitted_count)
+            yield pb.GenerateResponse(token=self._token(following, text, reply)), why is not None
+            if why is not None:
+                yield _end(why), False
                 return
             following = await self._following(reply)
 

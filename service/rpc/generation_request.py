@@ -61,6 +61,7 @@ class Wanted(NamedTuple):
         prompt_ids: Those of the prompt.
         emitted_count: Tokens of it that earlier calls have emitted.
         emitted_text: The end of their text.
+        may_join: Events may share a message.
     """
 
     key: bytes
@@ -76,6 +77,7 @@ class Wanted(NamedTuple):
     prompt_ids: tuple[int, ...]
     emitted_count: int
     emitted_text: bytes
+    may_join: bool
 
     @property
     def top_k(self) -> int:
@@ -128,6 +130,7 @@ def read_request(request: pb.GenerateRequest, tenant: str, max_chunk_tokens: int
         tuple(dict.fromkeys(prompt_ids)),
         request.emitted_tokens,
         request.emitted_text,
+        request.may_join,
     )
 
 

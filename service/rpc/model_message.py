@@ -51,6 +51,7 @@ def contract_message(contract: Contract) -> pb.Model:
             for spec in contract.outputs
         ],
         description=contract.description,
+        feedback="" if contract.feedback is None else contract.feedback.name,
         has_token_log_prob=contract.token_log_prob is not None,
         facts=dict(contract.facts),
         apart=sorted(contract.apart),

@@ -52,6 +52,7 @@ _BODY_HEADER = struct.Struct("<qqqq32sQ")
 _PREFIX = struct.Struct("<4sIQ")
 _STAMP = struct.Struct("<qqq")
 REPLY_HEADER = struct.Struct("<qIIqq")
+_REPLY_START = struct.Struct("<qII")
 REASON_HEADER = struct.Struct("<I")
 QUARANTINED = 1 << 62
 
@@ -75,6 +76,18 @@ class KeptReply(NamedTuple):
     digest_before: int
     digest: int
     outputs: bytes
+
+
+class Tail(NamedTuple):
+    """The end of a record: its kept replies, encoded.
+
+    Attributes:
+        reply_count: How many.
+        data: As `encode_replies` gives them.
+    """
+
+    reply_count: int
+    data: bytes
 
 
 class Record(NamedTuple):
@@ -138,6 +151,11 @@ def _marked_position(record: Record) -> int:
 
 def encode(record: Record) -> bytes:
     """Turns a record into bytes; `decode` is the inverse."""
+    return encode_with(record, Tail(len(record.replies), encode_replies(record.replies)))
+
+
+def encode_with(record: Record, tail: Tail) -> bytes:
+    """Turns a record into bytes, with these replies in place of its own."""
     body = _BODY_HEADER.pack(
         record.incarnation,
         _marked_position(record),
@@ -150,9 +168,10 @@ def encode(record: Record) -> bytes:
     if record.quarantine_reason:
         text = record.quarantine_reason.encode()
         reason = REASON_HEADER.pack(len(text)) + text
-    checked = b"".join((body, record.state, reason, encode_replies(record.replies)))
-    count = len(record.replies)
-    return _PREFIX.pack(MAGIC, count, xxhash.xxh3_64_intdigest(checked, count)) + checked
+    checked = b"".join((body, record.state, reason, tail.data))
+    return (
+        _PREFIX.pack(MAGIC, tail.reply_count, xxhash.xxh3_64_intdigest(checked, tail.reply_count)) + checked
+    )
 
 
 def stamp_of(data: bytes) -> tuple[int, int, int]:
@@ -252,6 +271,28 @@ def decode_replies(data: bytes) -> tuple[KeptReply, ...]:
     if offset != len(data):
         raise RecordCorrupt(f"the kept replies have {len(data)} bytes, their lengths say {offset}")
     return tuple(replies)
+
+
+def replies_after(data: bytes, position: int) -> Tail:
+    """Drops replies up to a position from what `encode_replies` gave; the others stay as they are.
+
+    Raises:
+        RecordCorrupt: The bytes end inside a reply.
+    """
+    count = start = offset = 0
+    while offset < len(data):
+        try:
+            after, _, size = _REPLY_START.unpack_from(data, offset)
+        except struct.error:
+            raise RecordCorrupt("record ends inside a kept reply") from None
+        offset += REPLY_BYTES + size
+        if after > position:
+            count += 1
+        else:
+            start = offset
+    if offset != len(data):
+        raise RecordCorrupt(f"the kept replies have {len(data)} bytes, their lengths say {offset}")
+    return Tail(count, data[start:])
 
 
 def _checked_replies(data: bytes, count: int) -> tuple[KeptReply, ...]:

@@ -8,6 +8,7 @@ import grpc
 import numpy as np
 import pytest
 
+from holdfast.client.generated import events_of
 from holdfast.client.status import from_rpc
 from holdfast.history_digest import INITIAL, digest_after
 from holdfast.v1 import holdfast_pb2 as pb
@@ -347,6 +348,61 @@ def test_a_model_that_rules_out_all_tokens_ends_it(rpc):
     assert error.reason == "MODEL_FAILED"
     assert "position 1" in error.message
     assert stands(rpc, "ruled-out")[0] == 1
+
+
+def test_what_came_before_a_failure_is_emitted_before_it(rpc):
+    rpc.open("failing", model="poison")
+    request = pb.GenerateRequest(
+        session_id="failing",
+        prompt=pb.Tokens(text=bytes([205])),
+        position=0,
+        max_tokens=12,
+        may_join=True,
+    )
+    call = rpc.stub.Generate(request, timeout=30)
+    message = next(call)  # the start, which was to wait for the first token
+    assert (message.start.position, len(message.more)) == (1, 0)
+    with pytest.raises(grpc.RpcError) as caught:
+        next(call)
+    assert from_rpc(caught.value).reason == "MODEL_FAILED"
+
+
+def test_events_that_share_messages_are_the_same_events(rpc):
+    count, length = 16, 40
+    names = [f"joined-{number}" for number in range(count)]
+    rpc.open(*names)
+
+    def one(name):
+        request = pb.GenerateRequest(
+            session_id=name,
+            prompt=pb.Tokens(text=PROMPT),
+            position=0,
+            max_tokens=length,
+            sampling=sampling(int(name.partition("-")[2])),
+            may_join=True,
+        )
+        return list(rpc.stub.Generate(request, timeout=60))
+
+    with ThreadPoolExecutor(count) as threads:
+        given = list(threads.map(one, names))
+    for number, messages in enumerate(given):
+        assert messages[0].HasField("start")
+        assert messages[0].more, "the start comes with the first token"
+        assert not messages[-1].HasField("end"), "the end comes with the last token"
+        assert len(messages) <= length
+        start, *tokens, end = (event for message in messages for event in events_of(message))
+        assert (start.start.position, end.end.finish_reason) == (len(PROMPT), MAX)
+        expected = Loop(MODEL).generate(length, PROMPT, seed=number)
+        as_expected([event.token for event in tokens], expected, len(PROMPT))
+
+
+def test_a_model_says_which_output_is_its_next_input(rpc):
+    described = {
+        name: rpc.call("GetModel", pb.GetModelRequest(model=pb.ModelRef(name=name))).model
+        for name in ("feedback", MODEL)
+    }
+    assert described["feedback"].feedback == "y"
+    assert described[MODEL].feedback == ""
 
 
 NAN, INF = float("nan"), float("inf")

@@ -11,10 +11,13 @@ from service.store.record import (
     STAMP_START,
     KeptReply,
     Record,
+    Tail,
     decode,
     decode_replies,
     encode,
     encode_replies,
+    encode_with,
+    replies_after,
 )
 from service.store.record_rows import decode_rows, encode_rows
 
@@ -143,6 +146,24 @@ def test_records_that_are_alike_are_decoded_together_as_they_are_alone(drawn):
         assert rows.fingerprint == one.fingerprint
         assert rows.states[row].tobytes() == one.state
         assert rows.tails[row].tobytes() == encode_replies(one.replies)
+
+
+@given(records, st.data())
+def test_replies_are_dropped_as_they_lie(record, data):
+    replies = tuple(sorted(record.replies, key=lambda reply: reply.position))
+    position = data.draw(st.sampled_from([0, *(reply.position for reply in replies)]))
+    kept = tuple(reply for reply in replies if reply.position > position)
+    assert replies_after(encode_replies(replies), position) == Tail(len(kept), encode_replies(kept))
+    assert encode_with(record, Tail(len(kept), encode_replies(kept))) == encode(
+        record._replace(replies=kept)
+    )
+
+
+@pytest.mark.parametrize("end", [-1, -6, -30])  # inside the reply, and twice inside its header
+def test_replies_that_end_too_early_are_not_dropped_from(end):
+    data = encode_replies((KeptReply(9, 1, 5, 6, b"abcd"),))
+    with pytest.raises(RecordCorrupt):
+        replies_after(data[:end], 0)
 
 
 def test_a_record_whose_reply_says_another_length_is_not_decoded_with_others():

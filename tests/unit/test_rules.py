@@ -27,7 +27,7 @@ from service.engine.rules import (
     keep_replies,
     sends_ahead,
 )
-from service.store.record import MAX_POSITION, KeptReply, Record
+from service.store.record import MAX_POSITION, KeptReply, Record, decode_replies, encode_replies
 
 AT_6 = run_of(b"before").after(INITIAL)
 AT_8 = run_of(b"ab").after(AT_6)
@@ -217,19 +217,26 @@ def test_the_last_positions_can_be_used():
         decide(stored, claim(None, b"xyz"))
 
 
+def kept_with(replies, new, acknowledged):
+    tail = keep_replies(encode_replies(replies), new, acknowledged)
+    kept = decode_replies(tail.data)
+    assert len(kept) == tail.reply_count
+    return kept
+
+
 def test_unacknowledged_replies_are_kept():
     new = KeptReply(12, 2, AT_10, 7, b"three")
-    assert keep_replies(KEPT, new, 8) == (KEPT[1], new)
+    assert kept_with(KEPT, new, 8) == (KEPT[1], new)
 
 
 def test_replies_are_kept_up_to_the_limits():
     new = KeptReply(99, 1, 1, 1, b"x")
     many = tuple(KeptReply(index + 1, 1, 1, 1, b"") for index in range(MAX_KEPT_REPLIES - 1))
-    assert keep_replies(many, new, 0) == (*many, new)
+    assert kept_with(many, new, 0) == (*many, new)
     large = KeptReply(1, 1, 1, 1, bytes(MAX_KEPT_REPLY_BYTES - 1))
-    assert keep_replies((large,), new, 0) == (large, new)
+    assert kept_with((large,), new, 0) == (large, new)
     larger = new._replace(outputs=bytes(MAX_KEPT_REPLY_BYTES + 1))
-    assert keep_replies((), larger, 0) == (larger,), "one is kept however large it is"
+    assert kept_with((), larger, 0) == (larger,), "one is kept however large it is"
 
 
 @pytest.mark.parametrize(("acknowledged", "is_ahead"), [(-1, False), (0, True), (9, True), (10, False)])
@@ -241,10 +248,10 @@ def test_who_has_not_acknowledged_the_last_chunk_sends_ahead(acknowledged, is_ah
 def test_too_many_unacknowledged_replies_are_refused():
     many = tuple(KeptReply(index + 1, 1, 1, 1, b"") for index in range(MAX_KEPT_REPLIES))
     with pytest.raises(Overloaded):
-        keep_replies(many, KeptReply(99, 1, 1, 1, b""), 0)
+        kept_with(many, KeptReply(99, 1, 1, 1, b""), 0)
 
 
 def test_too_large_unacknowledged_replies_are_refused():
     large = (KeptReply(1, 1, 1, 1, bytes(MAX_KEPT_REPLY_BYTES)),)
     with pytest.raises(Overloaded):
-        keep_replies(large, KeptReply(2, 1, 1, 1, b"x"), 0)
+        kept_with(large, KeptReply(2, 1, 1, 1, b"x"), 0)
