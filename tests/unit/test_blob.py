@@ -85,7 +85,7 @@ def test_every_cut_and_every_appendix_is_refused():
             "has format 2, this server",
         ),
         (with_checksum(BLOB[:6] + b"\xff\xff" + BLOB[8:-8]), "its record would begin at 65"),
-        (with_checksum(BLOB[:18] + b"\xff" + BLOB[19:-8]), "no text"),
+        (with_checksum(BLOB[:18] + b"\xff" + BLOB[19:-8]), "not UTF-8"),
         (with_checksum(BLOB[:27] + BLOB[28:-8]), "in it, record starts with"),
     ],
 )
