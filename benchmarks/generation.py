@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks.contestants import Contestant
 from holdfast import AsyncClient, AsyncSession
@@ -85,7 +83,7 @@ async def turn(server: Contestant, loop: Loop, concurrency: int, seconds: float)
 
 
 def main() -> None:
-    """Prints a row for each way and number of sessions."""
+    """Prints a Markdown table with a row for each way and number of sessions."""
     parser = argparse.ArgumentParser(description="Generation on the server and in a client, in turns.")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="per turn")
@@ -108,12 +106,24 @@ def main() -> None:
                         turns[name, concurrency] += [took] if number else []  # the first one warms up
         finally:
             store.release()
-    table = Table("sessions", "loop", "tokens/s", "server us", "store us", "client us", "together us")
-    for (name, concurrency), taken in turns.items():
-        rate, *used = (statistics.median(column) for column in zip(*taken, strict=True))
-        shown = [f"{value:,.0f}" for value in (rate, *used, sum(used))]
-        table.add_row(str(concurrency), name, *shown)
-    Console(width=120).print(table)
+    print(table({case: median(taken) for case, taken in turns.items()}))
+
+
+def median(turns: list[Turn]) -> Turn:
+    """Returns the median of each figure."""
+    return Turn(*(statistics.median(column) for column in zip(*turns, strict=True)))
+
+
+def table(results: dict[tuple[str, int], Turn]) -> str:
+    """Returns a Markdown table, a row for each way and number of sessions; CPU in us per token."""
+    lines = [
+        "| sessions | loop | tokens/s | server us | store us | client us | together us |",
+        "|---:|---|---:|---:|---:|---:|---:|",
+    ]
+    for (name, concurrency), (rate, *used) in results.items():
+        figures = [f"{value:,.0f}" for value in (rate, *used, sum(used))]
+        lines.append(f"| {concurrency} | {' | '.join((name, *figures))} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

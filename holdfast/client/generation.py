@@ -274,8 +274,8 @@ class Generation:
     async def _catch_up(self) -> None:
         attempt = 0
         try:
-            while self._is_ahead:  # with the client's limit: the caller's may be one that nothing meets
-                deadline_s = self._calls.deadline_s(None)
+            while self._is_ahead:
+                deadline_s = self._calls.deadline_s(self._timeout_s)
                 try:
                     await self._fetch_rest(attempt, deadline_s)
                     self._is_ahead = False
