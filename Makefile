@@ -22,7 +22,7 @@ serve: $(VENV)/.server          ## a server with the shipped models and an embed
 # Threads of numpy wait for each other where several workers share the cores.
 test test-fast: export OPENBLAS_NUM_THREADS := 1
 
-test: $(VENV)/.dev $(VENV)/.protobuf7 $(VENV)/.node
+test: $(VENV)/.dev $(VENV)/.protobuf7 $(VENV)/.tritonclient $(VENV)/.node
 	$(BIN)/python -m pytest -n 6 --dist loadfile --no-loadscope-reorder
 
 test-fast: $(VENV)/.dev         ## the tests that start no process, within a minute
@@ -124,6 +124,12 @@ $(VENV)/.train: $(BIN)/python pyproject.toml constraints.txt
 # The stubs must import beside protobuf 6 (in the environment) and 7 (in this folder).
 $(VENV)/.protobuf7: $(BIN)/python
 	$(BIN)/python -m pip --disable-pip-version-check --quiet install --no-deps --upgrade --target $(VENV)/protobuf7 protobuf==7.36.2
+	touch $@
+
+# Triton's client, whose messages must not collide with ours; what else it needs is in the environment.
+$(VENV)/.tritonclient: $(BIN)/python tests/support/tritonclient.txt
+	$(BIN)/python -m pip --disable-pip-version-check --quiet install --no-deps --upgrade --target $(VENV)/tritonclient \
+		--requirement tests/support/tritonclient.txt
 	touch $@
 
 # Beside the environment, since it brings a pytest and an editor's worth of packages of its own.

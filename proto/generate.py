@@ -1,4 +1,4 @@
-"""Generates the committed stubs in `holdfast/v1` from the contract.
+"""Generates the committed stubs in `holdfast/v1` and `holdfast/oip/v2` from the contracts.
 
 `python proto/generate.py [FOLDER]` writes below FOLDER (default: the repository root). The generator
 belongs to protobuf's 6 line on purpose: its stubs import beside protobuf 6 and 7.
@@ -12,21 +12,25 @@ from grpc_tools import protoc
 
 PROTO_DIR = Path(__file__).parent
 CONTRACT = "holdfast/v1/holdfast.proto"
+OPEN_INFERENCE = "holdfast/oip/v2/oip.proto"
+"""Its service is registered by another name, so it needs no stub."""
 
 
 def generate(target_dir: Path) -> None:
-    """Writes `holdfast/v1/holdfast_pb2.py`, `.pyi` and `holdfast_pb2_grpc.py` below `target_dir`.
+    """Writes `holdfast_pb2.py`, `.pyi`, `holdfast_pb2_grpc.py`, `oip_pb2.py` and `.pyi` below `target_dir`.
 
     Raises:
-        SystemExit: The contract does not compile; protoc has printed why.
+        SystemExit: A contract does not compile; protoc has printed why.
     """
     target_dir.mkdir(parents=True, exist_ok=True)
     includes = [PROTO_DIR, _package_dir("grpc_tools") / "_proto", _package_dir("google.rpc").parents[1]]
     arguments = [f"-I{include}" for include in includes]
-    outputs = [f"--{kind}={target_dir}" for kind in ("python_out", "pyi_out", "grpc_python_out")]
-    status = protoc.main(["protoc", *arguments, *outputs, CONTRACT])
-    if status:
-        raise SystemExit(status)
+    kinds = ("python_out", "pyi_out", "grpc_python_out")
+    for contract, written in ((CONTRACT, kinds), (OPEN_INFERENCE, kinds[:2])):
+        outputs = [f"--{kind}={target_dir}" for kind in written]
+        status = protoc.main(["protoc", *arguments, *outputs, contract])
+        if status:
+            raise SystemExit(status)
 
 
 def _package_dir(package: str) -> Path:

@@ -27,12 +27,14 @@ from service.rpc.access import Access
 from service.rpc.connections import connection_options, reading_places, request_bound
 from service.rpc.credentials import CredentialsError
 from service.rpc.functions import build_functions
-from service.rpc.gate import Gate
+from service.rpc.gate import Gate, Rpc
 from service.rpc.grpc_log import lower_lines_about_clients
 from service.rpc.grpc_server import GrpcServer
 from service.rpc.health import NAME as HEALTH_NAME
 from service.rpc.health import Health, Status
 from service.rpc.memory_guard import MemoryGuard, limit_bytes
+from service.rpc.oip.service import NAME as OPEN_INFERENCE_NAME
+from service.rpc.oip.service import OpenInference, open_inference_rpcs
 from service.rpc.open_calls import OpenCalls
 from service.rpc.reflection import V1_NAME, V1ALPHA_NAME, reflection_rpcs
 from service.rpc.rpcs import SERVICE_NAME, build_rpcs
@@ -315,6 +317,7 @@ class Server:
         rpcs = build_rpcs(functions, self._calls, self._access, self._metrics.rpc, self._tracing)
         gate = Gate(self._metrics.refused)
         gate.add(SERVICE_NAME, rpcs, self._access)
+        gate.add(OPEN_INFERENCE_NAME, self._open_inference_rpcs(sessions), self._access)
         gate.add(HEALTH_NAME, self._health.rpcs(), Access(None, asks_certificates=False))
         if settings.reflection:
             for name in (V1_NAME, V1ALPHA_NAME):
@@ -331,6 +334,14 @@ class Server:
         except RuntimeError as error:
             raise StartError(f"--grpc-address {settings.grpc_address}: {error}") from None
         await self._grpc.start()
+
+    def _open_inference_rpcs(self, sessions: Sessions) -> dict[str, Rpc]:
+        served = OpenInference(
+            self._engine, sessions, self._models, self._calls, self.why_not_ready, self._settings
+        )
+        return open_inference_rpcs(
+            served.functions(), self._calls, self._access, self._metrics.rpc, self._tracing
+        )
 
     def _show_models(self) -> None:
         served = {ServedModel(one.name, str(one.version), one.fingerprint.hex()) for one in self._models}
@@ -405,5 +416,5 @@ class Server:
 
     def _update_health(self) -> None:
         status = Status.NOT_SERVING if self.why_not_ready() else Status.SERVING
-        for service in ("", SERVICE_NAME):
+        for service in ("", SERVICE_NAME, OPEN_INFERENCE_NAME):
             self._health.set(service, status)

@@ -29,7 +29,7 @@ ROOMS = (
     ("holdfast.errors",),
     ("holdfast.pending",),
     ("holdfast.history_digest",),
-    ("holdfast.v1",),
+    ("holdfast.v1", "holdfast.oip"),
 )
 """Every room, from top to bottom. A room imports what is below it, not what is beside it."""
 ONLY = {
@@ -87,6 +87,11 @@ PURE = {
     "service.common.redaction",
     "service.rpc.credentials",
     "service.rpc.page_token",
+    "service.rpc.oip.descriptions",
+    "service.rpc.oip.mapping",
+    "service.rpc.oip.replies",
+    "service.rpc.oip.sequence",
+    "service.rpc.oip.tensors",
     "service.model.apart",
     "service.model.axis_roles",
     "service.model.call_filter",
@@ -294,6 +299,7 @@ WALL_CLOCKS = {
 }  # fmt: skip
 TELLS_TIME = {
     "service.engine.watched": "watchers are told when a chunk was committed",
+    "service.rpc.oip.statistics": "a report says when the last request was answered",
     "service.telemetry.tracing": "a span says when its call began",
 }
 """Where a clock that can jump is read nevertheless, and why: nothing is decided by it."""
@@ -354,7 +360,12 @@ ENDS_BY_ITSELF = {
     ("service.model.check", "each_file"): "one check per file; the caller gets the error",
     ("service.model.reloading", "ModelReloading._look"): "one look, with a Trouble",
     ("service.model.reloading", "_in_thread"): "one call; the caller gets the error",
-    ("service.rpc.streams", "_ReplyStream._exchange"): "reads one stream, which ends with it",
+    ("service.rpc.streams", "ReplyStream._exchange"): "reads one stream, which ends with it",
+    (
+        "service.rpc.oip.ends",
+        "Ends.begin",
+    ): "deletes one session, which expires otherwise; a failure is logged",
+    ("service.rpc.oip.stream", "InferStream._submit"): "applies one request; the caller gets the error",
     ("service.store.confirmation", "_Lane.wait"): "one wait; those who wait get the error",
     ("service.store.cluster", "Cluster._refresh_soon"): "reads the map until it is right, with a Trouble",
     ("service.store.cluster", "Cluster._retire"): "closes one node",

@@ -44,7 +44,7 @@ _FIRST_REPLY_BYTES = 4096
 """What a chunk's reply is taken to have before there was one."""
 
 
-class _ReplyStream(ABC):
+class ReplyStream(ABC):
     """One call: reads requests while it writes replies.
 
     Args:
@@ -229,7 +229,7 @@ class _Turn:
         self.taken_count = self.taken_bytes = 0  # what was let in for it, given back with the reply
 
 
-class StepStream(_ReplyStream):
+class StepStream(ReplyStream):
     """Serves one StreamSteps call."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -293,7 +293,7 @@ class _Parts:
         self.timer: asyncio.TimerHandle | None = None  # sends what is answered
 
 
-class BatchStream(_ReplyStream):
+class BatchStream(ReplyStream):
     """Serves one StreamBatches call; replies keep the order of the requests, but for those in parts."""
 
     def __init__(self, *arguments: Any, limits: BatchLimits, **options: Any) -> None:

@@ -279,7 +279,7 @@ class Metrics:
         self._store_suspect.set(bool(usage.suspicion))
 
     def rpc(self, name: str) -> RpcMetrics:
-        """Returns what counts an rpc of holdfast.v1."""
+        """Returns what counts an rpc, by the name of its method."""
         return self._rpcs[name]
 
     # -- models -------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from holdfast.oip.v2 import oip_pb2 as oip
 from holdfast.v1 import holdfast_pb2 as pb
 from service.telemetry.families import SECONDS, Buckets, Numbers
 
@@ -19,6 +20,9 @@ CODES = (
     "Internal", "Unavailable", "DataLoss", "Unauthenticated",
 )  # fmt: skip
 """By number."""
+
+OPEN_INFERENCE_NAME = "inference.GRPCInferenceService"
+"""The name under which the service of `holdfast.oip.v2` is served."""
 
 OK, _CANCELLED, _DEADLINE_EXCEEDED = 0, 1, 4
 _STARTED, _RECEIVED, _SENT = range(3)
@@ -115,16 +119,21 @@ class RpcFamilies(Collector):
 
 
 def rpc_labels() -> Iterator[tuple[str, str, str]]:
-    """Yields type, service and method of every rpc of holdfast.v1."""
-    service = pb.DESCRIPTOR.services_by_name["StreamingInferenceService"]
-    for method in service.methods:
-        kind = {
-            (False, False): "unary",
-            (True, False): "client_stream",
-            (False, True): "server_stream",
-            (True, True): "bidi_stream",
-        }[method.client_streaming, method.server_streaming]
-        yield kind, service.full_name, method.name
+    """Yields type, service and method of every rpc of holdfast.v1 and of the Open Inference Protocol.
+
+    No two methods have the same name.
+    """
+    own = pb.DESCRIPTOR.services_by_name["StreamingInferenceService"]
+    other = oip.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+    for service, name in ((own, own.full_name), (other, OPEN_INFERENCE_NAME)):
+        for method in service.methods:
+            kind = {
+                (False, False): "unary",
+                (True, False): "client_stream",
+                (False, True): "server_stream",
+                (True, True): "bidi_stream",
+            }[method.client_streaming, method.server_streaming]
+            yield kind, name, method.name
 
 
 def code_of(context: Any) -> int:

@@ -1,0 +1,1 @@
+"""The Open Inference Protocol, which the server speaks beside its own contract."""

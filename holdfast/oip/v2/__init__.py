@@ -1,0 +1,1 @@
+"""Messages generated from proto/holdfast/oip/v2/oip.proto by `make proto`."""

@@ -1,0 +1,1 @@
+"""The Open Inference Protocol: sequences of its callers are sessions, their requests are chunks."""
