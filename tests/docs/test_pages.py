@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -33,6 +34,7 @@ RUN = {
         "[('book-copy', 31), ('book-moved', 37)]", "[]", "[31, 0] SESSION_NOT_FOUND",
     ],
     "docs/guides/checkpoints.md": ["48 b'48'", "63 68", "before the guess 63"],
+    "docs/guides/triton.md": ["2 False", "2 True"],
     "docs/guides/generation.md": ["60 69", "True", "False", "True", "True", "True", "True"],
 }  # fmt: skip
 """Pages whose examples in Python are run, one after the other, and what they print; others are read."""
@@ -96,7 +98,9 @@ def test_examples_in_python_are_python():
 def test_examples_run_as_they_stand(page, server):
     code = "\n".join(block.text for block in blocks("python") if block.page == page)
     code = code.replace("localhost:50051", server.address)
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / ".venv" / "tritonclient")}
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
     said = result.stdout.splitlines()
     assert [line for line in said if line in RUN[page]] == RUN[page], result.stdout

@@ -20,6 +20,7 @@ from google.rpc import status_pb2
 from hypothesis import strategies as st
 
 from holdfast.errors import InvalidRequest, RecordCorrupt, ServiceError, StoreUnavailable
+from holdfast.oip.v2 import oip_pb2 as oip
 from holdfast.v1 import holdfast_pb2 as pb
 from service.engine import rules
 from service.engine.checks import check_tokens, validate
@@ -51,6 +52,10 @@ from service.rpc import codec
 from service.rpc.batches import BatchCall, BatchLimits
 from service.rpc.credentials import ANYBODY
 from service.rpc.model_message import contract_message
+from service.rpc.oip.mapping import read_session_inputs, read_tokens
+from service.rpc.oip.replies import selection_of, wanted_outputs
+from service.rpc.oip.sequence import read_sequence
+from service.rpc.oip.tensors import read_inputs
 from service.rpc.openings import given_states, opening_keys, opening_reply, state_of
 from service.rpc.page_token import decode_token, encode_token
 from service.rpc.stack import Piece, stack_outputs
@@ -125,6 +130,27 @@ MODELS = (NamedModel(SUM_CONTRACT), NamedModel(read_contract(CONTRACT, Graph(*gr
 
 
 # -- requests ------------------------------------------------------------------------------------
+
+
+def run_infer_request(data):
+    """A request of the Open Inference Protocol becomes tokens that rules can judge, or a ServiceError."""
+    request = parsed(oip.ModelInferRequest, data)
+    if request is None:
+        return
+    try:
+        sequence = read_sequence(request.model_name, request.parameters)
+        assert 1 <= len(sequence.session_id) <= codec.MAX_ID_CHARS
+        given, wanted = read_inputs(request), wanted_outputs(request)
+    except ServiceError as error:
+        check_error(error)
+        return
+    for model in MODELS:
+        try:
+            read_session_inputs(given, model.contract, is_start=sequence.is_start)
+            tokens = read_tokens(given, model.contract, MAX_TOKENS)
+            judge(model, tokens.asked("", 0, selection_of(wanted)), tokens.data, 1)
+        except ServiceError as error:
+            check_error(error)
 
 
 def run_chunk(data):
@@ -847,6 +873,46 @@ CONFIGS = st.lists(
     max_size=12,
 ).map(lambda parts: " ".join(parts).encode())
 
+PARAMETERS = st.dictionaries(
+    st.sampled_from(["sequence_id", "sequence_start", "sequence_end", "holdfast_position", "timeout", "x"]),
+    st.one_of(
+        st.builds(oip.InferParameter, int64_param=st.integers(-(2**63), 2**63 - 1)),
+        st.builds(oip.InferParameter, string_param=TEXT),
+        st.builds(oip.InferParameter, bool_param=st.booleans()),
+        st.builds(oip.InferParameter, double_param=st.floats()),
+    ),
+    max_size=4,
+)
+INFER_INPUTS = st.builds(
+    oip.ModelInferRequest.InferInputTensor,
+    name=st.sampled_from(["token", "x", "h", ""]),
+    datatype=st.sampled_from(["INT64", "INT32", "UINT8", "FP32", "FP16", "BYTES", "BOOL", "BF16", ""]),
+    shape=st.lists(st.one_of(st.integers(0, 3), st.integers(-(2**63), 2**63 - 1)), max_size=4),
+    contents=st.builds(
+        oip.InferTensorContents,
+        int64_contents=st.lists(st.integers(-3, 300), max_size=4),
+        uint_contents=st.lists(st.integers(0, 300), max_size=2),
+        fp32_contents=st.lists(st.floats(width=32), max_size=4),
+        bytes_contents=st.lists(st.binary(max_size=4), max_size=2),
+    ),
+)
+INFER_REQUESTS = st.builds(
+    oip.ModelInferRequest,
+    model_name=st.sampled_from(["m", "sum", ""]),
+    parameters=PARAMETERS,
+    inputs=st.lists(INFER_INPUTS, max_size=3),
+    outputs=st.lists(
+        st.builds(
+            oip.ModelInferRequest.InferRequestedOutputTensor, name=st.sampled_from(["total", "y", "*"])
+        ),
+        max_size=3,
+    ),
+    raw_input_contents=st.lists(
+        st.one_of(st.binary(max_size=24), st.sampled_from([bytes(8), b"\3\0\0\0abc", bytes(16)])),
+        max_size=3,
+    ),
+)
+
 DRAWN = st.integers(0, 2**48).map(drawn_model)
 
 RESP = st.one_of(
@@ -891,6 +957,7 @@ HARNESSES = {
         run_batch,
         mostly(serialized(st.builds(pb.StepBatchRequest, batch=st.one_of(BATCHES, FEATURES)))),
     ),
+    "infer_request": Harness(run_infer_request, mostly(serialized(INFER_REQUESTS))),
     "initial_state": Harness(run_initial_state, mostly(serialized(OPENINGS))),
     "open_batch": Harness(run_open_batch, mostly(serialized(BATCH_OPENINGS))),
     "error": Harness(run_error, st.one_of(st.binary(max_size=200), TEXT.map(str.encode))),

@@ -12,8 +12,9 @@ from holdfast.v1 import holdfast_pb2 as pb
 from tests.rpc.conftest import MODEL
 from tests.support.opening import open_at
 from tests.support.oracle import held_out_text, run
-from tests.support.server import ServerProcess
+from tests.support.server import ServerProcess, get
 from tests.support.store_process import StoreProcess
+from tests.support.tokens import TokensFile
 from tests.support.triton import (
     InferenceServerException,
     ids,
@@ -522,6 +523,56 @@ def test_a_model_that_is_not_served(client):
     error = refusal(step, client, b"a", 1, model="no-such-model")
     assert error.status() == "StatusCode.NOT_FOUND"
     assert "no-such-model" in error.message()
+
+
+# -- the edge --------------------------------------------------------------------------------------------
+
+
+def test_a_server_that_leaves_answers_what_it_has_read_and_ends_streams(tmp_path):
+    with (
+        ServerProcess(tmp_path / "data") as server,
+        triton.InferenceServerClient(server.address) as client,
+        Stream(client) as stream,
+    ):
+        for place in range(5):
+            stream.send(b"a", 5, sequence_start=place == 0)
+        first = stream.get()
+        assert server.stop() == 0
+        results = [first, *(stream.get() for _ in range(4))]
+        assert [parameter(result, "holdfast_position") for result in results] == [1, 2, 3, 4, 5]
+        assert stream.get().status() == "StatusCode.UNAVAILABLE"
+
+
+def test_callers_need_a_credential_and_have_sequences_of_their_own(tmp_path):
+    tokens = TokensFile(tmp_path / "tokens.toml")
+    acme, beta, reader = (
+        tokens.add("acme", "step"),
+        tokens.add("beta", "step"),
+        tokens.add("b", "read-state"),
+    )
+    headers = [{"authorization": f"Bearer {token}"} for token in (acme, beta, reader)]
+    with (
+        ServerProcess(tmp_path / "data", *tokens.write()) as server,
+        triton.InferenceServerClient(server.address) as client,
+    ):
+        assert refusal(step, client, b"a", 1, sequence_start=True).status() == "StatusCode.UNAUTHENTICATED"
+        assert refusal(client.is_server_ready).status() == "StatusCode.UNAUTHENTICATED"
+        assert refusal(client.get_log_settings).status() == "StatusCode.UNAUTHENTICATED"
+        step(client, b"a", 1, sequence_start=True, headers=headers[0])
+        assert refusal(step, client, b"a", 1, headers=headers[1]).status() == "StatusCode.NOT_FOUND"
+        error = refusal(step, client, b"a", 1, headers=headers[2])
+        assert error.status() == "StatusCode.PERMISSION_DENIED"
+        assert client.is_model_ready(MODEL, headers=headers[2])
+        assert parameter(step(client, b"a", 1, headers=headers[0]), "holdfast_position") == 2
+
+
+def test_rpcs_are_counted_under_the_name_of_their_service(client, server):
+    step(client, b"a", "counted", sequence_start=True)
+    labels = 'grpc_method="ModelInfer",grpc_service="inference.GRPCInferenceService",grpc_type="unary"'
+    counts = [line for line in get(server, "/metrics")[1].splitlines() if labels in line]
+    assert any(
+        line.startswith("grpc_server_started_total") and float(line.split()[1]) > 0 for line in counts
+    )
 
 
 # -- descriptions ----------------------------------------------------------------------------------------

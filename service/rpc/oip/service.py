@@ -78,6 +78,7 @@ class OpenInference:
         self._ttl_s = settings.session_ttl_s
         self._max_tokens = settings.max_chunk_tokens
         self._statistics = Statistics()
+        self._version = version("holdfast")
         self._inference = Inference(engine, sessions, models, self._statistics, self._max_tokens)
 
     def functions(self) -> Functions:
@@ -113,9 +114,7 @@ class OpenInference:
 
     async def server_metadata(self, *_: Any) -> oip.ServerMetadataResponse:
         """Names the server."""
-        return oip.ServerMetadataResponse(
-            name="holdfast", version=version("holdfast"), extensions=EXTENSIONS
-        )
+        return oip.ServerMetadataResponse(name="holdfast", version=self._version, extensions=EXTENSIONS)
 
     async def model_metadata(self, request: oip.ModelMetadataRequest, _: Call) -> oip.ModelMetadataResponse:
         """Describes a model's inputs and outputs."""
