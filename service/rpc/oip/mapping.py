@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from holdfast.errors import InvalidRequest
-from service.engine.rows import Asked
+from service.engine.asked import Asked, TokenKind
 from service.model.contract import Contract, StateSpec
 from service.rpc.oip.tensors import BYTES, DATATYPES, Given, field_of
 
@@ -50,7 +50,7 @@ class Tokens(NamedTuple):
         leading: The axes that the request has before those of a token.
     """
 
-    kind: Any
+    kind: TokenKind
     data: bytes
     token_count: int
     width: int

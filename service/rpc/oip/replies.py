@@ -6,8 +6,9 @@ from typing import Any
 from holdfast.errors import InvalidRequest
 from holdfast.oip.v2 import oip_pb2 as oip
 from holdfast.v1 import holdfast_pb2 as pb
+from service.engine.asked import Selection
 from service.engine.checks import ALL_TENSORS
-from service.engine.rows import Reply, Selection
+from service.engine.rows import Reply
 from service.rpc.codec import MAX_TENSORS
 from service.rpc.oip.sequence import INCARNATION, POSITION, REPLAYED
 from service.rpc.oip.tensors import DATATYPE_OF_NUMBER
