@@ -278,6 +278,19 @@ def test_the_next_request_of_a_stream_finds_a_sequence_ended(server):
         assert parameter(stream.get(), "holdfast_position") == 1
 
 
+def test_requests_of_a_sequence_are_applied_in_their_order_a_start_among_them(stub):
+    requests = []
+    for number in range(60):
+        request = good()
+        request.parameters["sequence_id"].string_param = "in-order"
+        request.parameters["sequence_start"].bool_param = number % 3 == 0
+        requests.append(request)
+    replies = list(stub.ModelStreamInfer(iter(requests), timeout=30))
+    assert not any(reply.error_message for reply in replies)
+    positions = [reply.infer_response.parameters["holdfast_position"].int64_param for reply in replies]
+    assert positions == [1, 2, 3] * 20
+
+
 # -- exactly once ------------------------------------------------------------------------------------
 
 
@@ -289,6 +302,13 @@ def test_a_request_with_its_position_is_applied_once_however_often_it_comes(clie
     assert np.array_equal(logits([second]), logits([again]))
     assert np.array_equal(logits([first, again]), run(MODEL, b"ab")[0])
     assert parameter(step(client, b"b", 61), "holdfast_position") == 3  # without, it is another step
+    only = [triton.InferRequestedOutput("logits")]
+    step(client, b"c", 61, parameters={"holdfast_position": 3}, outputs=only)
+    again = step(client, b"c", 61, parameters={"holdfast_position": 3})
+    assert [output.name for output in again.get_response().outputs] == ["logits"]
+    only = [triton.InferRequestedOutput("token_log_prob")]
+    error = refusal(step, client, b"c", 61, parameters={"holdfast_position": 3}, outputs=only)
+    assert "without output 'token_log_prob'" in error.message()
     other = refusal(step, client, b"x", 61, parameters={"holdfast_position": 1})
     assert other.status() == "StatusCode.ABORTED"
     assert "sequence 61" in other.message()
