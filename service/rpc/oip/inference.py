@@ -18,9 +18,10 @@ from holdfast.errors import (
     SessionNotFound,
 )
 from holdfast.oip.v2 import oip_pb2 as oip
+from service.engine.changes import MAX_ATTEMPTS
 from service.engine.driver import Driver
 from service.engine.rows import Chunk, Reply
-from service.engine.sessions import MAX_ATTEMPTS, Opening, Sessions
+from service.engine.sessions import Opening, Sessions
 from service.model.protocol import Model, Models
 from service.rpc.codec import key_of, to_raw_state
 from service.rpc.credentials import Caller
