@@ -27,7 +27,7 @@ from service.rpc.access import Access
 from service.rpc.connections import connection_options, reading_places, request_bound
 from service.rpc.credentials import CredentialsError
 from service.rpc.functions import build_functions
-from service.rpc.gate import Gate, Rpc
+from service.rpc.gate import Gate
 from service.rpc.grpc_log import lower_lines_about_clients
 from service.rpc.grpc_server import GrpcServer
 from service.rpc.health import NAME as HEALTH_NAME
@@ -303,21 +303,16 @@ class Server:
         self._watching = Watching(
             self._engine, sessions, self._models, self._calls, self._store, settings.store_timeout_s
         )
-        functions = build_functions(
-            self._engine,
-            self._store,
-            self._models,
-            sessions,
-            self._calls,
-            self._reloading,
-            on_event,
-            settings,
-        )
+        parts = self._engine, self._store, self._models, sessions, self._calls
+        functions = build_functions(*parts, self._reloading, on_event, settings)
         functions |= self._watching.rpcs()
-        rpcs = build_rpcs(functions, self._calls, self._access, self._metrics.rpc, self._tracing)
+        stock = OpenInference(
+            self._engine, sessions, self._models, self._calls, self.why_not_ready, settings
+        ).functions()
+        around = self._calls, self._access, self._metrics.rpc, self._tracing
         gate = Gate(self._metrics.refused)
-        gate.add(SERVICE_NAME, rpcs, self._access)
-        gate.add(OPEN_INFERENCE_NAME, self._open_inference_rpcs(sessions), self._access)
+        gate.add(SERVICE_NAME, build_rpcs(functions, *around), self._access)
+        gate.add(OPEN_INFERENCE_NAME, open_inference_rpcs(stock, *around), self._access)
         gate.add(HEALTH_NAME, self._health.rpcs(), Access(None, asks_certificates=False))
         if settings.reflection:
             for name in (V1_NAME, V1ALPHA_NAME):
@@ -334,14 +329,6 @@ class Server:
         except RuntimeError as error:
             raise StartError(f"--grpc-address {settings.grpc_address}: {error}") from None
         await self._grpc.start()
-
-    def _open_inference_rpcs(self, sessions: Sessions) -> dict[str, Rpc]:
-        served = OpenInference(
-            self._engine, sessions, self._models, self._calls, self.why_not_ready, self._settings
-        )
-        return open_inference_rpcs(
-            served.functions(), self._calls, self._access, self._metrics.rpc, self._tracing
-        )
 
     def _show_models(self) -> None:
         served = {ServedModel(one.name, str(one.version), one.fingerprint.hex()) for one in self._models}
