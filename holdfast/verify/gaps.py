@@ -36,11 +36,20 @@ class Gaps:
             end = next((other for other in range(place, life.top) if other in life.tape), life.top)
             filling = self._choose(place, end)
             if filling is None and place not in life.generated:
+                filling, end = self._prompt_of_generation(place, end)
+            if filling is None and place not in life.generated:
                 life.findings.unexplained += end - place
                 life.note(f"positions {place}..{end} were applied, and no recorded request explains it")
             for attempt, start in filling or ():
                 life.tape.update(zip(itertools.count(start), attempt.tokens, strict=False))
             place = end
+
+    def _prompt_of_generation(self, start: int, end: int) -> tuple[list[tuple[Attempt, int]] | None, int]:
+        """Returns what fills a gap up to where a broken generation went on by itself, and that place."""
+        for place in sorted(place for place in self._life.generated if start < place < end):
+            if (filling := self._choose(start, place)) is not None:
+                return filling, place
+        return None, end
 
     def _choose(self, start: int, end: int) -> list[tuple[Attempt, int]] | None:
         """Returns the requests of open fate that fill a gap; of several ways that which is confirmed.

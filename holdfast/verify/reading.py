@@ -320,6 +320,10 @@ class Histories:
                 incarnation = event.start.incarnation
                 _learn(session, asked.model, event.start.model_version)
             position = said.position
+            if (
+                event.HasField("token") and said.replayed
+            ):  # an earlier call has applied it, and may have more
+                session.history.generations.append(OpenGeneration(incarnation, position))
             if unanswered is not None:
                 unanswered.reply = Reply(
                     answer.time_s, incarnation, position, said.replayed,

@@ -150,3 +150,16 @@ def test_the_last_token_of_a_generation_may_be_applied_again_by_a_store_that_los
     session.answer(again)
     wrongs, _ = judged(session)
     assert wrongs == ({} if is_repetition else {"twice": 1})
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_broken_generation_may_have_applied_its_prompt_and_more(is_known):
+    session = Session()
+    session.step([1, 2])
+    session.send([3, 4, 5], 2)
+    if is_known:
+        session.history.generations.append(OpenGeneration(LIFE, 5))
+    session.log += [3, 4, 5, 6, 7]
+    session.look()
+    wrongs, _ = judged(session)
+    assert wrongs == ({} if is_known else {"unexplained": 5})
