@@ -157,7 +157,6 @@ def test_the_rule_of_the_stores_user_is_printed(tmp_path):
             "DEBUG",
             "SCRIPT|FLUSH",
             "DEL",
-            "SCAN",
         ):
             assert f"+{command.lower()}" not in text.split()
         assert store.call("ACL", "DRYRUN", "h", "GET", "holdfast:v1:{t:s}") == b"OK"

@@ -162,7 +162,7 @@ def test_an_error_on_a_stream_leaves_the_stream_alive(rpc):
 
 
 def test_an_rpc_that_the_contract_does_not_have_is_unimplemented_and_not_retried(rpc):
-    call = rpc.channel.unary_unary("/holdfast.v1.StreamingInferenceService/ForkSession")
+    call = rpc.channel.unary_unary("/holdfast.v1.StreamingInferenceService/CloseSession")
     with pytest.raises(grpc.RpcError) as refused:
         call(b"", timeout=10)
     error = from_rpc(refused.value)
