@@ -34,9 +34,10 @@ class Gaps:
                 place += 1
                 continue
             end = next((other for other in range(place, life.top) if other in life.tape), life.top)
-            filling = self._choose(place, end)
-            if filling is None and place not in life.generated:
-                filling, end = self._prompt_of_generation(place, end)
+            generated = sorted(known for known in life.generated if place <= known < end)
+            filling = self._proven(place, end) if generated else self._choose(place, end)
+            if filling is None and generated:
+                filling, end = self._prompt_of_generation(place, generated, end)
             if filling is None and place not in life.generated:
                 life.findings.unexplained += end - place
                 life.note(f"positions {place}..{end} were applied, and no recorded request explains it")
@@ -44,12 +45,26 @@ class Gaps:
                 life.tape.update(zip(itertools.count(start), attempt.tokens, strict=False))
             place = end
 
-    def _prompt_of_generation(self, start: int, end: int) -> tuple[list[tuple[Attempt, int]] | None, int]:
+    def _prompt_of_generation(
+        self, start: int, generated: list[int], end: int
+    ) -> tuple[list[tuple[Attempt, int]] | None, int]:
         """Returns what fills a gap up to where a broken generation went on by itself, and that place."""
-        for place in sorted(place for place in self._life.generated if start < place < end):
-            if (filling := self._choose(start, place)) is not None:
+        for place in generated:
+            if place > start and (filling := self._choose(start, place)) is not None:
                 return filling, place
         return None, end
+
+    def _proven(self, start: int, end: int) -> list[tuple[Attempt, int]] | None:
+        """Returns the requests that fill a gap by a digest that is said later; None if none proves any.
+
+        A broken generation may have applied tokens there of which nobody was told, so that it is not
+        enough that a request fits.
+        """
+        fillings = itertools.islice(self._fillings(start, end), MAX_FILLINGS)
+        return next((filling for filling in fillings if self._leads_on(start, filling)), None)
+
+    def _leads_on(self, start: int, filling: list[tuple[Attempt, int]]) -> bool:
+        return self._chain.leads_on(start, [token for attempt, _ in filling for token in attempt.tokens])
 
     def _choose(self, start: int, end: int) -> list[tuple[Attempt, int]] | None:
         """Returns the requests of open fate that fill a gap; of several ways that which is confirmed.
@@ -59,7 +74,7 @@ class Gaps:
         life, network = self._life, self._network
         fillings = list(itertools.islice(self._fillings(start, end), MAX_FILLINGS))
         for filling in fillings if len(fillings) > 1 else ():
-            if self._chain.leads_on(start, [token for attempt, _ in filling for token in attempt.tokens]):
+            if self._leads_on(start, filling):
                 return filling
         if len(fillings) > 1:
             life.unsure.append(end)

@@ -163,11 +163,8 @@ class Life:
         self.first_digest = self.takeover.digest
         end = max((piece.end for piece in before.pieces), default=before.base)
         self._miss(end - self.base, f"a takeover found position {self.base}")
-        places = range(before.base, self.base)
-        self.knows_start = before.knows_start and all(place in before.tape for place in places)
-        self.initial = before.initial
-        if self.knows_start:
-            self.prefix = before.prefix + [before.tape[place] for place in places]
+        tokens = before.tokens_up_to(self.base)
+        self.knows_start, self.initial, self.prefix = tokens is not None, before.initial, tokens or []
 
     def go_on_from_checkpoint(self, earlier: Sequence["Life"]) -> None:
         """After a restore the state is that of an earlier life, where the checkpoint was saved.

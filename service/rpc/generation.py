@@ -343,7 +343,8 @@ class _Generation:
         if stored.model is not self._model:
             self._model = stored.model
             check_against(self._wanted, stored.model.contract)
-        if position is not None and position < record.position:
+        is_begun = self._count > 0 or not self._wanted.prompt  # else a step of others was just like it
+        if position is not None and position < record.position and is_begun:
             number = _next_id(record, position, self._digest, self._contract)
             if number is not None:
                 self._digest = self._digest or _digest_at(record, position)
@@ -409,12 +410,15 @@ def _digest_at(record: Record, position: int) -> int:
 
 
 def _next_id(record: Record, position: int, digest: int, contract: Contract) -> int | None:
-    """Returns which token followed a position, as a kept reply's digests tell; None if none tells.
+    """Returns which token a generation applied at a position, as digests tell; None if none is kept.
 
-    Tokens are not kept, but few are so short that trying all of them takes a moment.
+    Tokens are not kept, but few are so short that trying all of them takes a moment. The reply to a step
+    does not say what was drawn after it.
     """
     for reply in record.replies:
         if reply.position - reply.token_count != position or digest not in (0, reply.digest_before):
+            continue
+        if not pb.Outputs.FromString(reply.outputs).sampled_ids:
             continue
         count = len(contract.texts) or (0 if contract.vocabulary is None else contract.vocabulary.size)
         for number in range(count):

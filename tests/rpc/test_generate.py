@@ -318,6 +318,16 @@ def test_nothing_is_said_of_a_session_that_went_on(rpc):
     assert stands(rpc, "gone-on")[0] == len(PROMPT) + 2
 
 
+@pytest.mark.parametrize("prompt", [PROMPT, None])
+def test_a_token_that_was_stepped_is_not_taken_for_one_that_was_drawn(rpc, prompt):
+    session_id = f"stepped-by-others-{prompt is None}"
+    rpc.open(session_id)
+    rpc.step(session_id, text=PROMPT, position=0)
+    rpc.step(session_id, text=b"~", position=len(PROMPT), acknowledged_position=0)
+    asked = {"prompt": pb.Tokens(text=prompt), "position": 0} if prompt else {"position": len(PROMPT)}
+    assert refused(rpc, session_id, max_tokens=3, **asked).reason == "POSITION_CONFLICT"
+
+
 def test_a_forecast_is_that_of_the_loop(rpc):
     rpc.open("forecast", model="feedback")
     given = np.array([[0.5, -1], [0.25, 3]], np.float32)

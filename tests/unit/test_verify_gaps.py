@@ -163,3 +163,32 @@ def test_a_broken_generation_may_have_applied_its_prompt_and_more(is_known):
     session.look()
     wrongs, _ = judged(session)
     assert wrongs == ({} if is_known else {"unexplained": 5})
+
+
+@pytest.mark.parametrize("digests", [True, False])
+@pytest.mark.parametrize("prompt", [[], [3, 4]])
+def test_a_step_that_fits_where_a_broken_generation_went_on_need_not_have_been_applied(prompt, digests):
+    """Its writer had left a generation and sent the step to where it knew the session; it was refused."""
+    session = Session(digests=digests)
+    session.step([1, 2])
+    if prompt:
+        session.send(prompt, 2)
+    session.history.generations.append(OpenGeneration(LIFE, 2 + len(prompt)))
+    session.log += [*prompt, 5, 6]
+    refused = session.send([7, 8, 9, 10][: len(prompt) + 2], 2)
+    refused.reason, refused.expected_position = "POSITION_CONFLICT", len(session.log)
+    session.step([11, 12])
+    assert judged(session)[0] == {}
+
+
+def test_a_digest_proves_that_a_step_was_applied_where_a_generation_was_broken_off():
+    session = Session(digests=True)
+    session.step([1, 2])
+    session.history.generations.append(OpenGeneration(LIFE, 2))
+    session.send([5, 6], 2)
+    session.log += [5, 6]
+    session.step([11, 12])
+    assert judged(session)[0] == {}
+    session.step([13, 14])
+    session.history.attempts[-1].tokens[:] = 15, 16
+    assert judged(session)[0] == {"wrong": 2}  # nothing before it is in doubt

@@ -124,6 +124,19 @@ def test_outputs_after_a_restore_that_go_on_from_another_state_are_wrong():
     assert judged(session)[0]
 
 
+def test_a_takeover_behind_the_checkpoint_that_was_restored_does_not_have_its_tokens():
+    """The store had lost the restore: what it went back to is less than what the life before began with."""
+    session = Session()
+    session.step([1, 2])
+    session.step([3, 4])
+    put_back(session, 4, LIFE + 1)
+    step_in(session, LIFE + 1, [5])
+    session.log = [1, 2]
+    session.history.sights.append(Sight(session.now(), LIFE + 2, 2, took_over=True))
+    step_in(session, LIFE + 2, [6, 7])
+    assert judged(session)[0] == {"lost": 3}
+
+
 @pytest.mark.parametrize(("asked_s", "lost"), [([6.5], 0), ([], 3), ([60.0], 3)])
 def test_a_restore_whose_answer_did_not_come_is_no_new_beginning(asked_s, lost):
     session = Session(digests=True)
