@@ -10,12 +10,11 @@ import functools
 import time
 from collections import deque
 from collections.abc import AsyncIterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from holdfast.errors import InvalidRequest, ModelFailed, PositionGap, ServiceError, StoreRegressed
-from holdfast.history_digest import digest_after
 from holdfast.v1 import holdfast_pb2 as pb
 from service.engine.asked import Asked
 from service.engine.checks import reply_bytes
@@ -30,6 +29,7 @@ from service.model.protocol import Model, Models
 from service.rpc import codec
 from service.rpc.call import Call
 from service.rpc.emission import Emission
+from service.rpc.following import Following, digest_at, next_id
 from service.rpc.generation_request import (
     MAX_SAID_IDS,
     MAX_STOP_TEXT_BYTES,
@@ -45,7 +45,6 @@ from service.rpc.generation_request import (
 from service.rpc.joining import Joint
 from service.rpc.open_calls import OpenCalls
 from service.rpc.rpcs import Functions
-from service.store.record import Record
 from service.telemetry.rpc_metrics import RpcMetrics
 
 
@@ -117,24 +116,6 @@ class Generations:
         return (await self._sessions.read(wanted.key)).model
 
 
-class _Following(NamedTuple):
-    """What follows a position.
-
-    Attributes:
-        number: The id that was drawn; 0 without a vocabulary.
-        log_prob: Under the model; NaN where that is not known any more.
-        features: Without a vocabulary, the raw features.
-        top_ids: The likeliest ids, best first, if requested.
-        top_log_probs: Their log-probabilities.
-    """
-
-    number: int
-    log_prob: float = 0.0
-    features: bytes = b""
-    top_ids: tuple[int, ...] = ()
-    top_log_probs: tuple[float, ...] = ()
-
-
 class _Generation:
     """One call: where it stands, and what it has emitted.
 
@@ -198,7 +179,7 @@ class _Generation:
                 return
             following = await self._following(reply)
 
-    def _stops(self, following: _Following) -> bool:
+    def _stops(self, following: Following) -> bool:
         """Whether what follows ends the generation.
 
         A subword without text can do nothing else: it was drawn where it was a stop id, which it need not
@@ -234,7 +215,7 @@ class _Generation:
 
     # -- chunks -------------------------------------------------------------------------------
 
-    def _next_chunk(self, following: _Following) -> tuple[Asked, bytes]:
+    def _next_chunk(self, following: Following) -> tuple[Asked, bytes]:
         if self._contract.feedback is not None:
             width = self._contract.input.width
             return self._wanted.asked._replace(
@@ -306,7 +287,7 @@ class _Generation:
 
     # -- what follows ---------------------------------------------------------------------------
 
-    async def _following(self, reply: Reply) -> _Following:
+    async def _following(self, reply: Reply) -> Following:
         """Returns what a reply says of the next token; finds it out if the chunk was a step of others."""
         outputs = pb.Outputs.FromString(reply.outputs)
         feedback = self._contract.feedback
@@ -321,14 +302,14 @@ class _Generation:
                     f"output {feedback.name!r} holds NaN or infinity at position {reply.position} and "
                     "cannot be the next input"
                 )
-            return _Following(0, features=features)
+            return Following(0, features=features)
         if not outputs.sampled_ids:
             if not can_probe(self._contract):
                 raise self._unknown()
             _, following = await self._look()
             return following
         return self._checked(
-            _Following(
+            Following(
                 outputs.sampled_ids[0],
                 outputs.sampled_log_probs[0],
                 top_ids=tuple(outputs.top_ids),
@@ -336,7 +317,7 @@ class _Generation:
             )
         )
 
-    async def _look(self) -> tuple[OpenSession, _Following]:
+    async def _look(self) -> tuple[OpenSession, Following]:
         """Finds out what follows where the call stands, from what is stored of the session."""
         stored = await self._sessions.read(self._wanted.key)
         record, position = stored.record, self._position
@@ -345,11 +326,11 @@ class _Generation:
             check_against(self._wanted, stored.model.contract)
         is_begun = self._count > 0 or not self._wanted.prompt  # else a step of others was just like it
         if position is not None and position < record.position and is_begun:
-            number = _next_id(record, position, self._digest, self._contract)
+            number = next_id(record, position, self._digest, self._contract)
             if number is not None:
-                self._digest = self._digest or _digest_at(record, position)
+                self._digest = self._digest or digest_at(record, position)
                 self._incarnation = record.incarnation
-                return stored, _Following(number, np.nan)
+                return stored, Following(number, np.nan)
         claim = Claim(1, b"\0", position, position, self._incarnation, self._digest)
         if decide(record, claim) is not None:  # a step of others, which no token of this model is
             raise self._unknown()
@@ -362,7 +343,7 @@ class _Generation:
         sample = self._sample()
         assert sample is not None, "bug: tokens are drawn where none are"
         drawn = draw(values, role, [sample], np.array([record.position]))
-        following = _Following(int(drawn.ids[0]), float(drawn.log_probs[0]))
+        following = Following(int(drawn.ids[0]), float(drawn.log_probs[0]))
         if self._wanted.top_k:
             ids, log_probs = ranked_candidates(values, self._wanted.top_k, role)
             following = following._replace(
@@ -370,7 +351,7 @@ class _Generation:
             )
         return stored, self._checked(following)
 
-    def _checked(self, following: _Following) -> _Following:
+    def _checked(self, following: Following) -> Following:
         if following.number == NOTHING:
             raise ModelFailed(f"the model gives no token a probability at position {self._position}")
         return following
@@ -382,7 +363,7 @@ class _Generation:
             field="prompt",
         )
 
-    def _token(self, following: _Following, text: bytes, reply: Reply) -> pb.GeneratedToken:
+    def _token(self, following: Following, text: bytes, reply: Reply) -> pb.GeneratedToken:
         token = pb.GeneratedToken(
             id=following.number,
             text=text if has_texts(self._contract) else b"",
@@ -403,28 +384,3 @@ class _Generation:
 
 def _end(why: Any, stop_id: int | None = None) -> pb.GenerateResponse:
     return pb.GenerateResponse(end=pb.GenerateEnd(finish_reason=why, stop_id=stop_id))
-
-
-def _digest_at(record: Record, position: int) -> int:
-    return next(reply.digest_before for reply in record.replies if reply.position > position)
-
-
-def _next_id(record: Record, position: int, digest: int, contract: Contract) -> int | None:
-    """Returns which token a generation applied at a position, as digests tell; None if none is kept.
-
-    Tokens are not kept, but few are so short that trying all of them takes a moment. The reply to a step
-    does not say what was drawn after it.
-    """
-    for reply in record.replies:
-        if reply.position - reply.token_count != position or digest not in (0, reply.digest_before):
-            continue
-        if not pb.Outputs.FromString(reply.outputs).sampled_ids:
-            continue
-        count = len(contract.texts) or (0 if contract.vocabulary is None else contract.vocabulary.size)
-        for number in range(count):
-            kind, raw, token_count = tokens_of(contract, number)
-            tokens = raw if kind == "text" else np.frombuffer(raw, "<i8")
-            is_as_long = token_count == reply.token_count
-            if is_as_long and digest_after(reply.digest_before, tokens) == reply.digest:
-                return number
-    return None
