@@ -18,7 +18,7 @@ from holdfast.client.farewell import FAREWELL_S
 from holdfast.client.fate import leaves_unsure, tell_fate, telling_pending
 from holdfast.client.generated import GeneratedToken, events_of, tokens_of
 from holdfast.client.ledger import Asked, Entry, Ledger
-from holdfast.client.recovery import Recovery
+from holdfast.client.recovery import LeftGeneration, Recovery
 from holdfast.client.reply import StepReply
 from holdfast.client.status import from_rpc
 from holdfast.client.tokens import to_message
@@ -83,6 +83,8 @@ class Generation:
         self._text = b""
         self._said: dict[int, None] = {}
         self._is_ahead = False  # the server may have committed what has not come
+        self._has_broken = False  # so may a call that was given up, wherever that runs
+        self._end = (0, 0, 0)  # position, digest and incarnation behind all that is known of it
 
     async def tokens(self) -> AsyncGenerator[GeneratedToken, None]:
         """Yields the tokens; holds the session until nothing more is under way."""
@@ -93,6 +95,9 @@ class Generation:
         try:
             with telling_pending(self._ledger):
                 self._ledger.check_nothing_pending()
+            left = self._recovery.left
+            if self._prompt is None and left is not None and left.is_last:
+                await self._go_behind(left, deadline_s)
             self._before = self._ledger.position, self._ledger.history_digest
             if self._prompt is not None:
                 [self._entry] = self._ledger.take([self._prompt], self._asked)
@@ -103,6 +108,17 @@ class Generation:
                 self._leave()
             else:
                 self._turn.release()
+
+    async def _go_behind(self, left: LeftGeneration, deadline_s: float) -> None:
+        """Takes what an earlier generation has committed late; the server would take it for this one's."""
+        attempt = 0
+        while True:
+            try:
+                await left.take_rest(attempt, deadline_s)
+                return
+            except HoldfastError as error:
+                attempt += 1
+                await self._recovery.recover(error, attempt, deadline_s)
 
     async def _all(self, deadline_s: float) -> AsyncIterator[GeneratedToken]:
         attempt = 0
@@ -127,9 +143,16 @@ class Generation:
     async def _fail(self, error: HoldfastError, attempt: int, deadline_s: float) -> None:
         """Returns when it can go on with another call; else raises what became of the prompt."""
         is_unsure = leaves_unsure(error)
+        self._has_broken = self._has_broken or is_unsure
         try:
             await self._recovery.recover(error, attempt, deadline_s, until=self._before[0])
+            if self._entry is not None:
+                self._before = self._entry.position, self._entry.history_digest
+            elif self._prompt is None:
+                self._before = self._ledger.position, self._ledger.history_digest
         except HoldfastError as final:
+            if self._has_broken:
+                self._stay_in_sight()
             self._is_ahead = self._is_ahead and is_unsure and not isinstance(final, ClientClosed)
             if self._entry is not None:
                 tell_fate(final, self._ledger)
@@ -287,7 +310,27 @@ class Generation:
                     if not error.retryable or isinstance(error, ClientClosed):
                         return  # the next call will get the same refusal
         finally:
+            self._stay_in_sight()
             self._turn.release()
+
+    def _stay_in_sight(self) -> None:
+        """Lets the calls after this one know of it: a replica that stands still may commit more later."""
+        place = self._ledger.position, self._ledger.history_digest
+        if self._entry is not None:
+            place = self._entry.end, self._entry.end_digest
+        self._end = *place, self._ledger.incarnation
+        self._recovery.left = self
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the session stands here where this ended, as far as that is known."""
+        ledger = self._ledger
+        return (ledger.position, ledger.history_digest, ledger.incarnation) == self._end
+
+    async def take_rest(self, attempt: int, deadline_s: float) -> list[Tokens]:
+        """Enters what was committed of it after it was left; returns that, token by token."""
+        self._entry = None  # the prompt was settled meanwhile
+        return await self._take_up_to(await self._stored(deadline_s), attempt, deadline_s)
 
     async def _fetch_rest(self, attempt: int, deadline_s: float) -> None:
         """Takes the tokens that the server committed before it noticed that nobody reads them."""
@@ -298,8 +341,13 @@ class Generation:
         ):  # it passed an engine, maybe not that one
             await self._calls.lifetime.sleep(QUIET_S)
             seen, stored = stored.position, await self._stored(deadline_s)
+        await self._take_up_to(stored, attempt, deadline_s)
+
+    async def _take_up_to(self, stored: pb.Session, attempt: int, deadline_s: float) -> list[Tokens]:
+        """Takes the tokens that follow here, up to where the session is stored; returns them."""
+        taken: list[Tokens] = []
         if stored.incarnation != self._ledger.incarnation:
-            return
+            return taken
         end = self._before[0] + (0 if self._prompt is None else len(self._prompt))
         while stored.position > end:  # where the prompt is not applied, nothing is
             known = self._ledger.position
@@ -307,9 +355,14 @@ class Generation:
                 async for event in burst:
                     if isinstance(event, pb.GeneratedToken):
                         self._take_token(event)
+                        taken.append(tokens_of(event))
+                        self._end = (
+                            self._ledger.position, self._ledger.history_digest, self._ledger.incarnation
+                        )  # fmt: skip
             end = self._ledger.position
             if end == known:
-                return
+                break
+        return taken
 
     async def _stored(self, deadline_s: float) -> pb.Session:
         request = pb.GetSessionRequest(session_id=self._session_id)

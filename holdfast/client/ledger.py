@@ -99,12 +99,13 @@ class Entry:
         cursor: Stored with it; b"" leaves the stored one.
         is_applied: It was, and its reply has to be asked for once more.
         is_unsure: A sending of it ended in a way that does not say whether it was applied.
+        is_placed: Its caller said at which position it goes.
         reply: Its reply, once that has come.
     """
 
     __slots__ = (
-        "asked", "cursor", "end", "end_digest", "history_digest", "is_applied", "is_unsure", "position",
-        "reply", "tokens",
+        "asked", "cursor", "end", "end_digest", "history_digest", "is_applied", "is_placed", "is_unsure",
+        "position", "reply", "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -117,7 +118,7 @@ class Entry:
         self.tokens = tokens
         self.asked = asked
         self.cursor = cursor
-        self.is_applied = self.is_unsure = False
+        self.is_applied = self.is_unsure = self.is_placed = False
         self.reply: StepReply | None = None
 
     @property
@@ -230,6 +231,21 @@ class Ledger:
         while len(self._entries) > self._answered_count:
             self._entries.pop()
         return dropped
+
+    def lift(self) -> list[Entry]:
+        """Takes all entries out, for `lay`; none may have a reply."""
+        assert not self._answered_count, "bug: what has a reply stays where it is"
+        lifted = list(self._entries)
+        self._entries.clear()
+        return lifted
+
+    def lay(self, lifted: Sequence[Entry]) -> None:
+        """Enters them again, behind where the session stands now."""
+        for entry in lifted:
+            entry.position, entry.history_digest = self._end
+            entry.end = entry.position + len(entry.tokens)
+            entry.end_digest = digest_after(entry.history_digest, entry.tokens)
+            self._entries.append(entry)
 
     # -- sending ------------------------------------------------------------------------------
 

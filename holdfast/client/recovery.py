@@ -9,7 +9,7 @@ again names the history it belongs to, so that it never goes into another one.
 import contextlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from holdfast.client.calls import Calls
 from holdfast.client.ledger import Ledger
@@ -19,18 +19,31 @@ from holdfast.client.replay_buffer import Applied
 from holdfast.errors import (
     Draining,
     HoldfastError,
+    PositionConflict,
     PositionGap,
     ServerUnavailable,
     SessionDeleted,
     SessionLost,
     StoreRegressed,
 )
+from holdfast.pending import Tokens, are_same
 from holdfast.v1 import holdfast_pb2 as pb
 
 HEAL_CHUNK_TOKENS = 64
 
 DELETED_KNOWN_S = 3600.0
 """So long a server knows of a deleted session that it was deleted; later it looks as if it were lost."""
+
+
+class LeftGeneration(Protocol):
+    """A generation that was left while the server may have committed more of it."""
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the session stands here where the generation ended, as far as that is known."""
+
+    async def take_rest(self, attempt: int, deadline_s: float) -> list[Tokens]:
+        """Enters what the server has committed of it since into the account of the session."""
 
 
 class Recovery:
@@ -45,6 +58,7 @@ class Recovery:
 
     Attributes:
         stub: Of the connection to use; another one after a failure.
+        left: The last generation that was left early; None if none was.
     """
 
     def __init__(
@@ -63,6 +77,7 @@ class Recovery:
         self._heard_s = time.monotonic()
         self._nonce = 0  # of a reopening that has had no reply yet
         self.stub = stub
+        self.left: LeftGeneration | None = None
 
     def heard(self) -> None:
         """Notes that the server has just answered for this session."""
@@ -89,6 +104,8 @@ class Recovery:
         elif isinstance(error, SessionLost | SessionDeleted) and self._can_reopen(error):
             self._check_time(error, attempt, deadline_s)
             await self._reopen(error, deadline_s, until)
+        elif isinstance(error, PositionConflict) and self.left is not None and self.left.is_last:
+            await self._go_behind(self.left, error, attempt, deadline_s)
         elif error.retryable:
             self.stub = self._calls.next_stub()
             if attempt > 1 or not _is_end_of_stream(error):
@@ -131,6 +148,38 @@ class Recovery:
             for applied in lost if until is None else _up_to(until, lost):
                 request = pb.StepRequest(chunk=self._ledger.to_applied(applied))
                 await self._calls.call("Step", request, deadline_s=deadline_s)
+
+    async def _go_behind(
+        self, left: LeftGeneration, error: PositionConflict, attempt: int, deadline_s: float
+    ) -> None:
+        """Has the unanswered chunks go behind what a generation committed after it had been left.
+
+        Each token of the generation is asked for by where it stands in the history, so that those of
+        another writer stay a conflict.
+
+        Raises:
+            HoldfastError: The given one, if something else is in the way, or one of the chunks may be what
+                is; or the time is up.
+        """
+        for entry in self._ledger.entries:
+            if entry.is_placed or entry.is_applied or entry.reply is not None:
+                raise error
+        entries = self._ledger.lift()
+        rest: list[Tokens] = []
+        try:
+            rest = await left.take_rest(attempt, deadline_s)
+        except HoldfastError as failure:
+            if not failure.retryable:
+                raise error from failure
+            self.stub = self._calls.next_stub()
+            await self._calls.pause(failure, attempt, deadline_s)
+        else:
+            if not rest or (entries and entries[0].is_unsure and are_same(rest[0], entries[0].tokens)):
+                raise error
+            for entry in entries:
+                entry.is_unsure = False  # something else stands where it would have gone
+        finally:
+            self._ledger.lay(entries)
 
     def _can_reopen(self, error: SessionLost | SessionDeleted) -> bool:
         """Whether a session that is gone was lost by the store, and can be made again.

@@ -53,7 +53,7 @@ from holdfast.client.sources import MAX_IN_FLIGHT, Source, check_options, is_seq
 from holdfast.client.steps import Steps
 from holdfast.client.tokens import Pieces, TokenSource, normalise, selection, to_arrays
 from holdfast.client.turn import Turn
-from holdfast.errors import ClientClosed, HistoryConflict, HoldfastError, PositionGap
+from holdfast.errors import ClientClosed, HistoryConflict, HoldfastError, PositionConflict, PositionGap
 from holdfast.pending import PendingChunk
 from holdfast.v1 import holdfast_pb2 as pb
 
@@ -159,7 +159,9 @@ class Writer:
                 if entry is None and position < ledger.position:
                     return await self._ask_again(ledger.repeat(wanted, position, asked), deadline_s)
             if entry is None:
-                await self._finish(ledger.enter(wanted, asked, stored), deadline_s, is_new=True)
+                entry = ledger.enter(wanted, asked, stored)
+                entry.is_placed = position is not None
+                await self._finish(entry, deadline_s, is_new=True)
             else:
                 await self._finish(entry, deadline_s)
             return ledger.give()[0]
@@ -287,6 +289,9 @@ class Writer:
                 except PositionGap as error:  # the store has lost what was answered
                     attempt += 1
                     await self._recovery.recover_loss(error, attempt, deadline_s)
+                except PositionConflict as error:
+                    attempt += 1
+                    await self._recovery.recover(error, attempt, deadline_s)
                 else:
                     self._recovery.heard()
                     return saved

@@ -8,7 +8,15 @@ import pytest
 
 import holdfast
 from holdfast.client.connection import Stream
-from holdfast.errors import ClientClosed, DeadlinePassed, InvalidRequest, SessionBusy, SessionDeleted
+from holdfast.client.generation import Generation
+from holdfast.errors import (
+    ClientClosed,
+    DeadlinePassed,
+    InvalidRequest,
+    PositionConflict,
+    SessionBusy,
+    SessionDeleted,
+)
 from holdfast.history_digest import INITIAL, digest_after
 from holdfast.verify.judge import judge
 from tests.nemesis.proxy import FaultProxy
@@ -195,6 +203,94 @@ async def test_left_at_any_moment_it_can_be_gone_on_with(server, tmp_path):
             await one(number)
     verdict = judge([tmp_path / "history"], MODELS)
     assert verdict.is_good, verdict.bad
+
+
+async def stepped(session):
+    return (await session.step("x")).position, b"x"
+
+
+async def streamed(session):
+    replies = [reply async for reply in session.stream("xyz", chunk=1)]
+    return replies[-1].position, b"xyz"
+
+
+async def saved(session):
+    await session.save_checkpoint("c")
+    return session.position, b""
+
+
+async def generated(session):
+    [token] = [token async for token in session.generate(1, "z", seed=9)]
+    return token.position, b"z" + token.text
+
+
+async def generated_on(session):
+    [token] = [token async for token in session.generate(1, seed=9)]
+    return token.position, token.text
+
+
+@pytest.fixture
+async def client_here(server):
+    async with holdfast.AsyncClient(server.address, timeout_s=20) as client:
+        yield client
+
+
+async def leave(client, monkeypatch, prompt, *, is_late):
+    """Returns a session that left a generation; may not have learnt what was committed meanwhile.
+
+    So it is where a replica stands still, and commits another token after the session was looked at.
+    """
+
+    async def learn_nothing(*_):
+        pass
+
+    session = await client.open_session(model=MODEL)
+    await session.step(PROMPT)
+    tokens = session.generate(10_000, prompt, seed=7)
+    await anext(tokens)
+    with monkeypatch.context() as patch:
+        if is_late:
+            patch.setattr(Generation, "_fetch_rest", learn_nothing)
+            while (await client.get_session(session.session_id)).position == session.position:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        await tokens.aclose()
+        await session.settle()
+    return session
+
+
+@pytest.mark.parametrize("prompt", ["(", None])
+@pytest.mark.parametrize("go_on", [stepped, streamed, saved, generated, generated_on])
+async def test_what_a_left_generation_commits_late_comes_before_what_is_sent_next(
+    client_here, monkeypatch, prompt, go_on
+):
+    session = await leave(client_here, monkeypatch, prompt, is_late=True)
+    known = session.position
+    position, said = await go_on(session)
+    stored = await client_here.get_session(session.session_id)
+    assert known < position - len(said)
+    assert position == session.position == stored.position
+    before = PROMPT + (prompt or "").encode()
+    late = expected_pairs(Loop(MODEL), position - len(said) - len(before), before, seed=7)
+    whole = before + b"".join(text for _, text in late) + said
+    assert session.history_digest == stored.history_digest == digest_after(INITIAL, whole)
+    assert session.pending == ()
+
+
+async def test_other_tokens_in_the_place_of_a_left_generation_stay_a_conflict(client_here, monkeypatch):
+    session = await leave(client_here, monkeypatch, None, is_late=False)
+    other = await client_here.open_session(session.session_id, model=MODEL)
+    await other.step("q")
+    with pytest.raises(PositionConflict) as refused:
+        await session.step("x")
+    assert [chunk.position for chunk in refused.value.not_applied] == [other.position - 1]
+    assert session.pending == ()
+
+
+async def test_a_step_to_a_place_that_its_caller_names_goes_nowhere_else(client_here, monkeypatch):
+    session = await leave(client_here, monkeypatch, None, is_late=True)
+    with pytest.raises(PositionConflict):
+        await session.step("x", position=session.position)
+    assert session.pending == ()
 
 
 def test_a_limit_that_nothing_meets_does_not_hold_the_session(server):

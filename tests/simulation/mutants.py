@@ -262,6 +262,22 @@ OWN = (
         (),
     ),
     Protection(
+        "what a generation commits after it was left comes before what is sent next",
+        "holdfast/client/recovery.py",
+        "isinstance(error, PositionConflict) and self.left is not None and self.left.is_last",
+        "False",
+        "",
+        (),
+    ),
+    Protection(
+        "a token that another writer applied is not one that was drawn",
+        "service/rpc/generation.py",
+        "        is_begun = self._count > 0 or not self._wanted.prompt",
+        "        is_begun = True",
+        "",
+        (),
+    ),
+    Protection(
         "the next call of a generation says which ids were said",
         "holdfast/client/generation.py",
         "            self._said[token.id] = self._said.pop(token.id, None)\n",

@@ -54,9 +54,9 @@ class Replicas:
     """What is called over: as `holdfast.client.transport.Transport`; a call goes to any replica."""
 
     is_inherited = is_closed = False
-    replica_count = 1
 
     def __init__(self, stubs, draw):
+        self.replica_count = len(stubs)
         self._stubs = stubs
         self._draw = draw
 
