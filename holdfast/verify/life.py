@@ -164,6 +164,8 @@ class Life:
         end = max((piece.end for piece in before.pieces), default=before.base)
         self._miss(end - self.base, f"a takeover found position {self.base}")
         tokens = before.tokens_up_to(self.base)
+        if tokens and self.first_digest and before.digest_of(tokens) not in (0, self.first_digest):
+            tokens = None  # what was recorded is not what the store had there
         self.knows_start, self.initial, self.prefix = tokens is not None, before.initial, tokens or []
 
     def go_on_from_checkpoint(self, earlier: Sequence["Life"]) -> None:

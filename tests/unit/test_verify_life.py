@@ -137,6 +137,19 @@ def test_a_takeover_behind_the_checkpoint_that_was_restored_does_not_have_its_to
     assert judged(session)[0] == {"lost": 3}
 
 
+def test_a_takeover_where_others_had_gone_on_does_not_have_the_tokens_that_were_recorded():
+    """The store had lost tokens, and a writer that recorded nothing applied others in their place."""
+    session = Session()
+    session.step([1, 2])
+    session.step([3, 4])
+    session.log = [1, 2, 8, 9]
+    stood = run_of(np.array(session.log)).after(INITIAL)
+    session.history.sights.append(Sight(session.now(), LIFE + 1, 4, stood, took_over=True))
+    step_in(session, LIFE + 1, [5])
+    wrongs, found = judged(session)
+    assert (wrongs, found.unchecked) == ({}, 1)
+
+
 @pytest.mark.parametrize(("asked_s", "lost"), [([6.5], 0), ([], 3), ([60.0], 3)])
 def test_a_restore_whose_answer_did_not_come_is_no_new_beginning(asked_s, lost):
     session = Session(digests=True)
