@@ -91,10 +91,12 @@ async def test_the_replica_that_commits_is_killed_and_the_next_one_is_seen(store
         async with client_of(one) as here, client_of(other) as first, client_of(third) as next_:
             session = await first.open_session("s", model=MODEL)
             async with Watcher(here, "s", **EVERY) as watcher:
-                await watcher.at(await steps(session, 2))
+                for _ in range(2):
+                    await watcher.at(await steps(session, 1))
                 other.kill()
                 session = await next_.open_session("s")
-                await watcher.at(await steps(session, 2))
+                for _ in range(2):
+                    await watcher.at(await steps(session, 1))
     assert watcher.positions == [0, 1, 2, 3, 4]
     replicas = [chunk.replica for chunk in watcher.shown]
     assert replicas[1] == replicas[2] != replicas[3] == replicas[4]
