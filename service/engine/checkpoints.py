@@ -5,23 +5,13 @@ over the present stamp, in a new incarnation: all other writers are told that th
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
-from holdfast.errors import (
-    CheckpointNotFound,
-    InvalidRequest,
-    PositionConflict,
-    PositionGap,
-    SessionDeleted,
-    SessionNotFound,
-    TooManyCheckpoints,
-)
-from holdfast.history_digest import MAX_NUMBER
-from service.engine.changes import MAX_ATTEMPTS
+from holdfast.errors import CheckpointNotFound, PositionConflict, TooManyCheckpoints
+from service.engine.changes import MAX_ATTEMPTS, decode_loaded
 from service.engine.checks import served_model
 from service.engine.driver import Driver
+from service.engine.meant import Meant, check_live, check_nonce, existing, live
 from service.engine.report import SessionEvent
-from service.engine.rules import check_incarnation, quarantined
 from service.engine.sessions import OpenSession
 from service.model.protocol import Models
 from service.store.beside import CheckpointHead
@@ -34,33 +24,7 @@ from service.store.protocol import (
     load_one,
     load_one_with_cursor,
 )
-from service.store.record import Record, decode, draw_incarnation, encode
-
-
-class Meant(NamedTuple):
-    """Which session a request means.
-
-    Attributes:
-        position: Tokens that it must have consumed; None is any.
-        incarnation: In which it must be; 0 is any.
-    """
-
-    position: int | None = None
-    incarnation: int = 0
-
-    def check(self) -> None:
-        """Refuses what no session could be.
-
-        Raises:
-            InvalidRequest: A number is out of its range.
-        """
-        if self.position is not None and not 0 <= self.position <= MAX_NUMBER:
-            raise InvalidRequest(f"position is {self.position}, expected 0..2^53 - 1", field="position")
-        if not 0 <= self.incarnation <= MAX_NUMBER:
-            raise InvalidRequest(
-                f"incarnation is {self.incarnation}, expected 1..2^53 - 1, or 0 for any",
-                field="incarnation",
-            )
+from service.store.record import draw_incarnation, encode
 
 
 class Checkpoints:
@@ -112,7 +76,7 @@ class Checkpoints:
         epoch = self._store.epoch
         data = await load_one(self._store, key)
         for _ in range(MAX_ATTEMPTS):
-            record = _live(data, meant)
+            record = live(decode_loaded(data), meant)
             saved = await self._store.save_checkpoint(key, record.stamp, name, self._max_count)
             if saved is None:
                 raise TooManyCheckpoints(
@@ -132,7 +96,7 @@ class Checkpoints:
         Raises:
             SessionNotFound, SessionDeleted, RecordCorrupt, StoreUnavailable: As named.
         """
-        _stored(await load_one(self._store, key))
+        existing(decode_loaded(await load_one(self._store, key)))
         return sorted(await self._store.list_checkpoints(key), key=lambda head: (head.saved_s, head.name))
 
     async def delete(self, key: bytes, name: str) -> None:
@@ -143,7 +107,7 @@ class Checkpoints:
             StoreUnavailable, AckLevelNotReached: It may have been deleted.
         """
         epoch = self._store.epoch
-        _stored(await load_one(self._store, key))
+        existing(decode_loaded(await load_one(self._store, key)))
         if not await self._store.delete_checkpoint(key, name):
             raise _not_there(name)
         await confirm_one(self._store, key, self._ack_level, epoch)
@@ -166,8 +130,7 @@ class Checkpoints:
             StoreUnavailable, AckLevelNotReached: It may have been put back; the same again is right.
         """
         Meant(incarnation=incarnation).check()
-        if not 0 <= nonce <= MAX_NUMBER:
-            raise InvalidRequest(f"nonce is {nonce}, expected 1..2^53 - 1, or 0 for none", field="nonce")
+        check_nonce(nonce)
         epoch = self._store.epoch
         for _ in range(MAX_ATTEMPTS):
             session = await self._try_restore(key, name, incarnation, nonce)
@@ -179,10 +142,10 @@ class Checkpoints:
     async def _try_restore(self, key: bytes, name: str, incarnation: int, nonce: int) -> OpenSession | None:
         """Puts a session back, as `restore` does; None: another writer came first."""
         data, cursor = await load_one_with_cursor(self._store, key)
-        stored = _stored(data)
+        stored = existing(decode_loaded(data))
         if nonce and stored.nonce == -nonce:  # by an earlier attempt
             return OpenSession(stored, served_model(self._models, stored), is_resumed=True, cursor=cursor)
-        _check_live(stored, incarnation)
+        check_live(stored, incarnation)
         checkpoint = await self._store.load_checkpoint(key, name)
         if checkpoint is None:
             raise _not_there(name)
@@ -196,44 +159,6 @@ class Checkpoints:
             return None
         self._on_event(SessionEvent.RESTORED)
         return OpenSession(record, model, is_resumed=True, cursor=checkpoint.cursor)
-
-
-def _stored(data: bytes | None) -> Record:
-    """Returns the record of a session that exists.
-
-    Raises:
-        SessionNotFound, SessionDeleted, RecordCorrupt: As named.
-    """
-    if data is None:
-        raise SessionNotFound("no session has this id", field="session_id")
-    record = decode(data)
-    if record.deleted:
-        raise SessionDeleted(f"the session was deleted at position {record.position}")
-    return record
-
-
-def _live(data: bytes | None, meant: Meant) -> Record:
-    """Returns the record of a session that is the one that a request means, and is not held.
-
-    Raises:
-        SessionNotFound, SessionDeleted, SessionQuarantined, PositionConflict, PositionGap: As named.
-        RecordCorrupt: The record is damaged.
-    """
-    record = _stored(data)
-    _check_live(record, meant.incarnation)
-    if meant.position is not None and meant.position != record.position:
-        kind = PositionGap if meant.position > record.position else PositionConflict
-        raise kind(
-            f"position is {meant.position}, the session stands at {record.position}",
-            expected_position=record.position,
-        )
-    return record
-
-
-def _check_live(record: Record, incarnation: int) -> None:
-    check_incarnation(record, incarnation)
-    if record.quarantine_reason:
-        raise quarantined(record)
 
 
 def _not_there(name: str) -> CheckpointNotFound:

@@ -9,50 +9,19 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from holdfast.errors import (
-    InvalidRequest,
-    PositionConflict,
-    PositionGap,
     ServiceError,
     SessionDeleted,
     SessionExists,
-    SessionNotFound,
 )
-from holdfast.history_digest import MAX_NUMBER
 from service.engine.changes import Changes, decode_loaded
 from service.engine.checks import served_model
 from service.engine.imported import check_imported
+from service.engine.meant import Meant, check_nonce, live
 from service.engine.report import SessionEvent
-from service.engine.rules import check_incarnation, quarantined
 from service.model.protocol import Model, Models
 from service.store.blob import Exported, encode_blob
 from service.store.protocol import Loaded, StateStore, load_one_with_cursor
 from service.store.record import Record, draw_incarnation
-
-
-class Expected(NamedTuple):
-    """Which session a request means.
-
-    Attributes:
-        position: Tokens that it must have consumed; None is any.
-        incarnation: In which it must be; 0 is any.
-    """
-
-    position: int | None = None
-    incarnation: int = 0
-
-    def check(self) -> None:
-        """Refuses what no session could be.
-
-        Raises:
-            InvalidRequest: A number is out of its range.
-        """
-        if self.position is not None and not 0 <= self.position <= MAX_NUMBER:
-            raise InvalidRequest(f"position is {self.position}, expected 0..2^53 - 1", field="position")
-        if not 0 <= self.incarnation <= MAX_NUMBER:
-            raise InvalidRequest(
-                f"incarnation is {self.incarnation}, expected 1..2^53 - 1, or 0 for any",
-                field="incarnation",
-            )
 
 
 class Forked(NamedTuple):
@@ -99,7 +68,7 @@ class Copies:
         self,
         source: bytes,
         keys: Sequence[bytes],
-        expected: Expected,
+        expected: Meant,
         nonce: int,
         admit: Callable[[int], None] = lambda _: None,
     ) -> Forked:
@@ -128,7 +97,7 @@ class Copies:
         made_before = (
             _made_before(data, nonce) for key, data in zip(keys, found, strict=True) if key != source
         )
-        record = next(filter(None, made_before), None) or _live(stored, expected)
+        record = next(filter(None, made_before), None) or live(decode_loaded(stored), expected, "position")
         record = record._replace(replies=())  # a retry belongs to the session, and not to its copies
         model = served_model(self._models, record)
         admit(len(keys) * len(record.state))
@@ -145,7 +114,7 @@ class Copies:
                 self._on_event(SessionEvent.FORKED)
         return Forked(record, model, copies)
 
-    async def export(self, key: bytes, expected: Expected) -> tuple[bytes, int]:
+    async def export(self, key: bytes, expected: Meant) -> tuple[bytes, int]:
         """Returns a session, as it was last committed, as a blob, and its position.
 
         Raises:
@@ -153,7 +122,7 @@ class Copies:
         """
         expected.check()
         data, cursor = await load_one_with_cursor(self._store, key)
-        record = _live(data, expected)
+        record = live(decode_loaded(data), expected, "position")
         model = served_model(self._models, record)
         return encode_blob(Exported(model.name, model.version, record, cursor)), record.position
 
@@ -187,41 +156,6 @@ class Copies:
             raise outcome
         self._on_event(SessionEvent.IMPORTED)
         return outcome, model, await self._store.time_to_live_s(key)
-
-
-def check_nonce(nonce: int) -> None:
-    """Refuses a nonce that is none.
-
-    Raises:
-        InvalidRequest: It is out of its range.
-    """
-    if not 0 <= nonce <= MAX_NUMBER:
-        raise InvalidRequest(f"nonce is {nonce}, expected 1..2^53 - 1, or 0 for none", field="nonce")
-
-
-def _live(data: Loaded, expected: Expected) -> Record:
-    """Returns a session that may be copied.
-
-    Raises:
-        ServiceError: It is none, or another one than is meant.
-    """
-    stored = decode_loaded(data)
-    if stored is None:
-        raise SessionNotFound("no session has this id", field="session_id")
-    if stored.deleted:
-        raise SessionDeleted(f"the session was deleted at position {stored.position}")
-    check_incarnation(stored, expected.incarnation)
-    if stored.quarantine_reason:
-        raise quarantined(stored)
-    if expected.position not in (None, stored.position):
-        assert expected.position is not None, "bug: none is any"
-        kind = PositionConflict if expected.position < stored.position else PositionGap
-        raise kind(
-            f"position is {expected.position}, the session stands at {stored.position}",
-            field="position",
-            expected_position=stored.position,
-        )
-    return stored
 
 
 def _made_before(data: Loaded, nonce: int) -> Record | None:

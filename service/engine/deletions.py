@@ -55,7 +55,7 @@ class Deletions:
             if stored.deleted:
                 return stored
             deleted.add(key)
-            return stored._replace(state=b"", replies=(), deleted=True, quarantine_reason="")
+            return stored.tombstone
 
         found = dict(zip(keys, await self._store.load(keys), strict=True))
         outcomes = await self._changes.make(found, decide, self._tombstone_ttl_s, epoch)

@@ -18,10 +18,11 @@ from holdfast.errors import (
     SessionExists,
     SessionNotFound,
 )
-from holdfast.history_digest import MAX_NUMBER, initial_digest
-from service.engine.changes import MAX_ATTEMPTS, Changes
+from holdfast.history_digest import initial_digest
+from service.engine.changes import MAX_ATTEMPTS, Changes, decode_loaded
 from service.engine.checks import check_named, served_model
 from service.engine.driver import Driver
+from service.engine.meant import check_nonce, existing
 from service.engine.report import SessionEvent
 from service.engine.rules import check_incarnation, quarantined
 from service.model.protocol import Model, Models
@@ -154,10 +155,7 @@ class Sessions:
         Raises:
             InvalidRequest, StoreUnavailable: As `open` does, for all of them.
         """
-        if not 0 <= opening.nonce <= MAX_NUMBER:
-            raise InvalidRequest(
-                f"nonce is {opening.nonce}, expected 1..2^53 - 1, or 0 for none", field="nonce"
-            )
+        check_nonce(opening.nonce)
         epoch = self._store.epoch
         openings = dict.fromkeys(keys, opening)
         if states:
@@ -204,11 +202,7 @@ class Sessions:
             SessionNotFound, SessionDeleted, ModelMismatch, RecordCorrupt, StoreUnavailable: As named.
         """
         data, cursor = await load_one_with_cursor(self._store, key)
-        if data is None:
-            raise SessionNotFound("no session has this id", field="session_id")
-        record = decode(data)
-        if record.deleted:
-            raise SessionDeleted(f"the session was deleted at position {record.position}")
+        record = existing(decode_loaded(data))
         return OpenSession(record, served_model(self._models, record), is_resumed=True, cursor=cursor)
 
     async def delete(self, key: bytes, incarnation: int) -> int:
@@ -234,7 +228,7 @@ class Sessions:
             if stored.deleted:
                 await self._confirm(key, epoch)
                 return stored.position
-            tombstone = stored._replace(state=b"", replies=(), deleted=True, quarantine_reason="")
+            tombstone = stored.tombstone
             found = await self._replace(key, stored.stamp, tombstone, self._tombstone_ttl_s)
             if found is None:
                 self._on_event(SessionEvent.DELETED)

@@ -3,7 +3,8 @@
 from typing import Any
 
 from holdfast.v1 import holdfast_pb2 as pb
-from service.engine.checkpoints import Checkpoints, Meant
+from service.engine.checkpoints import Checkpoints
+from service.engine.meant import Meant
 from service.engine.sessions import Sessions
 from service.rpc import codec
 from service.rpc.call import Call

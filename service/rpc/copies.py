@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from holdfast.errors import InvalidRequest, ServiceError
 from holdfast.v1 import holdfast_pb2 as pb
-from service.engine.copies import Copies, Expected, Forked
+from service.engine.copies import Copies, Forked
+from service.engine.meant import Meant
 from service.engine.sessions import new_session_id
 from service.rpc import codec
 from service.rpc.batches import ROW_BYTES
@@ -86,9 +87,9 @@ class CopyRpcs:
         )
 
 
-def _expected(request: pb.ForkSessionRequest | pb.ExportSessionRequest) -> Expected:
+def _expected(request: pb.ForkSessionRequest | pb.ExportSessionRequest) -> Meant:
     position = request.position if request.HasField("position") else None
-    return Expected(position, request.incarnation)
+    return Meant(position, request.incarnation)
 
 
 def fork_reply(

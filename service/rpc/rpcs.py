@@ -1,7 +1,10 @@
-"""The rpcs of holdfast.v1: who may call each, and the handler around what serves it."""
+"""Rpcs: who may call each, those of holdfast.v1 here, and the handler around what serves it."""
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from google.protobuf.descriptor import ServiceDescriptor
 
 from holdfast.v1 import holdfast_pb2 as pb
 from service.rpc.access import Access
@@ -13,6 +16,21 @@ from service.telemetry.rpc_metrics import RpcMetrics
 
 if TYPE_CHECKING:
     from service.telemetry.tracing import Tracing
+
+
+class Service(NamedTuple):
+    """A service of gRPC.
+
+    Attributes:
+        descriptor: Of the service.
+        messages: The module with its messages.
+        scopes: Who may call an rpc: one of them is enough.
+    """
+
+    descriptor: ServiceDescriptor
+    messages: ModuleType
+    scopes: Mapping[str, tuple[Scope, ...]]
+
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["StreamingInferenceService"]
 SERVICE_NAME: str = _SERVICE.full_name
@@ -50,6 +68,8 @@ RPC_SCOPES: dict[str, tuple[Scope, ...]] = {
 }
 """Who may call what: one of the scopes is enough. An rpc that shows the state on request asks further."""
 
+HOLDFAST = Service(_SERVICE, pb, RPC_SCOPES)
+
 
 def build_rpcs(
     functions: Mapping[str, Callable[..., Awaitable[Any]]],
@@ -57,8 +77,9 @@ def build_rpcs(
     access: Access,
     metrics_of: Callable[[str], RpcMetrics],
     tracing: "Tracing | None" = None,
+    service: Service = HOLDFAST,
 ) -> dict[str, Rpc]:
-    """Returns rpcs of the contract, by name.
+    """Returns rpcs of a service, by name.
 
     Args:
         functions: What serves each.
@@ -66,12 +87,13 @@ def build_rpcs(
         access: Ends calls whose credential is revoked.
         metrics_of: Gives what counts an rpc.
         tracing: Makes spans of the calls, if they are traced.
+        service: Whose rpcs they are.
     """
     rpcs = {}
     for name, function in functions.items():
-        method, metrics = _SERVICE.methods_by_name[name], metrics_of(name)
+        method, metrics = service.descriptor.methods_by_name[name], metrics_of(name)
         is_stream = method.client_streaming or method.server_streaming
-        message_type = None if is_stream else getattr(pb, method.input_type.name)
+        message_type = None if is_stream else getattr(service.messages, method.input_type.name)
         handler = Handler(name, message_type, function, calls, access, metrics, tracing)
-        rpcs[name] = Rpc(RPC_SCOPES[name], handler.build, metrics)
+        rpcs[name] = Rpc(service.scopes[name], handler.build, metrics)
     return rpcs

@@ -116,6 +116,11 @@ class Record(NamedTuple):
     nonce: int = 0
 
     @property
+    def tombstone(self) -> "Record":
+        """What is stored of the session once it is deleted."""
+        return self._replace(state=b"", replies=(), deleted=True, quarantine_reason="")
+
+    @property
     def stamp(self) -> bytes:
         """Incarnation, position and history digest as a commit compares them, 24 bytes."""
         return stamp(self.incarnation, _marked_position(self), self.digest)

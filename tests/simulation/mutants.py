@@ -182,8 +182,8 @@ OWN = (
     Protection(
         "a fork that comes again goes on from what it has made",
         "service/engine/copies.py",
-        "next(filter(None, made_before), None) or _live",
-        "_live",
+        "next(filter(None, made_before), None) or live",
+        "live",
         "",
         (),
     ),

@@ -11,7 +11,8 @@ from holdfast.errors import (
     SessionDeleted,
     StoreUnavailable,
 )
-from service.engine.checkpoints import Checkpoints, Meant
+from service.engine.checkpoints import Checkpoints
+from service.engine.meant import Meant
 from service.store.protocol import AckLevel, Found
 from service.store.record import decode, encode
 from tests.support.fakes import FakeModels

@@ -13,8 +13,9 @@ from holdfast.errors import (
     StoreUnavailable,
 )
 from service.engine.changes import MAX_ATTEMPTS, Changes
-from service.engine.copies import Copies, Expected
+from service.engine.copies import Copies
 from service.engine.deletions import Deletions
+from service.engine.meant import Meant
 from service.engine.report import SessionEvent
 from service.store.blob import decode_blob
 from service.store.protocol import AckLevel
@@ -22,7 +23,7 @@ from service.store.record import KeptReply, Record, decode, encode
 from tests.support.fakes import FakeModels, open_session
 from tests.unit.test_store_gone_back import send
 
-ANY = Expected()
+ANY = Meant()
 
 
 @pytest.fixture

@@ -15,14 +15,13 @@ from service.rpc.call import Call
 from service.rpc.codec import CHUNK_BYTES
 from service.rpc.credentials import Scope
 from service.rpc.gate import Identify, Rpc
-from service.rpc.handler import Handler
 from service.rpc.oip.descriptions import EXTENSIONS, config_message, metadata_message
 from service.rpc.oip.inference import Inference, read_version
 from service.rpc.oip.sequence import read_sequence
 from service.rpc.oip.statistics import Statistics
 from service.rpc.oip.stream import InferStream
 from service.rpc.open_calls import OpenCalls
-from service.rpc.rpcs import READS, Functions
+from service.rpc.rpcs import READS, Functions, Service, build_rpcs
 from service.settings.schema import Settings
 from service.telemetry.rpc_metrics import OPEN_INFERENCE_NAME, RpcMetrics
 
@@ -33,7 +32,12 @@ NAME = OPEN_INFERENCE_NAME
 
 _SERVICE = oip.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 _ANY_SCOPE: tuple[Scope, ...] = (*READS, "admin")
-_STEPS = ("ModelInfer", "ModelStreamInfer")
+_SCOPES: dict[str, tuple[Scope, ...]] = {
+    **dict.fromkeys(_SERVICE.methods_by_name, _ANY_SCOPE),
+    "ModelInfer": ("step",),
+    "ModelStreamInfer": ("step",),
+}
+OPEN_INFERENCE = Service(_SERVICE, oip, _SCOPES)
 
 NOT_SERVED = {
     "RepositoryModelLoad": "models come from the folder of --models; see ReloadModels of holdfast.v1",
@@ -178,13 +182,8 @@ def open_inference_rpcs(
         metrics_of: Gives what counts an rpc.
         tracing: Makes spans of the calls, if they are traced.
     """
-    rpcs = {name: Rpc(_ANY_SCOPE, _refused(name, instead)) for name, instead in NOT_SERVED.items()}
-    for name, function in functions.items():
-        method, metrics = _SERVICE.methods_by_name[name], metrics_of(name)
-        message_type = None if method.client_streaming else getattr(oip, method.input_type.name)
-        handler = Handler(name, message_type, function, calls, access, metrics, tracing)
-        rpcs[name] = Rpc(("step",) if name in _STEPS else _ANY_SCOPE, handler.build, metrics)
-    return rpcs
+    refused = {name: Rpc(_ANY_SCOPE, _refused(name, instead)) for name, instead in NOT_SERVED.items()}
+    return refused | build_rpcs(functions, calls, access, metrics_of, tracing, OPEN_INFERENCE)
 
 
 def _refused(name: str, instead: str) -> "Callable[[Identify], grpc.RpcMethodHandler[Any, Any]]":
