@@ -159,6 +159,8 @@ class Pump:
         """Sends what may be sent, and waits; whether a reply is what has come."""
         if len(self._sent) < len(self._entries):
             self._send_more()
+        if self._sent and self._sent[0].until_s == math.inf:  # it has just become the first
+            self._sent[0].limit(self._attempt_until_s())
         first, closed = self._first, self._calls.lifetime.closed
         if first is not None and fetch is None:
             with contextlib.suppress(Exception):  # raised when the reply is taken
@@ -205,8 +207,6 @@ class Pump:
                 break  # it waits until it is the first
             else:
                 self._send_alone()
-        if self._sent and self._sent[0].until_s == math.inf:
-            self._sent[0].limit(self._attempt_until_s())
 
     def _send_alone(self) -> None:
         """Sends the first entry by a call of its own."""

@@ -106,6 +106,27 @@ def test_the_same_step_at_its_position_is_a_retry(server, session, what):
     assert (server.applied(), session.position, session.pending) == (b"abcd", 4, ())
 
 
+def test_a_chunk_that_was_sent_ahead_has_a_time_limit_when_it_is_the_first(server, session):
+    """Also where the stream has nothing more to send then, being at its end."""
+    server.script += [None, None, SILENT]
+    positions, ends = [], []
+
+    def read():
+        try:
+            for reply in session.stream(b"abcdef", max_in_flight=8, timeout_s=0.5):
+                positions.append(reply.position)  # noqa: PERF401 -- also those before an error
+        except UNKNOWN as error:
+            ends.append(error)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    reader.join(20)
+    assert (positions, len(ends)) == ([1, 2], 1)
+    assert session.pending[0] == (2, b"c")
+    assert [reply.position for reply in session.settle()] == [3, 4, 5, 6]
+    assert server.applied() == b"abcdef"
+
+
 def test_going_on_is_refused_until_the_chunk_is_settled(server, session):
     step_into_the_dark(server, session)
     for go_on in (
